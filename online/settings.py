@@ -1,0 +1,160 @@
+"""Every setting of nextclick: one frozen model, read from the environment, validated once.
+
+A field `users_held` is set by the environment variable `NEXTCLICK_USERS_HELD`. Units come last in a name.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "NEXTCLICK_"
+
+Positive = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; the message has one line for each of them, with the variable's name."""
+
+
+class Settings(BaseSettings):
+    """What can be set, with defaults that run everything on embedded parts in this folder."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+
+    # The edges. Without a broker or a Redis, the embedded parts stand in.
+    kafka_bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; unset: the embedded log")
+    redis_url: SecretStr | None = Field(None, description="redis://host:port/0; unset: the embedded Redis")
+    data_dir: Path = Field(Path("data"), description="folder of the checkpoints and of the embedded log")
+    clicks_topic: str = Field("clicks", min_length=1, description="topic the clicks come from")
+    dead_letters_topic: str = Field("clicks.dead", min_length=1, description="topic for what could not be read")
+    consumer_group: str = Field("nextclick", min_length=1, description="Kafka consumer group of the worker")
+    topic_partitions: Positive = Field(4, description="partitions of a Kafka topic that nextclick has to create")
+    log_records_max: Positive = Field(5_000_000, description="embedded log: messages kept in a partition")
+    embedded_redis_port: Port = Field(6390, description="port of the embedded Redis on 127.0.0.1")
+    message_bytes_max: Positive = Field(65_536, description="larger messages are dead letters")
+    future_s_max: Seconds = Field(86_400.0, description="a click further ahead of the clock is a dead letter")
+    event_ids_held: Positive = Field(200_000, description="latest event ids remembered to recognise redelivery")
+
+    # The lists.
+    list_size: Annotated[int, Field(ge=1, le=1_000)] = Field(50, description="items in a list")
+    list_ttl_s: Positive = Field(7 * 86_400, description="a list that is not renewed disappears after this time")
+    exclude_seen: bool = Field(False, description="leave out what the person has clicked already")
+
+    # The loop.
+    poll_records_max: Positive = Field(512, description="messages taken from the broker at a time")
+    poll_timeout_s: Seconds = Field(0.05, description="longest wait for a first message")
+    micro_batch_max: Positive = Field(64, description="clicks (each of another user) learned in one step")
+    checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
+    checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
+    lists_pending_max: Positive = Field(100_000, description="lists kept for later while Redis does not answer")
+
+    # What is remembered.
+    users_held: Positive = Field(100_000, description="users with a history; the least recently seen makes room")
+    history_max: Annotated[int, Field(ge=2)] = Field(256, description="latest clicks kept of a user")
+    items_held: Positive = Field(200_000, description="items with a row; the least recently clicked makes room")
+    item_min_count: Positive = Field(1, description="clicks after which an item gets a row")
+    item_idle_s_max: Seconds = Field(180 * 86_400.0, description="an item without clicks for so long loses its row")
+    successors_held: Positive = Field(32, description="followers counted for each item (the heaviest)")
+    popularity_half_life: Positive = Field(3_000, description="clicks after which a click counts half")
+
+    # The network.
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    threads: Positive = Field(2, description="CPU threads of torch")
+    seed: int = Field(0, description="seed of everything drawn by chance")
+    layers: Annotated[tuple[Literal["local", "lsh"], ...], NoDecode] = Field(
+        ("local", "lsh"), min_length=1, description="comma-separated, from the bottom: local or lsh"
+    )
+    width: Positive = Field(32, description="width of item vectors and states")
+    heads: Positive = Field(2, description="attention heads")
+    rounds: Positive = Field(2, description="rounds of hashing")
+    buckets: Positive = Field(8, description="LSH buckets (even)")
+    window: Annotated[int, Field(ge=2)] = Field(16, description="positions seen in a bucket or locally")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout while fine-tuning")
+    online_history: Annotated[int, Field(ge=2)] = Field(32, description="latest clicks an online step reads")
+
+    # Learning.
+    learning_rate: Rate = Field(0.001, description="of the network's dense weights, online")
+    item_learning_rate: Rate = Field(0.05, description="of the item vectors (row-wise Adagrad)")
+    mixer_learning_rate: Rate = Field(0.01, description="of the weights that mix counts and network")
+    negatives: Positive = Field(128, description="sampled items a next-item loss is measured against")
+    gradient_norm_max: Rate = Field(1.0, description="gradients are clipped to this norm")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the dense weights")
+    finetune_interval_s: Seconds = Field(300.0, description="time between fine-tunings; 0: never by the clock")
+    finetune_histories: Positive = Field(512, description="recent histories read in one fine-tuning")
+    finetune_batch: Positive = Field(8, description="histories in one step of fine-tuning")
+    finetune_learning_rate: Rate = Field(0.0005, description="of the dense weights, in fine-tuning")
+    finetune_slice_ms: Positive = Field(20, description="fine-tuning between two polls stops after this time")
+    drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.002, description="ADWIN's confidence; smaller: rarer")
+    drift_values_held: Annotated[int, Field(ge=100)] = Field(20_000, description="losses kept for the drift detector")
+
+    # What a person sees.
+    api_host: str = Field("127.0.0.1", description="address the API listens on")
+    api_port: Port = Field(8000, description="port of the API")
+    status_interval_s: Seconds = Field(1.0, description="time between two reports of the worker about itself")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _split_layers(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.buckets % 2:
+            raise ValueError(f"NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not {self.buckets}")
+        if self.width % self.heads:
+            raise ValueError(f"NEXTCLICK_WIDTH ({self.width}) must be a multiple of NEXTCLICK_HEADS ({self.heads})")
+        if self.online_history > self.history_max:
+            raise ValueError(
+                f"NEXTCLICK_ONLINE_HISTORY ({self.online_history}) must not exceed NEXTCLICK_HISTORY_MAX ({self.history_max})"
+            )
+        return self
+
+    @property
+    def log_path(self) -> Path:
+        return self.data_dir / "log.db"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.data_dir / "checkpoints"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from `NEXTCLICK_*` variables, `overrides` winning over them.
+
+    Raises:
+        SettingsError: with one line for every wrong or unknown variable, all of them at once.
+    """
+    problems = [_unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not _is_field(name)]
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            message = detail["msg"].removeprefix("Value error, ")
+            name = PREFIX + str(detail["loc"][0]).upper() if detail["loc"] else ""
+            problems.append(f"{name}: {message}" if name else message)
+        raise SettingsError(_report(problems)) from None
+    if problems:
+        raise SettingsError(_report(problems))
+    return settings
+
+
+def _is_field(variable: str) -> bool:
+    return variable.removeprefix(PREFIX).lower() in Settings.model_fields
+
+
+def _unknown(variable: str) -> str:
+    known = [PREFIX + field.upper() for field in Settings.model_fields]
+    close = difflib.get_close_matches(variable, known, n=1)
+    return f"{variable}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def _report(problems: list[str]) -> str:
+    return "these settings cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems)
