@@ -1,0 +1,1 @@
+"""The network: attention that is continued click by click, reversible layers, and what trains them."""

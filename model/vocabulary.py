@@ -1,0 +1,170 @@
+"""Which row of the item table belongs to which item, on a stream where items come and go.
+
+Rows are handed out one by one, so no two items share one, and they are used again after their item has gone. Row 0
+belongs to nobody: it stands for padding and for every item without a row.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+
+def grown(rows_needed: int, rows: int) -> int:
+    """The number of rows that a table of `rows` should have to hold `rows_needed`: doubled as often as it takes.
+
+    Doubling copies each row a bounded number of times however the table grows.
+    """
+    if rows < 1:
+        raise ValueError(f"rows: {rows}, a table to be doubled needs at least one")
+    while rows < rows_needed:
+        rows *= 2
+    return rows
+
+
+class _Owner(NamedTuple):
+    row: int
+    clicked_at: float
+
+
+class _Waiting(NamedTuple):
+    clicks: int
+    clicked_at: float
+
+
+class Vocabulary:
+    """Items and their rows. An item gets one at its `min_count`-th click, keeps it while it is clicked, and loses it
+    to `expire`, or to a newcomer when all `capacity_max` rows are in use and it is the one clicked longest ago.
+
+    Items that wait for admission are counted too, at most `waiting_max` of them (the one seen longest ago is
+    forgotten), so that memory is bounded whatever ids arrive. The clock never runs backwards: a click that comes late
+    counts as one at the latest time seen, and the order of clicks is the order in which they were observed.
+
+    ValueError: a `min_count`, `capacity_max` or `waiting_max` below 1.
+    """
+
+    def __init__(self, *, min_count: int = 1, capacity_max: int = 1_000_000, waiting_max: int = 1_000_000) -> None:
+        for name, value in (("min_count", min_count), ("capacity_max", capacity_max), ("waiting_max", waiting_max)):
+            if value < 1:
+                raise ValueError(f"{name}: {value}, has to be at least 1")
+        self.min_count = min_count
+        self.capacity_max = capacity_max
+        self.waiting_max = waiting_max
+        # Both stand in the order of each item's latest click: the first is the one to forget.
+        self._owners: OrderedDict[str, _Owner] = OrderedDict()
+        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._items: list[str | None] = [None]  # by row
+        self._free: list[int] = []
+        self._to_reset: dict[int, None] = {}  # an ordered set
+        self._clock = float("-inf")
+
+    def __len__(self) -> int:
+        """Items that have a row."""
+        return len(self._owners)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._owners
+
+    @property
+    def rows(self) -> int:
+        """The rows that a table needs to hold every row handed out so far, row 0 included."""
+        return len(self._items)
+
+    def row_of(self, item_id: str) -> int:
+        """The item's row, 0 where it has none. No click is counted."""
+        owner = self._owners.get(item_id)
+        return 0 if owner is None else owner.row
+
+    def item_of(self, row: int) -> str | None:
+        """The item that has this row now; None for row 0, and for rows that nobody has."""
+        return self._items[row] if 0 <= row < len(self._items) else None
+
+    def observe(self, item_id: str, now: float) -> int:
+        """Counts a click at `now` (seconds since 1970) -> the item's row, 0 while it has none.
+
+        A row that had another item before is in `take_reset()` until the caller has asked for it.
+        """
+        self._clock = now = max(now, self._clock)
+        owner = self._owners.pop(item_id, None)
+        if owner is None:
+            clicks = self._waiting.pop(item_id, _Waiting(0, now)).clicks + 1
+            if clicks < self.min_count:
+                if len(self._waiting) >= self.waiting_max:
+                    self._waiting.popitem(last=False)
+                self._waiting[item_id] = _Waiting(clicks, now)
+                return 0
+            owner = _Owner(self._hand_out(item_id), now)
+        self._owners[item_id] = _Owner(owner.row, now)
+        return owner.row
+
+    def expire(self, before: float) -> list[int]:
+        """Takes the row from every item whose latest click was earlier than `before` (seconds since 1970), and forgets
+        the counts of those that wait -> the freed rows. They are in `take_reset()` as well."""
+        freed = []
+        while self._owners and next(iter(self._owners.values())).clicked_at < before:
+            freed.append(self._free_oldest())
+        while self._waiting and next(iter(self._waiting.values())).clicked_at < before:
+            self._waiting.popitem(last=False)
+        return freed
+
+    def take_reset(self) -> list[int]:
+        """The rows that lost their item since the last call, each once. Whatever is kept by row (vectors, optimizer
+        state, counts, rows in histories) still says what the old item taught, and has to be cleared before use."""
+        rows, self._to_reset = list(self._to_reset), {}
+        return rows
+
+    def to_state(self) -> dict[str, Any]:
+        """Everything, as numbers, strings and lists (JSON can hold it), in the order that matters."""
+        return {
+            "items": list(self._owners),
+            "rows": [owner.row for owner in self._owners.values()],
+            "clicked_at": [owner.clicked_at for owner in self._owners.values()],
+            "waiting_items": list(self._waiting),
+            "waiting_clicks": [waiting.clicks for waiting in self._waiting.values()],
+            "waiting_clicked_at": [waiting.clicked_at for waiting in self._waiting.values()],
+            "free": list(self._free),
+            "to_reset": list(self._to_reset),
+            "row_count": len(self._items),
+            "clock": None if self._clock == float("-inf") else self._clock,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], **settings: int) -> Self:
+        """The vocabulary that `to_state` described. `settings` as for the constructor; with a `capacity_max` below the
+        items held, rows stay with them until they expire, and newcomers take from them.
+
+        ValueError: the state contradicts itself.
+        """
+        vocabulary = cls(**settings)
+        items, rows = state["items"], state["rows"]
+        owned = [0, *rows, *state["free"]]
+        if len(set(items)) != len(items) or sorted(owned) != list(range(state["row_count"])):
+            raise ValueError("vocabulary state: every row must belong to one item, or to none")
+        owners = map(_Owner, rows, state["clicked_at"])
+        waiting = map(_Waiting, state["waiting_clicks"], state["waiting_clicked_at"])
+        vocabulary._owners = OrderedDict(zip(items, owners, strict=True))
+        vocabulary._waiting = OrderedDict(zip(state["waiting_items"], waiting, strict=True))
+        vocabulary._items = [None] * state["row_count"]
+        for item_id, row in zip(items, rows, strict=True):
+            vocabulary._items[row] = item_id
+        vocabulary._free = list(state["free"])
+        vocabulary._to_reset = dict.fromkeys(state["to_reset"])
+        vocabulary._clock = float("-inf") if state["clock"] is None else state["clock"]
+        return vocabulary
+
+    def _hand_out(self, item_id: str) -> int:
+        if len(self._owners) >= self.capacity_max:
+            self._free_oldest()
+        if self._free:
+            row = self._free.pop()
+            self._items[row] = item_id
+        else:
+            row = len(self._items)
+            self._items.append(item_id)
+        return row
+
+    def _free_oldest(self) -> int:
+        _, (row, _) = self._owners.popitem(last=False)
+        self._items[row] = None
+        self._free.append(row)
+        self._to_reset[row] = None
+        return row
