@@ -1,0 +1,259 @@
+"""Lists as they stand in Redis: the names of the keys, the shape of the values, and the one place that touches them.
+
+| key | value | lives |
+| --- | --- | --- |
+| `nextclick:top:{user_id}` | JSON of `TopList`, best item first | `ttl_s` |
+| `nextclick:popular` | the same, for anybody without a list | `ttl_s` |
+| `nextclick:status` | JSON object: what the worker says about itself | as the worker asks |
+
+A list is one string because it is read with one GET and written with one SET: a sorted set of 50 items takes many times
+as long to write.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import fakeredis
+import redis
+from pydantic import BaseModel, ValidationError
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+
+log = logging.getLogger(__name__)
+
+_TOP = "nextclick:top:"
+POPULAR_KEY = "nextclick:popular"
+STATUS_KEY = "nextclick:status"
+
+_CONNECT_S_MAX = 1.0
+_ANSWER_S_MAX = 2.0
+_BATCH_SIZE = 1_000
+
+
+def top_key(user_id: str) -> str:
+    """The key of one person's list."""
+    return _TOP + user_id
+
+
+class TopList(BaseModel, frozen=True):
+    """One list, best item first.
+
+    `version` is the model's; `offset` is "partition:next offset" of the last click it reflects; `clicked_at` and
+    `written_at` are in milliseconds since 1970; `source` says what made it.
+    """
+
+    items: list[str]
+    scores: list[float]
+    version: int
+    offset: str
+    clicked_at: int
+    written_at: int
+    source: str
+
+
+class ListsError(Exception):
+    """Redis cannot do what was asked. One line that names it, without its password, and says what to do."""
+
+
+def connect(url: str) -> redis.Redis:
+    """A client for `url` (redis://, rediss:// or unix://) that gives up on a dead server within a few seconds.
+
+    It connects when it is first used. Raises ListsError for a URL that is none.
+    """
+    # One retry: it serves the connection that a restarted server has closed, and hardly delays the news of a dead one.
+    try:
+        return redis.Redis.from_url(
+            url,
+            socket_connect_timeout=_CONNECT_S_MAX,
+            socket_timeout=_ANSWER_S_MAX,
+            retry=Retry(ConstantBackoff(0.05), 1),
+            health_check_interval=30,
+        )
+    except ValueError:
+        # Neither redis-py's message nor the URL is shown: either may contain the password.
+        raise ListsError(
+            "the Redis URL is not valid: it looks like redis://HOST:PORT/0 (check NEXTCLICK_REDIS_URL)"
+        ) from None
+
+
+class Lists:
+    """Everybody's lists, on any client that redis-py's `Redis` describes (redis-server or embedded).
+
+    `ttl_s`: seconds until a list that nobody renews is gone. All methods raise ListsError when Redis does not answer or
+    refuses. A value under one of our keys that is no list counts as absent, with a warning in the log: the next write
+    mends it, and until then the reader is better served with the popular list than with an error.
+    """
+
+    def __init__(self, client: redis.Redis, *, ttl_s: int) -> None:
+        self._client = client
+        self._ttl_s = ttl_s
+        self.address = _address(client)
+
+    def write(self, lists: Mapping[str, TopList], popular: TopList | None = None) -> None:
+        """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists).
+
+        Not a transaction: each list is right by itself, and Redis may serve readers in between.
+        """
+        values = [(top_key(user_id), top.model_dump_json()) for user_id, top in lists.items()]
+        if popular is not None:
+            values.append((POPULAR_KEY, popular.model_dump_json()))
+        for start in range(0, len(values), _BATCH_SIZE):
+            with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
+                for key, value in values[start : start + _BATCH_SIZE]:
+                    pipeline.set(key, value, ex=self._ttl_s)
+                pipeline.execute()
+
+    def read(self, user_id: str) -> TopList | None:
+        """One person's list; None where there is none."""
+        return self._list(top_key(user_id))
+
+    def popular(self) -> TopList | None:
+        """The list for anybody; None before the first one is written."""
+        return self._list(POPULAR_KEY)
+
+    def for_anyone(self, user_id: str) -> TopList | None:
+        """The person's own list, or else the popular one, in one round trip."""
+        key = top_key(user_id)
+        with self._clear_errors():
+            own, popular = self._client.mget(key, POPULAR_KEY)
+        return _parse(key, own) or _parse(POPULAR_KEY, popular)
+
+    def users(self) -> Iterator[str]:
+        """The ids of everybody who has a list, each once. Redis is asked for a page at a time, so nobody waits."""
+        seen: set[bytes] = set()  # SCAN may return a key twice while others come and go
+        cursor = 0
+        while True:
+            with self._clear_errors():
+                cursor, keys = self._client.scan(cursor=cursor, match=_TOP + "*", count=_BATCH_SIZE)
+            for key in keys:
+                name = key.encode() if isinstance(key, str) else key
+                if name not in seen:
+                    seen.add(name)
+                    yield name.decode()[len(_TOP) :]
+            if cursor == 0:
+                return
+
+    def write_status(self, status: Mapping[str, Any], ttl_s: int) -> None:
+        """Publish what the worker says about itself; gone after `ttl_s` seconds: a dead worker is not believed."""
+        value = json.dumps(status, allow_nan=False)
+        with self._clear_errors():
+            self._client.set(STATUS_KEY, value, ex=ttl_s)
+
+    def status(self) -> dict[str, Any] | None:
+        """What the worker last said about itself; None where it is silent."""
+        with self._clear_errors():
+            value = self._client.get(STATUS_KEY)
+        if value is None:
+            return None
+        try:
+            status = json.loads(value)
+        except ValueError:
+            status = None
+        if not isinstance(status, dict):
+            log.warning("%s in Redis holds no JSON object; it counts as absent", STATUS_KEY)
+            return None
+        return status
+
+    def ping(self) -> None:
+        """Return when Redis answers."""
+        with self._clear_errors():
+            self._client.ping()
+
+    def _list(self, key: str) -> TopList | None:
+        with self._clear_errors():
+            value = self._client.get(key)
+        return _parse(key, value)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        """Turn whatever Redis raises into one line."""
+        try:
+            yield
+        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
+            advice = "check the user and password in NEXTCLICK_REDIS_URL"
+            raise ListsError(f"Redis at {self.address} refuses: {_line(error)}; {advice}") from error
+        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            advice = "start it, or check NEXTCLICK_REDIS_URL"
+            raise ListsError(f"no Redis answers at {self.address}: {advice} ({_line(error)})") from error
+        except redis.RedisError as error:
+            raise ListsError(f"Redis at {self.address} refuses: {_line(error)}") from error
+
+
+class EmbeddedRedis:
+    """A Redis in this process, reachable by this process through `client` and by others at `url`.
+
+    It keeps everything in memory, has no passwords, and listens on 127.0.0.1 only. `port` 0 takes any free one; a taken
+    one makes `start` raise ListsError.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._port = port
+        self._server: fakeredis.TcpFakeServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> "EmbeddedRedis":
+        try:
+            self._server = fakeredis.TcpFakeServer(("127.0.0.1", self._port))
+        except (OSError, OverflowError) as error:
+            raise ListsError(
+                f"the embedded Redis cannot listen on 127.0.0.1:{self._port}: {_line(error)}; choose another port"
+            ) from error
+        self._port = int(self._server.server_address[1])
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name="embedded-redis", daemon=True
+        )
+        self._thread.start()
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}/0"
+
+    @property
+    def client(self) -> redis.Redis:
+        """A client to the same data that does not go through the network."""
+        if self._server is None:
+            raise ListsError("the embedded Redis is not running: call start() first")
+        return fakeredis.FakeRedis(server=self._server.fake_server)
+
+    def close(self) -> None:
+        """Stop listening, end connections, free the port. Does no harm the second time."""
+        if self._server is None or self._thread is None:
+            return
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+        self._server = self._thread = None
+
+    def __enter__(self) -> "EmbeddedRedis":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _parse(key: str, value: bytes | str | None) -> TopList | None:
+    if value is None:
+        return None
+    try:
+        return TopList.model_validate_json(value)
+    except ValidationError:
+        log.warning("%s in Redis holds no list; it counts as absent", key)
+        return None
+
+
+def _address(client: redis.Redis) -> str:
+    """Where a client connects to, as a URL without user and password."""
+    where = client.connection_pool.connection_kwargs
+    if "path" in where:
+        return f"unix://{where['path']}"
+    scheme = "rediss" if "ssl_ca_certs" in where or "ssl_cert_reqs" in where else "redis"
+    return f"{scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

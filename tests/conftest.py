@@ -1,0 +1,124 @@
+"""What several folders of tests share: settings of hypothesis and torch, and the real servers where there are any.
+
+Real servers are named by the environment: KAFKA_START is a script `start DIR PORT` that runs one node of Apache Kafka
+in the foreground, with `ready PORT [SECONDS]` beside it; REDIS_SERVER is the path of redis-server.
+"""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No timed test decides: a busy machine makes an example slow, not wrong.
+settings.register_profile("nextclick", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nextclick")
+
+
+def pytest_configure() -> None:
+    """Two test runs on a small machine are slower together than apart when each takes all cores."""
+    if importlib.util.find_spec("torch"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def free_port(*, pair: bool = False) -> int:
+    """A port that nobody listens on; with `pair`, the next one is free too (Kafka's controller takes it)."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            if not pair:
+                return port
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
+@dataclass
+class Server:
+    """A server process that can be killed and started again with the same data."""
+
+    command: list[str]
+    log: Path
+    ready: list[str]
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 90
+        while subprocess.run(self.ready, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                pytest.fail(f"{self.command[0]} did not come up: {self.log.read_text()[-2_000:]}")
+            time.sleep(0.1)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """As kill -9 does."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def _named_by(variable: str) -> str:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} is not set: tests against the real server are left out")
+    if not os.access(path, os.X_OK):
+        pytest.fail(f"{variable} names {path}, which cannot be run")
+    return path
+
+
+@dataclass
+class KafkaBroker(Server):
+    bootstrap_servers: str = ""
+
+
+@dataclass
+class RedisServer(Server):
+    url: str = ""
+
+
+@pytest.fixture(scope="session")
+def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """One node of Apache Kafka for the whole run; tests keep apart by their topics' names."""
+    start = Path(_named_by("KAFKA_START"))
+    folder, port = tmp_path_factory.mktemp("kafka"), free_port(pair=True)
+    broker = KafkaBroker(
+        command=[str(start), str(folder), str(port), "auto.create.topics.enable=false"],
+        log=folder / "output.log",
+        ready=[str(start.parent / "ready"), str(port), "60"],
+        bootstrap_servers=f"127.0.0.1:{port}",
+    )
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One redis-server for the whole run, keeping nothing on disk."""
+    program = _named_by("REDIS_SERVER")
+    folder, port = tmp_path_factory.mktemp("redis"), free_port()
+    server = RedisServer(
+        command=[program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
+        log=folder / "output.log",
+        ready=["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"],
+        url=f"redis://127.0.0.1:{port}/0",
+    )
+    server.start()
+    yield server
+    server.kill()

@@ -1,0 +1,187 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.events import REASONS, BadEvent, Click, Limits, encode, parse
+
+NOW = 1_732_233_600.0
+GOOD = {"user_id": "u1", "item_id": "i9", "timestamp": NOW}
+
+text_of_an_id = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
+clicks = st.builds(
+    Click,
+    user_id=text_of_an_id,
+    item_id=text_of_an_id,
+    timestamp=st.floats(0, NOW),
+    event_type=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=16),
+    event_id=st.none() | text_of_an_id,
+    value=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+json_clicks = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(("user_id", "item_id", "timestamp", "event_type", "event_id", "value", "x"), json_values),
+)
+
+
+def reason(value: bytes | None, **more: object) -> str:
+    event = parse(value, now=NOW, **more)  # type: ignore[arg-type]
+    assert isinstance(event, BadEvent), event
+    assert event.reason in REASONS
+    assert event.detail
+    assert len(event.detail) <= 250
+    event.detail.encode()
+    return event.reason
+
+
+def message(**changes: object) -> bytes:
+    return json.dumps({**GOOD, **changes}).encode()
+
+
+@given(clicks)
+def test_what_encode_writes_parse_reads(click):
+    assert parse(encode(click), now=NOW) == click
+
+
+@given(st.binary(max_size=400))
+def test_parse_never_raises_on_any_bytes(value):
+    event = parse(value, now=NOW)
+    assert isinstance(event, Click) or event.reason in REASONS
+
+
+@given(json_clicks)
+def test_parse_never_raises_on_any_json_object(fields):
+    value = json.dumps(fields).encode()
+    event = parse(value, now=NOW)
+    assert isinstance(event, Click) or event.reason in REASONS
+    assert parse(value, now=NOW) == event
+
+
+def test_all_fields_are_read_and_unknown_ones_ignored():
+    value = message(event_type="purchase", event_id="e1", value=4, colour="blue", nested={"a": [1]})
+    expected = Click(user_id="u1", item_id="i9", timestamp=NOW, event_type="purchase", event_id="e1", value=4.0)
+    assert parse(value, now=NOW) == expected
+
+
+def test_null_counts_as_absent_where_a_field_is_optional():
+    assert parse(message(event_type=None, event_id=None, value=None), now=NOW) == Click(**GOOD)
+
+
+def test_integer_ids_become_their_decimal_text():
+    event = parse(message(user_id=7, item_id=-12, event_id=10**200), now=NOW)
+    assert (event.user_id, event.item_id, event.event_id) == ("7", "-12", str(10**200))
+
+
+@pytest.mark.parametrize("name", ["user_id", "item_id", "event_id"])
+@pytest.mark.parametrize("wrong", ["", "x" * 257, "é" * 129, True, 1.5, [], {}, 10**256, 10**4000])
+def test_an_id_is_1_to_256_bytes_of_text_or_an_integer(name, wrong):
+    assert reason(message(**{name: wrong})) == f"invalid-{name}"
+
+
+def test_an_id_of_exactly_256_bytes_is_accepted():
+    assert parse(message(user_id="é" * 128), now=NOW).user_id == "é" * 128
+    assert parse(message(user_id=10**255), now=NOW).user_id == str(10**255)
+
+
+@pytest.mark.parametrize("name", ["user_id", "item_id", "timestamp"])
+def test_required_fields_missing_or_null(name):
+    fields = {key: value for key, value in GOOD.items() if key != name}
+    assert reason(json.dumps(fields).encode()) == f"missing-{name}"
+    assert reason(message(**{name: None})) == f"missing-{name}"
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, -0.001, -(10**400), True, [], {}])
+def test_a_time_that_is_not_a_finite_number_of_seconds_since_1970(wrong):
+    assert reason(message(timestamp=wrong)) == "invalid-timestamp"
+
+
+@pytest.mark.parametrize("wrong", [NOW + 86_401, NOW * 1_000, 10**400, 1e300])
+def test_a_time_too_far_in_the_future(wrong):
+    assert reason(message(timestamp=wrong)) == "future-timestamp"
+
+
+def test_milliseconds_by_mistake_are_told():
+    assert "milliseconds?" in parse(message(timestamp=int(NOW * 1_000)), now=NOW).detail
+    assert "milliseconds?" not in parse(message(timestamp=1e300), now=NOW).detail
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2024-11-22T00:00:00Z", NOW),
+        ("2024-11-22T01:00:00.250+01:00", NOW + 0.25),
+        ("1970-01-01T00:00:00+00:00", 0.0),
+    ],
+)
+def test_iso_8601_with_an_offset(text, seconds):
+    assert parse(message(timestamp=text), now=NOW).timestamp == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2024-11-22T00:00:00", "invalid-timestamp"),
+        ("2024-11-22", "invalid-timestamp"),
+        ("1732233600", "invalid-timestamp"),
+        ("yesterday", "invalid-timestamp"),
+        ("", "invalid-timestamp"),
+        ("2" * 60_000, "invalid-timestamp"),
+        ("0001-01-01T00:00:00+23:59", "invalid-timestamp"),
+        ("9999-12-31T23:59:59.999999-23:59", "future-timestamp"),
+    ],
+)
+def test_iso_8601_without_an_offset_or_out_of_range(text, expected):
+    assert reason(message(timestamp=text)) == expected
+
+
+@pytest.mark.parametrize("wrong", ["", "x" * 65, "é" * 33, 1, True, []])
+def test_event_type_is_1_to_64_bytes_of_text(wrong):
+    assert reason(message(event_type=wrong)) == "invalid-event_type"
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 10**400, "4", True, []])
+def test_value_is_a_finite_number_or_null(wrong):
+    assert reason(message(value=wrong)) == "invalid-value"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "tombstone"),
+        (b"", "malformed-json"),
+        (b"{", "malformed-json"),
+        (b"{} {}", "malformed-json"),
+        (b"[" * 60_000, "malformed-json"),
+        (b'{"a":' * 10_000, "malformed-json"),
+        (b'{"user_id": ' + b"1" * 10_000 + b"}", "malformed-json"),
+        (b'{"user_id": "\\ud800"}', "malformed-json"),
+        (b'{"user_id": "\xff"}', "invalid-utf8"),
+        (b'{"user_id": "\xed\xa0\x80"}', "invalid-utf8"),
+        (b"[]", "not-an-object"),
+        (b'[{"user_id": "u"}]', "not-an-object"),
+        (b"null", "not-an-object"),
+        (b"1e999", "not-an-object"),
+        (b"NaN", "not-an-object"),
+        (b'{"user_id": "u"' + b" " * 1_000_000 + b"}", "too-large"),
+    ],
+)
+def test_what_is_no_json_object(value, expected):
+    assert reason(value) == expected
+
+
+def test_limits_are_settings():
+    limits = Limits(message_bytes_max=1_000, future_s_max=10.0, id_bytes_max=4)
+    assert reason(message(user_id="abcde"), limits=limits) == "invalid-user_id"
+    assert reason(message(timestamp=NOW + 11), limits=limits) == "future-timestamp"
+    assert reason(message(x="x" * 1_000), limits=limits) == "too-large"
+
+
+def test_without_now_the_clock_of_this_computer_counts():
+    assert isinstance(parse(message()), Click)
