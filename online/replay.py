@@ -1,0 +1,160 @@
+"""Publishes a file of events, at the pace that was asked for, so that it may be interrupted and repeated at any time.
+
+The order is: rows are sent, the broker acknowledges them, then the progress file says so. After a crash in between, the
+rows are published again with the same event ids, by which the worker recognises them.
+"""
+
+import json
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+from online.event_files import EventFile
+from stream.events import BadEvent, Limits, parse
+from stream.source import Producer
+
+_UNACKNOWLEDGED_ROWS_MAX = 5_000
+_UNACKNOWLEDGED_S_MAX = 1.0
+_SHORTEST_SLEEP_S = 0.02  # what falls due in this time is sent together
+
+
+class ReplayError(Exception):
+    """A replay that cannot begin or go on; one line for people."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast to publish: `rate` events/s, or stream time multiplied by `speedup`; neither: as fast as can be."""
+
+    rate: float | None = None
+    speedup: float | None = None
+
+    def due_s(self, published: int, first_timestamp: float | None, timestamp: float | None) -> float:
+        """When the next row is due, in seconds from the beginning. A row without a readable time is due at once."""
+        if self.rate is not None:
+            return published / self.rate
+        if self.speedup is not None and first_timestamp is not None and timestamp is not None:
+            return (timestamp - first_timestamp) / self.speedup
+        return 0.0
+
+
+_AT_ONCE = Pace()
+_LIMITS = Limits()
+
+
+class Progress:
+    """How many rows of a file have reached one topic, on disk in `folder`.
+
+    `target` names the broker and topic: the same file may be published to several.
+    """
+
+    def __init__(self, folder: Path, file: EventFile, target: str) -> None:
+        self._file = file
+        self._target = target
+        where = blake2b(target.encode(), digest_size=4).hexdigest()
+        self._path = folder / f"{file.content_id}-{where}.json"
+
+    def load(self) -> tuple[int, bool]:
+        """Rows acknowledged, and whether these are all; (0, False) where nothing readable is there."""
+        try:
+            saved = json.loads(self._path.read_bytes())
+            return max(0, int(saved["rows"])), bool(saved["complete"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0, False
+
+    def save(self, rows: int, complete: bool) -> None:
+        """Replace what is on disk at once, never half. Raises ReplayError when the disk refuses."""
+        saved = {"file": str(self._file.path), "target": self._target, "rows": rows, "complete": complete}
+        aside = self._path.with_suffix(".tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_text(json.dumps(saved, indent=1))
+            os.replace(aside, self._path)
+        except OSError as error:
+            raise ReplayError(f"the progress of the replay cannot be kept in {self._path}: {error.strerror}") from error
+
+
+@dataclass
+class Replayed:
+    """What a replay has done: `rows` of the file are on the topic, `published` of them in this run."""
+
+    rows: int
+    resumed_at: int
+    published: int = 0
+    complete: bool = False
+    stopped: bool = False
+    seconds: float = 0.0
+    #: There was nothing left to publish.
+    already_done: bool = False
+    #: Rows sent in this run that will be dead letters, by reason.
+    broken: Counter[str] = field(default_factory=Counter)
+
+
+def replay(
+    file: EventFile,
+    producer: Producer,
+    topic: str,
+    progress: Progress,
+    *,
+    pace: Pace = _AT_ONCE,
+    limit: int | None = None,
+    restart: bool = False,
+    stop: threading.Event | None = None,
+    limits: Limits = _LIMITS,
+    on_progress: Callable[[Replayed], None] = lambda _: None,
+) -> Replayed:
+    """Publish the rows of `file` that `progress` does not have yet; only the file's first `limit`, where given.
+
+    Ends early when `stop` is set; what is acknowledged by then is kept. Raises EventFileError, SourceError or
+    ReplayError; the next run goes on where this one ended, in each case.
+    """
+    stop = stop or threading.Event()
+    rows, complete = (0, False) if restart else progress.load()
+    done = Replayed(rows=rows, resumed_at=rows, complete=complete)
+    if complete or (limit is not None and rows >= limit):
+        done.already_done = True
+        return done
+    started = acknowledged_at = time.monotonic()
+    first_timestamp: float | None = None
+    sent = 0  # since the last acknowledgement
+
+    def acknowledge() -> None:
+        nonlocal sent, acknowledged_at
+        if sent:
+            producer.flush()
+            done.rows, done.published, sent = done.rows + sent, done.published + sent, 0
+            progress.save(done.rows, False)
+        acknowledged_at = time.monotonic()
+        done.seconds = acknowledged_at - started
+        on_progress(done)
+
+    for message in file.messages(skip=rows):
+        if limit is not None and message.row > limit:
+            break
+        click = parse(message.value, limits=limits)
+        timestamp = None if isinstance(click, BadEvent) else click.timestamp
+        first_timestamp = timestamp if first_timestamp is None else first_timestamp
+        early_s = started + pace.due_s(done.published + sent, first_timestamp, timestamp) - time.monotonic()
+        if early_s > 0:
+            acknowledge()
+            stop.wait(max(early_s, _SHORTEST_SLEEP_S))
+        if stop.is_set():
+            done.stopped = True
+            break
+        producer.send(topic, key=message.key, value=message.value)
+        sent += 1
+        if isinstance(click, BadEvent):
+            done.broken[click.reason] += 1
+        if sent >= _UNACKNOWLEDGED_ROWS_MAX or time.monotonic() - acknowledged_at > _UNACKNOWLEDGED_S_MAX:
+            acknowledge()
+    else:
+        done.complete = True
+    acknowledge()
+    if done.complete:
+        progress.save(done.rows, True)
+    return done
