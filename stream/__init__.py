@@ -1,1 +1,1 @@
-"""The edges of nextclick: clicks in from Kafka or the embedded log, lists out to Redis. Imports no other package of ours."""
+"""The edges of nextclick: clicks in from Kafka or the embedded log, lists out to Redis."""

@@ -3,13 +3,20 @@
 A position is always the *next* offset to read: after record 41 it is 42. Committing 41 there reads record 41 twice.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+log = logging.getLogger(__name__)
+
 
 class SourceError(Exception):
     """The broker or the log file cannot do what was asked. One line that names it and says what to do."""
+
+
+class TooLargeError(SourceError):
+    """One record is larger than its topic takes; smaller ones still pass."""
 
 
 class Partition(NamedTuple):
@@ -37,6 +44,23 @@ OnAssigned = Callable[[Sequence[Partition]], Mapping[Partition, int]]
 OnRevoked = Callable[[Sequence[Partition]], None]
 
 
+def next_offset(partition: Partition, wanted: int | None, earliest: int, end: int) -> int:
+    """Where reading goes on, given the offsets that are retained: `earliest` up to, not including, `end`.
+
+    None means from the start. A position that is gone, or lies beyond the end (the topic was made anew), is replaced by
+    the earliest one as Kafka's `auto_offset_reset=earliest` does, but never silently.
+    """
+    if wanted is None:
+        return earliest
+    if earliest <= wanted <= end:
+        return wanted
+    gone = "is no longer retained: records are lost" if wanted < earliest else f"lies beyond the end ({end})"
+    log.warning(
+        "%s partition %d: offset %d %s; going on from %d", partition.topic, partition.partition, wanted, gone, earliest
+    )
+    return earliest
+
+
 class Source(Protocol):
     """Reads the partitions it is assigned, in offset order within each. Not for use by several threads at once."""
 
@@ -58,7 +82,11 @@ class Source(Protocol):
         """Read `offset` next. Raises SourceError for a partition that is not assigned."""
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
-        """Store the group's positions (next offsets to read), for people and tools that watch the lag."""
+        """Store the group's positions (next offsets to read), for people and tools that watch the lag.
+
+        They decide nothing, so what cannot be stored now (the broker is away, the group rebalances) is logged, not
+        raised, and made good by the next commit.
+        """
 
     def committed(self) -> dict[Partition, int]:
         """The group's stored positions, of the assigned partitions that have one."""
@@ -67,7 +95,7 @@ class Source(Protocol):
         """The next offset to be written, of each assigned partition: lag = ends - positions."""
 
     def close(self) -> None:
-        """Leave the group and free everything. Does no harm the second time."""
+        """Leave the group, without calling back, and free everything. Does no harm the second time."""
 
 
 class Producer(Protocol):
@@ -76,7 +104,10 @@ class Producer(Protocol):
     def send(
         self, topic: str, *, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
     ) -> None:
-        """Hand over one record; it may wait in a bounded buffer until `flush`. Raises SourceError."""
+        """Hand over one record; it may wait in a bounded buffer until `flush`.
+
+        Raises SourceError, also for a record handed over earlier; TooLargeError where this one is too large.
+        """
 
     def flush(self) -> None:
         """Return when everything sent is acknowledged; SourceError otherwise."""

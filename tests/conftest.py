@@ -29,7 +29,7 @@ def pytest_configure() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def free_port(*, pair: bool = False) -> int:
+def _free_port(*, pair: bool = False) -> int:
     """A port that nobody listens on; with `pair`, the next one is free too (Kafka's controller takes it)."""
     while True:
         with socket.socket() as first, socket.socket() as second:
@@ -40,6 +40,12 @@ def free_port(*, pair: bool = False) -> int:
             with contextlib.suppress(OSError, OverflowError):
                 second.bind(("127.0.0.1", port + 1))
                 return port
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    return _free_port()
 
 
 @dataclass
@@ -96,7 +102,7 @@ class RedisServer(Server):
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
     """One node of Apache Kafka for the whole run; tests keep apart by their topics' names."""
     start = Path(_named_by("KAFKA_START"))
-    folder, port = tmp_path_factory.mktemp("kafka"), free_port(pair=True)
+    folder, port = tmp_path_factory.mktemp("kafka"), _free_port(pair=True)
     broker = KafkaBroker(
         command=[str(start), str(folder), str(port), "auto.create.topics.enable=false"],
         log=folder / "output.log",
@@ -112,7 +118,7 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBrok
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One redis-server for the whole run, keeping nothing on disk."""
     program = _named_by("REDIS_SERVER")
-    folder, port = tmp_path_factory.mktemp("redis"), free_port()
+    folder, port = tmp_path_factory.mktemp("redis"), _free_port()
     server = RedisServer(
         command=[program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
         log=folder / "output.log",

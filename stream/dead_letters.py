@@ -1,0 +1,122 @@
+"""Messages that are no clicks, put aside untouched with the reason, so that they can be looked at and sent again.
+
+A dead letter has the message's own key and value, and these headers before the message's own:
+
+| header | value (UTF-8) |
+| --- | --- |
+| `topic`, `partition`, `offset` | where the message stands |
+| `reason` | one of `stream.events.REASONS` |
+| `detail` | a line for people |
+| `truncated` | only where the value was too large for the topic: how many bytes it had; the first ones are kept |
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from stream.events import BadEvent
+from stream.source import Partition, Producer, Record, Source, TooLargeError
+
+log = logging.getLogger(__name__)
+
+TOPIC = "clicks.dead"
+_OWN_HEADERS = ("topic", "partition", "offset", "reason", "detail", "truncated")
+_TRUNCATED_BYTES = 64 * 1024
+
+
+class DeadLetters:
+    """Puts bad messages on their topic. Call the producer's `flush` to know that they are there."""
+
+    def __init__(self, producer: Producer, topic: str = TOPIC) -> None:
+        self._producer = producer
+        self._topic = topic
+
+    def put(self, record: Record, bad: BadEvent) -> None:
+        """Hand over one bad message. Raises SourceError where the producer does, but never for the message's size."""
+        own = [
+            ("topic", record.topic.encode()),
+            ("partition", str(record.partition).encode()),
+            ("offset", str(record.offset).encode()),
+            ("reason", bad.reason.encode()),
+            ("detail", bad.detail.encode()),
+        ]
+        try:
+            self._producer.send(self._topic, key=record.key, value=record.value, headers=[*own, *record.headers])
+        except TooLargeError as error:
+            log.warning(
+                "%s partition %d offset %d is truncated: %s", record.topic, record.partition, record.offset, error
+            )
+            own.append(("truncated", str(len(record.value or b"")).encode()))
+            # Headers and key may be what is large: the message's own headers go too, and the key is cut as well.
+            self._producer.send(
+                self._topic,
+                key=record.key and record.key[:_TRUNCATED_BYTES],
+                value=record.value and record.value[:_TRUNCATED_BYTES],
+                headers=own,
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A dead letter as it is read back. `offset` and the like say where the bad message stood.
+
+    `record` is the dead letter itself; `headers` are the message's own; `truncated` is the value's length where it was
+    cut, else None.
+    """
+
+    record: Record
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    headers: tuple[tuple[str, bytes], ...] = ()
+    truncated: int | None = None
+
+
+def dead_letter(record: Record) -> DeadLetter:
+    """Read a record of the dead letters' topic. What others put there has empty fields and -1 for numbers."""
+    fields: dict[str, str] = {}
+    others: list[tuple[str, bytes]] = []
+    for name, value in record.headers:
+        if name in _OWN_HEADERS and name not in fields:
+            fields[name] = value.decode(errors="replace")
+        else:
+            others.append((name, value))
+    truncated = _number(fields.get("truncated"))
+    return DeadLetter(
+        record=record,
+        topic=fields.get("topic", ""),
+        partition=_number(fields.get("partition")),
+        offset=_number(fields.get("offset")),
+        reason=fields.get("reason", ""),
+        detail=fields.get("detail", ""),
+        headers=tuple(others),
+        truncated=None if truncated < 0 else truncated,
+    )
+
+
+def read_dead_letters(source: Source, *, timeout_s: float = 10.0) -> Iterator[DeadLetter]:
+    """All dead letters that are there now, oldest first within each partition.
+
+    `source` reads the dead letters' topic and was not started; it stays open. Ends when all partitions are read to the
+    end they had at the beginning, or when nothing comes for `timeout_s` seconds.
+    """
+    source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
+    ends = None
+    while True:
+        records = source.poll(max_records=500, timeout_s=timeout_s if ends is None else min(timeout_s, 1.0))
+        if ends is None:
+            ends = source.ends()
+        yield from (dead_letter(record) for record in records if record.offset < ends.get(_partition(record), 0))
+        positions = source.positions()
+        if not records or all(positions.get(partition, 0) >= end for partition, end in ends.items()):
+            return
+
+
+def _partition(record: Record) -> Partition:
+    return Partition(record.topic, record.partition)
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isascii() and text.isdigit() else -1

@@ -1,0 +1,206 @@
+"""One behaviour suite for every Redis that lists may stand in."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.lists import POPULAR_KEY, STATUS_KEY, EmbeddedRedis, Lists, ListsError, TopList, connect, top_key
+
+LIST = TopList(
+    items=["i1", "ï2"],
+    scores=[0.5, 0.25],
+    version=3,
+    offset="0:42",
+    clicked_at=1_000,
+    written_at=1_001,
+    source="worker",
+)
+POPULAR = LIST.model_copy(update={"items": ["p1"], "scores": [1.0]})
+
+
+@pytest.fixture(params=["embedded", "embedded over the network", pytest.param("redis-server", marks=pytest.mark.real)])
+def client(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
+    if request.param == "redis-server":
+        client = connect(request.getfixturevalue("redis_server").url)
+        client.flushall()
+        yield client
+        client.close()
+        return
+    with EmbeddedRedis() as server:
+        yield server.client if request.param == "embedded" else connect(server.url)
+
+
+@pytest.fixture
+def lists(client: redis.Redis) -> Lists:
+    return Lists(client, ttl_s=60)
+
+
+def test_a_written_list_is_read_back(lists):
+    lists.write({"u1": LIST})
+    assert lists.read("u1") == LIST
+    assert lists.read("u2") is None
+
+
+def test_a_later_list_replaces_the_earlier(lists):
+    lists.write({"u1": LIST})
+    lists.write({"u1": POPULAR})
+    assert lists.read("u1") == POPULAR
+
+
+def test_anybody_unknown_gets_the_popular_list(lists):
+    assert lists.for_anyone("u1") is None
+    assert lists.popular() is None
+    lists.write({"u1": LIST}, popular=POPULAR)
+    assert lists.popular() == POPULAR
+    assert lists.for_anyone("u1") == LIST
+    assert lists.for_anyone("nobody") == POPULAR
+
+
+def test_keys_and_ttl_are_what_other_programs_rely_on(lists, client):
+    lists.write({"u:1": LIST}, popular=POPULAR)
+    lists.write_status({"version": 3}, ttl_s=5)
+    assert (top_key("u:1"), POPULAR_KEY, STATUS_KEY) == ("nextclick:top:u:1", "nextclick:popular", "nextclick:status")
+    assert TopList.model_validate_json(client.get("nextclick:top:u:1")) == LIST
+    assert 55 <= client.ttl("nextclick:top:u:1") <= 60
+    assert 55 <= client.ttl("nextclick:popular") <= 60
+    assert 1 <= client.ttl("nextclick:status") <= 5
+
+
+def test_lists_beyond_one_pipeline_are_all_written_and_all_users_found(lists):
+    everybody = {f"üser {n}": LIST for n in range(2_500)}
+    lists.write(everybody, popular=POPULAR)
+    assert sorted(lists.users()) == sorted(everybody)
+
+
+def test_nothing_to_write_is_no_error(lists):
+    lists.write({})
+    assert list(lists.users()) == []
+
+
+def test_status_is_what_was_written(lists):
+    assert lists.status() is None
+    lists.write_status({"version": 3, "lag": {"0": 1}}, ttl_s=60)
+    assert lists.status() == {"version": 3, "lag": {"0": 1}}
+
+
+def test_a_value_that_is_no_list_counts_as_absent_and_is_told(lists, client, caplog):
+    client.set(top_key("u1"), b"\xff{")
+    client.set(STATUS_KEY, b"[]")
+    lists.write({}, popular=POPULAR)
+    with caplog.at_level(logging.WARNING):
+        assert lists.read("u1") is None
+        assert lists.for_anyone("u1") == POPULAR
+        assert lists.status() is None
+    assert "nextclick:top:u1" in caplog.text
+    assert "nextclick:status" in caplog.text
+
+
+def test_a_key_of_another_type_is_one_clear_line(lists, client):
+    client.lpush(top_key("u1"), "x")
+    with pytest.raises(ListsError, match=r"^Redis at redis://\S+ refuses: .*WRONGTYPE") as error:
+        lists.read("u1")
+    assert "\n" not in str(error.value)
+
+
+def test_several_writers_and_readers_at_once(client):
+    lists, failures = Lists(client, ttl_s=60), []
+
+    def write_and_read(name: str) -> None:
+        try:
+            for n in range(50):
+                lists.write({name: LIST.model_copy(update={"version": n})})
+                assert lists.read(name).version == n
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write_and_read, args=(f"u{n}",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+@given(
+    items=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1)),
+    scores=st.lists(st.floats(allow_nan=False, allow_infinity=False)),
+    offset=st.text(st.characters(exclude_categories=["Cs"])),
+)
+def test_the_json_of_a_list_reads_back_equal(items, scores, offset):
+    top = LIST.model_copy(update={"items": items, "scores": scores, "offset": offset})
+    assert TopList.model_validate_json(top.model_dump_json()) == top
+
+
+def test_a_redis_that_is_not_there_is_named_soon_without_its_password(free_port):
+    port = free_port
+    lists = Lists(connect(f"redis://somebody:s3cret@127.0.0.1:{port}/2"), ttl_s=60)
+    began = time.monotonic()
+    for attempt in (
+        lists.ping,
+        lambda: lists.write({"u1": LIST}),
+        lambda: lists.read("u1"),
+        lambda: list(lists.users()),
+    ):
+        with pytest.raises(ListsError, match=f"no Redis answers at redis://127.0.0.1:{port}/2: start it") as error:
+            attempt()
+        assert "s3cret" not in str(error.value)
+        assert "\n" not in str(error.value)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("url", ["http://somebody:s3cret@host/", "redis://somebody:s3cret@host:port/", "", "localhost"])
+def test_a_url_that_is_none_is_told_without_showing_it(url):
+    with pytest.raises(ListsError, match="NEXTCLICK_REDIS_URL") as error:
+        connect(url)
+    assert "s3cret" not in str(error.value)
+
+
+def test_the_embedded_redis_frees_its_port_and_names_a_taken_one(free_port):
+    port = free_port
+    first = EmbeddedRedis(port).start()
+    assert first.url == f"redis://127.0.0.1:{port}/0"
+    with pytest.raises(ListsError, match=f"127.0.0.1:{port}"):
+        EmbeddedRedis(port).start()
+    first.close()
+    first.close()
+    with pytest.raises(ListsError, match="not running"):
+        _ = first.client
+    with EmbeddedRedis(port) as second:
+        Lists(connect(second.url), ttl_s=1).ping()
+
+
+def test_what_the_process_writes_other_clients_of_the_embedded_redis_read():
+    with EmbeddedRedis() as server:
+        Lists(server.client, ttl_s=60).write({"u1": LIST})
+        assert Lists(connect(server.url), ttl_s=60).read("u1") == LIST
+
+
+@pytest.mark.real
+def test_a_client_outlives_a_redis_that_is_restarted(redis_server):
+    lists = Lists(connect(redis_server.url), ttl_s=60)
+    lists.write({"u1": LIST})
+    redis_server.kill()
+    with pytest.raises(ListsError, match="no Redis answers"):
+        lists.read("u1")
+    redis_server.start()
+    assert lists.read("u1") is None
+    lists.write({"u1": LIST})
+    assert lists.read("u1") == LIST
+
+
+@pytest.mark.real
+def test_a_full_redis_is_one_clear_line(redis_server):
+    client = connect(redis_server.url)
+    client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(ListsError, match="maxmemory") as error:
+            Lists(client, ttl_s=60).write({"u1": LIST})
+        assert "\n" not in str(error.value)
+    finally:
+        client.config_set("maxmemory", "0")
