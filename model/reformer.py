@@ -1,0 +1,203 @@
+"""The Reformer over click histories: what somebody's clicks so far say about their next one.
+
+Kitaev, Kaiser, Levskaya 2020 (arXiv 2001.04451), for histories without an end: no absolute positions, attention that
+can be continued click by click, and time as gaps, in buckets of log seconds: one network serves minutes and months.
+
+B batch, L length, N clicks of N people, D width, H heads, d = D / H, W window, R rounds, T buckets of log time.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.items import ItemTable
+from model.lsh import log_time_bucket, lsh_attention, random_rotations
+from model.reversible import ReversibleStack
+
+
+@dataclass(frozen=True)
+class ReformerConfig:
+    """`layers`: "local" (the last `window` clicks) or "lsh" (the last `window` − 1 clicks of the same hash bucket).
+    `feed_forward`: its hidden layer's width, over `width`; `feed_forward_chunk`: positions it takes at a time, 0: all.
+    `gap_buckets`: the last bucket holds every gap from 2^(gap_buckets − 2) seconds on; 32 reach 34 years.
+
+    ValueError: a field that cannot be; its name is in the message.
+    """
+
+    layers: tuple[str, ...] = ("local", "lsh")
+    width: int = 64
+    heads: int = 2
+    rounds: int = 2
+    buckets: int = 16
+    window: int = 16
+    feed_forward: int = 2
+    feed_forward_chunk: int = 1024
+    dropout: float = 0.0
+    event_types: int = 16
+    gap_buckets: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.layers or set(self.layers) - {"local", "lsh"}:
+            raise ValueError(f'layers: {self.layers}, has to name at least one layer, each "local" or "lsh"')
+        if self.heads < 1 or self.width < 1 or self.width % self.heads:
+            raise ValueError(f"width: {self.width}, has to be a multiple of heads ({self.heads})")
+        if self.buckets < 2 or self.buckets % 2:
+            raise ValueError(f"buckets: {self.buckets}, has to be even and at least 2")
+        if self.window < 2:
+            raise ValueError(f"window: {self.window}, has to be at least 2")
+        for name in ("rounds", "feed_forward", "event_types", "gap_buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, has to be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout}, has to be in [0, 1)")
+
+
+class Histories(NamedTuple):
+    """Click histories, oldest click first, left-aligned. What stands behind a history's length is never read."""
+
+    items: Tensor  # (B, L) int64, rows of the item table; 0 is an unknown item
+    event_types: Tensor  # (B, L) int64, below config.event_types
+    timestamps: Tensor  # (B, L) float64, seconds since 1970
+    lengths: Tensor  # (B,) int64
+
+
+class LocalAttention(nn.Module):
+    """Causal attention over the last W clicks, the click itself among them."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__()
+        self.heads, self.window, self.buckets = config.heads, config.window, config.gap_buckets
+        self.norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.time_bias = nn.Parameter(torch.zeros(config.heads, config.gap_buckets))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, timestamps: Tensor, _lengths: Tensor) -> Tensor:
+        """(B, L, D), (B, L), (B,) -> (B, L, D). In chunks of W clicks: each sees its own chunk and the one before."""
+        B, L, D = x.shape
+        H, W = self.heads, self.window
+        chunks = -(-L // W)
+        padded = F.pad(self.qkv(self.norm(x)), (0, 0, 0, chunks * W - L))
+        q, k, v = padded.view(B, chunks, W, 3, H, D // H).permute(3, 0, 4, 1, 2, 5)  # 3 × (B, H, chunks, W, d)
+        time = F.pad(timestamps, (0, chunks * W - L)).view(B, chunks, W)
+        query = torch.arange(W, device=x.device)[:, None]
+        key = torch.arange(2 * W, device=x.device) - W  # the chunk before begins at -W
+        seen = (key <= query) & (key > query - W)  # (W, 2 W)
+        seen = seen & ((key >= 0) | (torch.arange(chunks, device=x.device) > 0)[:, None, None])  # (chunks, W, 2 W)
+        gaps = time[..., None] - _with_chunk_before(time, 2)[..., None, :]  # (B, chunks, W, 2 W)
+        scores = q @ _with_chunk_before(k, 3).transpose(-1, -2) / (D // H) ** 0.5  # (B, H, chunks, W, 2 W)
+        weights = self.softmax(scores, gaps, seen)
+        y = weights.to(v.dtype) @ _with_chunk_before(v, 3)  # (B, H, chunks, W, 2 W) x (B, H, chunks, 2 W, d)
+        y = self.out(y.permute(0, 2, 3, 1, 4).reshape(B, chunks * W, D)[:, :L])
+        return self.dropout(y)  # type: ignore[no-any-return]
+
+    def softmax(self, scores: Tensor, gaps: Tensor, seen: Tensor) -> Tensor:
+        """scores (B, H, ...), gaps in seconds (B, ...), seen (..., broadcast) -> weights (B, H, ...)."""
+        buckets = log_time_bucket(gaps, self.buckets)
+        bias = F.embedding(buckets, self.time_bias.T).movedim(-1, 1)  # (B, H, ...)
+        return (scores.float() + bias).masked_fill(~seen, -torch.inf).softmax(-1)
+
+
+class LSHAttention(nn.Module):
+    """Attention over the last W − 1 clicks of the same hash bucket, in each of R rounds; queries are keys."""
+
+    def __init__(self, config: ReformerConfig, rotations: Tensor) -> None:
+        super().__init__()
+        self.heads, self.window = config.heads, config.window
+        self.norm = nn.LayerNorm(config.width)
+        self.qk_v = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.time_bias = nn.Parameter(torch.zeros(config.heads, config.gap_buckets))
+        self.dropout = nn.Dropout(config.dropout)
+        self.rotations: Tensor
+        self.register_buffer("rotations", rotations)  # saved with the model, never drawn again
+
+    def forward(self, x: Tensor, timestamps: Tensor, lengths: Tensor) -> Tensor:
+        """(B, L, D), (B, L), (B,) -> (B, L, D)."""
+        B, L, D = x.shape
+        H = self.heads
+        qk, v = self.qk_v(self.norm(x)).view(B, L, 2, H, D // H).permute(2, 0, 3, 1, 4)  # 2 × (B, H, L, d)
+        y = lsh_attention(
+            qk, v, self.rotations, window=self.window, lengths=lengths, times=timestamps, time_bias=self.time_bias
+        )  # (B, H, L, d)
+        return self.dropout(self.out(y.transpose(1, 2).reshape(B, L, D)))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Position by position: (..., D) -> (..., D)."""
+
+    def __init__(self, config: ReformerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, config.feed_forward * config.width)
+        self.down = nn.Linear(config.feed_forward * config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.gelu(self.up(self.norm(x)))))  # type: ignore[no-any-return]
+
+
+class Reformer(nn.Module):
+    """Embeds clicks (item, event type, gap since the click before), passes them through reversible layers, and gives a
+    state after each click, whose product with an item's vector says how likely that item is next.
+
+    Weights are a function of `config.seed` alone. `items` has `rows` rows to begin with; `items.grow` makes more.
+    """
+
+    def __init__(self, config: ReformerConfig = ReformerConfig(), *, rows: int = 1024, sparse: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.items = ItemTable(rows, config.width, seed=config.seed, sparse=sparse)
+            self.event_types = nn.Embedding(config.event_types, config.width)
+            self.gaps = nn.Embedding(1 + config.gap_buckets, config.width)  # 0: there is no click before
+            branches = [(self._attention(kind), FeedForward(config)) for kind in config.layers]
+            self.layers = ReversibleStack(branches, chunk=config.feed_forward_chunk)
+            self.norm = nn.LayerNorm(config.width)
+            for module in self.modules():
+                if isinstance(module, (nn.Linear, nn.Embedding)):
+                    nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, histories: Histories, *, recompute: bool = True) -> Tensor:
+        """-> the state after each click (B, L, D) float32, zero behind a history's length.
+
+        `recompute=False`: ordinary autograd, which is faster and remembers every activation.
+        """
+        items, event_types, timestamps, lengths = histories
+        padding = torch.arange(items.shape[1], device=items.device) >= lengths[:, None]  # (B, L)
+        items, event_types = items.masked_fill(padding, 0), event_types.masked_fill(padding, 0)
+        timestamps = timestamps.masked_fill(padding, 0)
+        gaps = 1 + log_time_bucket(timestamps.diff(dim=1), self.config.gap_buckets)  # (B, L - 1)
+        x = self.embed(items, event_types, F.pad(gaps, (1, 0)))  # (B, L, D)
+        y1, y2 = self.layers(x, x, timestamps, lengths, recompute=recompute)
+        states: Tensor = self.norm((y1 + y2) / 2)
+        return states.float().masked_fill(padding[..., None], 0)
+
+    def embed(self, items: Tensor, event_types: Tensor, gaps: Tensor) -> Tensor:
+        """Rows, types and gap buckets (0 for "no click before"), each (...) -> (..., D) float32."""
+        x: Tensor = self.items(items) + self.event_types(event_types) + self.gaps(gaps)
+        return x
+
+    def scores(self, states: Tensor, rows: Tensor) -> Tensor:
+        """states (..., D), rows (..., C) of each state, or (C,) for all of them -> logits (..., C)."""
+        vectors: Tensor = self.items(rows)  # (..., C, D)
+        products = states @ vectors.T if rows.dim() == 1 else (vectors @ states[..., None])[..., 0]  # (..., C)
+        return products + self.items.bias(rows)
+
+    def _attention(self, kind: str) -> nn.Module:
+        if kind == "local":
+            return LocalAttention(self.config)
+        c, generator = self.config, torch.default_generator
+        return LSHAttention(c, random_rotations(c.heads, c.rounds, c.width // c.heads, c.buckets, generator=generator))
+
+
+def _with_chunk_before(x: Tensor, dim: int) -> Tensor:
+    """(..., chunks, W, ...) with W at `dim` -> (..., chunks, 2 W, ...): zeros stand before the first chunk."""
+    before = torch.cat([torch.zeros_like(x.narrow(dim - 1, 0, 1)), x.narrow(dim - 1, 0, x.shape[dim - 1] - 1)], dim - 1)
+    return torch.cat([before, x], dim)
