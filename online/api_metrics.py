@@ -1,0 +1,139 @@
+"""What /metrics tells Prometheus: about the requests of this process, and what the worker says about itself."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from stream.lists import Lists, ListsError
+
+#: (metric, field of the worker's status, help). The status is flat here; what is nested stands in `_nested`.
+_GAUGES = (
+    ("nextclick_version", "version", "Version of the model that makes the lists"),
+    ("nextclick_lag", "lag", "Messages written to the clicks topic that the worker has not taken in yet"),
+    ("nextclick_events_per_second", "events_per_s", "Clicks learned per second, over the last ten seconds"),
+    ("nextclick_users", "users", "People whose history is held"),
+    ("nextclick_items", "items", "Items that have a row"),
+    ("nextclick_loss", "loss", "Mean next-item loss in the drift detector's window"),
+    ("nextclick_lists_pending", "lists_pending", "Lists kept for later because Redis did not take them"),
+    ("nextclick_worker_memory_megabytes_max", "memory_mb_max", "Most memory the worker has held so far, resident"),
+)
+_COUNTERS = (
+    ("nextclick_learned", "learned", "Clicks learned by the weights that serve"),
+    ("nextclick_scored", "scored", "Clicks that the list standing before them was scored on"),
+    ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
+    ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
+)
+_QUANTILES = {"p50": "0.5", "p99": "0.99"}
+
+
+class Requests:
+    """Counts and times the requests of one API process. One registry for each app, so that tests stay apart."""
+
+    def __init__(self, lists: Lists) -> None:
+        self._registry = CollectorRegistry()
+        self._seconds = Histogram(
+            "nextclick_request_seconds",
+            "Time from a request's arrival to the end of its answer, by route",
+            ["route"],
+            registry=self._registry,
+            buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
+        )
+        self._requests = Counter(
+            "nextclick_requests", "Requests answered, by route and status", ["route", "status"], registry=self._registry
+        )
+        self._served = Counter(
+            "nextclick_lists_served",
+            "Lists returned: the person's own, or the popular one for people without",
+            ["list"],
+            registry=self._registry,
+        )
+        self._registry.register(WorkerStatus(lists))
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        self._seconds.labels(route).observe(seconds)
+        self._requests.labels(route, str(status)).inc()
+
+    def served(self, *, own: bool) -> None:
+        self._served.labels("own" if own else "popular").inc()
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class WorkerStatus(Collector):
+    """Reads the worker's status from Redis at each scrape."""
+
+    def __init__(self, lists: Lists) -> None:
+        self._lists = lists
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not ask Redis."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            status, redis_up = self._lists.status(), 1
+        except ListsError:
+            status, redis_up = None, 0
+        yield GaugeMetricFamily("nextclick_redis_up", "1 where Redis answers this API", value=redis_up)
+        yield GaugeMetricFamily("nextclick_worker_up", "1 where a worker reports", value=int(status is not None))
+        if status is not None:
+            yield from _flat(status)
+            yield from _nested(status)
+
+
+def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:
+    for name, field, text in _GAUGES:
+        if (value := _number(status.get(field))) is not None:
+            yield GaugeMetricFamily(name, text, value=value)
+    for name, field, text in _COUNTERS:
+        if (value := _number(status.get(field))) is not None:
+            yield CounterMetricFamily(name, text, value=value)
+    if (written_at := _number(status.get("written_at"))) is not None:
+        text = "Seconds since the worker last reported"
+        yield GaugeMetricFamily("nextclick_status_age_seconds", text, value=max(0.0, time.time() - written_at / 1_000))
+
+
+def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
+    letters = CounterMetricFamily("nextclick_dead_letters", "Messages that could not be read", labels=["reason"])
+    for reason, count in _object(status, "dead_letters").items():
+        letters.add_metric([reason], count)
+    yield letters
+    quantiles = GaugeMetricFamily(
+        "nextclick_click_to_list_milliseconds",
+        "From a click's arrival on the topic to its list in Redis, latest 10,000",
+        labels=["quantile"],
+    )
+    for name, quantile in _QUANTILES.items():
+        if (value := _number(_object(status, "click_to_list_ms").get(name))) is not None:
+            quantiles.add_metric([quantile], value)
+    yield quantiles
+    for field, metric, text in (
+        ("scores", "", "over all scored clicks"),
+        ("recent", "_recent", "over the latest 1,000 scored clicks"),
+    ):
+        for measure, name in (("hit@10", "hit_rate"), ("ndcg@10", "ndcg")):
+            help_text = f"{measure} of the lists as served, and of the counts they are held against, {text}"
+            family = GaugeMetricFamily(f"nextclick_{name}_at_10{metric}", help_text, labels=["method"])
+            for method, scores in _object(status, field).items():
+                if (value := _number(scores.get(measure))) is not None:
+                    family.add_metric([method], value)
+            yield family
+    if (done := _number(_object(status, "finetune").get("done"))) is not None:
+        yield CounterMetricFamily("nextclick_finetunings", "Fine-tunings published", value=done)
+    if (number := _number(_object(status, "checkpoint").get("number"))) is not None:
+        yield GaugeMetricFamily("nextclick_checkpoint", "Number of the latest checkpoint", value=number)
+
+
+def _object(status: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    value = status.get(field)
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,290 @@
+"""The HTTP API: lists from Redis, health, metrics, and a page that shows what is going on.
+
+It only reads Redis, so any number of these may run beside the worker.
+"""
+
+import base64
+import contextlib
+import hashlib
+import logging
+import re
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from online.api_metrics import Requests
+from online.settings import Settings
+from stream.lists import Lists, ListsError
+
+USER_BYTES_MAX = 256
+NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
+_PAGE = Path(__file__).with_name("dashboard.html")
+_START_S_MAX = 10.0
+_GOODBYE_S_MAX = 5  # for answers under way when the API is stopped
+
+log = logging.getLogger(__name__)
+
+
+class _Text(Convertor[str]):
+    """All of the rest of a path. Starlette's own `path` stops at a line break, and ids may have any character."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _Text())
+
+
+class ServeError(Exception):
+    """The API cannot listen; one line that says where and what to do."""
+
+
+class Recommendation(BaseModel):
+    """A list as it stands in Redis, cut to `k`. Times are milliseconds since 1970; `age_ms` is since it was written."""
+
+    user_id: str
+    items: list[str]
+    scores: list[float]
+    version: int
+    offset: str
+    clicked_at: int
+    written_at: int
+    source: str
+    age_ms: int
+
+
+def create_app(settings: Settings, lists: Lists) -> FastAPI:
+    """The API over `lists`."""
+    # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
+    app = FastAPI(title="nextclick", docs_url=None, redoc_url=None)
+    requests = Requests(lists)
+    page = _PAGE.read_text()
+    page_policy = _content_security_policy(page)
+    app.add_exception_handler(ListsError, _redis_away)
+    app.add_exception_handler(RequestValidationError, _wrong_request)
+
+    @app.get("/recommend/{user:text}")
+    def recommend(
+        user: str, k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10
+    ) -> Recommendation:
+        """What to show this person now; the popular list for anybody unknown."""
+        length = len(user.encode(errors="replace"))
+        if not 1 <= length <= USER_BYTES_MAX:
+            raise _BadUserError(f"user: an id has 1 to {USER_BYTES_MAX} bytes, this one has {length}")
+        own = lists.read(user)
+        top = own or lists.popular()
+        if top is None:
+            raise _NothingLearnedError(NOTHING_LEARNED)
+        requests.served(own=own is not None)
+        fields = top.model_dump() | {"items": top.items[:k], "scores": top.scores[:k]}
+        return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
+
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    async def alive() -> dict[str, str]:
+        """This process answers, whatever Redis does."""
+        return {"status": "ok"}
+
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    def ready() -> dict[str, str]:
+        """Redis answers, and there is something to serve."""
+        if lists.popular() is None and lists.status() is None:
+            raise _NothingLearnedError(NOTHING_LEARNED)
+        return {"status": "ready"}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(requests.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/status.json")
+    def status() -> dict[str, Any]:
+        """What the worker says about itself (null where it is silent), and whether Redis answers."""
+        try:
+            return {"now": _now_ms(), "redis": "ok", "worker": lists.status()}
+        except ListsError as error:
+            return {"now": _now_ms(), "redis": str(error), "worker": None}
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def dashboard() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
+
+    app.add_exception_handler(_NothingLearnedError, _nothing_learned)
+    app.add_exception_handler(_BadUserError, _bad_user)
+    app.add_middleware(_Watched, requests=requests)
+    return app
+
+
+class Api:
+    """The API in a thread of its own, listening from the moment it is made.
+
+    Raises ServeError where the address cannot be listened on.
+    """
+
+    def __init__(self, settings: Settings, lists: Lists) -> None:
+        self._socket = _listen(settings.api_host, settings.api_port)
+        host, port = self._socket.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        config = uvicorn.Config(
+            create_app(settings, lists),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=_GOODBYE_S_MAX,
+        )
+        self._server = uvicorn.Server(config)
+        # Signals are the main thread's: it decides when everything ends.
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> "Api":
+        self._thread.start()
+        deadline = time.monotonic() + _START_S_MAX
+        while self.alive and not self._server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not self._server.started:
+            raise ServeError(f"the API at {self.url} did not start: the log says why")
+        return self
+
+    def close(self) -> None:
+        """Answer what was asked, then end. Does no harm the second time."""
+        self._server.should_exit = True
+        if self.alive:
+            self._thread.join(_GOODBYE_S_MAX + 1)
+        self._socket.close()
+
+
+def run_api(settings: Settings, lists: Lists, stop: threading.Event) -> None:
+    """Serve until `stop` is set. Raises ServeError."""
+    api = Api(settings, lists)
+    with contextlib.closing(api):
+        api.start()
+        log.info("API at %s (dashboard at /, lists at /recommend/USER)", api.url)
+        while not stop.wait(0.5):
+            if not api.alive:
+                raise ServeError(f"the API at {api.url} has ended by itself: the log says why")
+    log.info("API stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1_024)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ServeError(
+            f"the API cannot listen on {host} port {port} ({error.strerror or error}):"
+            " stop what listens there, or choose another with NEXTCLICK_API_PORT or --port"
+        ) from None
+    return listener
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1_000)
+
+
+class _NothingLearnedError(Exception):
+    pass
+
+
+class _BadUserError(Exception):
+    pass
+
+
+async def _nothing_learned(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "5"})
+
+
+async def _redis_away(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
+
+
+async def _bad_user(_: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": str(error)}, status_code=422)
+
+
+async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{detail['loc'][-1]}: {detail['msg']}" for detail in error.errors()]
+    return JSONResponse({"error": "; ".join(problems)}, status_code=422)
+
+
+def _content_security_policy(page: str) -> str:
+    """Nothing may run or style but what the page itself contains, and it may talk to nobody but this server."""
+
+    def hashes(tag: str) -> str:
+        contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self';"
+        " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+_HEADERS = {
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cache-control": b"no-store",
+}
+
+
+class _Watched:
+    """Counts and times every request, and gives every answer the security headers that it does not set itself."""
+
+    def __init__(self, app: ASGIApp, requests: Requests) -> None:
+        self._app = app
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                present = {name.lower() for name, _ in message["headers"]}
+                more = [(name, value) for name, value in _HEADERS.items() if name not in present]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            # The route's pattern, not the path: a label for each user would drown Prometheus.
+            route = getattr(scope.get("route"), "path", "none")
+            self._requests.answered(route, status, time.perf_counter() - started)
