@@ -1,0 +1,39 @@
+# nextclick in an image: a virtual environment in /opt/nextclick, run by a user who owns nothing but /data.
+#
+# PIP_ARGS reaches the installation of the dependencies. Where the index offers PyTorch with CUDA by default (some
+# gigabytes), it can name PyTorch's index of CPU builds: --build-arg PIP_ARGS="--extra-index-url URL".
+
+FROM python:3.11-slim-bookworm AS base
+
+# The dependencies alone: this layer is made anew when they change, not with every line of code. pip works on the
+# environment from outside, so that it is no part of what is shipped.
+FROM base AS dependencies
+ARG PIP_ARGS=""
+WORKDIR /build
+RUN python -m venv --without-pip /opt/nextclick
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" >requirements.txt \
+ && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS}
+
+# The package itself, under a prefix of its own that is laid over the environment below.
+FROM dependencies AS package
+RUN python -m pip install --no-cache-dir --constraint constraints.txt setuptools
+COPY README.md LICENSE ./
+COPY stream/ stream/
+COPY model/ model/
+COPY online/ online/
+RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+ && python -m pip --python /opt/nextclick/bin/python install --no-deps --no-index --prefix /opt/package dist/*.whl
+
+FROM base
+RUN groupadd --gid 10001 nextclick \
+ && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nextclick \
+ && install --directory --owner nextclick --group nextclick /data
+COPY --from=dependencies /opt/nextclick /opt/nextclick
+COPY --from=package /opt/package /opt/nextclick
+ENV PATH=/opt/nextclick/bin:$PATH PYTHONUNBUFFERED=1 NEXTCLICK_DATA_DIR=/data
+USER 10001:10001
+WORKDIR /data
+VOLUME /data
+ENTRYPOINT []
+CMD ["nextclick", "--help"]
