@@ -1,0 +1,177 @@
+"""What holds for the whole repository: imports go one way, settings are used, versions are pinned, docs are true."""
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tomllib
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+from online.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("stream", "model", "online")
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
+BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi"}  # parts that these show openly as their own
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def imported(module: str) -> set[str]:
+    """Every module that `module` names in an import, wherever in the file; of ours in full, of others the top name."""
+    names = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively; say the whole name"
+            # `from online import counts` names a module, `from online.counts import Counts` something in one.
+            names |= {
+                full if (full := f"{node.module}.{alias.name}") in TREES else str(node.module) for alias in node.names
+            }
+    return {name if name in TREES else name.split(".")[0] for name in names}
+
+
+IMPORTS = {module: imported(module) for module in TREES}
+
+
+def test_the_walk_found_the_project() -> None:
+    assert {"stream.events", "model.lsh", "online.settings"} <= set(TREES)
+
+
+@pytest.mark.parametrize("package", ["stream", "model"])
+def test_the_edges_and_the_network_import_no_other_package_of_ours(package: str) -> None:
+    others = set(PACKAGES) - {package}
+    wrong = {m: found for m, names in IMPORTS.items() if m.startswith(package) and (found := _tops(names) & others)}
+    assert not wrong
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    TopologicalSorter({m: names & set(TREES) for m, names in IMPORTS.items()}).prepare()  # raises CycleError
+
+
+def test_nothing_is_built_on_the_command_line() -> None:
+    importers = {module for module, names in IMPORTS.items() if "online.cli" in names}
+    assert importers <= {"online.__main__"}
+
+
+def test_nothing_that_the_loop_stands_on_knows_the_loop() -> None:
+    below = _reachable("online.loop") - {"online.loop"}
+    assert not {module for module in below if "online.loop" in IMPORTS[module]}
+
+
+def test_the_api_needs_neither_the_network_nor_the_loop() -> None:
+    assert not {m for m in _reachable("online.serve") if m == "online.loop" or m.startswith("model")}
+
+
+def test_every_import_is_a_declared_dependency() -> None:
+    names = set().union(*map(_tops, IMPORTS.values())) - set(PACKAGES) - set(sys.stdlib_module_names)
+    sold_as = importlib.metadata.packages_distributions()
+    declared = {_requirement_name(line) for line in PROJECT["dependencies"]}
+    wanted = {name: sold_as.get(BROUGHT_ALONG.get(name, name), [name]) for name in names}
+    undeclared = {name for name, candidates in wanted.items() if not set(map(_canonical, candidates)) & declared}
+    assert not undeclared
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    read = set().union(*(_settings_read(tree) for module, tree in TREES.items() if module != "online.settings"))
+    read |= _fields_behind(read)
+    unread = set(Settings.model_fields) - read
+    assert not unread, f"settings that nothing reads: {sorted(unread)}"
+
+
+def test_what_docker_compose_sets_are_settings() -> None:
+    for name in ("docker-compose.yml", ".env.example"):
+        variables = set(re.findall(rf"\b{PREFIX}[A-Z0-9_]+", (ROOT / name).read_text()))
+        unknown = {v for v in variables if v.removeprefix(PREFIX).lower() not in Settings.model_fields}
+        assert variables, f"{name} sets nothing"
+        assert not unknown, f"{name} names settings that do not exist: {sorted(unknown)}"
+
+
+def test_the_example_environment_shows_the_defaults() -> None:
+    shown = re.findall(rf"^#{PREFIX}([A-Z0-9_]+)=(.*)$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    defaults = {name: Settings.model_fields[name.lower()].get_default() for name, _ in shown}
+    wrong = {n: text for n, text in shown if type(defaults[n])(_parsed(text)) != defaults[n]}
+    assert not wrong
+
+
+def test_each_dependency_is_pinned_to_one_version() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    loose = [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line)]
+    assert not loose, "a pin is NAME==VERSION, without the local part of one build"
+    pinned = {_canonical(line.split("==")[0]) for line in lines}
+    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], "setuptools"]
+    assert {_requirement_name(line) for line in asked} <= pinned
+
+
+def test_the_readme_names_only_targets_and_commands_that_exist() -> None:
+    typer = pytest.importorskip("typer")
+    cli = pytest.importorskip("online.cli", reason="there is no command line yet")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    commands = set(typer.main.get_command(cli.app).commands)
+    code = "\n".join(fenced + inline for fenced, inline in _code((ROOT / "README.md").read_text()))
+    assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
+    assert set(re.findall(r"\bnextclick ([a-z][a-z-]*)", code)) <= commands
+
+
+def _code(markdown: str) -> list[tuple[str, str]]:
+    return re.findall(r"```[^\n]*\n(.*?)```|`([^`\n]+)`", markdown, re.DOTALL)
+
+
+def _tops(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def _reachable(start: str) -> set[str]:
+    found, todo = set(), [start]
+    while todo:
+        module = todo.pop()
+        if module in TREES and module not in found:
+            found.add(module)
+            todo.extend(IMPORTS[module])
+    return found
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _requirement_name(requirement: str) -> str:
+    match = re.match(r"[\w.-]+", requirement)
+    assert match, requirement
+    return _canonical(match.group())
+
+
+def _parsed(text: str) -> object:
+    try:
+        return ast.literal_eval(text.capitalize())
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _settings_read(tree: ast.AST) -> set[str]:
+    """Attributes taken from anything called settings: `settings.x`, `self.settings.x`, `self._settings.x`."""
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and _last_name(node.value).lstrip("_") == "settings"
+    }
+
+
+def _last_name(node: ast.expr) -> str:
+    """`a` of the expression `a`, `c` of `a.b.c`."""
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _fields_behind(properties: set[str]) -> set[str]:
+    """The fields from which the named properties of Settings are derived."""
+    tree = TREES["online.settings"]
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in properties]
+    return {node.attr for f in functions for node in ast.walk(f) if isinstance(node, ast.Attribute)}
