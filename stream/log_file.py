@@ -119,13 +119,21 @@ class Log:
                 time.sleep(0.01)
 
     def ensure_topics(self, topics: Mapping[str, int]) -> None:
-        """Make topics that are missing, and add partitions to those that have fewer. Never removes one."""
+        """Make the topics that are missing, with so many partitions; those that are there stay as they are."""
         with self._clear_errors(), self._transaction():
+            there = {partition.topic for partition in self.extents(topics)}
             for topic, count in topics.items():
-                self._db.executemany(
-                    "INSERT OR IGNORE INTO partitions (topic, partition) VALUES (?, ?)",
-                    [(topic, number) for number in range(count)],
-                )
+                if topic not in there:
+                    self._add_partitions(topic, 0, count)
+
+    def add_partitions(self, topic: str, count: int) -> None:
+        """Give a topic `count` partitions where it has fewer. Keys may then go to another partition than before."""
+        with self._clear_errors(), self._transaction():
+            self._add_partitions(topic, len(self.extents([topic])), count)
+
+    def _add_partitions(self, topic: str, start: int, end: int) -> None:
+        numbers = [(topic, number) for number in range(start, end)]
+        self._db.executemany("INSERT INTO partitions (topic, partition) VALUES (?, ?)", numbers)
 
     def extents(self, topics: Iterable[str]) -> dict[Partition, Extent]:
         """The partitions of those topics that exist, in order."""

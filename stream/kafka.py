@@ -1,0 +1,346 @@
+"""Kafka as a source and a producer, by kafka-python."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import KafkaProducer as Client
+from kafka import errors as kafka_errors
+from kafka.structs import OffsetAndMetadata
+
+from stream.kafka_errors import connected, log, source_error
+from stream.source import (
+    OnAssigned,
+    OnRevoked,
+    Partition,
+    Record,
+    SourceError,
+    TooLargeError,
+    next_offset,
+)
+
+_POLL_SLICE_S = 0.5
+_ASK_S_MAX = 5.0
+_ACKNOWLEDGE_S_MAX = 30.0
+_DEAD_LETTER_BYTES_MAX = 2 * 2**20
+_BUFFER_BYTES_MAX = 8 * 2**20
+_BUFFER_RECORDS_MAX = 20_000
+# Beyond this a record may be more than its topic takes, so its acknowledgement is waited for.
+_LARGE_BYTES = 512 * 1024
+
+_NO_OPTIONS: Mapping[str, Any] = {}
+_CONSUMER = {
+    "metrics_enabled": False,
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+    "isolation_level": "read_committed",
+    "allow_auto_create_topics": False,
+    # A topic or partition that is made later is seen within this time.
+    "metadata_max_age_ms": 5_000,
+    "max_partition_fetch_bytes": 4 * 2**20,
+    # After a kill -9 the group waits this long for the dead member before its successor gets the partitions.
+    "session_timeout_ms": 10_000,
+    "heartbeat_interval_ms": 3_000,
+    "max_poll_interval_ms": 300_000,
+}
+_PRODUCER = {
+    "metrics_enabled": False,
+    "acks": "all",
+    "enable_idempotence": True,
+    "compression_type": "lz4",
+    "linger_ms": 5,
+    "batch_size": 64 * 1024,
+    "max_request_size": _DEAD_LETTER_BYTES_MAX,
+    "max_block_ms": 10_000,
+    "request_timeout_ms": 15_000,
+    "delivery_timeout_ms": int(_ACKNOWLEDGE_S_MAX * 1_000),
+    "allow_auto_create_topics": False,
+}
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Notes what the group decides, for the caller's thread to act on.
+
+    kafka-python calls this in its own thread, where nothing may block. A partition that is new stays paused until the
+    application has said where it starts.
+    """
+
+    def __init__(self, consumer: KafkaConsumer) -> None:
+        self._consumer = consumer
+        self.decisions: deque[tuple[str, list[Partition]]] = deque()
+
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        self.decisions.append(("revoked", _sorted(revoked)))
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._consumer.pause(*assigned)
+        self.decisions.append(("assigned", _sorted(assigned)))
+
+
+class KafkaSource:
+    """A `Source` that is one member of a consumer group.
+
+    Raises SourceError where no broker answers at first. When one goes away later, `poll` returns nothing until it is
+    back; `client_options` are kafka-python's own (security_protocol, sasl_*, ssl_*).
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topics: Sequence[str],
+        group: str,
+        *,
+        client_options: Mapping[str, Any] = _NO_OPTIONS,
+    ) -> None:
+        self._servers = bootstrap_servers
+        self._topics = list(topics)
+        self._consumer = connected(KafkaConsumer, bootstrap_servers, {**_CONSUMER, "group_id": group, **client_options})
+        self._listener = _Listener(self._consumer)
+        self._on_assigned: OnAssigned | None = None
+        self._on_revoked: OnRevoked | None = None
+        self._positions: dict[Partition, int] = {}
+        self._ends: dict[Partition, int] = {}
+        self._closed = False
+
+    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
+        self._on_assigned, self._on_revoked = on_assigned, on_revoked
+        self._consumer.subscribe(topics=self._topics, listener=self._listener)
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+        if self._on_assigned is None:
+            raise SourceError("Kafka is polled before start()")
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            records = self._poll_once(max_records, min(left_s, _POLL_SLICE_S))
+            if records or left_s == 0.0:
+                return records
+
+    def _poll_once(self, max_records: int, timeout_s: float) -> list[Record]:
+        # kafka-python gives partitions up inside its poll, in its own thread, where nothing can be committed any more.
+        # That it is about to is known beforehand, so the application is told here, while it still owns them.
+        if self._positions and self._consumer._coordinator.need_rejoin():
+            self._revoke(list(self._positions))
+        try:
+            fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
+            self._act_on_decisions()
+        except kafka_errors.KafkaError as error:
+            if not error.retriable:
+                raise source_error(self._servers, error) from error
+            log.debug("Kafka at %s: %s", self._servers, error)
+            time.sleep(min(timeout_s, 0.1))
+            return []
+        records = []
+        for where, batch in fetched.items():
+            partition = Partition(where.topic, where.partition)
+            if batch and partition in self._positions:
+                self._positions[partition] = batch[-1].offset + 1
+                records += [_record(message) for message in batch]
+        return records
+
+    def positions(self) -> dict[Partition, int]:
+        return dict(self._positions)
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        if partition not in self._positions:
+            raise SourceError(f"{partition.topic} partition {partition.partition} is not assigned: it cannot be sought")
+        try:
+            self._consumer.seek(TopicPartition(*partition), offset)
+        except ValueError:
+            return  # taken away since the last poll; the next one says so
+        self._positions[partition] = offset
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        there = {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        if not there:
+            return
+        try:
+            self._consumer.commit(there, timeout_ms=int(_ASK_S_MAX * 1_000))
+        except (kafka_errors.RebalanceInProgressError, kafka_errors.IllegalGenerationError) as error:
+            log.debug("positions are not committed while the group rebalances: %s", error)
+        except kafka_errors.KafkaError as error:
+            log.warning("positions are not committed to Kafka at %s: %s", self._servers, error)
+
+    def committed(self) -> dict[Partition, int]:
+        found = {}
+        try:
+            for partition in self._positions:
+                offset = self._consumer.committed(TopicPartition(*partition), timeout_ms=int(_ASK_S_MAX * 1_000))
+                if offset is not None:
+                    found[partition] = int(offset)
+        except kafka_errors.KafkaError as error:
+            raise source_error(self._servers, error) from error
+        return found
+
+    def ends(self) -> dict[Partition, int]:
+        """As `Source.ends`; the last ones known while the broker is away."""
+        try:
+            self._ends = self._offsets(self._consumer.end_offsets, list(self._positions))
+        except kafka_errors.KafkaError as error:
+            log.debug("Kafka at %s does not tell where its partitions end: %s", self._servers, error)
+        return {partition: self._ends[partition] for partition in self._positions if partition in self._ends}
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._consumer.close(autocommit=False, timeout_ms=int(_ASK_S_MAX * 1_000))
+
+    def _act_on_decisions(self) -> None:
+        while self._listener.decisions:
+            kind, partitions = self._listener.decisions[0]
+            if kind == "revoked":
+                self._revoke([partition for partition in partitions if partition in self._positions])
+            elif partitions:
+                self._assign(partitions)
+            self._listener.decisions.popleft()
+
+    def _revoke(self, partitions: list[Partition]) -> None:
+        if partitions:
+            assert self._on_revoked is not None
+            self._on_revoked(partitions)
+        for partition in partitions:
+            self._positions.pop(partition, None)
+
+    def _assign(self, partitions: list[Partition]) -> None:
+        # Asked first: where the broker does not answer this raises, and the whole is tried again at the next poll.
+        earliest = self._offsets(self._consumer.beginning_offsets, partitions)
+        ends = self._offsets(self._consumer.end_offsets, partitions)
+        assert self._on_assigned is not None
+        wanted = self._on_assigned(partitions)
+        for partition in partitions:
+            offset = next_offset(partition, wanted.get(partition), earliest[partition], ends[partition])
+            try:
+                self._consumer.seek(TopicPartition(*partition), offset)
+                self._consumer.resume(TopicPartition(*partition))
+            except (ValueError, KeyError):
+                continue  # taken away again meanwhile; the decision that says so is next
+            self._positions[partition] = offset
+            self._ends[partition] = ends[partition]
+
+    def _offsets(self, ask: Any, partitions: list[Partition]) -> dict[Partition, int]:
+        if not partitions:
+            return {}
+        answer = ask([TopicPartition(*partition) for partition in partitions], timeout_ms=int(_ASK_S_MAX * 1_000))
+        return {Partition(where.topic, where.partition): int(offset) for where, offset in answer.items()}
+
+
+class KafkaProducer:
+    """A `Producer` to Kafka: idempotent, acknowledged by all replicas, partitioned by key as Kafka's own clients do.
+
+    A record without key and value gets an empty key, because kafka-python sends no other. Several threads may use it.
+    """
+
+    def __init__(self, bootstrap_servers: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> None:
+        self._servers = bootstrap_servers
+        self._options = {**_PRODUCER, **client_options}
+        self._client = connected(Client, bootstrap_servers, self._options)
+        self._lock = threading.RLock()
+        self._failure: Exception | None = None
+        self._waiting_records = 0
+        self._waiting_bytes = 0
+        self._closed = False
+
+    def send(
+        self, topic: str, *, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        size = len(key or b"") + len(value or b"") + sum(len(name) + len(text) for name, text in headers)
+        large = size >= _LARGE_BYTES
+        with self._lock:
+            if large or self._waiting_records >= _BUFFER_RECORDS_MAX or self._waiting_bytes >= _BUFFER_BYTES_MAX:
+                self.flush()
+            self._raise_failure()
+            try:
+                future = self._client.send(
+                    topic, value=value, key=b"" if key is None and value is None else key, headers=list(headers)
+                )
+                if large:
+                    future.get(timeout=_ACKNOWLEDGE_S_MAX)
+                    return
+            except (kafka_errors.KafkaError, ValueError, TypeError) as error:
+                self._renew()
+                if isinstance(error, kafka_errors.MessageSizeTooLargeError | kafka_errors.RecordListTooLargeError):
+                    raise TooLargeError(f"a record of {size} bytes is more than topic {topic} takes") from error
+                raise source_error(self._servers, error, topic) from error
+            future.add_errback(self._note_failure)
+            self._waiting_records += 1
+            self._waiting_bytes += size
+
+    def flush(self) -> None:
+        with self._lock:
+            self._waiting_records = self._waiting_bytes = 0
+            try:
+                # The records' own time limit comes first; this one only guards against waiting for ever.
+                self._client.flush(timeout=_ACKNOWLEDGE_S_MAX + 10)
+            except kafka_errors.KafkaError as error:
+                self._note_failure(error)
+            self._raise_failure()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.flush()
+        finally:
+            self._client.close(timeout=_ASK_S_MAX)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failure = error
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            if not self._closed:
+                self._renew()
+            raise source_error(self._servers, failure) from failure
+
+    def _renew(self) -> None:
+        """Begin anew: after one refused record an idempotent client refuses all; a missing topic it asks for for ever."""
+        old = self._client
+        self._client = connected(Client, self._servers, self._options)
+        self._failure = None
+        old.close(timeout=0)
+
+
+def ensure_topics(
+    bootstrap_servers: str,
+    topics: Mapping[str, int],
+    *,
+    configs: Mapping[str, Mapping[str, str]] = _NO_OPTIONS,
+    client_options: Mapping[str, Any] = _NO_OPTIONS,
+) -> None:
+    """Make the topics that are missing, with so many partitions; those that are there stay as they are.
+
+    `configs` are Kafka's settings by topic. A topic named `*.dead` takes messages of twice Kafka's usual size unless
+    told otherwise: a dead letter is the whole bad message and its headers. Raises SourceError.
+    """
+    admin = connected(KafkaAdminClient, bootstrap_servers, dict(client_options))
+    try:
+        there = set(admin.list_topics())
+        for name, partitions in topics.items():
+            if name in there:
+                continue
+            usual = {"max.message.bytes": str(_DEAD_LETTER_BYTES_MAX)} if name.endswith(".dead") else {}
+            wanted = {"num_partitions": partitions, "configs": {**usual, **configs.get(name, {})}}
+            try:
+                admin.create_topics({name: wanted}, wait_for_metadata=True)
+            except kafka_errors.TopicAlreadyExistsError:
+                continue  # another process was faster
+    except kafka_errors.KafkaError as error:
+        raise source_error(bootstrap_servers, error) from error
+    finally:
+        admin.close()
+
+
+def _record(message: Any) -> Record:
+    headers = tuple((name, value or b"") for name, value in message.headers or ())
+    return Record(
+        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers
+    )
+
+
+def _sorted(partitions: set[TopicPartition]) -> list[Partition]:
+    return sorted(Partition(where.topic, where.partition) for where in partitions)

@@ -1,0 +1,100 @@
+"""What goes wrong with Kafka, in one clear line, and not a hundred times over."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from kafka import errors as kafka_errors
+from kafka.net.compat import KafkaNetClient
+
+from stream.source import SourceError
+
+log = logging.getLogger("stream.kafka")
+
+_BOOTSTRAP_MS_MAX = 8_000
+_SAME_LINE_EVERY_S = 30.0
+
+_COMMON = {
+    "bootstrap_timeout_ms": _BOOTSTRAP_MS_MAX,
+    # A broker that comes back is found soon.
+    "reconnect_backoff_max_ms": 2_000,
+}
+
+
+class _Calm(logging.Handler):
+    """Passes kafka-python's warnings on, each source line at most once in a while: an outage is not a flood.
+
+    While a client connects for the first time it passes nothing on but keeps the reason, which goes into the one line
+    that a failure ends in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.connecting = 0
+        self.reason = ""
+        self._latest: dict[tuple[str, int], float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.connecting:
+            message = record.getMessage()
+            if message.startswith("Connection failed"):
+                self.reason = message
+            return
+        now, line = time.monotonic(), (record.name, record.lineno)
+        if now - self._latest.get(line, -_SAME_LINE_EVERY_S) >= _SAME_LINE_EVERY_S:
+            self._latest[line] = now
+            log.warning("kafka-python: %s", record.getMessage())
+
+
+_calm = _Calm()
+
+
+def _calm_down() -> None:
+    """Route kafka-python's log through `_Calm`, unless somebody has set it up otherwise."""
+    theirs = logging.getLogger("kafka")
+    configured = any(not isinstance(handler, logging.NullHandler) for handler in theirs.handlers)
+    if not configured and theirs.level == logging.NOTSET:
+        theirs.setLevel(logging.WARNING)
+        theirs.propagate = False
+        theirs.addHandler(_calm)
+
+
+def connected(make: Any, bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
+    """A kafka-python client made by `make` that has reached a broker; SourceError where none answers."""
+    _calm_down()
+    clients: list[Any] = []
+
+    def client(**settings: Any) -> Any:
+        clients.append(KafkaNetClient(**settings))
+        return clients[-1]
+
+    _calm.connecting += 1
+    _calm.reason = ""
+    try:
+        return make(bootstrap_servers=bootstrap_servers.split(","), kafka_client=client, **{**_COMMON, **options})
+    except (kafka_errors.KafkaError, ValueError, TypeError, OSError) as error:
+        # kafka-python leaves the thread of a client that reached nobody behind.
+        for unused in clients:
+            unused.close()
+        line = str(source_error(bootstrap_servers, error))
+        raise SourceError(f"{line} ({_calm.reason})" if _calm.reason else line) from error
+    finally:
+        _calm.connecting -= 1
+
+
+def source_error(bootstrap_servers: str, error: BaseException, topic: str | None = None) -> SourceError:
+    """The line that says what to do about an error of kafka-python."""
+    if isinstance(error, kafka_errors.KafkaTimeoutError | kafka_errors.UnknownTopicOrPartitionError) and topic:
+        return SourceError(f"Kafka at {bootstrap_servers} does not offer topic {topic}: create it, or check its name")
+    if isinstance(error, kafka_errors.RetriableError | OSError) or "bootstrap" in str(error).lower():
+        return SourceError(
+            f"no Kafka answers at {bootstrap_servers}: start it, or check NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS"
+        )
+    if isinstance(error, kafka_errors.AuthorizationError):
+        return SourceError(f"Kafka at {bootstrap_servers} does not allow this: {_line(error)}; check user and ACLs")
+    return SourceError(f"Kafka at {bootstrap_servers} refuses: {_line(error)}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
