@@ -57,7 +57,7 @@ class ReformerConfig:
 
 
 class Histories(NamedTuple):
-    """Click histories, oldest click first, left-aligned. What stands behind a history's length is never read."""
+    """Click histories, oldest click first, left-aligned, L >= 1. What stands behind a history's length is never read."""
 
     items: Tensor  # (B, L) int64, rows of the item table; 0 is an unknown item
     event_types: Tensor  # (B, L) int64, below config.event_types
@@ -99,7 +99,8 @@ class LocalAttention(nn.Module):
     def softmax(self, scores: Tensor, gaps: Tensor, seen: Tensor) -> Tensor:
         """scores (B, H, ...), gaps in seconds (B, ...), seen (..., broadcast) -> weights (B, H, ...)."""
         buckets = log_time_bucket(gaps, self.buckets)
-        bias = F.embedding(buckets, self.time_bias.T).movedim(-1, 1)  # (B, H, ...)
+        per_head = self.time_bias.gather(1, buckets.reshape(1, -1).expand(self.heads, -1))
+        bias = per_head.view(self.heads, *buckets.shape).transpose(0, 1)  # (B, H, ...)
         return (scores.float() + bias).masked_fill(~seen, -torch.inf).softmax(-1)
 
 
