@@ -23,6 +23,7 @@ from stream.source import (
 )
 
 _POLL_SLICE_S = 0.5
+_JOIN_SLICE_MS = 2_000
 _ASK_S_MAX = 5.0
 _ACKNOWLEDGE_S_MAX = 30.0
 _DEAD_LETTER_BYTES_MAX = 2 * 2**20
@@ -120,11 +121,8 @@ class KafkaSource:
                 return records
 
     def _poll_once(self, max_records: int, timeout_s: float) -> list[Record]:
-        # kafka-python gives partitions up inside its poll, in its own thread, where nothing can be committed any more.
-        # That it is about to is known beforehand, so the application is told here, while it still owns them.
-        if self._positions and self._consumer._coordinator.need_rejoin():
-            self._revoke(list(self._positions))
         try:
+            self._join_if_needed()
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             self._act_on_decisions()
         except kafka_errors.KafkaError as error:
@@ -140,6 +138,21 @@ class KafkaSource:
                 self._positions[partition] = batch[-1].offset + 1
                 records += [_record(message) for message in batch]
         return records
+
+    def _join_if_needed(self) -> None:
+        """Take part in a rebalance, before kafka-python's own `poll` does, for two reasons.
+
+        There the application would be told in another thread, when nothing can be committed any more; here it still
+        owns its partitions. And a `poll` whose time is up while joining may forget, in kafka-python 3.0, that it has
+        begun to: the leader of the group then waits for ever. Asking for the rejoin keeps it in mind.
+        """
+        coordinator = self._consumer._coordinator
+        if not (coordinator.rejoining or coordinator.need_rejoin()):
+            return
+        self._revoke(list(self._positions))
+        coordinator.request_rejoin()
+        coordinator.ensure_active_group(timeout_ms=_JOIN_SLICE_MS)
+        self._act_on_decisions()
 
     def positions(self) -> dict[Partition, int]:
         return dict(self._positions)
@@ -298,7 +311,7 @@ class KafkaProducer:
             raise source_error(self._servers, failure) from failure
 
     def _renew(self) -> None:
-        """Begin anew: after one refused record an idempotent client refuses all; a missing topic it asks for for ever."""
+        """Begin anew: after one refused record an idempotent client refuses all; a missing topic it keeps asking for."""
         old = self._client
         self._client = connected(Client, self._servers, self._options)
         self._failure = None
