@@ -34,6 +34,4 @@ COPY --from=package /opt/package /opt/nextclick
 ENV PATH=/opt/nextclick/bin:$PATH PYTHONUNBUFFERED=1 NEXTCLICK_DATA_DIR=/data
 USER 10001:10001
 WORKDIR /data
-VOLUME /data
-ENTRYPOINT []
 CMD ["nextclick", "--help"]
