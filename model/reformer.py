@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from model.items import ItemTable
 from model.lsh import log_time_bucket, lsh_attention, random_rotations
+from model.memory import LocalMemory, ReformerMemory
 from model.reversible import ReversibleStack
 
 
@@ -57,12 +58,21 @@ class ReformerConfig:
 
 
 class Histories(NamedTuple):
-    """Click histories, oldest click first, left-aligned, L >= 1. What stands behind a history's length is never read."""
+    """Click histories, oldest click first, left-aligned, L >= 1. What stands behind their lengths is never read."""
 
     items: Tensor  # (B, L) int64, rows of the item table; 0 is an unknown item
     event_types: Tensor  # (B, L) int64, below config.event_types
     timestamps: Tensor  # (B, L) float64, seconds since 1970
     lengths: Tensor  # (B,) int64
+
+
+class Clicks(NamedTuple):
+    """One new click of each of N different people."""
+
+    slots: Tensor  # (N,) int64, of a ReformerMemory, distinct
+    items: Tensor  # (N,) int64, rows of the item table; 0 is an unknown item
+    event_types: Tensor  # (N,) int64, below config.event_types
+    timestamps: Tensor  # (N,) float64, seconds since 1970
 
 
 class LocalAttention(nn.Module):
@@ -95,6 +105,29 @@ class LocalAttention(nn.Module):
         y = weights.to(v.dtype) @ _with_chunk_before(v, 3)  # (B, H, chunks, W, 2 W) x (B, H, chunks, 2 W, d)
         y = self.out(y.permute(0, 2, 3, 1, 4).reshape(B, chunks * W, D)[:, :L])
         return self.dropout(y)  # type: ignore[no-any-return]
+
+    def append(self, x: Tensor, memory: LocalMemory, slots: Tensor, timestamps: Tensor, *, store: bool) -> Tensor:
+        """(N, D), (N,), (N,) -> (N, D): what `forward` gives at the last position of a history."""
+        N, D = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(N, 3, self.heads, D // self.heads).unbind(1)  # 3 × (N, H, d)
+        keys, values, times, filled = memory.read(slots)
+        keys = torch.cat([keys.to(k.dtype), k[:, :, None]], 2)  # (N, H, W, d)
+        values = torch.cat([values.to(v.dtype), v[:, :, None]], 2)
+        gaps = timestamps[:, None] - torch.cat([times, timestamps[:, None]], 1)  # (N, W)
+        seen = F.pad(filled, (0, 1), value=True)  # (N, W): what is in the ring, and the click itself
+        scores = (keys @ q[..., None])[..., 0] / (D // self.heads) ** 0.5  # (N, H, W)
+        weights = self.softmax(scores, gaps, seen[:, None])
+        y = (weights.to(v.dtype)[:, :, None] @ values).view(N, D)  # (N, H, 1, W) x (N, H, W, d)
+        if store:
+            memory.write(slots, k, v, timestamps)
+        return self.dropout(self.out(y))  # type: ignore[no-any-return]
+
+    def memory(self, slots: int, dtype: torch.dtype) -> LocalMemory:
+        weight = self.out.weight
+        width = weight.shape[0] // self.heads
+        return LocalMemory(
+            slots=slots, heads=self.heads, window=self.window, width=width, dtype=dtype, device=weight.device
+        )
 
     def softmax(self, scores: Tensor, gaps: Tensor, seen: Tensor) -> Tensor:
         """scores (B, H, ...), gaps in seconds (B, ...), seen (..., broadcast) -> weights (B, H, ...)."""
@@ -179,6 +212,30 @@ class Reformer(nn.Module):
         y1, y2 = self.layers(x, x, timestamps, lengths, recompute=recompute)
         states: Tensor = self.norm((y1 + y2) / 2)
         return states.float().masked_fill(padding[..., None], 0)
+
+    def append(self, memory: ReformerMemory, clicks: Clicks, *, store: bool = True) -> Tensor:
+        """-> each one's state after the new click (N, D) float32: what `forward` gives at the end of their histories.
+
+        The work per click does not grow with the history. Memories are constants: gradients reach the weights through
+        the new positions only. `store=False` leaves the memory as it is, to look ahead or to train on a click that is
+        stored later.
+        """
+        slots, items, event_types, timestamps = clicks
+        gaps = 1 + log_time_bucket(timestamps - memory.timestamps[slots], self.config.gap_buckets)
+        x = self.embed(items, event_types, gaps.masked_fill(memory.clicks[slots] == 0, 0))  # (N, D)
+        y1 = y2 = x.double()  # as in ReversibleStack
+        for f, g, layer in zip(self.layers.f, self.layers.g, memory.layers, strict=True):
+            y1 = y1 + f.append(y2.float(), layer, slots, timestamps, store=store)  # type: ignore[operator]
+            y2 = y2 + g(y1.float())
+        if store:
+            memory.stamp(slots, timestamps)
+        states: Tensor = self.norm((y1.float() + y2.float()) / 2)
+        return states.float()
+
+    def memory(self, users_held: int, *, dtype: torch.dtype = torch.float32) -> ReformerMemory:
+        """An empty memory for so many people. Keys and values in `dtype`; half of the bytes, half of the precision."""
+        layers = [f.memory(users_held, dtype) for f in self.layers.f]  # type: ignore[operator]
+        return ReformerMemory(layers, slots=users_held, device=self.items.vectors.device)
 
     def embed(self, items: Tensor, event_types: Tensor, gaps: Tensor) -> Tensor:
         """Rows, types and gap buckets (0 for "no click before"), each (...) -> (..., D) float32."""

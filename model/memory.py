@@ -1,0 +1,167 @@
+"""What the Reformer remembers of the people it follows: one slot each, so that one more click needs no history.
+
+S slots, N clicks of N people, H heads, W window, d width of a head.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LocalMemory:
+    """A ring of the latest W − 1 keys and values for each slot and head: what local attention sees beside the click."""
+
+    def __init__(
+        self, *, slots: int, heads: int, window: int, width: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.keys = torch.zeros(slots, heads, window - 1, width, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.times = torch.zeros(slots, window - 1, dtype=torch.float64, device=device)
+        self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)
+
+    def read(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Slots (N,) -> keys and values (N, H, W − 1, d), times (N, W − 1), which of them are filled (N, W − 1)."""
+        filled = torch.arange(self.times.shape[1], device=slots.device) < self.clicks[slots, None]
+        return self.keys[slots], self.values[slots], self.times[slots], filled
+
+    @torch.no_grad()
+    def write(self, slots: Tensor, keys: Tensor, values: Tensor, times: Tensor) -> None:
+        """Distinct slots (N,), keys and values (N, H, d), times (N,): over the oldest entry of each ring."""
+        place = self.clicks[slots] % self.times.shape[1]
+        self.keys[slots, :, place] = keys.to(self.keys.dtype)
+        self.values[slots, :, place] = values.to(self.values.dtype)
+        self.times[slots, place] = times
+        self.clicks[slots] += 1
+
+    def clear(self, slots: Tensor) -> None:
+        self.clicks[slots] = 0
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values, "times": self.times, "clicks": self.clicks}
+
+
+class LayerMemory(Protocol):
+    """What every layer's memory can do."""
+
+    def clear(self, slots: Tensor) -> None: ...
+    def state_tensors(self) -> dict[str, Tensor]: ...
+
+
+class ReformerMemory:
+    """One memory per layer, and when each person clicked last; who has which slot. Made by `Reformer.memory`."""
+
+    def __init__(self, layers: Sequence[LayerMemory], *, slots: int, device: torch.device) -> None:
+        self.layers = list(layers)
+        self.directory = Directory(slots)
+        self.timestamps = torch.zeros(slots, dtype=torch.float64, device=device)  # (S,) of the latest click
+        self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)  # (S,)
+
+    def take(self, user_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Distinct people -> their slots (N,) and which of them are new (N,): those slots are empty now, and it is up
+        to the caller to put the person's history into them. The least recently used make room."""
+        slots, new = self.directory.take(user_ids)
+        slots_, new_ = self.clicks.new_tensor(slots), torch.tensor(new, dtype=torch.bool, device=self.clicks.device)
+        self.clear(slots_[new_])
+        return slots_, new_
+
+    def free(self, user_id: str) -> None:
+        """Forgets the person."""
+        slot = self.directory.free(user_id)
+        if slot is not None:
+            self.clear(self.clicks.new_tensor([slot]))
+
+    def clear(self, slots: Tensor) -> None:
+        """Slots (N,) know of no click any more."""
+        self.clicks[slots] = 0
+        for layer in self.layers:
+            layer.clear(slots)
+
+    def stamp(self, slots: Tensor, timestamps: Tensor) -> None:
+        """Distinct slots (N,) clicked at timestamps (N,)."""
+        self.timestamps[slots] = timestamps
+        self.clicks[slots] += 1
+
+    def bytes_per_user(self) -> int:
+        """Measured: the bytes of all tensors over the number of slots."""
+        return sum(tensor.nbytes for tensor in self.state_tensors().values()) // self.directory.capacity
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Everything but the directory (`directory.to_state()`): `timestamps`, `clicks`, `layers.<n>.<name>`. Not
+        copies: write them before the next click is appended."""
+        found = {"timestamps": self.timestamps, "clicks": self.clicks}
+        for n, layer in enumerate(self.layers):
+            found.update({f"layers.{n}.{name}": tensor for name, tensor in layer.state_tensors().items()})
+        return found
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """ValueError: a tensor is missing or has another shape."""
+        _fill(self.state_tensors(), tensors)
+
+
+def _fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in into.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            found = list(tensors[name].shape) if name in tensors else "nothing"
+            raise ValueError(f"memory state: {name} has to be {list(tensor.shape)}, found {found}")
+        tensor.copy_(tensors[name])
+
+
+class Directory:
+    """Who has which of the slots 0 ... S − 1. Whoever was asked for longest ago makes room."""
+
+    def __init__(self, slots: int) -> None:
+        if slots < 1:
+            raise ValueError(f"slots: {slots}, has to be at least 1")
+        self.capacity = slots
+        self._slots: OrderedDict[str, int] = OrderedDict()  # in the order of use
+        self._free = list(range(slots - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, user_id: str) -> bool:
+        return user_id in self._slots
+
+    def users(self) -> list[str]:
+        """Who has a slot, least recently used first."""
+        return list(self._slots)
+
+    def take(self, user_ids: Sequence[str]) -> tuple[list[int], list[bool]]:
+        """-> each one's slot, and whether it is new to them (its memory is somebody else's, and has to be cleared).
+
+        ValueError: the same person twice, or more people than there are slots.
+        """
+        if len(set(user_ids)) != len(user_ids):
+            raise ValueError("user_ids: every person may be named once")
+        if len(user_ids) > self.capacity:
+            raise ValueError(f"user_ids: {len(user_ids)} people at once, there are {self.capacity} slots")
+        new = [user_id not in self._slots for user_id in user_ids]
+        for user_id in user_ids:  # first, so that nobody is evicted whose turn comes later in this same call
+            if user_id in self._slots:
+                self._slots.move_to_end(user_id)
+        slots = []
+        for user_id in user_ids:
+            if user_id not in self._slots:
+                self._slots[user_id] = self._free.pop() if self._free else self._slots.popitem(last=False)[1]
+            slots.append(self._slots[user_id])
+        return slots, new
+
+    def free(self, user_id: str) -> int | None:
+        """Takes the person's slot away -> the slot, None if they had none."""
+        slot = self._slots.pop(user_id, None)
+        if slot is not None:
+            self._free.append(slot)
+        return slot
+
+    def to_state(self) -> dict[str, list[str] | list[int]]:
+        return {"users": list(self._slots), "slots": list(self._slots.values()), "free": list(self._free)}
+
+    def load_state(self, state: Mapping[str, list[str] | list[int]]) -> None:
+        """ValueError: the state is not one of this many slots."""
+        if sorted([*state["slots"], *state["free"]]) != list(range(self.capacity)):
+            raise ValueError(f"directory state: every one of the {self.capacity} slots must be there once")
+        self._slots = OrderedDict(zip(state["users"], state["slots"], strict=True))  # type: ignore[arg-type]
+        self._free = list(state["free"])  # type: ignore[arg-type]
