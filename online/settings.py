@@ -50,10 +50,10 @@ class Settings(BaseSettings):
     # The loop.
     poll_records_max: Positive = Field(512, description="messages taken from the broker at a time")
     poll_timeout_s: Seconds = Field(0.05, description="longest wait for a first message")
-    micro_batch_max: Positive = Field(64, description="clicks (each of another user) learned in one step")
+    micro_batch_max: Positive = Field(64, description="clicks learned in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
-    lists_pending_max: Positive = Field(100_000, description="lists kept for later while Redis does not answer")
+    refresh_lists_max: Positive = Field(256, description="lists ranked anew in one turn after Redis was away")
 
     # What is remembered.
     users_held: Positive = Field(100_000, description="users with a history; the least recently seen makes room")
@@ -66,7 +66,7 @@ class Settings(BaseSettings):
 
     # The network.
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    threads: Positive = Field(2, description="CPU threads of torch")
+    threads: Positive = Field(1, description="CPU threads of torch")
     seed: int = Field(0, description="seed of everything drawn by chance")
     layers: Annotated[tuple[Literal["local", "lsh"], ...], NoDecode] = Field(
         ("local", "lsh"), min_length=1, description="comma-separated, from the bottom: local or lsh"
@@ -86,6 +86,8 @@ class Settings(BaseSettings):
     negatives: Positive = Field(128, description="sampled items a next-item loss is measured against")
     gradient_norm_max: Rate = Field(1.0, description="gradients are clipped to this norm")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the dense weights")
+    warm_up_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps in which the learning rates rise")
+    learning_rate_half_life_steps: Positive = Field(20_000, description="steps in which they come half way down to 0.3")
     finetune_interval_s: Seconds = Field(300.0, description="time between fine-tunings; 0: never by the clock")
     finetune_histories: Positive = Field(512, description="recent histories read in one fine-tuning")
     finetune_batch: Positive = Field(8, description="histories in one step of fine-tuning")
@@ -108,12 +110,20 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.buckets % 2:
-            raise ValueError(f"NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not {self.buckets}")
+            raise ValueError(
+                f"NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not {self.buckets}"
+            )
         if self.width % self.heads:
             raise ValueError(f"NEXTCLICK_WIDTH ({self.width}) must be a multiple of NEXTCLICK_HEADS ({self.heads})")
+        if self.users_held < self.micro_batch_max:
+            raise ValueError(
+                f"NEXTCLICK_USERS_HELD ({self.users_held}) must not be below "
+                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
+            )
         if self.online_history > self.history_max:
             raise ValueError(
-                f"NEXTCLICK_ONLINE_HISTORY ({self.online_history}) must not exceed NEXTCLICK_HISTORY_MAX ({self.history_max})"
+                f"NEXTCLICK_ONLINE_HISTORY ({self.online_history}) must not exceed "
+                f"NEXTCLICK_HISTORY_MAX ({self.history_max})"
             )
         return self
 

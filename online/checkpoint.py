@@ -1,0 +1,134 @@
+"""Checkpoints: everything the worker knows, with the offsets to read next, as one atomic version on disk.
+
+A checkpoint is a folder: `arrays.safetensors`, `state.json`, and `manifest.json` with their sizes and SHA-256 sums. It
+is written under a temporary name, synced, and renamed; so a folder with its final name is complete, and the sums tell
+whether the disk has kept it. Nothing in it is executable: no pickle.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+FORMAT = 1
+ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be written or read; one line that names the path and says what to do."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What one save wrote."""
+
+    number: int
+    size_bytes: int
+    seconds: float
+
+
+class Checkpoints:
+    """The latest `kept` checkpoints in one folder, numbered upwards.
+
+    Raises:
+        CheckpointError: the folder cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, kept: int) -> None:
+        self.folder = folder
+        self.kept = kept
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob("writing-*"):
+                shutil.rmtree(leftover)
+        except OSError as error:
+            raise CheckpointError(_cannot_write(folder, error)) from error
+
+    def numbers(self) -> list[int]:
+        """Numbers of the complete checkpoints, oldest first."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+
+    def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Saved:
+        """Writes the next checkpoint and removes those beyond `kept`. What stood there before stays if it fails."""
+        began = time.monotonic()
+        number = max(self.numbers(), default=0) + 1
+        writing, final = self.folder / f"writing-{number}", self.folder / f"{number:08d}"
+        try:
+            writing.mkdir()
+            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, writing / ARRAYS)
+            (writing / STATE).write_text(json.dumps(state))
+            files = {name: _sum_and_size(writing / name) for name in (ARRAYS, STATE)}
+            (writing / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}))
+            for name in (ARRAYS, STATE, MANIFEST):
+                _sync(writing / name)
+            _sync(writing)
+            writing.rename(final)
+            _sync(self.folder)
+        except OSError as error:
+            shutil.rmtree(writing, ignore_errors=True)
+            raise CheckpointError(_cannot_write(self.folder, error)) from error
+        for old in self.numbers()[: -self.kept]:
+            shutil.rmtree(self.folder / f"{old:08d}", ignore_errors=True)
+        return Saved(number, sum(size for _, size in files.values()), time.monotonic() - began)
+
+    def load(self) -> tuple[int, dict[str, NDArray[Any]], dict[str, Any]] | None:
+        """The latest checkpoint that is whole: its number, arrays and state; None where there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none can be used. Starting anew is for a person to decide.
+        """
+        reasons = []
+        for number in reversed(self.numbers()):
+            path = self.folder / f"{number:08d}"
+            try:
+                arrays, state = _read(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reasons.append(f"{path}: {error}")
+                log.error("checkpoint %s cannot be used, the one before is tried: %s", path, error)
+                continue
+            return number, arrays, state
+        if reasons:
+            raise CheckpointError(
+                f"no checkpoint can be used ({'; '.join(reasons)}); restore one, "
+                f"or move {self.folder} away to start anew"
+            )
+        return None
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    manifest = json.loads((path / MANIFEST).read_text())
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"format {manifest['format']}, this version reads format {FORMAT}")
+    for name, (digest, size) in manifest["files"].items():
+        if _sum_and_size(path / name) != (digest, size):
+            raise ValueError(f"{name} is not what was written (checksum or size differs)")
+    return load_file(path / ARRAYS), json.loads((path / STATE).read_text())
+
+
+def _sum_and_size(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(folder: Path, error: OSError) -> str:
+    return f"cannot write checkpoints to {folder} ({error.strerror or error}): free space or set NEXTCLICK_DATA_DIR"

@@ -1,0 +1,62 @@
+"""Which parts stand at the edges: Kafka and Redis where the settings name them, the embedded ones elsewhere."""
+
+from collections.abc import Sequence
+
+from online.settings import Settings
+from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
+from stream.lists import Lists, ListsError, connect
+from stream.log import LogProducer, LogSource
+from stream.log_file import Log
+from stream.readers import KafkaReader, LogReader, TopicReader
+from stream.source import Producer, Source
+
+LOG_PARTITIONS = 1  # one worker reads them all; a single partition keeps the order of all clicks
+
+
+def prepare_topics(settings: Settings) -> None:
+    """Makes the topics that are missing; those that are there stay as they are. Raises SourceError."""
+    if settings.kafka_bootstrap_servers:
+        topics = {settings.clicks_topic: settings.topic_partitions, settings.dead_letters_topic: 1}
+        ensure_topics(settings.kafka_bootstrap_servers, topics)
+    else:
+        Log(settings.log_path, partitions=LOG_PARTITIONS, records_max=settings.log_records_max).ensure_topics(
+            {settings.clicks_topic: LOG_PARTITIONS, settings.dead_letters_topic: 1}
+        )
+
+
+def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
+    """Reads topics as a member of a consumer group. Raises SourceError."""
+    if settings.kafka_bootstrap_servers:
+        return KafkaSource(settings.kafka_bootstrap_servers, topics, group)
+    return LogSource(settings.log_path, topics, group)
+
+
+def open_reader(settings: Settings, topic: str) -> TopicReader:
+    """Reads what a topic holds, as nobody's member. Raises SourceError."""
+    if settings.kafka_bootstrap_servers:
+        return KafkaReader(settings.kafka_bootstrap_servers, topic)
+    return LogReader(settings.log_path, topic)
+
+
+def open_producer(settings: Settings) -> Producer:
+    """Writes to topics. Raises SourceError."""
+    if settings.kafka_bootstrap_servers:
+        return KafkaProducer(settings.kafka_bootstrap_servers)
+    return LogProducer(settings.log_path, partitions=LOG_PARTITIONS, records_max=settings.log_records_max)
+
+
+def open_lists(settings: Settings) -> Lists:
+    """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError."""
+    if settings.redis_url is not None:
+        lists = Lists(connect(settings.redis_url.get_secret_value()), ttl_s=settings.list_ttl_s)
+        lists.ping()
+        return lists
+    lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0"), ttl_s=settings.list_ttl_s)
+    try:
+        lists.ping()
+    except ListsError as error:
+        raise ListsError(
+            f"the embedded Redis does not answer on 127.0.0.1:{settings.embedded_redis_port}: "
+            "start `nextclick worker` or `nextclick demo`, or set NEXTCLICK_REDIS_URL"
+        ) from error
+    return lists

@@ -1,0 +1,164 @@
+"""What each user clicked lately: bounded rings in arrays, the least recently seen user making room.
+
+Letters: `N` users asked for, `L` clicks asked for, `H` clicks kept of a user (`history_max`), `S` slots.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SERVED = 10  # items of the list in front of a user that hit@10 and NDCG@10 look at
+
+
+class Latest(NamedTuple):
+    """Latest clicks of some users, oldest first, left-aligned: padding (row 0) stands at the end."""
+
+    rows: NDArray[np.int64]  # (N, L)
+    event_types: NDArray[np.int64]  # (N, L)
+    timestamps: NDArray[np.float64]  # (N, L) seconds
+    lengths: NDArray[np.int64]  # (N,)
+
+    def of(self, users: NDArray[np.int64]) -> "Latest":
+        """Those of some of the users only."""
+        return Latest(self.rows[users], self.event_types[users], self.timestamps[users], self.lengths[users])
+
+
+class UserHistories:
+    """The latest `history_max` clicks of at most `users_held` users: 13 bytes a click, and 48 a user besides.
+
+    Clicks stand in the order in which they arrived, whatever their timestamps say.
+    """
+
+    def __init__(self, users_held: int, history_max: int) -> None:
+        self.users_held = users_held
+        self.history_max = history_max
+        self._slots: OrderedDict[str, int] = OrderedDict()  # least recently seen first
+        self._allocate(min(1024, users_held))
+
+    def _allocate(self, slots: int) -> None:
+        H = self.history_max
+        self._rows = np.zeros((slots, H), np.int32)
+        self._types = np.zeros((slots, H), np.uint8)
+        self._times = np.zeros((slots, H), np.float64)
+        self._clicks = np.zeros(slots, np.int64)  # ever made; the ring's place is this modulo H
+        self.served = np.zeros((slots, SERVED), np.int32)  # rows of the list that stands in Redis, best first
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __contains__(self, user: str) -> bool:
+        return user in self._slots
+
+    def slots(self, users: Sequence[str]) -> NDArray[np.int64]:
+        """Slots of users as (N,), made where a user has none. At most `users_held` different users at once."""
+        return np.fromiter((self._slot(user) for user in users), np.int64, len(users))
+
+    def find(self, users: Sequence[str]) -> NDArray[np.int64]:
+        """Slots of users who have one, (N,); asking does not count as seeing them. KeyError for anybody else."""
+        return np.fromiter((self._slots[user] for user in users), np.int64, len(users))
+
+    def _slot(self, user: str) -> int:
+        slot = self._slots.get(user)
+        if slot is not None:
+            self._slots.move_to_end(user)
+            return slot
+        if len(self._slots) < self.users_held:
+            slot = len(self._slots)
+            if slot == len(self._clicks):
+                self._grow()
+        else:
+            _, slot = self._slots.popitem(last=False)
+            for array in self._arrays():
+                array[slot] = 0
+        self._slots[user] = slot
+        return slot
+
+    def _grow(self) -> None:
+        before = self._arrays()
+        self._allocate(min(2 * len(self._clicks), self.users_held))
+        for new, old in zip(self._arrays(), before, strict=True):
+            new[: len(old)] = old
+
+    def _arrays(self) -> list[NDArray[Any]]:
+        return [self._rows, self._types, self._times, self._clicks, self.served]
+
+    def append(self, slots: NDArray[np.int64], rows: Any, event_types: Any, timestamps: Any) -> None:
+        """N new clicks, in order; a slot may stand there several times. All arguments are (N,)."""
+        place = (self._clicks[slots] + earlier_in_batch(slots)) % self.history_max
+        self._rows[slots, place] = rows
+        self._types[slots, place] = event_types
+        self._times[slots, place] = timestamps
+        np.add.at(self._clicks, slots, 1)
+
+    def latest(self, slots: NDArray[np.int64], length: int, behind: NDArray[np.int64] | int = 0) -> Latest:
+        """The latest `length` clicks (or what there is) of N slots, leaving out the very last `behind` (N,)."""
+        L = min(length, self.history_max)
+        ends = self._clicks[slots] - behind  # (N,)
+        lengths = np.clip(np.minimum(ends, self.history_max - behind), 0, L)  # what the ring still has
+        order = np.arange(L)[None, :]  # (1, L)
+        place = (ends[:, None] - lengths[:, None] + order) % self.history_max  # (N, L)
+        inside = order < lengths[:, None]  # (N, L)
+        at = slots[:, None]
+        return Latest(
+            np.where(inside, self._rows[at, place], 0).astype(np.int64),
+            np.where(inside, self._types[at, place], 0).astype(np.int64),
+            np.where(inside, self._times[at, place], 0.0),
+            lengths,
+        )
+
+    def recently_seen(self, count: int) -> NDArray[np.int64]:
+        """Slots of the `count` users seen last who have at least two clicks, latest first."""
+        slots = np.fromiter(reversed(self._slots.values()), np.int64, len(self._slots))
+        return slots[self._clicks[slots] >= 2][:count]
+
+    def forget_rows(self, rows: Sequence[int]) -> None:
+        """Items that lost their row: their clicks become unknown ones (row 0), before the row is handed out again."""
+        self._rows[np.isin(self._rows, rows)] = 0
+        self.served[np.isin(self.served, rows)] = 0
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], list[str]]:
+        """Arrays (only clicks that exist) and the users, least recently seen first."""
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        latest = self.latest(slots, self.history_max)
+        inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
+        arrays: dict[str, NDArray[Any]] = {
+            "clicks": self._clicks[slots],
+            "lengths": latest.lengths,
+            "served": self.served[slots],
+            "rows": latest.rows[inside].astype(np.int32),
+            "types": latest.event_types[inside].astype(np.uint8),
+            "times": latest.timestamps[inside],
+        }
+        return arrays, list(self._slots)
+
+    def load_state(self, arrays: dict[str, NDArray[Any]], users: Sequence[str]) -> None:
+        """Takes back what `to_state` gave; with a smaller `history_max` or `users_held` the latest are kept."""
+        ends = np.cumsum(arrays["lengths"])
+        kept_users = range(max(0, len(users) - self.users_held), len(users))
+        self._slots = OrderedDict((users[index], slot) for slot, index in enumerate(kept_users))
+        capacity = min(1024, self.users_held)
+        while capacity < len(self._slots):
+            capacity = min(2 * capacity, self.users_held)
+        self._allocate(capacity)
+        for slot, index in enumerate(kept_users):
+            clicks, end = int(arrays["clicks"][index]), int(ends[index])
+            kept = min(int(arrays["lengths"][index]), self.history_max)
+            place = np.arange(clicks - kept, clicks) % self.history_max
+            self._rows[slot, place] = arrays["rows"][end - kept : end]
+            self._types[slot, place] = arrays["types"][end - kept : end]
+            self._times[slot, place] = arrays["times"][end - kept : end]
+            self._clicks[slot] = clicks
+            self.served[slot] = arrays["served"][index]
+
+
+def earlier_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many times each slot (N,) stood there already, further to the left."""
+    order = np.argsort(slots, kind="stable")
+    ordered = slots[order]
+    first = np.maximum.accumulate(np.where(np.diff(ordered, prepend=-1) != 0, np.arange(len(slots)), 0))
+    earlier = np.empty(len(slots), np.int64)
+    earlier[order] = np.arange(len(slots)) - first
+    return earlier

@@ -1,0 +1,41 @@
+"""What has been taken in, and from where to go on: the part of the worker's state that is about the stream itself."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stream.source import Partition
+
+
+@dataclass
+class Ledger:
+    """Next offsets and totals. Saved in each checkpoint with the weights, so that both always tell the same story.
+
+    `next_offsets` holds, for every partition ever read, the first offset that the weights have not seen.
+    """
+
+    next_offsets: dict[Partition, int] = field(default_factory=dict)
+    learned: int = 0
+    duplicates: int = 0
+    dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
+    finetunings: int = 0
+
+    def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Where to go on, of those partitions that have been read before."""
+        return {partition: self.next_offsets[partition] for partition in partitions if partition in self.next_offsets}
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "next_offsets": [[topic, partition, offset] for (topic, partition), offset in self.next_offsets.items()],
+            "learned": self.learned,
+            "duplicates": self.duplicates,
+            "dead_letters": dict(self.dead_letters),
+            "finetunings": self.finetunings,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.next_offsets = {Partition(topic, partition): offset for topic, partition, offset in state["next_offsets"]}
+        self.learned, self.duplicates = state["learned"], state["duplicates"]
+        self.dead_letters = Counter(state["dead_letters"])
+        self.finetunings = state["finetunings"]

@@ -1,0 +1,306 @@
+"""The loop: clicks in, lists out, and the order of effects that lets it be killed at any moment.
+
+Lists go to Redis first, then the checkpoint with the next offsets is written, then the broker is told. After a crash
+everything goes on from the checkpoint: what came after it is learned again by weights that have not seen it, and its
+lists are written again. Nothing is lost, and no click is in the surviving weights twice.
+"""
+
+import itertools
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from online.checkpoint import Checkpoints, Saved
+from online.dead_letter_box import DeadLetterBox
+from online.drift import Alarm, DriftWatch
+from online.finetune import FineTuning
+from online.learner import Learner, Ranking
+from online.ledger import Ledger
+from online.metrics import Latencies
+from online.seen import SeenEvents
+from online.settings import Settings
+from stream.events import BadEvent, Click, Limits, parse
+from stream.lists import Lists, ListsError, TopList
+from stream.source import Partition, Record, Source
+
+REDIS_RETRY_S = 1.0  # between attempts while Redis does not answer
+PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A click and where it came from."""
+
+    click: Click
+    record: Record
+
+    @property
+    def offset(self) -> str:
+        """`partition:next offset`, as lists carry it."""
+        return f"{self.record.partition}:{self.record.offset + 1}"
+
+    @property
+    def clicked_at_ms(self) -> int:
+        return int(1000 * self.click.timestamp)
+
+
+class Loop:
+    """One worker's loop. `restore` first, then `start`, then `turn` again and again, then `finish`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        source: Source,
+        dead_letters: DeadLetterBox,
+        lists: Lists,
+        checkpoints: Checkpoints,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.source = source
+        self.dead_letters = dead_letters
+        self.lists = lists
+        self.checkpoints = checkpoints
+        self.clock = clock
+        self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+        self.learner = Learner(settings)
+        self.drift = DriftWatch(settings.drift_delta, settings.drift_values_held)
+        self.seen = SeenEvents(settings.event_ids_held)
+        self.ledger = Ledger()
+        self.stale: dict[str, tuple[str, int]] = {}  # users whose list in Redis is behind: latest offset and click, ms
+        self.finetuning: FineTuning | None = None
+        self.last_finetuned_at: float | None = None
+        self.last_saved: Saved | None = None
+        self.latencies = Latencies()
+        self.redis_waits_since: float | None = None
+        self._asked = threading.Event()
+        self._redis_tried_at = 0.0
+        self._saved_at = time.monotonic()
+        self._saved_ledger = self.ledger.to_state()
+
+    def restore(self) -> int | None:
+        """Takes back the latest checkpoint -> its number, None where there is none. Raises CheckpointError."""
+        found = self.checkpoints.load()
+        if found is None:
+            self.dead_letters.load_state([], {})
+            return None
+        number, arrays, state = found
+        self.seen.load_state(arrays.pop("seen"))
+        self.learner.load_state(arrays, state["learner"])
+        self.ledger.load_state(state["ledger"])
+        self.drift.load_state(state["drift"])
+        self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
+        self.stale = {user: (offset, clicked_at) for user, offset, clicked_at in state["stale"]}
+        self._saved_ledger = self.ledger.to_state()
+        offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
+        log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.ledger.learned, offsets)
+        return number
+
+    def start(self) -> None:
+        """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record."""
+        self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked)
+
+    def ask_finetuning(self, why: str) -> None:
+        """Fine-tune when there is time. May be called from any thread; asked twice before it begins counts once."""
+        if not self._asked.is_set():
+            log.info("fine-tuning asked for: %s", why)
+        self._asked.set()
+
+    def turn(self) -> int:
+        """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
+        # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
+        busy = self.finetuning is not None or self._asked.is_set()
+        records = self.source.poll(
+            max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
+        )
+        # 2. Tell clicks from what cannot be read, and leave out what was learned before.
+        arrived = list(self._readable(records))
+        for batch in micro_batches(arrived, self.settings.micro_batch_max, self.settings.history_max // 2):
+            # 3. Score the lists that stand, learn, rank anew.
+            learned = self.learner.learn([one.click for one in batch])
+            self.ledger.learned += len(batch)
+            # 4. The new lists, in one pipeline.
+            self._publish({one.click.user_id: one for one in batch}, learned.rankings)
+            # 5. Drift: an alarm asks for fine-tuning.
+            for alarm in self.drift.update(learned.losses):
+                self._alarm(alarm)
+        # 6. Only now do the offsets count as done; with the weights they become the checkpoint, and then the commit.
+        for record in records:
+            self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
+        self._refresh()
+        if time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
+            self.checkpoint()
+        # 7. A slice of fine-tuning.
+        self._finetune()
+        return len(records)
+
+    @property
+    def finetuning_state(self) -> str:
+        """`running`, `asked` or `idle`."""
+        return "running" if self.finetuning is not None else "asked" if self._asked.is_set() else "idle"
+
+    def checkpoint(self) -> None:
+        """Everything so far, as one version on disk, then the commit; nothing to do where nothing was taken in since.
+
+        Raises CheckpointError, SourceError (dead letters that cannot be written: the offsets must not pass them).
+        """
+        self._saved_at = time.monotonic()
+        if self.ledger.to_state() == self._saved_ledger:
+            return
+        self.dead_letters.flush()
+        arrays, learner = self.learner.to_state()
+        arrays["seen"] = self.seen.to_state()
+        state: dict[str, Any] = {
+            "learner": learner,
+            "ledger": self.ledger.to_state(),
+            "drift": self.drift.to_state(),
+            "dead_letters": self.dead_letters.to_state(),
+            "stale": [[user, offset, clicked_at] for user, (offset, clicked_at) in self.stale.items()],
+        }
+        self.last_saved = self.checkpoints.save(arrays, state)
+        self._saved_ledger = self.ledger.to_state()
+        mine = self.source.positions()
+        self.source.commit({p: offset for p, offset in self.ledger.next_offsets.items() if p in mine})
+
+    def finish(self) -> None:
+        """Graceful end: a last checkpoint, and the commit."""
+        self.checkpoint()
+
+    def _readable(self, records: Sequence[Record]) -> Iterator[Arrived]:
+        now = self.clock()
+        for record in records:
+            click = parse(record.value, now=now, limits=self.limits)
+            if isinstance(click, BadEvent):
+                self.dead_letters.put(record, click)
+                self.ledger.dead_letters[click.reason] += 1
+            elif click.event_id is not None and not self.seen.add(click.event_id):
+                self.ledger.duplicates += 1
+            else:
+                yield Arrived(click, record)
+
+    def _publish(self, batch: dict[str, Arrived], rankings: dict[str, Ranking]) -> None:
+        """`batch` has each user's last click."""
+        lists = {
+            user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in batch.items()
+        }
+        latest = next(reversed(batch.values()))
+        popular = self._top_list(self.learner.popular(), latest.offset, latest.clicked_at_ms, POPULAR)
+        if self._write(lists, popular):
+            written_ms = 1000 * self.clock()
+            self.latencies.add(written_ms - one.record.timestamp_ms for one in batch.values())
+            for user in lists:
+                self.stale.pop(user, None)
+        else:
+            self.stale |= {user: (one.offset, one.clicked_at_ms) for user, one in batch.items()}
+            while len(self.stale) > self.settings.users_held:
+                del self.stale[next(iter(self.stale))]
+
+    def _refresh(self) -> None:
+        """Brings some of the lists that Redis could not take up to date, once it answers again."""
+        if not self.stale or not self._redis_may_answer():
+            return
+        users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
+        held = [user for user in users if user in self.learner.histories]  # the others made room since
+        rankings = self.learner.rank(held)
+        lists = {
+            user: self._top_list(ranking, *self.stale[user], PERSONAL)
+            for user, ranking in zip(held, rankings, strict=True)
+        }
+        if self._write(lists, None):
+            for user in users:
+                del self.stale[user]
+
+    def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int, source: str) -> TopList:
+        return TopList(
+            items=ranking.items,
+            scores=ranking.scores,
+            version=self.learner.version,
+            offset=offset,
+            clicked_at=clicked_at_ms,
+            written_at=int(1000 * self.clock()),
+            source=source,
+        )
+
+    def _redis_may_answer(self) -> bool:
+        """Not to be asked with every micro-batch while it is away: each question may take seconds to fail."""
+        return self.redis_waits_since is None or time.monotonic() - self._redis_tried_at >= REDIS_RETRY_S
+
+    def _write(self, lists: dict[str, TopList], popular: TopList | None) -> bool:
+        """Writes lists -> whether Redis took them. Learning goes on without Redis."""
+        if not self._redis_may_answer():
+            return False
+        try:
+            self.lists.write(lists, popular)
+        except ListsError as error:
+            self._redis_tried_at = time.monotonic()
+            if self.redis_waits_since is None:
+                self.redis_waits_since = self.clock()
+                log.warning("%s; learning goes on, lists will be brought up to date", error)
+            return False
+        if self.redis_waits_since is not None:
+            log.info("Redis answers again; %d lists are behind", len(self.stale))
+        self.redis_waits_since = None
+        return True
+
+    def _alarm(self, alarm: Alarm) -> None:
+        log.warning("drift: the loss moved from %.3f to %.3f after %d clicks", alarm.before, alarm.after, alarm.at)
+        self.ask_finetuning("drift")
+
+    def _finetune(self) -> None:
+        if self.finetuning is None:
+            if not self._asked.is_set():
+                return
+            self._asked.clear()
+            self.finetuning = self._begin_finetuning()
+            if self.finetuning is None:
+                log.info("fine-tuning left out: no history has two clicks yet")
+                return
+        self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
+        if self.finetuning.done:
+            self.finetuning.publish()
+            self.learner.version += 1
+            self.ledger.finetunings += 1
+            self.last_finetuned_at = self.clock()
+            losses = self.finetuning.losses
+            half = max(1, len(losses) // 2)
+            first, second = sum(losses[:half]) / half, sum(losses[half:]) / max(1, len(losses) - half)
+            log.info(
+                "fine-tuned: version %d; %d steps, loss %.3f in their first half, %.3f in their second",
+                self.learner.version, len(losses), first, second,
+            )  # fmt: skip
+            self.finetuning = None
+
+    def _begin_finetuning(self) -> FineTuning | None:
+        slots = self.learner.histories.recently_seen(self.settings.finetune_histories)
+        if not len(slots):
+            return None
+        recent = self.learner.histories.latest(slots, self.settings.history_max)
+        seed = self.settings.seed + self.ledger.finetunings + 1
+        return FineTuning(self.learner.trainer, recent, self.learner.counts.popularity, seed=seed)
+
+    def _revoked(self, partitions: Sequence[Partition]) -> None:
+        """Another worker takes over: it must not be told less than was learned here."""
+        if any(partition in self.ledger.next_offsets for partition in partitions):
+            self.checkpoint()
+
+
+def micro_batches(arrived: Sequence[Arrived], size_max: int, per_user_max: int) -> Iterator[list[Arrived]]:
+    """Cuts clicks into runs, in order, of at most `size_max` clicks and `per_user_max` of one user (a history has to
+    remember more than one run brings)."""
+    batch: list[Arrived] = []
+    of_user: Counter[str] = Counter()
+    for one in arrived:
+        if len(batch) == size_max or of_user[one.click.user_id] == per_user_max:
+            yield batch
+            batch, of_user = [], Counter()
+        batch.append(one)
+        of_user[one.click.user_id] += 1
+    if batch:
+        yield batch

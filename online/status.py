@@ -1,0 +1,85 @@
+"""What the worker says about itself: one JSON object, for `status`, for the dashboard and for /metrics."""
+
+import os
+import resource
+import sys
+import time
+from collections import deque
+from typing import Any
+
+from online.loop import Loop
+from stream.source import SourceError
+
+RATE_WINDOW_S = 10.0
+
+
+class StatusReport:
+    """Describes a loop; keeps what the rate is computed from."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.started_at = time.time()
+        self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.ledger.learned)])
+
+    def describe(self, state: str) -> dict[str, Any]:
+        """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second."""
+        loop, ledger, learner = self.loop, self.loop.ledger, self.loop.learner
+        return {
+            "state": state,
+            "pid": os.getpid(),
+            "started_at": int(1000 * self.started_at),
+            "written_at": int(1000 * time.time()),
+            "version": learner.version,
+            "learned": ledger.learned,
+            "duplicates": ledger.duplicates,
+            "dead_letters": dict(ledger.dead_letters),
+            "users": len(learner.histories),
+            "items": len(learner.vocabulary),
+            "lag": self._lag(),
+            "positions": {f"{p.topic}:{p.partition}": at for p, at in sorted(ledger.next_offsets.items())},
+            "events_per_s": self._rate(),
+            "click_to_list_ms": loop.latencies.quantiles(),
+            "scored": learner.scores.scored,
+            "scores": learner.scores.total(),
+            "recent": learner.scores.recent(),
+            "loss": loop.drift.mean_loss,
+            "alarms": loop.drift.alarms,
+            "last_alarm": loop.drift.last_alarm,
+            "finetune": {
+                "state": loop.finetuning_state,
+                "done": ledger.finetunings,
+                "last_at": None if loop.last_finetuned_at is None else int(1000 * loop.last_finetuned_at),
+            },
+            "checkpoint": None
+            if loop.last_saved is None
+            else {
+                "number": loop.last_saved.number,
+                "bytes": loop.last_saved.size_bytes,
+                "seconds": round(loop.last_saved.seconds, 3),
+            },
+            "lists_behind": len(loop.stale),
+            "redis": "ok" if loop.redis_waits_since is None else "waiting",
+            "memory_mb_max": memory_mb_max(),
+        }
+
+    def _rate(self) -> float:
+        now, learned = time.monotonic(), self.loop.ledger.learned
+        self._progress.append((now, learned))
+        while len(self._progress) > 2 and now - self._progress[0][0] > RATE_WINDOW_S:
+            self._progress.popleft()
+        began, before = self._progress[0]
+        return round((learned - before) / max(1e-3, now - began), 1)
+
+    def _lag(self) -> int | None:
+        """Messages written and not yet taken in; None while the broker does not say."""
+        try:
+            ends, positions = self.loop.source.ends(), self.loop.source.positions()
+        except SourceError:
+            return None
+        return sum(max(0, end - positions.get(partition, end)) for partition, end in ends.items())
+
+
+def memory_mb_max() -> float:
+    """The most memory this process has held so far (resident)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

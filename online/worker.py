@@ -1,0 +1,123 @@
+"""The worker: builds the loop from the settings, runs it until it is told to stop, and says how it is doing."""
+
+import fcntl
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+
+import torch
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.interval import IntervalTrigger
+
+from online.checkpoint import CheckpointError, Checkpoints
+from online.dead_letter_box import DeadLetterBox
+from online.edges import open_lists, open_producer, open_reader, open_source, prepare_topics
+from online.loop import Loop
+from online.settings import Settings
+from online.status import StatusReport
+from stream.lists import EmbeddedRedis, Lists, ListsError
+
+STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Event | None = None) -> None:
+    """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
+
+    Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read.
+
+    Raises:
+        SourceError, ListsError, CheckpointError: a part is not there or refuses; one line for people.
+    """
+    torch.set_num_threads(settings.threads)
+    with ExitStack() as parts:
+        parts.enter_context(only_worker(settings))
+        checkpoints = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)
+        lists = _lists(settings, parts)
+        prepare_topics(settings)
+        producer = parts.enter_context(closing(open_producer(settings)))
+        source = parts.enter_context(closing(open_source(settings, [settings.clicks_topic], settings.consumer_group)))
+        reader = parts.enter_context(closing(open_reader(settings, settings.dead_letters_topic)))
+        box = DeadLetterBox(producer, reader, settings.dead_letters_topic)
+        loop = Loop(settings, source=source, dead_letters=box, lists=lists, checkpoints=checkpoints)
+        if loop.restore() is None:
+            log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)
+        loop.start()
+        parts.enter_context(scheduled_finetuning(loop))
+        report = StatusReport(loop)
+        if ready is not None:
+            ready.set()
+        _run(loop, report, stop)
+
+
+def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
+    said_at = 0.0
+    while not stop.is_set():
+        loop.turn()
+        if time.monotonic() - said_at >= loop.settings.status_interval_s:
+            said_at = time.monotonic()
+            _say(loop, report, "running")
+    log.info("stopping: a last checkpoint is written")
+    loop.finish()
+    _say(loop, report, "stopped")
+    log.info("stopped after %d clicks", loop.ledger.learned)
+
+
+def _say(loop: Loop, report: StatusReport, state: str) -> None:
+    if loop.redis_waits_since is not None:
+        return
+    try:
+        loop.lists.write_status(report.describe(state), STATUS_TTL_S)
+    except ListsError as error:
+        log.debug("the status is not written: %s", error)
+
+
+def _lists(settings: Settings, parts: ExitStack) -> Lists:
+    if settings.redis_url is None:
+        redis = parts.enter_context(EmbeddedRedis(settings.embedded_redis_port))
+        log.info("embedded Redis at %s", redis.url)
+        return Lists(redis.client, ttl_s=settings.list_ttl_s)
+    return open_lists(settings)
+
+
+@contextmanager
+def only_worker(settings: Settings) -> Iterator[None]:
+    """Holds the data folder: two workers would overwrite each other's checkpoints. Raises CheckpointError."""
+    path = settings.data_dir / "worker.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"another worker uses {settings.data_dir}: stop it, or set NEXTCLICK_DATA_DIR to another folder"
+        ) from error
+    except PermissionError as error:
+        raise CheckpointError(
+            f"cannot write to {settings.data_dir}: set NEXTCLICK_DATA_DIR to a folder of yours"
+        ) from error
+
+
+@contextmanager
+def scheduled_finetuning(loop: Loop) -> Iterator[None]:
+    """APScheduler asks for fine-tuning by the clock; the loop does it, because weights have one writer."""
+    scheduler = BackgroundScheduler(timezone="UTC")
+    if loop.settings.finetune_interval_s:
+        scheduler.add_job(
+            loop.ask_finetuning,
+            IntervalTrigger(seconds=loop.settings.finetune_interval_s, timezone="UTC"),
+            args=["by the clock"],
+            id="finetune",
+            max_instances=1,
+            coalesce=True,
+            misfire_grace_time=None,
+        )
+    scheduler.start()
+    try:
+        yield
+    finally:
+        scheduler.shutdown(wait=False)

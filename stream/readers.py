@@ -1,0 +1,101 @@
+"""Reads what a topic holds, from given offsets to where it ends now, as nobody's member: no position moves."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka import errors as kafka_errors
+
+from stream.kafka_errors import connected, source_error
+from stream.log_file import Log
+from stream.source import Partition, Record, SourceError
+
+_NOWHERE: Mapping[Partition, int] = {}
+_NO_OPTIONS: Mapping[str, Any] = {}
+_ASK_MS_MAX = 10_000
+_PAGE = 500
+
+
+class TopicReader(Protocol):
+    """A topic that is not there has no partitions; that is no error. Methods raise SourceError."""
+
+    def ends(self) -> dict[Partition, int]:
+        """The next offset to be written, of each partition."""
+
+    def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
+        """Everything from `starts` (missing: the earliest retained) to the end as it is now, partition by partition."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+class LogReader:
+    """Of the embedded log."""
+
+    def __init__(self, path: str | Path, topic: str) -> None:
+        self._log = Log(path)
+        self._topic = topic
+
+    def ends(self) -> dict[Partition, int]:
+        return {partition: extent.end for partition, extent in self._log.extents([self._topic]).items()}
+
+    def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
+        for partition, extent in self._log.extents([self._topic]).items():
+            offset = starts.get(partition, 0)
+            while offset < extent.end:
+                records = self._log.read(partition, extent, offset, _PAGE)
+                if not records:
+                    break
+                yield from (record for record in records if record.offset < extent.end)
+                offset = records[-1].offset + 1
+
+    def close(self) -> None:
+        self._log.close()
+
+
+class KafkaReader:
+    """Of Kafka."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> None:
+        self._servers = bootstrap_servers
+        self._topic = topic
+        options = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_committed"}
+        options |= {"auto_offset_reset": "earliest", "allow_auto_create_topics": False, "metrics_enabled": False}
+        self._consumer = connected(KafkaConsumer, bootstrap_servers, {**options, **client_options})
+
+    def ends(self) -> dict[Partition, int]:
+        try:
+            numbers = self._consumer.partitions_for_topic(self._topic) or ()
+            where = [TopicPartition(self._topic, number) for number in sorted(numbers)]
+            found = self._consumer.end_offsets(where, timeout_ms=_ASK_MS_MAX) if where else {}
+        except kafka_errors.KafkaError as error:
+            raise source_error(self._servers, error, self._topic) from error
+        return {Partition(at.topic, at.partition): int(offset) for at, offset in found.items()}
+
+    def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
+        for partition, end in self.ends().items():
+            where = TopicPartition(*partition)
+            try:
+                self._consumer.assign([where])
+                if partition in starts:
+                    self._consumer.seek(where, starts[partition])
+                else:
+                    self._consumer.seek_to_beginning(where)
+                while self._consumer.position(where, timeout_ms=_ASK_MS_MAX) < end:
+                    messages = self._consumer.poll(timeout_ms=_ASK_MS_MAX, max_records=_PAGE).get(where, [])
+                    if not messages:
+                        raise SourceError(f"Kafka at {self._servers} does not give {self._topic}: try again")
+                    yield from (_record(message) for message in messages if message.offset < end)
+            except kafka_errors.KafkaError as error:
+                raise source_error(self._servers, error, self._topic) from error
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False)
+
+
+def _record(message: Any) -> Record:
+    headers = tuple((name, value or b"") for name, value in message.headers or ())
+    return Record(
+        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers
+    )
