@@ -311,7 +311,7 @@ class KafkaProducer:
             raise source_error(self._servers, failure) from failure
 
     def _renew(self) -> None:
-        """Begin anew: after one refused record an idempotent client refuses all; a missing topic it keeps asking for."""
+        """Begin anew: a client refuses everything after one refused record, and asks for a missing topic for ever."""
         old = self._client
         self._client = connected(Client, self._servers, self._options)
         self._failure = None

@@ -12,7 +12,7 @@ from stream.source import SourceError
 
 log = logging.getLogger("stream.kafka")
 
-_BOOTSTRAP_MS_MAX = 8_000
+_BOOTSTRAP_MS_MAX = 6_000
 _SAME_LINE_EVERY_S = 30.0
 
 _COMMON = {

@@ -1,0 +1,148 @@
+"""A world of topics to test in: the embedded log always, Apache Kafka where there is one."""
+
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaAdminClient
+
+import stream
+from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
+from stream.log import Log, LogProducer, LogSource
+from stream.source import Partition, Producer, Record, Source
+
+WRITER = """
+import sys
+import stream
+from stream.kafka import KafkaProducer
+from stream.log import LogProducer
+kind, where, topic, key, count = sys.argv[1:]
+producer = {"log": LogProducer, "kafka": KafkaProducer}[kind](where)
+for number in range(int(count)):
+    producer.send(topic, key=key.encode(), value=b"%d" % number)
+    if number % 7 == 0:
+        producer.flush()
+        print(number, flush=True)
+producer.close()
+"""
+
+
+@dataclass
+class World:
+    """A place where topics are, whatever is behind it. `close` closes all that was opened."""
+
+    kind: str
+    where: str
+    make_source: Callable[[Sequence[str], str], Source]
+    make_producer: Callable[[], Producer]
+    make_topic: Callable[[str, int], None]
+    add_partitions: Callable[[str, int], None]
+    opened: list[Any] = field(default_factory=list)
+    assigned: list[Partition] = field(default_factory=list)
+
+    def topic(self, partitions: int = 1) -> str:
+        name = f"topic-{uuid.uuid4().hex[:12]}"
+        self.make_topic(name, partitions)
+        return name
+
+    def producer(self) -> Producer:
+        self.opened.append(self.make_producer())
+        return self.opened[-1]
+
+    def source(
+        self, topics: str | Sequence[str], group: str = "", positions: Mapping[Partition, int] | None = None
+    ) -> Source:
+        """A started source; it starts from `positions`, elsewhere from the earliest."""
+        topics = [topics] if isinstance(topics, str) else topics
+        source = self.make_source(topics, group or uuid.uuid4().hex)
+        self.opened.append(source)
+
+        def on_assigned(partitions: Sequence[Partition]) -> Mapping[Partition, int]:
+            self.assigned.extend(partitions)
+            return positions or {}
+
+        source.start(on_assigned=on_assigned, on_revoked=lambda _: None)
+        return source
+
+    def close(self) -> None:
+        for one in reversed(self.opened):
+            one.close()
+
+    def write(self, topic: str, key: str, count: int) -> subprocess.Popen[bytes]:
+        """A process that appends so many records, and prints what is acknowledged."""
+        command = [sys.executable, "-c", WRITER, self.kind, self.where, topic, key, str(count)]
+        return subprocess.Popen(command, cwd=Path(stream.__file__).parent.parent, stdout=subprocess.PIPE)
+
+    @staticmethod
+    def fill(producer: Producer, topic: str, numbers: Sequence[int], keys: int = 1) -> None:
+        for number in numbers:
+            producer.send(topic, key=b"k%d" % (number % keys), value=b"%d" % number)
+        producer.flush()
+
+    @staticmethod
+    def drain(source: Source, count: int, *, within_s: float = 30.0, max_records: int = 100) -> list[Record]:
+        """Poll until `count` records came."""
+        records: list[Record] = []
+        deadline = time.monotonic() + within_s
+        while len(records) < count and time.monotonic() < deadline:
+            records += source.poll(max_records=max_records, timeout_s=0.5)
+        assert len(records) == count
+        return records
+
+    @staticmethod
+    def settle(source: Source, partitions: int, within_s: float = 30.0) -> None:
+        """Poll until so many partitions are assigned; nothing may come meanwhile."""
+        deadline = time.monotonic() + within_s
+        while len(source.positions()) != partitions and time.monotonic() < deadline:
+            assert source.poll(max_records=1, timeout_s=0.1) == []
+        assert len(source.positions()) == partitions
+
+
+@pytest.fixture(params=["log", pytest.param("kafka", marks=pytest.mark.real)])
+def world(request: pytest.FixtureRequest) -> World:
+    """Each kind of world in turn."""
+    return request.getfixturevalue(f"{request.param}_world")
+
+
+@pytest.fixture
+def log_world(tmp_path: Path) -> Iterator[World]:
+    path = tmp_path / "clicks.log"
+    log = Log(path)
+    world = World(
+        kind="log",
+        where=str(path),
+        make_source=lambda topics, group: LogSource(path, topics, group),
+        make_producer=lambda: LogProducer(path),
+        make_topic=lambda name, partitions: log.ensure_topics({name: partitions}),
+        add_partitions=log.add_partitions,
+    )
+    world.opened.append(log)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def kafka_world(kafka_broker: Any) -> Iterator[World]:
+    servers = kafka_broker.bootstrap_servers
+    world = World(
+        kind="kafka",
+        where=servers,
+        make_source=lambda topics, group: KafkaSource(servers, topics, group),
+        make_producer=lambda: KafkaProducer(servers),
+        make_topic=lambda name, partitions: ensure_topics(servers, {name: partitions}),
+        add_partitions=lambda name, count: _add_kafka_partitions(servers, name, count),
+    )
+    yield world
+    world.close()
+
+
+def _add_kafka_partitions(servers: str, name: str, count: int) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    admin.create_partitions({name: count})
+    admin.close()

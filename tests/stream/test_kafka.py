@@ -1,0 +1,174 @@
+"""What only Kafka has: rebalances, outages, topics that are not there. The rest is in test_sources.py."""
+
+import logging
+import signal
+import threading
+import time
+import uuid
+
+import pytest
+
+from stream.dead_letters import DeadLetters, read_dead_letters
+from stream.events import BadEvent
+from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
+from stream.source import Partition, Record, SourceError, TooLargeError
+
+
+@pytest.mark.parametrize(
+    "make", [lambda at: KafkaSource(at, ["clicks"], "g"), KafkaProducer, lambda at: ensure_topics(at, {"a": 1})]
+)
+def test_a_broker_that_is_not_there_is_named(make, free_port):
+    threads = threading.active_count()
+    with pytest.raises(SourceError) as error:
+        make(f"127.0.0.1:{free_port}")
+    message = str(error.value)
+    assert message.startswith(
+        f"no Kafka answers at 127.0.0.1:{free_port}: start it, or check NEXTCLICK_KAFKA_BOOTSTRAP"
+    )
+    assert "\n" not in message
+    assert threading.active_count() == threads
+
+
+class Member:
+    """A member of a consumer group that keeps its positions as a worker keeps its checkpoint."""
+
+    def __init__(self, world, topic, group, checkpoint):
+        self.source = KafkaSource(world.where, [topic], group)
+        world.opened.append(self.source)
+        self.checkpoint = checkpoint
+        self.records = []
+        self.owned = set()
+        self.threads = set()
+        self.source.start(on_assigned=self.on_assigned, on_revoked=self.on_revoked)
+
+    def on_assigned(self, partitions):
+        self.threads.add(threading.current_thread())
+        self.owned |= set(partitions)
+        return {partition: self.checkpoint[partition] for partition in partitions if partition in self.checkpoint}
+
+    def on_revoked(self, partitions):
+        self.threads.add(threading.current_thread())
+        assert set(partitions) <= self.owned
+        self.owned -= set(partitions)
+        self.source.commit({partition: self.source.positions()[partition] for partition in partitions})
+
+    def step(self):
+        records = self.source.poll(max_records=10, timeout_s=0.1)
+        self.records += records
+        self.checkpoint.update(self.source.positions())
+
+
+def until(condition, members, within_s=60.0):
+    deadline = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline:
+        for member in members:
+            member.step()
+    assert condition()
+
+
+@pytest.mark.real
+def test_two_members_share_the_partitions_and_hand_them_over_without_loss(kafka_world, caplog):
+    caplog.set_level(logging.WARNING, logger="stream")
+    topic, group, checkpoint = kafka_world.topic(4), uuid.uuid4().hex, {}
+    producer = kafka_world.producer()
+    kafka_world.fill(producer, topic, range(400), keys=50)
+    first = Member(kafka_world, topic, group, checkpoint)
+    until(lambda: len(first.records) >= 100, [first])
+    second = Member(kafka_world, topic, group, checkpoint)
+
+    # Two threads, as two workers are two processes: a rebalance waits for every member to take part.
+    stop = threading.Event()
+
+    def work():
+        while not stop.is_set():
+            second.step()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    until(lambda: len(first.owned) == len(second.owned) == 2 and not first.owned & second.owned, [first])
+    kafka_world.fill(producer, topic, range(400, 800), keys=50)
+    until(lambda: len(first.records) + len(second.records) >= 800, [first])
+    stop.set()
+    thread.join()
+    second.source.close()
+    until(lambda: len(first.owned) == 4, [first])
+    kafka_world.fill(producer, topic, range(800, 1_000), keys=50)
+    until(lambda: len(first.records) + len(second.records) >= 1_000, [first])
+
+    numbers = sorted(int(record.value) for record in first.records + second.records)
+    assert numbers == list(range(1_000))
+    assert first.threads == {threading.current_thread()}
+    assert second.threads == {thread}
+    first.source.commit(first.source.positions())
+    assert first.source.committed() == first.source.positions() == first.source.ends()
+    assert "not committed" not in caplog.text
+
+
+@pytest.mark.real
+def test_reading_and_writing_go_on_after_the_broker_was_away(kafka_world, kafka_broker):
+    topic = kafka_world.topic()
+    producer, source = kafka_world.producer(), kafka_world.source(topic)
+    kafka_world.fill(producer, topic, range(5))
+    kafka_world.drain(source, 5)
+    kafka_broker.kill()
+    began = time.monotonic()
+    assert source.poll(max_records=10, timeout_s=2.0) == []
+    source.commit({Partition(topic, 0): 5})
+    assert source.ends() == {Partition(topic, 0): 5}
+    assert source.poll(max_records=10, timeout_s=1.0) == []
+    assert time.monotonic() - began < 60
+    kafka_broker.start()
+    kafka_world.fill(producer, topic, range(5, 8))
+    assert [int(record.value) for record in kafka_world.drain(source, 3, within_s=60)] == [5, 6, 7]
+    source.commit(source.positions())
+    assert source.committed() == {Partition(topic, 0): 8}
+
+
+@pytest.mark.real
+def test_a_broker_that_hangs_does_not_hang_the_reader(kafka_world, kafka_broker):
+    topic = kafka_world.topic()
+    source = kafka_world.source(topic)
+    kafka_world.settle(source, 1)
+    kafka_broker.process.send_signal(signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        assert source.poll(max_records=10, timeout_s=1.0) == []
+        source.ends()
+        source.commit({Partition(topic, 0): 0})
+        assert time.monotonic() - began < 30
+    finally:
+        kafka_broker.process.send_signal(signal.SIGCONT)
+    kafka_world.fill(kafka_world.producer(), topic, [1])
+    kafka_world.drain(source, 1, within_s=60)
+
+
+@pytest.mark.real
+def test_a_topic_that_is_not_there_is_named_and_others_still_work(kafka_world):
+    topic, producer = kafka_world.topic(), kafka_world.producer()
+    with pytest.raises(SourceError, match="does not offer topic no-such-topic: create it"):
+        producer.send("no-such-topic", key=b"k", value=b"v")
+    kafka_world.fill(producer, topic, range(3))
+    kafka_world.drain(kafka_world.source(topic), 3)
+
+
+@pytest.mark.real
+def test_a_record_that_the_topic_refuses_is_an_error_and_the_next_one_passes(kafka_world):
+    topic, producer = kafka_world.topic(), kafka_world.producer()
+    with pytest.raises(TooLargeError, match=topic):
+        producer.send(topic, key=b"k", value=bytes(uuid.uuid4().bytes * 100_000))
+    with pytest.raises(TooLargeError, match=topic):
+        producer.send(topic, key=b"k", value=b"x" * 5_000_000)
+    kafka_world.fill(producer, topic, range(3))
+    kafka_world.drain(kafka_world.source(topic), 3)
+
+
+@pytest.mark.real
+def test_a_dead_letter_larger_than_its_topic_takes_is_cut(kafka_world):
+    topic, producer = kafka_world.topic(), kafka_world.producer()
+    DeadLetters(producer, topic).put(Record("clicks", 0, 1, 0, b"k", b"x" * 3_000_000), BadEvent("too-large", "…"))
+    producer.flush()
+    source = KafkaSource(kafka_world.where, [topic], topic)
+    kafka_world.opened.append(source)
+    (letter,) = read_dead_letters(source)
+    assert letter.truncated == 3_000_000
+    assert letter.record.value == b"x" * 65_536
