@@ -71,7 +71,7 @@ class Loop:
         self.clock = clock
         self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         self.learner = Learner(settings)
-        self.drift = DriftWatch(settings.drift_delta, settings.drift_values_held)
+        self.drift = DriftWatch(settings.drift_delta, settings.drift_clicks_each, settings.drift_values_held)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
         self.stale: dict[str, tuple[str, int]] = {}  # users whose list in Redis is behind: latest offset and click, ms

@@ -94,7 +94,8 @@ class Settings(BaseSettings):
     finetune_learning_rate: Rate = Field(0.0005, description="of the dense weights, in fine-tuning")
     finetune_slice_ms: Positive = Field(20, description="fine-tuning between two polls stops after this time")
     drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.002, description="ADWIN's confidence; smaller: rarer")
-    drift_values_held: Annotated[int, Field(ge=100)] = Field(20_000, description="losses kept for the drift detector")
+    drift_clicks_each: Positive = Field(50, description="clicks whose mean loss is one value for the drift detector")
+    drift_values_held: Annotated[int, Field(ge=100)] = Field(20_000, description="values kept for the drift detector")
 
     # What a person sees.
     api_host: str = Field("127.0.0.1", description="address the API listens on")
