@@ -1,0 +1,5 @@
+"""`python -m online` is `nextclick`."""
+
+from online.cli import main
+
+main()

@@ -1,0 +1,336 @@
+"""The command `nextclick`. Each command imports what it needs when it runs, so that `--help` answers at once."""
+# ruff: noqa: PLC0415
+
+import json
+import logging
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from online.event_files import EventFile
+    from online.replay import Replayed
+    from online.settings import Settings
+
+app = typer.Typer(
+    help="A recommender that learns from every click: Kafka in, lists in Redis. Settings: NEXTCLICK_* variables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False, soft_wrap=False)
+
+#: Errors that people can mend: shown as one line. Looked up by name, because importing them all takes a second.
+_EXPECTED = {
+    "online.settings": ("SettingsError",),
+    "online.checkpoint": ("CheckpointError",),
+    "online.demo": ("DemoError",),
+    "online.event_files": ("EventFileError",),
+    "online.replay": ("ReplayError",),
+    "online.serve": ("ServeError",),
+    "stream.source": ("SourceError",),
+    "stream.lists": ("ListsError",),
+}
+_INTERRUPTED = 130
+
+
+class NothingThereError(Exception):
+    """What was asked for does not exist (yet); one line for people."""
+
+
+def main() -> None:
+    """The console script: errors that people can mend are one line and exit status 1, wrong usage is 2."""
+    try:
+        app(prog_name="nextclick")
+    except Exception as error:
+        if not _is_expected(error):
+            raise
+        print(f"nextclick: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _nextclick(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        try:
+            print(metadata.version("nextclick"))
+        except metadata.PackageNotFoundError:
+            print("not installed")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: nextclick demo --seconds 30")
+def demo(
+    seconds: Annotated[float, typer.Option(help="How long clicks come.", min=1)] = 45,
+    seed: Annotated[int, typer.Option(help="Which town, and which network.", min=0)] = 0,
+    data: Annotated[Path | None, typer.Option(help="Clicks of a file (as for replay) instead of a town's.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Keep log and checkpoints there; else they go.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the API; 0: any free one.", min=0, max=65_535)] = None,
+) -> None:
+    """Show it all in one process: simulated clicks, learning, and what one click changes.
+
+    Embedded log and Redis: no broker, no server, nothing left behind.
+    """
+    from online.demo import ConsoleLog, run_demo
+
+    _log_to(ConsoleLog(out), "warning")
+    stop = _stop_on_signals()
+    run_demo(out, stop, seconds=seconds, seed=seed, data=data, data_dir=data_dir, port=port)
+
+
+@app.command(epilog="Example: nextclick worker")
+def worker() -> None:
+    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM)."""
+    settings = _settings()
+    from online.worker import run_worker
+
+    run_worker(settings, _stop_on_signals())
+
+
+@app.command(epilog="Example: nextclick serve --port 8080")
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65_535)] = None,
+) -> None:
+    """Serve lists, health, metrics and the dashboard over HTTP."""
+    given = {"api_host": host, "api_port": port}
+    settings = _settings(**{name: value for name, value in given.items() if value is not None})
+    from online.edges import open_lists
+    from online.serve import run_api
+
+    run_api(settings, open_lists(settings), _stop_on_signals())
+
+
+@app.command(epilog="Example: nextclick replay clicks.csv.gz --rate 500")
+def replay(
+    file: Annotated[Path, typer.Argument(help="CSV or JSON lines (also .gz, .xz) or Parquet: user, item, timestamp.")],
+    rate: Annotated[float | None, typer.Option(help="Events per second.", min=1e-6)] = None,
+    speedup: Annotated[float | None, typer.Option(help="Times faster than it happened.", min=1e-6)] = None,
+    limit: Annotated[int | None, typer.Option(help="Publish the file's first N rows only.", min=1)] = None,
+    restart: Annotated[bool, typer.Option("--restart/--resume", help="From the beginning, or where it ended.")] = False,
+) -> None:
+    """Publish a file of events to the clicks topic, as fast as it takes them or at a pace.
+
+    Needed columns: user (or user_id), item (or item_id), timestamp.
+    Read where present: event_type, event_id, value (or rating).
+
+    Interrupt it at any time: the same command goes on where it ended.
+    Publishing twice is harmless: the worker knows each row by its event id.
+    """
+    if rate is not None and speedup is not None:
+        raise typer.BadParameter("choose --rate or --speedup, not both")
+    settings = _settings()
+    from online.edges import open_producer, prepare_topics
+    from online.event_files import EventFile
+    from online.replay import Pace, Progress
+    from online.replay import replay as publish
+    from stream.events import Limits
+
+    events = EventFile(file)
+    where = settings.kafka_bootstrap_servers or str(settings.log_path)
+    progress = Progress(settings.data_dir / "replay", events, f"{where} {settings.clicks_topic}")
+    rows = 0 if restart else progress.load()[0]
+    if rows:
+        out.print(f"goes on after {rows:,} rows that are published already (--restart begins anew)", style="dim")
+    prepare_topics(settings)
+    with closing(open_producer(settings)) as producer, _replay_bar(events, limit) as on_progress:
+        done = publish(
+            events,
+            producer,
+            settings.clicks_topic,
+            progress,
+            pace=Pace(rate, speedup),
+            limit=limit,
+            restart=restart,
+            stop=_stop_on_signals(),
+            limits=Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max),
+            on_progress=on_progress,
+        )
+    _say_replayed(done, file, f"topic {settings.clicks_topic} ({where})")
+
+
+@app.command(epilog="Example: nextclick top ada-1 --k 5")
+def top(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="Items wanted.", min=1)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print a person's list; the popular one for anybody without."""
+    settings = _settings()
+    from online.edges import open_lists
+    from online.views import list_view
+
+    lists = open_lists(settings)
+    own = lists.read(user)
+    found = own or lists.popular()
+    if found is None:
+        raise NothingThereError("nothing has been learned yet: start `nextclick worker` and publish clicks")
+    if as_json:
+        cut = found.model_dump() | {"items": found.items[:k], "scores": found.scores[:k]}
+        age_ms = max(0, int(1_000 * time.time()) - found.written_at)
+        _print_json({"user_id": user, "own": own is not None, "age_ms": age_ms, **cut})
+    else:
+        out.print(list_view(user, found, own=own is not None, k=k))
+
+
+@app.command(epilog="Example: nextclick status --json")
+def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Print what the worker says about itself; exit status 1 where none reports."""
+    settings = _settings()
+    from online.edges import open_lists
+    from online.views import status_view
+
+    lists = open_lists(settings)
+    report = lists.status()
+    if report is None:
+        raise NothingThereError(f"no worker reports in Redis at {lists.address}: start `nextclick worker`")
+    if as_json:
+        _print_json(report)
+    else:
+        out.print(status_view(report))
+
+
+@app.command("dead-letters", epilog="Example: nextclick dead-letters --reason malformed-json --limit 3")
+def dead_letters(
+    reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
+    limit: Annotated[int, typer.Option(help="How many of the latest to show.", min=0)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print which messages could not be read, and why: counts by reason, and the latest of them."""
+    settings = _settings()
+    from online.edges import open_reader
+    from online.views import dead_letters_view, first_bytes
+    from stream.dead_letters import DeadLetter, dead_letter
+
+    if not settings.kafka_bootstrap_servers and not settings.log_path.exists():
+        raise NothingThereError(
+            f"there is no click log {settings.log_path}: start `nextclick worker`, or set NEXTCLICK_DATA_DIR"
+        )
+    reasons: Counter[str] = Counter()
+    latest: deque[DeadLetter] = deque(maxlen=limit)
+    with closing(open_reader(settings, settings.dead_letters_topic)) as reader:
+        for letter in map(dead_letter, reader.read()):
+            if reason in (None, letter.reason):
+                reasons[letter.reason] += 1
+                latest.append(letter)
+    if as_json:
+        places = [
+            {
+                "topic": letter.topic, "partition": letter.partition, "offset": letter.offset, "reason": letter.reason,
+                "detail": letter.detail, "begins_with": first_bytes(letter.record.value),
+            }
+            for letter in latest
+        ]  # fmt: skip
+        _print_json({"total": reasons.total(), "reasons": dict(reasons), "latest": places})
+    elif not reasons:
+        out.print("there are no dead letters" + (f" with reason {reason}" if reason else ""), markup=False)
+    else:
+        out.print(dead_letters_view(reasons, latest))
+
+
+def _settings(**overrides: Any) -> "Settings":
+    """Settings, and the log set up as they say."""
+    from online.settings import load_settings
+
+    settings = load_settings(**overrides)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    _log_to(handler, settings.log_level)
+    return settings
+
+
+def _log_to(handler: logging.Handler, level: str) -> None:
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for chatty in ("kafka", "uvicorn", "apscheduler", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class _OneLine(logging.Formatter):
+    """`2024-11-22T12:00:00.123+00:00 INFO online.loop: what happened`, tracebacks included."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
+        return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " | ".join(line.strip() for line in super().format(record).splitlines() if line.strip())
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set; the second one ends the process as it would without us."""
+    stop = threading.Event()
+
+    def ask(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+    return stop
+
+
+@contextmanager
+def _replay_bar(file: "EventFile", limit: int | None) -> Iterator[Any]:
+    """Shows how far a replay is, on a terminal; yields what is to be called with its progress."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]} rows"),
+        TextColumn("{task.fields[rate]} events/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(file.path.name, total=1.0, rows="0", rate="?")
+
+        def on_progress(done: "Replayed") -> None:
+            share = max(file.fraction, done.rows / limit if limit else 0.0)
+            rate = f"{done.published / max(done.seconds, 1e-3):,.0f}"
+            bar.update(task, completed=min(1.0, share), rows=f"{done.rows:,}", rate=rate)
+
+        yield on_progress
+
+
+def _say_replayed(done: "Replayed", file: Path, where: str) -> None:
+    from online.views import reasons_line
+
+    if done.already_done:
+        print(f"{file}: {done.rows:,} rows are already published to {where}; use --restart to publish them again")
+        return
+    rate = done.published / max(done.seconds, 1e-3)
+    print(f"{file}: {done.published:,} events published to {where} in {done.seconds:.1f} s ({rate:,.0f}/s)")
+    if done.broken:
+        print(f"not readable as clicks, so they will be dead letters: {reasons_line(done.broken)}")
+    if done.stopped:
+        print(f"stopped after row {done.rows:,}: the same command goes on from there", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _is_expected(error: Exception) -> bool:
+    if isinstance(error, NothingThereError):
+        return True
+    # A class can only have been raised if its module is loaded.
+    loaded = [(sys.modules[module], names) for module, names in _EXPECTED.items() if module in sys.modules]
+    return isinstance(error, tuple(getattr(module, name) for module, names in loaded for name in names))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What the commands print: tables for people. Text from the stream is shown with its control characters spelled out."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from stream.dead_letters import DeadLetter
+from stream.lists import TopList
+
+_VALUE_CHARACTERS_MAX = 60
+_METHODS = {"served": "the lists as served", "followed": "what followed last time", "popular": "what is popular"}
+
+
+def plain(text: str) -> str:
+    """`text` with everything unprintable as an escape: ids come from outside, and a terminal obeys some characters."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
+def ago(milliseconds: float) -> str:
+    """A duration as people say it."""
+    seconds = max(0.0, milliseconds / 1_000)
+    for size, unit in ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1_000 * seconds:.0f} ms"
+
+
+def list_view(user_id: str, top: TopList, *, own: bool, k: int) -> RenderableType:
+    """One person's list, with where it comes from and how old it is."""
+    age = ago(1_000 * time.time() - top.written_at)
+    whose = f"the list of {plain(user_id)}" if own else f"{plain(user_id)} has no list yet: the popular one"
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(justify="right", style="dim")
+    table.add_column()
+    table.add_column(justify="right", style="dim")
+    for rank, (item, score) in enumerate(zip(top.items[:k], top.scores[:k], strict=True), start=1):
+        table.add_row(str(rank), Text(plain(item)), f"{score:.3f}")
+    about = f"{whose}, written {age} ago by version {top.version} ({plain(top.source)}, offset {plain(top.offset)})"
+    return Group(Text(about), table)
+
+
+def status_view(status: Mapping[str, Any]) -> RenderableType:
+    """What the worker says about itself."""
+    now = 1_000 * time.time()
+    table = _pairs()
+    waits = "" if status.get("redis") == "ok" else f"; Redis: {status.get('redis')}"
+    uptime = ago(now - status["started_at"]) if status.get("started_at") else "?"
+    table.add_row(
+        "worker", f"{status.get('state')}, up {uptime}, reported {ago(now - status.get('written_at', now))} ago{waits}"
+    )
+    table.add_row(
+        "model",
+        f"version {status.get('version')}, {_count(status.get('users'))} people, {_count(status.get('items'))} items",
+    )
+    table.add_row(
+        "learned", f"{_count(status.get('learned'))} clicks, {_count(status.get('events_per_s'))} per second now"
+    )
+    lag = status.get("lag")
+    table.add_row("waiting", "the broker does not say" if lag is None else f"{_count(lag)} messages on the topic")
+    quantiles = status.get("click_to_list_ms") or {}
+    table.add_row("click to list", f"{_ms(quantiles.get('p50'))} (p50), {_ms(quantiles.get('p99'))} (p99)")
+    letters = {reason: n for reason, n in (status.get("dead_letters") or {}).items() if n}
+    table.add_row("dead letters", reasons_line(letters) if letters else "none")
+    table.add_row("duplicates", f"{_count(status.get('duplicates'))} left out")
+    table.add_row("drift", _drift(status))
+    finetune = status.get("finetune") or {}
+    table.add_row("fine-tunings", f"{_count(finetune.get('done'))}, now {finetune.get('state', '?')}")
+    saved = status.get("checkpoint")
+    table.add_row("checkpoint", f"{saved.get('number')}, {saved.get('bytes', 0) / 1e6:.1f} MB" if saved else "none yet")
+    table.add_row("memory", f"{_count(status.get('memory_mb_max'))} MB at most")
+    for partition, offset in (status.get("positions") or {}).items():
+        table.add_row(Text(f"next of {plain(partition)}"), _count(offset))
+    return Group(table, Text(), scores_table(status))
+
+
+def scores_table(status: Mapping[str, Any]) -> Table:
+    """Hit rates and NDCG of the lists as served, beside the counts they are held against."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"{_count(status.get('scored'))} clicks scored",
+        title_justify="left",
+    )
+    table.add_column("method")
+    for name in ("hit@10, last 1,000", "hit@10", "NDCG@10, last 1,000", "NDCG@10"):
+        table.add_column(name, justify="right")
+    recent, scores = status.get("recent") or {}, status.get("scores") or {}
+    for method, label in _METHODS.items():
+        late, all_ = recent.get(method) or {}, scores.get(method) or {}
+        table.add_row(label, *(_share(of.get(measure)) for measure in ("hit@10", "ndcg@10") for of in (late, all_)))
+    return table
+
+
+def dead_letters_view(reasons: Counter[str], latest: Iterable[DeadLetter]) -> RenderableType:
+    """Counts by reason, then the latest letters with where they stood and how they begin."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("topic:partition:offset")
+    table.add_column("reason")
+    table.add_column("detail", overflow="fold")
+    table.add_column("begins with", overflow="fold")
+    for letter in latest:
+        table.add_row(
+            Text(f"{plain(letter.topic)}:{letter.partition}:{letter.offset}"),
+            Text(plain(letter.reason)),
+            Text(plain(letter.detail)),
+            Text(first_bytes(letter.record.value)),
+        )
+    counts = _pairs()
+    for reason, count in reasons.most_common():
+        counts.add_row(Text(plain(reason) or "(not one of ours)"), f"{count:,}")
+    return Group(counts, table)
+
+
+def first_bytes(value: bytes | None) -> str:
+    """How a message begins, readable whatever it is."""
+    if value is None:
+        return "(no value)"
+    text = value[: 2 * _VALUE_CHARACTERS_MAX].decode("utf-8", "backslashreplace")
+    return plain(text[:_VALUE_CHARACTERS_MAX]) + ("…" if len(value) > _VALUE_CHARACTERS_MAX else "")
+
+
+def reasons_line(reasons: Mapping[str, int]) -> str:
+    """Counts by reason in a line, the most frequent first."""
+    ordered = sorted(reasons.items(), key=lambda pair: -pair[1])
+    return f"{sum(reasons.values()):,} (" + ", ".join(f"{count:,} {plain(reason)}" for reason, count in ordered) + ")"
+
+
+def _pairs() -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim")
+    table.add_column()
+    return table
+
+
+def _drift(status: Mapping[str, Any]) -> str:
+    last = status.get("last_alarm")
+    text = f"{_count(status.get('alarms'))} alarms"
+    if not isinstance(last, dict):
+        return text
+    return f"{text}; in the last one the mean loss moved from {last.get('before', 0):.3f} to {last.get('after', 0):.3f}"
+
+
+def _count(value: Any) -> str:
+    return f"{value:,.0f}" if isinstance(value, int | float) else "?"
+
+
+def _share(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "?"
+
+
+def _ms(value: Any) -> str:
+    return f"{value:,.0f} ms" if isinstance(value, int | float) else "?"
