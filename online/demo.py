@@ -42,6 +42,7 @@ _POLL_EVERY_S = 0.002
 _REFRESH_EVERY_S = 0.5
 _PLAIN_LINE_EVERY_S = 5.0
 _START_S_MAX = 60.0
+_REPORT_S_MAX = 5.0  # the worker reports about every second
 _GOODBYE_S_MAX = 30.0
 
 
@@ -269,7 +270,14 @@ class Screen:
             enough.set()
             publishing.join(_LIST_S_MAX + 1)
         publishing.check()
-        self._say(time.monotonic() - self._started, last=True)
+        elapsed_s, ended_ms = time.monotonic() - self._started, 1_000 * time.time()
+        deadline = time.monotonic() + _REPORT_S_MAX
+        while time.monotonic() < deadline and not self._stop.is_set():
+            status = self._lists.status()
+            if status is not None and status["written_at"] >= ended_ms:
+                break
+            self._stop.wait(0.1)
+        self._say(elapsed_s, last=True)
 
     def course(self) -> Text:
         """How the lists came through the change of fashion; nothing where there was none."""

@@ -104,13 +104,16 @@ def next_steps(data_dir: Path | None) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     table.add_column()
     table.add_column(style="dim")
-    if data_dir is not None:
-        table.add_row(Text(f"NEXTCLICK_DATA_DIR={data_dir} nextclick worker"), "go on from where this ended")
     table.add_row("nextclick demo --data FILE.csv", "with your clicks: user,item,timestamp")
     table.add_row("nextclick worker", "learn, and keep it in ./data")
     table.add_row("nextclick replay FILE.csv --rate 200", "publish clicks, in another terminal")
     table.add_row("nextclick serve", "API and dashboard, in a third")
-    return Group(Text("\nTry next:"), table)
+    lines: list[RenderableType] = [Text("\nTry next:"), table]
+    if data_dir is not None:
+        # In one piece however narrow the terminal is, so that it can be copied.
+        command = f"  NEXTCLICK_DATA_DIR={data_dir} nextclick worker"
+        lines.append(Text.assemble(command, ("  goes on from here", "dim"), no_wrap=True, overflow="ignore"))
+    return Group(*lines)
 
 
 def _place(rank: int, item: str) -> Text:
