@@ -11,6 +11,7 @@ A dead letter has the message's own key and value, and these headers before the 
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -96,22 +97,25 @@ def dead_letter(record: Record) -> DeadLetter:
     )
 
 
-def read_dead_letters(source: Source, *, timeout_s: float = 10.0) -> Iterator[DeadLetter]:
+def read_dead_letters(source: Source, *, timeout_s: float = 5.0) -> Iterator[DeadLetter]:
     """All dead letters that are there now, oldest first within each partition.
 
     `source` reads the dead letters' topic and was not started; it stays open. Ends when all partitions are read to the
     end they had at the beginning, or when nothing comes for `timeout_s` seconds.
     """
     source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
-    ends = None
-    while True:
-        records = source.poll(max_records=500, timeout_s=timeout_s if ends is None else min(timeout_s, 1.0))
-        if ends is None:
-            ends = source.ends()
-        yield from (dead_letter(record) for record in records if record.offset < ends.get(_partition(record), 0))
+    ends: dict[Partition, int] = {}
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        ends = ends or source.ends()
         positions = source.positions()
-        if not records or all(positions.get(partition, 0) >= end for partition, end in ends.items()):
+        if ends and all(positions.get(partition, 0) >= end for partition, end in ends.items()):
             return
+        records = source.poll(max_records=500, timeout_s=0.2)
+        if records:
+            ends = ends or source.ends()
+            deadline = time.monotonic() + timeout_s
+        yield from (dead_letter(record) for record in records if record.offset < ends.get(_partition(record), 0))
 
 
 def _partition(record: Record) -> Partition:

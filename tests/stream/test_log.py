@@ -95,10 +95,10 @@ def test_topics_that_are_there_keep_their_partitions(path):
     log = Log(path)
     log.ensure_topics({TOPIC: 2})
     log.ensure_topics({TOPIC: 5, "other": 3})
-    assert list(log.extents([TOPIC, "other"])) == [
-        *(Partition(TOPIC, n) for n in range(2)),
-        *(Partition("other", n) for n in range(3)),
-    ]
+    assert [partition.topic for partition in log.extents([TOPIC, "other"])] == [TOPIC] * 2 + ["other"] * 3
+    log.add_partitions(TOPIC, 4)
+    log.add_partitions(TOPIC, 3)
+    assert len(log.extents([TOPIC])) == 4
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, but long enough to be looked at" * 50, b"\x00" * 4096])
@@ -135,15 +135,14 @@ def test_a_full_disk_is_named_loses_nothing_and_bounds_the_buffer(path):
 
     def send_until_full():
         nonlocal sent
-        for _ in range(100):
+        while True:
             producer.send(TOPIC, key=b"k", value=b"%d" % sent + b" " * 1_000)
             sent += 1
             if sent % 50 == 0:
                 producer.flush()
 
     with pytest.raises(SourceError, match=r"clicks\.log cannot be used: database or disk is full; free some space"):
-        for _ in range(100):
-            send_until_full()
+        send_until_full()
     with pytest.raises(SourceError, match="full"):
         producer.flush()
     log._db.execute("PRAGMA max_page_count = 1000000")
