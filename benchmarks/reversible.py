@@ -6,6 +6,7 @@ Memory is measured twice. "kept" are the bytes of all tensors that the forward p
 (each storage once, weights excluded). "peak" is how far one forward and backward pass lifts the memory of a process of
 its own (resident set on the CPU, allocated bytes on CUDA), gradients of the weights included. What a layer adds is the
 slope from the smallest to the largest depth. The plain stack is ordinary float32 residual code, not a mode of ours.
+"gradients" is the largest relative difference between recomputed and ordinary gradients of the same stack.
 Times are the best of several rounds in which both take turns: what is left when nothing else used the machine.
 """
 
@@ -94,6 +95,17 @@ def step(kind: str, stack: nn.Module, x: Tensor, *context: Tensor) -> None:
         torch.cuda.synchronize()
 
 
+def gradient_difference(stack: ReversibleStack, x: Tensor, *context: Tensor) -> float:
+    """Recomputed against ordinary gradients of the same stack: the largest difference in any tensor, relative to the
+    largest entry of that tensor's gradient."""
+    found = []
+    for recompute in (True, False):
+        y1, y2 = stack(x, x, *context, recompute=recompute)
+        found.append(torch.autograd.grad((y1 + y2).square().mean(), [x, *stack.parameters()]))
+    pairs = zip(*found, strict=True)
+    return max(float((ours - plain).abs().max() / plain.abs().max().clamp(min=1e-30)) for ours, plain in pairs)
+
+
 def in_a_process_of_its_own(kind: str, depth: int, options: argparse.Namespace) -> dict[str, int]:
     # Every freed tensor goes back to the system at once, so that the resident set is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -131,16 +143,17 @@ def main() -> None:
         return
     print(f"length {options.length}, width {options.width}, local and LSH layers in turn, {options.device}")
     print(f"{'depth':>5} {'kept MB: plain':>15} {'reversible':>11} {'peak MB: plain':>15} {'reversible':>11}", end=" ")
-    print(f"{'ms: plain':>10} {'reversible':>11} {'ratio':>6}")
+    print(f"{'ms: plain':>10} {'reversible':>11} {'ratio':>6} {'gradients':>10}")
     rows = []
     for depth in options.depths:
         memory = {kind: in_a_process_of_its_own(kind, depth, options) for kind in KINDS}
         rows.append(memory)
-        ms = milliseconds(list(KINDS), *problem(depth, options.length, options.width, options.device),
-                          rounds=options.rounds)  # fmt: skip
+        inputs = problem(depth, options.length, options.width, options.device)
+        ms = milliseconds(list(KINDS), *inputs, rounds=options.rounds)
         print(f"{depth:>5} {memory['plain']['kept'] / 1e6:>15.1f} {memory['reversible']['kept'] / 1e6:>11.1f}", end=" ")
         print(f"{memory['plain']['peak'] / 1e6:>15.1f} {memory['reversible']['peak'] / 1e6:>11.1f}", end=" ")
-        print(f"{ms['plain']:>10.0f} {ms['reversible']:>11.0f} {ms['reversible'] / ms['plain']:>6.2f}", flush=True)
+        print(f"{ms['plain']:>10.0f} {ms['reversible']:>11.0f} {ms['reversible'] / ms['plain']:>6.2f}", end=" ")
+        print(f"{gradient_difference(*inputs):>10.1e}", flush=True)
     for what in ("kept", "peak"):
         added = {kind: (rows[-1][kind][what] - rows[0][kind][what]) for kind in KINDS}
         per_layer = {kind: bytes_ / (options.depths[-1] - options.depths[0]) / 1e6 for kind, bytes_ in added.items()}
