@@ -197,7 +197,7 @@ def run_demo(
             console.print(story_view(publisher.story(stop)))
             console.print(screen.course())
         worker.check()
-    console.print(next_steps(data_dir))
+    console.print(next_steps(data_dir), crop=False)
 
 
 def _settings(console: Console, folder: Path, seed: int, port: int | None) -> Settings:
