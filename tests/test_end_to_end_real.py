@@ -1,0 +1,59 @@
+"""The whole product on Apache Kafka and redis-server: killed on the way, and nothing lost, nothing twice."""
+
+import csv
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.end_to_end import adds_up, run
+from online.town import Town
+
+STREAM = Path(__file__).parents[2] / "shared" / "data" / "gowalla-1000.csv.xz"
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Path:
+    """A file with a few thousand clicks of the simulated town."""
+    path = tmp_path / "town.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["user", "item", "timestamp"])
+        rows.writerows((click.user_id, click.item_id, click.timestamp) for click in islice(Town().clicks(6_000), 6_000))
+    return path
+
+
+@pytest.mark.real
+def test_a_worker_killed_three_times_learns_every_click_once_and_buries_every_broken_message_once(
+    town: Path, tmp_path: Path, kafka_broker: Any, redis_server: Any
+) -> None:
+    report = run(
+        town,
+        kafka=kafka_broker.bootstrap_servers,
+        redis=redis_server.url,
+        broken=0.02,
+        kills=3,
+        folder=tmp_path / "data",
+    )
+    assert adds_up(report), report
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1_800)
+@pytest.mark.skipif(not STREAM.exists(), reason=f"{STREAM} is not there: no real stream to replay")
+def test_a_real_stream_is_learned_whole_and_its_lists_beat_popularity_and_what_followed_last(
+    tmp_path: Path, kafka_broker: Any, redis_server: Any
+) -> None:
+    report = run(
+        STREAM,
+        kafka=kafka_broker.bootstrap_servers,
+        redis=redis_server.url,
+        broken=0.01,
+        kills=3,
+        folder=tmp_path / "data",
+    )
+    print(report)
+    assert adds_up(report), report
+    served, popular, followed = (report["scores"][name]["ndcg@10"] for name in ("served", "popular", "followed"))
+    assert served > followed > popular, report
