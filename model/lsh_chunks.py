@@ -1,12 +1,12 @@
 """Attention within buckets over whole sequences: one sort for all rounds, chunks, and a backward made by hand.
 
 Every (sequence, head, round) is a line of L positions. All lines are sorted by bucket at once and laid end to end, so
-what a position may see are its predecessors in this order, as far as they share its bucket. Chunks of C queries attend to
-themselves and the W rows before them.
+what a position may see are its predecessors in this order, as far as they share its bucket. Chunks of C queries attend
+to themselves and the W rows before them.
 
-The backward takes ring attention's view of rounds (Liu et al. 2023, arXiv 2310.01889): with the log-sum-exp over *all*
-rounds, exp(score − lse) is an entry's final weight, so each round's part of the gradient is complete by itself, and
-joining the rounds needs no gradient of its own. Scores are computed again rather than kept.
+The backward takes ring attention's view of rounds (Liu et al. 2023, arXiv 2310.01889): with an entry's final weight,
+its weight within its round times the round's share, each round's part of the gradient is complete by itself, and joining
+the rounds needs no gradient of its own. Scores are computed again rather than kept.
 
 B batch, H heads, R rounds of hashing, L length, D width of a head, W window, C queries of a chunk, K = C + W keys of a
 chunk, M rows in sorted order (padded to whole chunks), T buckets of log time.
@@ -39,6 +39,10 @@ class Layout:
     masks: Tensor  # (·, K) of 0 and −inf, overlapping rows
     places: Tensor  # (B · H · L, R) place of each row in each round
     padding: Tensor | None  # (B · H · L, 1) bool
+
+    def mask(self, places: slice) -> Tensor:
+        """What these places see of their chunks' keys: (places, K) of 0 and −inf."""
+        return self.masks.index_select(0, self.mask_row[places])
 
 
 def sort_by_bucket(buckets: Tensor, *, window: int, bucket_count: int, lengths: Tensor | None) -> Layout:
@@ -134,15 +138,13 @@ def _gather(rows: Tensor, layout: Layout, places: slice) -> tuple[Tensor, Tensor
     return q, k, v
 
 
-def _scores(
-    q: Tensor, k: Tensor, layout: Layout, places: slice, time_bias: Tensor | None, gaps: Tensor | None
-) -> Tensor:
-    """(chunks, C, K): q · k, plus the bias of the gap, −inf where not seen."""
-    chunks, C, _ = q.shape
-    scores = layout.masks.index_select(0, layout.mask_row[places]).to(q.dtype).view(chunks, C, -1)
-    if time_bias is not None and gaps is not None:
-        scores += time_bias.reshape(-1).index_select(0, gaps).view_as(scores)
-    return scores.baddbmm_(q, k.mT)
+def _weights(q: Tensor, k: Tensor, mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scores and their softmax, (chunks, C, K) both. mask (chunks · C, K), bias as many values in any shape or None."""
+    scores = mask.to(q.dtype).view(q.shape[0], q.shape[1], -1)
+    if bias is not None:
+        scores += bias.view_as(scores)
+    scores.baddbmm_(q, k.mT)
+    return scores, scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 class BucketAttention(torch.autograd.Function):
@@ -155,40 +157,44 @@ class BucketAttention(torch.autograd.Function):
         lse = rows.new_empty(M, dtype=torch.promote_types(rows.dtype, torch.float32))
         for places in _pieces(layout, rows.element_size()):
             q, k, v = _gather(rows, layout, places)
-            index = gaps.index(places, layout, time_bias.shape[1]) if gaps and time_bias is not None else None
-            scores = _scores(q, k, layout, places, time_bias, index)
-            weights = scores.softmax(-1, dtype=lse.dtype)
+            bias = None
+            if gaps is not None and time_bias is not None:
+                bias = time_bias.reshape(-1)[gaps.index(places, layout, time_bias.shape[1])]
+            scores, weights = _weights(q, k, layout.mask(places), bias)
             lse[places] = (scores.amax(-1) - weights.amax(-1).log_()).view(-1)
             output[places] = torch.bmm(weights.to(v.dtype), v).view(-1, D)
-        lse_of_round = lse[layout.places]  # (B · H · L, R)
-        lse = lse_of_round.logsumexp(-1)
-        weights = (lse_of_round - lse[:, None]).exp_().to(output.dtype)
-        joined = embedding_bag(layout.places, output, mode="sum", per_sample_weights=weights)
+        lse_of_rounds = lse[layout.places]  # (B · H · L, R)
+        shares = lse_of_rounds.softmax(-1).to(output.dtype)
+        joined = embedding_bag(layout.places, output, mode="sum", per_sample_weights=shares)
         if layout.padding is not None:
             joined.masked_fill_(layout.padding, 0)
-        ctx.save_for_backward(rows, time_bias, joined, lse)
+        lse_of_all = lse_of_rounds.logsumexp(-1)[layout.source[layout.window :]]
+        share = (lse - lse_of_all).exp_().masked_fill_(layout.filler, 0)  # (M,) of its round in each place's output
+        ctx.save_for_backward(rows, time_bias, joined, share)
         ctx.gaps, ctx.layout = gaps, layout
         return joined
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        rows, time_bias, joined, lse = ctx.saved_tensors
+        rows, time_bias, joined, share = ctx.saved_tensors
         layout: Layout = ctx.layout
         W, C, D = layout.window, layout.chunk, rows.shape[1] // 3
         source = layout.source[W:]
         grad = grad.contiguous()
-        lse = lse[source].masked_fill_(layout.filler, float("inf")).view(-1, C, 1)  # fillers weigh nothing
-        mean = (grad * joined).sum(-1, dtype=lse.dtype)[source].view(-1, C, 1)
+        share = share.view(-1, C, 1)
+        mean = (grad * joined).sum(-1, dtype=share.dtype)[source].view(-1, C, 1)
         overlap = -(-(C + W) // C)  # a chunk's keys span so many chunks
         grad_sorted = rows.new_zeros(source.shape[0] // C + overlap, C, 3 * D)
         grad_bias = torch.zeros_like(time_bias).view(-1) if time_bias is not None else None
         for places in _pieces(layout, rows.element_size()):
             chunks = slice(places.start // C, places.stop // C)
             q, k, v = _gather(rows, layout, places)
-            index = ctx.gaps.index(places, layout, time_bias.shape[1]) if time_bias is not None else None
-            scores = _scores(q, k, layout, places, time_bias, index)
-            weights = (scores - lse[chunks]).exp_()
+            bias = None
+            if time_bias is not None:
+                index = ctx.gaps.index(places, layout, time_bias.shape[1])
+                bias = time_bias.reshape(-1)[index]
+            weights = _weights(q, k, layout.mask(places), bias)[1].mul_(share[chunks])
             grad_output = grad.index_select(0, source[places]).view(-1, C, D)
             grad_scores = (torch.bmm(grad_output, v.mT) - mean[chunks]).mul_(weights)
             if grad_bias is not None:
