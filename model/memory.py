@@ -9,6 +9,9 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from model.lsh import log_time_bucket
 
 
 class LocalMemory:
@@ -35,6 +38,56 @@ class LocalMemory:
         self.values[slots, :, place] = values.to(self.values.dtype)
         self.times[slots, place] = times
         self.clicks[slots] += 1
+
+    def clear(self, slots: Tensor) -> None:
+        self.clicks[slots] = 0
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "values": self.values, "times": self.times, "clicks": self.clicks}
+
+
+class BucketMemory:
+    """A ring of the latest W − 1 keys and values for each slot, head, round and bucket: what LSH attention sees."""
+
+    def __init__(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> None:
+        """shape: (S, H, R, buckets, W − 1, d)."""
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.times = torch.zeros(shape[:-1], dtype=torch.float64, device=device)
+        self.clicks = torch.zeros(shape[:-2], dtype=torch.int64, device=device)
+
+    def attend(
+        self, slots: Tensor, buckets: Tensor, qk: Tensor, v: Tensor, *, timestamps: Tensor, time_bias: Tensor
+    ) -> Tensor:
+        """Slots (N,), buckets (N, H, R), qk and v (N, H, d), timestamps (N,), time_bias (H, T) -> (N, H, d)."""
+        place = self._place(slots, buckets)
+        N, H, d = qk.shape
+        own = (N, H, buckets.shape[2], 1, d)  # the click itself: seen in rounds that show nothing else
+        keys = torch.cat([self.keys[place].to(qk.dtype), normalize(qk, dim=-1)[:, :, None, None].expand(own)], 3)
+        values = torch.cat([self.values[place].to(v.dtype), v[:, :, None, None].expand(own)], 3)  # (N, H, R, W, d)
+        filled = torch.arange(self.times.shape[-1], device=slots.device) < self.clicks[place][..., None]
+        seen = torch.cat([filled, ~filled.any(-1, keepdim=True)], 3)  # (N, H, R, W)
+        gap = log_time_bucket(pad(timestamps[:, None, None, None] - self.times[place], (0, 1)), time_bias.shape[1])
+        bias = time_bias.gather(1, gap.transpose(0, 1).reshape(H, -1).long()).view(H, N, *gap.shape[2:])
+        scores = (keys @ qk[:, :, None, :, None])[..., 0] * d**-0.5  # (N, H, R, W)
+        scores = (scores.float() + bias.transpose(0, 1)).masked_fill(~seen, -torch.inf)
+        weights = scores.flatten(2).softmax(-1).to(v.dtype)  # (N, H, R W): all rounds in one softmax
+        output: Tensor = (weights[:, :, None] @ values.flatten(2, 3))[:, :, 0]
+        return output
+
+    @torch.no_grad()
+    def write(self, slots: Tensor, buckets: Tensor, qk: Tensor, v: Tensor, timestamps: Tensor) -> None:
+        """As `attend`: over the oldest entry of each bucket's ring."""
+        place = self._place(slots, buckets)
+        entry = (*place, self.clicks[place] % self.times.shape[-1])
+        self.keys[entry] = normalize(qk, dim=-1)[:, :, None].to(self.keys.dtype)
+        self.values[entry] = v[:, :, None].to(self.values.dtype)
+        self.times[entry] = timestamps[:, None, None]
+        self.clicks[place] += 1
+
+    def _place(self, slots: Tensor, buckets: Tensor) -> tuple[Tensor, ...]:
+        heads, rounds = (torch.arange(n, device=slots.device) for n in buckets.shape[1:])
+        return slots[:, None, None], heads[:, None], rounds, buckets
 
     def clear(self, slots: Tensor) -> None:
         self.clicks[slots] = 0

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.items import ItemTable
-from model.lsh import log_time_bucket, lsh_attention, random_rotations
-from model.memory import LocalMemory, ReformerMemory
+from model.lsh import hash_buckets, log_time_bucket, lsh_attention, random_rotations
+from model.memory import BucketMemory, LocalMemory, ReformerMemory
 from model.reversible import ReversibleStack
 
 
@@ -131,7 +131,7 @@ class LocalAttention(nn.Module):
 
     def softmax(self, scores: Tensor, gaps: Tensor, seen: Tensor) -> Tensor:
         """scores (B, H, ...), gaps in seconds (B, ...), seen (..., broadcast) -> weights (B, H, ...)."""
-        buckets = log_time_bucket(gaps, self.buckets)
+        buckets = log_time_bucket(gaps, self.buckets).long()
         per_head = self.time_bias.gather(1, buckets.reshape(1, -1).expand(self.heads, -1))
         bias = per_head.view(self.heads, *buckets.shape).transpose(0, 1)  # (B, H, ...)
         return (scores.float() + bias).masked_fill(~seen, -torch.inf).softmax(-1)
@@ -160,6 +160,21 @@ class LSHAttention(nn.Module):
             qk, v, self.rotations, window=self.window, lengths=lengths, times=timestamps, time_bias=self.time_bias
         )  # (B, H, L, d)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, L, D)))  # type: ignore[no-any-return]
+
+    def append(self, x: Tensor, memory: BucketMemory, slots: Tensor, timestamps: Tensor, *, store: bool) -> Tensor:
+        """(N, D), (N,), (N,) -> (N, D): what `forward` gives at the last position of a history."""
+        N, D = x.shape
+        qk, v = self.qk_v(self.norm(x)).view(N, 2, self.heads, D // self.heads).unbind(1)  # 2 × (N, H, d)
+        buckets = hash_buckets(qk[:, :, None], self.rotations)[..., 0]  # (N, H, R)
+        y = memory.attend(slots, buckets, qk, v, timestamps=timestamps, time_bias=self.time_bias)  # (N, H, d)
+        if store:
+            memory.write(slots, buckets, qk, v, timestamps)
+        return self.dropout(self.out(y.reshape(N, D)))  # type: ignore[no-any-return]
+
+    def memory(self, slots: int, dtype: torch.dtype) -> BucketMemory:
+        H, R, d, half = self.rotations.shape
+        shape = (slots, H, R, 2 * half, self.window - 1, d)
+        return BucketMemory(shape, dtype=dtype, device=self.rotations.device)
 
 
 class FeedForward(nn.Module):
@@ -231,6 +246,19 @@ class Reformer(nn.Module):
             memory.stamp(slots, timestamps)
         states: Tensor = self.norm((y1.float() + y2.float()) / 2)
         return states.float()
+
+    @torch.no_grad()
+    def remember(self, memory: ReformerMemory, slots: Tensor, histories: Histories) -> Tensor:
+        """Puts whole histories into slots (B,), whatever was there before -> each one's last state (B, D) float32, zero
+        where a history is empty. L steps of `append`, so at the weights of now."""
+        memory.clear(slots)
+        states = torch.zeros(len(slots), self.config.width, device=slots.device)
+        for position in range(histories.items.shape[1]):
+            still = (position < histories.lengths).nonzero()[:, 0]
+            if len(still):
+                clicks = Clicks(slots[still], *(part[still, position] for part in histories[:3]))
+                states[still] = self.append(memory, clicks)
+        return states
 
     def memory(self, users_held: int, *, dtype: torch.dtype = torch.float32) -> ReformerMemory:
         """An empty memory for so many people. Keys and values in `dtype`; half of the bytes, half of the precision."""

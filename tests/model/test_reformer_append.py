@@ -1,0 +1,165 @@
+"""The streaming form gives the numbers of the sequence form, and its memory belongs to the people it was made for."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.memory import Directory, ReformerMemory
+from model.reformer import Clicks, Histories, Reformer
+
+from .test_reformer import MIXTURES, histories, reformer
+
+torch.set_num_threads(1)
+
+
+def stream(model: Reformer, memory: ReformerMemory, slots: Tensor, ours: Histories, *, first: int = 0) -> Tensor:
+    """Appends click after click, of everybody who still has one -> states (B, L - first, D), zero behind the end."""
+    states = []
+    for position in range(first, ours.items.shape[1]):
+        alive = position < ours.lengths
+        clicks = Clicks(slots[alive], *(part[alive, position] for part in ours[:3]))
+        found = torch.zeros(len(slots), model.config.width)
+        found[alive] = model.append(memory, clicks)
+        states.append(found)
+    return torch.stack(states, 1)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    layers=st.sampled_from(MIXTURES),
+    window=st.integers(2, 9),
+    rounds=st.integers(1, 3),
+    buckets=st.sampled_from([2, 4, 8]),
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any),
+    seed=st.integers(0, 1000),
+)
+@torch.no_grad()
+def test_append_gives_forwards_states_at_every_position(  # noqa: PLR0917
+    layers: tuple[str, ...], window: int, rounds: int, buckets: int, lengths: list[int], seed: int
+) -> None:
+    model = reformer(layers, window=window, rounds=rounds, buckets=buckets, seed=seed)
+    ours = histories(lengths, seed=seed)
+    memory = model.memory(8)
+    slots, new = memory.take([f"u{n}" for n in range(len(lengths))])
+    assert new.all()
+    assert (stream(model, memory, slots, ours) - model(ours)).abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_looking_ahead_stores_nothing() -> None:
+    model, ours = reformer(), histories([12, 12])
+    memory = model.memory(2)
+    slots, _ = memory.take(["a", "b"])
+    stream(model, memory, slots, Histories(*(part[:, :11] for part in ours[:3]), torch.tensor([11, 11])))
+    before = {name: tensor.clone() for name, tensor in memory.state_tensors().items()}
+    last = Clicks(slots, *(part[:, 11] for part in ours[:3]))
+    ahead = model.append(memory, last, store=False)
+    assert all(torch.equal(before[name], tensor) for name, tensor in memory.state_tensors().items())
+    assert torch.equal(ahead, model.append(memory, last))
+    torch.testing.assert_close(ahead, model(ours)[:, 11], atol=1e-5, rtol=0)
+
+
+def test_gradients_reach_every_weight_and_no_memory() -> None:
+    model, ours = reformer(), histories([9, 9])
+    memory = model.memory(2)
+    slots, _ = memory.take(["a", "b"])
+    states = stream(model, memory, slots, ours)
+    assert not any(tensor.requires_grad for tensor in memory.state_tensors().values())
+    states[:, -1].square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert [name for name in without if name != "items.biases"] == []
+
+
+@torch.no_grad()
+def test_whole_histories_can_be_put_into_slots_that_held_others() -> None:
+    model, ours = reformer(), histories([12, 0, 7])
+    memory = model.memory(4)
+    slots, _ = memory.take(["a", "b", "c"])
+    model.remember(memory, slots, histories([9, 5, 3], seed=7))
+    states = model.remember(memory, slots, ours)
+    expected = model(ours)[torch.arange(3), (ours.lengths - 1).clamp(min=0)]
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)
+    assert memory.clicks[slots].tolist() == [12, 0, 7]
+
+
+@torch.no_grad()
+def test_people_who_come_and_go_meet_empty_memories() -> None:
+    model = reformer()
+    memory = model.memory(2)
+    for user, other in (("a", "b"), ("c", "b"), ("a", "c")):
+        slots, new = memory.take([user])
+        assert new.all()
+        ours = histories([7], seed=ord(user))
+        assert (stream(model, memory, slots, ours) - model(ours)).abs().max() <= 1e-5
+        memory.take([other])
+    memory.free("a")
+    assert "a" not in memory.directory
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_restored_memory_goes_on_as_if_nothing_had_happened(dtype: torch.dtype) -> None:
+    model, ours = reformer(("local", "lsh", "local")), histories([20, 14])
+    memory = model.memory(3, dtype=dtype)
+    slots, _ = memory.take(["a", "b"])
+    stream(model, memory, slots, Histories(*(part[:, :13] for part in ours[:3]), torch.tensor([13, 13])))
+    again = model.memory(3, dtype=dtype)
+    again.load_state_tensors({name: tensor.clone() for name, tensor in memory.state_tensors().items()})
+    again.directory.load_state(memory.directory.to_state())
+    slots_again, new = again.take(["a", "b"])
+    assert not new.any()
+    assert torch.equal(slots, slots_again)
+    ahead = [stream(model, m, slots, ours, first=13) for m in (memory, again)]
+    assert torch.equal(*ahead)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.3
+    assert (ahead[0] - model(ours)[:, 13:]).abs().max() <= tolerance
+
+
+def test_a_memory_of_another_shape_is_refused_by_name() -> None:
+    model = reformer()
+    memory = model.memory(3)
+    with pytest.raises(ValueError, match="timestamps"):
+        memory.load_state_tensors(model.memory(4).state_tensors())
+    with pytest.raises(ValueError, match="clicks"):
+        memory.load_state_tensors({"timestamps": memory.timestamps})
+    with pytest.raises(ValueError, match="slots"):
+        memory.directory.load_state(Directory(4).to_state())
+
+
+def test_the_least_recently_used_make_room_but_nobody_of_the_same_batch() -> None:
+    directory = Directory(3)
+    directory.take(["a", "b", "c"])
+    directory.take(["a"])
+    slots, new = directory.take(["d", "b"])
+    assert new == [True, False]
+    assert directory.users() == ["a", "b", "d"] or directory.users() == ["a", "d", "b"]
+    assert len(set(slots)) == 2
+    assert directory.free("nobody") is None
+    with pytest.raises(ValueError, match="once"):
+        directory.take(["x", "x"])
+    with pytest.raises(ValueError, match="3 slots"):
+        directory.take(["w", "x", "y", "z"])
+
+
+@given(st.integers(1, 4), st.lists(st.tuples(st.sampled_from("abcdef"), st.booleans()), max_size=40))
+def test_the_directory_is_a_dict_that_forgets_the_oldest(capacity: int, calls: list[tuple[str, bool]]) -> None:
+    directory, order = Directory(capacity), list[str]()
+    held: dict[str, int] = {}
+    for user, freed in calls:
+        if freed:
+            assert directory.free(user) == held.pop(user, None)
+            order = [u for u in order if u != user]
+            continue
+        [slot], [new] = directory.take([user])
+        assert new == (user not in held)
+        if new and len(held) == capacity:
+            del held[order.pop(0)]
+        assert held.get(user, slot) == slot
+        assert slot not in {s for u, s in held.items() if u != user}
+        held[user] = slot
+        order = [u for u in order if u != user] + [user]
+        copy = Directory(capacity)
+        copy.load_state(directory.to_state())
+        assert copy.users() == directory.users() == order
