@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -28,6 +28,9 @@ _COUNTERS = (
     ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
 )
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody here asks for
 
 
 class Requests:

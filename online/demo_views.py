@@ -46,6 +46,7 @@ def welcome(settings: Settings, api_url: str, data: Path | None, town: Town | No
     table.add_column(style="dim")
     table.add_column()
     table.add_row("clicks of", Text(who))
+    table.add_row("list in", "median time from a click to its new list in Redis")
     table.add_row("hit@10", "how often the next click was in the top ten served (last 1,000)")
     table.add_row("dashboard", Text(f"{api_url}/"))
     table.add_row("a list", Text(f"curl {api_url}/recommend/{user}"))
@@ -60,7 +61,7 @@ def live_line(elapsed_s: float, status: Mapping[str, Any]) -> Text:
     line = Text(f"{elapsed_s:4.0f} s {status['learned']:>7,} clicks {status['events_per_s']:>5,.0f}/s  hit@10 ")
     line.append(f"{100 * hits['served']:4.1f} %", style="bold green")
     line.append(f" (popularity {100 * hits['popular']:4.1f} %)")
-    line.append("" if took_ms is None else f"  click to list {took_ms:,.0f} ms")
+    line.append("" if took_ms is None else f"  list in {took_ms:,.0f} ms")
     return line
 
 
@@ -86,16 +87,16 @@ def story_view(story: Story | None) -> RenderableType:
         Padding(table, (1, 0)),
     ]
     if story.best_next is not None:
-        what = f"  in this town {plain(story.best_next)} mostly follows {plain(item)}:"
-        lines.append(Text(f"{what} {_rank(before, story.best_next)} before, {_rank(after, story.best_next)} now"))
+        lines.append(Text(f"  in this town {plain(story.best_next)} mostly follows {plain(item)}:"))
+        lines.append(Text(f"  {_rank(before, story.best_next)} before, {_rank(after, story.best_next)} now"))
     return Group(Text(), *lines)
 
 
 def course_line(before: float, lowest: float, latest: float) -> Text:
     """How the lists as served came through the change of fashion."""
     return Text(
-        f"  hit@10 was {100 * before:.0f} % before fashion changed,"
-        f" {100 * lowest:.0f} % at worst after it, and {100 * latest:.0f} % at the end"
+        f"  hit@10: {100 * before:.0f} % before fashion changed,"
+        f" {100 * lowest:.0f} % at worst, {100 * latest:.0f} % at the end"
     )
 
 
@@ -104,7 +105,7 @@ def next_steps(data_dir: Path | None) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     table.add_column()
     table.add_column(style="dim")
-    table.add_row("nextclick demo --data FILE.csv", "with your clicks: user,item,timestamp")
+    table.add_row("nextclick demo --data FILE.csv", "with your own clicks")
     table.add_row("nextclick worker", "learn, and keep it in ./data")
     table.add_row("nextclick replay FILE.csv --rate 200", "publish clicks, in another terminal")
     table.add_row("nextclick serve", "API and dashboard, in a third")

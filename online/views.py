@@ -83,14 +83,10 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
 
 def scores_table(status: Mapping[str, Any]) -> Table:
     """Hit rates and NDCG of the lists as served, beside the counts they are held against."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        title=f"{_count(status.get('scored'))} clicks scored",
-        title_justify="left",
-    )
-    table.add_column("method")
-    for name in ("hit@10, last 1,000", "hit@10", "NDCG@10, last 1,000", "NDCG@10"):
+    title = f"{_count(status.get('scored'))} clicks scored (lately: the latest 1,000)"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for name in ("hit@10 lately", "all", "NDCG@10 lately", "all"):
         table.add_column(name, justify="right")
     recent, scores = status.get("recent") or {}, status.get("scores") or {}
     for method, label in _METHODS.items():
@@ -142,7 +138,7 @@ def _pairs() -> Table:
 
 def _drift(status: Mapping[str, Any]) -> str:
     last = status.get("last_alarm")
-    text = f"{_count(status.get('alarms'))} alarms"
+    text = f"alarms: {_count(status.get('alarms'))}"
     if not isinstance(last, dict):
         return text
     return f"{text}; in the last one the mean loss moved from {last.get('before', 0):.3f} to {last.get('after', 0):.3f}"
