@@ -6,10 +6,12 @@ from typing import Any
 
 from river.drift import ADWIN
 
+RECENT_MEANS = 5  # what counts as "now" when an alarm says which way the loss went
+
 
 @dataclass(frozen=True)
 class Alarm:
-    """The mean loss has changed: from what, to what, and when."""
+    """The mean loss has risen: from what, to what, and when."""
 
     at: int  # clicks watched until the alarm
     before: float
@@ -20,7 +22,7 @@ class Alarm:
 
 
 class DriftWatch:
-    """ADWIN (Bifet & Gavaldà 2007) over the mean loss of every `clicks_each` clicks.
+    """ADWIN (Bifet & Gavaldà 2007) over the mean loss of every `clicks_each` clicks; a loss that falls is no alarm.
 
     Means, because people come in bursts: the losses of neighbouring clicks resemble each other, and ADWIN, which takes
     its values for independent, would raise an alarm for each burst.
@@ -51,7 +53,7 @@ class DriftWatch:
         return round(float(self._adwin.estimation), 4)
 
     def update(self, losses: Iterable[float]) -> list[Alarm]:
-        """Takes the losses of some clicks, in order; returns an alarm for each change found."""
+        """Takes the losses of some clicks, in order; returns an alarm for each rise found."""
         found = []
         for loss in losses:
             self.watched += 1
@@ -62,12 +64,15 @@ class DriftWatch:
         return found
 
     def _add_mean(self, mean: float) -> list[Alarm]:
-        before = self._adwin.estimation
+        before = float(self._adwin.estimation)
         self._means.append(mean)
         self._adwin.update(mean)
+        # ADWIN drops the oldest part of its window first, so its own estimate may fall when the loss has just risen.
+        recent = self._means[-RECENT_MEANS:]
+        after = sum(recent) / len(recent)
         alarms = []
-        if self._adwin.drift_detected:
-            alarms.append(Alarm(self.watched, before, self._adwin.estimation))
+        if self._adwin.drift_detected and after > before:
+            alarms.append(Alarm(self.watched, round(before, 4), round(after, 4)))
             self.alarms += 1
             self.last_alarm = alarms[0].as_dict()
         if len(self._means) >= self.values_held:

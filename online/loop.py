@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from online.checkpoint import Checkpoints, Saved
+from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
 from online.drift import Alarm, DriftWatch
 from online.finetune import FineTuning
@@ -29,6 +29,7 @@ from stream.source import Partition, Record, Source
 
 REDIS_RETRY_S = 1.0  # between attempts while Redis does not answer
 PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
+SHAPED_BY = ("layers", "width", "heads", "rounds", "buckets")  # weights saved with others cannot be loaded
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Loop:
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
         self.stale: dict[str, tuple[str, int]] = {}  # users whose list in Redis is behind: latest offset and click, ms
+        self.popular_stale: tuple[str, int] | None = None  # the same of the popular list
         self.finetuning: FineTuning | None = None
         self.last_finetuned_at: float | None = None
         self.last_saved: Saved | None = None
@@ -89,15 +91,19 @@ class Loop:
         """Takes back the latest checkpoint -> its number, None where there is none. Raises CheckpointError."""
         found = self.checkpoints.load()
         if found is None:
-            self.dead_letters.load_state([], {})
+            self.dead_letters.load_state({}, {})
             return None
         number, arrays, state = found
+        self._check_shape(number, state["shape"])
         self.seen.load_state(arrays.pop("seen"))
         self.learner.load_state(arrays, state["learner"])
         self.ledger.load_state(state["ledger"])
         self.drift.load_state(state["drift"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.stale = {user: (offset, clicked_at) for user, offset, clicked_at in state["stale"]}
+        self.popular_stale = None if state["popular_stale"] is None else tuple(state["popular_stale"])
+        if state["finetuning_asked"]:
+            self.ask_finetuning("before the restart")
         self._saved_ledger = self.ledger.to_state()
         offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
         log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.ledger.learned, offsets)
@@ -116,7 +122,8 @@ class Loop:
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
-        busy = self.finetuning is not None or self._asked.is_set()
+        lists_wait = bool(self.stale) and self.redis_waits_since is None
+        busy = self.finetuning is not None or self._asked.is_set() or lists_wait
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
@@ -127,7 +134,7 @@ class Loop:
             learned = self.learner.learn([one.click for one in batch])
             self.ledger.learned += len(batch)
             # 4. The new lists, in one pipeline.
-            self._publish({one.click.user_id: one for one in batch}, learned.rankings)
+            self._publish(batch, learned.rankings)
             # 5. Drift: an alarm asks for fine-tuning.
             for alarm in self.drift.update(learned.losses):
                 self._alarm(alarm)
@@ -147,14 +154,20 @@ class Loop:
         return "running" if self.finetuning is not None else "asked" if self._asked.is_set() else "idle"
 
     def checkpoint(self) -> None:
-        """Everything so far, as one version on disk, then the commit; nothing to do where nothing was taken in since.
+        """Everything so far, as one version on disk, then the commit; only the commit where nothing was taken in since
+        (an earlier one may have failed, or died with the worker).
 
         Raises CheckpointError, SourceError (dead letters that cannot be written: the offsets must not pass them).
         """
         self._saved_at = time.monotonic()
-        if self.ledger.to_state() == self._saved_ledger:
-            return
-        self.dead_letters.flush()
+        if self.ledger.to_state() != self._saved_ledger:
+            self._save()
+        mine = self.source.positions()
+        if offsets := {p: offset for p, offset in self.ledger.next_offsets.items() if p in mine}:
+            self.source.commit(offsets)
+
+    def _save(self) -> None:
+        self.dead_letters.flush(self.ledger.next_offsets)
         arrays, learner = self.learner.to_state()
         arrays["seen"] = self.seen.to_state()
         state: dict[str, Any] = {
@@ -163,11 +176,12 @@ class Loop:
             "drift": self.drift.to_state(),
             "dead_letters": self.dead_letters.to_state(),
             "stale": [[user, offset, clicked_at] for user, (offset, clicked_at) in self.stale.items()],
+            "popular_stale": self.popular_stale,
+            "finetuning_asked": self.finetuning_state != "idle",
+            "shape": self._shape(),
         }
         self.last_saved = self.checkpoints.save(arrays, state)
         self._saved_ledger = self.ledger.to_state()
-        mine = self.source.positions()
-        self.source.commit({p: offset for p, offset in self.ledger.next_offsets.items() if p in mine})
 
     def finish(self) -> None:
         """Graceful end: a last checkpoint, and the commit."""
@@ -185,20 +199,21 @@ class Loop:
             else:
                 yield Arrived(click, record)
 
-    def _publish(self, batch: dict[str, Arrived], rankings: dict[str, Ranking]) -> None:
-        """`batch` has each user's last click."""
+    def _publish(self, batch: Sequence[Arrived], rankings: dict[str, Ranking]) -> None:
+        lasts = {one.click.user_id: one for one in batch}  # each user's last click
         lists = {
-            user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in batch.items()
+            user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in lasts.items()
         }
-        latest = next(reversed(batch.values()))
-        popular = self._top_list(self.learner.popular(), latest.offset, latest.clicked_at_ms, POPULAR)
+        popular = self._top_list(self.learner.popular(), batch[-1].offset, batch[-1].clicked_at_ms, POPULAR)
         if self._write(lists, popular):
             written_ms = 1000 * self.clock()
-            self.latencies.add(written_ms - one.record.timestamp_ms for one in batch.values())
+            self.latencies.add(written_ms - one.record.timestamp_ms for one in lasts.values())
+            self.popular_stale = None
             for user in lists:
                 self.stale.pop(user, None)
         else:
-            self.stale |= {user: (one.offset, one.clicked_at_ms) for user, one in batch.items()}
+            self.popular_stale = (batch[-1].offset, batch[-1].clicked_at_ms)
+            self.stale |= {user: (one.offset, one.clicked_at_ms) for user, one in lasts.items()}
             while len(self.stale) > self.settings.users_held:
                 del self.stale[next(iter(self.stale))]
 
@@ -213,7 +228,9 @@ class Loop:
             user: self._top_list(ranking, *self.stale[user], PERSONAL)
             for user, ranking in zip(held, rankings, strict=True)
         }
-        if self._write(lists, None):
+        popular = self.popular_stale and self._top_list(self.learner.popular(), *self.popular_stale, POPULAR)
+        if self._write(lists, popular):
+            self.popular_stale = None
             for user in users:
                 del self.stale[user]
 
@@ -250,7 +267,7 @@ class Loop:
         return True
 
     def _alarm(self, alarm: Alarm) -> None:
-        log.warning("drift: the loss moved from %.3f to %.3f after %d clicks", alarm.before, alarm.after, alarm.at)
+        log.warning("drift: the loss rose from %.3f to %.3f after %d clicks", alarm.before, alarm.after, alarm.at)
         self.ask_finetuning("drift")
 
     def _finetune(self) -> None:
@@ -260,7 +277,7 @@ class Loop:
             self._asked.clear()
             self.finetuning = self._begin_finetuning()
             if self.finetuning is None:
-                log.info("fine-tuning left out: no history has two clicks yet")
+                log.info("fine-tuning left out: no history has two clicks on known items yet")
                 return
         self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
         if self.finetuning.done:
@@ -279,11 +296,26 @@ class Loop:
 
     def _begin_finetuning(self) -> FineTuning | None:
         slots = self.learner.histories.recently_seen(self.settings.finetune_histories)
-        if not len(slots):
+        if not len(slots) or self.learner.vocabulary.rows <= 2:
             return None
         recent = self.learner.histories.latest(slots, self.settings.history_max)
+        popularity = self.learner.counts.popularity[: self.learner.vocabulary.rows]
         seed = self.settings.seed + self.ledger.finetunings + 1
-        return FineTuning(self.learner.trainer, recent, self.learner.counts.popularity, seed=seed)
+        return FineTuning(self.learner.trainer, recent, popularity, seed=seed)
+
+    def _shape(self) -> dict[str, Any]:
+        shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
+        return {**shape, "layers": list(self.settings.layers)}
+
+    def _check_shape(self, number: int, saved: dict[str, Any]) -> None:
+        others = [
+            f"NEXTCLICK_{name.upper()}={saved[name]}" for name, here in self._shape().items() if saved[name] != here
+        ]
+        if others:
+            raise CheckpointError(
+                f"checkpoint {number} in {self.checkpoints.folder} was made with {', '.join(others)}: "
+                "set it back, or set NEXTCLICK_DATA_DIR to another folder to start anew"
+            )
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
         """Another worker takes over: it must not be told less than was learned here."""

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     finetune_learning_rate: Rate = Field(0.0005, description="of the dense weights, in fine-tuning")
     finetune_slice_ms: Positive = Field(20, description="fine-tuning between two polls stops after this time")
     drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.002, description="ADWIN's confidence; smaller: rarer")
-    drift_clicks_each: Positive = Field(50, description="clicks whose mean loss is one value for the drift detector")
+    drift_clicks_each: Positive = Field(25, description="clicks whose mean loss is one value for the drift detector")
     drift_values_held: Annotated[int, Field(ge=100)] = Field(20_000, description="values kept for the drift detector")
 
     # What a person sees.
@@ -110,22 +110,25 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        problems = []
         if self.buckets % 2:
-            raise ValueError(
+            problems.append(
                 f"NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not {self.buckets}"
             )
         if self.width % self.heads:
-            raise ValueError(f"NEXTCLICK_WIDTH ({self.width}) must be a multiple of NEXTCLICK_HEADS ({self.heads})")
+            problems.append(f"NEXTCLICK_WIDTH ({self.width}) must be a multiple of NEXTCLICK_HEADS ({self.heads})")
         if self.users_held < self.micro_batch_max:
-            raise ValueError(
+            problems.append(
                 f"NEXTCLICK_USERS_HELD ({self.users_held}) must not be below "
                 f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
             )
         if self.online_history > self.history_max:
-            raise ValueError(
+            problems.append(
                 f"NEXTCLICK_ONLINE_HISTORY ({self.online_history}) must not exceed "
                 f"NEXTCLICK_HISTORY_MAX ({self.history_max})"
             )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -148,9 +151,10 @@ def load_settings(**overrides: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            message = detail["msg"].removeprefix("Value error, ")
-            name = PREFIX + str(detail["loc"][0]).upper() if detail["loc"] else ""
-            problems.append(f"{name}: {message}" if name else message)
+            name = (
+                f"{PREFIX}{str(detail['loc'][0]).upper()}: " if detail["loc"] else ""
+            )  # absent: they do not fit together
+            problems += [name + line for line in detail["msg"].removeprefix("Value error, ").splitlines()]
         raise SettingsError(_report(problems)) from None
     if problems:
         raise SettingsError(_report(problems))
