@@ -142,8 +142,8 @@ def replay(
     events = EventFile(file)
     where = settings.kafka_bootstrap_servers or str(settings.log_path)
     progress = Progress(settings.data_dir / "replay", events, f"{where} {settings.clicks_topic}")
-    rows = 0 if restart else progress.load()[0]
-    if rows:
+    rows, complete = progress.load()
+    if rows and not complete and not restart:
         out.print(f"goes on after {rows:,} rows that are published already (--restart begins anew)", style="dim")
     prepare_topics(settings)
     with closing(open_producer(settings)) as producer, _replay_bar(events, limit) as on_progress:
@@ -254,8 +254,10 @@ def _settings(**overrides: Any) -> "Settings":
 
 def _log_to(handler: logging.Handler, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("kafka", "uvicorn", "apscheduler", "asyncio"):
+    for chatty in ("uvicorn", "apscheduler", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    # It reports each attempt to connect as an error; what matters comes to us as a SourceError, in one line.
+    logging.getLogger("kafka").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
 
 
 class _OneLine(logging.Formatter):

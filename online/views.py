@@ -96,23 +96,16 @@ def scores_table(status: Mapping[str, Any]) -> Table:
 
 
 def dead_letters_view(reasons: Counter[str], latest: Iterable[DeadLetter]) -> RenderableType:
-    """Counts by reason, then the latest letters with where they stood and how they begin."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("topic:partition:offset")
-    table.add_column("reason")
-    table.add_column("detail", overflow="fold")
-    table.add_column("begins with", overflow="fold")
-    for letter in latest:
-        table.add_row(
-            Text(f"{plain(letter.topic)}:{letter.partition}:{letter.offset}"),
-            Text(plain(letter.reason)),
-            Text(plain(letter.detail)),
-            Text(first_bytes(letter.record.value)),
-        )
+    """Counts by reason, then the latest letters: where they stood, what is wrong, how they begin."""
     counts = _pairs()
     for reason, count in reasons.most_common():
         counts.add_row(Text(plain(reason) or "(not one of ours)"), f"{count:,}")
-    return Group(counts, table)
+    lines = [Text()]
+    for letter in latest:
+        place = f"{plain(letter.topic)}:{letter.partition}:{letter.offset}"
+        lines.append(Text.assemble((place, "bold"), f"  {plain(letter.reason)}: {plain(letter.detail)}"))
+        lines.append(Text(f"  {first_bytes(letter.record.value)}", style="dim"))
+    return Group(counts, *lines)
 
 
 def first_bytes(value: bytes | None) -> str:
