@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model.lsh_chunks import BucketAttention, TimeGaps, sort_by_bucket
-from model.lsh_hash import hash_buckets, log_time_bucket, nearest_buckets, random_rotations
+from model.lsh_hash import hash_buckets, log_time_bucket, random_rotations
+from model.lsh_memory import LSHMemory, Recalled
 
-__all__ = ["hash_buckets", "log_time_bucket", "lsh_attention", "nearest_buckets", "random_rotations"]
+__all__ = ["LSHMemory", "Recalled", "hash_buckets", "log_time_bucket", "lsh_attention", "random_rotations"]
 
 
 def lsh_attention(

@@ -5,8 +5,8 @@ what a position may see are its predecessors in this order, as far as they share
 to themselves and the W rows before them.
 
 The backward takes ring attention's view of rounds (Liu et al. 2023, arXiv 2310.01889): with an entry's final weight,
-its weight within its round times the round's share, each round's part of the gradient is complete by itself, and joining
-the rounds needs no gradient of its own. Scores are computed again rather than kept.
+its weight within its round times the round's share, each round's part of the gradient is complete by itself, and
+joining the rounds needs no gradient of its own. Scores are computed again rather than kept.
 
 B batch, H heads, R rounds of hashing, L length, D width of a head, W window, C queries of a chunk, K = C + W keys of a
 chunk, M rows in sorted order (padded to whole chunks), T buckets of log time.
