@@ -1,6 +1,6 @@
 """What a reversible layer costs, against the same layer under ordinary autograd: memory that it adds, and time.
 
-    python benchmarks/reversible.py [--length 4096] [--width 64] [--depths 4 8 16 32] [--threads 2] [--device cpu]
+    python benchmarks/reversible.py [--length 4096] [--width 64] [--depths 4 8 16 32] [--threads 1] [--device cpu]
 
 Memory is measured twice. "kept" are the bytes of all tensors that the forward pass leaves behind for the backward pass
 (each storage once, weights excluded). "peak" is how far one forward and backward pass lifts the memory of a process of
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[4, 8, 16, 32])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
