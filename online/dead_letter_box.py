@@ -30,20 +30,27 @@ class DeadLetterBox:
             self._letters.put(record, bad)
             self._unflushed = True
 
-    def flush(self) -> None:
-        """Returns when everything put is acknowledged. Raises SourceError."""
+    def flush(self, next_offsets: Mapping[Partition, int]) -> None:
+        """Returns when everything put is acknowledged. Raises SourceError.
+
+        `next_offsets`: what the checkpoint that follows says; messages before them are not met again.
+        """
         if self._unflushed:
             self._producer.flush()
             self._ends = self._reader.ends()
-            self._there.clear()  # the checkpoint that follows is beyond them
             self._unflushed = False
+        self._there = {place for place in self._there if place[2] >= next_offsets.get(Partition(*place[:2]), 0)}
 
-    def to_state(self) -> list[list[Any]]:
-        return [[topic, partition, offset] for (topic, partition), offset in self._ends.items()]
+    def to_state(self) -> dict[str, list[list[Any]]]:
+        return {
+            "ends": [[topic, partition, offset] for (topic, partition), offset in self._ends.items()],
+            "there": [list(place) for place in sorted(self._there)],  # other partitions may not be so far yet
+        }
 
-    def load_state(self, state: list[list[Any]], next_offsets: Mapping[Partition, int]) -> None:
-        """Reads what was put there after the checkpoint. Raises SourceError."""
-        self._ends = {Partition(topic, partition): offset for topic, partition, offset in state}
+    def load_state(self, state: Mapping[str, list[list[Any]]], next_offsets: Mapping[Partition, int]) -> None:
+        """Reads what was put there after the checkpoint; a first start has an empty state. Raises SourceError."""
+        self._ends = {Partition(topic, partition): offset for topic, partition, offset in state.get("ends", [])}
+        self._there = {(topic, partition, offset) for topic, partition, offset in state.get("there", [])}
         for letter in map(dead_letter, self._reader.read(self._ends)):
             if letter.offset >= next_offsets.get(Partition(letter.topic, letter.partition), 0):
                 self._there.add((letter.topic, letter.partition, letter.offset))
