@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 FORMAT = 1
@@ -67,7 +68,7 @@ class Checkpoints:
         writing, final = self.folder / f"writing-{number}", self.folder / f"{number:08d}"
         try:
             writing.mkdir()
-            save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, writing / ARRAYS)
+            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, writing / ARRAYS)
             (writing / STATE).write_text(json.dumps(state))
             files = {name: _sum_and_size(writing / name) for name in (ARRAYS, STATE)}
             (writing / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}))
@@ -76,7 +77,7 @@ class Checkpoints:
             _sync(writing)
             writing.rename(final)
             _sync(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise CheckpointError(_cannot_write(self.folder, error)) from error
         for old in self.numbers()[: -self.kept]:
@@ -94,7 +95,7 @@ class Checkpoints:
             path = self.folder / f"{number:08d}"
             try:
                 arrays, state = _read(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 reasons.append(f"{path}: {error}")
                 log.error("checkpoint %s cannot be used, the one before is tried: %s", path, error)
                 continue
@@ -130,5 +131,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(folder: Path, error: OSError) -> str:
-    return f"cannot write checkpoints to {folder} ({error.strerror or error}): free space or set NEXTCLICK_DATA_DIR"
+def _cannot_write(folder: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"cannot write checkpoints to {folder} ({reason}): free space or set NEXTCLICK_DATA_DIR"
