@@ -23,7 +23,7 @@ class FineTuning:
         Args:
             trainer: owns the live network.
             recent: the histories to read, (users, L); the order in which they are read is drawn from `seed`.
-            popularity: (V,) what half of the negatives are drawn by.
+            popularity: (V,) of the rows in use, V > 1; what half of the negatives are drawn by.
         """
         self.settings: Settings = trainer.settings
         self.trainer = trainer
@@ -31,13 +31,13 @@ class FineTuning:
         self.optimizer = build_optimizer(self.network, self.settings, self.settings.finetune_learning_rate)
         self.start = {name: value.detach().clone() for name, value in self.network.named_parameters()}
         self.random = np.random.default_rng(seed)
-        self.negatives = Negatives(popularity, len(trainer.network.items))
+        self.negatives = Negatives(popularity, len(popularity))
         self.losses: list[float] = []
         order = self.random.permutation(len(recent.lengths))
         size = self.settings.finetune_batch
         self._steps = [recent.of(order[at : at + size]) for at in range(0, len(order), size)]
         torch.manual_seed(seed)  # dropout's
-        trainer.rows_reset.clear()
+        trainer.rows_changed.clear()
 
     @property
     def done(self) -> bool:
@@ -62,15 +62,15 @@ class FineTuning:
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.losses.append(float(loss))
+        self.losses.append(float(loss.detach()))
 
     @torch.no_grad()
     def publish(self) -> None:
         """Live weights += what fine-tuning changed since the copy was taken; what was learned online meanwhile stays.
 
-        Rows that were handed to another item meanwhile, and rows that are newer than the copy, keep their live values.
+        Rows that were freed or handed out meanwhile, and rows that are newer than the copy, keep their live values.
         """
-        reset = torch.tensor(sorted(self.trainer.rows_reset), dtype=torch.int64)
+        reset = torch.tensor(sorted(self.trainer.rows_changed), dtype=torch.int64)
         live = dict(self.trainer.network.named_parameters())
         for name, tuned in self.network.named_parameters():
             change = tuned - self.start[name]

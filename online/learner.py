@@ -75,6 +75,7 @@ class Learner:
         slots = self.histories.slots([click.user_id for click in clicks])  # (N,), of each click
         rows = self._observe(clicks)  # (N,)
         known[known != rows] = 0
+        self.trainer.rows_changed.update(rows[known != rows].tolist())
         types = [self._event_type(click.event_type) for click in clicks]
         self.histories.append(slots, rows, types, [click.timestamp for click in clicks])
         behind = earlier_in_batch(slots[::-1])[::-1]  # (N,) clicks of the same user that came after in this batch

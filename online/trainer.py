@@ -87,16 +87,16 @@ class Trainer:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.device = choose_device(settings.device)
-        self.network = build_reformer(settings)
+        self.network = build_reformer(settings).eval()  # dropout is for fine-tuning
         self.optimizer = build_optimizer(self.network, settings, settings.learning_rate)
         self.random = np.random.default_rng(settings.seed)
-        self.rows_reset: set[int] = set()  # since a copy of the network was taken
+        self.rows_changed: set[int] = set()  # freed or handed out since a copy of the network was taken
 
     def grow(self, rows: int) -> None:
         self.network.items.grow(rows)
 
     def reset_rows(self, rows: list[int]) -> None:
-        self.rows_reset.update(rows)
+        self.rows_changed.update(rows)
         at = torch.tensor(rows, dtype=torch.int64)
         self.network.items.reset(at)
         self.optimizer.reset_rows(at.to(self.device))
