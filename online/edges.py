@@ -1,6 +1,7 @@
 """Which parts stand at the edges: Kafka and Redis where the settings name them, the embedded ones elsewhere."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from online.settings import Settings
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
@@ -19,9 +20,8 @@ def prepare_topics(settings: Settings) -> None:
         topics = {settings.clicks_topic: settings.topic_partitions, settings.dead_letters_topic: 1}
         ensure_topics(settings.kafka_bootstrap_servers, topics)
     else:
-        Log(settings.log_path, partitions=LOG_PARTITIONS, records_max=settings.log_records_max).ensure_topics(
-            {settings.clicks_topic: LOG_PARTITIONS, settings.dead_letters_topic: 1}
-        )
+        with closing(Log(settings.log_path, records_max=settings.log_records_max)) as log:
+            log.ensure_topics({settings.clicks_topic: LOG_PARTITIONS, settings.dead_letters_topic: 1})
 
 
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:

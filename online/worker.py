@@ -89,17 +89,19 @@ def only_worker(settings: Settings) -> Iterator[None]:
     path = settings.data_dir / "worker.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
+        lock = path.open("w")
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write to {settings.data_dir} ({error.strerror}): set NEXTCLICK_DATA_DIR to a folder of yours"
+        ) from error
+    with lock:
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as error:
-        raise CheckpointError(
-            f"another worker uses {settings.data_dir}: stop it, or set NEXTCLICK_DATA_DIR to another folder"
-        ) from error
-    except PermissionError as error:
-        raise CheckpointError(
-            f"cannot write to {settings.data_dir}: set NEXTCLICK_DATA_DIR to a folder of yours"
-        ) from error
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another worker uses {settings.data_dir}: stop it, or set NEXTCLICK_DATA_DIR to another folder"
+            ) from error
+        yield
 
 
 @contextmanager
