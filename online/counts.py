@@ -16,8 +16,8 @@ class Counts:
     """Counts over item rows. Row 0 stands for unknown items and is never counted.
 
     Successors keep the heaviest M of each item by space-saving (Metwally et al. 2005, algorithm 1): a newcomer takes
-    the place of the lightest and its count plus one, so a count is never too low, and too high by at most the lightest
-    count that ever was replaced. Memory: 8·M + 12 bytes a row.
+    the place of the lightest and its count plus one, so a count is never too low (as long as no row is forgotten), and
+    too high by at most the lightest count that ever was replaced. Memory: 8·M + 12 bytes a row.
     """
 
     def __init__(self, successors_held: int, half_life: int) -> None:
@@ -59,7 +59,7 @@ class Counts:
         counts[place] += 1
 
     def recent_popularity(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Clicks on each row, each halved for every `half_life` later clicks. Same shape as `rows`."""
+        """Clicks on each row, each halved for every `half_life` clicks from its own on. Same shape as `rows`."""
         return self.popularity[rows] / self.weight
 
     def popular(self, count: int) -> NDArray[np.int64]:
