@@ -1,0 +1,339 @@
+"""A world for the worker's parts that fits in memory: a broker, Redis, and what is on disk, each outliving a crash.
+
+`crash` makes a step of a loop raise at its n-th call; `ABORT` among the values of a topic makes `poll` raise once.
+"""
+
+import itertools
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from online.checkpoint import Checkpoints
+from online.dead_letter_box import DeadLetterBox
+from online.loop import Loop
+from online.settings import PREFIX, Settings
+from online.town import Town
+from stream.events import Click, encode
+from stream.lists import ListsError, TopList
+from stream.source import Partition, Record
+
+NOW = 1_730_600_000.0  # two days after the town's first click
+ABORT = object()
+SMALL: dict[str, Any] = {
+    "device": "cpu",
+    "layers": ("lsh",),
+    "width": 8,
+    "heads": 2,
+    "rounds": 1,
+    "buckets": 2,
+    "window": 4,
+    "online_history": 6,
+    "history_max": 12,
+    "users_held": 64,
+    "items_held": 200,
+    "successors_held": 8,
+    "popularity_half_life": 100,
+    "negatives": 8,
+    "micro_batch_max": 16,
+    "poll_records_max": 32,
+    "poll_timeout_s": 0.0,
+    "list_size": 12,
+    "checkpoint_interval_s": 0.0,
+    "finetune_interval_s": 0.0,
+    "finetune_slice_ms": 600_000,
+    "drift_delta": 1e-9,
+    "warm_up_steps": 2,
+}
+
+
+class AbortedError(Exception):
+    """The crash that a test asked for."""
+
+
+class Broker:
+    """Topics, what groups committed, and nothing that a crash of the worker could lose."""
+
+    def __init__(self) -> None:
+        self.topics: dict[Partition, list[Any]] = defaultdict(list)
+        self.committed: dict[Partition, int] = {}
+
+    def append(
+        self, topic: str, value: Any, *, partition: int = 0, key: bytes | None = None, headers: Any = ()
+    ) -> None:
+        held = self.topics[Partition(topic, partition)]
+        offset = sum(one is not ABORT for one in held)
+        held.append(
+            ABORT if value is ABORT else Record(topic, partition, offset, 1_000 * offset, key, value, tuple(headers))
+        )
+
+    def records(self, partition: Partition) -> list[Record]:
+        return [one for one in self.topics[partition] if one is not ABORT]
+
+
+class ListSource:
+    """A `Source` of full polls. It takes the record of the partition that is least far, so that what a poll returns
+    follows from the positions alone."""
+
+    def __init__(self, broker: Broker, topic: str) -> None:
+        self.broker = broker
+        self.topic = topic
+        self.at: dict[Partition, int] = {}
+        self.revoking: list[Partition] = []
+        self.assigning: list[Partition] | None = None
+        self.began_at: list[dict[Partition, int]] = []
+        self.commits: list[dict[Partition, int]] = []
+
+    def start(self, *, on_assigned: Any, on_revoked: Any) -> None:
+        self._on_assigned, self._on_revoked = on_assigned, on_revoked
+        self.assign([partition for partition in sorted(self.broker.topics) if partition.topic == self.topic])
+
+    def assign(self, partitions: Sequence[Partition]) -> None:
+        wanted = self._on_assigned(partitions)
+        self.at |= {partition: wanted.get(partition, 0) for partition in partitions}
+        self.began_at.append(dict(self.at))
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:  # noqa: ARG002
+        if self.revoking:
+            self._on_revoked(self.revoking)
+            for partition in self.revoking:
+                del self.at[partition]
+            self.revoking = []
+        found: list[Record] = []
+        while len(found) < max_records:
+            behind = {p: at for p, at in self.at.items() if at < len(self.broker.records(p))}
+            if not behind:
+                break
+            partition = min(behind, key=lambda one: (self.at[one], one))
+            self._abort_at(partition)
+            found.append(self.broker.records(partition)[self.at[partition]])
+            self.at[partition] += 1
+        return found
+
+    def _abort_at(self, partition: Partition) -> None:
+        """Raises once where ABORT stands just before the next record."""
+        held, passed = self.broker.topics[partition], 0
+        for place, one in enumerate(held):
+            if one is ABORT and passed == self.at[partition]:
+                del held[place]
+                raise AbortedError
+            passed += one is not ABORT
+
+    def positions(self) -> dict[Partition, int]:
+        return dict(self.at)
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        self.at[partition] = offset
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        self.commits.append(dict(offsets))
+        self.broker.committed |= offsets
+
+    def committed(self) -> dict[Partition, int]:
+        return {p: self.broker.committed[p] for p in self.at if p in self.broker.committed}
+
+    def ends(self) -> dict[Partition, int]:
+        return {partition: len(self.broker.records(partition)) for partition in self.at}
+
+    def close(self) -> None:
+        pass
+
+
+class ListProducer:
+    """A `Producer` whose buffer holds one record: an earlier one is on its topic before `flush`, and the last is lost
+    in a crash."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.waiting: list[tuple[str, bytes | None, bytes | None, Any]] = []
+
+    def send(self, topic: str, *, key: bytes | None, value: bytes | None, headers: Any = ()) -> None:
+        self.flush()
+        self.waiting.append((topic, key, value, headers))
+
+    def flush(self) -> None:
+        for topic, key, value, headers in self.waiting:
+            self.broker.append(topic, value, key=key, headers=headers)
+        self.waiting = []
+
+    def close(self) -> None:
+        self.flush()
+
+
+class ListReader:
+    """A `TopicReader`."""
+
+    def __init__(self, broker: Broker, topic: str) -> None:
+        self.broker = broker
+        self.topic = topic
+
+    def _partitions(self) -> list[Partition]:
+        return [partition for partition in sorted(self.broker.topics) if partition.topic == self.topic]
+
+    def ends(self) -> dict[Partition, int]:
+        return {partition: len(self.broker.records(partition)) for partition in self._partitions()}
+
+    def read(self, starts: Mapping[Partition, int] | None = None) -> Iterator[Record]:
+        for partition in self._partitions():
+            yield from self.broker.records(partition)[(starts or {}).get(partition, 0) :]
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryLists:
+    """Lists in a dict; `away` makes it answer as a Redis that is not there."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, TopList] = {}
+        self.popular_list: TopList | None = None
+        self.away = False
+
+    def write(self, lists: Mapping[str, TopList], popular: TopList | None = None) -> None:
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        self.held |= lists
+        if popular is not None:
+            self.popular_list = popular
+
+
+@dataclass
+class World:
+    """One topic of clicks, and everything that outlives a crash. `loop` makes a new worker's loop on it."""
+
+    folder: Path
+    broker: Broker = field(default_factory=Broker)
+    lists: MemoryLists = field(default_factory=MemoryLists)
+    clicks_topic: str = "clicks"
+    dead_topic: str = "clicks.dead"
+    abort: Any = ABORT
+    aborted: type[Exception] = AbortedError
+
+    def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
+        """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
+        for value in values:
+            partition = sum(value.user_id.encode()) % partitions if isinstance(value, Click) else 0
+            self.broker.append(
+                self.clicks_topic, encode(value) if isinstance(value, Click) else value, partition=partition
+            )
+
+    def loop(self, **overrides: Any) -> Loop:
+        settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
+        box = DeadLetterBox(ListProducer(self.broker), ListReader(self.broker, self.dead_topic), self.dead_topic)
+        return Loop(
+            settings,
+            source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
+            dead_letters=box,
+            lists=self.lists,  # type: ignore[arg-type]
+            checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept),
+            clock=lambda: NOW,
+        )
+
+    @staticmethod
+    def begin(loop: Loop) -> Loop:
+        loop.restore()
+        loop.start()
+        return loop
+
+    @staticmethod
+    def drain(loop: Loop) -> Loop:
+        """Turns until nothing is left, then the graceful end."""
+        while loop.turn():
+            pass
+        loop.finish()
+        return loop
+
+    def run(self, **overrides: Any) -> Loop:
+        """A worker that takes in everything and stops."""
+        return self.drain(self.begin(self.loop(**overrides)))
+
+    def crashes(self, loop: Loop) -> None:
+        """Runs a loop that has to crash; nothing of it is used afterwards."""
+        with pytest.raises(AbortedError):
+            self.drain(self.begin(loop))
+
+    def partition(self, number: int = 0) -> Partition:
+        return Partition(self.clicks_topic, number)
+
+    def dead(self) -> list[Record]:
+        return self.broker.records(Partition(self.dead_topic, 0))
+
+    @staticmethod
+    def crash(owner: Any, name: str, *, call: int, after: bool = False) -> None:
+        """Makes a method raise at its n-th call (from 1), before or after it did its work."""
+        method, calls = getattr(owner, name), itertools.count(1)
+
+        def crashing(*args: Any, **kwargs: Any) -> Any:
+            now = next(calls) == call
+            if now and not after:
+                raise AbortedError
+            result = method(*args, **kwargs)
+            if now:
+                raise AbortedError
+            return result
+
+        setattr(owner, name, crashing)
+
+    def everything(self, loop: Loop) -> dict[str, Any]:
+        """All that a worker knows and has said, as plain values that can be compared exactly."""
+        return {**known(loop), "lists": dict(self.lists.held), "popular": self.lists.popular_list}
+
+
+def known(loop: Loop) -> dict[str, Any]:
+    arrays, state = loop.learner.to_state()
+    arrays["seen"] = loop.seen.to_state()
+    return {
+        **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
+        "learner": state,
+        "ledger": loop.ledger.to_state(),
+        "drift": loop.drift.to_state(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def new_world(tmp_path: Path) -> Callable[[], World]:
+    """Makes empty worlds."""
+    numbers = itertools.count()
+    return lambda: World(tmp_path / f"world-{next(numbers)}")
+
+
+@pytest.fixture
+def world(new_world: Callable[[], World]) -> World:
+    return new_world()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a network that learns a thousand clicks in a fraction of a second."""
+    return lambda **overrides: Settings(**{"data_dir": tmp_path, **SMALL, **overrides})
+
+
+@pytest.fixture(scope="session")
+def town_clicks() -> list[Click]:
+    return list(Town(users=20, items=40, seed=5, start=NOW - 172_800).clicks(400))
+
+
+@pytest.fixture
+def same() -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], bool]:
+    """Whether two sets of arrays are equal bit for bit."""
+
+    def compare(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+        return {name: (array.dtype, array.shape, array.tobytes()) for name, array in one.items()} == {
+            name: (array.dtype, array.shape, array.tobytes()) for name, array in other.items()
+        }
+
+    return compare

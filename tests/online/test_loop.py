@@ -1,0 +1,604 @@
+"""The loop's promise: whatever step it is killed at, nothing is lost, and nothing is in the surviving weights twice."""
+
+import json
+import logging
+import threading
+
+import numpy as np
+import pytest
+
+from online import loop as loop_module
+from online.checkpoint import CheckpointError
+from online.ledger import Ledger
+from online.loop import Arrived, micro_batches
+from stream.dead_letters import dead_letter
+from stream.events import Click, encode
+from stream.source import Partition, Record
+
+POLL = 32
+CLICKS = 160  # five full polls
+BAD = {3: b"no json", 40: b"[]", 41: b"", 100: None, 159: b'{"user_id": "", "item_id": "i", "timestamp": 1}'}
+
+
+@pytest.fixture
+def values(town_clicks):
+    """What the topic holds: clicks, with something that is none at the places in BAD."""
+    return [BAD.get(place, click) for place, click in enumerate(town_clicks[:CLICKS])]
+
+
+# --- killed at any step ------------------------------------------------------------------------------------------
+
+
+def owner_of(loop, step):
+    part, name = step.split(".")
+    return (loop if part == "loop" else getattr(loop, part)), name
+
+
+STEPS = [
+    *[("source.poll", call) for call in (1, 5)],
+    *[("dead_letters.put", call) for call in (1, 3, 5)],
+    *[("learner.learn", call) for call in (1, 9)],
+    *[("lists.write", call) for call in (1, 7)],
+    *[("drift.update", call) for call in (4,)],
+    *[("dead_letters.flush", call) for call in (2, 5)],
+    *[("checkpoints.save", call) for call in (1, 5)],
+    *[("source.commit", call) for call in (1, 3)],
+]
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """What a run without faults leaves, computed once."""
+    return {}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("killed_at", STEPS, ids=str)
+def test_killed_at_any_step_it_ends_as_if_nothing_had_happened(new_world, values, undisturbed, killed_at, after):
+    step, call = killed_at
+    if not undisturbed:
+        quiet = new_world()
+        quiet.publish(values)
+        undisturbed.update(quiet.everything(quiet.run()))
+        undisturbed["dead"] = quiet.dead()
+
+    world = new_world()
+    world.publish(values)
+    first = world.loop()
+    world.crash(*owner_of(first, step), call=call, after=after)
+    world.crashes(first)
+    vars(world.lists).pop("write", None)  # Redis itself goes on
+    turns_saved = first.checkpoints.numbers()[-1] if first.checkpoints.numbers() else 0
+
+    second = world.run()
+    assert second.source.began_at == [{world.partition(): turns_saved * POLL}]
+    assert second.ledger.learned == CLICKS - len(BAD)
+    assert second.ledger.dead_letters == {
+        "malformed-json": 2, "not-an-object": 1, "tombstone": 1, "invalid-user_id": 1,
+    }  # fmt: skip
+    assert world.broker.committed == {world.partition(): CLICKS}
+    found = world.everything(second)
+    assert {name for name in undisturbed if name != "dead" and found[name] != undisturbed[name]} == set()
+    assert [(letter.key, letter.value, letter.headers) for letter in world.dead()] == [
+        (letter.key, letter.value, letter.headers) for letter in undisturbed["dead"]
+    ]
+
+
+@pytest.mark.parametrize("at", [0, 31, 32, 90, 159])
+def test_an_abort_in_the_stream_replays_from_the_checkpoint_and_nothing_else(new_world, values, at):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish([*values[:at], world.abort, *values[at:]])
+    world.crashes(world.loop())
+    seen = []
+    second = world.begin(world.loop())
+    learn = second.learner.learn
+    second.learner.learn = lambda clicks: (seen.extend(clicks), learn(clicks))[1]
+    world.drain(second)
+
+    resumed = at // POLL * POLL  # the poll that met ABORT gave nothing; every turn before it had its checkpoint
+    assert second.source.began_at == [{world.partition(): resumed}]
+    assert seen == [value for value in values[resumed:] if isinstance(value, Click)]
+    assert world.everything(second) == quiet.everything(quiet.run())
+
+
+def test_many_crashes_in_one_run_change_nothing(new_world, values):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish(values)
+    for step, call, after in (
+        ("lists.write", 3, True), ("source.commit", 2, False), ("checkpoints.save", 1, False),
+        ("learner.learn", 2, True),
+    ):  # fmt: skip
+        loop = world.loop()
+        world.crash(*owner_of(loop, step), call=call, after=after)
+        world.crashes(loop)
+        vars(world.lists).pop("write", None)
+    assert world.everything(world.run()) == quiet.everything(quiet.run())
+
+
+def test_with_rare_checkpoints_everything_since_the_last_is_learned_again_and_counted_once(world, values):
+    world.publish(values)
+    first = world.loop(checkpoint_interval_s=3_600.0)
+    world.crash(first.source, "poll", call=4)
+    world.crashes(first)
+    assert first.ledger.learned > 0
+    assert first.checkpoints.numbers() == []
+    second = world.run()
+    assert second.source.began_at == [{world.partition(): 0}]
+    assert second.ledger.learned == second.learner.scores.scored == CLICKS - len(BAD)
+    assert len(world.dead()) == len(BAD)
+
+
+def test_of_several_partitions_each_record_is_learned_once_and_each_dead_letter_stands_once(world, town_clicks):
+    world.publish(town_clicks[:200], partitions=3)
+    for partition, at in ((0, 5), (1, 20), (2, 30), (2, 31)):
+        world.broker.topics[world.partition(partition)][at] = Record("clicks", partition, at, 0, None, b"no json")
+    total = sum(len(world.broker.records(world.partition(number))) for number in range(3))
+    for step, call, after in (
+        ("dead_letters.flush", 2, True), ("dead_letters.flush", 1, True), ("lists.write", 3, True),
+        ("checkpoints.save", 2, False), ("source.commit", 1, True),
+    ):  # fmt: skip
+        loop = world.loop(poll_records_max=20 + call)  # other turns each time
+        world.crash(*owner_of(loop, step), call=call, after=after)
+        world.crashes(loop)
+        vars(world.lists).pop("write", None)
+    last = world.run()
+    assert last.ledger.learned == last.learner.scores.scored == total - 4
+    assert last.ledger.next_offsets == last.source.ends()
+    places = [(letter.partition, letter.offset) for letter in map(dead_letter, world.dead())]
+    assert sorted(places) == [(0, 5), (1, 20), (2, 30), (2, 31)]
+
+
+def test_a_seeded_run_repeats_bit_for_bit_and_another_seed_does_not(new_world, values):
+    runs = []
+    for seed in (7, 7, 8):
+        world = new_world()
+        world.publish(values)
+        runs.append(world.everything(world.run(seed=seed, layers=("local", "lsh"))))
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_stopping_and_starting_after_every_turn_changes_nothing(new_world, values):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish(values)
+    for _ in range(6):
+        loop = world.begin(world.loop())
+        loop.turn()
+        loop.finish()
+    assert world.everything(loop) == quiet.everything(quiet.run())
+
+
+# --- the order of effects ----------------------------------------------------------------------------------------
+
+
+def recorded(loop, *steps):
+    """The names of the steps in the order in which they were finished."""
+    calls = []
+
+    def recording(step):
+        owner, name = owner_of(loop, step)
+        method = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            result = method(*args, **kwargs)
+            calls.append(step)
+            return result
+
+        setattr(owner, name, call)
+
+    for step in steps:
+        recording(step)
+    return calls
+
+
+def test_lists_come_before_the_checkpoint_and_the_checkpoint_before_the_commit(world, values):
+    world.publish(values[:POLL])
+    loop = world.begin(world.loop())
+    calls = recorded(loop, "lists.write", "dead_letters.flush", "checkpoints.save", "source.commit")
+    loop.turn()
+    assert calls == ["lists.write"] * calls.count("lists.write") + [
+        "dead_letters.flush",
+        "checkpoints.save",
+        "source.commit",
+    ]
+
+
+def test_what_is_committed_is_in_the_checkpoint_never_less(world, values):
+    world.publish(values)
+    loop = world.begin(world.loop())
+    while loop.turn():
+        number, _, state = loop.checkpoints.load()
+        assert number == loop.last_saved.number
+        saved = Ledger()
+        saved.load_state(state["ledger"])
+        assert loop.source.commits[-1] == saved.next_offsets == loop.source.positions()
+
+
+def test_without_news_no_checkpoint_is_written(world, values):
+    world.publish(values[:POLL])
+    loop = world.run()
+    for _ in range(5):
+        loop.turn()
+    loop.finish()
+    assert loop.checkpoints.numbers() == [1]
+    assert set(map(str, loop.source.commits)) == {str({world.partition(): POLL})}
+    again = world.run()
+    assert again.checkpoints.numbers() == [1]
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_worker_and_commits_nothing(world, values):
+    world.publish(values)
+    loop = world.begin(world.loop())
+    loop.turn()
+
+    def full(*_):
+        raise CheckpointError("cannot write: no space left")
+
+    loop.checkpoints.save = full
+    with pytest.raises(CheckpointError, match="no space"):
+        loop.turn()
+    assert world.broker.committed == {world.partition(): POLL}
+    assert world.run().ledger.learned == CLICKS - len(BAD)
+
+
+def test_a_list_says_what_it_reflects(world, town_clicks):
+    world.publish(town_clicks[:20])
+    loop = world.run()
+    last_of = {click.user_id: (place, click) for place, click in enumerate(town_clicks[:20])}
+    assert world.lists.held.keys() == last_of.keys()
+    for user, (place, click) in last_of.items():
+        top = world.lists.held[user]
+        assert (top.offset, top.clicked_at) == (f"0:{place + 1}", int(1000 * click.timestamp))
+        assert (top.version, top.source) == (1, "personal")
+        assert len(top.items) == len(set(top.items)) == len(top.scores)
+        assert top.scores == sorted(top.scores, reverse=True)
+    assert world.lists.popular_list.offset == "0:20"
+    assert world.lists.popular_list.source == "popular"
+    assert loop.learner.popular().items == world.lists.popular_list.items
+
+
+def test_the_popular_list_names_the_last_click_though_its_user_came_earlier_too(world):
+    world.publish([Click(user_id=user, item_id=user, timestamp=at) for at, user in enumerate("aba", start=1)])
+    world.run()
+    assert (world.lists.popular_list.offset, world.lists.popular_list.clicked_at) == ("0:3", 3_000)
+
+
+# --- messages ----------------------------------------------------------------------------------------------------
+
+
+def test_event_ids_are_learned_once_also_across_restarts_and_crashes(world, town_clicks):
+    named = [
+        click.model_copy(update={"event_id": f"e{number}"}) for number, click in enumerate(town_clicks[: 2 * POLL])
+    ]
+    world.publish([*named[:POLL], *named[:4]])
+    assert world.run().ledger.duplicates == 4
+    world.publish([*named[POLL - 8 :], *named])
+    crashed = world.loop()
+    world.crash(crashed.checkpoints, "save", call=2)
+    world.crashes(crashed)
+    last = world.run()
+    assert last.ledger.learned == last.learner.scores.scored == 2 * POLL
+    assert last.ledger.duplicates == 4 + 8 + 2 * POLL
+    assert world.broker.committed == {world.partition(): POLL + 4 + 8 + POLL + 2 * POLL}
+
+
+def test_clicks_without_an_event_id_are_all_learned(world, town_clicks):
+    world.publish([town_clicks[0]] * 5)
+    assert world.run().ledger.learned == 5
+
+
+def test_dead_letters_keep_value_place_and_reason_and_disturb_nothing_else(new_world, town_clicks):
+    clean, broken = new_world(), new_world()
+    bad = [b"{", b"\xff\xfe", b"x" * 70_000, encode(town_clicks[0]).replace(b"173", b"973"), b"null"]
+    clean.publish(town_clicks[:20])
+    broken.publish([*town_clicks[:20], *bad])
+    clean.run()
+    loop = broken.run()
+    assert broken.lists.held == clean.lists.held
+    letters = list(map(dead_letter, broken.dead()))
+    assert [(letter.topic, letter.partition, letter.offset, letter.reason) for letter in letters] == [
+        ("clicks", 0, 20, "malformed-json"),
+        ("clicks", 0, 21, "invalid-utf8"),
+        ("clicks", 0, 22, "too-large"),
+        ("clicks", 0, 23, "future-timestamp"),
+        ("clicks", 0, 24, "not-an-object"),
+    ]
+    assert [letter.record.value for letter in letters] == bad
+    assert sum(loop.ledger.dead_letters.values()) == len(bad)
+
+
+def test_nothing_but_broken_messages_moves_on_too(world):
+    world.publish([b"no json"] * 40)
+    loop = world.run()
+    assert world.broker.committed == {world.partition(): 40}
+    assert (loop.ledger.learned, len(world.dead()), world.lists.held) == (0, 40, {})
+    assert world.run().source.began_at == [{world.partition(): 40}]
+    assert len(world.dead()) == 40
+
+
+# --- without Redis -----------------------------------------------------------------------------------------------
+
+
+def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_world, values, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "online.loop")
+    monkeypatch.setattr(loop_module, "REDIS_RETRY_S", 0.0)
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish(values)
+    there = quiet.run()
+
+    loop = world.begin(world.loop(refresh_lists_max=7))
+    loop.turn()
+    world.lists.away = True
+    while loop.turn():
+        pass
+    assert loop.redis_waits_since is not None
+    assert loop.ledger.learned == there.ledger.learned
+    behind = set(loop.stale)
+    assert behind == {value.user_id for value in values[POLL:] if isinstance(value, Click)}
+    world.lists.away = False
+    turns = 0
+    while loop.stale:
+        loop.turn()
+        turns += 1
+    assert turns == -(-len(behind) // 7)
+    assert loop.redis_waits_since is None
+    assert {user: top.offset for user, top in world.lists.held.items()} == {
+        user: top.offset for user, top in quiet.lists.held.items()
+    }
+    for user in behind:
+        assert world.lists.held[user].items == [*loop.learner.rank([user])[0].items]
+    assert world.lists.popular_list == quiet.lists.popular_list
+    assert [record.message for record in caplog.records if "Redis" in record.message] == [
+        "no Redis answers at memory; learning goes on, lists will be brought up to date",
+        f"Redis answers again; {len(behind)} lists are behind",
+    ]
+
+
+def test_lists_that_were_behind_at_a_stop_are_written_after_the_start(world, values):
+    world.publish(values)
+    world.lists.away = True
+    world.run()
+    assert world.lists.held == {}
+    world.lists.away = False
+    world.run()
+    assert world.lists.held.keys() == {value.user_id for value in values if isinstance(value, Click)}
+    assert world.lists.popular_list.offset == f"0:{CLICKS - 1}"  # the very last message is no click
+
+
+def test_while_redis_is_away_it_is_not_asked_with_every_micro_batch(world, values):
+    world.publish(values)
+    world.lists.away = True
+    loop = world.begin(world.loop())
+    calls = []
+    write = world.lists.write
+    world.lists.write = lambda *args: (calls.append(1), write(*args))[1]
+    world.drain(loop)
+    assert len(calls) < 5  # of 10 micro-batches; once a second
+
+
+def test_what_waits_for_redis_is_bounded(world):
+    world.publish([Click(user_id=f"u{number}", item_id="i", timestamp=number) for number in range(300)])
+    world.lists.away = True
+    loop = world.run(users_held=16)
+    assert len(loop.stale) == len(loop.learner.histories) == 16
+    world.lists.away = False
+    loop.redis_waits_since = None
+    loop.turn()
+    assert world.lists.held.keys() == {f"u{number}" for number in range(284, 300)}
+
+
+# --- partitions come and go --------------------------------------------------------------------------------------
+
+
+def test_revoked_partitions_are_in_a_checkpoint_and_committed_before_they_go(world, town_clicks):
+    world.publish(town_clicks[:100], partitions=2)
+    loop = world.begin(world.loop(checkpoint_interval_s=3_600.0))
+    loop.turn()
+    assert loop.source.commits == []
+    at = dict(loop.source.positions())
+    loop.source.revoking = [world.partition(1)]
+    loop.turn()
+    assert loop.source.commits == [at]  # while it still was ours, and nothing of the poll that followed
+    _, _, state = loop.checkpoints.load()
+    saved = Ledger()
+    saved.load_state(state["ledger"])
+    assert saved.next_offsets == at
+    world.drain(loop)
+    assert loop.source.commits[-1].keys() == {world.partition(0)}
+    assert loop.ledger.next_offsets[world.partition(1)] == at[world.partition(1)]
+
+
+def test_a_partition_that_comes_back_goes_on_where_these_weights_left_it(world, town_clicks):
+    world.publish(town_clicks[:100], partitions=2)
+    loop = world.begin(world.loop())
+    loop.turn()
+    at = loop.source.positions()[world.partition(1)]
+    loop.source.revoking = [world.partition(1)]
+    world.drain(loop)
+    world.broker.committed[world.partition(1)] = at + 5  # somebody else's
+    loop.source.assign([world.partition(1)])
+    assert loop.source.positions()[world.partition(1)] == at
+    world.drain(loop)
+    assert loop.ledger.learned == 100
+
+
+def test_what_the_broker_has_committed_decides_nothing(world, town_clicks):
+    world.publish(town_clicks[:100])
+    world.broker.committed[world.partition()] = 77
+    assert world.run().ledger.learned == 100
+
+
+def test_a_new_partition_begins_at_its_earliest_record(world, town_clicks):
+    world.publish(town_clicks[:50])
+    world.run()
+    for click in town_clicks[50:60]:
+        world.broker.append("clicks", encode(click), partition=1)
+    loop = world.run()
+    assert loop.source.began_at == [{world.partition(0): 50, world.partition(1): 0}]
+    assert loop.ledger.learned == 60
+
+
+def test_a_partition_given_up_before_anything_was_read_needs_no_checkpoint(world):
+    world.broker.topics[world.partition()] = []
+    loop = world.begin(world.loop())
+    loop.source.revoking = [world.partition()]
+    loop.turn()
+    assert loop.checkpoints.numbers() == []
+
+
+# --- fine-tuning -------------------------------------------------------------------------------------------------
+
+
+def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, town_clicks, caplog):
+    world.publish(town_clicks)
+    loop = world.begin(world.loop(drift_delta=0.5, drift_clicks_each=1))
+    loop.drift.update([0.1] * 300)
+    loop.turn()
+    assert loop.drift.alarms > 0
+    assert loop.ledger.finetunings == 1
+    assert loop.learner.version == 2
+    assert loop.finetuning_state == "idle"
+    assert "drift: the loss rose from" in caplog.text
+    loop.turn()
+    assert {top.version for top in world.lists.held.values()} >= {2}
+
+
+def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(world, town_clicks):
+    world.publish(town_clicks[:100])
+    loop = world.begin(world.loop())
+    loop.turn()
+    threads = [threading.Thread(target=loop.ask_finetuning, args=["by the clock"]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loop.finetuning_state == "asked"
+    world.drain(loop)
+    assert (loop.ledger.finetunings, loop.learner.version) == (1, 2)
+    _, _, state = loop.checkpoints.load()
+    assert state["learner"]["version"] == 2
+
+
+def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
+    world.publish(town_clicks[:200])
+    loop = world.begin(world.loop(finetune_batch=1))
+    loop.turn()
+    loop.ask_finetuning("a test")
+    calls = recorded(loop, "learner.learn")
+    loop.turn()
+    loop.finetuning = loop._begin_finetuning()  # the first was over within one slice; now slices of one step
+    assert loop.finetuning is not None
+    run_for = loop.finetuning.run_for
+    loop.finetuning.run_for = lambda seconds: run_for(0.0)  # noqa: ARG005
+    slices = 0
+    while loop.finetuning_state == "running":
+        loop.turn()
+        slices += 1
+    assert slices > 5
+    assert len(calls) > 4  # clicks were learned meanwhile
+    assert loop.ledger.finetunings == 2
+
+
+def test_asked_without_anybody_to_learn_from_nothing_happens(world, caplog):
+    caplog.set_level(logging.INFO, "online.loop")
+    world.publish([Click(user_id="a", item_id="i", timestamp=1)])
+    loop = world.begin(world.loop())
+    loop.ask_finetuning("a test")
+    world.drain(loop)
+    assert (loop.learner.version, loop.ledger.finetunings, loop.finetuning_state) == (1, 0, "idle")
+    assert "fine-tuning left out" in caplog.text
+
+
+def test_fine_tuning_that_was_asked_for_is_not_forgotten_in_a_crash(world, town_clicks):
+    world.publish(town_clicks[:64])
+    first = world.begin(world.loop())
+    first.ask_finetuning("a test")
+    world.crash(first, "_finetune", call=1)  # after the checkpoint of its turn
+    with pytest.raises(world.aborted):
+        first.turn()
+    assert world.run().ledger.finetunings == 1
+
+
+# --- restore, and what it is given -------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line_that_says_what_to_do(world, town_clicks):
+    world.publish(town_clicks[:20])
+    world.run()
+    with pytest.raises(CheckpointError) as refused:
+        world.loop(width=16, layers=("local",)).restore()
+    message = str(refused.value)
+    assert "NEXTCLICK_WIDTH=8" in message
+    assert "NEXTCLICK_LAYERS=['lsh']" in message
+    assert "NEXTCLICK_DATA_DIR" in message
+    assert "\n" not in message
+
+
+def test_smaller_limits_are_taken_up_at_a_restart(world, town_clicks):
+    world.publish(town_clicks[:200])
+    world.run()
+    world.publish(town_clicks[200:300])
+    loop = world.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4)
+    assert loop.ledger.learned == 300
+    assert len(loop.learner.histories) == 16
+    assert loop.learner.counts.followers.shape[1] == 3
+    top = world.lists.held[town_clicks[299].user_id]
+    assert set(top.items) <= {click.item_id for click in town_clicks[:300]}
+
+
+def test_restoring_says_where_it_goes_on(world, town_clicks, caplog):
+    caplog.set_level(logging.INFO, "online.loop")
+    world.publish(town_clicks[:20])
+    world.run()
+    assert world.loop().restore() == 1
+    assert "checkpoint 1 restored: 20 clicks learned; goes on at clicks:0 from 20" in caplog.text
+
+
+def test_the_checkpoint_s_state_is_plain_json(world, values):
+    world.publish(values)
+    loop = world.run()
+    text = (loop.checkpoints.folder / f"{loop.last_saved.number:08d}" / "state.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+# --- micro-batches -----------------------------------------------------------------------------------------------
+
+
+def arrived(users):
+    return [
+        Arrived(Click(user_id=user, item_id="i", timestamp=0), Record("clicks", 0, at, 0, None, b""))
+        for at, user in enumerate(users)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_micro_batches_keep_order_and_both_limits(seed):
+    random = np.random.default_rng(seed)
+    clicks = arrived([f"u{number}" for number in random.integers(0, random.integers(1, 6), 50)])
+    size_max, per_user_max = (int(number) for number in random.integers(1, 9, 2))
+    batches = list(micro_batches(clicks, size_max, per_user_max))
+    assert [one for batch in batches for one in batch] == clicks
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        users = [one.click.user_id for one in batch]
+        assert len(batch) <= size_max
+        assert all(users.count(user) <= per_user_max for user in users)
+        if following is not None:  # no batch ends earlier than it has to
+            assert len(batch) == size_max or users.count(following[0].click.user_id) == per_user_max
+
+
+def test_no_clicks_are_no_batches():
+    assert list(micro_batches([], 8, 8)) == []
+
+
+def test_an_offset_names_the_next_one_to_read():
+    (one,) = arrived(["u"])
+    assert one.offset == "0:1"
+
+
+def test_a_ledger_starts_only_what_it_has_read():
+    ledger = Ledger({Partition("clicks", 0): 7})
+    assert ledger.starts([Partition("clicks", 0), Partition("clicks", 1)]) == {Partition("clicks", 0): 7}
