@@ -196,7 +196,7 @@ def run_demo(
         if not stop.is_set():
             console.print(story_view(publisher.story(stop)))
             console.print(screen.course())
-        worker.check()
+    worker.check()  # its last checkpoint too
     console.print(next_steps(data_dir), crop=False)
 
 
