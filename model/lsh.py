@@ -44,6 +44,8 @@ def lsh_attention(
         raise ValueError(f"window must be at least 1, not {window}")
     if (times is None) != (time_bias is None):
         raise ValueError("times and time_bias are given together or not at all")
+    if qk.numel() == 0:
+        return torch.zeros_like(v)
     B, H, L, D = qk.shape
     with torch.autocast(qk.device.type, enabled=False):
         buckets = hash_buckets(qk, rotations)  # (B, H, R, L)

@@ -61,7 +61,7 @@ def sort_by_bucket(buckets: Tensor, *, window: int, bucket_count: int, lengths: 
     key, place = key.reshape(-1).int().sort(stable=True)  # place: flat index into (B, H, R, L)
     key, place = key[:count], place[:count]
 
-    M = -(-count // C) * C
+    M = max(1, -(-count // C)) * C
     rows = torch.arange(B * H * L, device=device).view(B * H, 1, L).expand(B * H, R, L).reshape(-1)
     source = rows.new_zeros(W + M)
     source[W : W + count] = rows[place]
