@@ -9,9 +9,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
-
-from model.lsh import log_time_bucket
 
 
 class LocalMemory:
@@ -25,69 +22,26 @@ class LocalMemory:
         self.times = torch.zeros(slots, window - 1, dtype=torch.float64, device=device)
         self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)
 
+    @property
+    def bytes_per_slot(self) -> int:
+        """(W − 1) · (2 · H · d · bytes of dtype + 8) + 8."""
+        _, H, ring, d = self.keys.shape
+        return ring * (2 * H * d * self.keys.element_size() + 8) + 8
+
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Slots (N,) -> keys and values (N, H, W − 1, d), times (N, W − 1), which of them are filled (N, W − 1)."""
         filled = torch.arange(self.times.shape[1], device=slots.device) < self.clicks[slots, None]
         return self.keys[slots], self.values[slots], self.times[slots], filled
 
     @torch.no_grad()
-    def write(self, slots: Tensor, keys: Tensor, values: Tensor, times: Tensor) -> None:
-        """Distinct slots (N,), keys and values (N, H, d), times (N,): over the oldest entry of each ring."""
-        place = self.clicks[slots] % self.times.shape[1]
+    def write(self, slots: Tensor, numbers: Tensor, keys: Tensor, values: Tensor, times: Tensor) -> None:
+        """Over the oldest entries. Slots (N,), how many clicks came before each in its slot (N,), keys and values
+        (N, H, d), times (N,). A slot may be there for as many clicks in a row as its ring holds."""
+        place = numbers % self.times.shape[1]
         self.keys[slots, :, place] = keys.to(self.keys.dtype)
         self.values[slots, :, place] = values.to(self.values.dtype)
         self.times[slots, place] = times
-        self.clicks[slots] += 1
-
-    def clear(self, slots: Tensor) -> None:
-        self.clicks[slots] = 0
-
-    def state_tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "values": self.values, "times": self.times, "clicks": self.clicks}
-
-
-class BucketMemory:
-    """A ring of the latest W − 1 keys and values for each slot, head, round and bucket: what LSH attention sees."""
-
-    def __init__(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> None:
-        """shape: (S, H, R, buckets, W − 1, d)."""
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
-        self.times = torch.zeros(shape[:-1], dtype=torch.float64, device=device)
-        self.clicks = torch.zeros(shape[:-2], dtype=torch.int64, device=device)
-
-    def attend(
-        self, slots: Tensor, buckets: Tensor, qk: Tensor, v: Tensor, *, timestamps: Tensor, time_bias: Tensor
-    ) -> Tensor:
-        """Slots (N,), buckets (N, H, R), qk and v (N, H, d), timestamps (N,), time_bias (H, T) -> (N, H, d)."""
-        place = self._place(slots, buckets)
-        N, H, d = qk.shape
-        own = (N, H, buckets.shape[2], 1, d)  # the click itself: seen in rounds that show nothing else
-        keys = torch.cat([self.keys[place].to(qk.dtype), normalize(qk, dim=-1)[:, :, None, None].expand(own)], 3)
-        values = torch.cat([self.values[place].to(v.dtype), v[:, :, None, None].expand(own)], 3)  # (N, H, R, W, d)
-        filled = torch.arange(self.times.shape[-1], device=slots.device) < self.clicks[place][..., None]
-        seen = torch.cat([filled, ~filled.any(-1, keepdim=True)], 3)  # (N, H, R, W)
-        gap = log_time_bucket(pad(timestamps[:, None, None, None] - self.times[place], (0, 1)), time_bias.shape[1])
-        bias = time_bias.gather(1, gap.transpose(0, 1).reshape(H, -1).long()).view(H, N, *gap.shape[2:])
-        scores = (keys @ qk[:, :, None, :, None])[..., 0] * d**-0.5  # (N, H, R, W)
-        scores = (scores.float() + bias.transpose(0, 1)).masked_fill(~seen, -torch.inf)
-        weights = scores.flatten(2).softmax(-1).to(v.dtype)  # (N, H, R W): all rounds in one softmax
-        output: Tensor = (weights[:, :, None] @ values.flatten(2, 3))[:, :, 0]
-        return output
-
-    @torch.no_grad()
-    def write(self, slots: Tensor, buckets: Tensor, qk: Tensor, v: Tensor, timestamps: Tensor) -> None:
-        """As `attend`: over the oldest entry of each bucket's ring."""
-        place = self._place(slots, buckets)
-        entry = (*place, self.clicks[place] % self.times.shape[-1])
-        self.keys[entry] = normalize(qk, dim=-1)[:, :, None].to(self.keys.dtype)
-        self.values[entry] = v[:, :, None].to(self.values.dtype)
-        self.times[entry] = timestamps[:, None, None]
-        self.clicks[place] += 1
-
-    def _place(self, slots: Tensor, buckets: Tensor) -> tuple[Tensor, ...]:
-        heads, rounds = (torch.arange(n, device=slots.device) for n in buckets.shape[1:])
-        return slots[:, None, None], heads[:, None], rounds, buckets
+        self.clicks.scatter_reduce_(0, slots, numbers + 1, "amax")
 
     def clear(self, slots: Tensor) -> None:
         self.clicks[slots] = 0
@@ -99,6 +53,8 @@ class BucketMemory:
 class LayerMemory(Protocol):
     """What every layer's memory can do."""
 
+    @property
+    def bytes_per_slot(self) -> int: ...
     def clear(self, slots: Tensor) -> None: ...
     def state_tensors(self) -> dict[str, Tensor]: ...
 
@@ -132,14 +88,15 @@ class ReformerMemory:
         for layer in self.layers:
             layer.clear(slots)
 
-    def stamp(self, slots: Tensor, timestamps: Tensor) -> None:
-        """Distinct slots (N,) clicked at timestamps (N,)."""
+    def stamp(self, slots: Tensor, timestamps: Tensor, clicks: Tensor) -> None:
+        """Distinct slots (N,) know of so many clicks (N,), the latest at timestamps (N,)."""
         self.timestamps[slots] = timestamps
-        self.clicks[slots] += 1
+        self.clicks[slots] = clicks
 
+    @property
     def bytes_per_user(self) -> int:
-        """Measured: the bytes of all tensors over the number of slots."""
-        return sum(tensor.nbytes for tensor in self.state_tensors().values()) // self.directory.capacity
+        """16, and every layer's `bytes_per_slot`."""
+        return 16 + sum(layer.bytes_per_slot for layer in self.layers)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything but the directory (`directory.to_state()`): `timestamps`, `clicks`, `layers.<n>.<name>`. Not

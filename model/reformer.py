@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.items import ItemTable
-from model.lsh import hash_buckets, log_time_bucket, lsh_attention, random_rotations
-from model.memory import BucketMemory, LocalMemory, ReformerMemory
+from model.lsh import log_time_bucket, lsh_attention, random_rotations
+from model.lsh_memory import LSHMemory
+from model.memory import LocalMemory, ReformerMemory
 from model.reversible import ReversibleStack
 
 
@@ -119,8 +120,16 @@ class LocalAttention(nn.Module):
         weights = self.softmax(scores, gaps, seen[:, None])
         y = (weights.to(v.dtype)[:, :, None] @ values).view(N, D)  # (N, H, 1, W) x (N, H, W, d)
         if store:
-            memory.write(slots, k, v, timestamps)
+            memory.write(slots, memory.clicks[slots], k, v, timestamps)
         return self.dropout(self.out(y))  # type: ignore[no-any-return]
+
+    def remember(self, x: Tensor, memory: LocalMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
+        """Stores the ends of histories, (B, L, D), (B,), (B, L), (B,), in empty slots."""
+        number = torch.arange(x.shape[1], device=x.device)
+        end = (number < lengths[:, None]) & (number > lengths[:, None] - self.window)  # the last W - 1
+        row, position = end.nonzero(as_tuple=True)  # (M,)
+        _, k, v = self.qkv(self.norm(x[row, position])).view(len(row), 3, self.heads, -1).unbind(1)  # (M, H, d)
+        memory.write(slots[row], position, k, v, timestamps[row, position])
 
     def memory(self, slots: int, dtype: torch.dtype) -> LocalMemory:
         weight = self.out.weight
@@ -161,20 +170,22 @@ class LSHAttention(nn.Module):
         )  # (B, H, L, d)
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, L, D)))  # type: ignore[no-any-return]
 
-    def append(self, x: Tensor, memory: BucketMemory, slots: Tensor, timestamps: Tensor, *, store: bool) -> Tensor:
+    def append(self, x: Tensor, memory: LSHMemory, slots: Tensor, timestamps: Tensor, *, store: bool) -> Tensor:
         """(N, D), (N,), (N,) -> (N, D): what `forward` gives at the last position of a history."""
         N, D = x.shape
         qk, v = self.qk_v(self.norm(x)).view(N, 2, self.heads, D // self.heads).unbind(1)  # 2 × (N, H, d)
-        buckets = hash_buckets(qk[:, :, None], self.rotations)[..., 0]  # (N, H, R)
-        y = memory.attend(slots, buckets, qk, v, timestamps=timestamps, time_bias=self.time_bias)  # (N, H, d)
-        if store:
-            memory.write(slots, buckets, qk, v, timestamps)
+        y = memory.append(slots, qk, v, times=timestamps, time_bias=self.time_bias, store=store)  # (N, H, d)
         return self.dropout(self.out(y.reshape(N, D)))  # type: ignore[no-any-return]
 
-    def memory(self, slots: int, dtype: torch.dtype) -> BucketMemory:
-        H, R, d, half = self.rotations.shape
-        shape = (slots, H, R, 2 * half, self.window - 1, d)
-        return BucketMemory(shape, dtype=dtype, device=self.rotations.device)
+    def remember(self, x: Tensor, memory: LSHMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
+        """Stores whole histories, (B, L, D), (B,), (B, L), (B,), into empty slots."""
+        row, position = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).nonzero(as_tuple=True)  # (M,)
+        H = self.heads
+        qk, v = self.qk_v(self.norm(x[row, position])).view(len(row), 2, H, -1).unbind(1)  # 2 × (M, H, d)
+        memory.store(slots[row], qk, v, times=timestamps[row, position])
+
+    def memory(self, slots: int, dtype: torch.dtype) -> LSHMemory:
+        return LSHMemory(self.rotations, slots=slots, window=self.window, dtype=dtype)
 
 
 class FeedForward(nn.Module):
@@ -218,13 +229,8 @@ class Reformer(nn.Module):
 
         `recompute=False`: ordinary autograd, which is faster and remembers every activation.
         """
-        items, event_types, timestamps, lengths = histories
-        padding = torch.arange(items.shape[1], device=items.device) >= lengths[:, None]  # (B, L)
-        items, event_types = items.masked_fill(padding, 0), event_types.masked_fill(padding, 0)
-        timestamps = timestamps.masked_fill(padding, 0)
-        gaps = 1 + log_time_bucket(timestamps.diff(dim=1), self.config.gap_buckets)  # (B, L - 1)
-        x = self.embed(items, event_types, F.pad(gaps, (1, 0)))  # (B, L, D)
-        y1, y2 = self.layers(x, x, timestamps, lengths, recompute=recompute)
+        x, timestamps, padding = self._embedded(histories)
+        y1, y2 = self.layers(x, x, timestamps, histories.lengths, recompute=recompute)
         states: Tensor = self.norm((y1 + y2) / 2)
         return states.float().masked_fill(padding[..., None], 0)
 
@@ -243,22 +249,24 @@ class Reformer(nn.Module):
             y1 = y1 + f.append(y2.float(), layer, slots, timestamps, store=store)  # type: ignore[operator]
             y2 = y2 + g(y1.float())
         if store:
-            memory.stamp(slots, timestamps)
+            memory.stamp(slots, timestamps, memory.clicks[slots] + 1)
         states: Tensor = self.norm((y1.float() + y2.float()) / 2)
         return states.float()
 
     @torch.no_grad()
-    def remember(self, memory: ReformerMemory, slots: Tensor, histories: Histories) -> Tensor:
-        """Puts whole histories into slots (B,), whatever was there before -> each one's last state (B, D) float32, zero
-        where a history is empty. L steps of `append`, so at the weights of now."""
+    def remember(self, memory: ReformerMemory, slots: Tensor, histories: Histories) -> None:
+        """Puts whole histories into slots (B,), in the place of whatever was there: one pass of `forward`, after which
+        `append` goes on from their ends."""
         memory.clear(slots)
-        states = torch.zeros(len(slots), self.config.width, device=slots.device)
-        for position in range(histories.items.shape[1]):
-            still = (position < histories.lengths).nonzero()[:, 0]
-            if len(still):
-                clicks = Clicks(slots[still], *(part[still, position] for part in histories[:3]))
-                states[still] = self.append(memory, clicks)
-        return states
+        x, timestamps, _ = self._embedded(histories)
+        y1 = y2 = x.double()
+        for f, g, layer in zip(self.layers.f, self.layers.g, memory.layers, strict=True):
+            seen = y2.float()
+            f.remember(seen, layer, slots, timestamps, histories.lengths)  # type: ignore[operator]
+            y1 = y1 + f(seen, timestamps, histories.lengths)
+            y2 = y2 + g(y1.float())
+        latest = timestamps.gather(1, (histories.lengths - 1).clamp(min=0)[:, None])[:, 0]
+        memory.stamp(slots, latest, histories.lengths)
 
     def memory(self, users_held: int, *, dtype: torch.dtype = torch.float32) -> ReformerMemory:
         """An empty memory for so many people. Keys and values in `dtype`; half of the bytes, half of the precision."""
@@ -275,6 +283,15 @@ class Reformer(nn.Module):
         vectors: Tensor = self.items(rows)  # (..., C, D)
         products = states @ vectors.T if rows.dim() == 1 else (vectors @ states[..., None])[..., 0]  # (..., C)
         return products + self.items.bias(rows)
+
+    def _embedded(self, histories: Histories) -> tuple[Tensor, Tensor, Tensor]:
+        """-> embedded clicks (B, L, D), timestamps (B, L), and what is padding (B, L); whatever stood there is zero."""
+        items, event_types, timestamps, lengths = histories
+        padding = torch.arange(items.shape[1], device=items.device) >= lengths[:, None]  # (B, L)
+        items, event_types = items.masked_fill(padding, 0), event_types.masked_fill(padding, 0)
+        timestamps = timestamps.masked_fill(padding, 0)
+        gaps = 1 + log_time_bucket(timestamps.diff(dim=1), self.config.gap_buckets)  # (B, L - 1)
+        return self.embed(items, event_types, F.pad(gaps, (1, 0))), timestamps, padding
 
     def _attention(self, kind: str) -> nn.Module:
         if kind == "local":

@@ -72,16 +72,30 @@ def test_gradients_reach_every_weight_and_no_memory() -> None:
     assert [name for name in without if name != "items.biases"] == []
 
 
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    layers=st.sampled_from(MIXTURES),
+    window=st.integers(2, 9),
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5).filter(any),
+    seed=st.integers(0, 1000),
+)
 @torch.no_grad()
-def test_whole_histories_can_be_put_into_slots_that_held_others() -> None:
-    model, ours = reformer(), histories([12, 0, 7])
-    memory = model.memory(4)
-    slots, _ = memory.take(["a", "b", "c"])
-    model.remember(memory, slots, histories([9, 5, 3], seed=7))
-    states = model.remember(memory, slots, ours)
-    expected = model(ours)[torch.arange(3), (ours.lengths - 1).clamp(min=0)]
-    torch.testing.assert_close(states, expected, atol=1e-5, rtol=0)
-    assert memory.clicks[slots].tolist() == [12, 0, 7]
+def test_from_a_whole_history_put_into_a_slot_append_goes_on(
+    layers: tuple[str, ...], window: int, lengths: list[int], seed: int
+) -> None:
+    model = reformer(layers, window=window, seed=seed)
+    ours = histories([length + 6 for length in lengths], seed=seed)
+    memory = model.memory(6)
+    slots, _ = memory.take([f"u{n}" for n in range(len(lengths))])
+    model.remember(memory, slots, histories(lengths[::-1], seed=7))  # somebody else's
+    past = ours.lengths - 6
+    model.remember(memory, slots, ours._replace(lengths=past))
+    assert torch.equal(memory.clicks[slots], past)
+    expected = model(ours)
+    for step in range(6):
+        row = torch.arange(len(slots))
+        states = model.append(memory, Clicks(slots, *(part[row, past + step] for part in ours[:3])))
+        assert (states - expected[row, past + step]).abs().max() <= 1e-5
 
 
 @torch.no_grad()
@@ -115,6 +129,14 @@ def test_a_restored_memory_goes_on_as_if_nothing_had_happened(dtype: torch.dtype
     assert torch.equal(*ahead)
     tolerance = 1e-5 if dtype == torch.float32 else 0.3
     assert (ahead[0] - model(ours)[:, 13:]).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layers", MIXTURES)
+def test_bytes_per_user_are_as_the_formula_says(layers: tuple[str, ...], dtype: torch.dtype) -> None:
+    memory = reformer(layers, window=7, buckets=6).memory(50, dtype=dtype)
+    measured = sum(tensor.nbytes for tensor in memory.state_tensors().values()) / 50
+    assert memory.bytes_per_user == pytest.approx(measured, rel=1e-3)
 
 
 def test_a_memory_of_another_shape_is_refused_by_name() -> None:
