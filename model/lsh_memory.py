@@ -163,6 +163,9 @@ class LSHMemory:
         times: Tensor | None,
         payloads: Tensor | None,
     ) -> None:
+        for name, kept, given in (("times", self.times, times), ("payloads", self.payloads, payloads)):
+            if kept is not None and given is None:
+                raise ValueError(f"this memory keeps {name}: {name} has to be given")
         H, R = buckets.shape[1:]
         rings = self._rings(slots, buckets).reshape(-1)  # (N · H · R,)
         earlier, later = _ranks(rings)  # of the same ring, in this call
@@ -173,10 +176,10 @@ class LSHMemory:
             entry = normalize(keys, dim=-1) if values is None else torch.cat((normalize(keys, dim=-1), values), -1)
             entry = entry.to(self.entries.dtype).flatten(0, 1)[kept // R]
             self.entries.view(-1, self.entries.shape[-1])[place] = entry
-            if self.times is not None:
-                self.times.view(-1)[place] = _given(times, "times")[click]
-            if self.payloads is not None and self.numbers is not None:
-                self.payloads.view(-1)[place] = _given(payloads, "payloads")[click]
+            if self.times is not None and times is not None:
+                self.times.view(-1)[place] = times[click]
+            if self.payloads is not None and self.numbers is not None and payloads is not None:
+                self.payloads.view(-1)[place] = payloads[click]
                 self.numbers.view(-1)[place] = (self.clicks[slots] + _ranks(slots)[0])[click]
         self.counts.view(-1).index_add_(0, rings, torch.ones_like(rings, dtype=torch.int32))
         self.clicks.index_add_(0, slots, torch.ones_like(slots))
@@ -289,9 +292,3 @@ def _ranks(x: Tensor) -> tuple[Tensor, Tensor]:
     earlier[order] = index - torch.searchsorted(values, values)
     later[order] = torch.searchsorted(values, values, right=True) - 1 - index
     return earlier, later
-
-
-def _given(x: Tensor | None, name: str) -> Tensor:
-    if x is None:
-        raise ValueError(f"this memory keeps {name}: {name} has to be given")
-    return x
