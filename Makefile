@@ -33,10 +33,10 @@ format: $(READY) ## mend formatting and what else the linter can mend
 
 bench: $(READY) ## run the benchmarks in turn, or one: make bench BENCH=benchmarks/lsh.py
 	@test -n "$(BENCH)" || $(call SAY_AND_STOP,"benchmarks/ holds no benchmark")
-	@set -e; for file in $(BENCH); do \
+	@failed=; for file in $(BENCH); do \
 		printf '\n== %s\n' "$$file"; \
-		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" $(ARGS); \
-	done
+		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" $(ARGS) || failed="$$failed $$file"; \
+	done; test -z "$$failed" || $(call SAY_AND_STOP,"failed:$$failed")
 
 # setuptools comes first and pinned, so that building the package downloads nothing that constraints.txt does not name.
 $(READY): pyproject.toml constraints.txt
