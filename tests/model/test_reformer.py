@@ -21,7 +21,7 @@ def reformer(layers: tuple[str, ...] = ("local", "lsh"), *, sparse: bool = True,
         generator = torch.Generator().manual_seed(9)
         for name, parameter in model.named_parameters():
             if not name.startswith("items."):
-                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=config.width**-0.5)
     return model
 
 
