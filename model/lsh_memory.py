@@ -13,6 +13,8 @@ from torch.nn.functional import normalize
 
 from model.lsh_hash import hash_buckets, log_time_bucket, nearest_buckets
 
+PIECE_BYTES = 1 << 21  # entries are read a piece at a time, within the CPU's cache
+
 
 class Recalled(NamedTuple):
     """What `LSHMemory.recall` found, in no particular order; what stands where `found` is False means nothing."""
@@ -92,7 +94,12 @@ class LSHMemory:
         if torch.unique(slots).numel() != slots.numel():
             raise ValueError("slots must be distinct: a click sees the one before it only once that is stored")
         buckets = hash_buckets(qk.unsqueeze(2), self.rotations).squeeze(-1)  # (N, H, R)
-        output = self._attend(self._rings(slots, buckets), qk, v, times, time_bias)
+        rings = self._rings(slots, buckets)
+        pieces = [
+            self._attend(rings[i], qk[i], v[i], None if times is None else times[i], time_bias)
+            for i in self._pieces(rings)
+        ]
+        output = torch.cat(pieces)
         if store:
             self._store(slots, buckets, qk, v, times=times, payloads=payloads)
         return output
@@ -202,8 +209,11 @@ class LSHMemory:
         numbers, order = numbers.sort(-1)
         found = numbers >= 0
         found[..., 1:] &= numbers[..., 1:] != numbers[..., :-1]
-        keys = self._read(self.entries, rings)[..., : self.width].to(queries.dtype)  # (N, H, E, D)
-        cosines = (keys @ normalize(queries, dim=-1).unsqueeze(-1)).squeeze(-1)
+        unit = normalize(queries, dim=-1).unsqueeze(-1)  # (N, H, D, 1)
+        keys = (self._read(self.entries, rings[i])[..., : self.width] for i in self._pieces(rings))  # (·, H, E, D)
+        cosines = torch.cat(
+            [(k.to(unit.dtype) @ unit[i]).squeeze(-1) for k, i in zip(keys, self._pieces(rings), strict=True)]
+        )
         return Recalled(
             found=found,
             payloads=self._read(self.payloads, rings).gather(-1, order),
@@ -278,6 +288,12 @@ class LSHMemory:
         N, H, count = rings.shape
         read = tensor.flatten(0, 3).index_select(0, rings.reshape(-1))
         return read.view(N, H, count * self.ring, *tensor.shape[5:])
+
+    def _pieces(self, rings: Tensor) -> list[slice]:
+        """Ranges of clicks whose entries fit PIECE_BYTES; one range where there are no clicks."""
+        bytes_each = 4 * rings[0:1].numel() * self.ring * self.entries.shape[-1]
+        step = max(1, PIECE_BYTES // max(1, bytes_each)) if rings.device.type == "cpu" else len(rings)
+        return [slice(start, start + step) for start in range(0, max(1, len(rings)), max(1, step))]
 
     def _filled(self, rings: Tensor) -> Tensor:
         """Which entries of these rings there are: (N, H, rings, ring) bool."""
