@@ -144,8 +144,9 @@ class UserHistories:
             capacity = min(2 * capacity, self.users_held)
         self._allocate(capacity)
         for slot, index in enumerate(kept_users):
-            clicks, end = int(arrays["clicks"][index]), int(ends[index])
-            kept = min(int(arrays["lengths"][index]), self.history_max)
+            end, kept = int(ends[index]), min(int(arrays["lengths"][index]), self.history_max)
+            # A ring that is not full must not claim clicks that a smaller one had dropped.
+            clicks = int(arrays["clicks"][index]) if kept == self.history_max else kept
             place = np.arange(clicks - kept, clicks) % self.history_max
             self._rows[slot, place] = arrays["rows"][end - kept : end]
             self._types[slot, place] = arrays["types"][end - kept : end]
