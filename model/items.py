@@ -54,7 +54,8 @@ class ItemTable(nn.Module):
 
     @torch.no_grad()
     def reset(self, rows: Tensor) -> None:
-        """Rows (N,) int64 become as at the start."""
+        """Rows (N,) int64 become as at the start. Those that the table has not grown to yet will be anyway."""
+        rows = rows[rows < len(self)]
         self.vectors.data[rows] = unit_vectors(rows, self.vectors.shape[1], seed=self.seed).to(self.vectors)
         self.biases.data[rows] = 0
 

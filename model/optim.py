@@ -70,10 +70,10 @@ class RowwiseAdagrad:
                 table.data.addcmul_(table.grad, (-self.learning_rate / (sums.sqrt() + self.epsilon))[:, None])
 
     def reset_rows(self, rows: Tensor) -> None:
-        """Rows (N,) int64 forget what their former items' gradients were."""
-        for name in self.tables:
+        """Rows (N,) int64 forget what their former items' gradients were. Those beyond the table have nothing to."""
+        for name, table in self.tables.items():
             self._follow(name)
-            self.sums[name][rows] = 0
+            self.sums[name][rows[rows < len(table)]] = 0
 
     def _follow(self, name: str) -> None:
         sums, rows = self.sums[name], len(self.tables[name])

@@ -174,7 +174,8 @@ class LSHAttention(nn.Module):
         """(N, D), (N,), (N,) -> (N, D): what `forward` gives at the last position of a history."""
         N, D = x.shape
         qk, v = self.qk_v(self.norm(x)).view(N, 2, self.heads, D // self.heads).unbind(1)  # 2 × (N, H, d)
-        y = memory.append(slots, qk, v, times=timestamps, time_bias=self.time_bias, store=store)  # (N, H, d)
+        with torch.autocast(x.device.type, enabled=False):  # hashing is exact in float32 only
+            y = memory.append(slots, qk, v, times=timestamps, time_bias=self.time_bias, store=store)  # (N, H, d)
         return self.dropout(self.out(y.reshape(N, D)))  # type: ignore[no-any-return]
 
     def remember(self, x: Tensor, memory: LSHMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
@@ -182,7 +183,8 @@ class LSHAttention(nn.Module):
         row, position = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).nonzero(as_tuple=True)  # (M,)
         H = self.heads
         qk, v = self.qk_v(self.norm(x[row, position])).view(len(row), 2, H, -1).unbind(1)  # 2 × (M, H, d)
-        memory.store(slots[row], qk, v, times=timestamps[row, position])
+        with torch.autocast(x.device.type, enabled=False):
+            memory.store(slots[row], qk, v, times=timestamps[row, position])
 
     def memory(self, slots: int, dtype: torch.dtype) -> LSHMemory:
         return LSHMemory(self.rotations, slots=slots, window=self.window, dtype=dtype)

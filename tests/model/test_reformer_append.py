@@ -99,6 +99,20 @@ def test_from_a_whole_history_put_into_a_slot_append_goes_on(
 
 
 @torch.no_grad()
+def test_under_autocast_the_new_click_is_computed_in_half_precision() -> None:
+    model, ours = reformer(), histories([9, 9])
+    memory = model.memory(2, dtype=torch.bfloat16)
+    slots, _ = memory.take(["a", "b"])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.remember(memory, slots, ours)
+        memory.clear(slots)
+        states = stream(model, memory, slots, ours)
+    assert states.dtype == torch.float32
+    similarity = torch.cosine_similarity(states, model(ours), dim=-1)
+    assert similarity.mean() > 0.95
+
+
+@torch.no_grad()
 def test_people_who_come_and_go_meet_empty_memories() -> None:
     model = reformer()
     memory = model.memory(2)

@@ -213,3 +213,21 @@ def test_what_is_kept_for_the_backward_pass_does_not_grow_with_depth() -> None:
 
     assert kept(16, True) == kept(1, True)
     assert kept(16, False) > 8 * kept(1, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_on_cuda_dropout_and_autocast_are_the_same_in_recomputation(autocast: bool) -> None:
+    model = ReversibleStack((FeedForward(0.3), FeedForward(0.3)) for _ in range(4))
+    found = []
+    for recompute in (True, False):
+        stack = copy.deepcopy(model).cuda()
+        x1, x2 = (part.detach().cuda().requires_grad_() for part in inputs()[:2])
+        torch.manual_seed(3)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+            y1, y2 = stack(x1, x2, recompute=recompute)
+        torch.manual_seed(4)
+        (y1.square().mean() + y2.sum()).backward()
+        found.append([y1, y2, x1.grad, x2.grad, *(p.grad for p in stack.parameters())])
+    assert_close(*found)

@@ -32,7 +32,7 @@ def test_growing_keeps_values_and_the_result_is_that_of_a_table_born_large() -> 
     assert len(small) == 16
     assert small.vectors is parameter
     assert small.vectors.data[2].eq(1).all()
-    small.reset(torch.tensor([2]))
+    small.reset(torch.tensor([2, 99]))  # 99 was handed out and taken away before the table had it
     assert torch.equal(small.vectors, large.vectors)
     assert small(torch.tensor([[0, 15]])).shape == (1, 2, 8)
 
