@@ -151,9 +151,8 @@ def load_settings(**overrides: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            name = (
-                f"{PREFIX}{str(detail['loc'][0]).upper()}: " if detail["loc"] else ""
-            )  # absent: they do not fit together
+            # Without a place: settings that do not fit together, named in the message itself.
+            name = f"{PREFIX}{str(detail['loc'][0]).upper()}: " if detail["loc"] else ""
             problems += [name + line for line in detail["msg"].removeprefix("Value error, ").splitlines()]
         raise SettingsError(_report(problems)) from None
     if problems:
@@ -166,9 +165,8 @@ def _is_field(variable: str) -> bool:
 
 
 def _unknown(variable: str) -> str:
-    known = [PREFIX + field.upper() for field in Settings.model_fields]
-    close = difflib.get_close_matches(variable, known, n=1)
-    return f"{variable}: there is no such setting" + (f"; did you mean {close[0]}?" if close else "")
+    close = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), Settings.model_fields, n=1)
+    return f"{variable}: there is no such setting" + (f"; did you mean {PREFIX}{close[0].upper()}?" if close else "")
 
 
 def _report(problems: list[str]) -> str:
