@@ -71,7 +71,7 @@ class KafkaReader:
             found = self._consumer.end_offsets(where, timeout_ms=_ASK_MS_MAX) if where else {}
         except kafka_errors.KafkaError as error:
             raise source_error(self._servers, error, self._topic) from error
-        return {Partition(at.topic, at.partition): int(offset) for at, offset in found.items()}
+        return {Partition(at.topic, at.partition): int(found[at]) for at in where if at in found}
 
     def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
         for partition, end in self.ends().items():
