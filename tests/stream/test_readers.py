@@ -1,0 +1,117 @@
+"""What a topic holds, read as nobody's member: the same from the embedded log and from Kafka."""
+
+import pytest
+
+from stream.log import Log, LogProducer
+from stream.readers import KafkaReader, LogReader
+from stream.source import Partition, Record
+
+
+@pytest.fixture
+def reader(world):
+    """Opens a reader of a topic."""
+
+    def open_one(topic):
+        one = {"log": LogReader, "kafka": KafkaReader}[world.kind](world.where, topic)
+        world.opened.append(one)
+        return one
+
+    return open_one
+
+
+def test_it_reads_everything_there_is_partition_by_partition(world, reader):
+    topic = world.topic(3)
+    world.fill(world.producer(), topic, range(200), keys=9)
+    found = list(reader(topic).read())
+    assert sorted(int(record.value) for record in found) == list(range(200))
+    assert found == sorted(found, key=lambda record: (record.partition, record.offset))
+    assert all(record.topic == topic and record.key == b"k%d" % (int(record.value) % 9) for record in found)
+
+
+def test_it_begins_where_it_is_told_and_elsewhere_at_the_earliest(world, reader):
+    topic = world.topic(2)
+    world.fill(world.producer(), topic, range(60), keys=8)
+    one = reader(topic)
+    ends = one.ends()
+    assert sum(ends.values()) == 60
+    begins = {Partition(topic, 0): ends[Partition(topic, 0)] - 2}
+    found = list(one.read(begins))
+    assert [record.offset for record in found if record.partition == 0] == [
+        ends[Partition(topic, 0)] - n for n in (2, 1)
+    ]
+    assert [r.offset for r in found if r.partition == 1] == list(range(ends[Partition(topic, 1)]))
+
+
+def test_from_the_end_and_beyond_there_is_nothing(world, reader):
+    topic = world.topic(1)
+    world.fill(world.producer(), topic, range(5))
+    one = reader(topic)
+    assert list(one.read(one.ends())) == []
+    assert list(one.read({Partition(topic, 0): 99})) == []
+
+
+def test_what_comes_while_it_reads_is_left_for_the_next_time(world, reader):
+    topic = world.topic(1)
+    producer = world.producer()
+    world.fill(producer, topic, range(5))
+    one = reader(topic)
+    reading = one.read()
+    first = next(reading)
+    world.fill(producer, topic, range(5, 9))
+    assert [int(record.value) for record in (first, *reading)] == list(range(5))
+    assert [int(record.value) for record in one.read({Partition(topic, 0): 5})] == list(range(5, 9))
+
+
+def test_a_topic_that_is_not_there_is_empty(reader):
+    one = reader("nowhere")
+    assert one.ends() == {}
+    assert list(one.read()) == []
+
+
+def test_an_empty_topic_ends_at_zero(world, reader):
+    topic = world.topic(2)
+    assert reader(topic).ends() == {Partition(topic, 0): 0, Partition(topic, 1): 0}
+    assert list(reader(topic).read()) == []
+
+
+def test_headers_keys_and_tombstones_come_as_they_were_sent(world, reader):
+    topic = world.topic(1)
+    producer = world.producer()
+    producer.send(topic, key=b"\xff", value=None, headers=[("reason", b"\x00\xff"), ("reason", b"")])
+    producer.flush()
+    (record,) = reader(topic).read()
+    assert (record.key, record.value) == (b"\xff", None)
+    assert record.headers == (("reason", b"\x00\xff"), ("reason", b""))
+    assert isinstance(record, Record)
+
+
+def test_it_moves_nobody_s_position(world, reader):
+    topic = world.topic(1)
+    world.fill(world.producer(), topic, range(10))
+    source = world.source(topic)
+    list(reader(topic).read())
+    assert [int(record.value) for record in world.drain(source, 10)] == list(range(10))
+    assert source.committed() == {}
+
+
+def test_many_pages_of_a_trimmed_log_begin_with_what_is_retained(tmp_path):
+    producer = LogProducer(tmp_path / "log.db", records_max=1_200)
+    for number in range(2_000):
+        producer.send("t", key=b"k", value=b"%d" % number)
+    producer.close()
+    reader = LogReader(tmp_path / "log.db", "t")
+    found = [int(record.value) for record in reader.read()]
+    assert found == list(range(found[0], 2_000))
+    assert len(found) == 1_200
+    assert next(iter(reader.read({Partition("t", 0): 3}))).offset == found[0]
+    reader.close()
+
+
+def test_partitions_that_are_added_are_read_too(tmp_path):
+    log = Log(tmp_path / "log.db")
+    log.ensure_topics({"t": 1})
+    reader = LogReader(tmp_path / "log.db", "t")
+    log.add_partitions("t", 2)
+    assert reader.ends() == {Partition("t", 0): 0, Partition("t", 1): 0}
+    reader.close()
+    log.close()
