@@ -16,7 +16,7 @@ from model.vocabulary import Vocabulary
 from online import candidates
 from online.counts import Counts
 from online.history import SERVED, UserHistories, earlier_in_batch
-from online.metrics import Scores
+from online.metrics import Scores, ranks_among, ranks_in
 from online.mixer import Mixer
 from online.settings import Settings
 from online.trainer import Negatives, Trainer
@@ -36,10 +36,16 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Learned:
-    """What one micro-batch gave: its users' new lists, and the loss of each click before it was learned, in nats."""
+    """What one micro-batch of N clicks gave: its users' new lists, and how well each click was foreseen.
+
+    Ranks count from 0, half of the ties as ahead. What is no candidate, or not in a list, has rank inf.
+    """
 
     rankings: dict[str, Ranking]
-    losses: list[float]
+    losses: list[float]  # N, in nats
+    ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
+    candidates: NDArray[np.int64]  # (N,) how many candidates there were
+    served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
 
 
 class Learner:
@@ -91,7 +97,9 @@ class Learner:
 
         asked.features[:, candidates.NETWORK] = self.trainer.scores(guessing, asked.owners, asked.rows)
         previous = np.where(before.lengths > 0, before.rows[np.arange(len(clicks)), before.lengths - 1], 0)
-        self._score(slots, asked, previous, known)
+        scores = self.mixer.scores(asked)
+        ranks = ranks_among(scores, asked.owners, asked.places_of(known))
+        served_ranks = self._score(slots, asked, scores, previous, known)
         losses = self.mixer.learn(asked, known)
         for earlier, row in zip(previous.tolist(), rows.tolist(), strict=True):
             self.counts.add(earlier, row)
@@ -101,7 +109,8 @@ class Learner:
             self.trainer.update(guessing[taught], rows[taught], negatives)
         rankings = self._rank(slots[last], states[np.arange(len(positions)), positions])
         users = [click.user_id for click, is_last in zip(clicks, last, strict=True) if is_last]
-        return Learned(dict(zip(users, rankings, strict=True)), losses.tolist())
+        listed = dict(zip(users, rankings, strict=True))
+        return Learned(listed, losses.tolist(), ranks, np.diff(asked.starts), served_ranks)
 
     def _states(self, slots: NDArray[np.int64], repeats_max: int = 0) -> tuple[Tensor, NDArray[np.int64]]:
         """States (U, L, D) after each of the latest clicks of different users, and where (U,) their last ones stand."""
@@ -144,11 +153,15 @@ class Learner:
         self,
         slots: NDArray[np.int64],
         asked: candidates.Candidates,
+        scores: NDArray[np.float32],
         previous: NDArray[np.int64],
         targets: NDArray[np.int64],
-    ) -> None:
-        """Scores what stood in front of each user. Whoever clicks twice within a micro-batch is scored the second time
-        with the list that the first click gave; Redis only ever gets the last one."""
+    ) -> NDArray[np.float64]:
+        """Scores what stood in front of each user -> (N,) the clicked items' ranks in it.
+
+        Whoever clicks twice within a micro-batch is scored the second time with the list that the first click gave;
+        Redis only ever gets the last one.
+        """
         popular = np.zeros(SERVED, np.int64)
         best = self.counts.popular(SERVED)
         popular[: len(best)] = best
@@ -156,13 +169,14 @@ class Learner:
         served = self.histories.served[slots].astype(np.int64)  # (N, SERVED)
         again = earlier_in_batch(slots) > 0
         if again.any():
-            between = asked.best(self.mixer.scores(asked), SERVED)
+            between = asked.best(scores, SERVED)
             for at in np.flatnonzero(again):
                 served[at] = 0
                 served[at, : len(between[at][0])] = between[at][0]
         served = np.where(served.any(1, keepdims=True), served, everywhere)
         followed = self.counts.followers_of(previous, SERVED, filled_with=popular)
         self.scores.add({"served": served, "popular": everywhere, "followed": followed}, targets)
+        return ranks_in(served, targets)
 
     def _rank(self, slots: NDArray[np.int64], states: Tensor) -> list[Ranking]:
         """Lists for different slots (U,) whose states are (U, D); they count as served from now on."""
