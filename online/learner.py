@@ -95,7 +95,7 @@ class Learner:
         position = positions[of_user] - behind  # (N,) of the click itself; the state before it stands one earlier
         guessing = states[of_user, np.maximum(position - 1, 0)]  # (N, D)
 
-        asked.features[:, candidates.NETWORK] = self.trainer.scores(guessing, asked.owners, asked.rows)
+        self._ask_network(asked, guessing)
         previous = np.where(before.lengths > 0, before.rows[np.arange(len(clicks)), before.lengths - 1], 0)
         scores = self.mixer.scores(asked)
         ranks = ranks_among(scores, asked.owners, asked.places_of(known))
@@ -178,11 +178,16 @@ class Learner:
         self.scores.add({"served": served, "popular": everywhere, "followed": followed}, targets)
         return ranks_in(served, targets)
 
+    def _ask_network(self, asked: candidates.Candidates, states: Tensor) -> None:
+        """Fills in what the states (N, D) say of the candidates; it stays 0 where that is switched off."""
+        if self.settings.reformer:
+            asked.features[:, candidates.NETWORK] = self.trainer.scores(states, asked.owners, asked.rows)
+
     def _rank(self, slots: NDArray[np.int64], states: Tensor) -> list[Ranking]:
         """Lists for different slots (U,) whose states are (U, D); they count as served from now on."""
         latest = self.histories.latest(slots, self.settings.history_max)
         asked = candidates.gather(self.counts, latest, exclude_seen=self.settings.exclude_seen)
-        asked.features[:, candidates.NETWORK] = self.trainer.scores(states, asked.owners, asked.rows)
+        self._ask_network(asked, states)
         rankings = []
         best = asked.best(self.mixer.scores(asked), self.settings.list_size)
         self.histories.served[slots] = 0

@@ -68,6 +68,7 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: Positive = Field(1, description="CPU threads of torch")
     seed: int = Field(0, description="seed of everything drawn by chance")
+    reformer: bool = Field(True, description="false: lists are ranked without the network, to see what it adds")
     layers: Annotated[tuple[Literal["local", "lsh"], ...], NoDecode] = Field(
         ("local", "lsh"), min_length=1, description="comma-separated, from the bottom: local or lsh"
     )
