@@ -11,7 +11,8 @@
 | `blend`   | knn + own + markov, each with its best item at 1 and without its recent, + 0.3 recent               |
 
 All but the first are sparse scores above a share of `recent`, which everything has. So an item's rank is counted among
-the few that have more than that share; of the others it takes only the number of those that are more recent.
+the few that have more than that share; of the others it takes only the number of those that are more recent. And an
+item that has no more than that share stands behind everything that is more recent, which mostly ends the search.
 
 Letters: `V` items that occurred so far, `S` items with a sparse score (the support).
 """
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from online.metrics import K
 
 METHODS = ("popular", "recent", "own", "markov", "knn", "blend")
 
@@ -51,14 +54,14 @@ class _Row:
         self.counts = array("d")
         self.place: dict[int, int] = {}
 
-    def add(self, item: int, amount: float) -> int:
-        place = self.place.setdefault(item, len(self.items))
-        if place == len(self.items):
-            self.items.append(item)
-            self.counts.append(amount)
-        else:
+    def add(self, item: int, amount: float) -> None:
+        place = self.place.get(item)
+        if place is not None:
             self.counts[place] += amount
-        return place
+            return
+        self.place[item] = len(self.items)
+        self.items.append(item)
+        self.counts.append(amount)
 
 
 class _Person(_Row):
@@ -75,11 +78,11 @@ class _Person(_Row):
     def clicked(self, item: int) -> None:
         self.clicks += 1
         self.latest.append(item)
-        place = self.add(item, 1.0)
-        if place == len(self.lasts):
+        self.add(item, 1.0)
+        if len(self.lasts) < len(self.items):
             self.lasts.append(self.clicks)
         else:
-            self.lasts[place] = self.clicks
+            self.lasts[self.place[item]] = self.clicks
 
 
 class _Sparse(NamedTuple):
@@ -90,7 +93,13 @@ class _Sparse(NamedTuple):
 
     @property
     def scaled(self) -> Values:
-        return self.scores / (self.scores.max(initial=0.0) + _TINY)
+        best: float = self.scores.max(initial=0.0)
+        return self.scores / (best + _TINY)
+
+
+_NO_ITEMS = np.zeros(0, np.int64)
+_NO_VALUES = np.zeros(0)
+_NOTHING = _Sparse(_NO_ITEMS, _NO_VALUES)
 
 
 class Baselines:
@@ -108,53 +117,61 @@ class Baselines:
         self._follows: dict[int, _Row] = {}
         self._together: dict[int, _Row] = {}
         self._powers = [1.0]  # of _OWN_DECAY
+        self._with_clicks = [0]  # how many items have n clicks or more
+        self._popular = np.zeros(0)  # (V or more,) clicks
+        self._recent = np.zeros(0)  # clicks, decayed, times the weight of the next one
+        self._root = np.zeros(0)  # what knn divides by
+        self._scratch = np.zeros(0)  # 0 between calls
         self._make_room(1024)
 
     def _make_room(self, items: int) -> None:
-        def longer(values: Values) -> Values:
-            return np.concatenate([values, np.zeros(items - len(values))])
-
-        empty = np.zeros(0)
-        self._popular = longer(getattr(self, "_popular", empty))  # clicks
-        self._recent = longer(getattr(self, "_recent", empty))  # clicks, decayed, times a growing weight
-        self._root = np.sqrt(self._popular + _POPULARITY_PRIOR)
-        self._scratch = np.zeros(items)  # 0 between calls
+        more = np.zeros(items - len(self._popular))
+        self._popular, self._recent = np.concatenate([self._popular, more]), np.concatenate([self._recent, more])
+        self._root, self._scratch = np.sqrt(self._popular + _POPULARITY_PRIOR), np.zeros(items)
 
     def ranks(self, user: int, item: int) -> Values:
         """The item's rank (from 0) in each of METHODS, (6,), among all items that occurred, half of the ties as ahead.
 
-        inf where the item never occurred, or, with `exclude_seen`, where this person had it already.
+        inf where it is not below K, where the item never occurred, and, with `exclude_seen`, where this person had it.
         """
         person = self._people.get(user) or _Person()
+        ranks = np.full(len(METHODS), np.inf)
         if item >= self.items or (self.exclude_seen and item in person.place):
-            return np.full(len(METHODS), np.inf)
-        near, own, followed = self._near(person), self._own(person), self._followed(person)
-        seen = _ids(person) if self.exclude_seen else np.zeros(0, np.int64)
-        more_recent = self._more_recent(item)
+            return ranks
+        seen = _ids(person) if self.exclude_seen else _NO_ITEMS
+        ranks[0] = self._popular_rank(item, seen)
+        recent = self._recent[: self.items]
+        more_recent = _place(recent, recent[item])  # seen ones included
+        ranks[1] = more_recent - _place(recent[seen], recent[item], with_itself=False)
 
-        def rank(found: _Sparse, share: float) -> float:
-            return self._rank(item, found, share, seen, more_recent)
+        near_rows, followed_row = self._near_rows(person), self._follows.get(person.latest[-1] if person.latest else -1)
+        in_own = not self.exclude_seen and item in person.place
+        in_followed = followed_row is not None and item in followed_row.place
+        in_near = any(item in row.place for row, _ in near_rows)
+        in_any = in_own or in_followed or in_near
+        if in_any or ranks[1] < K:
+            near, own, followed = self._near(near_rows), self._own(person), _sparse(followed_row)
+            parts = (
+                (own, _SHARE_OWN, in_own),
+                (followed, _SHARE_MARKOV, in_followed),
+                (near, _SHARE_KNN, in_near),
+                (self._blend(near, own, followed), _SHARE_BLEND, in_any),
+            )
+            for method, (found, share, inside) in enumerate(parts, start=2):
+                if inside or ranks[1] < K:
+                    ranks[method] = self._rank(item, found, share, seen, more_recent)
+        ranks[ranks >= K] = np.inf
+        return ranks
 
-        nothing = _Sparse(np.zeros(0, np.int64), np.zeros(0))
-        popular = self._popular[: self.items]
-        return np.array(
-            [
-                _place(popular, popular[item]) - _place(popular[seen], popular[item], with_itself=False),
-                rank(nothing, 1.0),
-                rank(own, _SHARE_OWN),
-                rank(followed, _SHARE_MARKOV),
-                rank(near, _SHARE_KNN),
-                rank(self._blend(near, own, followed), _SHARE_BLEND),
-            ]
-        )
+    def _popular_rank(self, item: int, seen: Ids) -> float:
+        clicks = int(self._popular[item])
+        ahead = self._with_clicks[clicks + 1] if clicks + 1 < len(self._with_clicks) else 0
+        tied = self._with_clicks[clicks] - ahead - 1
+        return ahead + tied / 2 - _place(self._popular[seen], float(clicks), with_itself=False)
 
     def _fresh(self, at: Any) -> Any:
         """Decayed clicks on some items; the best of all items has 1."""
         return self._recent[at] / (self._recent_max + _TINY)
-
-    def _more_recent(self, item: int) -> float:
-        recent = self._recent[: self.items]
-        return _place(recent, recent[item])
 
     def _rank(self, item: int, found: _Sparse, share: float, seen: Ids, more_recent: float) -> float:
         """An item's rank when every item scores `share` of its `recent`, and some of them more on top of it."""
@@ -177,39 +194,37 @@ class Baselines:
             rank -= np.count_nonzero(self._recent[counted] > as_recent)
         return rank
 
-    def _near(self, person: _Person) -> _Sparse:
+    def _near_rows(self, person: _Person) -> list[tuple[_Row, float]]:
+        """What occurred near each of the person's latest items, and how much that counts."""
         factors: dict[int, float] = {}
         for age, before in enumerate(reversed(person.latest)):
             factors[before] = factors.get(before, 0.0) + _NEAR_DECAY**age / float(self._root[before])
-        rows = [(row, factor) for before, factor in factors.items() if (row := self._together.get(before))]
+        return [(self._together[before], factor) for before, factor in factors.items()]
+
+    def _near(self, rows: list[tuple[_Row, float]]) -> _Sparse:
         if not rows:
-            return _Sparse(np.zeros(0, np.int64), np.zeros(0))
+            return _NOTHING
         amounts = np.concatenate([_counts(row) * factor for row, factor in rows])
-        sums = np.bincount(np.concatenate([_ids(row) for row, _ in rows]), amounts, self.items)  # (V,)
-        items = np.flatnonzero(sums)
-        return _Sparse(items, sums[items] / self._root[items])
+        items = np.concatenate([_ids(row) for row, _ in rows])
+        return self._summed(items, amounts, divided_by=self._root)
+
+    def _summed(self, items: Ids, amounts: Values, divided_by: Values | None = None) -> _Sparse:
+        sums = np.bincount(items, amounts, self.items).astype(np.float64, copy=False)  # (V,)
+        support = np.flatnonzero(sums > 0.0)
+        return _Sparse(support, sums[support] if divided_by is None else sums[support] / divided_by[support])
 
     def _own(self, person: _Person) -> _Sparse:
         if self.exclude_seen or not person.clicks:
-            return _Sparse(np.zeros(0, np.int64), np.zeros(0))
+            return _NOTHING
         while len(self._powers) <= person.clicks:
             self._powers.append(_OWN_DECAY ** len(self._powers))
         recency = np.array(self._powers[: person.clicks])[person.clicks - np.frombuffer(person.lasts, np.int64)]
-        return _Sparse(_ids(person).copy(), np.sqrt(_counts(person)) * recency)
-
-    def _followed(self, person: _Person) -> _Sparse:
-        row = self._follows.get(person.latest[-1]) if person.latest else None
-        if row is None:
-            return _Sparse(np.zeros(0, np.int64), np.zeros(0))
-        return _Sparse(_ids(row).copy(), _counts(row).copy())
+        return _Sparse(_ids(person), np.sqrt(_counts(person)) * recency)
 
     def _blend(self, *parts: _Sparse) -> _Sparse:
         """The sum of the parts; each counts by its share of its own best."""
         items = np.concatenate([part.items for part in parts])
-        amounts = np.concatenate([part.scaled for part in parts])
-        sums = np.bincount(items, amounts, self.items) if len(items) else np.zeros(0)
-        support = np.flatnonzero(sums)
-        return _Sparse(support, sums[support])
+        return self._summed(items, np.concatenate([part.scaled for part in parts]))
 
     def learn(self, user: int, item: int) -> None:
         """One click. An item that never occurred has the number `items`."""
@@ -217,7 +232,11 @@ class Baselines:
         if self.items > len(self._popular):
             self._make_room(2 * self.items)
         self._popular[item] += 1
-        self._root[item] = math.sqrt(self._popular[item] + _POPULARITY_PRIOR)
+        clicks = int(self._popular[item])
+        if clicks == len(self._with_clicks):
+            self._with_clicks.append(0)
+        self._with_clicks[clicks] += 1
+        self._root[item] = math.sqrt(clicks + _POPULARITY_PRIOR)
         self._weight *= _GROWTH
         self._recent[item] += self._weight
         self._recent_max = max(self._recent_max, float(self._recent[item]))
@@ -229,9 +248,10 @@ class Baselines:
         if person.latest:
             self._follows.setdefault(person.latest[-1], _Row()).add(item, 1.0)
         mine = self._together.setdefault(item, _Row())
-        for before in set(person.latest) - {item}:
-            self._together[before].add(item, 1.0)
-            mine.add(before, _NEAR_BACKWARDS)
+        for before in set(person.latest):
+            if before != item:
+                self._together[before].add(item, 1.0)
+                mine.add(before, _NEAR_BACKWARDS)
         person.clicked(item)
 
 
@@ -241,10 +261,14 @@ def _place(scores: Values, score: float, *, with_itself: bool = True) -> float:
     return np.count_nonzero(scores > score) + tied / 2
 
 
+def _sparse(row: _Row | None) -> _Sparse:
+    return _NOTHING if row is None else _Sparse(_ids(row), _counts(row))
+
+
 def _ids(row: _Row) -> Ids:
-    """A view: gone before the row grows again, or Python refuses to let it grow."""
-    return np.frombuffer(row.items, np.int64)
+    """A view: it has to be gone before the row grows again, which Python refuses otherwise."""
+    return np.frombuffer(row.items, np.int64) if row.items else _NO_ITEMS
 
 
 def _counts(row: _Row) -> Values:
-    return np.frombuffer(row.counts, np.float64)
+    return np.frombuffer(row.counts, np.float64) if row.counts else _NO_VALUES
