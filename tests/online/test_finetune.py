@@ -1,0 +1,161 @@
+"""Fine-tuning works on a copy; what it brings back is added to what was learned meanwhile."""
+
+import numpy as np
+import pytest
+import torch
+
+from online.finetune import FineTuning
+from online.learner import Learner
+from stream.events import Click
+
+
+@pytest.fixture
+def learner(small, town_clicks):
+    learner = Learner(small(finetune_batch=4, items_held=60))
+    learn(learner, town_clicks[:200])
+    return learner
+
+
+def learn(learner, clicks):
+    for start in range(0, len(clicks), 8):
+        learner.learn(clicks[start : start + 8])
+
+
+def begin(learner, seed=1):
+    recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
+    return FineTuning(learner.trainer, recent, learner.counts.popularity[: learner.vocabulary.rows], seed=seed)
+
+
+def live(learner):
+    return {name: value.detach().clone() for name, value in learner.trainer.network.named_parameters()}
+
+
+def tuned(tuning):
+    return {name: value.detach().clone() for name, value in tuning.network.named_parameters()}
+
+
+def run(tuning):
+    while not tuning.done:
+        tuning.run_for(1.0)
+    return tuning
+
+
+def test_live_weights_stay_as_they_are_until_it_is_published(learner, same):
+    arrays = {name: array.copy() for name, array in learner.to_state()[0].items()}
+    state = learner.to_state()[1]
+    tuning = run(begin(learner))
+    assert same(arrays, learner.to_state()[0])  # the optimizer's state, and everything else
+    assert learner.to_state()[1] == state  # random numbers too
+    assert any(not torch.equal(value, tuned(tuning)[name]) for name, value in live(learner).items())
+    tuning.publish()
+    for name, value in live(learner).items():
+        np.testing.assert_allclose(value.numpy(), tuned(tuning)[name].numpy(), atol=1e-6)
+
+
+def test_what_was_learned_online_meanwhile_is_carried_over(learner, town_clicks):
+    tuning = begin(learner)
+    start = live(learner)
+    tuning.run_for(0.0)
+    learn(learner, town_clicks[200:300])
+    run(tuning)
+    before = live(learner)
+    changed = learner.trainer.rows_changed
+    tuning.publish()
+    moved = 0
+    for name, value in live(learner).items():
+        expected = before[name] + (tuned(tuning)[name] - start[name])
+        kept = torch.ones(len(value), dtype=torch.bool)
+        if name.startswith("items."):
+            kept[list(changed)] = False
+        torch.testing.assert_close(value[kept], expected[kept], rtol=0, atol=1e-7)
+        moved += int(not torch.equal(before[name], start[name]) and not torch.equal(value, before[name]))
+    assert moved > 5  # both had something to say
+
+
+def test_rows_that_changed_hands_or_are_newer_than_the_copy_keep_their_live_values(learner):
+    tuning = begin(learner)
+    known = learner.vocabulary.rows
+    run(tuning)
+    # Newcomers: first rows that nobody had, then rows of items that are given up for them.
+    newcomers = [Click(user_id="u", item_id=f"new {number}", timestamp=2e9 + number) for number in range(60)]
+    learn(learner, newcomers[:20])
+    learn(learner, newcomers[20:])
+    assert learner.vocabulary.rows == 61
+    before = live(learner)
+    tuning.publish()
+    after = live(learner)
+    for number in range(60):
+        row = learner.vocabulary.row_of(f"new {number}")
+        for name in ("items.vectors", "items.biases"):
+            assert after[name][row].tolist() == before[name][row].tolist()
+    assert known < 61
+
+
+def test_a_table_that_grew_meanwhile_is_no_obstacle(learner):
+    tuning = run(begin(learner))
+    rows = len(learner.trainer.network.items)
+    learner.trainer.grow(rows + 1)
+    before = live(learner)
+    tuning.publish()
+    assert torch.equal(live(learner)["items.vectors"][rows:], before["items.vectors"][rows:])
+    assert not torch.equal(live(learner)["items.vectors"][:rows], before["items.vectors"][:rows])
+
+
+def test_rows_of_nobody_are_not_moved(learner):
+    tuning = begin(learner)
+    run(tuning)
+    change = tuned(tuning)["items.vectors"] - tuning.start["items.vectors"]
+    assert not change[learner.vocabulary.rows :].any()
+    assert not change[0].any()
+
+
+def test_a_slice_is_one_step_at_least_and_ends_when_its_time_is_over(learner):
+    tuning = begin(learner)
+    users = len(learner.histories.recently_seen(512))
+    slices = 0
+    while not tuning.done:
+        tuning.run_for(0.0)
+        slices += 1
+        assert len(tuning.losses) == slices
+    assert slices == -(-users // 4)
+    tuning.run_for(1.0)  # no more to do
+    assert len(tuning.losses) == slices
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_it_repeats_for_the_same_seed_in_whatever_slices(small, town_clicks, dropout):
+    found = []
+    for seed, seconds in ((1, 1.0), (1, 0.0), (2, 1.0)):
+        learner = Learner(small(dropout=dropout, finetune_batch=4))
+        learn(learner, town_clicks[:120])
+        tuning = begin(learner, seed)
+        while not tuning.done:
+            tuning.run_for(seconds)
+        found.append(tuned(tuning))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+def test_histories_without_a_known_next_item_teach_nothing(learner):
+    recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
+    recent.rows[:] = 0
+    tuning = FineTuning(learner.trainer, recent, np.ones(5), seed=1)
+    run(tuning)
+    assert tuning.losses == []
+    assert all(torch.equal(tuning.start[name], value) for name, value in tuned(tuning).items())
+
+
+def test_it_learns_what_online_steps_have_not(small):
+    learner = Learner(small(finetune_batch=4, finetune_learning_rate=0.01))
+    clicks = [
+        Click(user_id=str(user), item_id=f"i{(at + user) % 15}", timestamp=60.0 * at)
+        for at in range(10)
+        for user in range(32)
+    ]
+    learn(learner, clicks)
+    losses = []
+    for seed in range(12):
+        tuning = run(begin(learner, seed))
+        tuning.publish()
+        losses.append(np.mean(tuning.losses))
+    assert losses[-1] < 0.75 * losses[0]
