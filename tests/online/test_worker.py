@@ -1,0 +1,250 @@
+"""The worker as a whole on embedded parts: in a thread, and as a process that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import online
+from online.checkpoint import CheckpointError, Checkpoints
+from online.edges import open_lists, open_producer
+from online.settings import PREFIX
+from online.worker import only_worker, run_worker
+from stream.events import encode
+from stream.lists import ListsError
+from stream.log import LogSource
+
+WAIT_S = 60.0  # on a busy machine; nothing waits so long elsewhere
+
+
+def wait_until(what, true, process=None):
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def settings(small, tmp_path, free_port):
+    return small(
+        data_dir=tmp_path / "data",
+        embedded_redis_port=free_port,
+        checkpoint_interval_s=0.05,
+        status_interval_s=0.0,
+        poll_timeout_s=0.01,
+    )
+
+
+@pytest.fixture
+def publish(settings, town_clicks):
+    """Publishes some of the town's clicks, and broken messages."""
+
+    def some(start, end, broken=0):
+        producer = open_producer(settings)
+        for click in town_clicks[start:end]:
+            producer.send(settings.clicks_topic, key=click.user_id.encode(), value=encode(click))
+        for _ in range(broken):
+            producer.send(settings.clicks_topic, key=None, value=b"no json")
+        producer.close()
+
+    return some
+
+
+@contextmanager
+def worker_thread(settings):
+    """A worker in a thread -> its lists; at the end it is stopped, and whatever it raised is raised here."""
+    stop, ready, failed = threading.Event(), threading.Event(), []
+
+    def run():
+        try:
+            run_worker(settings, stop, ready=ready)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(WAIT_S) or failed
+    try:
+        if not failed:
+            yield open_lists(settings)
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        if failed:
+            raise failed[0]
+
+
+def learned(lists):
+    return (lists.status() or {}).get("learned", 0)
+
+
+def saved_ledger(settings):
+    _, _, state = Checkpoints(settings.checkpoints_dir, 3).load()
+    return state["ledger"]
+
+
+def test_clicks_go_in_and_lists_come_out(settings, publish, town_clicks):
+    publish(0, 150, broken=3)
+    with worker_thread(settings) as lists:
+        wait_until("150 clicks", lambda: learned(lists) == 150)
+        users = {click.user_id for click in town_clicks[:150]}
+        assert set(lists.users()) == users
+        for user in users:
+            top = lists.read(user)
+            assert top.items
+            assert top.offset.startswith("0:")
+        assert lists.popular().items
+        before = lists.read(town_clicks[150].user_id)
+        publish(150, 151)
+        wait_until("one click more", lambda: learned(lists) == 151)
+        after = lists.read(town_clicks[150].user_id)
+        assert after != before
+        assert after.offset == "0:154"
+        status = lists.status()
+        assert (status["state"], status["lag"], status["redis"]) == ("running", 0, "ok")
+        assert status["dead_letters"] == {"malformed-json": 3}
+        assert status["positions"] == {"clicks:0": 154}
+        assert status["scored"] == 151
+        assert status["scores"].keys() == {"served", "popular", "followed"}
+    assert saved_ledger(settings)["learned"] == 151  # the last checkpoint
+    assert saved_ledger(settings)["next_offsets"] == [["clicks", 0, 154]]
+
+
+def test_after_a_restart_it_goes_on_where_it_was_and_commits_say_so(settings, publish):
+    publish(0, 50)
+    with worker_thread(settings) as lists:
+        wait_until("50 clicks", lambda: learned(lists) == 50)
+    publish(50, 90)
+    with worker_thread(settings) as lists:
+        wait_until("90 clicks", lambda: learned(lists) == 90)
+        assert lists.status()["scored"] == 90
+    source = LogSource(settings.log_path, [settings.clicks_topic], settings.consumer_group)
+    source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
+    assert list(source.committed().values()) == [90]
+    source.close()
+
+
+def test_stopped_before_anything_came_it_leaves_no_checkpoint(settings):
+    with worker_thread(settings):
+        pass
+    assert Checkpoints(settings.checkpoints_dir, 3).load() is None
+
+
+def test_the_scheduler_asks_for_fine_tuning_and_the_version_shows_in_lists(settings, publish, small):
+    publish(0, 100)
+    often = small(**{**settings.model_dump(), "finetune_interval_s": 0.1})
+    with worker_thread(often) as lists:
+        wait_until("a fine-tuning", lambda: (lists.status() or {}).get("version", 0) >= 2)
+        publish(100, 120)
+        wait_until("20 clicks more", lambda: learned(lists) == 120)
+        assert lists.popular().version >= 2
+        assert lists.status()["finetune"]["done"] >= 1
+
+
+def test_a_second_worker_on_the_same_folder_says_so_in_one_line(settings):
+    with only_worker(settings), pytest.raises(CheckpointError) as error:
+        run_worker(settings, threading.Event())
+    assert str(error.value) == (
+        f"another worker uses {settings.data_dir}: stop it, or set NEXTCLICK_DATA_DIR to another folder"
+    )
+    with only_worker(settings):  # and it is free again afterwards
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(small, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot write to .*file/data .*NEXTCLICK_DATA_DIR") as error:
+        run_worker(small(data_dir=tmp_path / "file" / "data"), threading.Event())
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_while_working_is_not_taken_for_one_of_the_folder(settings):
+    with pytest.raises(PermissionError, match="something else"), only_worker(settings):
+        raise PermissionError("something else")
+
+
+def test_a_port_that_is_taken_is_named(settings, small):
+    with worker_thread(settings):
+        other = small(**{**settings.model_dump(), "data_dir": settings.data_dir.parent / "other"})
+        with pytest.raises(ListsError, match=str(settings.embedded_redis_port)):
+            run_worker(other, threading.Event())
+
+
+# --- as a process ------------------------------------------------------------------------------------------------
+
+
+def start(settings, **variables):
+    names = {name: getattr(settings, name) for name in settings.model_fields_set} | {"status_interval_s": 0.0}
+    values = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in names.items()}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= {PREFIX + name.upper(): value for name, value in {**values, **variables}.items()}
+    return subprocess.Popen(
+        [sys.executable, "-m", "online", "worker"],
+        cwd=Path(online.__file__).parent.parent,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lists_of(settings, process):
+    def there():
+        try:
+            return open_lists(settings)
+        except ListsError:
+            return None
+
+    wait_until("the embedded Redis", there, process)
+    return there()
+
+
+def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_told(settings, publish, town_clicks):
+    publish(0, 200, broken=2)
+    first = start(settings)
+    lists = lists_of(settings, first)
+    wait_until("something learned", lambda: learned(lists) > 0, first)
+    publish(200, 250)
+    first.kill()  # somewhere in the middle
+    first.communicate()
+    before = saved_ledger(settings)["learned"] if Checkpoints(settings.checkpoints_dir, 3).load() else 0
+
+    second = start(settings)
+    lists = lists_of(settings, second)
+    publish(250, 300)
+    wait_until("300 clicks", lambda: learned(lists) == 300, second)
+    status = lists.status()
+    assert status["scored"] == 300  # by the weights that survived
+    assert status["dead_letters"] == {"malformed-json": 2}
+    assert status["positions"] == {"clicks:0": 302}
+    last_of = {click.user_id: place for place, click in enumerate(town_clicks[:300])}
+    for user, place in last_of.items():
+        if place >= max(before, 250):
+            assert lists.read(user).items
+    second.send_signal(signal.SIGTERM)
+    out, err = second.communicate(timeout=WAIT_S)
+    assert second.returncode == 0, err
+    assert "Traceback" not in out + err
+    assert saved_ledger(settings)["learned"] == 300
+    dead = LogSource(settings.log_path, [settings.dead_letters_topic], "test")
+    dead.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
+    assert len(dead.poll(max_records=10, timeout_s=0)) == 2
+    dead.close()
+
+
+def test_without_the_redis_that_was_named_it_ends_with_one_line(settings):
+    nobody = settings.embedded_redis_port  # nobody listens there: the embedded Redis is not asked for
+    process = start(settings, redis_url=f"redis://127.0.0.1:{nobody}/0")
+    out, err = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 1
+    (line,) = [line for line in (out + err).splitlines() if line.startswith("nextclick: ")]
+    assert f"127.0.0.1:{nobody}" in line
+    assert "Traceback" not in out + err
