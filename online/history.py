@@ -85,6 +85,10 @@ class UserHistories:
     def _arrays(self) -> list[NDArray[Any]]:
         return [self._rows, self._types, self._times, self._clicks, self.served]
 
+    def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Clicks kept of each slot, (N,)."""
+        return np.minimum(self._clicks[slots], self.history_max)
+
     def append(self, slots: NDArray[np.int64], rows: Any, event_types: Any, timestamps: Any) -> None:
         """N new clicks, in order; a slot may stand there several times. All arguments are (N,)."""
         place = (self._clicks[slots] + earlier_in_batch(slots)) % self.history_max

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from online.history import SERVED, UserHistories, earlier_in_batch
 from online.metrics import Scores, ranks_among, ranks_in
 from online.mixer import Mixer
 from online.settings import Settings
+from online.states import UserStates
 from online.trainer import Negatives, Trainer
 from stream.events import Click
 
@@ -59,6 +59,7 @@ class Learner:
         self.counts = Counts(settings.successors_held, settings.popularity_half_life)
         self.mixer = Mixer(settings.mixer_learning_rate)
         self.trainer = Trainer(settings)
+        self.states = UserStates(settings, self.trainer, self.histories)
         self.scores = Scores(METHODS)
         self.event_types: dict[str, int] = {}
         self._make_room()
@@ -89,11 +90,13 @@ class Learner:
         before = self.histories.latest(slots, self.settings.history_max, behind + 1)  # without the click itself
         asked = candidates.gather(self.counts, before, exclude_seen=self.settings.exclude_seen)
         last = behind == 0  # (N,) each user's last click in the batch
-        states, positions = self._states(slots[last], int(behind.max()))  # (U, L, D), (U,)
+        users = [click.user_id for click, is_last in zip(clicks, last, strict=True) if is_last]
         by_slot = np.argsort(slots[last])
         of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U users
-        position = positions[of_user] - behind  # (N,) of the click itself; the state before it stands one earlier
-        guessing = states[of_user, np.maximum(position - 1, 0)]  # (N, D)
+        by_user = np.argsort(of_user, kind="stable")  # states come user by user
+        guesses, taught, states = self.states.read(users, slots[last], np.bincount(of_user))
+        guessing = guesses[np.argsort(by_user)]  # (N, D)
+        taught = taught[np.argsort(by_user)] & (rows != 0)  # (N,)
 
         self._ask_network(asked, guessing)
         previous = np.where(before.lengths > 0, before.rows[np.arange(len(clicks)), before.lengths - 1], 0)
@@ -103,28 +106,19 @@ class Learner:
         losses = self.mixer.learn(asked, known)
         for earlier, row in zip(previous.tolist(), rows.tolist(), strict=True):
             self.counts.add(earlier, row)
-        taught = (position >= 1) & (rows != 0)
         if taught.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.counts.popularity, self.vocabulary.rows)
             self.trainer.update(guessing[taught], rows[taught], negatives)
-        rankings = self._rank(slots[last], states[np.arange(len(positions)), positions])
-        users = [click.user_id for click, is_last in zip(clicks, last, strict=True) if is_last]
+        rankings = self._rank(slots[last], states)
         listed = dict(zip(users, rankings, strict=True))
         return Learned(listed, losses.tolist(), ranks, np.diff(asked.starts), served_ranks)
-
-    def _states(self, slots: NDArray[np.int64], repeats_max: int = 0) -> tuple[Tensor, NDArray[np.int64]]:
-        """States (U, L, D) after each of the latest clicks of different users, and where (U,) their last ones stand."""
-        latest = self.histories.latest(slots, self.settings.online_history + repeats_max)
-        return self.trainer.states(latest), latest.lengths - 1
 
     def rank(self, users: Sequence[str]) -> list[Ranking]:
         """New lists of users, as everything stands now. No user twice; each has to have a history."""
         if not users:
             return []
         slots = self.histories.find(users)
-        with torch.no_grad():
-            states, positions = self._states(slots)
-        return self._rank(slots, states[np.arange(len(slots)), positions])
+        return self._rank(slots, self.states.now(users, slots))
 
     def _observe(self, clicks: Sequence[Click]) -> NDArray[np.int64]:
         """Rows (N,) of the clicked items. Rows that change hands are cleared everywhere before anybody uses them."""
@@ -215,8 +209,10 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         trained, trainer = self.trainer.to_state()
         history, users = self.histories.to_state()
+        remembered, states = self.states.to_state()
         parts = {
             "trainer": trained,
+            "states": remembered,
             "history": history,
             "counts": self.counts.to_state(),
             "mixer": self.mixer.to_state(),
@@ -225,6 +221,7 @@ class Learner:
         return arrays, {
             "version": self.version,
             "trainer": trainer,
+            "states": states,
             "users": users,
             "vocabulary": self.vocabulary.to_state(),
             "scores": self.scores.to_state(),
@@ -239,6 +236,7 @@ class Learner:
         self.vocabulary = self._new_vocabulary(state["vocabulary"])
         self.trainer.load_state(part("trainer"), state["trainer"])
         self.histories.load_state(part("history"), state["users"])
+        self.states.load_state(part("states"), state["states"])
         self.counts.load_state(part("counts"))
         self.mixer.load_state(part("mixer"))
         self.scores.load_state(state["scores"])

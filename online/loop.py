@@ -138,6 +138,7 @@ class Loop:
             # 5. Drift: an alarm asks for fine-tuning.
             for alarm in self.drift.update(learned.losses):
                 self._alarm(alarm)
+        self.learner.states.rebuild()
         # 6. Only now do the offsets count as done; with the weights they become the checkpoint, and then the commit.
         for record in records:
             self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
@@ -282,6 +283,7 @@ class Loop:
         self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
         if self.finetuning.done:
             self.finetuning.publish()
+            self.learner.states.weights_replaced()
             self.learner.version += 1
             self.ledger.finetunings += 1
             self.last_finetuned_at = self.clock()

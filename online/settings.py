@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     buckets: Positive = Field(8, description="LSH buckets (even)")
     window: Annotated[int, Field(ge=2)] = Field(16, description="positions seen in a bucket or locally")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="dropout while fine-tuning")
-    online_history: Annotated[int, Field(ge=2)] = Field(32, description="latest clicks an online step reads")
+    online_history: Annotated[int, Field(ge=2)] = Field(32, description="latest clicks read of who has no memory")
+    memory_users_held: Positive = Field(2_048, description="users whose attention is continued from memory")
+    memory_dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of keys and values kept")
+    memory_updates_max: Positive = Field(2_000, description="updates of the weights before a memory is rebuilt")
+    memory_rebuilds_max: Positive = Field(4, description="memories rebuilt from histories in one turn")
 
     # Learning.
     learning_rate: Rate = Field(0.001, description="of the network's dense weights, online")
@@ -121,6 +125,11 @@ class Settings(BaseSettings):
         if self.users_held < self.micro_batch_max:
             problems.append(
                 f"NEXTCLICK_USERS_HELD ({self.users_held}) must not be below "
+                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
+            )
+        if self.memory_users_held < self.micro_batch_max:
+            raise ValueError(
+                f"NEXTCLICK_MEMORY_USERS_HELD ({self.memory_users_held}) must not be below "
                 f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
             )
         if self.online_history > self.history_max:

@@ -77,7 +77,7 @@ def next_item_loss(network: Reformer, states: Tensor, targets: Tensor, negatives
     """States (N, D) guess targets (N,) against sampled negatives (K,) -> losses (N,) in nats."""
     rows, log_q = (part.to(states.device) for part in negatives)
     target_logits = network.scores(states, targets[:, None])[:, 0]  # (N,)
-    negative_logits = network.scores(states, rows.expand(len(states), -1))  # (N, K)
+    negative_logits = network.scores(states, rows)  # (N, K)
     return sampled_softmax_loss(target_logits, negative_logits, targets, rows, log_q)
 
 
