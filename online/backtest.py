@@ -1,0 +1,261 @@
+"""Test, then learn, over a stream of clicks: how well each would have been foreseen, by us and by counting.
+
+The measure. The first fifth of the events only teaches; each later one is scored. A click's rank is the place (from 0)
+of its item among all items that occurred earlier in the stream, less those this person has had already where seen items
+are excluded; half of the ties count as ahead. An item that never occurred before is a miss, and so is an excluded one.
+hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
+
+The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
+`micro_batches`), as a worker would that always finds clicks waiting. All clicks of a batch are asked for before any is
+learned; only a person's own history moves within it. So nothing is foreseen with the help of itself or of anything
+later, and counts and weights lag by a batch. Time is stream time: the latest timestamp so far.
+
+As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
+its age passed a mark (`refresh_ages_s`). Refreshes that fall due while a batch gathers are ranked before it is learned.
+Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
+
+Letters: `n` events, `N` events of a micro-batch.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from online import baselines
+from online.backtest_events import Facts, facts_of, micro_batches, stream_times
+from online.baselines import Baselines
+from online.learner import Learner
+from online.metrics import K, hit_and_ndcg_at
+from online.refresh import RefreshSchedule
+from online.settings import Settings
+from stream.events import Click
+
+NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
+#: The same learner with settings changed, run beside it to see what it loses.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "nextclick-without-state": {"reformer": False},
+    "nextclick-without-reformer": {"reformer": False},
+}
+METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
+COUNTING = "counting"  # the run that all counting methods share
+
+_COUNTED_AT_ONCE = 500  # events between two reports of progress
+_PROGRESS_EACH_S = 0.25
+
+Ranks = NDArray[np.float64]
+#: Called with a run's name, the events it is through, and its NDCG@10 so far (of counting: the best one's).
+OnProgress = Callable[[str, int, float], None]
+
+
+class LearnerRun:
+    """One learner going through the stream, and the lists that it would have kept in Redis."""
+
+    def __init__(self, settings: Settings, ages_s: Sequence[float] = ()) -> None:
+        self.settings = settings
+        self.learner = Learner(settings)
+        self.schedule = RefreshSchedule(ages_s)
+        self.refreshes = 0
+        self._written_at: dict[str, float] = {}  # stream time at which each person's list was written
+
+    def step(self, clicks: Sequence[Click], times: Sequence[float]) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        """One micro-batch: refreshes up to it, then foresees it, then learns it.
+
+        Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `Learned`.
+        """
+        self._refresh(clicks, times)
+        popular = {item: float(rank) for rank, item in enumerate(self.learner.popular().items[:K])}
+        learned = self.learner.learn(clicks)
+        served = learned.served_ranks.copy()
+        for at, (click, now) in enumerate(zip(clicks, times, strict=True)):
+            if now - self._written_at.get(click.user_id, now) > self.settings.list_ttl_s:
+                served[at] = popular.get(click.item_id, np.inf)
+            self._written_at[click.user_id] = now
+            self.schedule.clicked(click.user_id, now)
+        return learned.ranks, learned.candidates, served
+
+    def _refresh(self, clicks: Sequence[Click], times: Sequence[float]) -> None:
+        first: dict[str, float] = {}
+        for click, now in zip(clicks, times, strict=True):
+            first.setdefault(click.user_id, now)
+        # Whoever clicks in this batch has a new list from then on; what would have fallen due later never does.
+        due = [(user, at) for user, at in self.schedule.due(times[-1]) if at <= first.get(user, at)]
+        self.refreshes += len(due)
+        latest = {user: at for user, at in due if user in self.learner.histories}
+        self.learner.rank(list(latest))
+        self._written_at.update(latest)
+
+
+class Given(NamedTuple):
+    """What every run goes through."""
+
+    clicks: Sequence[Click]
+    facts: Facts
+    settings: Settings
+
+
+class Run(NamedTuple):
+    """Methods that come from going through the stream once, and the settings to change for it."""
+
+    name: str
+    methods: list[str]
+    overrides: dict[str, Any]
+
+
+class Went(NamedTuple):
+    """What one run gave."""
+
+    ranks: dict[str, Ranks]  # of each method: (n,); inf: a miss, or not scored
+    among_candidates: NDArray[np.bool_] | None  # (n,) whether a learner had the clicked item among its candidates
+    batches: int
+    refreshes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all runs gave."""
+
+    facts: Facts
+    exclude_seen: bool
+    went: dict[str, Went]  # by run
+    seconds: float  # for everything, runs beside each other counted once
+    ranks: dict[str, Ranks] = field(default_factory=dict)  # of each method: (n,)
+
+    def scored(self, method: str) -> Ranks:
+        """Ranks (scored,) of the events that count."""
+        return self.ranks[method][self.facts.first_scored :]
+
+
+def runs_of(methods: Sequence[str]) -> list[Run]:
+    """The runs that the methods take, longest first: what differs in nothing is run once."""
+    runs: list[Run] = []
+    for method in methods:
+        if method not in baselines.METHODS:
+            overrides = ABLATIONS.get(method, {})
+            same = next((run for run in runs if run.overrides == overrides), None)
+            if same is None:
+                runs.append(Run(method, [method], overrides))
+            else:
+                same.methods.append(method)
+    counted = [method for method in methods if method in baselines.METHODS]
+    return runs + ([Run(COUNTING, counted, {})] if counted else [])
+
+
+def backtest(
+    clicks: Sequence[Click],
+    settings: Settings,
+    *,
+    methods: Sequence[str] = METHODS,
+    jobs: int = 1,
+    on_progress: OnProgress = lambda *_: None,
+) -> Outcome:
+    """Runs the methods over the clicks, at most `jobs` processes beside each other; the figures do not depend on it.
+
+    Raises BacktestError for too few clicks.
+    """
+    began = time.perf_counter()
+    facts, runs = facts_of(clicks), runs_of(methods)
+    given = Given(clicks, facts, settings)
+    if jobs == 1 or len(runs) == 1:
+        went = {run.name: _go(run, given, on_progress) for run in runs}
+    else:
+        went = _go_together(runs, given, min(jobs, len(runs)), on_progress)
+    ranks = {method: found for one in went.values() for method, found in one.ranks.items()}
+    seconds = time.perf_counter() - began
+    return Outcome(facts, settings.exclude_seen, went, seconds, {method: ranks[method] for method in methods})
+
+
+def _go(run: Run, given: Given, on_progress: OnProgress) -> Went:
+    return (_count if run.name == COUNTING else _learn)(run, given, on_progress)
+
+
+def _count(run: Run, given: Given, on_progress: OnProgress) -> Went:
+    began = time.perf_counter()
+    facts, n = given.facts, len(given.clicks)
+    counting = Baselines(exclude_seen=given.settings.exclude_seen)
+    ranks = np.full((n, len(baselines.METHODS)), np.inf)
+    gained = np.zeros(len(baselines.METHODS))
+    for start in range(0, n, _COUNTED_AT_ONCE):
+        part = slice(start, min(start + _COUNTED_AT_ONCE, n))
+        both = zip(facts.users[part].tolist(), facts.items[part].tolist(), strict=True)
+        for at, (user, item) in enumerate(both, start):
+            if at >= facts.first_scored:
+                ranks[at] = counting.ranks(user, item)
+            counting.learn(user, item)
+        gained += hit_and_ndcg_at(ranks[part])[1].sum(0)
+        on_progress(run.name, part.stop, float(gained.max()) / max(1, part.stop - facts.first_scored))
+    found = {method: ranks[:, baselines.METHODS.index(method)] for method in run.methods}
+    return Went(found, None, n, 0, time.perf_counter() - began)
+
+
+def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
+    began = time.perf_counter()
+    clicks, facts, _ = given
+    settings = Settings(**{**given.settings.model_dump(), **run.overrides})
+    torch.set_num_threads(settings.threads)
+    ages_s: tuple[float, ...] = getattr(settings, "refresh_ages_s", ())
+    going = LearnerRun(settings, ages_s if AS_SERVED in run.methods else ())
+    times = stream_times(clicks)
+    ranks, served = np.full((2, len(clicks)), np.inf)
+    among = np.zeros(len(clicks), bool)
+    batches, gained = 0, 0.0
+    for batch in micro_batches(clicks, settings, ages_s):
+        part = slice(batch.start, batch.stop)
+        asked, candidates, served[part] = going.step(clicks[part], times[part])
+        ranks[part] = complete(facts, part, asked, candidates, exclude_seen=settings.exclude_seen)
+        among[part] = np.isfinite(asked)
+        batches += 1
+        gained += float(hit_and_ndcg_at(ranks[part])[1][max(0, facts.first_scored - part.start) :].sum())
+        on_progress(run.name, part.stop, gained / max(1, part.stop - facts.first_scored))
+    if settings.exclude_seen:
+        served[facts.again] = np.inf
+    found = {method: served if method == AS_SERVED else ranks for method in run.methods}
+    return Went(found, among, batches, going.refreshes, time.perf_counter() - began)
+
+
+def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int64], *, exclude_seen: bool) -> Ranks:
+    """Ranks (N,) among candidates -> among all items that occurred: the others stand tied behind the candidates."""
+    possible = facts.known[part] - (facts.had[part] if exclude_seen else 0)
+    others = np.maximum(possible - candidates, 1)  # the clicked item at least
+    ranks = np.where(np.isfinite(ranks), ranks, candidates + (others - 1) / 2)
+    missed = facts.earlier_of_item[part] == 0
+    if exclude_seen:
+        missed = missed | facts.again[part]
+    return np.where(missed, np.inf, ranks)
+
+
+def _go_together(runs: Sequence[Run], given: Given, jobs: int, on_progress: OnProgress) -> dict[str, Went]:
+    """Each run in a process of its own. They tell how far they are through shared memory."""
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    told = spawn.Array("d", 2 * len(runs), lock=False)
+    with ProcessPoolExecutor(jobs, spawn, _remember, (told, given)) as pool:
+        waiting = {pool.submit(_go_remembered, place, run): run.name for place, run in enumerate(runs)}
+        going = set(waiting)
+        while going:
+            _, going = wait(going, timeout=_PROGRESS_EACH_S)
+            for place, run in enumerate(runs):
+                on_progress(run.name, int(told[2 * place]), told[2 * place + 1])
+        return {name: future.result() for future, name in waiting.items()}
+
+
+_remembered: list[Any] = []  # in a process of `_go_together`: what all its runs share
+
+
+def _remember(*shared: Any) -> None:
+    _remembered[:] = shared
+
+
+def _go_remembered(place: int, run: Run) -> Went:
+    told, given = _remembered
+
+    def tell(_: str, events: int, ndcg: float) -> None:
+        told[2 * place], told[2 * place + 1] = events, ndcg
+
+    return _go(run, given, tell)
