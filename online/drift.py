@@ -41,9 +41,11 @@ class DriftWatch:
         self._losses: list[float] = []  # of the clicks that are not in a mean yet
         self._restart([])
 
+    _adwin: Any  # river comes without types
+
     def _restart(self, means: list[float]) -> None:
         self._means = means
-        self._adwin: Any = ADWIN(delta=self.delta, clock=1)  # type: ignore[no-untyped-call]
+        self._adwin = ADWIN(delta=self.delta, clock=1)  # type: ignore[no-untyped-call]
         for mean in means:
             self._adwin.update(mean)
 
