@@ -95,7 +95,8 @@ def main() -> None:
     began, first = time.monotonic(), learner.trainer.optimizer.steps
     print(f"{len(users)} people, memories in {options.dtype}, window {settings.window}, {settings.buckets} buckets")
     print(
-        f"{'updates':>9} {'clicks each':>11} {'cosine':>8} {'network ten':>12} {'served ten':>11} {'rebuilt: cosine':>16}"
+    held = learner.states.memory.directory.users()
+    users = [user for user in held if learner.states._at_hand(user)][-options.users :]
     )
     for mark in options.updates:
         while learner.trainer.optimizer.steps - first < mark:
