@@ -87,17 +87,13 @@ def main() -> None:
     for batch in islice(stream, 2_000):  # until everybody has a history and a memory
         learner.learn(batch)
         learner.states.rebuild()
-    users = [user for user in learner.states.memory.directory.users() if learner.states._at_hand(user)][
-        -options.users :
-    ]
+    held = learner.states.memory.directory.users()
+    users = [user for user in held if learner.states._at_hand(user)][-options.users :]
     slots = learner.states._memory_slots(users)
     rebuild(learner, users)
     began, first = time.monotonic(), learner.trainer.optimizer.steps
     print(f"{len(users)} people, memories in {options.dtype}, window {settings.window}, {settings.buckets} buckets")
-    print(
-    held = learner.states.memory.directory.users()
-    users = [user for user in held if learner.states._at_hand(user)][-options.users :]
-    )
+    print(f"{'updates':>9} {'clicks each':>11} {'cosine':>8} {'network ten':>12} {'served ten':>11} {'rebuilt':>8}")
     for mark in options.updates:
         while learner.trainer.optimizer.steps - first < mark:
             learner.learn(next(stream))
@@ -108,7 +104,7 @@ def main() -> None:
         rebuilt, _, _ = compare(learner, users)
         learner.states.memory.load_state_tensors(keep)
         print(
-            f"{mark:>9,} {clicks:>11,.0f} {cosine:>8.4f} {network:>12.3f} {served:>11.3f} {rebuilt:>16.4f}", flush=True
+            f"{mark:>9,} {clicks:>11,.0f} {cosine:>8.4f} {network:>12.3f} {served:>11.3f} {rebuilt:>8.4f}", flush=True
         )
     print(f"{(learner.trainer.optimizer.steps - first) / (time.monotonic() - began):.0f} updates/s")
 
