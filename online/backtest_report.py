@@ -27,7 +27,7 @@ class Bucket(NamedTuple):
     def label(self) -> str:
         if self.at_most is None:
             return f"{self.at_least}+"
-        return str(self.at_least) if self.at_least == self.at_most else f"{self.at_least}–{self.at_most}"
+        return str(self.at_least) if self.at_least == self.at_most else f"{self.at_least} to {self.at_most}"
 
 
 BUCKETS = tuple(
@@ -138,7 +138,7 @@ def table(found: dict[str, Any]) -> Table:
     """The figures of `report` for a terminal of 80 columns."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("", no_wrap=True)
-    for name in ("hit@10", "NDCG@10", "× best", "per person", "new people", "new items"):
+    for name in ("hit@10", "NDCG@10", "to best", "new people", "new items"):
         view.add_column(name, justify="right", no_wrap=True)
     methods = found["methods"]
     best = best_counting(methods)
@@ -148,19 +148,15 @@ def table(found: dict[str, Any]) -> Table:
             f"{figures['hit@10']:.4f}",
             f"{figures['ndcg@10']:.4f}",
             "" if times is None else f"{times:.2f}",
-            *(_cell(part["methods"].get(method) if "methods" in part else part[method]) for part in _parts(found)),
+            *(_cell(found[part]["methods"][method]) for part in ("new_users", "new_items")),
         ]
         style = "bold" if method == NEXTCLICK else "" if method.startswith(NEXTCLICK) else "dim"
         view.add_row(method, *cells, style=style, end_section=method == _last_of_ours(list(methods)))
     return view
 
 
-def _parts(found: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    return found["per_user"], found["new_users"], found["new_items"]
-
-
-def _cell(figures: dict[str, float] | None) -> str:
-    return f"{figures['ndcg@10']:.4f}" if figures else "–"
+def _cell(figures: dict[str, float]) -> str:
+    return f"{figures['ndcg@10']:.4f}" if figures else "-"
 
 
 def _last_of_ours(methods: Sequence[str]) -> str | None:
@@ -179,6 +175,6 @@ def remarks(found: dict[str, Any]) -> list[str]:
         share, refreshes = found["served_to_request"], found["refreshes_per_click"]
         lines.append(f"as served / on request: {share:.3f}, with {refreshes:.2f} refreshes a click")
     if found.get("times_best_counting") is not None:
-        lines.append(f"best that counts one thing: {found['best_counting']}; × best compares NDCG@10 with it")
+        lines.append(f"to best: NDCG@10 over that of {found['best_counting']}, the best method that counts one thing")
     lines.append(f"{found['events_per_s']:,.0f} events/s, all methods together ({found['seconds']['all']:,.0f} s)")
     return lines
