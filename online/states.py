@@ -49,8 +49,8 @@ class UserStates:
         """States around the clicks that were just appended to the histories.
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
-        the state before each click (N, D), user by user in order, with gradients; whether there was anything before it
-        (N,); and the state after each user's last click (U, D), without.
+        the state before each click (N, D), user by user in order, with gradients, 0 where nothing was before it; whether
+        there was (N,); and the state after each user's last click (U, D), without.
         """
         continued = np.array([self._at_hand(user) for user in users]) & (clicks == 1)
         before, after, anything = [], [], []
@@ -136,7 +136,10 @@ class UserStates:
         nth = np.arange(len(of_click)) - np.repeat(np.cumsum(clicks) - clicks, clicks)
         position = (latest.lengths - clicks)[of_click] + nth  # of the click itself; the state before stands one earlier
         after = states[users, latest.lengths - 1].detach()
-        return states[of_click, np.maximum(position - 1, 0)], after, position >= 1
+        had = position >= 1
+        # A first click has no state before it: where its position is read, the state has seen the click itself.
+        before = states[of_click, np.maximum(position - 1, 0)] * torch.from_numpy(had[:, None]).to(states.device)
+        return before, after, had
 
     def _click(self, memory_slots: Tensor, latest: Latest, position: int) -> Clicks:
         rows, types, times = (
