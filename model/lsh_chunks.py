@@ -58,7 +58,9 @@ def sort_by_bucket(buckets: Tensor, *, window: int, bucket_count: int, lengths: 
         key = key.masked_fill(padded[:, None, None], B * H * R * bucket_count)  # sorts after everything
         count = H * R * int(lengths.sum())
         padding = padded[:, None].expand(B, H, L).reshape(-1, 1)
-    key, place = key.reshape(-1).int().sort(stable=True)  # place: flat index into (B, H, R, L)
+    key = key.reshape(-1)
+    key = key.int() if B * H * R * bucket_count < 2**31 else key  # sorts faster
+    key, place = key.sort(stable=True)  # place: flat index into (B, H, R, L)
     key, place = key[:count], place[:count]
 
     M = max(1, -(-count // C)) * C

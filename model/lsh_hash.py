@@ -83,7 +83,8 @@ def _projections(qk: Tensor, rotations: Tensor) -> Iterator[tuple[slice, Tensor,
 def _as_integers(x: Tensor) -> Tensor:
     """Scale each vector by a power of two and round, so that every sum of products with rotations fits 24 bits.
 
-    Float32 is then exact in any order of summation. 13 bits remain at width 32; length does not matter to the hash.
+    Float32 (not TF32, which torch uses only if told to) is then exact in any order of summation. 13 bits remain at
+    width 32; a vector's length does not matter to its hash.
     """
     bits = 24 - ROTATION_BITS - (x.shape[-1] - 1).bit_length()
     x = x.float()

@@ -128,7 +128,7 @@ class LSHMemory:
             )
             weights = scores.softmax(-1, dtype=torch.promote_types(qk.dtype, torch.float32)).to(qk.dtype)
             seen, itself = weights[..., : R * self.ring], weights[..., R * self.ring :].sum(-1, keepdim=True)
-            output: Tensor = (seen.reshape(N * H, 1, -1) @ entries[..., D:]).view(N, H, -1)
+            output: Tensor = (seen.reshape(N * H, 1, R * self.ring) @ entries[..., D:]).view(v.shape)
             return output + itself * v
 
     def _bias(self, rings: Tensor, times: Tensor | None, time_bias: Tensor) -> Tensor:
@@ -194,14 +194,18 @@ class LSHMemory:
 
     # Recall
 
-    def recall(self, slots: Tensor, queries: Tensor, *, probes: int = 1) -> Recalled:
+    def recall(self, slots: Tensor, queries: Tensor, *, probes: int | None = None) -> Recalled:
         """The entries in the queries' buckets, each once however many rounds found it.
 
         slots (N,), which may repeat; queries (N, H, D) of any length. Looks into the `probes` nearest buckets of each
-        round (Lv et al. 2007, multi-probe LSH). Raises ValueError where the memory keeps no payloads.
+        round (Lv et al. 2007, multi-probe LSH), log2(buckets) unless told: then a single round holds 96 % of the
+        entries with a cosine of 0.95 and more, which counts where the others' rings have dropped one already.
+        Raises ValueError where the memory keeps no payloads.
         """
         if self.payloads is None or self.numbers is None:
             raise ValueError("recall needs a memory with payloads=True")
+        if probes is None:
+            probes = (self.counts.shape[3] - 1).bit_length()
         buckets = nearest_buckets(queries.unsqueeze(2), self.rotations, probes)[..., 0, :]  # (N, H, R, P)
         rings = self._rings(slots, buckets.flatten(2))  # (N, H, R · P)
         found = self._filled(rings).flatten(2)  # (N, H, E)

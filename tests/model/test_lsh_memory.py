@@ -68,6 +68,13 @@ def test_gradients_reach_the_new_click_and_no_other() -> None:
     assert torch.autograd.gradcheck(attend, inputs)
 
 
+def test_no_clicks_are_no_trouble() -> None:
+    memory = LSHMemory(rotations_of(torch.Generator()), slots=2, window=4, times=False, payloads=True)
+    nobody, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 8)
+    assert memory.append(nobody, nothing, nothing, payloads=nobody).shape == (0, 2, 8)
+    assert memory.recall(nobody, nothing).found.shape == (0, 2, 27)
+
+
 def test_looking_ahead_changes_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     memory = LSHMemory(rotations_of(generator), slots=2, window=4, times=False)
