@@ -22,7 +22,7 @@ _WINDOW_MIN = 100
 _POINTS_MAX = 600
 _SIZE_INCHES = (10.0, 5.6)
 _DPI = 130
-_ROOM_FOR_NAMES = 0.76  # of the width, that the axes take
+_ROOM_FOR_NAMES = 0.74  # of the width, that the axes take
 _LINE_HEIGHT = 0.042  # of the axes' height, that a name takes
 
 _INK, _GREY = "#1f2430", "#8a8f98"
@@ -52,17 +52,18 @@ def save_plots(folder: Path, outcome: Outcome, title: str) -> list[Path]:
 def course(outcome: Outcome, title: str) -> Figure:
     """NDCG@10 of each method, as the mean over a window that moves along the stream."""
     window = min(outcome.facts.scored, max(_WINDOW_MIN, int(WINDOW_SHARE * outcome.facts.scored)))
-    figure, axes = _axes(title, f"NDCG@10, mean of the latest {window:,} clicks")
-    ends = {}
+    figure, axes = _axes(title, f"NDCG@10, mean of the latest {window:,} clicks (beside the names: of all)")
+    ends, names = {}, {}
     for method in outcome.ranks:
-        means = rolling_means(hit_and_ndcg_at(outcome.scored(method))[1], window)
+        ndcg = hit_and_ndcg_at(outcome.scored(method))[1]
+        means = rolling_means(ndcg, window)
         at = np.unique(np.linspace(0, len(means) - 1, _POINTS_MAX).astype(np.int64))
         axes.plot(outcome.facts.first_scored + window + at, means[at], **_line(method))
-        ends[method] = float(means[-1])
-    axes.set_xlabel("clicks since the beginning of the stream")
+        ends[method], names[method] = float(means[-1]), f"{method}  {ndcg.mean():.3f}"
+    axes.set_xlabel("clicks since the beginning of the stream", color=_INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda clicks, _: f"{clicks:,.0f}"))
     axes.margins(x=0)
-    _name_lines(axes, ends)
+    _name_lines(axes, ends, names)
     return figure
 
 
@@ -77,9 +78,9 @@ def by_history(outcome: Outcome, title: str) -> Figure:
         axes.plot(range(len(values)), values, **_line(method), marker="o", markersize=3.5)
         ends[method] = values[-1]
     axes.set_xticks(range(len(filled)), [f"{bucket.label}\n({part['scored']:,})" for bucket, part in filled])
-    axes.set_xlabel("a person's earlier clicks (below: clicks scored)")
+    axes.set_xlabel("a person's earlier clicks (below: clicks scored)", color=_INK)
     axes.margins(x=0.02)
-    _name_lines(axes, ends)
+    _name_lines(axes, ends, {method: method for method in ends})
     return figure
 
 
@@ -113,18 +114,18 @@ def _line(method: str) -> dict[str, Any]:
     }
 
 
-def _name_lines(axes: Axes, ends: Mapping[str, float]) -> None:
+def _name_lines(axes: Axes, ends: Mapping[str, float], names: Mapping[str, str]) -> None:
     """Each method's name beside the end of its line, moved up or down where names would overlap."""
     axes.set_ylim(bottom=0)
     top = axes.get_ylim()[1]
-    names = sorted(ends, key=lambda name: ends[name])
-    places = spread([ends[name] / top for name in names], _LINE_HEIGHT)
-    for name, place in zip(names, places, strict=True):
-        colour = _COLOURS.get(name, _GREY)
-        axes.plot((1.0, 1.025), (ends[name] / top, place), transform=axes.transAxes, color=colour, linewidth=0.7,
+    methods = sorted(ends, key=lambda method: ends[method])
+    places = spread([ends[method] / top for method in methods], _LINE_HEIGHT)
+    for method, place in zip(methods, places, strict=True):
+        colour = _COLOURS.get(method, _GREY)
+        axes.plot((1.0, 1.025), (ends[method] / top, place), transform=axes.transAxes, color=colour, linewidth=0.7,
                   clip_on=False)  # fmt: skip
-        axes.text(1.032, place, name, transform=axes.transAxes, color=colour, va="center", fontsize=9,
-                  fontweight="bold" if name == NEXTCLICK else "normal")  # fmt: skip
+        axes.text(1.032, place, names[method], transform=axes.transAxes, color=colour, va="center", fontsize=9,
+                  fontweight="bold" if method == NEXTCLICK else "normal")  # fmt: skip
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:

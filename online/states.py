@@ -49,7 +49,7 @@ class UserStates:
         """States around the clicks that were just appended to the histories.
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
-        the state before each click (N, D), user by user in order, with gradients, 0 where nothing was before it; whether
+        the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
         there was (N,); and the state after each user's last click (U, D), without.
         """
         continued = np.array([self._at_hand(user) for user in users]) & (clicks == 1)
@@ -129,7 +129,7 @@ class UserStates:
     def _read_anew(
         self, slots: NDArray[np.int64], clicks: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
-        latest = self.histories.latest(slots, self.settings.online_history + int(clicks.max()))
+        latest = self.histories.latest(slots, self.settings.online_history + clicks)
         states = self.trainer.states(latest)  # (U, L, D)
         users = np.arange(len(slots))
         of_click = np.repeat(users, clicks)  # (N,)
