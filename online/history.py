@@ -27,7 +27,7 @@ class Latest(NamedTuple):
 
 
 class UserHistories:
-    """The latest `history_max` clicks of at most `users_held` users: 13 bytes a click, and 48 a user besides.
+    """The latest `history_max` clicks of at most `users_held` users: 13 bytes a click, and 64 a user besides.
 
     Clicks stand in the order in which they arrived, whatever their timestamps say.
     """
@@ -45,6 +45,7 @@ class UserHistories:
         self._times = np.zeros((slots, H), np.float64)
         self._clicks = np.zeros(slots, np.int64)  # ever made; the ring's place is this modulo H
         self.served = np.zeros((slots, SERVED), np.int32)  # rows of the list that stands in Redis, best first
+        self.origins = np.zeros((slots, 2), np.int64)  # of the latest click: its partition, and the offset after it
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -83,7 +84,7 @@ class UserHistories:
             new[: len(old)] = old
 
     def _arrays(self) -> list[NDArray[Any]]:
-        return [self._rows, self._types, self._times, self._clicks, self.served]
+        return [self._rows, self._types, self._times, self._clicks, self.served, self.origins]
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Clicks kept of each slot, (N,)."""
@@ -97,11 +98,13 @@ class UserHistories:
         self._times[slots, place] = timestamps
         np.add.at(self._clicks, slots, 1)
 
-    def latest(self, slots: NDArray[np.int64], length: int, behind: NDArray[np.int64] | int = 0) -> Latest:
-        """The latest `length` clicks (or what there is) of N slots, leaving out the very last `behind` (N,)."""
-        L = min(length, self.history_max)
+    def latest(
+        self, slots: NDArray[np.int64], length: NDArray[np.int64] | int, behind: NDArray[np.int64] | int = 0
+    ) -> Latest:
+        """The latest `length` (N,) clicks (or what there is) of N slots, leaving out the very last `behind` (N,)."""
+        L = min(int(np.max(length)), self.history_max)
         ends = self._clicks[slots] - behind  # (N,)
-        lengths = np.clip(np.minimum(ends, self.history_max - behind), 0, L)  # what the ring still has
+        lengths = np.clip(np.minimum(ends, self.history_max - behind), 0, np.minimum(length, L))  # what the ring has
         order = np.arange(L)[None, :]  # (1, L)
         place = (ends[:, None] - lengths[:, None] + order) % self.history_max  # (N, L)
         inside = order < lengths[:, None]  # (N, L)
@@ -112,6 +115,10 @@ class UserHistories:
             np.where(inside, self._times[at, place], 0.0),
             lengths,
         )
+
+    def users(self) -> list[str]:
+        """Everybody who has a history, least recently seen first."""
+        return list(self._slots)
 
     def recently_seen(self, count: int) -> NDArray[np.int64]:
         """Slots of the `count` users seen last who have at least two clicks, latest first."""
@@ -132,6 +139,7 @@ class UserHistories:
             "clicks": self._clicks[slots],
             "lengths": latest.lengths,
             "served": self.served[slots],
+            "origins": self.origins[slots],
             "rows": latest.rows[inside].astype(np.int32),
             "types": latest.event_types[inside].astype(np.uint8),
             "times": latest.timestamps[inside],
@@ -157,6 +165,7 @@ class UserHistories:
             self._times[slot, place] = arrays["times"][end - kept : end]
             self._clicks[slot] = clicks
             self.served[slot] = arrays["served"][index]
+            self.origins[slot] = arrays["origins"][index]
 
 
 def earlier_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:

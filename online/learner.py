@@ -62,6 +62,7 @@ class Learner:
         self.states = UserStates(settings, self.trainer, self.histories)
         self.scores = Scores(METHODS)
         self.event_types: dict[str, int] = {}
+        self._expired_at = 0.0  # when idle items last lost their rows, in stream time
         self._make_room()
 
     def _new_vocabulary(self, state: dict[str, Any] | None = None) -> Vocabulary:
@@ -122,8 +123,16 @@ class Learner:
 
     def _observe(self, clicks: Sequence[Click]) -> NDArray[np.int64]:
         """Rows (N,) of the clicked items. Rows that change hands are cleared everywhere before anybody uses them."""
+        # Rows are freed many at a time: to clear them, everything that is kept by row has to be searched.
+        new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
+        surplus = len(self.vocabulary) + new - self.settings.items_held
+        if surplus > 0:
+            self.vocabulary.free_oldest(max(surplus, self.settings.items_held // 64))
         rows = [self.vocabulary.observe(click.item_id, click.timestamp) for click in clicks]
-        self.vocabulary.expire(max(click.timestamp for click in clicks) - self.settings.item_idle_s_max)
+        now = max(click.timestamp for click in clicks)
+        if now - self._expired_at > self.settings.item_idle_s_max / 64:
+            self.vocabulary.expire(now - self.settings.item_idle_s_max)
+            self._expired_at = now
         self._make_room()
         freed = self.vocabulary.take_reset()
         if freed:
@@ -226,6 +235,7 @@ class Learner:
             "vocabulary": self.vocabulary.to_state(),
             "scores": self.scores.to_state(),
             "event_types": self.event_types,
+            "expired_at": self._expired_at,
         }
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
@@ -241,4 +251,5 @@ class Learner:
         self.mixer.load_state(part("mixer"))
         self.scores.load_state(state["scores"])
         self.event_types = dict(state["event_types"])
+        self._expired_at = state["expired_at"]
         self._make_room()

@@ -20,6 +20,8 @@ class Ledger:
     duplicates: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
     finetunings: int = 0
+    latest_offset: str = ""  # `partition:next offset` of the click learned last
+    latest_clicked_at_ms: int = 0
 
     def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where to go on, of those partitions that have been read before."""
@@ -32,6 +34,8 @@ class Ledger:
             "duplicates": self.duplicates,
             "dead_letters": dict(self.dead_letters),
             "finetunings": self.finetunings,
+            "latest_offset": self.latest_offset,
+            "latest_clicked_at_ms": self.latest_clicked_at_ms,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -39,3 +43,4 @@ class Ledger:
         self.learned, self.duplicates = state["learned"], state["duplicates"]
         self.dead_letters = Counter(state["dead_letters"])
         self.finetunings = state["finetunings"]
+        self.latest_offset, self.latest_clicked_at_ms = state["latest_offset"], state["latest_clicked_at_ms"]

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
 from online.drift import Alarm, DriftWatch
@@ -75,8 +77,8 @@ class Loop:
         self.drift = DriftWatch(settings.drift_delta, settings.drift_clicks_each, settings.drift_values_held)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
-        self.stale: dict[str, tuple[str, int]] = {}  # users whose list in Redis is behind: latest offset and click, ms
-        self.popular_stale: tuple[str, int] | None = None  # the same of the popular list
+        self.stale: dict[str, None] = {}  # users whose list in Redis is behind, longest first
+        self.popular_stale = False  # whether the popular list is
         self.finetuning: FineTuning | None = None
         self.last_finetuned_at: float | None = None
         self.last_saved: Saved | None = None
@@ -100,8 +102,8 @@ class Loop:
         self.ledger.load_state(state["ledger"])
         self.drift.load_state(state["drift"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
-        self.stale = {user: (offset, clicked_at) for user, offset, clicked_at in state["stale"]}
-        self.popular_stale = None if state["popular_stale"] is None else tuple(state["popular_stale"])
+        self.stale = dict.fromkeys(state["stale"])
+        self.popular_stale = state["popular_stale"]
         if state["finetuning_asked"]:
             self.ask_finetuning("before the restart")
         self._saved_ledger = self.ledger.to_state()
@@ -111,6 +113,7 @@ class Loop:
 
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record."""
+        self._refill_an_empty_redis()
         self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked)
 
     def ask_finetuning(self, why: str) -> None:
@@ -138,15 +141,16 @@ class Loop:
             # 5. Drift: an alarm asks for fine-tuning.
             for alarm in self.drift.update(learned.losses):
                 self._alarm(alarm)
-        self.learner.states.rebuild()
-        # 6. Only now do the offsets count as done; with the weights they become the checkpoint, and then the commit.
+        if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
+            self.learner.states.rebuild()
         for record in records:
             self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
         self._refresh()
-        if time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
+        # 6. A slice of fine-tuning; whether it ended, and gave a new version.
+        published = self._finetune()
+        # 7. Weights and offsets become the checkpoint, and then the commit. A version is saved before lists name it.
+        if published or time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
             self.checkpoint()
-        # 7. A slice of fine-tuning.
-        self._finetune()
         return len(records)
 
     @property
@@ -176,7 +180,7 @@ class Loop:
             "ledger": self.ledger.to_state(),
             "drift": self.drift.to_state(),
             "dead_letters": self.dead_letters.to_state(),
-            "stale": [[user, offset, clicked_at] for user, (offset, clicked_at) in self.stale.items()],
+            "stale": list(self.stale),
             "popular_stale": self.popular_stale,
             "finetuning_asked": self.finetuning_state != "idle",
             "shape": self._shape(),
@@ -202,38 +206,56 @@ class Loop:
 
     def _publish(self, batch: Sequence[Arrived], rankings: dict[str, Ranking]) -> None:
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
+        histories = self.learner.histories
+        origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
+        histories.origins[histories.find(list(lasts))] = origins
+        self.ledger.latest_offset, self.ledger.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
         lists = {
             user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in lasts.items()
         }
-        popular = self._top_list(self.learner.popular(), batch[-1].offset, batch[-1].clicked_at_ms, POPULAR)
-        if self._write(lists, popular):
+        if self._write(lists, self._popular()):
             written_ms = 1000 * self.clock()
             self.latencies.add(written_ms - one.record.timestamp_ms for one in lasts.values())
-            self.popular_stale = None
+            self.popular_stale = False
             for user in lists:
                 self.stale.pop(user, None)
         else:
-            self.popular_stale = (batch[-1].offset, batch[-1].clicked_at_ms)
-            self.stale |= {user: (one.offset, one.clicked_at_ms) for user, one in lasts.items()}
+            self.popular_stale = True
+            self.stale |= dict.fromkeys(lasts)
             while len(self.stale) > self.settings.users_held:
                 del self.stale[next(iter(self.stale))]
 
     def _refresh(self) -> None:
-        """Brings some of the lists that Redis could not take up to date, once it answers again."""
-        if not self.stale or not self._redis_may_answer():
+        """Brings some of the lists that are behind up to date, once Redis answers again."""
+        if not (self.stale or self.popular_stale) or not self._redis_may_answer():
             return
         users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
-        held = [user for user in users if user in self.learner.histories]  # the others made room since
-        rankings = self.learner.rank(held)
+        histories = self.learner.histories
+        held = [user for user in users if user in histories]  # the others made room since
+        slots = histories.find(held)
+        clicked_at_ms = (1000 * histories.latest(slots, 1).timestamps[:, 0]).astype(np.int64).tolist()
         lists = {
-            user: self._top_list(ranking, *self.stale[user], PERSONAL)
-            for user, ranking in zip(held, rankings, strict=True)
+            user: self._top_list(ranking, f"{partition}:{offset}", clicked_at, PERSONAL)
+            for user, ranking, (partition, offset), clicked_at in zip(
+                held, self.learner.rank(held), histories.origins[slots].tolist(), clicked_at_ms, strict=True
+            )
         }
-        popular = self.popular_stale and self._top_list(self.learner.popular(), *self.popular_stale, POPULAR)
-        if self._write(lists, popular):
-            self.popular_stale = None
+        if self._write(lists, self._popular() if self.popular_stale else None):
+            self.popular_stale = False
             for user in users:
                 del self.stale[user]
+
+    def _refill_an_empty_redis(self) -> None:
+        """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
+        if self.ledger.learned and self.lists.popular() is None:
+            self.stale |= dict.fromkeys(self.learner.histories.users())
+            self.popular_stale = True
+            log.info("Redis holds no lists: %d will be written anew", len(self.stale))
+
+    def _popular(self) -> TopList:
+        return self._top_list(
+            self.learner.popular(), self.ledger.latest_offset, self.ledger.latest_clicked_at_ms, POPULAR
+        )
 
     def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int, source: str) -> TopList:
         return TopList(
@@ -255,6 +277,8 @@ class Loop:
         if not self._redis_may_answer():
             return False
         try:
+            if self.redis_waits_since is not None:
+                self._refill_an_empty_redis()
             self.lists.write(lists, popular)
         except ListsError as error:
             self._redis_tried_at = time.monotonic()
@@ -263,38 +287,41 @@ class Loop:
                 log.warning("%s; learning goes on, lists will be brought up to date", error)
             return False
         if self.redis_waits_since is not None:
+            self.redis_waits_since = None
             log.info("Redis answers again; %d lists are behind", len(self.stale))
-        self.redis_waits_since = None
         return True
 
     def _alarm(self, alarm: Alarm) -> None:
         log.warning("drift: the loss rose from %.3f to %.3f after %d clicks", alarm.before, alarm.after, alarm.at)
         self.ask_finetuning("drift")
 
-    def _finetune(self) -> None:
+    def _finetune(self) -> bool:
+        """A slice of fine-tuning, where one is running or asked for -> whether it ended with a new version."""
         if self.finetuning is None:
             if not self._asked.is_set():
-                return
+                return False
             self._asked.clear()
             self.finetuning = self._begin_finetuning()
             if self.finetuning is None:
                 log.info("fine-tuning left out: no history has two clicks on known items yet")
-                return
+                return False
         self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
-        if self.finetuning.done:
-            self.finetuning.publish()
-            self.learner.states.weights_replaced()
-            self.learner.version += 1
-            self.ledger.finetunings += 1
-            self.last_finetuned_at = self.clock()
-            losses = self.finetuning.losses
-            half = max(1, len(losses) // 2)
-            first, second = sum(losses[:half]) / half, sum(losses[half:]) / max(1, len(losses) - half)
-            log.info(
-                "fine-tuned: version %d; %d steps, loss %.3f in their first half, %.3f in their second",
-                self.learner.version, len(losses), first, second,
-            )  # fmt: skip
-            self.finetuning = None
+        if not self.finetuning.done:
+            return False
+        self.finetuning.publish()
+        self.learner.states.weights_replaced()
+        self.learner.version += 1
+        self.ledger.finetunings += 1
+        self.last_finetuned_at = self.clock()
+        losses = self.finetuning.losses
+        half = max(1, len(losses) // 2)
+        first, second = sum(losses[:half]) / half, sum(losses[half:]) / max(1, len(losses) - half)
+        log.info(
+            "fine-tuned: version %d; %d steps, loss %.3f in their first half, %.3f in their second",
+            self.learner.version, len(losses), first, second,
+        )  # fmt: skip
+        self.finetuning = None
+        return True
 
     def _begin_finetuning(self) -> FineTuning | None:
         slots = self.learner.histories.recently_seen(self.settings.finetune_histories)

@@ -128,7 +128,7 @@ class Settings(BaseSettings):
                 f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
             )
         if self.memory_users_held < self.micro_batch_max:
-            raise ValueError(
+            problems.append(
                 f"NEXTCLICK_MEMORY_USERS_HELD ({self.memory_users_held}) must not be below "
                 f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
             )

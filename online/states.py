@@ -50,7 +50,7 @@ class UserStates:
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
         the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
-        there was (N,); and the state after each user's last click (U, D), without.
+        and the state after each user's last click (U, D), without.
         """
         continued = np.array([self._at_hand(user) for user in users]) & (clicks == 1)
         before, after, anything = [], [], []

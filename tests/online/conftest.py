@@ -202,6 +202,15 @@ class MemoryLists:
         if popular is not None:
             self.popular_list = popular
 
+    def popular(self) -> TopList | None:
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        return self.popular_list
+
+    def lose_everything(self) -> None:
+        """As a Redis that is started again and kept nothing."""
+        self.held, self.popular_list = {}, None
+
 
 @dataclass
 class World:

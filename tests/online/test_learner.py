@@ -120,14 +120,7 @@ def test_lists_that_are_scored_do_not_know_their_click_or_any_later_one(small, c
     "later",
     [
         pytest.param(["a", "a"], id="of the same user"),
-        pytest.param(
-            ["b", "b", "b"],
-            id="of somebody else",
-            marks=pytest.mark.xfail(
-                strict=False,
-                reason="how much of a long history is read follows the largest number of repeats in the batch",
-            ),
-        ),
+        pytest.param(["b", "b", "b"], id="of somebody else"),
     ],
 )
 def test_the_state_that_guesses_a_click_does_not_depend_on_later_clicks_of_the_micro_batch(small, later):
