@@ -1,13 +1,14 @@
 """A stream through the real product: published, learned by a worker that is killed on the way, served from Redis.
 
-    python -m benchmarks.end_to_end STREAM.csv[.gz|.xz] [--kafka HOST:PORT] [--redis URL] [--broken 0.01] [--kills 3]
+    python -m benchmarks.end_to_end [STREAM.csv[.gz|.xz]] [--kafka HOST:PORT] [--redis URL] [--broken 0.01] [--kills 3]
 
-Without --kafka and --redis the embedded parts are used. Prints what was published, learned, put aside and listed, from
-which offsets each restart went on, how fast it was, and how good the lists were. Exits with 1 if anything does not add
-up.
+Without --kafka and --redis the embedded parts are used, without a stream 20,000 clicks of the simulated town. Prints
+what was published, learned, put aside and listed, from which offsets each restart went on, how fast it was, and how
+good the lists were. Exits with 1 if anything does not add up.
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from typing import Any
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
 from online.event_files import EventFile
 from online.settings import Settings, load_settings
+from online.town import Town
 from stream.dead_letters import dead_letter
 from stream.events import BadEvent, parse
 from stream.lists import ListsError
@@ -171,6 +173,15 @@ def run(
     }
 
 
+def town(path: Path, clicks: int) -> Path:
+    """A file with the first clicks of the simulated town."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["user", "item", "timestamp"])
+        rows.writerows((click.user_id, click.item_id, click.timestamp) for click in Town().clicks(clicks))
+    return path
+
+
 def adds_up(report: dict[str, Any]) -> bool:
     """Whether every message is accounted for exactly once, and everybody has a list."""
     return bool(
@@ -232,7 +243,7 @@ def _later_scores(settings: Settings) -> dict[str, dict[str, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", type=Path)
+    parser.add_argument("stream", type=Path, nargs="?")
     parser.add_argument("--kafka", metavar="HOST:PORT")
     parser.add_argument("--redis", metavar="URL")
     parser.add_argument("--partitions", type=int, default=4)
@@ -242,8 +253,9 @@ def main() -> int:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     arguments = vars(parser.parse_args())
+    stream = arguments.pop("stream")
     with tempfile.TemporaryDirectory() as folder:
-        report = run(arguments.pop("stream"), folder=Path(folder), **arguments)
+        report = run(stream or town(Path(folder) / "town.csv", 20_000), folder=Path(folder), **arguments)
     print(json.dumps(report, indent=1))
     print("everything adds up" if adds_up(report) else "SOMETHING DOES NOT ADD UP")
     return 0 if adds_up(report) else 1

@@ -108,7 +108,7 @@ class Vocabulary:
 
     def free_oldest(self, count: int) -> list[int]:
         """Takes the row from the `count` items clicked longest ago (or from all there are) -> the freed rows. They are
-        in `take_reset()` as well. Freeing many at once spares a caller whose clearing costs the same for one and many."""
+        in `take_reset()` as well. Clearing many at once often costs a caller no more than clearing one."""
         return [self._free_oldest() for _ in range(min(count, len(self._owners)))]
 
     def take_reset(self) -> list[int]:

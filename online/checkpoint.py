@@ -37,7 +37,7 @@ class Saved:
 
     number: int
     size_bytes: int
-    seconds: float
+    seconds: float | None  # that it took; None of one that was found
 
 
 class Checkpoints:
@@ -61,11 +61,18 @@ class Checkpoints:
         """Numbers of the complete checkpoints, oldest first."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
 
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}"
+
+    def size_bytes(self, number: int) -> int:
+        """What a checkpoint takes on disk."""
+        return sum(path.stat().st_size for path in self._path(number).iterdir())
+
     def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Saved:
         """Writes the next checkpoint and removes those beyond `kept`. What stood there before stays if it fails."""
         began = time.monotonic()
         number = max(self.numbers(), default=0) + 1
-        writing, final = self.folder / f"writing-{number}", self.folder / f"{number:08d}"
+        writing, final = self.folder / f"writing-{number}", self._path(number)
         try:
             writing.mkdir()
             save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, writing / ARRAYS)
@@ -81,7 +88,7 @@ class Checkpoints:
             shutil.rmtree(writing, ignore_errors=True)
             raise CheckpointError(_cannot_write(self.folder, error)) from error
         for old in self.numbers()[: -self.kept]:
-            shutil.rmtree(self.folder / f"{old:08d}", ignore_errors=True)
+            shutil.rmtree(self._path(old), ignore_errors=True)
         return Saved(number, sum(size for _, size in files.values()), time.monotonic() - began)
 
     def load(self) -> tuple[int, dict[str, NDArray[Any]], dict[str, Any]] | None:
@@ -92,7 +99,7 @@ class Checkpoints:
         """
         reasons = []
         for number in reversed(self.numbers()):
-            path = self.folder / f"{number:08d}"
+            path = self._path(number)
             try:
                 arrays, state = _read(path)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:

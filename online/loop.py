@@ -107,6 +107,7 @@ class Loop:
         if state["finetuning_asked"]:
             self.ask_finetuning("before the restart")
         self._saved_ledger = self.ledger.to_state()
+        self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
         offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
         log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.ledger.learned, offsets)
         return number

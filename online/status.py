@@ -55,7 +55,7 @@ class StatusReport:
             else {
                 "number": loop.last_saved.number,
                 "bytes": loop.last_saved.size_bytes,
-                "seconds": round(loop.last_saved.seconds, 3),
+                "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
             },
             "lists_behind": len(loop.stale),
             "redis": "ok" if loop.redis_waits_since is None else "waiting",

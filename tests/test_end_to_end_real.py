@@ -1,35 +1,21 @@
 """The whole product on Apache Kafka and redis-server: killed on the way, and nothing lost, nothing twice."""
 
-import csv
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.end_to_end import adds_up, run
-from online.town import Town
+from benchmarks.end_to_end import adds_up, run, town
 
 STREAM = Path(__file__).parents[2] / "shared" / "data" / "gowalla-1000.csv.xz"
 
 
-@pytest.fixture
-def town(tmp_path: Path) -> Path:
-    """A file with a few thousand clicks of the simulated town."""
-    path = tmp_path / "town.csv"
-    with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["user", "item", "timestamp"])
-        rows.writerows((click.user_id, click.item_id, click.timestamp) for click in islice(Town().clicks(6_000), 6_000))
-    return path
-
-
 @pytest.mark.real
 def test_a_worker_killed_three_times_learns_every_click_once_and_buries_every_broken_message_once(
-    town: Path, tmp_path: Path, kafka_broker: Any, redis_server: Any
+    tmp_path: Path, kafka_broker: Any, redis_server: Any
 ) -> None:
     report = run(
-        town,
+        town(tmp_path / "town.csv", 6_000),
         kafka=kafka_broker.bootstrap_servers,
         redis=redis_server.url,
         broken=0.02,
