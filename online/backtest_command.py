@@ -35,6 +35,8 @@ def run_backtest(
     wanted = METHODS if methods is None else _methods(methods)
     _prepare(json_out, plots)
     read = read_clicks(EventFile(file), settings, limit)
+    if not read.clicks:
+        raise BacktestError(f"{file} holds no click that can be read; " + "; ".join(_left_out(read)))
     with _bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(
             read.clicks, settings, methods=wanted, jobs=jobs or os.cpu_count() or 1, on_progress=on_progress

@@ -277,6 +277,12 @@ class TestCommand:
         _, found = self.run(tmp_path, methods="popular")
         assert list(found["methods"]) == ["popular"]
 
+    def test_a_file_without_a_click_says_why(self, tmp_path: Path) -> None:
+        path = tmp_path / "clicks.csv"
+        path.write_text("user,item,timestamp\nada,tea,soon\nben,,1\n")
+        with pytest.raises(BacktestError, match=r"no click that can be read.* 1 invalid-timestamp, 1 invalid-item_id"):
+            run_backtest(Console(quiet=True), path, settings())
+
     def test_what_cannot_be_done_is_said_before_the_work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "backtest", None)
         (tmp_path / "file").touch()
