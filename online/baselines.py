@@ -204,8 +204,9 @@ class Baselines:
     def _near(self, rows: list[tuple[_Row, float]]) -> _Sparse:
         if not rows:
             return _NOTHING
-        amounts = np.concatenate([_counts(row) * factor for row, factor in rows])
         items = np.concatenate([_ids(row) for row, _ in rows])
+        amounts = np.concatenate([_counts(row) for row, _ in rows])
+        amounts *= np.repeat([factor for _, factor in rows], [len(row.items) for row, _ in rows])
         return self._summed(items, amounts, divided_by=self._root)
 
     def _summed(self, items: Ids, amounts: Values, divided_by: Values | None = None) -> _Sparse:
