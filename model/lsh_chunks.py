@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+from model import threads
 from model.lsh_hash import log_time_bucket
 
 # Scores live a piece at a time: on a CPU within the cache, elsewhere large enough to fill the device.
-PIECE_BYTES = {"cpu": 1 << 20, "other": 1 << 27}
+PIECE_BYTES = {"cpu": 1 << 19, "other": 1 << 27}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +120,21 @@ class TimeGaps:
         return log_time_bucket(queries - keys, buckets).add_(offset).view(-1)
 
 
-def _pieces(layout: Layout, bytes_each: int) -> Iterator[slice]:
-    """Ranges of places, whole chunks, whose scores fit a piece."""
+def _parts(layout: Layout) -> list[slice]:
+    """Ranges of places, whole chunks, for as many threads; one range where there is too little to share."""
     C, M = layout.chunk, layout.mask_row.shape[0]
-    chunks = PIECE_BYTES["cpu" if layout.source.device.type == "cpu" else "other"]
-    step = C * max(1, chunks // (bytes_each * C * (C + layout.window)))
-    for start in range(0, M, step):
-        yield slice(start, min(start + step, M))
+    least = PIECE_BYTES["cpu"] // (4 * C * (C + layout.window))
+    chunks = max(1, least, -(-M // C // threads.count(layout.source.device)))
+    return [slice(start, min(start + chunks * C, M)) for start in range(0, M, chunks * C)]
+
+
+def _pieces(layout: Layout, part: slice, bytes_each: int) -> Iterator[slice]:
+    """Ranges of a part's places, whole chunks, whose scores fit a piece."""
+    C = layout.chunk
+    piece_bytes = PIECE_BYTES["cpu" if layout.source.device.type == "cpu" else "other"]
+    step = C * max(1, piece_bytes // (bytes_each * C * (C + layout.window)))
+    for start in range(part.start, part.stop, step):
+        yield slice(start, min(start + step, part.stop))
 
 
 def _gather(rows: Tensor, layout: Layout, places: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,13 +149,65 @@ def _gather(rows: Tensor, layout: Layout, places: slice) -> tuple[Tensor, Tensor
     return q, k, v
 
 
-def _weights(q: Tensor, k: Tensor, mask: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Scores and their softmax, (chunks, C, K) both. mask (chunks · C, K), bias as many values in any shape or None."""
-    scores = mask.to(q.dtype).view(q.shape[0], q.shape[1], -1)
-    if bias is not None:
-        scores += bias.view_as(scores)
-    scores.baddbmm_(q, k.mT)
-    return scores, scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What both directions need."""
+
+    rows: Tensor  # (B · H · L, 3 D): q, k (scaled) and v
+    time_bias: Tensor | None  # (H, T)
+    gaps: TimeGaps | None
+    layout: Layout
+
+    def index(self, places: slice) -> Tensor | None:
+        """Index into the flattened time_bias for each score."""
+        if self.gaps is None or self.time_bias is None:
+            return None
+        return self.gaps.index(places, self.layout, self.time_bias.shape[1])
+
+    def weights(self, q: Tensor, k: Tensor, places: slice, index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores and their softmax, (chunks, C, K) both."""
+        scores = self.layout.mask(places).to(q.dtype).view(q.shape[0], q.shape[1], -1)
+        if index is not None and self.time_bias is not None:
+            scores += self.time_bias.reshape(-1)[index].view_as(scores)
+        scores.baddbmm_(q, k.mT)
+        return scores, scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
+
+    def forward_part(self, part: slice, output: Tensor, lse: Tensor) -> None:
+        """Fills a part of output (M, D) and of lse (M,), each round's by itself."""
+        for places in _pieces(self.layout, part, self.rows.element_size()):
+            q, k, v = _gather(self.rows, self.layout, places)
+            scores, weights = self.weights(q, k, places, self.index(places))
+            lse[places] = (scores.amax(-1) - weights.amax(-1).log_()).view(-1)
+            output[places] = torch.bmm(weights.to(v.dtype), v).view(-1, v.shape[-1])
+
+    def backward_part(
+        self, part: slice, region: Tensor, grad: Tensor, *, share: Tensor, mean: Tensor, grad_bias: Tensor | None
+    ) -> None:
+        """Fills region (chunks + those that a chunk's keys span, C, 3 D): gradients in sorted order from the part's
+        first key on. grad (B · H · L, D); share and mean (M / C, C, 1) of each place; adds to grad_bias (H · T,).
+        """
+        layout = self.layout
+        W, C, D = layout.window, layout.chunk, grad.shape[1]
+        region.zero_()
+        for places in _pieces(layout, part, self.rows.element_size()):
+            chunks, first = slice(places.start // C, places.stop // C), (places.start - part.start) // C
+            q, k, v = _gather(self.rows, layout, places)
+            index = self.index(places)
+            weights = self.weights(q, k, places, index)[1].mul_(share[chunks])
+            grad_output = grad.index_select(0, layout.source[W + places.start : W + places.stop]).view(-1, C, D)
+            grad_scores = (torch.bmm(grad_output, v.mT) - mean[chunks]).mul_(weights)
+            if grad_bias is not None and index is not None:
+                grad_bias.index_add_(0, index, grad_scores.view(-1).to(grad_bias.dtype))
+            grad_scores, weights = grad_scores.to(q.dtype), weights.to(q.dtype)
+            grad_k, grad_v = torch.bmm(grad_scores.mT, q), torch.bmm(weights.mT, grad_output)
+            for start in range(0, C + W, C):  # a chunk's keys end in the next chunks' rows
+                block = first + start // C
+                theirs = region[block : block + len(q), : min(C, C + W - start)]
+                theirs[..., D : 2 * D] += grad_k[:, start : start + C]
+                theirs[..., 2 * D :] += grad_v[:, start : start + C]
+            # The piece's queries stand W rows after its first keys.
+            queries = region.view(-1, 3 * D)[W + first * C :][: len(q) * C]
+            queries[:, :D] = torch.bmm(grad_scores, k).view(-1, D)
 
 
 class BucketAttention(torch.autograd.Function):
@@ -154,17 +215,11 @@ class BucketAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, time_bias: Tensor | None, gaps: TimeGaps | None, layout: Layout) -> Tensor:
+        problem = Problem(rows, time_bias, gaps, layout)
         M, D = layout.mask_row.shape[0], rows.shape[1] // 3
         output = rows.new_empty(M, D)
         lse = rows.new_empty(M, dtype=torch.promote_types(rows.dtype, torch.float32))
-        for places in _pieces(layout, rows.element_size()):
-            q, k, v = _gather(rows, layout, places)
-            bias = None
-            if gaps is not None and time_bias is not None:
-                bias = time_bias.reshape(-1)[gaps.index(places, layout, time_bias.shape[1])]
-            scores, weights = _weights(q, k, layout.mask(places), bias)
-            lse[places] = (scores.amax(-1) - weights.amax(-1).log_()).view(-1)
-            output[places] = torch.bmm(weights.to(v.dtype), v).view(-1, D)
+        threads.run(lambda part: problem.forward_part(part, output, lse), _parts(layout))
         lse_of_rounds = lse[layout.places]  # (B · H · L, R)
         shares = lse_of_rounds.softmax(-1).to(output.dtype)
         joined = embedding_bag(layout.places, output, mode="sum", per_sample_weights=shares)
@@ -181,37 +236,28 @@ class BucketAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         rows, time_bias, joined, share = ctx.saved_tensors
         layout: Layout = ctx.layout
-        W, C, D = layout.window, layout.chunk, rows.shape[1] // 3
-        source = layout.source[W:]
+        problem = Problem(rows, time_bias, ctx.gaps, layout)
+        W, C, D = layout.window, layout.chunk, grad.shape[1]
         grad = grad.contiguous()
         share = share.view(-1, C, 1)
-        mean = (grad * joined).sum(-1, dtype=share.dtype)[source].view(-1, C, 1)
-        overlap = -(-(C + W) // C)  # a chunk's keys span so many chunks
-        grad_sorted = rows.new_zeros(source.shape[0] // C + overlap, C, 3 * D)
-        grad_bias = torch.zeros_like(time_bias).view(-1) if time_bias is not None else None
-        for places in _pieces(layout, rows.element_size()):
-            chunks = slice(places.start // C, places.stop // C)
-            q, k, v = _gather(rows, layout, places)
-            bias = None
-            if time_bias is not None:
-                index = ctx.gaps.index(places, layout, time_bias.shape[1])
-                bias = time_bias.reshape(-1)[index]
-            weights = _weights(q, k, layout.mask(places), bias)[1].mul_(share[chunks])
-            grad_output = grad.index_select(0, source[places]).view(-1, C, D)
-            grad_scores = (torch.bmm(grad_output, v.mT) - mean[chunks]).mul_(weights)
-            if grad_bias is not None:
-                grad_bias.index_add_(0, index, grad_scores.view(-1).to(grad_bias.dtype))
-            grad_scores, weights = grad_scores.to(q.dtype), weights.to(q.dtype)
-            grad_q, grad_k = torch.bmm(grad_scores, k), torch.bmm(grad_scores.mT, q)
-            grad_v = torch.bmm(weights.mT, grad_output)
-            for part in range(overlap):
-                ours = slice(part * C, min(part * C + C, C + W))
-                theirs = grad_sorted[chunks.start + part : chunks.stop + part, : ours.stop - ours.start]
-                theirs[..., D : 2 * D] += grad_k[:, ours]
-                theirs[..., 2 * D :] += grad_v[:, ours]
-            # The piece's queries stand W rows after its first keys.
-            grad_sorted.view(-1, 3 * D)[W + places.start : W + places.stop, :D] = grad_q.view(-1, D)
-        grad_rows = embedding_bag(layout.places + W, grad_sorted.view(-1, 3 * D), mode="sum")
+        mean = (grad * joined).sum(-1, dtype=share.dtype)[layout.source[W:]].view(-1, C, 1)
+
+        # Each part has a region of its own, as the keys of its first chunks are the part's before it.
+        parts, extra = _parts(layout), -(-W // C)
+        sorted_grad = rows.new_empty(len(mean) + extra * len(parts), C, 3 * D)
+        regions = sorted_grad.split([(part.stop - part.start) // C + extra for part in parts])
+        biases = [None if time_bias is None else torch.zeros_like(time_bias).view(-1) for _ in parts]
+
+        def work(n: int) -> None:
+            problem.backward_part(parts[n], regions[n], grad, share=share, mean=mean, grad_bias=biases[n])
+
+        threads.run(work, range(len(parts)))
+        place_rows = layout.places + W
+        for n in range(1, len(parts)):
+            regions[n - 1].view(-1, 3 * D)[-extra * C :][:W] += regions[n].view(-1, 3 * D)[:W]
+            place_rows += (layout.places >= parts[n].start) * (extra * C)
+        grad_rows = embedding_bag(place_rows, sorted_grad.view(-1, 3 * D), mode="sum")
         if layout.padding is not None:
             grad_rows.masked_fill_(layout.padding, 0)
-        return grad_rows, grad_bias.view_as(time_bias) if grad_bias is not None else None, None, None
+        grad_bias = None if time_bias is None else torch.stack([x for x in biases if x is not None]).sum(0)
+        return grad_rows, None if grad_bias is None else grad_bias.view_as(time_bias), None, None

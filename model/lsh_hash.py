@@ -6,13 +6,15 @@ Otherwise one hash in a million would differ between training and serving.
 B batch, H heads, R rounds of hashing, L length, D width of a head, T buckets of log time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from model import threads
+
 ROTATION_BITS = 6  # entries are ± 63/16 at most, in steps of 1/16
-PIECE_BYTES = 1 << 21  # projections are made and reduced a piece at a time, within the CPU's cache
+PIECE_BYTES = 1 << 20  # projections are made and reduced a piece at a time, within the CPU's cache
 
 
 def random_rotations(heads: int, rounds: int, width: int, buckets: int, *, generator: torch.Generator) -> Tensor:
@@ -35,10 +37,13 @@ def hash_buckets(qk: Tensor, rotations: Tensor) -> Tensor:
     B, H, L, _ = qk.shape
     R, half = rotations.shape[1], rotations.shape[3]
     buckets = torch.empty(H, B * L, R, dtype=torch.int64, device=qk.device)
-    for piece, numbered, number in _projections(qk, rotations):
+
+    def choose(piece: slice, numbered: Tensor, number: int) -> None:
         nearest = numbered.abs().amax(-1).view(torch.int32).bitwise_and_(number).long()  # (H, rows, R)
         opposite = numbered.gather(-1, nearest.unsqueeze(-1)).squeeze(-1) < 0
         buckets[:, piece] = nearest + half * opposite
+
+    _project(qk, rotations, choose)
     return buckets.view(H, B, L, R).permute(1, 0, 3, 2)
 
 
@@ -47,8 +52,11 @@ def nearest_buckets(qk: Tensor, rotations: Tensor, probes: int) -> Tensor:
     B, H, L, _ = qk.shape
     R = rotations.shape[1]
     buckets = torch.empty(H, B * L, R, probes, dtype=torch.int64, device=qk.device)
-    for piece, numbered, _ in _projections(qk, rotations):
+
+    def choose(piece: slice, numbered: Tensor, _number: int) -> None:
         buckets[:, piece] = torch.cat((numbered, -numbered), -1).topk(probes, -1).indices
+
+    _project(qk, rotations, choose)
     return buckets.view(H, B, L, R, probes).permute(1, 0, 3, 2, 4)
 
 
@@ -60,8 +68,8 @@ def log_time_bucket(gap: Tensor, buckets: int) -> Tensor:
     return ((gap.float().view(torch.int32) >> 23) - 126).clamp_(0, buckets - 1)
 
 
-def _projections(qk: Tensor, rotations: Tensor) -> Iterator[tuple[slice, Tensor, int]]:
-    """Pieces of qk · rotations: (slice of the B · L positions, (H, rows, R, buckets // 2), mask of the number's bits).
+def _project(qk: Tensor, rotations: Tensor, use: Callable[[slice, Tensor, int], None]) -> None:
+    """use(piece of the B · L positions, qk · rotations (H, rows, R, buckets // 2), mask of the number's bits) for each.
 
     The lowest bits of each projection's mantissa are replaced by its number among the directions. So the largest value
     carries its own index (finding it is a plain maximum, four times faster than argmax), and no two are equal.
@@ -72,12 +80,18 @@ def _projections(qk: Tensor, rotations: Tensor) -> Iterator[tuple[slice, Tensor,
     directions = rotations.float().transpose(1, 2).reshape(H, D, R * half)
     number = (1 << (half - 1).bit_length()) - 1
     numbers = torch.arange(half, dtype=torch.int32, device=qk.device)
-    step = max(1, PIECE_BYTES // (4 * H * R * half)) if qk.device.type == "cpu" else B * L
-    for start in range(0, B * L, step):
-        piece = slice(start, start + step)
-        projected = torch.bmm(rows[:, piece], directions).view(H, -1, R, half)
-        projected.view(torch.int32).bitwise_and_(~number).bitwise_or_(numbers)
-        yield piece, projected, number
+    step = max(1, PIECE_BYTES // (4 * H * R * half)) if qk.device.type == "cpu" else max(1, B * L)
+
+    def work(part: range) -> None:
+        for start in part:
+            piece = slice(start, start + step)
+            projected = torch.bmm(rows[:, piece], directions).view(H, -1, R, half)
+            projected.view(torch.int32).bitwise_and_(~number).bitwise_or_(numbers)
+            use(piece, projected, number)
+
+    starts = range(0, B * L, step)
+    each = max(1, -(-len(starts) // threads.count(qk.device)))
+    threads.run(work, [starts[i : i + each] for i in range(0, len(starts), each)])
 
 
 def _as_integers(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The fast attention against the slow one, outputs and gradients; hashing that does not depend on its company."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,7 +86,16 @@ def test_gradients_are_the_slopes(window: int) -> None:
     assert torch.autograd.gradcheck(attention, case.inputs())
 
 
-def test_many_pieces_and_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_many_threads_and_pieces_and_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(B=2, H=2, R=3, L=100, D=8, buckets=6, window=20, ragged=True, timed=True, seed=3)
     whole = lsh_attention(case.qk, case.v, case.rotations, **case.settings)
     gradients = torch.autograd.grad(whole.square().sum(), case.inputs())
@@ -95,6 +105,9 @@ def test_many_pieces_and_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(pieces, whole)
     for got, wanted in zip(torch.autograd.grad(pieces.square().sum(), case.inputs()), gradients, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+    with torch.inference_mode():
+        assert torch.equal(lsh_attention(case.qk, case.v, case.rotations, **case.settings), pieces)
+    assert torch.get_num_threads() == 3
 
 
 def test_padding_is_neither_seen_nor_leaks_whatever_stands_there() -> None:
