@@ -53,9 +53,10 @@ def _pool(size: int) -> ThreadPoolExecutor:
 
             def start() -> None:
                 all_here.wait()  # so that none of them takes another's turn
+                torch.get_num_threads()  # a thread takes the latest setting of any when it first asks, and never again
                 torch.set_num_threads(1)
 
             wait([pool.submit(start) for _ in range(size)])
-            torch.set_num_threads(threads)  # the setting is each thread's own, but new threads take the latest
+            torch.set_num_threads(threads)  # of this thread, and of those to come
             _pools[size] = pool
         return _pools[size]
