@@ -52,7 +52,8 @@ class FineTuning:
                 break
 
     def _step(self, batch: Latest) -> None:
-        states = self.network(as_histories(batch, self.trainer.device))[:, :-1]  # (B, L - 1, D)
+        with self.trainer.precision():
+            states = self.network(as_histories(batch, self.trainer.device))[:, :-1]  # (B, L - 1, D)
         targets = torch.from_numpy(batch.rows[:, 1:]).to(self.trainer.device)  # (B, L - 1)
         guessed = targets != 0
         if not guessed.any():

@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     # The network.
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     threads: Positive = Field(1, description="CPU threads of torch")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the network's products; auto: bfloat16 on CUDA, float32 on the CPU, where it is faster"
+    )
     seed: int = Field(0, description="seed of everything drawn by chance")
     reformer: bool = Field(True, description="false: lists are ranked without the network, to see what it adds")
     layers: Annotated[tuple[Literal["local", "lsh"], ...], NoDecode] = Field(

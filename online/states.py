@@ -84,7 +84,8 @@ class UserStates:
         if at_hand.any():
             mine = [user for user, here in zip(users, at_hand, strict=True) if here]
             clicks = self._click(self._memory_slots(mine), self.histories.latest(slots[at_hand], 1), 0)
-            states[at_hand] = self.trainer.network.append(self.memory, clicks, store=False)
+            with self.trainer.precision():
+                states[at_hand] = self.trainer.network.append(self.memory, clicks, store=False)
         if not at_hand.all():
             latest = self.histories.latest(slots[~at_hand], self.settings.online_history)
             read = self.trainer.states(latest)
@@ -101,9 +102,10 @@ class UserStates:
                 users.append(user)
         if users:
             latest = self.histories.latest(self.histories.find(users), self.settings.history_max, 1)
-            self.trainer.network.remember(
-                self.memory, self._memory_slots(users), as_histories(latest, self.trainer.device)
-            )
+            with self.trainer.precision():
+                self.trainer.network.remember(
+                    self.memory, self._memory_slots(users), as_histories(latest, self.trainer.device)
+                )
             self._built |= dict.fromkeys(users, self.trainer.optimizer.steps)
             if len(self._built) > self.memory.directory.capacity:  # some have lost their slots meanwhile
                 self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
@@ -116,8 +118,9 @@ class UserStates:
     def _continue(self, users: list[str], slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         latest = self.histories.latest(slots, 2)
         memory_slots = self._memory_slots(users)
-        before = self.trainer.network.append(self.memory, self._click(memory_slots, latest, 0))
-        with torch.no_grad():
+        with self.trainer.precision():
+            before = self.trainer.network.append(self.memory, self._click(memory_slots, latest, 0))
+        with torch.no_grad(), self.trainer.precision():
             after = self.trainer.network.append(self.memory, self._click(memory_slots, latest, 1), store=False)
         updates = self.trainer.optimizer.steps
         for user in users:

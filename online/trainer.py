@@ -89,6 +89,9 @@ class Trainer:
         self.device = choose_device(settings.device)
         self.network = build_reformer(settings).eval()  # dropout is for fine-tuning
         self.optimizer = build_optimizer(self.network, settings, settings.learning_rate)
+        self.bfloat16 = settings.precision == "bfloat16" or (
+            settings.precision == "auto" and self.device.type == "cuda"
+        )
         self.random = np.random.default_rng(settings.seed)
         self.rows_changed: set[int] = set()  # freed or handed out since a copy of the network was taken
 
@@ -101,9 +104,14 @@ class Trainer:
         self.network.items.reset(at)
         self.optimizer.reset_rows(at.to(self.device))
 
+    def precision(self) -> torch.autocast:
+        """A context in which the network's products are computed as `settings.precision` says; weights stay float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
     def states(self, latest: Latest) -> Tensor:
         """The state after each click, (N, L, D)."""
-        states: Tensor = self.network(as_histories(latest, self.device), recompute=False)
+        with self.precision():
+            states: Tensor = self.network(as_histories(latest, self.device), recompute=False)
         return states
 
     @torch.no_grad()
