@@ -134,7 +134,7 @@ def _drift(status: Mapping[str, Any]) -> str:
     text = f"alarms: {_count(status.get('alarms'))}"
     if not isinstance(last, dict):
         return text
-    return f"{text}; in the last one the mean loss moved from {last.get('before', 0):.3f} to {last.get('after', 0):.3f}"
+    return f"{text}; in the last one the mean loss rose from {last.get('before', 0):.3f} to {last.get('after', 0):.3f}"
 
 
 def _count(value: Any) -> str:
