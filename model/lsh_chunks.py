@@ -25,7 +25,7 @@ from model import threads
 from model.lsh_hash import log_time_bucket
 
 # Scores live a piece at a time: on a CPU within the cache, elsewhere large enough to fill the device.
-PIECE_BYTES = {"cpu": 1 << 19, "other": 1 << 27}
+PIECE_BYTES = {"cpu": 1 << 20, "other": 1 << 27}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from model import threads
 
 ROTATION_BITS = 6  # entries are ± 63/16 at most, in steps of 1/16
-PIECE_BYTES = 1 << 20  # projections are made and reduced a piece at a time, within the CPU's cache
+PIECE_BYTES = 1 << 21  # projections are made and reduced a piece at a time, within the CPU's cache
 
 
 def random_rotations(heads: int, rounds: int, width: int, buckets: int, *, generator: torch.Generator) -> Tensor:
