@@ -216,12 +216,14 @@ def _wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict
     lately, progress = time.monotonic(), -1
     while True:
         status = _status(settings)
+        assert worker.process is not None
+        if status is not None and status["pid"] != worker.process.pid:
+            status = None  # what a killed worker said last stays in Redis for a while
         taken = sum(status["positions"].values()) if status else 0
         if status and taken >= messages:
             return status
         if taken != progress:
             lately, progress = time.monotonic(), taken
-        assert worker.process is not None
         if time.monotonic() - lately > 120 or worker.process.poll() is not None:
             said = worker.log.read_text()[-2_000:]
             raise TimeoutError(f"the worker stands still at {taken} of {messages} messages: {said}")

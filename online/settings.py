@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     online_history: Annotated[int, Field(ge=2)] = Field(32, description="latest clicks read of who has no memory")
     memory_users_held: Positive = Field(2_048, description="users whose attention is continued from memory")
     memory_dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of keys and values kept")
-    memory_updates_max: Positive = Field(2_000, description="updates of the weights before a memory is rebuilt")
+    memory_updates_max: Positive = Field(10_000, description="updates of the weights before a memory is rebuilt")
     memory_rebuilds_max: Positive = Field(4, description="memories rebuilt from histories in one turn")
 
     # Learning.
