@@ -3,7 +3,7 @@
 Torch splits every operation over its threads and waits for all of them at its end. Where a call is made of hundreds of
 small operations, and another process displaces one of the threads now and then, nearly all time is spent waiting (on
 two cores with one other busy process: 10 to 20 times the time). Here each thread has operations of its own, and they
-wait for each other once. Each core then also keeps its own piece in its own cache.
+wait for each other once. The price, on an otherwise idle machine: up to 1.4 times the time, for Python's own lock.
 """
 
 import os
