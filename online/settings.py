@@ -163,14 +163,26 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        for detail in error.errors(include_url=False, include_input=False):
-            # Without a place: settings that do not fit together, named in the message itself.
-            name = f"{PREFIX}{str(detail['loc'][0]).upper()}: " if detail["loc"] else ""
-            problems += [name + line for line in detail["msg"].removeprefix("Value error, ").splitlines()]
+        problems += _lines(error)
+        # Whether settings fit together is only looked at once each is right by itself: so the wrong ones stand aside.
+        wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]} & set(Settings.model_fields)
+        try:
+            Settings(**overrides | {name: Settings.model_fields[name].get_default() for name in wrong})
+        except ValidationError as others:
+            problems += [line for line in _lines(others) if line not in problems]
         raise SettingsError(_report(problems)) from None
     if problems:
         raise SettingsError(_report(problems))
     return settings
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors(include_url=False, include_input=False):
+        # Without a place: settings that do not fit together, named in the message itself.
+        name = f"{PREFIX}{str(detail['loc'][0]).upper()}: " if detail["loc"] else ""
+        lines += [name + line for line in detail["msg"].removeprefix("Value error, ").splitlines()]
+    return lines
 
 
 def _is_field(variable: str) -> bool:

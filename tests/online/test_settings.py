@@ -90,3 +90,12 @@ def test_every_setting_says_what_it_is():
 
 def test_an_unknown_override_is_an_error_too():
     assert problems(widht=3) == ["NEXTCLICK_WIDHT: Extra inputs are not permitted"]
+
+
+def test_settings_that_do_not_fit_together_are_listed_beside_those_that_are_wrong_by_themselves(monkeypatch):
+    monkeypatch.setenv("NEXTCLICK_LIST_SIZE", "0")
+    monkeypatch.setenv("NEXTCLICK_WIDTH", "33")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    lines = str(refused.value).splitlines()[1:]
+    assert [line.strip().split()[0].rstrip(":") for line in lines] == ["NEXTCLICK_LIST_SIZE", "NEXTCLICK_WIDTH"]
