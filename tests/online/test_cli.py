@@ -108,7 +108,7 @@ def test_top_prints_a_list_and_spells_out_what_a_terminal_would_obey(run: Run, l
     lists.write({"ada": top()}, top("popular"))
     code, shown, _ = run("top", "ada", "--k", "3")
     assert code == 0
-    assert re.search(r"the list of ada, written 4\.\d s ago by version 7 \(personal, offset 0:9\)", shown)
+    assert re.search(r"the list of ada, written \d+\.\d s ago by version 7 \(personal, offset 0:9\)", shown)
     assert re.search(r"1 +green tea +3\.000 ", shown)
     assert "[red]rose" in shown
     assert r"bell\x07\x1b[31m" in shown

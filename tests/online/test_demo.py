@@ -41,7 +41,9 @@ def _temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_demo_shows_a_list_before_and_after_a_click_and_what_to_try_next(tmp_path: Path) -> None:
     shown = demo(seed=1)
-    assert re.search(r"\d+ s +[\d,]+ clicks +\d+/s +hit@10 +[\d.]+ % \(popularity +[\d.]+ %\) +list in \d+ ms", shown)
+    assert re.search(
+        r"\d+ s +[\d,]+ clicks +[\d,]+/s +hit@10 +[\d.]+ % \(popularity +[\d.]+ %\) +list in [\d,]+ ms", shown
+    )
     assert "fashion changes" in shown
     assert re.search(r"[a-z]+-\d+ clicked [a-z ]+, which (stood at rank \d+ of the list|was not on the list)", shown)
     assert re.search(r"the list before +\d+ ms after the click", shown)
