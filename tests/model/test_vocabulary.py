@@ -30,7 +30,7 @@ class AgainstADict(RuleBasedStateMachine):
 
     @rule(item=ITEMS, passed=st.integers(-3, 5))
     def click(self, item: str, passed: int) -> None:
-        at = self.now + passed
+        at = max(0.0, self.now + passed)  # seconds since 1970; the clock here begins at 0
         self.now = max(self.now, at)
         row = self.vocabulary.observe(item, at)
         if item in self.rows:
