@@ -137,7 +137,7 @@ class KafkaSource:
             partition = Partition(where.topic, where.partition)
             if batch and partition in self._positions:
                 self._positions[partition] = batch[-1].offset + 1
-                records += [_record(message) for message in batch]
+                records += [as_record(message) for message in batch]
         return records
 
     def _join_if_needed(self) -> None:
@@ -349,7 +349,8 @@ def ensure_topics(
         admin.close()
 
 
-def _record(message: Any) -> Record:
+def as_record(message: Any) -> Record:
+    """A message of kafka-python's consumer as ours."""
     headers = tuple((name, value or b"") for name, value in message.headers or ())
     return Record(
         message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
+from stream.kafka import as_record
 from stream.kafka_errors import connected, source_error
 from stream.log_file import Log
 from stream.source import Partition, Record, SourceError
@@ -86,16 +87,9 @@ class KafkaReader:
                     messages = self._consumer.poll(timeout_ms=_ASK_MS_MAX, max_records=_PAGE).get(where, [])
                     if not messages:
                         raise SourceError(f"Kafka at {self._servers} does not give {self._topic}: try again")
-                    yield from (_record(message) for message in messages if message.offset < end)
+                    yield from (as_record(message) for message in messages if message.offset < end)
             except kafka_errors.KafkaError as error:
                 raise source_error(self._servers, error, self._topic) from error
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
-
-
-def _record(message: Any) -> Record:
-    headers = tuple((name, value or b"") for name, value in message.headers or ())
-    return Record(
-        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers
-    )
