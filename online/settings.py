@@ -1,17 +1,22 @@
 """Every setting of nextclick: one frozen model, read from the environment, validated once.
 
-A field `users_held` is set by the environment variable `NEXTCLICK_USERS_HELD`. Units come last in a name.
+A field `users_held` is set by the environment variable `NEXTCLICK_USERS_HELD`, or by a line `NEXTCLICK_USERS_HELD=...`
+of the file that `NEXTCLICK_ENV_FILE` names; a variable wins over the file. Units come last in a name.
 """
 
 import difflib
+import io
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "NEXTCLICK_"
+ENV_FILE = "NEXTCLICK_ENV_FILE"  # names a file of settings; no setting itself
 
 Positive = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -154,20 +159,23 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from `NEXTCLICK_*` variables, `overrides` winning over them.
+    """Settings from `NEXTCLICK_*` variables, then from the file `NEXTCLICK_ENV_FILE`; `overrides` win over both.
 
     Raises:
         SettingsError: with one line for every wrong or unknown variable, all of them at once.
     """
-    problems = [_unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not _is_field(name)]
+    problems = [_unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not _is_known(name)]
+    file = _EnvFile(os.environ.get(ENV_FILE) or None)
+    problems += file.problems
+    given = file.values() | overrides
     try:
-        settings = Settings(**overrides)
+        settings = Settings(**given)
     except ValidationError as error:
-        problems += _lines(error)
+        problems += _lines(error, file.values().keys() - overrides.keys(), file.name)
         # Whether settings fit together is only looked at once each is right by itself: so the wrong ones stand aside.
         wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]} & set(Settings.model_fields)
         try:
-            Settings(**overrides | {name: Settings.model_fields[name].get_default() for name in wrong})
+            Settings(**given | {name: Settings.model_fields[name].get_default() for name in wrong})
         except ValidationError as others:
             problems += [line for line in _lines(others) if line not in problems]
         raise SettingsError(_report(problems)) from None
@@ -176,17 +184,59 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
-def _lines(error: ValidationError) -> list[str]:
+class _EnvFile:
+    """The file of settings that is named, if any. Its values are for pydantic to judge, as those of variables are."""
+
+    def __init__(self, name: str | None) -> None:
+        self.name = name
+        self.problems: list[str] = []
+        self._values: dict[str, str] = {}  # by field
+        if name is not None:
+            try:
+                text = Path(name).read_text(encoding="utf-8")
+            except OSError as error:
+                self.problems = [f"{ENV_FILE}: {name} cannot be read: {error.strerror}"]
+            except UnicodeDecodeError:
+                self.problems = [f"{ENV_FILE}: {name} cannot be read: it is not text in UTF-8"]
+            else:
+                self._take(text)
+
+    def _take(self, text: str) -> None:
+        for line in parse_stream(io.StringIO(text)):
+            statement = line.original.string
+            blank = statement[: len(statement) - len(statement.lstrip())].count("\n")  # lines before it
+            where = f"{self.name} line {line.original.line + blank}: "
+            if line.error or (line.key is not None and line.value is None):
+                self.problems.append(f"{where}not {PREFIX}NAME=value")
+            elif line.key is not None and not _is_field(line.key):
+                self.problems.append(where + _unknown(line.key))
+            elif line.key is not None and line.value:  # empty is unset
+                self._values[line.key.removeprefix(PREFIX).lower()] = line.value
+
+    def values(self) -> dict[str, Any]:
+        """What it sets, by field, without what a variable sets too."""
+        variables = {variable.upper() for variable, value in os.environ.items() if value}
+        return {field: value for field, value in self._values.items() if PREFIX + field.upper() not in variables}
+
+
+def _lines(error: ValidationError, from_file: Collection[str] = (), file: str | None = None) -> list[str]:
+    """What is wrong; `from_file` holds the fields whose values are the file's."""
     lines = []
     for detail in error.errors(include_url=False, include_input=False):
         # Without a place: settings that do not fit together, named in the message itself.
-        name = f"{PREFIX}{str(detail['loc'][0]).upper()}: " if detail["loc"] else ""
+        field = str(detail["loc"][0]) if detail["loc"] else ""
+        name = f"{PREFIX}{field.upper()}: " if field else ""
+        name = f"{file}: {name}" if field in from_file else name
         lines += [name + line for line in detail["msg"].removeprefix("Value error, ").splitlines()]
     return lines
 
 
+def _is_known(variable: str) -> bool:
+    return variable == ENV_FILE or _is_field(variable)
+
+
 def _is_field(variable: str) -> bool:
-    return variable.removeprefix(PREFIX).lower() in Settings.model_fields
+    return variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
 def _unknown(variable: str) -> str:

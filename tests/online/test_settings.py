@@ -1,7 +1,7 @@
 """Settings are checked once, all of them, and a mistake is named with the variable that has it."""
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from online.settings import PREFIX, Settings, SettingsError, load_settings
 
@@ -99,3 +99,71 @@ def test_settings_that_do_not_fit_together_are_listed_beside_those_that_are_wron
         load_settings()
     lines = str(refused.value).splitlines()[1:]
     assert [line.strip().split()[0].rstrip(":") for line in lines] == ["NEXTCLICK_LIST_SIZE", "NEXTCLICK_WIDTH"]
+
+
+@pytest.fixture
+def env_file(monkeypatch, tmp_path):
+    """Writes the file of settings that is read."""
+    path = tmp_path / "tuned.env"
+    monkeypatch.setenv("NEXTCLICK_ENV_FILE", str(path))
+
+    def write(text):
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_file_of_settings_is_read_and_variables_and_overrides_win_over_it(monkeypatch, env_file):
+    env_file(
+        "# found\n\nNEXTCLICK_WIDTH=16  # narrow\nexport NEXTCLICK_LAYERS='lsh,local'\nNEXTCLICK_HEADS=1\n"
+        "NEXTCLICK_BUCKETS=4\nNEXTCLICK_DROPOUT=\nNEXTCLICK_WINDOW=7\n"
+    )
+    monkeypatch.setenv("NEXTCLICK_HEADS", "8")
+    monkeypatch.setenv("NEXTCLICK_WINDOW", "")  # empty is unset
+    settings = load_settings(buckets=6)
+    assert (settings.width, settings.layers, settings.heads, settings.buckets) == (16, ("lsh", "local"), 8, 6)
+    assert (settings.dropout, settings.window) == (Settings.model_fields["dropout"].get_default(), 7)
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_one_line(monkeypatch, env_file, tmp_path):
+    missing = tmp_path / "tuned.env"
+    assert problems() == [f"NEXTCLICK_ENV_FILE: {missing} cannot be read: No such file or directory"]
+    env_file("").write_bytes(b"NEXTCLICK_WIDTH=\xff")
+    assert problems() == [f"NEXTCLICK_ENV_FILE: {missing} cannot be read: it is not text in UTF-8"]
+    monkeypatch.setenv("NEXTCLICK_ENV_FILE", str(tmp_path))
+    assert problems() == [f"NEXTCLICK_ENV_FILE: {tmp_path} cannot be read: Is a directory"]
+
+
+def test_what_is_wrong_in_a_file_of_settings_is_listed_with_the_rest(monkeypatch, env_file):
+    path = env_file(
+        "NEXTCLICK_LERNING_RATE=0.1\n\n\nlearning rate = 3\nNEXTCLICK_HEADS\nAPI_PORT=80\n"
+        "NEXTCLICK_WIDTH=wide\nNEXTCLICK_ROUNDS=0\n"
+    )
+    monkeypatch.setenv("NEXTCLICK_ROUNDS", "-1")
+    monkeypatch.setenv("NEXTCLICK_XYZZY", "1")
+    assert problems(buckets=5) == [
+        "NEXTCLICK_XYZZY: there is no such setting",
+        f"{path} line 1: NEXTCLICK_LERNING_RATE: there is no such setting; did you mean NEXTCLICK_LEARNING_RATE?",
+        f"{path} line 4: not NEXTCLICK_NAME=value",
+        f"{path} line 5: not NEXTCLICK_NAME=value",
+        f"{path} line 6: API_PORT: there is no such setting; did you mean NEXTCLICK_API_PORT?",
+        f"{path}: NEXTCLICK_WIDTH: Input should be a valid integer, unable to parse string as an integer",
+        "NEXTCLICK_ROUNDS: Input should be greater than 0",
+        "NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not 5",
+    ]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_can_stand_in_a_file(env_file, name):
+    default = Settings.model_fields[name].get_default()
+    default = "0" if default is None else default
+    text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    env_file(f"NEXTCLICK_{name.upper()}={text}\n")
+    found = getattr(load_settings(), name)
+    assert (found.get_secret_value() if isinstance(found, SecretStr) else found) == default
+
+
+def test_an_empty_name_of_a_file_of_settings_is_none(monkeypatch):
+    monkeypatch.setenv("NEXTCLICK_ENV_FILE", "")
+    assert load_settings() == Settings()
