@@ -1,11 +1,11 @@
-"""Messages that are no clicks, put aside untouched with the reason, so that they can be looked at and sent again.
+"""Messages that are no clicks (or no items), put aside untouched with the reason, to be looked at and sent again.
 
 A dead letter has the message's own key and value, and these headers before the message's own:
 
 | header | value (UTF-8) |
 | --- | --- |
 | `topic`, `partition`, `offset` | where the message stands |
-| `reason` | one of `stream.events.REASONS` |
+| `reason` | one of `stream.events.REASONS` or `stream.items.REASONS` |
 | `detail` | a line for people |
 | `truncated` | only where the value was too large for the topic: how many bytes it had; the first ones are kept |
 """

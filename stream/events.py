@@ -52,7 +52,7 @@ class Click(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class BadEvent:
-    """Why a message is no click. `reason` is one of REASONS; `detail` is a line for people."""
+    """Why a message is no click, or no item. `reason` is one of a fixed set; `detail` is a line for people."""
 
     reason: str
     detail: str
@@ -78,14 +78,9 @@ def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LI
     """
     if value is None:
         return BadEvent("tombstone", "the message has no value")
-    if len(value) > limits.message_bytes_max:
-        return BadEvent("too-large", f"{len(value)} bytes; at most {limits.message_bytes_max} are read")
-    try:
-        fields = from_json(value)
-    except ValueError as error:
-        return _no_json(value, error)
-    if not isinstance(fields, dict):
-        return BadEvent("not-an-object", f"a JSON object is needed, this is {_kind(fields)}")
+    fields = json_object(value, limits.message_bytes_max)
+    if isinstance(fields, BadEvent):
+        return fields
     try:
         return _click(fields, time.time() if now is None else now, limits)
     except _NoClickError as why:
@@ -95,6 +90,19 @@ def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LI
 def encode(click: Click) -> bytes:
     """The JSON that `parse` reads; absent optional fields are left out."""
     return click.model_dump_json(exclude_none=True).encode()
+
+
+def json_object(value: bytes, bytes_max: int) -> dict[str, Any] | BadEvent:
+    """A message's value as a JSON object of at most so many bytes, or why it is none. Never raises."""
+    if len(value) > bytes_max:
+        return BadEvent("too-large", f"{len(value)} bytes; at most {bytes_max} are read")
+    try:
+        fields = from_json(value)
+    except ValueError as error:
+        return _no_json(value, error)
+    if not isinstance(fields, dict):
+        return BadEvent("not-an-object", f"a JSON object is needed, this is {kind(fields)}")
+    return fields
 
 
 class _NoClickError(Exception):
@@ -124,7 +132,7 @@ def _id(name: str, value: Any, bytes_max: int) -> str:
         # A decimal digit holds 3.3 bits. Checked before str(), which takes quadratic time and refuses long numbers.
         value = str(value) if value.bit_length() <= 4 * bytes_max else "9" * (bytes_max + 1)
     if not isinstance(value, str):
-        raise _NoClickError(f"invalid-{name}", f"{name} must be a string or an integer, this is {_kind(value)}")
+        raise _NoClickError(f"invalid-{name}", f"{name} must be a string or an integer, this is {kind(value)}")
     length = len(value.encode())
     if not 1 <= length <= bytes_max:
         size = "empty" if length == 0 else "too long"
@@ -138,7 +146,7 @@ def _seconds(value: Any, latest: float) -> float:
         raise _NoClickError("missing-timestamp", "timestamp is missing or null")
     seconds = _seconds_of_iso_8601(value) if isinstance(value, str) else value
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise _NoClickError("invalid-timestamp", f"timestamp must be a number or ISO 8601, this is {_kind(value)}")
+        raise _NoClickError("invalid-timestamp", f"timestamp must be a number or ISO 8601, this is {kind(value)}")
     # Compared before it becomes a float: an integer of a thousand digits does not fit one.
     if not seconds >= 0 or seconds == math.inf:
         raise _NoClickError("invalid-timestamp", "timestamp is negative or not finite")
@@ -174,7 +182,7 @@ def _value(value: Any) -> float | None:
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise _NoClickError("invalid-value", f"value must be a finite number or null, this is {_kind(value)}")
+        raise _NoClickError("invalid-value", f"value must be a finite number or null, this is {kind(value)}")
     return number
 
 
@@ -186,7 +194,7 @@ def _no_json(value: bytes, error: ValueError) -> BadEvent:
     return BadEvent("malformed-json", str(error)[:_DETAIL_CHARACTERS_MAX])
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
     """What people call a JSON value."""
     if isinstance(value, bool):
         return "true or false"

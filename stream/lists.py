@@ -31,7 +31,7 @@ STATUS_KEY = "nextclick:status"
 
 _CONNECT_S_MAX = 1.0
 _ANSWER_S_MAX = 2.0
-_BATCH_SIZE = 1_000
+PAGE = 1_000  # keys in one round trip
 
 
 def top_key(user_id: str) -> str:
@@ -101,9 +101,9 @@ class Lists:
         values = [(top_key(user_id), top.model_dump_json()) for user_id, top in lists.items()]
         if popular is not None:
             values.append((POPULAR_KEY, popular.model_dump_json()))
-        for start in range(0, len(values), _BATCH_SIZE):
+        for start in range(0, len(values), PAGE):
             with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
-                for key, value in values[start : start + _BATCH_SIZE]:
+                for key, value in values[start : start + PAGE]:
                     pipeline.set(key, value, ex=self._ttl_s)
                 pipeline.execute()
 
@@ -124,18 +124,46 @@ class Lists:
 
     def users(self) -> Iterator[str]:
         """The ids of everybody who has a list, each once. Redis is asked for a page at a time, so nobody waits."""
-        seen: set[bytes] = set()  # SCAN may return a key twice while others come and go
+        seen: set[str] = set()  # SCAN may return a key twice while others come and go
         cursor = 0
         while True:
-            with self._clear_errors():
-                cursor, keys = self._client.scan(cursor=cursor, match=_TOP + "*", count=_BATCH_SIZE)
-            for key in keys:
-                name = key.encode() if isinstance(key, str) else key
-                if name not in seen:
-                    seen.add(name)
-                    yield name.decode()[len(_TOP) :]
+            cursor, users = self._users(cursor)
+            for user_id in users:
+                if user_id not in seen:
+                    seen.add(user_id)
+                    yield user_id
             if cursor == 0:
                 return
+
+    def page(self, cursor: int = 0) -> tuple[int, dict[str, TopList]]:
+        """Some of the lists, by user id, and the cursor of the next page (0: there is none).
+
+        A page takes Redis past some PAGE keys, whatever they are. Every list that stands from the first page to the
+        last is in one of them, or in several.
+        """
+        cursor, users = self._users(cursor)
+        if not users:
+            return cursor, {}
+        keys = [top_key(user_id) for user_id in users]
+        with self._clear_errors():
+            values = self._client.mget(keys)
+        found = {user_id: _parse(key, value) for user_id, key, value in zip(users, keys, values, strict=True)}
+        return cursor, {user_id: top for user_id, top in found.items() if top is not None}
+
+    def amend(self, lists: Mapping[str, TopList]) -> None:
+        """Put lists in the place of those that stand, for as long as those have to live; whoever has none gets none.
+
+        A list without items goes altogether: who asks for it is better served with the popular one.
+        """
+        if not lists:
+            return
+        with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
+            for user_id, top in lists.items():
+                if top.items:
+                    pipeline.set(top_key(user_id), top.model_dump_json(), xx=True, keepttl=True)
+                else:
+                    pipeline.delete(top_key(user_id))
+            pipeline.execute()
 
     def write_status(self, status: Mapping[str, Any], ttl_s: int) -> None:
         """Publish what the worker says about itself; gone after `ttl_s` seconds: a dead worker is not believed."""
@@ -162,6 +190,13 @@ class Lists:
         """Return when Redis answers."""
         with self._clear_errors():
             self._client.ping()
+
+    def _users(self, cursor: int) -> tuple[int, list[str]]:
+        """A page of SCAN, and the cursor of the next one."""
+        with self._clear_errors():
+            cursor, keys = self._client.scan(cursor=cursor, match=_TOP + "*", count=PAGE)
+        names = [key.decode(errors="replace") if isinstance(key, bytes) else key for key in keys]
+        return cursor, [name[len(_TOP) :] for name in names]
 
     def _list(self, key: str) -> TopList | None:
         with self._clear_errors():

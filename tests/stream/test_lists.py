@@ -83,6 +83,46 @@ def test_nothing_to_write_is_no_error(lists):
     assert list(lists.users()) == []
 
 
+def all_pages(lists):
+    """All lists, page by page, and how many pages that took."""
+    found, pages = {}, 0
+    cursor = None
+    while cursor != 0:
+        cursor, some = lists.page(cursor or 0)
+        found |= some
+        pages += 1
+    return found, pages
+
+
+def test_all_lists_are_read_in_pages_and_nothing_else(lists, client):
+    assert lists.page() == (0, {})
+    everybody = {f"üser {n}": LIST.model_copy(update={"version": n}) for n in range(2_500)}
+    lists.write(everybody, popular=POPULAR)
+    lists.write_status({"version": 3}, ttl_s=60)
+    client.set(top_key("broken"), b"{")
+    client.set(b"nextclick:top:\xff", LIST.model_dump_json())
+    found, pages = all_pages(lists)
+    assert found == everybody
+    assert pages >= 2
+
+
+def test_an_amended_list_lives_no_longer_than_the_one_before(lists, client):
+    lists.write({"u1": LIST, "u2": LIST})
+    client.expire(top_key("u1"), 20)
+    shorter = LIST.model_copy(update={"items": ["i1"], "scores": [0.5]})
+    lists.amend({"u1": shorter, "gone": shorter})
+    assert all_pages(lists)[0] == {"u1": shorter, "u2": LIST}
+    assert 15 <= client.ttl(top_key("u1")) <= 20
+
+
+def test_a_list_that_is_amended_to_nothing_goes_and_the_popular_one_stands_in(lists):
+    lists.write({"u1": LIST}, popular=POPULAR)
+    lists.amend({})
+    lists.amend({"u1": LIST.model_copy(update={"items": [], "scores": []})})
+    assert lists.read("u1") is None
+    assert lists.for_anyone("u1") == POPULAR
+
+
 def test_status_is_what_was_written(lists):
     assert lists.status() is None
     lists.write_status({"version": 3, "lag": {"0": 1}}, ttl_s=60)

@@ -1,0 +1,104 @@
+"""Items as they stand on their topic: `parse` reads one, `encode` writes one.
+
+The topic is compacted and keyed by item: the latest record of a key is all there is to say about the item. A record
+without a value, a tombstone, withdraws it. `available` is what nextclick acts on; `title`, `tags` and `vector` are
+checked, so that a mistake shows early, and not used yet.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from stream.events import BadEvent, Limits, json_object, kind
+
+#: Every `BadEvent.reason` there is of an item, beside those that say why a value is no JSON object.
+REASONS = frozenset(
+    {
+        "missing-key",
+        "invalid-key",  # no UTF-8, empty, or longer than Limits.id_bytes_max
+        "too-large",  # longer than Limits.message_bytes_max, which bounds every field
+        "invalid-utf8",
+        "malformed-json",
+        "not-an-object",
+        "invalid-title",
+        "invalid-tags",
+        "invalid-available",
+        "invalid-vector",
+    }
+)
+
+
+class Item(BaseModel, frozen=True):
+    """One thing that can be recommended. One that is not `available` stands in no list."""
+
+    item_id: str = Field(min_length=1)
+    title: str | None = None
+    tags: tuple[str, ...] = ()
+    available: bool = True
+    vector: tuple[float, ...] | None = None
+
+
+_LIMITS = Limits()
+
+
+def parse(key: bytes | None, value: bytes | None, *, limits: Limits = _LIMITS) -> Item | BadEvent:
+    """Read a record as an item, or say why it is none. Never raises for any bytes; pure.
+
+    The key is the item's id as text. Unknown fields are ignored, and a field that is null counts as absent. A tombstone
+    is an item that is not available.
+    """
+    item_id = _id(key, limits.id_bytes_max)
+    if isinstance(item_id, BadEvent):
+        return item_id
+    if value is None:
+        return Item(item_id=item_id, available=False)
+    fields = json_object(value, limits.message_bytes_max)
+    if isinstance(fields, BadEvent):
+        return fields
+    bad = _first_wrong(fields)
+    if bad is not None:
+        return bad
+    given = {name: fields[name] for name in ("title", "tags", "available", "vector") if fields.get(name) is not None}
+    return Item(item_id=item_id, **given)
+
+
+def encode(item: Item) -> bytes:
+    """The value that `parse` reads under the item's id as the key; what is absent is left out."""
+    return item.model_dump_json(exclude={"item_id"}, exclude_none=True).encode()
+
+
+def _id(key: bytes | None, bytes_max: int) -> str | BadEvent:
+    if key is None:
+        return BadEvent("missing-key", "the record has no key; an item's key is its id")
+    if not 1 <= len(key) <= bytes_max:
+        return BadEvent("invalid-key", f"the key has {len(key)} bytes: an item's id must have 1 to {bytes_max}")
+    try:
+        return key.decode()
+    except UnicodeDecodeError as error:
+        return BadEvent("invalid-key", f"the key is no UTF-8 text: {error.reason} at byte {error.start}")
+
+
+def _first_wrong(fields: Mapping[str, Any]) -> BadEvent | None:
+    title, tags, available, vector = (fields.get(name) for name in ("title", "tags", "available", "vector"))
+    if title is not None and not isinstance(title, str):
+        return BadEvent("invalid-title", f"title must be text or null, this is {kind(title)}")
+    if tags is not None and not _is_list(tags, str):
+        return BadEvent("invalid-tags", "tags must be a list of texts, or null")
+    if available is not None and not isinstance(available, bool):
+        return BadEvent("invalid-available", f"available must be true, false or null, this is {kind(available)}")
+    if vector is not None and not (_is_list(vector, int | float) and all(map(_is_finite, vector))):
+        return BadEvent("invalid-vector", "vector must be a list of finite numbers, or null")
+    return None
+
+
+def _is_list(value: Any, of: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, of) and not isinstance(one, bool) for one in value)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer that fits no float
+        return False
