@@ -182,6 +182,19 @@ class Log:
         if first > extent.earliest:
             self._db.execute("DELETE FROM records WHERE partition_id = ? AND offset < ?", (extent.id, first))
 
+    def compact(self, topic: str) -> None:
+        """Leave of each key only the latest record, tombstones too; offsets stay as they are, with gaps between them.
+
+        Kafka does this by itself to a topic whose `cleanup.policy` is `compact`; here somebody has to ask for it.
+        """
+        superseded = (
+            "DELETE FROM records WHERE partition_id = ?1 AND offset NOT IN"
+            " (SELECT max(offset) FROM records WHERE partition_id = ?1 GROUP BY key)"
+        )
+        with self._clear_errors(), self._transaction():
+            for extent in self.extents([topic]).values():
+                self._db.execute(superseded, (extent.id,))
+
     def read(self, partition: Partition, extent: Extent, offset: int, records_max: int) -> list[Record]:
         """Up to `records_max` records from `offset` on."""
         query = (

@@ -3,11 +3,13 @@
 import logging
 import sqlite3
 import threading
+from random import Random
 
 import pytest
 
 from stream.log import Log, LogProducer, LogSource
 from stream.log_file import Entry
+from stream.readers import LogReader
 from stream.source import Partition, SourceError
 
 TOPIC = "clicks"
@@ -47,6 +49,26 @@ def test_the_file_stops_growing_when_old_records_go(path):
     size = path.stat().st_size
     append(path, 40_000, records_max=1_000)
     assert path.stat().st_size <= 2 * size
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_compacted_topic_keeps_the_latest_record_of_each_key_where_it_stands(path, seed):
+    random = Random(seed)
+    log = Log(path, partitions=2)
+    entries = [Entry("items", b"%d" % random.randrange(9), random.choice([None, b"%d" % at])) for at in range(200)]
+    log.append([*entries, *(Entry("other", b"k", b"v") for _ in range(5))])
+    reader = LogReader(path, "items")
+    before, ends = list(reader.read()), reader.ends()
+    log.compact("items")
+    latest = {record.key: record for record in before}
+    assert list(reader.read()) == sorted(latest.values(), key=lambda record: (record.partition, record.offset))
+    assert reader.ends() == ends
+    assert len(list(LogReader(path, "other").read())) == 5
+    log.compact("items")
+    log.compact("nowhere")
+    log.append(entries[:1])
+    assert [record.value for record in reader.read(ends)] == [entries[0].value]
+    reader.close()
 
 
 def test_a_position_that_is_no_longer_retained_jumps_and_says_so(path, caplog):
