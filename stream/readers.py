@@ -1,5 +1,6 @@
 """Reads what a topic holds, from given offsets to where it ends now, as nobody's member: no position moves."""
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from stream.source import Partition, Record, SourceError
 _NOWHERE: Mapping[Partition, int] = {}
 _NO_OPTIONS: Mapping[str, Any] = {}
 _ASK_MS_MAX = 10_000
+_POLL_MS = 100
 _PAGE = 500
 
 
@@ -83,10 +85,14 @@ class KafkaReader:
                     self._consumer.seek(where, starts[partition])
                 else:
                     self._consumer.seek_to_beginning(where)
-                while self._consumer.position(where, timeout_ms=_ASK_MS_MAX) < end:
-                    messages = self._consumer.poll(timeout_ms=_ASK_MS_MAX, max_records=_PAGE).get(where, [])
-                    if not messages:
+                before = None
+                while (position := self._consumer.position(where, timeout_ms=_ASK_MS_MAX)) < end:
+                    # It may move without messages: past the marks of transactions, and what was compacted away.
+                    if position != before:
+                        before, deadline = position, time.monotonic() + _ASK_MS_MAX / 1_000
+                    elif time.monotonic() > deadline:
                         raise SourceError(f"Kafka at {self._servers} does not give {self._topic}: try again")
+                    messages = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_PAGE).get(where, [])
                     yield from (as_record(message) for message in messages if message.offset < end)
             except kafka_errors.KafkaError as error:
                 raise source_error(self._servers, error, self._topic) from error

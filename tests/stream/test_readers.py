@@ -1,7 +1,11 @@
 """What a topic holds, read as nobody's member: the same from the embedded log and from Kafka."""
 
-import pytest
+import time
 
+import pytest
+from kafka import KafkaProducer as Client
+
+from stream.kafka import ensure_topics
 from stream.log import Log, LogProducer
 from stream.readers import KafkaReader, LogReader
 from stream.source import Partition, Record
@@ -92,6 +96,45 @@ def test_it_moves_nobody_s_position(world, reader):
     list(reader(topic).read())
     assert [int(record.value) for record in world.drain(source, 10)] == list(range(10))
     assert source.committed() == {}
+
+
+@pytest.mark.real
+def test_the_marks_of_transactions_are_passed_over(kafka_world):
+    topic = kafka_world.topic(1)
+    producer = Client(bootstrap_servers=kafka_world.where, transactional_id=topic)
+    producer.init_transactions()
+    for abort in (False, True, False):
+        producer.begin_transaction()
+        for number in range(5):
+            producer.send(topic, key=b"k", value=b"%d" % number).get(timeout=30)
+        producer.abort_transaction() if abort else producer.commit_transaction()
+    producer.close()
+    reader = KafkaReader(kafka_world.where, topic)
+    kafka_world.opened.append(reader)
+    (end,) = reader.ends().values()
+    assert end == 18  # a mark after each five
+    assert [record.offset for record in reader.read()] == [*range(5), *range(12, 17)]
+    assert [list(reader.read({Partition(topic, 0): start})) for start in (17, 18)] == [[], []]
+
+
+@pytest.mark.real
+def test_a_compacted_topic_gives_what_is_left_of_it(kafka_world):
+    topic = f"items-{kafka_world.topic(1)}"
+    often = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
+    ensure_topics(kafka_world.where, {topic: 1}, configs={topic: often})
+    producer = kafka_world.producer()
+    reader = KafkaReader(kafka_world.where, topic)
+    kafka_world.opened.append(reader)
+    deadline = time.monotonic() + 120
+    found, sent = [], 0
+    while len(found) == sent and time.monotonic() < deadline:
+        kafka_world.fill(producer, topic, range(sent, sent + 10), keys=2)
+        sent += 10
+        time.sleep(1)
+        found = list(reader.read())
+    assert len(found) < sent
+    assert [int(record.value) for record in found[-2:]] == [sent - 2, sent - 1]
+    assert [record.offset for record in reader.read({Partition(topic, 0): 1})] == [r.offset for r in found if r.offset]
 
 
 def test_many_pages_of_a_trimmed_log_begin_with_what_is_retained(tmp_path):
