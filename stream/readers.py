@@ -73,7 +73,7 @@ class KafkaReader:
             where = [TopicPartition(self._topic, number) for number in sorted(numbers)]
             found = self._consumer.end_offsets(where, timeout_ms=_ASK_MS_MAX) if where else {}
         except kafka_errors.KafkaError as error:
-            raise source_error(self._servers, error, self._topic) from error
+            raise source_error(self._servers, error) from error
         return {Partition(at.topic, at.partition): int(found[at]) for at in where if at in found}
 
     def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
@@ -95,7 +95,7 @@ class KafkaReader:
                     messages = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_PAGE).get(where, [])
                     yield from (as_record(message) for message in messages if message.offset < end)
             except kafka_errors.KafkaError as error:
-                raise source_error(self._servers, error, self._topic) from error
+                raise source_error(self._servers, error) from error
 
     def close(self) -> None:
         self._consumer.close(autocommit=False)
