@@ -36,7 +36,7 @@ def run_backtest(
     _prepare(json_out, plots)
     read = read_clicks(EventFile(file), settings, limit)
     if not read.clicks:
-        raise BacktestError(f"{file} holds no click that can be read; " + "; ".join(_left_out(read)))
+        raise BacktestError(f"{file} holds no click that can be read; " + "; ".join(left_out(read)))
     with _bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(
             read.clicks, settings, methods=wanted, jobs=jobs or os.cpu_count() or 1, on_progress=on_progress
@@ -48,7 +48,7 @@ def run_backtest(
         "duplicates": read.duplicates,
     }
     out.print(table(found))
-    for line in (*remarks(found), *_left_out(read)):
+    for line in (*remarks(found), *left_out(read)):
         out.print(line, style="dim", markup=False)
     if json_out is not None:
         _write(json_out, json.dumps(found, indent=1) + "\n")
@@ -88,7 +88,7 @@ def _write(path: Path, text: str) -> None:
         raise BacktestError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _left_out(read: Read) -> Iterator[str]:
+def left_out(read: Read) -> Iterator[str]:
     if read.unreadable:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in read.unreadable.most_common())
         yield f"left out, not readable as clicks: {reasons}"

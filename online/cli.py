@@ -42,6 +42,7 @@ _EXPECTED = {
     "online.event_files": ("EventFileError",),
     "online.replay": ("ReplayError",),
     "online.serve": ("ServeError",),
+    "online.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
     "stream.lists": ("ListsError",),
 }
@@ -185,6 +186,40 @@ def backtest(  # noqa: PLR0917 - typer's options
     from online.backtest_command import run_backtest
 
     run_backtest(out, file, settings, limit=limit, methods=methods, jobs=jobs, json_out=json_out, plots=plots)
+
+
+@app.command(epilog="Example: nextclick tune clicks.csv.gz --limit 50000 --timeout 3600")
+def tune(  # noqa: PLR0917 - typer's options
+    file: Annotated[Path, typer.Argument(help="CSV or JSON lines (also .gz, .xz) or Parquet: user, item, timestamp.")],
+    to: Annotated[Path, typer.Option("--out", help="Write the settings there.")] = Path("nextclick.env"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
+    share: Annotated[float, typer.Option(help="Of the clicks: the first ones, to search on.", min=0.1, max=0.9)] = 0.5,
+    trials: Annotated[int, typer.Option(help="Settings tried.", min=1)] = 30,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which the search ends.", min=0)] = None,
+    limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
+    exclude_seen: Annotated[
+        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.", min=0)] = None,
+    jobs: Annotated[int, typer.Option(help="Processes beside each other; the result depends on it.", min=1)] = 1,
+) -> None:
+    """Search settings that suit a file, judge them on its later clicks, and write them as a settings file.
+
+    The search sees the first part only; the later clicks compare what it found with the settings as they stand.
+    Where that is not better, the file holds the settings as they stand, and says so.
+
+    Ctrl-C ends the search early and goes on with what it has.
+    Learning rates, what is remembered and batches are searched; the network's shape is not.
+    """
+    given = {"exclude_seen": exclude_seen, "seed": seed}
+    settings = _settings(**{name: value for name, value in given.items() if value is not None})
+    from online.tune_command import run_tune
+
+    stop = _stop_on_signals().is_set
+    run_tune(
+        out, file, settings, stop,
+        to=to, force=force, limit=limit, share=share, trials=trials, jobs=jobs, timeout_s=timeout,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: nextclick top ada-1 --k 5")
