@@ -83,7 +83,7 @@ class Found:
     best: dict[str, Any]  # those of the best trial
     stood_ndcg: float
     best_ndcg: float
-    trials: int
+    trials: int  # without those that the end of the search cut off
     pruned: int  # trials that were given up early, being worse than most at that point
     seconds: float
 
@@ -206,7 +206,7 @@ class _Search:
             best=self._values(best.params),
             stood_ndcg=trials[0].values[0],
             best_ndcg=best.values[0],
-            trials=self._over,
+            trials=sum(trial.state != TrialState.FAIL for trial in trials),
             pruned=sum(trial.state == TrialState.PRUNED for trial in trials),
             seconds=time.monotonic() - began,
         )
