@@ -18,13 +18,14 @@ _GAUGES = (
     ("nextclick_users", "users", "People whose history is held"),
     ("nextclick_items", "items", "Items that have a row"),
     ("nextclick_loss", "loss", "Mean next-item loss in the drift detector's window"),
-    ("nextclick_lists_pending", "lists_pending", "Lists kept for later because Redis did not take them"),
+    ("nextclick_lists_behind", "lists_behind", "Lists kept for later because Redis did not take them"),
     ("nextclick_worker_memory_megabytes_max", "memory_mb_max", "Most memory the worker has held so far, resident"),
 )
 _COUNTERS = (
     ("nextclick_learned", "learned", "Clicks learned by the weights that serve"),
     ("nextclick_scored", "scored", "Clicks that the list standing before them was scored on"),
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
+    ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
     ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
 )
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}

@@ -11,12 +11,15 @@ learned; only a person's own history moves within it. So nothing is foreseen wit
 later, and counts and weights lag by a batch. Time is stream time: the latest timestamp so far.
 
 As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
-its age passed a mark (`refresh_ages_s`). Refreshes that fall due while a batch gathers are ranked before it is learned.
-Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
+its age passed a mark (`refresh_ages_s`). Refreshes that fall due while a batch gathers are ranked for the moment they
+fall due, before the batch is learned. On slow streams a batch spans hours; what a worker would refresh between two
+clicks of a person in the same batch is not, so such a second click meets the list of the first, however old: the figure
+is rather too low than too high. Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
 
 Letters: `n` events, `N` events of a micro-batch.
 """
 
+import heapq
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -29,11 +32,11 @@ import torch
 from numpy.typing import NDArray
 
 from online import baselines
-from online.backtest_events import Facts, facts_of, micro_batches, stream_times
+from online.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
 from online.baselines import Baselines
 from online.learner import Learner
 from online.metrics import K, hit_and_ndcg_at
-from online.refresh import RefreshSchedule
+from online.refresh import marks_passed
 from online.settings import Settings
 from stream.events import Click
 
@@ -55,41 +58,66 @@ OnProgress = Callable[[str, int, float], None]
 
 
 class LearnerRun:
-    """One learner going through the stream, and the lists that it would have kept in Redis."""
+    """One learner going through a stream, and the lists that it would have kept in Redis.
 
-    def __init__(self, settings: Settings, ages_s: Sequence[float] = ()) -> None:
+    A worker would write more lists than it ranks here: of those that nobody looks at before the next one is written, it
+    only counts how many there are.
+    """
+
+    def __init__(self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True) -> None:
+        """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed."""
         self.settings = settings
+        self.lists = lists
+        self.clicks = clicks
         self.learner = Learner(settings)
-        self.schedule = RefreshSchedule(ages_s)
-        self.refreshes = 0
+        self.times = stream_times(clicks)
+        self.refreshes = 0  # as many as a worker's
+        self._next = next_clicks(clicks)
+        self._due: list[tuple[float, str]] = []  # a heap: moments at which lists are ranked anew, with their owners
         self._written_at: dict[str, float] = {}  # stream time at which each person's list was written
 
-    def step(self, clicks: Sequence[Click], times: Sequence[float]) -> tuple[Ranks, NDArray[np.int64], Ranks]:
-        """One micro-batch: refreshes up to it, then foresees it, then learns it.
+    def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        """One micro-batch, as numbers of clicks: refreshes up to it, then foresees it, then learns it.
 
         Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `Learned`.
         """
-        self._refresh(clicks, times)
+        clicks = self.clicks[batch.start : batch.stop]
+        if not self.lists:
+            learned = self.learner.learn(clicks)
+            return learned.ranks, learned.candidates, np.full(len(clicks), np.inf)
+        self._refresh(self.times[batch[-1]])
         popular = {item: float(rank) for rank, item in enumerate(self.learner.popular().items[:K])}
         learned = self.learner.learn(clicks)
         served = learned.served_ranks.copy()
-        for at, (click, now) in enumerate(zip(clicks, times, strict=True)):
+        for at, click in zip(batch, clicks, strict=True):
+            now = self.times[at]
             if now - self._written_at.get(click.user_id, now) > self.settings.list_ttl_s:
-                served[at] = popular.get(click.item_id, np.inf)
+                served[at - batch.start] = popular.get(click.item_id, np.inf)
             self._written_at[click.user_id] = now
-            self.schedule.clicked(click.user_id, now)
+            self._schedule(at, batch)
         return learned.ranks, learned.candidates, served
 
-    def _refresh(self, clicks: Sequence[Click], times: Sequence[float]) -> None:
-        first: dict[str, float] = {}
-        for click, now in zip(clicks, times, strict=True):
-            first.setdefault(click.user_id, now)
-        # Whoever clicks in this batch has a new list from then on; what would have fallen due later never does.
-        due = [(user, at) for user, at in self.schedule.due(times[-1]) if at <= first.get(user, at)]
-        self.refreshes += len(due)
-        latest = {user: at for user, at in due if user in self.learner.histories}
-        self.learner.rank(list(latest))
-        self._written_at.update(latest)
+    def _schedule(self, at: int, batch: range) -> None:
+        """The refreshes of the list that a click gives: until its owner's next click, or until the stream ends."""
+        now, following = self.times[at], self._next[at]
+        looked_at = self.times[min(following, len(self.times) - 1)]
+        passed = int(marks_passed(self.settings.refresh_ages_s, looked_at - now))
+        self.refreshes += passed
+        if passed and batch.stop <= following < len(self.times):
+            heapq.heappush(self._due, (now + self.settings.refresh_ages_s[passed - 1], self.clicks[at].user_id))
+
+    def _refresh(self, until: float) -> None:
+        """Ranks anew the lists whose last refresh before their owner's next click falls due by then."""
+        due: dict[str, float] = {}
+        while self._due and self._due[0][0] <= until:
+            moment, user = heapq.heappop(self._due)
+            if user in self.learner.histories:
+                due[user] = moment
+        users = list(due)
+        for start in range(0, len(users), self.settings.refresh_lists_max):
+            part = users[start : start + self.settings.refresh_lists_max]
+            self.learner.rank(part, [due[user] for user in part])
+        self._written_at |= due
 
 
 class Given(NamedTuple):
@@ -200,15 +228,13 @@ def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
     clicks, facts, _ = given
     settings = Settings(**{**given.settings.model_dump(), **run.overrides})
     torch.set_num_threads(settings.threads)
-    ages_s: tuple[float, ...] = getattr(settings, "refresh_ages_s", ())
-    going = LearnerRun(settings, ages_s if AS_SERVED in run.methods else ())
-    times = stream_times(clicks)
+    going = LearnerRun(settings, clicks, lists=AS_SERVED in run.methods)
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0
-    for batch in micro_batches(clicks, settings, ages_s):
+    for batch in micro_batches(clicks, settings):
         part = slice(batch.start, batch.stop)
-        asked, candidates, served[part] = going.step(clicks[part], times[part])
+        asked, candidates, served[part] = going.step(batch)
         ranks[part] = complete(facts, part, asked, candidates, exclude_seen=settings.exclude_seen)
         among[part] = np.isfinite(asked)
         batches += 1

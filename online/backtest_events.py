@@ -98,24 +98,29 @@ def stream_times(clicks: Sequence[Click]) -> list[float]:
     return list(accumulate((click.timestamp for click in clicks), max))
 
 
-def micro_batches(clicks: Sequence[Click], settings: Settings, ages_s: Sequence[float] = ()) -> Iterator[range]:
+def next_clicks(clicks: Sequence[Click]) -> list[int]:
+    """The number of the same person's next click, for each click; the number of clicks where there is none."""
+    found = [len(clicks)] * len(clicks)
+    before: dict[str, int] = {}
+    for at, click in enumerate(clicks):
+        if click.user_id in before:
+            found[before[click.user_id]] = at
+        before[click.user_id] = at
+    return found
+
+
+def micro_batches(clicks: Sequence[Click], settings: Settings) -> Iterator[range]:
     """Consecutive clicks that are learned in one step, as numbers: what a worker takes that finds clicks waiting.
 
-    A batch is as long as `micro_batch_max`, and as the worker's bound for one person, let it. It ends early where a
-    person's list would have been refreshed (at one of `ages_s`) between two of their clicks in it.
+    A batch is as long as `micro_batch_max`, and as the worker's bound for one person, let it.
     """
-    first_mark_s = min(ages_s, default=math.inf)
     start = 0
     of_user: Counter[str] = Counter()
-    clicked_at: dict[str, float] = {}
-    for at, (click, now) in enumerate(zip(clicks, stream_times(clicks), strict=True)):
-        user = click.user_id
-        full = at - start == settings.micro_batch_max or of_user[user] == settings.history_max // 2
-        if full or now - clicked_at.get(user, now) >= first_mark_s:
+    for at, click in enumerate(clicks):
+        if at - start == settings.micro_batch_max or of_user[click.user_id] == settings.history_max // 2:
             yield range(start, at)
             start = at
-            of_user, clicked_at = Counter(), {}
-        of_user[user] += 1
-        clicked_at[user] = now
+            of_user = Counter()
+        of_user[click.user_id] += 1
     if start < len(clicks):
         yield range(start, len(clicks))

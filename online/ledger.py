@@ -20,6 +20,7 @@ class Ledger:
     duplicates: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
     finetunings: int = 0
+    refreshes: int = 0  # lists ranked anew without a click: they had aged, or were behind
     latest_offset: str = ""  # `partition:next offset` of the click learned last
     latest_clicked_at_ms: int = 0
 
@@ -34,6 +35,7 @@ class Ledger:
             "duplicates": self.duplicates,
             "dead_letters": dict(self.dead_letters),
             "finetunings": self.finetunings,
+            "refreshes": self.refreshes,
             "latest_offset": self.latest_offset,
             "latest_clicked_at_ms": self.latest_clicked_at_ms,
         }
@@ -42,5 +44,5 @@ class Ledger:
         self.next_offsets = {Partition(topic, partition): offset for topic, partition, offset in state["next_offsets"]}
         self.learned, self.duplicates = state["learned"], state["duplicates"]
         self.dead_letters = Counter(state["dead_letters"])
-        self.finetunings = state["finetunings"]
+        self.finetunings, self.refreshes = state["finetunings"], state["refreshes"]
         self.latest_offset, self.latest_clicked_at_ms = state["latest_offset"], state["latest_clicked_at_ms"]

@@ -23,6 +23,7 @@ from online.finetune import FineTuning
 from online.learner import Learner, Ranking
 from online.ledger import Ledger
 from online.metrics import Latencies
+from online.refresh import RefreshSchedule, StreamClock, latest_clicks_at
 from online.seen import SeenEvents
 from online.settings import Settings
 from stream.events import BadEvent, Click, Limits, parse
@@ -83,6 +84,8 @@ class Loop:
         self.last_finetuned_at: float | None = None
         self.last_saved: Saved | None = None
         self.latencies = Latencies()
+        self.stream_clock = StreamClock(clock)
+        self.aging = RefreshSchedule(settings.refresh_ages_s, self.stream_clock)
         self.redis_waits_since: float | None = None
         self._asked = threading.Event()
         self._redis_tried_at = 0.0
@@ -104,6 +107,8 @@ class Loop:
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.stale = dict.fromkeys(state["stale"])
         self.popular_stale = state["popular_stale"]
+        self.stream_clock.saw(latest_clicks_at(self.learner.histories).max(initial=-np.inf))
+        self.aging.load_state(state["aging"])
         if state["finetuning_asked"]:
             self.ask_finetuning("before the restart")
         self._saved_ledger = self.ledger.to_state()
@@ -137,6 +142,7 @@ class Loop:
             # 3. Score the lists that stand, learn, rank anew.
             learned = self.learner.learn([one.click for one in batch])
             self.ledger.learned += len(batch)
+            self.stream_clock.saw(max(one.click.timestamp for one in batch))
             # 4. The new lists, in one pipeline.
             self._publish(batch, learned.rankings)
             # 5. Drift: an alarm asks for fine-tuning.
@@ -183,6 +189,7 @@ class Loop:
             "dead_letters": self.dead_letters.to_state(),
             "stale": list(self.stale),
             "popular_stale": self.popular_stale,
+            "aging": self.aging.to_state(),
             "finetuning_asked": self.finetuning_state != "idle",
             "shape": self._shape(),
         }
@@ -214,6 +221,7 @@ class Loop:
         lists = {
             user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in lasts.items()
         }
+        self.aging.renewed(lists)
         if self._write(lists, self._popular()):
             written_ms = 1000 * self.clock()
             self.latencies.add(written_ms - one.record.timestamp_ms for one in lasts.values())
@@ -227,22 +235,27 @@ class Loop:
                 del self.stale[next(iter(self.stale))]
 
     def _refresh(self) -> None:
-        """Brings some of the lists that are behind up to date, once Redis answers again."""
+        """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
+        if self.redis_waits_since is None:
+            self.stale |= dict.fromkeys(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
         if not (self.stale or self.popular_stale) or not self._redis_may_answer():
             return
         users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
         histories = self.learner.histories
         held = [user for user in users if user in histories]  # the others made room since
         slots = histories.find(held)
-        clicked_at_ms = (1000 * histories.latest(slots, 1).timestamps[:, 0]).astype(np.int64).tolist()
+        clicked_at = latest_clicks_at(histories, held)
+        moments = np.maximum(self.stream_clock.now(), clicked_at).tolist()
+        clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()
         lists = {
-            user: self._top_list(ranking, f"{partition}:{offset}", clicked_at, PERSONAL)
-            for user, ranking, (partition, offset), clicked_at in zip(
-                held, self.learner.rank(held), histories.origins[slots].tolist(), clicked_at_ms, strict=True
+            user: self._top_list(ranking, f"{partition}:{offset}", at_ms, PERSONAL)
+            for user, ranking, (partition, offset), at_ms in zip(
+                held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
             )
         }
         if self._write(lists, self._popular() if self.popular_stale else None):
             self.popular_stale = False
+            self.ledger.refreshes += len(lists)
             for user in users:
                 del self.stale[user]
 

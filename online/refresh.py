@@ -1,46 +1,102 @@
-"""When lists are to be ranked anew although nobody clicked: what suits a person now suits them less tomorrow."""
+"""Lists are ranked anew as they age: what suits a person now suits them less tomorrow.
 
-import heapq
-from collections.abc import Sequence
+Here is what time it is in the stream, and whose list has become old; `Loop` ranks and writes them.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from online.history import UserHistories
+
+
+class StreamClock:
+    """What time it is in the stream: the latest timestamp seen, and the time that has passed since it was seen.
+
+    So a replay of old clicks ages lists as a live stream does. It never goes back, whatever late clicks say. Of clicks
+    that are ahead of the computer's clock it believes no more than that clock: one wrong phone must not age everybody.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock`: the computer's, in seconds since 1970."""
+        self._clock = clock
+        self._ahead_s = -np.inf  # of the computer's clock
+        self._latest = -np.inf
+
+    def saw(self, timestamp: float) -> None:
+        """A click was made then, in seconds since 1970."""
+        self._ahead_s = max(self._ahead_s, min(timestamp - self._clock(), 0.0))
+
+    def now(self) -> float:
+        """Seconds since 1970; -inf before the first click."""
+        self._latest = max(self._latest, self._clock() + self._ahead_s)
+        return self._latest
+
+
+def marks_passed(ages_s: Sequence[float], age_s: ArrayLike) -> NDArray[np.int64]:
+    """How many of the rising ages at which lists are ranked anew lie before an age; of the same shape."""
+    return np.searchsorted(np.asarray(ages_s, np.float64), age_s).astype(np.int64)
 
 
 class RefreshSchedule:
-    """Falls due for each list as its age passes a few marks. A click makes a list new, and its marks begin again.
+    """Whose list has passed one of a few ages since the last look, longest waiting first.
 
-    So a click never causes more refreshes than there are marks, and nobody is refreshed forever. It knows no clock:
-    times are whatever seconds `clicked` and `due` are told, so that a stream of the past can be played through it.
-    Memory: a few entries for everybody whose latest click is younger than the last mark.
+    A list's age counts from its owner's latest click. So a click causes at most as many refreshes as there are ages,
+    nobody is refreshed forever, and whoever passes several of them between two looks is refreshed once. All follows
+    from the histories, the time of the last look, and who still waits; that is nobody but who has a history.
     """
 
-    def __init__(self, ages_s: Sequence[float]) -> None:
-        """`ages_s`: seconds after the click, rising. None at all: nothing ever falls due."""
-        self.ages_s = tuple(sorted(ages_s))
-        self._clicked_at: dict[str, float] = {}  # of everybody who still has a mark before them
-        self._heap: list[tuple[float, str, float, int]] = []  # due, user, the click it counts from, which mark
+    def __init__(self, ages_s: Sequence[float], clock: StreamClock) -> None:
+        """`ages_s`: seconds, rising. None at all: nothing ever falls due."""
+        self.ages_s = tuple(ages_s)
+        self._clock = clock
+        self._asked = threading.Event()
+        self._looked_at = -np.inf
+        self._waiting: dict[str, None] = {}
 
-    def clicked(self, user: str, at: float) -> None:
-        """The user's list was written at this time, because of a click."""
-        if not self.ages_s:
-            return
-        self._clicked_at[user] = at
-        self._push(user, at, 0)
-        if len(self._heap) > 64 + 4 * len(self._clicked_at):  # mostly marks of clicks that others have followed
-            self._heap = [entry for entry in self._heap if self._clicked_at.get(entry[1]) == entry[2]]
-            heapq.heapify(self._heap)
+    def ask(self) -> None:
+        """Look at the next `take`. May be called from any thread; asked twice before it counts once."""
+        self._asked.set()
 
-    def due(self, until: float) -> list[tuple[str, float]]:
-        """Takes out what falls due up to a time: users and when, in order; somebody may pass several marks."""
-        found = []
-        while self._heap and self._heap[0][0] <= until:
-            due, user, at, mark = heapq.heappop(self._heap)
-            if self._clicked_at.get(user) != at:
-                continue
-            found.append((user, due))
-            if mark + 1 < len(self.ages_s):
-                self._push(user, at, mark + 1)
-            else:
-                del self._clicked_at[user]
-        return found
+    def take(self, histories: UserHistories, count_max: int) -> list[str]:
+        """Takes out those who have waited longest, each time it was asked for; nobody otherwise."""
+        if not self._asked.is_set():
+            return []
+        self._asked.clear()
+        self._look(histories)
+        users = list(islice(self._waiting, count_max))
+        self.renewed(users)
+        return users
 
-    def _push(self, user: str, at: float, mark: int) -> None:
-        heapq.heappush(self._heap, (at + self.ages_s[mark], user, at, mark))
+    def renewed(self, users: Iterable[str]) -> None:
+        """These users get new lists: whoever waited does not any more."""
+        for user in users:
+            self._waiting.pop(user, None)
+
+    def _look(self, histories: UserHistories) -> None:
+        users, now = histories.users(), self._clock.now()
+        clicked_at = latest_clicks_at(histories, users)
+        passed = marks_passed(self.ages_s, now - clicked_at) > marks_passed(self.ages_s, self._looked_at - clicked_at)
+        self._looked_at = now
+        self._waiting |= {users[place]: None for place in np.flatnonzero(passed).tolist()}
+        if len(self._waiting) > len(users):  # some have made room in the histories since
+            self._waiting = {user: None for user in self._waiting if user in histories}
+
+    def to_state(self) -> dict[str, Any]:
+        looked_at = None if self._looked_at == -np.inf else self._looked_at
+        return {"looked_at": looked_at, "waiting": list(self._waiting)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave. If nobody ever looked, it begins now: what is old already stays so."""
+        self._looked_at = self._clock.now() if state["looked_at"] is None else state["looked_at"]
+        self._waiting = dict.fromkeys(state["waiting"])
+
+
+def latest_clicks_at(histories: UserHistories, users: Sequence[str] | None = None) -> NDArray[np.float64]:
+    """When the latest click of each user (default: of all who have a history) was made, (N,) seconds since 1970."""
+    users = histories.users() if users is None else users
+    return histories.latest(histories.find(users), 1).timestamps[:, 0] if users else np.zeros(0)

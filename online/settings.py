@@ -58,7 +58,15 @@ class Settings(BaseSettings):
     micro_batch_max: Positive = Field(64, description="clicks learned in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
-    refresh_lists_max: Positive = Field(256, description="lists ranked anew in one turn after Redis was away")
+    refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
+        (600.0, 3_600.0, 14_400.0, 57_600.0),
+        description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
+    )
+    refresh_interval_s: Rate = Field(5.0, description="time between two looks for lists that have aged")
+    refresh_lists_max: Positive = Field(
+        256,
+        description="lists ranked anew in one turn after Redis was away, and of those that have aged after each look",
+    )
 
     # What is remembered.
     users_held: Positive = Field(100_000, description="users with a history; the least recently seen makes room")
@@ -116,10 +124,19 @@ class Settings(BaseSettings):
     status_interval_s: Seconds = Field(1.0, description="time between two reports of the worker about itself")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
-    @field_validator("layers", mode="before")
+    @field_validator("layers", "refresh_ages_s", mode="before")
     @classmethod
-    def _split_layers(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return () if value.strip() == "none" else tuple(part.strip() for part in value.split(","))
+
+    @field_validator("refresh_ages_s")
+    @classmethod
+    def _ages_rise(cls, ages: tuple[float, ...]) -> tuple[float, ...]:
+        if list(ages) != sorted(set(ages)):
+            raise ValueError("ages must rise, each above the one before")
+        return ages
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

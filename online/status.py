@@ -58,6 +58,7 @@ class StatusReport:
                 "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
             },
             "lists_behind": len(loop.stale),
+            "refreshes": ledger.refreshes,
             "redis": "ok" if loop.redis_waits_since is None else "waiting",
             "memory_mb_max": memory_mb_max(),
         }

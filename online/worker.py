@@ -4,8 +4,9 @@ import fcntl
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 
 import torch
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -46,7 +47,7 @@ def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Ev
         if loop.restore() is None:
             log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)
         loop.start()
-        parts.enter_context(scheduled_finetuning(loop))
+        parts.enter_context(scheduled(loop))
         report = StatusReport(loop)
         if ready is not None:
             ready.set()
@@ -105,19 +106,19 @@ def only_worker(settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def scheduled_finetuning(loop: Loop) -> Iterator[None]:
-    """APScheduler asks for fine-tuning by the clock; the loop does it, because weights have one writer."""
+def scheduled(loop: Loop) -> Iterator[None]:
+    """APScheduler asks by the clock; the loop does what is asked, because weights and lists have one writer."""
+    settings = loop.settings
     scheduler = BackgroundScheduler(timezone="UTC")
-    if loop.settings.finetune_interval_s:
-        scheduler.add_job(
-            loop.ask_finetuning,
-            IntervalTrigger(seconds=loop.settings.finetune_interval_s, timezone="UTC"),
-            args=["by the clock"],
-            id="finetune",
-            max_instances=1,
-            coalesce=True,
-            misfire_grace_time=None,
-        )
+
+    def every(seconds: float, ask: Callable[[], None], name: str) -> None:
+        trigger = IntervalTrigger(seconds=seconds, timezone="UTC")
+        scheduler.add_job(ask, trigger, id=name, max_instances=1, coalesce=True, misfire_grace_time=None)
+
+    if settings.finetune_interval_s:
+        every(settings.finetune_interval_s, partial(loop.ask_finetuning, "by the clock"), "finetune")
+    if settings.refresh_ages_s:
+        every(settings.refresh_interval_s, loop.aging.ask, "refresh")
     scheduler.start()
     try:
         yield

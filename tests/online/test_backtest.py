@@ -16,11 +16,10 @@ from rich.console import Console
 from online import backtest as module
 from online.backtest import ABLATIONS, AS_SERVED, METHODS, NEXTCLICK, LearnerRun, Outcome, Went, backtest, complete
 from online.backtest_command import run_backtest
-from online.backtest_events import BacktestError, facts_of, micro_batches, read_clicks
+from online.backtest_events import BacktestError, facts_of, micro_batches, next_clicks, read_clicks
 from online.backtest_report import report
 from online.event_files import EventFile
-from online.learner import Learned, Ranking
-from online.refresh import RefreshSchedule
+from online.learner import Learned, Learner, Ranking
 from online.settings import Settings
 from online.town import Town
 from stream.events import Click, encode
@@ -103,62 +102,110 @@ class TestBatches:
         assert found[0] == range(0, 10)
         assert [len(b) for b in micro_batches(clicks, settings(micro_batch_max=16))] == [16, 16, 8]
 
-    def test_they_end_where_a_list_in_them_would_be_refreshed(self) -> None:
-        clicks = stream("ada tea", "ben tea", "cleo tea", "ada cup", "ben cup", "ben tea")
-        assert [len(batch) for batch in micro_batches(clicks, settings(), (150.0, 600.0))] == [3, 3]
-
 
 class TestRefreshes:
-    def test_each_click_begins_the_marks_again_and_they_end(self) -> None:
-        schedule = RefreshSchedule((60.0, 600.0))
-        schedule.clicked("ada", 0.0)
-        schedule.clicked("ben", 30.0)
-        assert schedule.due(59.9) == []
-        assert schedule.due(100.0) == [("ada", 60.0), ("ben", 90.0)]
-        schedule.clicked("ada", 110.0)
-        assert schedule.due(1e9) == [("ada", 170.0), ("ben", 630.0), ("ada", 710.0)]
-        assert schedule.due(math.inf) == []
+    HOUR = 3_600.0
 
-    def test_memory_follows_people_and_not_clicks(self) -> None:
-        schedule = RefreshSchedule((60.0, 600.0))
-        for at in range(10_000):
-            schedule.clicked("ada", at / 1_000)
-        assert len(schedule._heap) < 100
-        assert schedule.due(1e9) == [("ada", 9.999 + 60.0), ("ada", 9.999 + 600.0)]
-
-    def test_lists_are_refreshed_before_the_batch_that_finds_them_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        run = LearnerRun(settings(), (100.0, 1_000.0))
-        ranked: list[tuple[int, list[str]]] = []
+    @pytest.fixture
+    def ranked(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, float]]]:
+        """Every call of `rank`: the clicks learned before it, and the moments that lists were asked for."""
+        calls: list[tuple[int, dict[str, float]]] = []
         learned = 0
-        rank, learn = run.learner.rank, run.learner.learn
+        learn = Learner.learn
 
-        def spy_rank(users: Sequence[str]) -> list[Ranking]:
-            ranked.append((learned, list(users)))
-            return rank(users)
-
-        def spy_learn(clicks: Sequence[Click]) -> Learned:
+        def spy_learn(learner: Learner, clicks: Sequence[Click]) -> Learned:
             nonlocal learned
             learned += len(clicks)
-            return learn(clicks)
+            return learn(learner, clicks)
 
-        monkeypatch.setattr(run.learner, "rank", spy_rank)
-        monkeypatch.setattr(run.learner, "learn", spy_learn)
-        clicks = stream("ada tea", "ben tea", "ada cup", "cleo tea")
-        run.step(clicks[:2], [1_000.0, 1_060.0])
-        run.step(clicks[2:3], [1_090.0])  # ada again, before her mark
-        run.step(clicks[3:], [5_000.0])  # everybody's marks have passed
-        assert [(at, sorted(users)) for at, users in ranked if users] == [(3, ["ada", "ben"])]
-        assert run.refreshes == 4
+        def spy_rank(_: Learner, users: Sequence[str], now: Sequence[float]) -> list[Ranking]:
+            calls.append((learned, dict(zip(users, now, strict=True))))
+            return [Ranking([], []) for _ in users]
+
+        monkeypatch.setattr(Learner, "learn", spy_learn)
+        monkeypatch.setattr(Learner, "rank", spy_rank)
+        return calls
+
+    def run(self, clicks: Sequence[Click], *batches: range, **changes: Any) -> LearnerRun:
+        run = LearnerRun(settings(**{"refresh_ages_s": (600.0, 3_600.0), **changes}), clicks)
+        for batch in batches:
+            run.step(batch)
+        return run
+
+    def test_next_clicks_are_those_of_the_same_person(self) -> None:
+        assert next_clicks(stream("ada tea", "ben tea", "ada cup", "ada tea", "cleo tea")) == [2, 5, 3, 5, 5]
+
+    def test_before_a_batch_it_ranks_what_fell_due_since_for_the_moment_it_fell_due(self, ranked: Any) -> None:
+        clicks = stream("ada tea", "ben tea", "cleo tea", "ada cup", "ben cup", step_s=900.0)
+        self.run(clicks, *(range(at, at + 1) for at in range(5)))
+        start = clicks[0].timestamp
+        # ada's first mark passed while cleo's click was awaited, ben's while ada's was.
+        assert ranked == [(1, {"ada": start + 600}), (2, {"ben": start + 1_500})]
+
+    def test_only_the_last_mark_before_the_next_click_is_ranked_and_all_are_counted(self, ranked: Any) -> None:
+        clicks = stream("ada tea", "ben tea", "ada cup", "ada tea", step_s=2_000.0)
+        run = self.run(clicks, range(1), range(1, 2), range(2, 3), range(3, 4))
+        start = clicks[0].timestamp
+        assert ranked == [(2, {"ada": start + 3_600}), (3, {"ada": start + 4_600})]
+        assert run.refreshes == 2 + 2 + 1  # ada's first list, ben's that nobody looks at again, ada's second
+
+    def test_a_list_is_ranked_with_what_was_known_when_it_fell_due(self, ranked: Any) -> None:
+        clicks = stream("ada tea", *[f"u{at} tea" for at in range(8)], "ada cup", step_s=1_000.0)
+        self.run(clicks, range(2), range(2, 4), range(4, 6), range(6, 10))
+        assert ranked == [(4, {"ada": clicks[0].timestamp + 3_600})]  # not when she clicks
+
+    def test_between_two_clicks_of_a_person_in_a_batch_nothing_is_ranked_but_counted(self, ranked: Any) -> None:
+        run = self.run(stream("ada tea", "ada cup", "ada pot", step_s=1_000.0), range(2), range(2, 3))
+        assert [users.keys() for _, users in ranked] == [{"ada"}]
+        assert run.refreshes == 2
+
+    def test_a_click_at_the_very_moment_meets_the_list_that_is_not_refreshed(self, ranked: Any) -> None:
+        run = self.run(stream("ada tea", "ada cup", step_s=600.0), range(1), range(1, 2))
+        assert (run.refreshes, ranked) == (0, [])
+
+    def test_they_come_in_bounded_portions(self, ranked: Any) -> None:
+        people = [f"u{at}" for at in range(7)]
+        clicks = stream(*[f"{user} tea" for user in people], *[f"{user} cup" for user in people], step_s=60.0)
+        late = [click.model_copy(update={"timestamp": click.timestamp + 3_000}) for click in clicks[7:]]
+        self.run(clicks[:7] + late, range(7), range(7, 14), refresh_lists_max=3)
+        assert [len(users) for _, users in ranked] == [3, 3, 1]
+
+    def test_whoever_made_room_in_the_histories_is_left_out(self, ranked: Any) -> None:
+        clicks = stream(*[f"u{at} tea" for at in range(20)], "u0 cup", step_s=10.0)
+        clicks[-1] = clicks[-1].model_copy(update={"timestamp": 10_000.0})
+        self.run(clicks, range(16), range(16, 20), range(20, 21), users_held=16, micro_batch_max=16)
+        assert ranked == []
+
+    @pytest.mark.parametrize("off", [{"refresh_ages_s": ()}, {"lists": False}])
+    def test_without_marks_and_without_lists_nothing_is_refreshed(self, ranked: Any, off: dict[str, Any]) -> None:
+        clicks = stream("ada tea", "ben tea", "ada cup", step_s=2_000.0)
+        lists = off.pop("lists", True)
+        run = LearnerRun(settings(**off), clicks, lists=lists)
+        served = [run.step(range(at, at + 1))[2] for at in range(3)]
+        assert (run.refreshes, ranked) == (0, [])
+        assert lists or np.isinf(np.concatenate(served)).all()
+
+    def test_refreshing_moves_the_lists_as_served_and_nothing_on_request(self) -> None:
+        clicks = town(400)
+        none, often = (
+            backtest(clicks, settings(refresh_ages_s=ages, micro_batch_max=4), methods=[NEXTCLICK, AS_SERVED])
+            for ages in ((), (60.0, 600.0))
+        )
+        np.testing.assert_array_equal(none.ranks[NEXTCLICK], often.ranks[NEXTCLICK])
+        assert (none.ranks[AS_SERVED] != often.ranks[AS_SERVED]).any()
+        assert report(none)["refreshes_per_click"] == 0 < report(often)["refreshes_per_click"]
 
     def test_a_list_that_is_too_old_is_gone_and_the_popular_one_is_shown(self) -> None:
-        run = LearnerRun(settings(list_ttl_s=3_600, exclude_seen=True))
         first = stream("ben tea", "cleo tea", "dora tea", "ben pot", "ada tea", "ada cup")
-        run.step(first, [click.timestamp for click in first])
         soon, late = (Click(user_id="ada", item_id="tea", timestamp=first[-1].timestamp + s) for s in (60.0, 4_000.0))
-        (fresh,) = run.step([soon], [soon.timestamp])[2]
-        (gone,) = run.step([late], [late.timestamp])[2]
+        ages = {"list_ttl_s": 3_600, "exclude_seen": True}
+        run = LearnerRun(settings(refresh_ages_s=(), **ages), [*first, soon, late])
+        _, (fresh,), (gone,) = (run.step(batch)[2] for batch in (range(6), range(6, 7), range(7, 8)))
         assert fresh == math.inf  # her own list leaves out what she had
         assert gone == 0.0
+        run = LearnerRun(settings(refresh_ages_s=(1_000.0,), **ages), [*first, soon, late])
+        _, _, (renewed,) = (run.step(batch)[2] for batch in (range(6), range(6, 7), range(7, 8)))
+        assert renewed == math.inf
 
 
 class TestOrder:

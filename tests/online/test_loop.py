@@ -634,3 +634,171 @@ def test_a_redis_that_comes_back_empty_is_filled_again(world, town_clicks):
         loop.turn()
     assert set(world.lists.held) == users
     assert not loop.stale
+
+
+# --- lists are refreshed as they age -----------------------------------------------------------------------------
+
+
+def drain_asking(loop, each=1):
+    """`World.drain`, with lists that have aged looked for at each so many turns."""
+    loop.aging.ask()
+    turn = 0
+    while loop.turn():
+        turn += 1
+        if turn % each == 0:
+            loop.aging.ask()
+    loop.finish()
+    return loop
+
+
+def what_was_learned(world, loop):
+    """Everything but the lists, and what is counted and scored of them."""
+    found = world.everything(loop)
+    found |= {"learner": dict(found["learner"]), "ledger": dict(found["ledger"])}
+    del found["lists"], found["popular"], found["history.served"]
+    del found["learner"]["scores"], found["ledger"]["refreshes"]
+    return found
+
+
+AGES = {"refresh_ages_s": (30.0, 120.0), "poll_records_max": 8}
+
+
+def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
+    world.publish(town_clicks[:20])
+    loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
+    start = loop.clock()
+    times = [start]
+    loop.clock = lambda: times[0]
+    loop.stream_clock._clock = loop.clock
+    world.drain(loop)
+    before, last = dict(world.lists.held), max(click.timestamp for click in town_clicks[:20])
+    moments = []
+    rank = loop.learner.rank
+    loop.learner.rank = lambda users, now: (moments.append(dict(zip(users, now, strict=True))), rank(users, now))[1]
+
+    times[0] += 4_000.0
+    loop.turn()
+    assert world.lists.held == before  # nobody asked
+    loop.aging.ask()
+    loop.turn()
+    assert moments == [dict.fromkeys(before, last + 4_000.0)]
+    for user, top in world.lists.held.items():
+        assert (top.clicked_at, top.offset) == (before[user].clicked_at, before[user].offset)
+        assert (top.written_at, before[user].written_at) == (int(1000 * times[0]), int(1000 * start))
+    assert loop.ledger.refreshes == len(before)
+
+    times[0] += 1_000_000.0
+    loop.aging.ask()
+    loop.turn()
+    assert len(moments) == 1  # all ages were passed
+
+
+def test_a_bounded_number_is_refreshed_each_time_it_is_asked(world):
+    world.publish([Click(user_id=f"u{number}", item_id="i", timestamp=1_000.0 + number) for number in range(10)])
+    world.publish([Click(user_id="late", item_id="i", timestamp=9_000.0)])
+    loop = world.run(refresh_ages_s=(600.0,), refresh_lists_max=4)
+    refreshed = []
+    for _ in range(4):
+        loop.aging.ask()
+        loop.turn()
+        loop.turn()  # nobody asks
+        refreshed.append(loop.ledger.refreshes)
+    assert refreshed == [4, 8, 10, 10]
+
+
+def test_the_refreshes_of_a_replay_follow_its_clicks(world, town_clicks):
+    world.publish(town_clicks)
+    loop = drain_asking(world.begin(world.loop(**AGES)))
+    assert loop.ledger.refreshes > 20
+    assert loop.stream_clock.now() == max(click.timestamp for click in town_clicks)  # the test's clock stands still
+
+
+def test_refreshing_changes_nothing_that_is_learned(new_world, values):
+    quiet, busy = new_world(), new_world()
+    quiet.publish(values)
+    busy.publish(values)
+    never = quiet.run(**AGES, memory_users_held=16)
+    often = drain_asking(busy.begin(busy.loop(**AGES, memory_users_held=16)))
+    assert often.ledger.refreshes > 0
+    assert what_was_learned(busy, often) == what_was_learned(quiet, never)
+
+
+REFRESH_STEPS = [
+    ("learner.rank", 2),
+    ("lists.write", 12),
+    ("checkpoints.save", 6),
+    ("source.commit", 9),
+]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("killed_at", REFRESH_STEPS, ids=str)
+def test_killed_while_lists_are_refreshed_it_learns_the_same_and_everybody_has_a_list(
+    new_world, values, killed_at, after
+):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish(values)
+    step, call = killed_at
+    first = world.begin(world.loop(**AGES))
+    world.crash(*owner_of(first, step), call=call, after=after)
+    with pytest.raises(world.aborted):
+        drain_asking(first, each=2)
+    vars(world.lists).pop("write", None)
+    second = drain_asking(world.begin(world.loop(**AGES)))
+    undisturbed = quiet.run(**AGES)
+    assert what_was_learned(world, second) == what_was_learned(quiet, undisturbed)
+    assert {user: top.offset for user, top in world.lists.held.items()} == {
+        user: top.offset for user, top in quiet.lists.held.items()
+    }
+
+
+def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_clicks):
+    world.publish(town_clicks[:POLL])
+    loop = world.run(refresh_ages_s=(1.0,))
+    saved = loop.last_saved.number
+    loop.aging.ask()
+    loop.turn()
+    assert loop.ledger.refreshes > 0
+    assert loop.last_saved.number == saved + 1
+    loop.turn()
+    assert loop.last_saved.number == saved + 1
+    again = world.begin(world.loop(refresh_ages_s=(1.0,)))
+    assert world.everything(again) == world.everything(loop)
+    again.aging.ask()
+    again.turn()
+    assert again.ledger.refreshes == loop.ledger.refreshes  # they are not due a second time
+
+
+def test_a_restart_does_not_refresh_everybody(world):
+    old = [Click(user_id=f"old{number}", item_id="i", timestamp=1_000.0) for number in range(20)]
+    world.publish([*old, Click(user_id="new", item_id="i", timestamp=900_000.0)])
+    world.run(refresh_ages_s=())
+    loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
+    assert loop.stream_clock.now() == 900_000.0
+    loop.aging.ask()
+    loop.turn()
+    assert loop.ledger.refreshes == 0
+    world.publish([Click(user_id="newer", item_id="i", timestamp=901_000.0)])
+    loop.turn()
+    loop.aging.ask()
+    loop.turn()
+    assert loop.ledger.refreshes == 1  # new's
+
+
+def test_without_redis_no_list_is_refreshed_and_afterwards_each_once(world, monkeypatch):
+    monkeypatch.setattr(loop_module, "REDIS_RETRY_S", 0.0)
+    world.publish([Click(user_id=user, item_id="i", timestamp=at) for user, at in (("ada", 1_000.0), ("ben", 3_000.0))])
+    loop = world.run(refresh_ages_s=(600.0, 1_200.0))
+    world.lists.away = True
+    world.publish([Click(user_id="cleo", item_id="i", timestamp=3_700.0)])
+    for _ in range(3):
+        loop.aging.ask()
+        loop.turn()
+    assert loop.ledger.refreshes == 0
+    world.lists.away = False
+    for _ in range(3):
+        loop.aging.ask()
+        loop.turn()
+    assert loop.ledger.refreshes == 3  # cleo's, which Redis has never had, and then those that have aged
+    assert not loop.stale

@@ -41,7 +41,7 @@ STATUS: dict[str, Any] = {
     "loss": 3.21, "alarms": 1, "last_alarm": {"at": 9_000, "before": 3.0, "after": 5.5},
     "finetune": {"state": "running", "done": 2, "last_at": None},
     "checkpoint": {"number": 8, "bytes": 1_500_000, "seconds": 0.1},
-    "lists_pending": 0, "redis": "ok", "memory_mb_max": 321.0,
+    "lists_behind": 0, "refreshes": 7, "redis": "ok", "memory_mb_max": 321.0,
 }  # fmt: skip
 
 

@@ -149,6 +149,16 @@ def test_the_scheduler_asks_for_fine_tuning_and_the_version_shows_in_lists(setti
         assert lists.status()["finetune"]["done"] >= 1
 
 
+def test_the_scheduler_asks_for_lists_that_have_aged(settings, publish, small):
+    publish(0, 100)
+    often = small(**{**settings.model_dump(), "refresh_ages_s": (0.2,), "refresh_interval_s": 0.05})
+    with worker_thread(often) as lists:
+        wait_until("100 clicks", lambda: learned(lists) == 100)
+        people = len(set(lists.users()))
+        wait_until("everybody's list is refreshed", lambda: lists.status()["refreshes"] >= people)
+    assert saved_ledger(settings)["refreshes"] >= people > 10
+
+
 def test_a_second_worker_on_the_same_folder_says_so_in_one_line(settings):
     with only_worker(settings), pytest.raises(CheckpointError) as error:
         run_worker(settings, threading.Event())
