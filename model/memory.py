@@ -139,6 +139,10 @@ class Directory:
         """Who has a slot, least recently used first."""
         return list(self._slots)
 
+    def slot(self, user_id: str) -> int:
+        """-1 for who has none. Asking is no use."""
+        return self._slots.get(user_id, -1)
+
     def take(self, user_ids: Sequence[str]) -> tuple[list[int], list[bool]]:
         """-> each one's slot, and whether it is new to them (its memory is somebody else's, and has to be cleared).
 

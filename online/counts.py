@@ -1,110 +1,211 @@
-"""Live counts: what is popular now, and what followed each item; exact from the first click on, bounded.
+"""Live counts of all clicks, as fixed-width tensors: what follows an item, what occurs near it, what is popular now.
 
-Letters: `V` item rows, `M` successors held of an item (`successors_held`), `N` users of a micro-batch.
+Letters: `V` rows of the vocabulary, `M` entries kept of a row, `K` pairs of a batch, `N` clicks of a batch, `P` half-lives.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-RESCALE_ABOVE = 1e100  # the growing weight of a new click is scaled back here, far from overflow
+from model.vocabulary import grown
+
+NEAR = 20  # clicks back in which two items count as near each other
+THIRD = slice(2, 5)  # distances 3 to 5, which share one table
+BACKWARD = 0.5  # what a neighbour counts that came after, not before
+OVERFLOW = 1e12  # of the popularity's weight, at which all are scaled down
+
+
+class HeavyHitters:
+    """Of each row the M heaviest others, by space-saving (Metwally et al. 2005), a whole batch at a time.
+
+    Where a row is full, a newcomer takes the lightest place and goes on from its count. So a count is never too small,
+    and too large by at most total / M; whatever has more than that share is kept. 8 M + 4 bytes a row.
+    """
+
+    def __init__(self, held: int, device: torch.device) -> None:
+        self.held = held
+        self.others = torch.zeros(0, held, dtype=torch.int32, device=device)  # (V, M) rows; 0: a free place
+        self.counts = torch.zeros(0, held, device=device)  # (V, M)
+        self.totals = torch.zeros(0, device=device)  # (V,)
+
+    def grow(self, rows: int) -> None:
+        for name in ("others", "counts", "totals"):
+            setattr(self, name, _grown(getattr(self, name), rows))
+
+    def add(self, rows: Tensor, others: Tensor, weights: Tensor) -> None:
+        """Counts pairs (K,), which may repeat; those with row 0 on either side are left out."""
+        counted = (rows > 0) & (others > 0)
+        rows, others, weights = rows[counted], others[counted], weights[counted]
+        if not len(rows):
+            return
+        self.totals.index_add_(0, rows, weights)
+        V = len(self.totals)
+        pairs, which = torch.unique(rows * V + others, return_inverse=True)  # sorted: by row, then by other
+        sums = torch.zeros(len(pairs), device=rows.device).index_add_(0, which, weights)
+        rows, others = pairs // V, pairs % V
+        same = self.others[rows] == others[:, None].to(torch.int32)  # (K, M)
+        kept, place = same.any(1), same.to(torch.uint8).argmax(1)
+        self.counts[rows[kept], place[kept]] += sums[kept]
+        self._take_places(rows[~kept], others[~kept], sums[~kept])
+
+    def _take_places(self, rows: Tensor, others: Tensor, sums: Tensor) -> None:
+        """Newcomers (K,), sorted by row: the k-th of a row takes its k-th lightest place."""
+        if not len(rows):
+            return
+        different, start, newcomers = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
+        first = newcomers.cumsum(0) - newcomers
+        nth = torch.arange(len(rows), device=rows.device) - first[start]
+        most = min(int(newcomers.max()), self.held)
+        lightest = self.counts[different].topk(most, 1, largest=False).indices  # (rows, most), lightest first
+        fits = nth < most
+        rows, others, sums = rows[fits], others[fits], sums[fits]
+        place = lightest[start[fits], nth[fits]]
+        self.counts[rows, place] += sums
+        self.others[rows, place] = others.to(torch.int32)
+
+    def forget(self, rows: Tensor) -> None:
+        """Clears rows (K,), and what other rows counted of them."""
+        gone = torch.isin(self.others, rows.to(torch.int32)) & (self.others > 0)
+        self.others[gone], self.counts[gone] = 0, 0
+        self.others[rows], self.counts[rows], self.totals[rows] = 0, 0, 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"others": self.others, "counts": self.counts, "totals": self.totals}
 
 
 class Counts:
-    """Counts over item rows. Row 0 stands for unknown items and is never counted.
+    """What is counted of all items, told of each batch once, after it was scored."""
 
-    Successors keep the heaviest M of each item by space-saving (Metwally et al. 2005, algorithm 1): a newcomer takes
-    the place of the lightest and its count plus one, so a count is never too low (as long as no row is forgotten), and
-    too high by at most the lightest count that ever was replaced. Memory: 8·M + 12 bytes a row.
-    """
+    def __init__(self, held: int, half_lives: Sequence[int], device: torch.device) -> None:
+        self.device = device
+        self.half_lives = tuple(half_lives)
+        few = max(8, held // 2)
+        self.tables = {
+            "first": HeavyHitters(held, device),  # followers at distance 1
+            "second": HeavyHitters(few, device),
+            "third": HeavyHitters(few, device),  # at distances 3 to 5
+            "before": HeavyHitters(few, device),  # predecessors at distance 1
+            "near": HeavyHitters(held, device),  # within NEAR clicks, before or after
+        }
+        self.clicks = torch.zeros(0, device=device)  # (V,) ever
+        self.first_at = torch.zeros(0, dtype=torch.float64, device=device)  # (V,) seconds; 0: never
+        self.last_at = torch.zeros(0, dtype=torch.float64, device=device)
+        self._popular = torch.zeros(0, len(self.half_lives), dtype=torch.float64, device=device)  # (V, P), inflated
+        self._weights = torch.ones(len(self.half_lives), dtype=torch.float64, device=device)  # what a click counts now
 
-    def __init__(self, successors_held: int, half_life: int) -> None:
-        self.successors_held = successors_held
-        self.half_life = half_life
-        self.weight = 1.0  # of the next click: it grows, so that nothing has to be decayed
-        self.popularity = np.zeros(0, np.float64)  # (V,)
-        self.followers = np.zeros((0, successors_held), np.int32)  # (V, M) rows, 0 = free
-        self.follow_counts = np.zeros((0, successors_held), np.float32)  # (V, M)
-        self.follow_totals = np.zeros(0, np.float32)  # (V,)
+    def __len__(self) -> int:
+        return len(self.clicks)
 
     def grow(self, rows: int) -> None:
-        """Makes room for rows below `rows`; existing counts stay."""
-        more = rows - len(self.popularity)
-        if more <= 0:
+        """Makes room for so many rows, by doubling."""
+        rows = grown(rows, max(len(self), 1024))
+        if rows == len(self):
             return
-        self.popularity = np.concatenate([self.popularity, np.zeros(more)])
-        self.follow_totals = np.concatenate([self.follow_totals, np.zeros(more, np.float32)])
-        empty = np.zeros((more, self.successors_held))
-        self.followers = np.concatenate([self.followers, empty.astype(np.int32)])
-        self.follow_counts = np.concatenate([self.follow_counts, empty.astype(np.float32)])
+        for table in self.tables.values():
+            table.grow(rows)
+        for name in ("clicks", "first_at", "last_at", "_popular"):
+            setattr(self, name, _grown(getattr(self, name), rows))
 
-    def add(self, previous: int, row: int) -> None:
-        """One click on `row` by somebody whose last click was on `previous` (0: nothing known)."""
-        if row == 0:
-            return
-        self.popularity[row] += self.weight
-        self.weight *= 2 ** (1 / self.half_life)
-        if self.weight > RESCALE_ABOVE:
-            self.popularity /= self.weight
-            self.weight = 1.0
-        if previous == 0:
-            return
-        followers, counts = self.followers[previous], self.follow_counts[previous]
-        self.follow_totals[previous] += 1
-        places = np.flatnonzero(followers == row)
-        place = places[0] if len(places) else counts.argmin()
-        followers[place] = row
-        counts[place] += 1
+    def add(self, rows: Tensor, earlier: Tensor, times: Tensor) -> None:
+        """A batch of clicks in order: rows (N,), what each person had clicked before (N, NEAR), latest first, 0 where
+        there was nothing; times (N,) float64 seconds."""
+        ones = torch.ones(len(rows), device=self.device)
+        self.tables["first"].add(earlier[:, 0], rows, ones)
+        self.tables["second"].add(earlier[:, 1], rows, ones)
+        self.tables["before"].add(rows, earlier[:, 0], ones)
+        third = earlier[:, THIRD]
+        self.tables["third"].add(third.reshape(-1), rows.repeat_interleave(third.shape[1]), ones.repeat(third.shape[1]))
+        near = torch.where(earlier == rows[:, None], 0, earlier).reshape(-1)
+        current = rows.repeat_interleave(earlier.shape[1])
+        weights = torch.ones(len(near), device=self.device)
+        self.tables["near"].add(
+            torch.cat([near, current]), torch.cat([current, near]), torch.cat([weights, weights * BACKWARD])
+        )
 
-    def recent_popularity(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Clicks on each row, each halved for every `half_life` clicks from its own on. Same shape as `rows`."""
-        return self.popularity[rows] / self.weight
+        self.clicks.index_add_(0, rows, ones)
+        steps = torch.arange(len(rows), device=self.device, dtype=torch.float64)[:, None]
+        rates = torch.tensor(
+            [2 ** (1 / half_life) for half_life in self.half_lives], dtype=torch.float64, device=self.device
+        )
+        self._popular.index_add_(0, rows, self._weights * rates**steps)
+        self._weights *= rates ** len(rows)
+        if float(self._weights.max()) > OVERFLOW:
+            self._popular /= self._weights
+            self._weights.fill_(1.0)
+        self.last_at.scatter_reduce_(0, rows, times, "amax")
+        fresh = rows[self.first_at[rows] == 0]
+        self.first_at[fresh] = self.last_at[fresh]
+        for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
+            cleared[0] = 0
 
-    def popular(self, count: int) -> NDArray[np.int64]:
-        """The most popular rows now, best first, at most `count`; equal ones by row."""
-        count = min(count, len(self.popularity))
-        best = np.argpartition(-self.popularity, count - 1)[:count] if count else np.zeros(0, np.int64)
-        best = best[np.lexsort((best, -self.popularity[best]))]
-        return best[self.popularity[best] > 0]
+    def popularity(self, rows: Tensor) -> Tensor:
+        """Clicks on rows (...), each counting half for every half-life of clicks since -> (..., P) float32."""
+        return (self._popular[rows] / self._weights).float()
 
-    def followers_of(self, rows: NDArray[np.int64], count: int, *, filled_with: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N, count) what followed each row most often, then `filled_with`, each once; 0 where there is no more."""
-        order = np.argsort(-self.follow_counts[rows], axis=1, kind="stable")[:, :count]
+    def popular(self, count: int, half_life: int, blocked: Tensor) -> Tensor:
+        """The most popular rows by that half-life (its place in `half_lives`), best first, at most `count`, without
+        the blocked (V,)."""
+        column = torch.where(blocked, 0, self._popular[:, half_life])
+        best = column.topk(min(count, len(column))).indices
+        return best[column[best] > 0]
+
+    def followers_of(self, rows: Tensor, count: int, *, filled_with: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N, count) what followed each row (N,) most often, then `filled_with`, each once; 0 where there is no more."""
+        table = self.tables["first"]
+        order = table.counts[rows].sort(dim=1, descending=True, stable=True).indices[:, :count]
+        followers = table.others[rows].gather(1, order).cpu().numpy()
         found = np.zeros((len(rows), count), np.int64)
-        for at, followers in enumerate(np.take_along_axis(self.followers[rows], order, 1).tolist()):
-            both = dict.fromkeys([row for row in (*followers, *filled_with.tolist()) if row])
-            best = list(both)[:count]
+        for at, mine in enumerate(followers.tolist()):
+            best = list(dict.fromkeys([row for row in (*mine, *filled_with.tolist()) if row]))[:count]
             found[at, : len(best)] = best
         return found
 
     def forget_rows(self, rows: Sequence[int]) -> None:
         """Clears rows that are to be handed out again, and what others know of them."""
-        gone = np.isin(self.followers, rows)
-        self.followers[gone], self.follow_counts[gone] = 0, 0
-        at = np.asarray(rows, np.int64)
-        self.popularity[at], self.follow_totals[at] = 0, 0
-        self.followers[at], self.follow_counts[at] = 0, 0
+        at = torch.tensor(list(rows), dtype=torch.int64, device=self.device)
+        for table in self.tables.values():
+            table.forget(at)
+        for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
+            cleared[at] = 0
 
-    def to_state(self) -> dict[str, NDArray[Any]]:
-        return {
-            "weight": np.array([self.weight]),
-            "popularity": self.popularity,
-            "followers": self.followers,
-            "follow_counts": self.follow_counts,
-            "follow_totals": self.follow_totals,
+    def _tensors(self) -> dict[str, Tensor]:
+        named = {f"{name}.{part}": t for name, table in self.tables.items() for part, t in table.tensors().items()}
+        return named | {
+            "clicks": self.clicks,
+            "first_at": self.first_at,
+            "last_at": self.last_at,
+            "popular": self._popular,
+            "weights": self._weights,
         }
 
+    def to_state(self) -> dict[str, NDArray[Any]]:
+        return {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
+
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Takes back what `to_state` gave; with a smaller M the heaviest are kept."""
-        self.weight = float(arrays["weight"][0])
-        self.popularity = arrays["popularity"].copy()
-        self.follow_totals = arrays["follow_totals"].copy()
-        heaviest = np.argsort(-arrays["follow_counts"], axis=1, kind="stable")[:, : self.successors_held]
-        if arrays["followers"].shape[1] <= self.successors_held:
-            heaviest = np.broadcast_to(np.arange(arrays["followers"].shape[1]), arrays["followers"].shape)
-        shape = (len(self.popularity), self.successors_held)
-        self.followers, self.follow_counts = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-        self.followers[:, : heaviest.shape[1]] = np.take_along_axis(arrays["followers"], heaviest, 1)
-        self.follow_counts[:, : heaviest.shape[1]] = np.take_along_axis(arrays["follow_counts"], heaviest, 1)
+        """Takes back what `to_state` gave. With other limits, what fits: the heaviest entries."""
+        rows = len(arrays["clicks"])
+        for name, table in self.tables.items():
+            part = {key: torch.from_numpy(arrays[f"{name}.{key}"].copy()).to(self.device) for key in table.tensors()}
+            heaviest = part["counts"].sort(dim=1, descending=True, stable=True).indices[:, : table.held]
+            if part["counts"].shape[1] == table.held:
+                heaviest = torch.arange(table.held, device=self.device).expand(rows, -1)
+            table.totals = part["totals"]
+            table.others = torch.zeros(rows, table.held, dtype=torch.int32, device=self.device)
+            table.counts = torch.zeros(rows, table.held, device=self.device)
+            table.others[:, : heaviest.shape[1]] = part["others"].gather(1, heaviest)
+            table.counts[:, : heaviest.shape[1]] = part["counts"].gather(1, heaviest)
+        self.clicks, self.first_at, self.last_at = (
+            torch.from_numpy(arrays[name].copy()).to(self.device) for name in ("clicks", "first_at", "last_at")
+        )
+        self._popular = torch.from_numpy(arrays["popular"].copy()).to(self.device)
+        self._weights = torch.from_numpy(arrays["weights"].copy()).to(self.device)
+
+
+def _grown(tensor: Tensor, rows: int) -> Tensor:
+    new = tensor.new_zeros(rows, *tensor.shape[1:])
+    new[: len(tensor)] = tensor
+    return new

@@ -26,8 +26,17 @@ class Latest(NamedTuple):
         return Latest(self.rows[users], self.event_types[users], self.timestamps[users], self.lengths[users])
 
 
+class Newest(NamedTuple):
+    """Latest clicks of some users, latest first; 0 beyond their lengths."""
+
+    rows: NDArray[np.int64]  # (N, L)
+    timestamps: NDArray[np.float64]  # (N, L) seconds
+    numbers: NDArray[np.int64]  # (N, L) as `append` was told
+    lengths: NDArray[np.int64]  # (N,)
+
+
 class UserHistories:
-    """The latest `history_max` clicks of at most `users_held` users: 13 bytes a click, and 64 a user besides.
+    """The latest `history_max` clicks of at most `users_held` users: 21 bytes a click, and 64 a user besides.
 
     Clicks stand in the order in which they arrived, whatever their timestamps say.
     """
@@ -43,6 +52,7 @@ class UserHistories:
         self._rows = np.zeros((slots, H), np.int32)
         self._types = np.zeros((slots, H), np.uint8)
         self._times = np.zeros((slots, H), np.float64)
+        self._numbers = np.zeros((slots, H), np.int64)
         self._clicks = np.zeros(slots, np.int64)  # ever made; the ring's place is this modulo H
         self.served = np.zeros((slots, SERVED), np.int32)  # rows of the list that stands in Redis, best first
         self.origins = np.zeros((slots, 2), np.int64)  # of the latest click: its partition, and the offset after it
@@ -84,18 +94,20 @@ class UserHistories:
             new[: len(old)] = old
 
     def _arrays(self) -> list[NDArray[Any]]:
-        return [self._rows, self._types, self._times, self._clicks, self.served, self.origins]
+        return [self._rows, self._types, self._times, self._numbers, self._clicks, self.served, self.origins]
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Clicks kept of each slot, (N,)."""
         return np.minimum(self._clicks[slots], self.history_max)
 
-    def append(self, slots: NDArray[np.int64], rows: Any, event_types: Any, timestamps: Any) -> None:
-        """N new clicks, in order; a slot may stand there several times. All arguments are (N,)."""
+    def append(self, slots: NDArray[np.int64], rows: Any, event_types: Any, timestamps: Any, numbers: Any = 0) -> None:
+        """N new clicks, in order; a slot may stand there several times. All arguments are (N,); `numbers`: of the
+        clicks among everybody's."""
         place = (self._clicks[slots] + earlier_in_batch(slots)) % self.history_max
         self._rows[slots, place] = rows
         self._types[slots, place] = event_types
         self._times[slots, place] = timestamps
+        self._numbers[slots, place] = numbers
         np.add.at(self._clicks, slots, 1)
 
     def latest(
@@ -113,6 +125,20 @@ class UserHistories:
             np.where(inside, self._rows[at, place], 0).astype(np.int64),
             np.where(inside, self._types[at, place], 0).astype(np.int64),
             np.where(inside, self._times[at, place], 0.0),
+            lengths,
+        )
+
+    def newest(self, slots: NDArray[np.int64], length: int, behind: NDArray[np.int64] | int = 0) -> Newest:
+        """The latest `length` clicks of N slots, leaving out the very last `behind` (N,), latest first."""
+        lengths = np.clip(self._clicks[slots] - behind, 0, np.minimum(self.history_max - behind, length))  # (N,)
+        order = np.arange(min(length, self.history_max))[None, :]  # (1, L)
+        inside = order < lengths[:, None]  # (N, L)
+        place = ((self._clicks[slots] - behind)[:, None] - 1 - order) % self.history_max  # (N, L)
+        at = slots[:, None]
+        return Newest(
+            np.where(inside, self._rows[at, place], 0).astype(np.int64),
+            np.where(inside, self._times[at, place], 0.0),
+            np.where(inside, self._numbers[at, place], 0),
             lengths,
         )
 
@@ -143,8 +169,16 @@ class UserHistories:
             "rows": latest.rows[inside].astype(np.int32),
             "types": latest.event_types[inside].astype(np.uint8),
             "times": latest.timestamps[inside],
+            "numbers": self._latest(self._numbers, slots, latest)[inside],
         }
         return arrays, list(self._slots)
+
+    def _latest(self, ring: NDArray[Any], slots: NDArray[np.int64], latest: Latest) -> NDArray[Any]:
+        """Another ring's entries in the places of `latest`, (N, L)."""
+        start = self._clicks[slots] - latest.lengths
+        place = (start[:, None] + np.arange(latest.rows.shape[1])) % self.history_max
+        found: NDArray[Any] = ring[slots[:, None], place]
+        return found
 
     def load_state(self, arrays: dict[str, NDArray[Any]], users: Sequence[str]) -> None:
         """Takes back what `to_state` gave; with a smaller `history_max` or `users_held` the latest are kept."""
@@ -163,9 +197,19 @@ class UserHistories:
             self._rows[slot, place] = arrays["rows"][end - kept : end]
             self._types[slot, place] = arrays["types"][end - kept : end]
             self._times[slot, place] = arrays["times"][end - kept : end]
+            self._numbers[slot, place] = arrays["numbers"][end - kept : end]
             self._clicks[slot] = clicks
             self.served[slot] = arrays["served"][index]
             self.origins[slot] = arrays["origins"][index]
+
+
+def next_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where each slot (N,) stands next, further to the right; -1 where it does not."""
+    order = np.argsort(slots, kind="stable")
+    following = np.full(len(slots), -1)
+    same = slots[order[1:]] == slots[order[:-1]]
+    following[order[:-1][same]] = order[1:][same]
+    return following
 
 
 def earlier_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Everything that is learned from clicks, and the lists that follow from it: test, then train, then rank anew.
 
-Letters: `N` clicks of a micro-batch, `U` users in it, `L` clicks read of each, `D` width, `C` candidates of all clicks.
+Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `C` candidates of all clicks.
 """
 
 from collections.abc import Sequence
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from model.vocabulary import Vocabulary
-from online import candidates
-from online.counts import Counts
-from online.history import SERVED, UserHistories, earlier_in_batch
+from online.candidates import Asked
+from online.counts import NEAR, Counts
+from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 from online.metrics import Scores, ranks_among, ranks_in
-from online.mixer import Mixer
+from online.scorer import Query, Scored, Scorer
 from online.settings import Settings
 from online.states import UserStates
 from online.trainer import Negatives, Trainer
@@ -49,26 +50,40 @@ class Learned:
 
 
 class Learner:
-    """Histories, counts, vocabulary, network, mixer and running scores: all that a checkpoint has to bring back."""
+    """Histories, counts, memories, vocabulary, network, ranker and running scores: all that a checkpoint brings back."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, lists: bool = True) -> None:
+        """`lists`: whether anybody gets lists; without, nothing is known of how they would have been served."""
         self.settings = settings
+        self.lists = lists
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.vocabulary = self._new_vocabulary()
         self.histories = UserHistories(settings.users_held, settings.history_max)
-        self.counts = Counts(settings.successors_held, settings.popularity_half_life)
-        self.mixer = Mixer(settings.mixer_learning_rate)
         self.trainer = Trainer(settings)
+        self.device = self.trainer.device
+        self.scorer = Scorer(settings, self.trainer.network)
         self.states = UserStates(settings, self.trainer, self.histories)
         self.scores = Scores(METHODS)
         self.event_types: dict[str, int] = {}
+        self.unavailable: set[str] = set()  # items that must not be listed
         self._expired_at = 0.0  # when idle items last lost their rows, in stream time
         self._make_room()
+
+    @property
+    def counts(self) -> Counts:
+        return self.scorer.counts
+
+    @property
+    def deep_state(self) -> bool:
+        """Whether the Reformer's state takes part."""
+        return self.settings.reformer and self.settings.deep_state
 
     def _new_vocabulary(self, state: dict[str, Any] | None = None) -> Vocabulary:
         limits = {"min_count": self.settings.item_min_count, "capacity_max": self.settings.items_held}
         limits["waiting_max"] = self.settings.items_held
         return Vocabulary(**limits) if state is None else Vocabulary.from_state(state, **limits)
+
+    # Learning
 
     def learn(self, clicks: Sequence[Click]) -> Learned:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
@@ -79,50 +94,37 @@ class Learner:
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
         """
-        known = np.array([self.vocabulary.row_of(click.item_id) for click in clicks], np.int64)  # (N,), 0 = new
-        slots = self.histories.slots([click.user_id for click in clicks])  # (N,), of each click
-        rows = self._observe(clicks)  # (N,)
-        known[known != rows] = 0
-        self.trainer.rows_changed.update(rows[known != rows].tolist())
+        users = [click.user_id for click in clicks]
+        slots = self.histories.slots(users)  # (N,), of each click
+        rows, targets = self._observe(clicks)  # (N,) each
         types = [self._event_type(click.event_type) for click in clicks]
-        self.histories.append(slots, rows, types, [click.timestamp for click in clicks])
+        times = np.array([click.timestamp for click in clicks])
+        numbers = self.scorer.log.next_numbers(len(clicks))
+        self.histories.append(slots, rows, types, times, numbers)
         behind = earlier_in_batch(slots[::-1])[::-1]  # (N,) clicks of the same user that came after in this batch
+        last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
+        listed = [users[at] for at in last]
+        guesses, taught, states = self._states(listed, slots, last)  # (N, D), (N,), (U, D)
 
-        before = self.histories.latest(slots, self.settings.history_max, behind + 1)  # without the click itself
-        asked = candidates.gather(self.counts, before, exclude_seen=self.settings.exclude_seen)
-        last = behind == 0  # (N,) each user's last click in the batch
-        users = [click.user_id for click, is_last in zip(clicks, last, strict=True) if is_last]
-        by_slot = np.argsort(slots[last])
-        of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U users
-        by_user = np.argsort(of_user, kind="stable")  # states come user by user
-        guesses, taught, states = self.states.read(users, slots[last], np.bincount(of_user))
-        guessing = guesses[np.argsort(by_user)]  # (N, D)
-        taught = taught[np.argsort(by_user)] & (rows != 0)  # (N,)
+        query = self._query(users, slots, times, behind + 1, guesses)
+        self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses)
+        scored = self.scorer.score(query)
+        places = self._places(scored, targets)
+        ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
+        served_ranks = self._score_served(users, slots, times, behind, guesses, query.asked, targets)
+        losses = self._update(scored, places, guesses, taught, rows)
+        self._remember(users, slots, rows, behind, numbers, query.asked)
+        rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
+        found = scored.candidates.starts.diff().cpu().numpy()
+        lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
+        return Learned(lists, losses.tolist(), ranks, found, served_ranks)
 
-        self._ask_network(asked, guessing)
-        previous = np.where(before.lengths > 0, before.rows[np.arange(len(clicks)), before.lengths - 1], 0)
-        scores = self.mixer.scores(asked)
-        ranks = ranks_among(scores, asked.owners, asked.places_of(known))
-        served_ranks = self._score(slots, asked, scores, previous, known)
-        losses = self.mixer.learn(asked, known)
-        for earlier, row in zip(previous.tolist(), rows.tolist(), strict=True):
-            self.counts.add(earlier, row)
-        if taught.any() and self.vocabulary.rows > 2:
-            negatives = Negatives(self.counts.popularity, self.vocabulary.rows)
-            self.trainer.update(guessing[taught], rows[taught], negatives)
-        rankings = self._rank(slots[last], states)
-        listed = dict(zip(users, rankings, strict=True))
-        return Learned(listed, losses.tolist(), ranks, np.diff(asked.starts), served_ranks)
+    def _observe(self, clicks: Sequence[Click]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows (N,) of the clicked items, and the same with 0 where nobody had clicked the item before.
 
-    def rank(self, users: Sequence[str]) -> list[Ranking]:
-        """New lists of users, as everything stands now. No user twice; each has to have a history."""
-        if not users:
-            return []
-        slots = self.histories.find(users)
-        return self._rank(slots, self.states.now(users, slots))
-
-    def _observe(self, clicks: Sequence[Click]) -> NDArray[np.int64]:
-        """Rows (N,) of the clicked items. Rows that change hands are cleared everywhere before anybody uses them."""
+        Rows that change hands are cleared everywhere before anybody uses them.
+        """
+        before = [self.vocabulary.row_of(click.item_id) for click in clicks]
         # Rows are freed many at a time: to clear them, everything that is kept by row has to be searched.
         new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
         surplus = len(self.vocabulary) + new - self.settings.items_held
@@ -137,27 +139,139 @@ class Learner:
         freed = self.vocabulary.take_reset()
         if freed:
             self.histories.forget_rows(freed)
-            self.counts.forget_rows(freed)
+            self.scorer.forget_rows(freed)
             self.trainer.reset_rows(freed)
         # Within one micro-batch a newcomer may have taken the row of an item that was clicked just before it.
-        return np.array(
-            [
-                row if self.vocabulary.item_of(row) == click.item_id else 0
-                for row, click in zip(rows, clicks, strict=True)
-            ],
-            np.int64,
-        )
+        rows = [
+            row if self.vocabulary.item_of(row) == click.item_id else 0 for row, click in zip(rows, clicks, strict=True)
+        ]
+        targets, seen = [], set()
+        for row, had, click in zip(rows, before, clicks, strict=True):
+            targets.append(row if had == row or row in seen else 0)
+            if row and had != row:
+                self.trainer.rows_changed.add(row)
+                self.scorer.blocked[row] = click.item_id in self.unavailable
+            seen.add(row)
+        return np.array(rows, np.int64), np.array(targets, np.int64)
 
     def _make_room(self) -> None:
-        self.trainer.grow(self.vocabulary.rows)
-        self.counts.grow(len(self.trainer.network.items))
+        self.scorer.make_room(self.vocabulary.rows)
+        self.trainer.grow(len(self.counts))
 
-    def _score(
+    def _update(
         self,
+        scored: Scored,
+        places: NDArray[np.int64],
+        guesses: Tensor | None,
+        taught: NDArray[np.bool_],
+        rows: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats."""
+        loss, each = self.scorer.losses(scored, self._tensor(places))
+        taught = taught & (rows != 0)
+        if guesses is not None and taught.any() and self.vocabulary.rows > 2:
+            negatives = Negatives(self.popularity(), self.vocabulary.rows)
+            self.trainer.update(guesses[taught], rows[taught], negatives, also=loss)
+        elif loss is not None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        if loss is not None:
+            self.scorer.step(scored)
+        return each.cpu().numpy()
+
+    def _remember(
+        self,
+        users: Sequence[str],
         slots: NDArray[np.int64],
-        asked: candidates.Candidates,
-        scores: NDArray[np.float32],
-        previous: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        behind: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        asked: Asked,
+    ) -> None:
+        """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
+        earlier = torch.nn.functional.pad(asked.rows[:, :NEAR], (0, max(0, NEAR - asked.rows.shape[1])))
+        leaving, owners = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        W = self.settings.recall_latest
+        if self.settings.reformer:
+            left = self.histories.newest(slots, W + 1, behind)
+            gone = np.flatnonzero(left.lengths > W).tolist()
+            if len(gone):
+                people = list(dict.fromkeys(users[at] for at in gone))
+                place = dict(zip(people, self.scorer.own_memory.take(people).tolist(), strict=True))
+                leaving = left.numbers[gone, W]
+                owners = np.array([place[users[at]] for at in gone], np.int64)
+        observed = (self._tensor(part) for part in (numbers, leaving, owners))
+        self.scorer.observe(self._tensor(rows), earlier, *observed)
+
+    # Ranking
+
+    def rank(self, users: Sequence[str], now: Sequence[float] | None = None) -> list[Ranking]:
+        """New lists of users, as everything stands now. No user twice; each has to have a history.
+
+        `now`: for each the moment at which the list will be looked at, in seconds since 1970; None: their latest click.
+        """
+        rankings = []
+        for start in range(0, len(users), self.settings.micro_batch_max):
+            part = slice(start, start + self.settings.micro_batch_max)
+            slots = self.histories.find(users[part])
+            times = self.histories.newest(slots, 1).timestamps[:, 0] if now is None else np.asarray(now[part], float)
+            states = self.states.now(users[part], slots) if self.deep_state else None
+            rankings += self._rank(users[part], slots, times, states)
+        return rankings
+
+    def popular(self) -> Ranking:
+        """The list for anybody unknown."""
+        rows = self._popular_rows(self.settings.list_size)
+        scores = self.counts.popularity(self._tensor(rows))[:, self._half_life]
+        return self._named(rows, scores.cpu().numpy())
+
+    def set_available(self, item_id: str, available: bool) -> None:
+        """Whether an item may be listed, from the next list on. At most `items_held` are known as unavailable."""
+        if available:
+            self.unavailable.discard(item_id)
+        elif len(self.unavailable) < self.settings.items_held:
+            self.unavailable.add(item_id)
+        row = self.vocabulary.row_of(item_id)
+        if row:
+            self.scorer.blocked[row] = not available
+
+    def popularity(self) -> NDArray[np.float64]:
+        """Recent clicks on all rows in use."""
+        rows = torch.arange(self.vocabulary.rows, device=self.device)
+        return self.counts.popularity(rows)[:, self._half_life].double().cpu().numpy()
+
+    @property
+    def _half_life(self) -> int:
+        """Which of the half-lives the popular list goes by: the middle one, the longer of two."""
+        return len(self.settings.popularity_half_lives) // 2
+
+    def _popular_rows(self, count: int) -> NDArray[np.int64]:
+        return self.counts.popular(count, self._half_life, self.scorer.blocked).cpu().numpy()
+
+    @torch.no_grad()
+    def _rank(
+        self, users: Sequence[str], slots: NDArray[np.int64], now: NDArray[np.float64], states: Tensor | None
+    ) -> list[Ranking]:
+        """Lists for different users (U,) whose states are (U, D); they count as served from now on."""
+        rows, scores = self._best(self._query(users, slots, now, 0, states), self.settings.list_size)
+        self.histories.served[slots] = 0
+        self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
+        return [self._named(mine[mine > 0], its[mine > 0]) for mine, its in zip(rows, scores, strict=True)]
+
+    def _best(self, query: Query, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best rows for each of N people (N, count), 0 where there are no more, and their scores (N, count)."""
+        scored = self.scorer.score(query)
+        places, scores = scored.best(count)
+        rows = torch.nn.functional.pad(scored.candidates.rows, (0, 1))[places]
+        return rows.cpu().numpy(), scores.cpu().numpy()
+
+    def _score_served(
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        times: NDArray[np.float64],
+        behind: NDArray[np.int64],
+        guesses: Tensor | None,
+        asked: Asked,
         targets: NDArray[np.int64],
     ) -> NDArray[np.float64]:
         """Scores what stood in front of each user -> (N,) the clicked items' ranks in it.
@@ -165,44 +279,60 @@ class Learner:
         Whoever clicks twice within a micro-batch is scored the second time with the list that the first click gave;
         Redis only ever gets the last one.
         """
+        if not self.lists:
+            return np.full(len(slots), np.inf)
         popular = np.zeros(SERVED, np.int64)
-        best = self.counts.popular(SERVED)
+        best = self._popular_rows(SERVED)
         popular[: len(best)] = best
         everywhere = np.broadcast_to(popular, (len(slots), SERVED))
         served = self.histories.served[slots].astype(np.int64)  # (N, SERVED)
-        again = earlier_in_batch(slots) > 0
-        if again.any():
-            between = asked.best(scores, SERVED)
-            for at in np.flatnonzero(again):
-                served[at] = 0
-                served[at, : len(between[at][0])] = between[at][0]
+        again = np.flatnonzero(behind > 0).tolist()  # clicks after which the same user clicked once more
+        if len(again):
+            following = next_in_batch(slots)[again]
+            states = None if guesses is None else guesses[self._tensor(following)].detach()
+            with torch.no_grad():
+                between = self._query([users[at] for at in again], slots[again], times[again], behind[again], states)
+                served[following] = self._best(between, SERVED)[0]
         served = np.where(served.any(1, keepdims=True), served, everywhere)
-        followed = self.counts.followers_of(previous, SERVED, filled_with=popular)
+        followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
         self.scores.add({"served": served, "popular": everywhere, "followed": followed}, targets)
         return ranks_in(served, targets)
 
-    def _ask_network(self, asked: candidates.Candidates, states: Tensor) -> None:
-        """Fills in what the states (N, D) say of the candidates; it stays 0 where that is switched off."""
-        if self.settings.reformer:
-            asked.features[:, candidates.NETWORK] = self.trainer.scores(states, asked.owners, asked.rows)
+    # What is asked
 
-    def _rank(self, slots: NDArray[np.int64], states: Tensor) -> list[Ranking]:
-        """Lists for different slots (U,) whose states are (U, D); they count as served from now on."""
-        latest = self.histories.latest(slots, self.settings.history_max)
-        asked = candidates.gather(self.counts, latest, exclude_seen=self.settings.exclude_seen)
-        self._ask_network(asked, states)
-        rankings = []
-        best = asked.best(self.mixer.scores(asked), self.settings.list_size)
-        self.histories.served[slots] = 0
-        for slot, (rows, scores) in zip(slots, best, strict=True):
-            self.histories.served[slot, : len(rows[:SERVED])] = rows[:SERVED]
-            rankings.append(self._named(rows, scores))
-        return rankings
+    def _states(
+        self, listed: Sequence[str], slots: NDArray[np.int64], last: NDArray[np.int64]
+    ) -> tuple[Tensor | None, NDArray[np.bool_], Tensor | None]:
+        """The Reformer's states before each click (N, D), with gradients; whether anything was before it (N,); and
+        the states after each user's last click (U, D)."""
+        if not self.deep_state:
+            return None, np.zeros(len(slots), bool), None
+        by_slot = np.argsort(slots[last])
+        of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U users
+        by_user = np.argsort(np.argsort(of_user, kind="stable"))  # states come user by user
+        guesses, taught, states = self.states.read(listed, slots[last], np.bincount(of_user))
+        return guesses[self._tensor(by_user)], taught[by_user], states
 
-    def popular(self) -> Ranking:
-        """The list for anybody unknown."""
-        rows = self.counts.popular(self.settings.list_size)
-        return self._named(rows, np.asarray(self.counts.recent_popularity(rows), np.float32))
+    def _query(
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        now: NDArray[np.float64],
+        behind: NDArray[np.int64] | int,
+        states: Tensor | None,
+    ) -> Query:
+        """People (N,) as they were before their very last `behind` (N,) clicks, asked about at `now` (N,)."""
+        newest = self.histories.newest(slots, self.settings.history_max, behind)
+        asked = Asked(*map(self._tensor, (newest.rows, newest.timestamps, newest.lengths, now)))
+        numbers = self._tensor(newest.numbers[:, : self.settings.recall_latest])
+        return Query(asked, numbers, self._tensor(self.scorer.own_memory.slots(users)), states)
+
+    def _places(self, scored: Scored, targets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the targets (N,) stand among the candidates, −1 where they do not, or are 0."""
+        return self.scorer.places_of(scored, self._tensor(targets)).cpu().numpy()
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _named(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
         items = [self.vocabulary.item_of(row) for row in rows.tolist()]
@@ -216,25 +346,18 @@ class Learner:
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
-        trained, trainer = self.trainer.to_state()
-        history, users = self.histories.to_state()
-        remembered, states = self.states.to_state()
-        parts = {
-            "trainer": trained,
-            "states": remembered,
-            "history": history,
-            "counts": self.counts.to_state(),
-            "mixer": self.mixer.to_state(),
-        }
+        parts: dict[str, dict[str, NDArray[Any]]] = {}
+        state: dict[str, Any] = {}
+        for name, part in (("trainer", self.trainer), ("states", self.states), ("scorer", self.scorer)):
+            parts[name], state[name] = part.to_state()
+        parts["history"], state["users"] = self.histories.to_state()
         arrays = {f"{part}.{name}": array for part, found in parts.items() for name, array in found.items()}
-        return arrays, {
+        return arrays, state | {
             "version": self.version,
-            "trainer": trainer,
-            "states": states,
-            "users": users,
             "vocabulary": self.vocabulary.to_state(),
             "scores": self.scores.to_state(),
             "event_types": self.event_types,
+            "unavailable": sorted(self.unavailable),
             "expired_at": self._expired_at,
         }
 
@@ -247,9 +370,9 @@ class Learner:
         self.trainer.load_state(part("trainer"), state["trainer"])
         self.histories.load_state(part("history"), state["users"])
         self.states.load_state(part("states"), state["states"])
-        self.counts.load_state(part("counts"))
-        self.mixer.load_state(part("mixer"))
+        self.scorer.load_state(part("scorer"), state["scorer"])
         self.scores.load_state(state["scores"])
         self.event_types = dict(state["event_types"])
+        self.unavailable = set(state["unavailable"])
         self._expired_at = state["expired_at"]
         self._make_room()

@@ -121,12 +121,17 @@ class Trainer:
         scores: Tensor = self.network.scores(of_user, torch.from_numpy(rows).to(self.device)[:, None])[:, 0]
         return scores.float().cpu().numpy()
 
-    def update(self, states: Tensor, targets: NDArray[np.int64], negatives: Negatives) -> float:
-        """One step on the guesses of `states` (N, D) at `targets` (N,), known rows -> their mean loss, in nats."""
+    def update(
+        self, states: Tensor, targets: NDArray[np.int64], negatives: Negatives, *, also: Tensor | None = None
+    ) -> float:
+        """One step on the guesses of `states` (N, D) at `targets` (N,), known rows -> their mean loss, in nats.
+
+        `also`: a loss to be added, whose other gradients are left where they are for somebody else's step.
+        """
         wanted = torch.from_numpy(targets).to(self.device)
         loss = next_item_loss(self.network, states, wanted, negatives.draw(self.settings.negatives, self.random)).mean()
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss if also is None else loss + also).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return float(loss.detach())
 

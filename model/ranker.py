@@ -1,0 +1,62 @@
+"""The ranker: a score for each candidate from what is known of it, learned by softmax over the candidates of each click.
+
+Letters: `N` clicks, `C` candidates of all of them (flat), `F` features, `H` hidden units.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SLOWEST = 0.01  # share of the newest batch in the running mean and variance of the features
+DEVIATION_MIN = 0.05  # a feature that hardly varies is not blown up
+
+
+class Ranker(nn.Module):
+    """A linear score whose weights are sensible from the start, plus a network of two layers that begins silent.
+
+    The network sees each feature less its running mean, by its running deviation (over all candidates of all clicks).
+    """
+
+    def __init__(self, starts: Sequence[float], hidden: int) -> None:
+        """`starts` (F,): the linear weights at the start."""
+        super().__init__()
+        self.linear = nn.Parameter(torch.tensor(starts))
+        self.up = nn.Linear(len(starts), hidden)
+        self.mid = nn.Linear(hidden, hidden)
+        self.out = nn.Parameter(torch.zeros(hidden))
+        self.mean: Tensor
+        self.variance: Tensor
+        self.batches: Tensor
+        self.register_buffer("mean", torch.zeros(len(starts)))
+        self.register_buffer("variance", torch.ones(len(starts)))
+        self.register_buffer("batches", torch.tensor(0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., F) -> (...); only differences between candidates of one click mean anything."""
+        scaled = (features - self.mean) / (self.variance.sqrt() + DEVIATION_MIN)
+        hidden = F.relu(self.mid(F.relu(self.up(scaled))))
+        return features @ self.linear + hidden @ self.out
+
+    @torch.no_grad()
+    def observe(self, features: Tensor) -> None:
+        """Moves the running mean and variance towards those of features (C, F)."""
+        if len(features) < 2:
+            return
+        self.batches += 1
+        share = max(1 / int(self.batches), SLOWEST)
+        self.mean += share * (features.mean(0) - self.mean)
+        self.variance += share * ((features - self.mean).square().mean(0) - self.variance)
+
+
+def listwise_losses(scores: Tensor, owners: Tensor, places: Tensor) -> Tensor:
+    """Softmax cross-entropy over the candidates of each click: scores (C,), owners (C,) which of the N clicks each
+    belongs to, places (N,) of the clicked items among the C -> (N,) in nats.
+
+    This is ListNet's top-one loss (Cao et al. 2007) with one relevant item. N clicks without candidates are undefined.
+    """
+    most = scores.new_full((len(places),), -torch.inf).scatter_reduce(0, owners, scores.detach(), "amax")
+    most = most.clamp(min=-1e30)
+    sums = scores.new_zeros(len(places)).index_add(0, owners, (scores - most[owners]).exp())
+    return sums.clamp(min=1e-30).log() + most - scores[places]

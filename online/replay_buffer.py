@@ -1,0 +1,70 @@
+"""Clicks that are learned from again: of each the clicked item's features and its strongest rivals'.
+
+Letters: `R` clicks held, `N` new ones, `K` candidates kept of each, `F` features.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FIRST = 256  # clicks held before any is replayed
+
+
+class ReplayBuffer:
+    """At most R clicks, 2 K F bytes each; a new one takes a random place, so their ages fall off exponentially.
+
+    Features are kept as they were, in float16: what replay teaches is how to weigh them.
+    """
+
+    def __init__(self, held: int, candidates: int, width: int, seed: int, device: torch.device) -> None:
+        self.held, self.candidates = held, candidates
+        self.features = torch.zeros(held, candidates, width, dtype=torch.float16, device=device)
+        self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
+        self.filled = 0
+        self.random = np.random.default_rng(seed)
+
+    def add(self, features: Tensor, best: Tensor, clicked: Tensor) -> None:
+        """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,)."""
+        if not self.held:
+            return
+        C, N = len(features), len(clicked)
+        rivals = torch.where(best == clicked[:, None], C, best)  # (N, K)
+        full = (rivals < C).all(1)
+        rivals[full, -1] = C  # the weakest makes room
+        rivals = rivals.sort(1).values[:, : self.candidates - 1]
+        places = torch.cat([clicked[:, None], rivals], 1)  # (N, K), the clicked one first
+        at = self._places(N)
+        self.present[at] = places < C
+        self.features[at] = features[places.clamp(max=C - 1)].to(torch.float16)
+
+    def sample(self, count: int) -> tuple[Tensor, Tensor] | None:
+        """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there."""
+        if self.filled < FIRST or not count:
+            return None
+        at = torch.from_numpy(self.random.integers(0, self.filled, count)).to(self.features.device)
+        return self.features[at].float(), self.present[at]
+
+    def _places(self, count: int) -> Tensor:
+        """Different places for new clicks: free ones first."""
+        free = min(count, self.held - self.filled)
+        again = self.random.choice(self.filled, count - free, replace=False) if free < count else np.zeros(0, np.int64)
+        chosen = np.concatenate([np.arange(self.filled, self.filled + free), again])
+        self.filled += free
+        return torch.from_numpy(chosen).to(self.features.device)
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays = {"features": self.features[: self.filled], "present": self.present[: self.filled]}
+        return {name: part.cpu().numpy() for name, part in arrays.items()}, {"random": self.random.bit_generator.state}
+
+    def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
+        """Takes back what `to_state` gave; of another shape (settings have changed), nothing."""
+        features = torch.from_numpy(arrays["features"].copy())
+        if features.shape[1:] != self.features.shape[1:]:
+            return
+        self.filled = min(len(features), self.held)
+        self.features[: self.filled] = features[: self.filled].to(self.features.device)
+        self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
+        self.random.bit_generator.state = state["random"]
