@@ -48,7 +48,7 @@ class Places:
             self._table = torch.zeros(size, dtype=torch.int32, device=self._table.device)
 
     def one_of_each(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (E,) -> for each, the place of one that is equal, the same for all equal ones; and whether it is its own."""
+        """Keys (E,) -> for each, the place of one that is equal, the same for all equal ones; whether it is its own."""
         number = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         self._table[keys] = number
         chosen = self._table[keys]
@@ -69,6 +69,27 @@ class Places:
         return torch.where(self.keys[place] == keys, place, C)
 
 
+class Entries(NamedTuple):
+    """What a table holds of N queries."""
+
+    keys: Tensor  # (N, E) int64: query · V + row
+    counts: Tensor  # (N, E)
+
+    def heaviest(self, count: int) -> Tensor:
+        """Their keys (N, at most `count`)."""
+        return self.keys.gather(1, self.counts.topk(min(count, self.counts.shape[1]), 1).indices)
+
+
+class Neighbours(NamedTuple):
+    """What the tables hold of each query's latest clicks. Row 0 stands where they hold nothing."""
+
+    first: Entries  # followers of the last item
+    second: Entries  # of the one before it, one between
+    third: Entries  # of the third last
+    before: Entries  # predecessors of the last
+    near: Entries  # what occurs near the latest ones, each once where its score is above 0
+
+
 class Candidates(NamedTuple):
     """Candidates of N queries, each query's once, sorted by query and row."""
 
@@ -87,112 +108,136 @@ class Gatherer:
 
     def gather(self, asked: Asked, recalled: Tensor, blocked: Tensor, *, exclude_seen: bool) -> Candidates:
         """recalled (N, R) rows that recall points at, 0 for none; blocked (V,) bool: rows never to be candidates."""
-        counts, V = self.counts, len(self.counts)
+        V = len(self.counts)
         N, L = asked.rows.shape
-        device = asked.rows.device
-        users = torch.arange(N, device=device)
-        base = users[:, None] * V
+        queries = torch.arange(N, device=asked.rows.device)
+        base = queries[:, None] * V
         self.places.room(N * V)
-        padded = F.pad(asked.rows, (0, max(0, NEAR - L)))
-        last, before = padded[:, 0], padded[:, 1]
-        near_rows, near_scores = self._near(padded[:, :NEAR], base)
-        best = near_scores.topk(min(NEAR_MAX, near_scores.shape[1]), 1)
-        popular = torch.cat(
-            [counts.popular(POPULAR_MAX, half_life, blocked) for half_life in range(len(counts.half_lives))]
-        )
-
-        first, second, third, preceding = (counts.tables[name] for name in ("first", "second", "third", "before"))
-        first_keys, first_counts = base + first.others[last], first.counts[last]
-        second_keys, second_counts = base + second.others[before], second.counts[before]
-        second_best = second_counts.topk(min(SECOND_MAX, second.held), 1).indices
-        own_keys = base + asked.rows
-        everything = [
-            first_keys,
-            second_keys.gather(1, second_best),
-            torch.where(best.values > 0, base + near_rows.gather(1, best.indices), base),
-            base + popular,
+        latest = F.pad(asked.rows, (0, max(0, NEAR - L)))[:, :NEAR]
+        found = self._neighbours(latest, base)
+        own = base + asked.rows
+        sources = [
+            found.first.keys,
+            found.second.heaviest(SECOND_MAX),
+            found.near.heaviest(NEAR_MAX),
+            base + self._popular(blocked),
             base + recalled,
-            own_keys,
+            own,
         ]
-        keys = torch.cat(everything, 1).flatten()
-        _, single = self.places.one_of_each(keys)
-        keys = keys[single]
-        rows = keys % V
-        allowed = (rows > 0) & ~blocked[rows]
-        if exclude_seen:
-            self.places.set(own_keys.flatten()[self.places.one_of_each(own_keys.flatten())[1]])
-            allowed &= self.places.find(keys) == len(self.places.keys)
-        keys = keys[allowed].sort().values
+        keys = self._allowed(torch.cat(sources, 1).flatten(), own.flatten() if exclude_seen else None, blocked)
         self.places.set(keys)
         owners, rows = keys // V, keys % V
-        C = len(keys)
+        columns = self._of_neighbours(found, latest, owners)
+        columns |= self._of_history(asked, own, latest, owners, rows)
+        columns |= self._of_items(asked, owners, rows)
+        columns["preceded_rate"] = columns["preceded_last"] / (1 + columns["clicks"])
+        features = torch.stack([columns[feature.name] for feature in COUNTED], 1)
+        features = torch.cat([features, self.counts.popularity(rows).log1p()], 1)
+        return Candidates(owners, rows, torch.searchsorted(owners, torch.arange(N + 1, device=owners.device)), features)
 
-        def summed(keys: Tensor, weights: Tensor) -> Tensor:
-            return torch.zeros(C + 1, device=device).index_add_(0, self.places.find(keys).flatten(), weights.flatten())[
-                :C
-            ]
+    # What may be a candidate
 
-        third_row = padded[:, 2]
-        f: dict[str, Tensor] = {}
-        followed = summed(first_keys, first_counts)
-        f["followed_last"] = followed.log1p()
-        f["share_last"] = followed / (first.totals[last][owners] + 1)
-        followed = summed(second_keys, second_counts)
-        f["followed_before"] = followed.log1p()
-        f["share_before"] = followed / (second.totals[before][owners] + 1)
-        f["followed_third"] = summed(base + third.others[third_row], third.counts[third_row]).log1p()
-        f["preceded_last"] = summed(base + preceding.others[last], preceding.counts[last]).log1p()
-        clicks = counts.clicks[rows].log1p() / 4
-        f["preceded_rate"] = f["preceded_last"] / (1 + clicks)
-        near = summed(base + near_rows, near_scores.clamp(min=0))
-        most = torch.zeros(N, device=device).scatter_reduce_(0, owners, near, "amax")
-        f["near"] = (near + 1e-3).log() + 7
-        f["near_share"] = near / (most[owners] + 1e-6)
-        self._own(f, asked, own_keys, owners, C)
-        f["is_last"] = (rows == last[owners]).float()
-        f["is_before"] = (rows == before[owners]).float()
-        f["clicks"] = clicks
-        now = asked.now[owners]
-        f["elapsed"] = (now - counts.last_at[rows]).clamp(min=0).log1p().float() / 4
-        f["lifetime"] = (now - counts.first_at[rows]).clamp(min=0).log1p().float() / 4
-        f["gap"] = (asked.gaps() / 4)[owners]
-        f["last_clicks"] = (first.totals[last].log1p() / 4)[owners]
-        features = torch.stack([f[name] for name, *_ in COUNTED], 1)
-        features = torch.cat([features, counts.popularity(rows).log1p()], 1)
-        starts = torch.searchsorted(owners, torch.arange(N + 1, device=device))
-        return Candidates(owners, rows, starts, features)
+    def _neighbours(self, latest: Tensor, base: Tensor) -> Neighbours:
+        """Of the latest clicks (N, NEAR)."""
+        last, before, third = latest[:, 0], latest[:, 1], latest[:, 2]
+        opened = {"first": last, "second": before, "third": third, "before": last}
+        tables = self.counts.tables
+        entries = {
+            name: Entries(base + tables[name].others[row], tables[name].counts[row]) for name, row in opened.items()
+        }
+        return Neighbours(**entries, near=self._near(latest, base))
 
-    def _near(self, latest: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-        """What occurs near the latest clicks (N, NEAR) -> rows (N, E), each once where its score is above 0, and scores (N, E)."""
+    def _near(self, latest: Tensor, base: Tensor) -> Entries:
+        """What occurs near the latest clicks (N, NEAR), with scores for counts: where an item stands several times, one
+        has them all, and the others 0."""
         counts, table = self.counts, self.counts.tables["near"]
         weights = NEAR_DECAY ** torch.arange(latest.shape[1], device=latest.device) / (counts.clicks[latest] + 5).sqrt()
         rows = table.others[latest].long().flatten(1)  # (N, E)
         scores = (table.counts[latest] * weights[..., None]).flatten(1) / (counts.clicks[rows] + 5).sqrt()
-        chosen, single = self.places.one_of_each((base + rows).flatten())
+        keys = base + rows
+        chosen, single = self.places.one_of_each(keys.flatten())
         sums = torch.zeros(rows.numel(), device=rows.device).index_add_(0, chosen, scores.flatten())
-        return rows, torch.where(single & (rows.flatten() > 0), sums, 0).view_as(scores)
+        return Entries(keys, torch.where(single & (rows.flatten() > 0), sums, 0).view_as(scores))
 
-    def _own(self, f: dict[str, Tensor], asked: Asked, own_keys: Tensor, owners: Tensor, C: int) -> None:
-        N, L = asked.rows.shape
-        device = owners.device
-        places = self.places.find(own_keys).flatten()
-        ages = torch.arange(L, device=device).expand(N, L).flatten()
-        places = torch.where(ages < asked.lengths.repeat_interleave(L), places, C)
-        times = torch.zeros(C + 1, device=device).index_add_(0, places, torch.ones(len(places), device=device))[:C]
-        newest = torch.full((C + 1,), L - 1, device=device).scatter_reduce_(0, places, ages, "amin")[:C]
-        oldest = torch.zeros(C + 1, dtype=torch.int64, device=device).scatter_reduce_(0, places, ages, "amax")[:C]
-        ever = times > 0
-        age = newest.float()
-        now, latest_at = asked.now[owners], asked.times[owners, newest]
-        elapsed = (now - latest_at).clamp(min=0).float()
+    def _popular(self, blocked: Tensor) -> Tensor:
+        """The most popular rows by each of the half-lives."""
+        half_lives = range(len(self.counts.half_lives))
+        return torch.cat([self.counts.popular(POPULAR_MAX, half_life, blocked) for half_life in half_lives])
+
+    def _allowed(self, keys: Tensor, seen: Tensor | None, blocked: Tensor) -> Tensor:
+        """Keys (E,) -> each once and sorted, without those of row 0, of blocked rows, and the `seen` ones."""
+        keys = keys[self.places.one_of_each(keys)[1]]
+        rows = keys % len(self.counts)
+        allowed = (rows > 0) & ~blocked[rows]
+        if seen is not None:
+            self.places.set(seen[self.places.one_of_each(seen)[1]])
+            allowed &= self.places.find(keys) == len(self.places.keys)
+        return keys[allowed].sort().values
+
+    # What is counted of the candidates, whose keys `places` holds; (C,) each, by the names in online/features.py
+
+    def _of_neighbours(self, found: Neighbours, latest: Tensor, owners: Tensor) -> dict[str, Tensor]:
+        def share(name: str, counts: Tensor, row: Tensor) -> Tensor:
+            return counts / (self.counts.tables[name].totals[row][owners] + 1)
+
+        first, second, third, before, near = (self._summed(entries) for entries in found)
+        most = torch.zeros(len(latest), device=owners.device).scatter_reduce_(0, owners, near, "amax")
+        return {
+            "followed_last": first.log1p(),
+            "share_last": share("first", first, latest[:, 0]),
+            "followed_before": second.log1p(),
+            "share_before": share("second", second, latest[:, 1]),
+            "followed_third": third.log1p(),
+            "preceded_last": before.log1p(),
+            "near": (near + 1e-3).log() + 7,
+            "near_share": near / (most[owners] + 1e-6),
+            "last_clicks": (self.counts.tables["first"].totals[latest[:, 0]].log1p() / 4)[owners],
+        }
+
+    def _summed(self, entries: Entries) -> Tensor:
+        places, C = self.places.find(entries.keys).flatten(), len(self.places.keys)
+        sums = torch.zeros(C + 1, device=places.device)  # the last: of what is no candidate
+        return sums.index_add_(0, places, entries.counts.flatten())[:C]
+
+    def _of_history(self, asked: Asked, own: Tensor, latest: Tensor, owners: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        """own (N, L): the keys of the histories."""
+        times, newest, oldest = self._own_clicks(own, asked.lengths)
+        ever, age, log_times = times > 0, newest.float(), times.log1p()
+        clicked_at = asked.times[owners, newest]
+        elapsed = (asked.now[owners] - clicked_at).clamp(min=0).float()
+        mean_gap = (clicked_at - asked.times[owners, oldest]).clamp(min=0).float() / (times - 1).clamp(min=1)
         history = asked.lengths.float().log1p()
-        f["own_times"] = times.log1p()
-        f["own_share"] = f["own_times"] / (history[owners] + 1)
-        f["own_decayed"] = times.sqrt() * OWN_DECAY**age
-        f["own_age"] = torch.where(ever, age.log1p(), 0)
-        f["own_elapsed"] = torch.where(ever, elapsed.log1p() / 4, 0)
-        mean_gap = (latest_at - asked.times[owners, oldest]).clamp(min=0).float() / (times - 1).clamp(min=1)
-        f["own_rhythm"] = torch.where(times > 1, ((elapsed + 60) / (mean_gap + 60)).log(), 0)
-        f["own_ever"] = ever.float()
-        f["own_length"] = f["own_ever"] * (history / 4)[owners]
-        f["history"] = (history / 4)[owners]
+        return {
+            "own_times": log_times,
+            "own_share": log_times / (history[owners] + 1),
+            "own_decayed": times.sqrt() * OWN_DECAY**age,
+            "own_age": torch.where(ever, age.log1p(), 0),
+            "own_elapsed": torch.where(ever, elapsed.log1p() / 4, 0),
+            "own_rhythm": torch.where(times > 1, ((elapsed + 60) / (mean_gap + 60)).log(), 0),
+            "own_ever": ever.float(),
+            "own_length": ever.float() * (history / 4)[owners],
+            "is_last": (rows == latest[owners, 0]).float(),
+            "is_before": (rows == latest[owners, 1]).float(),
+            "history": (history / 4)[owners],
+            "gap": (asked.gaps() / 4)[owners],
+        }
+
+    def _own_clicks(self, own: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """How often each candidate stands in its owner's history; the places of its latest and its first click."""
+        N, L = own.shape
+        C = len(self.places.keys)
+        ages = torch.arange(L, device=own.device).expand(N, L)
+        places = torch.where(ages < lengths[:, None], self.places.find(own), C).flatten()
+        ages = ages.flatten()
+        times = torch.zeros(C + 1, device=own.device).index_add_(0, places, torch.ones(N * L, device=own.device))
+        newest = torch.full((C + 1,), L - 1, device=own.device).scatter_reduce_(0, places, ages, "amin")
+        oldest = torch.zeros(C + 1, dtype=torch.int64, device=own.device).scatter_reduce_(0, places, ages, "amax")
+        return times[:C], newest[:C], oldest[:C]
+
+    def _of_items(self, asked: Asked, owners: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        counts, now = self.counts, asked.now[owners]
+        return {
+            "clicks": counts.clicks[rows].log1p() / 4,
+            "elapsed": (now - counts.last_at[rows]).clamp(min=0).log1p().float() / 4,
+            "lifetime": (now - counts.first_at[rows]).clamp(min=0).log1p().float() / 4,
+        }
