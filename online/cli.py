@@ -3,6 +3,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -162,6 +163,35 @@ def replay(
             on_progress=on_progress,
         )
     _say_replayed(done, file, f"topic {settings.clicks_topic} ({where})")
+
+
+@app.command(epilog="Example: nextclick item i9 --unavailable")
+def item(
+    item_id: Annotated[str, typer.Argument(help="Item id.")],
+    available: Annotated[bool, typer.Option("--available/--unavailable", help="Whether lists may hold it.")] = True,
+    withdraw: Annotated[bool, typer.Option("--withdraw", help="Publish a tombstone: it is no item any more.")] = False,
+    title: Annotated[str | None, typer.Option(help="What people call it.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+) -> None:
+    """Publish one record to the items topic: all there is to say of an item, instead of what was said before.
+
+    What is withdrawn or not available leaves every list within seconds, until it is published as available.
+    """
+    settings = _settings()
+    from online.edges import open_producer, prepare_topics
+    from stream.events import BadEvent
+    from stream.items import Item, encode, parse
+
+    key = os.fsencode(item_id)
+    value = None if withdraw else encode(Item(item_id="-", title=title, tags=tuple(tag or ()), available=available))
+    checked = parse(key, value)
+    if isinstance(checked, BadEvent):
+        raise typer.BadParameter(checked.detail)
+    prepare_topics(settings)
+    with closing(open_producer(settings)) as producer:
+        producer.send(settings.items_topic, key=key, value=value)
+    state = "withdrawn" if withdraw else "available" if available else "not available"
+    print(f"{item_id}: published to topic {settings.items_topic} as {state}")
 
 
 @app.command(epilog="Example: nextclick backtest clicks.csv.gz --limit 20000 --plots plots")

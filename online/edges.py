@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import closing
 
+from online.items_feed import ItemsFeed
 from online.settings import Settings
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect
@@ -11,17 +12,33 @@ from stream.log_file import Log
 from stream.readers import KafkaReader, LogReader, TopicReader
 from stream.source import Producer, Source
 
+ITEMS_TOPIC = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * 86_400_000)}  # tombstones for a week
 LOG_PARTITIONS = 1  # one worker reads them all; a single partition keeps the order of all clicks
 
 
 def prepare_topics(settings: Settings) -> None:
     """Makes the topics that are missing; those that are there stay as they are. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
-        topics = {settings.clicks_topic: settings.topic_partitions, settings.dead_letters_topic: 1}
-        ensure_topics(settings.kafka_bootstrap_servers, topics)
+        topics = {settings.clicks_topic: settings.topic_partitions, settings.items_topic: 1}
+        topics[settings.dead_letters_topic] = 1
+        ensure_topics(settings.kafka_bootstrap_servers, topics, configs={settings.items_topic: ITEMS_TOPIC})
     else:
+        topics = {settings.clicks_topic: LOG_PARTITIONS, settings.items_topic: 1, settings.dead_letters_topic: 1}
         with closing(Log(settings.log_path, records_max=settings.log_records_max)) as log:
-            log.ensure_topics({settings.clicks_topic: LOG_PARTITIONS, settings.dead_letters_topic: 1})
+            log.ensure_topics(topics)
+
+
+def open_items(settings: Settings) -> ItemsFeed:
+    """What the items topic says, read as nobody's member. Raises SourceError.
+
+    Kafka compacts the topic by itself. The embedded log is compacted here, and keeps its latest `log_records_max`
+    records as of every topic: what goes before them is in the checkpoint of the worker that has read it.
+    """
+    if not settings.kafka_bootstrap_servers:
+        with closing(Log(settings.log_path)) as log:
+            log.compact(settings.items_topic)
+    reader = open_reader(settings, settings.items_topic)
+    return ItemsFeed(reader, records_max=settings.items_records_max, interval_s=settings.items_interval_s)
 
 
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:

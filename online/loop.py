@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from online.catalogue import Catalogue
 from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
 from online.drift import Alarm, DriftWatch
 from online.finetune import FineTuning
+from online.items_feed import ItemsFeed
 from online.learner import Learner, Ranking
 from online.ledger import Ledger
 from online.metrics import Latencies
@@ -62,6 +64,7 @@ class Loop:
         settings: Settings,
         *,
         source: Source,
+        items: ItemsFeed,
         dead_letters: DeadLetterBox,
         lists: Lists,
         checkpoints: Checkpoints,
@@ -78,6 +81,9 @@ class Loop:
         self.drift = DriftWatch(settings.drift_delta, settings.drift_clicks_each, settings.drift_values_held)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
+        self.catalogue = Catalogue(
+            settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
+        )
         self.stale: dict[str, None] = {}  # users whose list in Redis is behind, longest first
         self.popular_stale = False  # whether the popular list is
         self.finetuning: FineTuning | None = None
@@ -120,6 +126,7 @@ class Loop:
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record."""
         self._refill_an_empty_redis()
+        self.catalogue.start()
         self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked)
 
     def ask_finetuning(self, why: str) -> None:
@@ -131,7 +138,7 @@ class Loop:
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
-        lists_wait = bool(self.stale) and self.redis_waits_since is None
+        lists_wait = (bool(self.stale) or self.catalogue.sweeping) and self.redis_waits_since is None
         busy = self.finetuning is not None or self._asked.is_set() or lists_wait
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
@@ -148,6 +155,9 @@ class Loop:
             # 5. Drift: an alarm asks for fine-tuning.
             for alarm in self.drift.update(learned.losses):
                 self._alarm(alarm)
+            self._mind_items()  # here too: a full turn may take a second
+        if not arrived:
+            self._mind_items()
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         for record in records:
@@ -259,6 +269,17 @@ class Loop:
             for user in users:
                 del self.stale[user]
 
+    def _mind_items(self) -> None:
+        """Takes in what came and went, and takes what went out of some of the lists that stand."""
+        if self.catalogue.take_in() and self.ledger.learned:
+            self.popular_stale = True
+        if self.catalogue.sweeping:
+            self._redis_takes(self._sweep)
+
+    def _sweep(self) -> None:
+        # What is left of a list is in the right order; only a short one is worth ranking anew.
+        self.stale |= dict.fromkeys(user for user in self.catalogue.sweep() if user in self.learner.histories)
+
     def _refill_an_empty_redis(self) -> None:
         """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
         if self.ledger.learned and self.lists.popular() is None:
@@ -287,13 +308,18 @@ class Loop:
         return self.redis_waits_since is None or time.monotonic() - self._redis_tried_at >= REDIS_RETRY_S
 
     def _write(self, lists: dict[str, TopList], popular: TopList | None) -> bool:
-        """Writes lists -> whether Redis took them. Learning goes on without Redis."""
+        """Writes lists -> whether Redis took them."""
+        return self._redis_takes(lambda: self.lists.write(lists, popular))
+
+    def _redis_takes(self, work: Callable[[], None]) -> bool:
+        """Does what needs Redis -> whether it is done. Learning goes on without Redis."""
         if not self._redis_may_answer():
             return False
         try:
             if self.redis_waits_since is not None:
                 self._refill_an_empty_redis()
-            self.lists.write(lists, popular)
+                self.catalogue.look_again()
+            work()
         except ListsError as error:
             self._redis_tried_at = time.monotonic()
             if self.redis_waits_since is None:
@@ -342,9 +368,8 @@ class Loop:
         if not len(slots) or self.learner.vocabulary.rows <= 2:
             return None
         recent = self.learner.histories.latest(slots, self.settings.history_max)
-        popularity = self.learner.counts.popularity[: self.learner.vocabulary.rows]
         seed = self.settings.seed + self.ledger.finetunings + 1
-        return FineTuning(self.learner.trainer, recent, popularity, seed=seed)
+        return FineTuning(self.learner.trainer, recent, self.learner.popularity(), seed=seed)
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}

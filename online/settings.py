@@ -38,6 +38,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(None, description="redis://host:port/0; unset: the embedded Redis")
     data_dir: Path = Field(Path("data"), description="folder of the checkpoints and of the embedded log")
     clicks_topic: str = Field("clicks", min_length=1, description="topic the clicks come from")
+    items_topic: str = Field("items", min_length=1, description="compacted topic that says which items are available")
     dead_letters_topic: str = Field("clicks.dead", min_length=1, description="topic for what could not be read")
     consumer_group: str = Field("nextclick", min_length=1, description="Kafka consumer group of the worker")
     topic_partitions: Positive = Field(4, description="partitions of a Kafka topic that nextclick has to create")
@@ -45,6 +46,8 @@ class Settings(BaseSettings):
     embedded_redis_port: Port = Field(6390, description="port of the embedded Redis on 127.0.0.1")
     message_bytes_max: Positive = Field(65_536, description="larger messages are dead letters")
     future_s_max: Seconds = Field(86_400.0, description="a click further ahead of the clock is a dead letter")
+    items_records_max: Positive = Field(500, description="records of the items topic taken after each micro-batch")
+    items_interval_s: Rate = Field(1.0, description="time between two looks at the items topic")
     event_ids_held: Positive = Field(200_000, description="latest event ids remembered to recognise redelivery")
 
     # The lists.
@@ -55,9 +58,12 @@ class Settings(BaseSettings):
     # The loop.
     poll_records_max: Positive = Field(512, description="messages taken from the broker at a time")
     poll_timeout_s: Seconds = Field(0.05, description="longest wait for a first message")
-    micro_batch_max: Positive = Field(64, description="clicks learned in one step")
+    micro_batch_max: Positive = Field(32, description="clicks learned in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
+    sweep_lists_max: Positive = Field(
+        2_000, description="lists looked at after each micro-batch, by the thousand, for items that are not available"
+    )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
         (600.0, 3_600.0, 14_400.0, 57_600.0),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
@@ -74,8 +80,18 @@ class Settings(BaseSettings):
     items_held: Positive = Field(200_000, description="items with a row; the least recently clicked makes room")
     item_min_count: Positive = Field(1, description="clicks after which an item gets a row")
     item_idle_s_max: Seconds = Field(180 * 86_400.0, description="an item without clicks for so long loses its row")
-    successors_held: Positive = Field(32, description="followers counted for each item (the heaviest)")
-    popularity_half_life: Positive = Field(3_000, description="clicks after which a click counts half")
+    successors_held: Positive = Field(64, description="followers, and neighbours, counted for each item (the heaviest)")
+    popularity_half_lives: Annotated[tuple[Positive, ...], NoDecode] = Field(
+        (30, 300, 3_000, 30_000), min_length=1, description="comma-separated: clicks after which a click counts half"
+    )
+    moments_held: Positive = Field(1_000_000, description="latest moments of everybody that recall can find")
+    recall_latest: Positive = Field(64, description="latest moments of a person that are always compared")
+    recall_users_held: Positive = Field(2_048, description="people whose older moments are remembered too")
+    recall_buckets: Positive = Field(16, description="LSH buckets of a person's older moments (even)")
+    recall_ring: Positive = Field(32, description="moments in one of these buckets")
+    recall_probes: Positive = Field(2, description="buckets looked into")
+    world_buckets: Positive = Field(4_096, description="LSH buckets of everybody's moments (even)")
+    world_ring: Positive = Field(128, description="moments in one of these")
 
     # The network.
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
@@ -84,7 +100,8 @@ class Settings(BaseSettings):
         "auto", description="of the network's products; auto: bfloat16 on CUDA, float32 on the CPU, where it is faster"
     )
     seed: int = Field(0, description="seed of everything drawn by chance")
-    reformer: bool = Field(True, description="false: lists are ranked without the network, to see what it adds")
+    reformer: bool = Field(True, description="false: neither recall nor deep state, to see what they add")
+    deep_state: bool = Field(True, description="false: recall without the network's state, to see what that adds")
     layers: Annotated[tuple[Literal["local", "lsh"], ...], NoDecode] = Field(
         ("local", "lsh"), min_length=1, description="comma-separated, from the bottom: local or lsh"
     )
@@ -103,7 +120,14 @@ class Settings(BaseSettings):
     # Learning.
     learning_rate: Rate = Field(0.001, description="of the network's dense weights, online")
     item_learning_rate: Rate = Field(0.05, description="of the item vectors (row-wise Adagrad)")
-    mixer_learning_rate: Rate = Field(0.01, description="of the weights that mix counts and network")
+    ranker_learning_rate: Rate = Field(0.003, description="of the ranker's weights (Adam)")
+    ranker_hidden: Positive = Field(64, description="hidden units of the ranker")
+    ranker_gradient_norm_max: Rate = Field(5.0, description="the ranker's gradients are clipped to this norm")
+    recall_learning_rate: Rate = Field(0.01, description="of recall's gains and recency weights (Adam)")
+    recall_vectors_learning_rate: Rate = Field(0.01, description="of recall's item vectors (row-wise Adagrad)")
+    replay_held: Annotated[int, Field(ge=0)] = Field(8_192, description="clicks kept to be learned from again")
+    replay_candidates: Annotated[int, Field(ge=2)] = Field(64, description="candidates kept of each of them")
+    replay_batch: Annotated[int, Field(ge=0)] = Field(64, description="of them learned with each micro-batch")
     negatives: Positive = Field(128, description="sampled items a next-item loss is measured against")
     gradient_norm_max: Rate = Field(1.0, description="gradients are clipped to this norm")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the dense weights")
@@ -124,7 +148,7 @@ class Settings(BaseSettings):
     status_interval_s: Seconds = Field(1.0, description="time between two reports of the worker about itself")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
 
-    @field_validator("layers", "refresh_ages_s", mode="before")
+    @field_validator("layers", "refresh_ages_s", "popularity_half_lives", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -141,6 +165,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         problems = []
+        for name in ("recall_buckets", "world_buckets"):
+            if getattr(self, name) % 2:
+                problems.append(f"{PREFIX}{name.upper()} must be even, not {getattr(self, name)}")
+        if self.recall_users_held < self.micro_batch_max:
+            problems.append(
+                f"NEXTCLICK_RECALL_USERS_HELD ({self.recall_users_held}) must not be below "
+                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
+            )
         if self.buckets % 2:
             problems.append(
                 f"NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not {self.buckets}"

@@ -14,7 +14,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from online.checkpoint import CheckpointError, Checkpoints
 from online.dead_letter_box import DeadLetterBox
-from online.edges import open_lists, open_producer, open_reader, open_source, prepare_topics
+from online.edges import open_items, open_lists, open_producer, open_reader, open_source, prepare_topics
 from online.loop import Loop
 from online.settings import Settings
 from online.status import StatusReport
@@ -43,7 +43,8 @@ def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Ev
         source = parts.enter_context(closing(open_source(settings, [settings.clicks_topic], settings.consumer_group)))
         reader = parts.enter_context(closing(open_reader(settings, settings.dead_letters_topic)))
         box = DeadLetterBox(producer, reader, settings.dead_letters_topic)
-        loop = Loop(settings, source=source, dead_letters=box, lists=lists, checkpoints=checkpoints)
+        items = parts.enter_context(closing(open_items(settings)))
+        loop = Loop(settings, source=source, items=items, dead_letters=box, lists=lists, checkpoints=checkpoints)
         if loop.restore() is None:
             log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)
         loop.start()

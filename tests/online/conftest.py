@@ -39,7 +39,18 @@ SMALL: dict[str, Any] = {
     "users_held": 64,
     "items_held": 200,
     "successors_held": 8,
-    "popularity_half_life": 100,
+    "popularity_half_lives": (10, 100),
+    "moments_held": 500,
+    "recall_latest": 4,
+    "recall_users_held": 32,
+    "recall_buckets": 4,
+    "recall_ring": 4,
+    "world_buckets": 16,
+    "world_ring": 8,
+    "ranker_hidden": 8,
+    "replay_held": 300,
+    "replay_candidates": 8,
+    "replay_batch": 8,
     "negatives": 8,
     "micro_batch_max": 16,
     "poll_records_max": 32,
@@ -187,12 +198,35 @@ class ListReader:
         pass
 
 
+class ListFeed:
+    """An `ItemsFeed` without a thread: what a turn takes follows from what was published."""
+
+    def __init__(self, broker: Broker, partition: Partition, records_max: int) -> None:
+        self.broker = broker
+        self.partition = partition
+        self.records_max = records_max
+        self.began_at: list[dict[Partition, int]] = []
+
+    def start(self, starts: Mapping[Partition, int]) -> None:
+        self.at = starts.get(self.partition, 0)
+        self.began_at.append(dict(starts))
+
+    def take(self) -> list[Record]:
+        found = self.broker.records(self.partition)[self.at : self.at + self.records_max]
+        self.at += len(found)
+        return found
+
+    def close(self) -> None:
+        pass
+
+
 class MemoryLists:
     """Lists in a dict; `away` makes it answer as a Redis that is not there."""
 
     def __init__(self) -> None:
         self.held: dict[str, TopList] = {}
         self.popular_list: TopList | None = None
+        self.paged: list[str] = []
         self.away = False
 
     def write(self, lists: Mapping[str, TopList], popular: TopList | None = None) -> None:
@@ -207,6 +241,22 @@ class MemoryLists:
             raise ListsError("no Redis answers at memory")
         return self.popular_list
 
+    def page(self, cursor: int = 0) -> tuple[int, dict[str, TopList]]:
+        """Five lists a page, of those that stood at the first."""
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        self.paged = self.paged if cursor else sorted(self.held)
+        following = cursor + 5 if cursor + 5 < len(self.paged) else 0
+        return following, {user: self.held[user] for user in self.paged[cursor : cursor + 5] if user in self.held}
+
+    def amend(self, lists: Mapping[str, TopList]) -> None:
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        for user in lists.keys() & self.held.keys():
+            self.held[user] = lists[user]
+            if not lists[user].items:
+                del self.held[user]
+
     def lose_everything(self) -> None:
         """As a Redis that is started again and kept nothing."""
         self.held, self.popular_list = {}, None
@@ -220,6 +270,7 @@ class World:
     broker: Broker = field(default_factory=Broker)
     lists: MemoryLists = field(default_factory=MemoryLists)
     clicks_topic: str = "clicks"
+    items_topic: str = "items"
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
     aborted: type[Exception] = AbortedError
@@ -232,12 +283,17 @@ class World:
                 self.clicks_topic, encode(value) if isinstance(value, Click) else value, partition=partition
             )
 
+    def publish_item(self, item_id: str, value: bytes | None) -> None:
+        """What the items topic says of an item; None: a tombstone."""
+        self.broker.append(self.items_topic, value, key=item_id.encode())
+
     def loop(self, **overrides: Any) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
         box = DeadLetterBox(ListProducer(self.broker), ListReader(self.broker, self.dead_topic), self.dead_topic)
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
+            items=ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max),  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept),

@@ -24,7 +24,7 @@ from stream.log import LogProducer, LogSource
 from stream.source import Record
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["demo", "worker", "serve", "replay", "backtest", "tune", "top", "status", "dead-letters"]
+COMMANDS = ["demo", "worker", "serve", "replay", "item", "backtest", "tune", "top", "status", "dead-letters"]
 STATUS = {
     "state": "running", "started_at": 1, "written_at": 2, "version": 3, "learned": 12_345, "duplicates": 6,
     "dead_letters": {"malformed-json": 4}, "users": 300, "items": 320, "lag": None, "positions": {"clicks:0": 12_351},
@@ -214,6 +214,37 @@ def test_replay_publishes_and_says_what_it_did(run: Run, tmp_path: Path) -> None
     assert sum(isinstance(click, BadEvent) for click in clicks) == 1
     assert run("replay", str(path), "--restart")[0] == 0
     assert len(published(tmp_path / "data")) == 202
+
+
+@pytest.mark.parametrize(
+    ("options", "value", "said"),
+    [
+        ((), {"tags": [], "available": True}, "available"),
+        (("--unavailable",), {"tags": [], "available": False}, "not available"),
+        (("--withdraw",), None, "withdrawn"),
+        (
+            ("--title", "É", "--tag", "a", "--tag", "b"),
+            {"title": "É", "tags": ["a", "b"], "available": True},
+            "available",
+        ),
+    ],
+)
+def test_item_publishes_what_is_said_of_it(
+    run: Run, tmp_path: Path, options: tuple[str, ...], value: object, said: str
+) -> None:
+    code, shown, _ = run("item", "ï9", *options)
+    assert (code, shown) == (0, f"ï9: published to topic items as {said}\n")
+    (record,) = published(tmp_path / "data", "items")
+    assert record.key == "ï9".encode()
+    assert (None if record.value is None else json.loads(record.value)) == value
+
+
+@pytest.mark.parametrize("item_id", ["", "x" * 257])
+def test_an_item_id_that_no_topic_takes_is_refused(run: Run, tmp_path: Path, item_id: str) -> None:
+    code, _, err = run("item", item_id)
+    assert code == 2
+    assert "1 to 256" in err
+    assert not (tmp_path / "data" / "log.db").exists()
 
 
 def test_replay_of_what_is_no_file_is_one_clear_line(run: Run, tmp_path: Path) -> None:
