@@ -1,4 +1,4 @@
-"""The ranker: a score for each candidate from what is known of it, learned by softmax over the candidates of each click.
+"""The ranker: a score for each candidate from what is known of it, learned by softmax over each click's candidates.
 
 Letters: `N` clicks, `C` candidates of all of them (flat), `F` features, `H` hidden units.
 """

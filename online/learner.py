@@ -4,7 +4,6 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `C` 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.vocabulary import Vocabulary
+from online.arrays import below, joined
 from online.candidates import Asked
 from online.counts import NEAR, Counts
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
+from online.learned import Batch, Learned, Ranking
 from online.metrics import Scores, ranks_among, ranks_in
 from online.scorer import Query, Scored, Scorer
 from online.settings import Settings
@@ -23,34 +24,14 @@ from online.states import UserStates
 from online.trainer import Negatives, Trainer
 from stream.events import Click
 
+__all__ = ["EVENT_TYPES_MAX", "METHODS", "Learned", "Learner", "Ranking"]
+
 METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
 
 
-@dataclass(frozen=True)
-class Ranking:
-    """One user's new list, best item first."""
-
-    items: list[str]
-    scores: list[float]
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What one micro-batch of N clicks gave: its users' new lists, and how well each click was foreseen.
-
-    Ranks count from 0, half of the ties as ahead. What is no candidate, or not in a list, has rank inf.
-    """
-
-    rankings: dict[str, Ranking]
-    losses: list[float]  # N, in nats
-    ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
-    candidates: NDArray[np.int64]  # (N,) how many candidates there were
-    served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
-
-
 class Learner:
-    """Histories, counts, memories, vocabulary, network, ranker and running scores: all that a checkpoint brings back."""
+    """Histories, counts, memories, vocabulary, network, ranker, running scores: all that a checkpoint brings back."""
 
     def __init__(self, settings: Settings, *, lists: bool = True) -> None:
         """`lists`: whether anybody gets lists; without, nothing is known of how they would have been served."""
@@ -101,7 +82,8 @@ class Learner:
         times = np.array([click.timestamp for click in clicks])
         numbers = self.scorer.log.next_numbers(len(clicks))
         self.histories.append(slots, rows, types, times, numbers)
-        behind = earlier_in_batch(slots[::-1])[::-1]  # (N,) clicks of the same user that came after in this batch
+        behind = earlier_in_batch(slots[::-1])[::-1]
+        batch = Batch(users, slots, rows, targets, times, behind, numbers)
         last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
         listed = [users[at] for at in last]
         guesses, taught, states = self._states(listed, slots, last)  # (N, D), (N,), (U, D)
@@ -111,9 +93,9 @@ class Learner:
         scored = self.scorer.score(query)
         places = self._places(scored, targets)
         ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
-        served_ranks = self._score_served(users, slots, times, behind, guesses, query.asked, targets)
-        losses = self._update(scored, places, guesses, taught, rows)
-        self._remember(users, slots, rows, behind, numbers, query.asked)
+        served_ranks = self._score_served(batch, query.asked, guesses)
+        losses = self._update(batch, scored, places, guesses, taught)
+        self._remember(batch, query.asked)
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
@@ -148,7 +130,7 @@ class Learner:
         targets, seen = [], set()
         for row, had, click in zip(rows, before, clicks, strict=True):
             targets.append(row if had == row or row in seen else 0)
-            if row and had != row:
+            if row and (had != row or row in freed):  # an item may also get back the row that it has just lost
                 self.trainer.rows_changed.add(row)
                 self.scorer.blocked[row] = click.item_id in self.unavailable
             seen.add(row)
@@ -160,47 +142,39 @@ class Learner:
 
     def _update(
         self,
+        batch: Batch,
         scored: Scored,
         places: NDArray[np.int64],
         guesses: Tensor | None,
         taught: NDArray[np.bool_],
-        rows: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats."""
         loss, each = self.scorer.losses(scored, self._tensor(places))
-        taught = taught & (rows != 0)
+        taught = taught & (batch.rows != 0)
         if guesses is not None and taught.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows)
-            self.trainer.update(guesses[taught], rows[taught], negatives, also=loss)
+            self.trainer.update(guesses[taught], batch.rows[taught], negatives, also=loss)
         elif loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
         if loss is not None:
             self.scorer.step(scored)
         return each.cpu().numpy()
 
-    def _remember(
-        self,
-        users: Sequence[str],
-        slots: NDArray[np.int64],
-        rows: NDArray[np.int64],
-        behind: NDArray[np.int64],
-        numbers: NDArray[np.int64],
-        asked: Asked,
-    ) -> None:
+    def _remember(self, batch: Batch, asked: Asked) -> None:
         """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
         earlier = torch.nn.functional.pad(asked.rows[:, :NEAR], (0, max(0, NEAR - asked.rows.shape[1])))
         leaving, owners = np.zeros(0, np.int64), np.zeros(0, np.int64)
         W = self.settings.recall_latest
         if self.settings.reformer:
-            left = self.histories.newest(slots, W + 1, behind)
+            left = self.histories.newest(batch.slots, W + 1, batch.behind)
             gone = np.flatnonzero(left.lengths > W).tolist()
             if len(gone):
-                people = list(dict.fromkeys(users[at] for at in gone))
+                people = list(dict.fromkeys(batch.users[at] for at in gone))
                 place = dict(zip(people, self.scorer.own_memory.take(people).tolist(), strict=True))
                 leaving = left.numbers[gone, W]
-                owners = np.array([place[users[at]] for at in gone], np.int64)
-        observed = (self._tensor(part) for part in (numbers, leaving, owners))
-        self.scorer.observe(self._tensor(rows), earlier, *observed)
+                owners = np.array([place[batch.users[at]] for at in gone], np.int64)
+        rows, numbers = self._tensor(batch.rows), self._tensor(batch.numbers)
+        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners))
 
     # Ranking
 
@@ -232,7 +206,7 @@ class Learner:
             self.unavailable.add(item_id)
         row = self.vocabulary.row_of(item_id)
         if row:
-            self.scorer.blocked[row] = not available
+            self.scorer.blocked[row] = item_id in self.unavailable
 
     def popularity(self) -> NDArray[np.float64]:
         """Recent clicks on all rows in use."""
@@ -264,39 +238,31 @@ class Learner:
         rows = torch.nn.functional.pad(scored.candidates.rows, (0, 1))[places]
         return rows.cpu().numpy(), scores.cpu().numpy()
 
-    def _score_served(
-        self,
-        users: Sequence[str],
-        slots: NDArray[np.int64],
-        times: NDArray[np.float64],
-        behind: NDArray[np.int64],
-        guesses: Tensor | None,
-        asked: Asked,
-        targets: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+    def _score_served(self, batch: Batch, asked: Asked, guesses: Tensor | None) -> NDArray[np.float64]:
         """Scores what stood in front of each user -> (N,) the clicked items' ranks in it.
 
         Whoever clicks twice within a micro-batch is scored the second time with the list that the first click gave;
         Redis only ever gets the last one.
         """
         if not self.lists:
-            return np.full(len(slots), np.inf)
+            return np.full(len(batch.users), np.inf)
         popular = np.zeros(SERVED, np.int64)
         best = self._popular_rows(SERVED)
         popular[: len(best)] = best
-        everywhere = np.broadcast_to(popular, (len(slots), SERVED))
-        served = self.histories.served[slots].astype(np.int64)  # (N, SERVED)
-        again = np.flatnonzero(behind > 0).tolist()  # clicks after which the same user clicked once more
+        everywhere = np.broadcast_to(popular, (len(batch.users), SERVED))
+        served = self.histories.served[batch.slots].astype(np.int64)  # (N, SERVED)
+        again = np.flatnonzero(batch.behind > 0).tolist()  # clicks after which the same user clicked once more
         if len(again):
-            following = next_in_batch(slots)[again]
+            following = next_in_batch(batch.slots)[again]
             states = None if guesses is None else guesses[self._tensor(following)].detach()
             with torch.no_grad():
-                between = self._query([users[at] for at in again], slots[again], times[again], behind[again], states)
+                who, behind = [batch.users[at] for at in again], batch.behind[again]
+                between = self._query(who, batch.slots[again], batch.times[again], behind, states)
                 served[following] = self._best(between, SERVED)[0]
         served = np.where(served.any(1, keepdims=True), served, everywhere)
         followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
-        self.scores.add({"served": served, "popular": everywhere, "followed": followed}, targets)
-        return ranks_in(served, targets)
+        self.scores.add({"served": served, "popular": everywhere, "followed": followed}, batch.targets)
+        return ranks_in(served, batch.targets)
 
     # What is asked
 
@@ -351,8 +317,7 @@ class Learner:
         for name, part in (("trainer", self.trainer), ("states", self.states), ("scorer", self.scorer)):
             parts[name], state[name] = part.to_state()
         parts["history"], state["users"] = self.histories.to_state()
-        arrays = {f"{part}.{name}": array for part, found in parts.items() for name, array in found.items()}
-        return arrays, state | {
+        return joined(parts), state | {
             "version": self.version,
             "vocabulary": self.vocabulary.to_state(),
             "scores": self.scores.to_state(),
@@ -362,17 +327,17 @@ class Learner:
         }
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        def part(name: str) -> dict[str, NDArray[Any]]:
-            return {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
-
+        """Takes back what `to_state` gave."""
         self.version = state["version"]
         self.vocabulary = self._new_vocabulary(state["vocabulary"])
-        self.trainer.load_state(part("trainer"), state["trainer"])
-        self.histories.load_state(part("history"), state["users"])
-        self.states.load_state(part("states"), state["states"])
-        self.scorer.load_state(part("scorer"), state["scorer"])
+        self.trainer.load_state(below(arrays, "trainer"), state["trainer"])
+        self.histories.load_state(below(arrays, "history"), state["users"])
+        self.states.load_state(below(arrays, "states"), state["states"])
+        self.scorer.load_state(below(arrays, "scorer"), state["scorer"])
         self.scores.load_state(state["scores"])
         self.event_types = dict(state["event_types"])
         self.unavailable = set(state["unavailable"])
         self._expired_at = state["expired_at"]
         self._make_room()
+        blocked = np.array([self.vocabulary.row_of(item_id) for item_id in self.unavailable], np.int64)
+        self.scorer.blocked[self._tensor(blocked)] = True  # row 0, where an item has none, is never listed anyway

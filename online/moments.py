@@ -1,6 +1,7 @@
 """Moments: what stood before each click and what was clicked then; and the memories in which they are found again.
 
-Letters: `N` queries, `P` moments found for all of them (flat), `D` width of item vectors, `W` latest moments of a person.
+Letters: `N` queries, `P` moments found for all of them (flat), `K` moments to be stored, `D` width of item vectors,
+`W` latest moments of a person, `E` entries of buckets looked at.
 """
 
 import math

@@ -17,6 +17,7 @@ from model.optim import RowwiseAdagrad
 from model.ranker import Ranker, listwise_losses
 from model.recall import RecallHeads
 from model.reformer import Reformer
+from online.arrays import below, joined
 from online.candidates import Asked, Candidates, Gatherer
 from online.counts import Counts
 from online.features import OWN_HEADS, WORLD_HEADS, features
@@ -145,7 +146,9 @@ class Scorer:
     def _recalled(self, query: Query, moment: Moments) -> tuple[Tensor, Tensor]:
         """Numbers of the moments found: of each person's own (N, ·), and of everybody's (N, ·); 0 for none."""
         own = torch.cat([query.numbers, self.own_memory.recall(query.slots, moment)], 1)
-        return own, self.world_memory.recall(moment)
+        world = self.world_memory.recall(moment)
+        # Where the item before has lost its row since, the moment lies in a bucket of the row's next owner.
+        return own, torch.where(self.log.last[world % self.log.held] > 0, world, 0)
 
     def _heads(self, heads: RecallHeads, numbers: Tensor, moment: Moments, query: Query, C: int) -> Tensor:
         """What moments (N, ·) say of the candidates last gathered -> (C, heads)."""
@@ -162,11 +165,13 @@ class Scorer:
     def losses(self, scored: Scored, places: Tensor) -> tuple[Tensor | None, Tensor]:
         """places (N,) of the clicked items among the candidates, −1 where they are not among them -> the mean loss of
         the others, with gradients, replayed clicks added (None without any); and the losses of all (N,), in nats."""
-        hit = places >= 0
         each = torch.full((len(places),), MISS_LOSS, device=self.device)
-        if not bool(hit.any()):
+        if not len(scored.scores):
             return None, each
         found = listwise_losses(scored.scores, scored.candidates.owners, places.clamp(min=0))
+        hit = (places >= 0) & found.isfinite()  # what cannot be scored must not be replayed again and again
+        if not bool(hit.any()):
+            return None, each
         each[hit] = found.detach()[hit].clamp(max=MISS_LOSS)
         loss = found[hit].mean()
         if (again := self.replay.sample(self.settings.replay_batch)) is not None:
@@ -179,16 +184,19 @@ class Scorer:
 
     @torch.no_grad()
     def step(self, scored: Scored) -> None:
-        """Moves the weights along the gradients there are. Gradients that are not finite move nothing."""
-        norm = nn.utils.clip_grad_norm_(self.ranker.parameters(), self.settings.ranker_gradient_norm_max)
-        gradient = self.vectors.vectors.grad
+        """Moves the weights along the gradients there are; if any of these is not finite, nothing."""
+        vectors = self.vectors.vectors
+        vectors.grad = None if vectors.grad is None else vectors.grad.coalesce()
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([g.values() if g.is_sparse else g for g in gradients])
         if bool(norm.isfinite()):
+            nn.utils.clip_grad_norm_(self.ranker.parameters(), self.settings.ranker_gradient_norm_max)
             self.adam.step()
-            if gradient is not None:
+            if vectors.grad is not None:
                 self.adagrad.step()
-                rows = gradient.coalesce().indices()[0]
-                self.vectors.vectors.data[rows] = F.normalize(self.vectors.vectors.data[rows], dim=-1)
-        self.ranker.observe(scored.features)
+                rows = vectors.grad.indices()[0]
+                vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
+            self.ranker.observe(scored.features)
         for parameter in self._parameters():
             parameter.grad = None
 
@@ -206,7 +214,8 @@ class Scorer:
             known = (moments.last > 0) & (rows > 0)
             self.world_memory.store(Moments(*(part[known] for part in moments)), numbers[known])
             if len(leaving):
-                self.own_memory.store(slots, self.log.read(leaving)[1], leaving)
+                there = self.log.holds(leaving)
+                self.own_memory.store(slots[there], self.log.read(leaving[there])[1], leaving[there])
 
     def _parameters(self) -> list[nn.Parameter]:
         modules = (self.ranker, self.own, self.world, self.vectors)
@@ -227,30 +236,25 @@ class Scorer:
         own, own_state = self.own_memory.to_state()
         others = {"counts": self.counts.to_state(), "log": self.log.to_state(), "replay": replay, "own_memory": own}
         others["world_memory"] = self.world_memory.to_state()
-        arrays |= {f"{part}.{name}": array for part, found in others.items() for name, array in found.items()}
-        return arrays, {"replay": replay_state, "own_memory": own_state}
+        return arrays | joined(others), {"replay": replay_state, "own_memory": own_state}
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """Takes back what `to_state` gave."""
-
-        def part(name: str) -> dict[str, NDArray[Any]]:
-            return {key.removeprefix(f"{name}."): array for key, array in arrays.items() if key.startswith(f"{name}.")}
-
+        """Takes back what `to_state` gave. Which rows must not be listed is for the caller to say again."""
         for name, module in self._modules().items():
-            module.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in part(name).items()})
+            module.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in below(arrays, name).items()})
         self.adam.state.clear()
         for number, parameter in enumerate(self._dense()):
-            moments = {name: torch.from_numpy(array.copy()) for name, array in part(f"adam.{number}").items()}
+            moments = {name: torch.from_numpy(array.copy()) for name, array in below(arrays, f"adam.{number}").items()}
             if moments:
                 self.adam.state[parameter] = {
                     name: moment if name == "step" else moment.to(self.device) for name, moment in moments.items()
                 }
         self.adagrad.sums["vectors"] = torch.from_numpy(arrays["adagrad"].copy()).to(self.device)
-        self.counts.load_state(part("counts"))
-        self.log.load_state(part("log"))
-        self.replay.load_state(part("replay"), state["replay"])
-        self.own_memory.load_state(part("own_memory"), state["own_memory"])
-        self.world_memory.load_state(part("world_memory"))
+        self.counts.load_state(below(arrays, "counts"))
+        self.log.load_state(below(arrays, "log"))
+        self.replay.load_state(below(arrays, "replay"), state["replay"])
+        self.own_memory.load_state(below(arrays, "own_memory"), state["own_memory"])
+        self.world_memory.load_state(below(arrays, "world_memory"))
         self.blocked = torch.zeros(len(self.counts), dtype=torch.bool, device=self.device)
 
     def _dense(self) -> list[nn.Parameter]:
