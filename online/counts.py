@@ -1,6 +1,7 @@
 """Live counts of all clicks, as fixed-width tensors: what follows an item, what occurs near it, what is popular now.
 
-Letters: `V` rows of the vocabulary, `M` entries kept of a row, `K` pairs of a batch, `N` clicks of a batch, `P` half-lives.
+Letters: `V` rows of the vocabulary, `M` entries kept of a row, `K` pairs of a batch, `N` clicks of a batch,
+`P` half-lives.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.vocabulary import grown
 
@@ -22,8 +24,15 @@ OVERFLOW = 1e12  # of the popularity's weight, at which all are scaled down
 class HeavyHitters:
     """Of each row the M heaviest others, by space-saving (Metwally et al. 2005), a whole batch at a time.
 
-    Where a row is full, a newcomer takes the lightest place and goes on from its count. So a count is never too small,
-    and too large by at most total / M; whatever has more than that share is kept. 8 M + 4 bytes a row.
+    A newcomer goes on from the row's lightest count (0 while a place is free), and of what was there and what comes the
+    M heaviest stay. So a count is never too small, and too large by at most total / M; whatever has more is kept:
+
+    - What is not kept has at most the lightest count, for it was no heavier than what drove it out, and the lightest
+      count never falls. So who goes on from it has not less than is due.
+    - The counts of a row add up to at most its total, for a newcomer that stays adds the lightest count to its own
+      weight, and what it drives out had no less. So the lightest of M counts is at most total / M.
+
+    8 M + 4 bytes a row.
     """
 
     def __init__(self, held: int, device: torch.device) -> None:
@@ -53,28 +62,43 @@ class HeavyHitters:
         self._take_places(rows[~kept], others[~kept], sums[~kept])
 
     def _take_places(self, rows: Tensor, others: Tensor, sums: Tensor) -> None:
-        """Newcomers (K,), sorted by row: the k-th of a row takes its k-th lightest place."""
+        """Newcomers (K,), sorted by row: the k-th heaviest of a row takes its k-th lightest place, if it is heavier."""
         if not len(rows):
             return
+        heaviest = sums.sort(descending=True, stable=True).indices
+        by_row = heaviest[rows[heaviest].sort(stable=True).indices]
+        rows, others, sums = rows[by_row], others[by_row], sums[by_row]
         different, start, newcomers = torch.unique_consecutive(rows, return_inverse=True, return_counts=True)
         first = newcomers.cumsum(0) - newcomers
         nth = torch.arange(len(rows), device=rows.device) - first[start]
         most = min(int(newcomers.max()), self.held)
-        lightest = self.counts[different].topk(most, 1, largest=False).indices  # (rows, most), lightest first
+        lightest, places = self.counts[different].topk(most, 1, largest=False)  # (rows, most), lightest first
         fits = nth < most
-        rows, others, sums = rows[fits], others[fits], sums[fits]
-        place = lightest[start[fits], nth[fits]]
-        self.counts[rows, place] += sums
-        self.others[rows, place] = others.to(torch.int32)
+        rows, others, start, nth = rows[fits], others[fits], start[fits], nth[fits]
+        counts = lightest[start, 0] + sums[fits]
+        stays = counts > lightest[start, nth]
+        rows, place = rows[stays], places[start, nth][stays]
+        self.counts[rows, place] = counts[stays]
+        self.others[rows, place] = others[stays].to(torch.int32)
 
     def forget(self, rows: Tensor) -> None:
-        """Clears rows (K,), and what other rows counted of them."""
+        """Clears rows (K,), and what other rows counted of them: those places are free again, so that what had no place
+        in such a row before, and comes back, counts from 0."""
         gone = torch.isin(self.others, rows.to(torch.int32)) & (self.others > 0)
         self.others[gone], self.counts[gone] = 0, 0
         self.others[rows], self.counts[rows], self.totals[rows] = 0, 0, 0
 
     def tensors(self) -> dict[str, Tensor]:
         return {"others": self.others, "counts": self.counts, "totals": self.totals}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes back what `tensors` gave; of more than M entries the heaviest, and what comes to fewer finds room."""
+        others, counts = tensors["others"], tensors["counts"]
+        if counts.shape[1] > self.held:
+            heaviest = counts.sort(dim=1, descending=True, stable=True).indices[:, : self.held]
+            others, counts = others.gather(1, heaviest), counts.gather(1, heaviest)
+        room = self.held - counts.shape[1]
+        self.others, self.counts, self.totals = F.pad(others, (0, room)), F.pad(counts, (0, room)), tensors["totals"]
 
 
 class Counts:
@@ -127,20 +151,24 @@ class Counts:
         )
 
         self.clicks.index_add_(0, rows, ones)
-        steps = torch.arange(len(rows), device=self.device, dtype=torch.float64)[:, None]
-        rates = torch.tensor(
-            [2 ** (1 / half_life) for half_life in self.half_lives], dtype=torch.float64, device=self.device
-        )
-        self._popular.index_add_(0, rows, self._weights * rates**steps)
-        self._weights *= rates ** len(rows)
-        if float(self._weights.max()) > OVERFLOW:
-            self._popular /= self._weights
-            self._weights.fill_(1.0)
+        self._add_popularity(rows)
         self.last_at.scatter_reduce_(0, rows, times, "amax")
-        fresh = rows[self.first_at[rows] == 0]
-        self.first_at[fresh] = self.last_at[fresh]
+        fresh = self.first_at[rows] == 0
+        self.first_at.scatter_reduce_(0, rows[fresh], times[fresh], "amin", include_self=False)
         for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
             cleared[0] = 0
+
+    def _add_popularity(self, rows: Tensor) -> None:
+        """Instead of letting all counts decay with each click, each click counts more than the one before it."""
+        N = len(rows)
+        rates = torch.tensor([2 ** (1 / n) for n in self.half_lives], dtype=torch.float64, device=self.device)
+        weights = self._weights * rates**N
+        if float(weights.max()) > OVERFLOW:
+            self._popular /= weights  # by inf: what is so long ago counts nothing
+            weights = torch.ones_like(weights)
+        later = torch.arange(N, 0, -1, device=self.device, dtype=torch.float64)[:, None]
+        self._popular.index_add_(0, rows, weights / rates**later)
+        self._weights = weights
 
     def popularity(self, rows: Tensor) -> Tensor:
         """Clicks on rows (...), each counting half for every half-life of clicks since -> (..., P) float32."""
@@ -154,7 +182,7 @@ class Counts:
         return best[column[best] > 0]
 
     def followers_of(self, rows: Tensor, count: int, *, filled_with: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N, count) what followed each row (N,) most often, then `filled_with`, each once; 0 where there is no more."""
+        """(N, count): what followed each row (N,) most often, then `filled_with`, each once; 0 beyond."""
         table = self.tables["first"]
         order = table.counts[rows].sort(dim=1, descending=True, stable=True).indices[:, :count]
         followers = table.others[rows].gather(1, order).cpu().numpy()
@@ -186,23 +214,12 @@ class Counts:
         return {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Takes back what `to_state` gave. With other limits, what fits: the heaviest entries."""
-        rows = len(arrays["clicks"])
+        """Takes back what `to_state` gave, with as many half-lives. With other limits, what fits: the heaviest entries."""
+        tensors = {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
         for name, table in self.tables.items():
-            part = {key: torch.from_numpy(arrays[f"{name}.{key}"].copy()).to(self.device) for key in table.tensors()}
-            heaviest = part["counts"].sort(dim=1, descending=True, stable=True).indices[:, : table.held]
-            if part["counts"].shape[1] == table.held:
-                heaviest = torch.arange(table.held, device=self.device).expand(rows, -1)
-            table.totals = part["totals"]
-            table.others = torch.zeros(rows, table.held, dtype=torch.int32, device=self.device)
-            table.counts = torch.zeros(rows, table.held, device=self.device)
-            table.others[:, : heaviest.shape[1]] = part["others"].gather(1, heaviest)
-            table.counts[:, : heaviest.shape[1]] = part["counts"].gather(1, heaviest)
-        self.clicks, self.first_at, self.last_at = (
-            torch.from_numpy(arrays[name].copy()).to(self.device) for name in ("clicks", "first_at", "last_at")
-        )
-        self._popular = torch.from_numpy(arrays["popular"].copy()).to(self.device)
-        self._weights = torch.from_numpy(arrays["weights"].copy()).to(self.device)
+            table.load({part: tensors[f"{name}.{part}"] for part in table.tensors()})
+        self.clicks, self.first_at, self.last_at = (tensors[name] for name in ("clicks", "first_at", "last_at"))
+        self._popular, self._weights = tensors["popular"], tensors["weights"]
 
 
 def _grown(tensor: Tensor, rows: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FIRST = 256  # clicks held before any is replayed
+FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
 
 class ReplayBuffer:
@@ -28,9 +28,10 @@ class ReplayBuffer:
 
     def add(self, features: Tensor, best: Tensor, clicked: Tensor) -> None:
         """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,)."""
-        if not self.held:
-            return
+        best, clicked = best[: self.held], clicked[: self.held]
         C, N = len(features), len(clicked)
+        if not N:
+            return
         rivals = torch.where(best == clicked[:, None], C, best)  # (N, K)
         full = (rivals < C).all(1)
         rivals[full, -1] = C  # the weakest makes room
@@ -42,13 +43,13 @@ class ReplayBuffer:
 
     def sample(self, count: int) -> tuple[Tensor, Tensor] | None:
         """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there."""
-        if self.filled < FIRST or not count:
+        if not count or self.filled < max(1, min(FIRST, self.held)):
             return None
         at = torch.from_numpy(self.random.integers(0, self.filled, count)).to(self.features.device)
         return self.features[at].float(), self.present[at]
 
     def _places(self, count: int) -> Tensor:
-        """Different places for new clicks: free ones first."""
+        """Different places for at most R new clicks: free ones first."""
         free = min(count, self.held - self.filled)
         again = self.random.choice(self.filled, count - free, replace=False) if free < count else np.zeros(0, np.int64)
         chosen = np.concatenate([np.arange(self.filled, self.filled + free), again])
