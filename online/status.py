@@ -35,6 +35,7 @@ class StatusReport:
             "dead_letters": dict(ledger.dead_letters),
             "users": len(learner.histories),
             "items": len(learner.vocabulary),
+            "unavailable": len(learner.unavailable),
             "lag": self._lag(),
             "positions": {f"{p.topic}:{p.partition}": at for p, at in sorted(ledger.next_offsets.items())},
             "events_per_s": self._rate(),

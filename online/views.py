@@ -60,6 +60,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         "model",
         f"version {status.get('version')}, {_count(status.get('users'))} people, {_count(status.get('items'))} items",
     )
+    table.add_row("withdrawn", f"{_count(status.get('unavailable'))} items are not available")
     table.add_row(
         "learned", f"{_count(status.get('learned'))} clicks, {_count(status.get('events_per_s'))} per second now"
     )

@@ -1,9 +1,11 @@
 """An item that is not available stands in no list, from seconds after its record came until it is available again."""
 
 import string
+import threading
 import time
 import uuid
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kafka import KafkaAdminClient
@@ -11,11 +13,13 @@ from kafka.admin import ConfigResource, ConfigResourceType
 
 from online import loop as loop_module
 from online.catalogue import PAGE
-from online.edges import open_items, open_producer, prepare_topics
+from online.edges import open_items, open_lists, open_producer, prepare_topics
 from online.items_feed import ItemsFeed
 from online.settings import Settings
+from online.worker import run_worker
 from stream.dead_letters import dead_letter
 from stream.events import Click
+from stream.events import encode as encode_click
 from stream.items import Item, encode
 from stream.readers import LogReader
 from stream.source import Partition, SourceError
@@ -283,6 +287,41 @@ def test_a_crash_before_the_checkpoint_puts_no_dead_letter_twice(world, loop):
         turns_until_swept(loop)
     world.run()
     assert [dead_letter(letter).reason for letter in world.dead()] == ["malformed-json", "not-an-object"]
+
+
+# --- the worker ----------------------------------------------------------------------------------------------------
+
+
+def test_the_worker_reads_the_topic(small, tmp_path, free_port, town_clicks):
+    settings = small(data_dir=tmp_path, embedded_redis_port=free_port, items_interval_s=0.01, status_interval_s=0.0)
+    stop, ready = threading.Event(), threading.Event()
+    with ThreadPoolExecutor() as pool:
+        worker = pool.submit(run_worker, settings, stop, ready=ready)
+        try:
+            assert ready.wait(60)
+            lists = open_lists(settings)
+            producer = open_producer(settings)
+            for click in town_clicks:
+                producer.send(settings.clicks_topic, key=click.user_id.encode(), value=encode_click(click))
+            producer.flush()
+            until(lambda: (lists.status() or {}).get("learned") == len(town_clicks))
+            item = lists.popular().items[0]
+            producer.send(settings.items_topic, key=item.encode(), value=None)
+            producer.close()
+            until(lambda: not any(item in lists.read(user).items for user in lists.users()))
+            until(lambda: item not in lists.popular().items)
+            until(lambda: lists.status()["unavailable"] == 1)
+            assert lists.status()["positions"][f"{settings.items_topic}:0"] == 1
+        finally:
+            stop.set()
+        worker.result(60)
+
+
+def until(true):
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 # --- the feed ------------------------------------------------------------------------------------------------------
