@@ -1,0 +1,140 @@
+"""The ranker against plain loops, and its loss against torch's cross-entropy, click by click."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from model.ranker import DEVIATION_MIN, SLOWEST, Ranker, listwise_losses
+
+STARTS = [1.0, -0.5, 0.0]
+
+
+def ranker_of(seed: int = 0, hidden: int = 4) -> Ranker:
+    """One whose network speaks."""
+    torch.manual_seed(seed)
+    ranker = Ranker(STARTS, hidden)
+    nn.init.normal_(ranker.out)
+    return ranker
+
+
+def slow_score(ranker: Ranker, features: list[float]) -> float:
+    scaled = [
+        (x - mean) / (math.sqrt(variance) + DEVIATION_MIN)
+        for x, mean, variance in zip(features, ranker.mean.tolist(), ranker.variance.tolist(), strict=True)
+    ]
+    for layer in (ranker.up, ranker.mid):
+        scaled = [
+            max(0.0, bias + sum(w * x for w, x in zip(weights, scaled, strict=True)))
+            for weights, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+        ]
+    linear = sum(w * x for w, x in zip(ranker.linear.tolist(), features, strict=True))
+    return linear + sum(w * x for w, x in zip(ranker.out.tolist(), scaled, strict=True))
+
+
+def test_at_the_start_the_score_is_the_linear_one_and_the_network_is_silent() -> None:
+    ranker = Ranker(STARTS, 8)
+    features = torch.randn(5, 7, 3)
+    ranker.observe(torch.randn(50, 3) * 9 + 4)
+    assert torch.equal(ranker(features), features @ torch.tensor(STARTS))
+
+
+def test_the_silent_network_is_let_in_by_its_gradient() -> None:
+    ranker = Ranker(STARTS, 8)
+    features = torch.randn(6, 3)
+    ranker(features)[0].backward()
+    assert ranker.out.grad is not None
+    assert ranker.out.grad.abs().sum() > 0
+    torch.testing.assert_close(ranker.linear.grad, features[0])
+
+
+@given(
+    batches=st.lists(st.integers(2, 5), max_size=4),
+    seed=st.integers(0, 1_000),
+    shift=st.floats(-100, 100, width=32),
+    scale=st.sampled_from([0.0, 0.01, 1.0, 50.0]),
+)
+def test_scores_are_those_of_plain_loops(batches: list[int], seed: int, shift: float, scale: float) -> None:
+    ranker = ranker_of(seed)
+    for size in batches:
+        ranker.observe(shift + scale * torch.randn(size, 3))
+    features = shift + scale * torch.randn(4, 3)
+    expected = [slow_score(ranker, one) for one in features.tolist()]
+    torch.testing.assert_close(ranker(features).tolist(), expected, atol=1e-3, rtol=1e-3)
+
+
+@given(sizes=st.lists(st.integers(0, 6), min_size=1, max_size=8), seed=st.integers(0, 1_000))
+def test_the_running_mean_and_variance_move_by_the_share_of_the_newest_batch(sizes: list[int], seed: int) -> None:
+    ranker = ranker_of()
+    torch.manual_seed(seed)
+    mean, variance, seen = [0.0] * 3, [1.0] * 3, 0
+    for size in sizes:
+        features = torch.randn(size, 3) * 3 + 1
+        ranker.observe(features)
+        if size < 2:
+            continue  # one candidate says nothing of how candidates differ
+        seen += 1
+        for f in range(3):
+            column = features[:, f].tolist()
+            mean[f] += (sum(column) / size - mean[f]) / seen
+            variance[f] += (sum((x - mean[f]) ** 2 for x in column) / size - variance[f]) / seen
+    assert ranker.batches == seen
+    torch.testing.assert_close(ranker.mean.tolist(), mean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ranker.variance.tolist(), variance, atol=1e-4, rtol=1e-4)
+
+
+def test_the_running_mean_follows_a_stream_that_has_moved() -> None:
+    ranker = ranker_of()
+    for _ in range(1_000):
+        ranker.observe(torch.zeros(2, 3))
+    ranker.observe(torch.ones(2, 3))
+    torch.testing.assert_close(ranker.mean, torch.full((3,), SLOWEST))
+    for _ in range(1_000):
+        ranker.observe(torch.ones(2, 3))
+    torch.testing.assert_close(ranker.mean, torch.ones(3), atol=1e-3, rtol=0)
+
+
+def test_what_was_observed_is_part_of_the_state() -> None:
+    ranker, other = ranker_of(), Ranker(STARTS, 4)
+    ranker.observe(torch.randn(9, 3))
+    other.load_state_dict(ranker.state_dict())
+    features = torch.randn(5, 3)
+    assert torch.equal(ranker(features), other(features))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6),
+    scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]),
+    seed=st.integers(0, 1_000),
+)
+def test_each_click_costs_its_own_cross_entropy(sizes: list[int], scale: float, seed: int) -> None:
+    """Clicks without candidates are undefined, and disturb no other."""
+    if not sum(sizes):
+        sizes = [*sizes, 2]
+    torch.manual_seed(seed)
+    scores = (scale * torch.randn(sum(sizes))).requires_grad_()
+    owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+    clicked = torch.tensor([int(torch.randint(max(1, size), ())) for size in sizes])
+    has = torch.tensor(sizes) > 0
+    losses = listwise_losses(scores, owners, torch.where(has, starts + clicked, 0))
+    expected = torch.stack(
+        [
+            F.cross_entropy(scores[start : start + size][None], at[None])
+            for start, size, at in zip(starts.tolist(), sizes, clicked, strict=True)
+            if size
+        ]
+    )
+    torch.testing.assert_close(losses[has], expected, atol=1e-5 * max(1.0, scale), rtol=1e-5)
+    (gradient,) = torch.autograd.grad(losses[has].sum(), scores)
+    (wanted,) = torch.autograd.grad(expected.sum(), scores)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_click_among_equals_costs_the_log_of_their_number() -> None:
+    losses = listwise_losses(torch.zeros(5), torch.tensor([0, 0, 0, 0, 1]), torch.tensor([2, 4]))
+    assert losses.tolist() == pytest.approx([math.log(4), 0.0])
