@@ -214,7 +214,7 @@ class Counts:
         return {name: tensor.cpu().numpy() for name, tensor in self._tensors().items()}
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Takes back what `to_state` gave, with as many half-lives. With other limits, what fits: the heaviest entries."""
+        """Takes back what `to_state` gave, with as many half-lives; of more entries than fit, the heaviest."""
         tensors = {name: torch.from_numpy(array.copy()).to(self.device) for name, array in arrays.items()}
         for name, table in self.tables.items():
             table.load({part: tensors[f"{name}.{part}"] for part in table.tensors()})
