@@ -48,7 +48,8 @@ class Places:
             self._table = torch.zeros(size, dtype=torch.int32, device=self._table.device)
 
     def one_of_each(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (E,) -> for each, the place of one that is equal, the same for all equal ones; whether it is its own."""
+        """Keys (E,) -> for each, the place of one that is equal, the same for all equal ones; whether it is its own.
+        What was set before is not found any more."""
         number = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
         self._table[keys] = number
         chosen = self._table[keys]
