@@ -43,7 +43,7 @@ from stream.events import Click
 NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
 #: The same learner with settings changed, run beside it to see what it loses.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "nextclick-without-state": {"reformer": False},
+    "nextclick-without-state": {"deep_state": False},
     "nextclick-without-reformer": {"reformer": False},
 }
 METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
@@ -67,9 +67,8 @@ class LearnerRun:
     def __init__(self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True) -> None:
         """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed."""
         self.settings = settings
-        self.lists = lists
         self.clicks = clicks
-        self.learner = Learner(settings)
+        self.learner = Learner(settings, lists=lists)
         self.times = stream_times(clicks)
         self.refreshes = 0  # as many as a worker's
         self._next = next_clicks(clicks)
@@ -82,9 +81,9 @@ class LearnerRun:
         Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `Learned`.
         """
         clicks = self.clicks[batch.start : batch.stop]
-        if not self.lists:
+        if not self.learner.lists:
             learned = self.learner.learn(clicks)
-            return learned.ranks, learned.candidates, np.full(len(clicks), np.inf)
+            return learned.ranks, learned.candidates, learned.served_ranks
         self._refresh(self.times[batch[-1]])
         popular = {item: float(rank) for rank, item in enumerate(self.learner.popular().items[:K])}
         learned = self.learner.learn(clicks)

@@ -350,7 +350,8 @@ def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_wor
         user: top.offset for user, top in quiet.lists.held.items()
     }
     for user in behind:
-        assert world.lists.held[user].items == [*loop.learner.rank([user])[0].items]
+        (ranking,) = loop.learner.rank([user], [loop.stream_clock.now()])
+        assert world.lists.held[user].items == ranking.items
     assert world.lists.popular_list == quiet.lists.popular_list
     assert [record.message for record in caplog.records if "Redis" in record.message] == [
         "no Redis answers at memory; learning goes on, lists will be brought up to date",
@@ -544,7 +545,7 @@ def test_smaller_limits_are_taken_up_at_a_restart(world, town_clicks):
     loop = world.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4)
     assert loop.ledger.learned == 300
     assert len(loop.learner.histories) == 16
-    assert loop.learner.counts.followers.shape[1] == 3
+    assert loop.learner.counts.tables["first"].others.shape[1] == 3
     top = world.lists.held[town_clicks[299].user_id]
     assert set(top.items) <= {click.item_id for click in town_clicks[:300]}
 

@@ -193,7 +193,9 @@ def test_a_port_that_is_taken_is_named(settings, small):
 
 def start(settings, **variables):
     names = {name: getattr(settings, name) for name in settings.model_fields_set} | {"status_interval_s": 0.0}
-    values = {name: ",".join(value) if isinstance(value, tuple) else str(value) for name, value in names.items()}
+    values = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in names.items()
+    }
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= {PREFIX + name.upper(): value for name, value in {**values, **variables}.items()}
     return subprocess.Popen(
