@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from online.history import SERVED, UserHistories, earlier_in_batch
+from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 
 USERS = [f"u{number}" for number in range(7)]
 
@@ -20,14 +20,18 @@ def check(histories, model, history_max, length, behind):
     if not users:
         return
     slots = histories.find(users)
-    found = histories.latest(slots, length, np.array([behind[user] for user in users]))
+    left_out = np.array([behind[user] for user in users])
+    found, newest = histories.latest(slots, length, left_out), histories.newest(slots, length, left_out)
     for at, user in enumerate(users):
         kept = model[user][-history_max:]
         expected = kept[: len(kept) - behind[user]][-min(length, history_max) :]
         clicks = list(zip(found.rows[at], found.event_types[at], found.timestamps[at], strict=True))
-        assert found.lengths[at] == len(expected)
-        assert clicks[: len(expected)] == expected
+        assert found.lengths[at] == newest.lengths[at] == len(expected)
+        assert clicks[: len(expected)] == [click[:3] for click in expected]
         assert all(click == (0, 0, 0.0) for click in clicks[len(expected) :])
+        clicks = list(zip(newest.rows[at], newest.timestamps[at], newest.numbers[at], strict=True))
+        assert clicks[: len(expected)] == [(row, time, number) for row, _, time, number in expected[::-1]]
+        assert all(click == (0, 0.0, 0) for click in clicks[len(expected) :])
 
 
 class AgainstLists(RuleBasedStateMachine):
@@ -51,7 +55,8 @@ class AgainstLists(RuleBasedStateMachine):
         slots = self.histories.slots(kept)
         times = [float(self.clock + number) for number in range(len(kept))]
         types = [row % 3 for row in rows]
-        self.histories.append(slots, rows, types, times)
+        numbers = [1 + self.clock + number for number in range(len(kept))]
+        self.histories.append(slots, rows, types, times, numbers)
         self.clock += len(kept)
         for user in kept:
             if user not in self.model and len(self.model) == self.users_held:
@@ -59,7 +64,7 @@ class AgainstLists(RuleBasedStateMachine):
                 self.served.pop(gone, None)
             self.model.setdefault(user, [])
             self.model.move_to_end(user)
-        for user, click in zip(kept, zip(rows, types, times, strict=True), strict=True):
+        for user, click in zip(kept, zip(rows, types, times, numbers, strict=True), strict=True):
             self.model[user].append(click)
 
     @rule(user=st.sampled_from(USERS), rows=st.lists(st.integers(1, 9), max_size=SERVED))
@@ -118,6 +123,12 @@ TestAgainstLists = AgainstLists.TestCase
 def test_earlier_in_batch_counts_what_stands_further_left(slots):
     expected = [slots[:at].count(slot) for at, slot in enumerate(slots)]
     assert earlier_in_batch(np.array(slots, np.int64)).tolist() == expected
+
+
+@given(st.lists(st.integers(0, 5), max_size=30))
+def test_next_in_batch_is_where_a_slot_stands_next_further_right(slots):
+    expected = [slots.index(slot, at + 1) if slot in slots[at + 1 :] else -1 for at, slot in enumerate(slots)]
+    assert next_in_batch(np.array(slots, np.int64)).tolist() == expected
 
 
 def test_nobody_remembered_is_evicted_before_there_are_too_many_and_arrays_grow():
