@@ -19,9 +19,9 @@ class Feature(NamedTuple):
 
 COUNTED = (
     Feature("followed_last", "times the item followed the last item", "clicks", "log(1 + x)", 1.0),
-    Feature("share_last", "its share of the last item's followers", "0 to 1", "x", 2.0),
+    Feature("share_last", "its share of the last item's followers", "0 to 1", "x / (1 + all)", 2.0),
     Feature("followed_before", "times it followed the item before the last, one between", "clicks", "log(1 + x)", 0.3),
-    Feature("share_before", "its share of those", "0 to 1", "x"),
+    Feature("share_before", "its share of those", "0 to 1", "x / (1 + all)"),
     Feature("followed_third", "times it came 3 to 5 clicks after the third last item", "clicks", "log(1 + x)", 0.2),
     Feature("preceded_last", "times it preceded the last item", "clicks", "log(1 + x)"),
     Feature("preceded_rate", "the same, by how often it is clicked", "log clicks", "log(1 + x) / (1 + clicks)"),
@@ -36,7 +36,12 @@ COUNTED = (
     Feature("own_decayed", "the same, less with each click since", "clicks", "√x · 0.98^clicks since", 0.6),
     Feature("own_age", "the person's clicks since, 0 if never", "clicks", "log(1 + x)"),
     Feature("own_elapsed", "time since the person clicked it, 0 if never", "seconds", "log(1 + x) / 4"),
-    Feature("own_rhythm", "that time by the mean time between the person's clicks on it", "ratio", "log(x), 0 if once"),
+    Feature(
+        "own_rhythm",
+        "that time, and the mean time between the person's clicks on it",
+        "seconds",
+        "log((x + 60) / (mean + 60)), 0 if clicked once",
+    ),
     Feature("own_ever", "whether the person clicked it", "0 or 1", "x", 0.3),
     Feature("own_length", "own_ever · history", "log clicks", "x"),
     Feature("is_last", "whether it is the last item", "0 or 1", "x"),
@@ -66,6 +71,7 @@ WORLD_HEADS = (  # what the world's memory finds mostly has the same last item, 
     (8.0, 0.0, 0.0, 0.0, 4.0, 0.0),
 )
 OWN_STARTS, WORLD_STARTS = (0.3, 0.3), (0.2, 0.2)  # of the first heads; the others begin at 0
+NETWORK = Feature("network", "the Reformer's state · the item's vector + the item's bias", "logit", "x")
 
 
 def features(half_lives: Sequence[int]) -> tuple[Feature, ...]:
@@ -79,7 +85,7 @@ def features(half_lives: Sequence[int]) -> tuple[Feature, ...]:
         *popular,
         *_heads("own", OWN_HEADS, OWN_STARTS),
         *_heads("world", WORLD_HEADS, WORLD_STARTS),
-        *NETWORK,
+        NETWORK,
     )
 
 
@@ -91,6 +97,3 @@ def _heads(whose: str, heads: Sequence[Sequence[float]], starts: Sequence[float]
         meaning = f"moments that point at it, alike in (gains at the start): {parts}"
         found.append(Feature(f"{whose}_{number + 1}", meaning, "soft count", "log(1 + x)", start))
     return found
-
-
-NETWORK = (Feature("network", "the Reformer's state · the item's vector + the item's bias", "logit", "x"),)

@@ -15,7 +15,6 @@ from online.candidates import NEAR_DECAY, OWN_DECAY, Asked, Candidates, Gatherer
 from online.counts import NEAR, Counts
 from online.features import features
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 ROWS, HALF_LIVES = 12, (3, 20)
 NAMES = [feature.name for feature in features(HALF_LIVES)]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from online import counts as counts_module
 from online.counts import BACKWARD, NEAR, Counts, HeavyHitters
 
-torch.set_num_threads(1)
 CPU = torch.device("cpu")
 ROWS = 9  # fewer than the least that any table holds: so nothing is ever driven out of `Counts`
 
