@@ -39,7 +39,9 @@ class Learner:
         self.lists = lists
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.vocabulary = self._new_vocabulary()
-        self.histories = UserHistories(settings.users_held, settings.history_max)
+        # With room for a micro-batch besides: what a click is scored with must not shrink by those that come after it.
+        spare = min(settings.micro_batch_max, settings.history_max // 2)
+        self.histories = UserHistories(settings.users_held, settings.history_max + spare)
         self.trainer = Trainer(settings)
         self.device = self.trainer.device
         self.scorer = Scorer(settings, self.trainer.network)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from online.history import SERVED
 from online.learner import EVENT_TYPES_MAX, Learner
@@ -38,6 +39,21 @@ def scored_lists(learner):
     add = learner.scores.add
     learner.scores.add = lambda lists, targets: (given.append((dict(lists), targets.copy())), add(lists, targets))[1]
     return given
+
+
+def scored_clicks(learner):
+    """The query of each micro-batch's clicks, and what was made of it."""
+    found = []
+    learn_from, score = learner.learn, learner.scorer.score
+
+    def learning(clicks):
+        learner.scorer.score = lambda query: (found.append((query, score(query))), found[-1][1])[1]
+        learned = learn_from(clicks)
+        learner.scorer.score = score
+        return learned
+
+    learner.learn = learning
+    return found
 
 
 @pytest.fixture
@@ -116,6 +132,25 @@ def test_lists_that_are_scored_do_not_know_their_click_or_any_later_one(small, c
         assert found[0][method][: changed + 1].tolist() == found[1][method][: changed + 1].tolist()
 
 
+@pytest.mark.parametrize("changed", [0, 3, 7])
+def test_no_candidate_of_a_click_is_scored_with_that_click_or_any_later_one(small, changed):
+    """As above, for the scores that are learned from."""
+    stream = ring(328, users=6)
+    stream, batch = stream[:320], stream[320:]
+    other = batch[:changed] + [click(number % 3, 39 - number, 328) for number in range(8 - changed)]
+    other[changed] = batch[changed].model_copy(update={"item_id": "i20"})
+    found = []
+    for last in (batch, other):
+        learner = Learner(small(online_history=10, history_max=40))
+        learn(learner, stream)
+        scored = scored_clicks(learner)
+        learner.learn(last)
+        ends = scored[0][1].candidates.starts[changed + 1]
+        found.append((scored[0][1].candidates.rows[:ends].tolist(), scored[0][1].scores[:ends].detach().numpy()))
+    assert found[0][0] == found[1][0]
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "later",
     [
@@ -130,14 +165,9 @@ def test_the_state_that_guesses_a_click_does_not_depend_on_later_clicks_of_the_m
         learn(
             learner, ring(400, users=1) + [click(user, at % 7, 400 + at) for at, user in enumerate("aabb" * 8)], size=8
         )
-        states = []
-        scores = learner.trainer.scores
-        learner.trainer.scores = lambda given, *rest, of=scores, to=states: (
-            to.append(given.detach()),
-            of(given, *rest),
-        )[1]
+        scored = scored_clicks(learner)
         learner.learn([click(user, 3, 500 + at) for at, user in enumerate(users)])
-        found.append(states[0][0].numpy())
+        found.append(scored[0][0].states[0].detach().numpy())
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
@@ -243,8 +273,10 @@ def test_a_flood_of_new_users_and_items_stays_within_the_limits_and_no_list_name
     assert len(learner.histories) == 16
     assert {f"i{at % 10}" for at in range(0, 1_600, 2)} <= set(learner.popular().items)
     owned = {learner.vocabulary.row_of(f"i{at}") for at in range(1_600)}
-    assert set(learner.counts.followers.ravel().tolist()) <= owned
-    assert set(np.flatnonzero(learner.counts.popularity).tolist()) <= owned
+    log = learner.scorer.log
+    for rows in (*(table.others for table in learner.counts.tables.values()), log.items, log.last, log.before):
+        assert set(rows.ravel().tolist()) <= owned
+    assert set(np.flatnonzero(learner.popularity()).tolist()) <= owned
 
 
 def test_a_row_that_changes_hands_within_a_micro_batch_teaches_nobody_the_wrong_item(small):
@@ -259,21 +291,36 @@ def test_a_row_that_changes_hands_within_a_micro_batch_teaches_nobody_the_wrong_
 
 
 def test_a_new_owner_of_a_row_inherits_nothing(small):
-    fresh = Learner(small(items_held=30)).trainer.network.items
-    learner = Learner(small(items_held=30))
+    fresh, learner = (Learner(small(items_held=30)) for _ in range(2))
     learn(learner, ring(400, items=30))
+
+    def tables(of):
+        return {
+            "network": of.trainer.network.items.vectors[:31],
+            "recall": of.scorer.vectors.vectors[:31],
+            "network's Adagrad": of.trainer.optimizer.rows.sums["items.vectors"][:31],
+            "recall's Adagrad": of.scorer.adagrad.sums["vectors"][:31],
+        }
+
     row = learner.vocabulary.row_of("i4")
-    vector = learner.trainer.network.items.vectors[row].detach().clone()
-    assert not np.allclose(vector, fresh.vectors[row].detach())  # it has learned
+    for name, table in tables(learner).items():
+        assert not torch.allclose(table[row], tables(fresh)[name][row]), name  # it has learned
+    learner.set_available("i4", False)
     learner.vocabulary.expire(float("inf"))
-    learner.learn([click("new", "new", 1_000)])
+    for user in ("new", "other"):  # who clicks what is new, and is asked about it
+        learner.learn([click(user, "new", 1_000)])
     owner = learner.vocabulary.row_of("inew")
-    assert learner.counts.popularity.nonzero()[0].tolist() == [owner]
-    for each in range(1, 31):
-        if each != owner:
-            assert learner.trainer.network.items.vectors[each].tolist() == fresh.vectors[each].tolist()
-            assert learner.trainer.optimizer.rows.sums["items.vectors"][each] == 0
+    assert np.flatnonzero(learner.popularity()).tolist() == [owner]
+    for table in learner.counts.tables.values():
+        assert not table.counts.any()
+    assert set(learner.scorer.log.items.tolist()) == {0, owner}
+    assert not learner.scorer.log.last.any()
+    others = [each for each in range(1, 31) if each != owner]
+    for name, table in tables(learner).items():
+        assert torch.equal(table[others], tables(fresh)[name][others]), name
     assert not learner.histories.served[learner.histories.find(["0"])].any()
+    assert not learner.scorer.blocked.any()
+    assert learner.rank(["other"])[0].items == ["inew"]
 
 
 def test_items_that_nobody_clicks_for_long_are_gone_from_all_lists(small):
@@ -301,19 +348,179 @@ def test_one_user_with_more_clicks_than_a_history_holds(small):
     assert learner.rank(["a"])[0].items[0] == "i0"
 
 
+# --- availability ------------------------------------------------------------------------------------------------
+
+
+def listed(learner, users=("0", "1", "2")):
+    """Every item that anybody is shown."""
+    rankings = [*learner.rank(users), learner.popular()]
+    return {item for ranking in rankings for item in ranking.items}
+
+
+def restarted(learner, settings):
+    arrays, state = learner.to_state()
+    again = Learner(settings)
+    again.load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
+    return again
+
+
+def test_what_is_not_available_is_in_no_list_until_it_is_again_also_after_a_restart(small):
+    settings = small(list_size=20)
+    learner = Learner(settings)
+    learn(learner, ring(400, items=12))
+    assert {"i3", "i4"} <= listed(learner)
+    for item in ("i3", "i4"):
+        learner.set_available(item, False)
+    for one in (learner, restarted(learner, settings), restarted(restarted(learner, settings), settings)):
+        assert {"i2", "i5"} <= listed(one)
+        assert not {"i3", "i4"} & listed(one)
+        rankings = one.learn([click(0, 2, 1_000), click(1, 3, 1_001), click(0, 3, 1_002)]).rankings
+        assert all(not {"i3", "i4"} & set(ranking.items) for ranking in rankings.values())
+        one.set_available("i3", True)
+        assert "i3" in listed(one)
+        assert "i4" not in listed(one)
+
+
+def test_what_was_not_available_before_anybody_clicked_it_is_not_listed_afterwards_either(small):
+    learner = Learner(small(item_min_count=2))
+    learner.set_available("i7", False)
+    learn(learner, [click(user, item, at) for at, (user, item) in enumerate([(0, 7), (1, 8), (0, 7), (1, 8), (2, 9)])])
+    assert learner.vocabulary.row_of("i7")
+    assert listed(learner) == {"i8"}
+    learner.set_available("i7", True)
+    assert listed(learner) == {"i7", "i8"}
+
+
+def test_an_item_that_lost_its_row_and_comes_back_is_as_unavailable_as_before(small):
+    """Into its own row again, or into another."""
+    learner = Learner(small(items_held=6))
+    learn(learner, [click(0, item, item) for item in range(1, 7)])
+    learner.set_available("i1", False)
+    row = learner.vocabulary.row_of("i1")
+    learner.learn([click(1, "new", 10), click(1, 1, 11)])  # one row is freed, that of i1; then it needs one itself
+    assert learner.vocabulary.row_of("i1")
+    assert not {"i1"} & listed(learner, ("0", "1"))
+    assert learner.vocabulary.row_of("inew") == row
+    assert "inew" in listed(learner, ("0", "1"))
+    learner.vocabulary.expire(float("inf"))
+    learner.learn([click(1, 1, 12)])
+    assert learner.vocabulary.row_of("i1")
+    assert not listed(learner, ("0", "1"))
+
+
+def test_an_item_that_gets_its_own_row_back_within_a_micro_batch_stays_unavailable(small):
+    learner = Learner(small(items_held=6))
+    learn(learner, [click(0, item, item) for item in range(1, 7)])
+    learner.set_available("i1", False)
+    row = learner.vocabulary.row_of("i1")
+    learner.learn([click(1, 1, 10), click(1, "new", 11)])
+    assert learner.vocabulary.row_of("i1") == row
+    assert "i1" not in listed(learner, ("0", "1"))
+
+
+def test_there_is_room_for_as_many_unavailable_items_as_there_are_rows(small):
+    settings = small(items_held=4)
+    learner = Learner(settings)
+    learn(learner, [click(0, item, item) for item in range(1, 4)])
+    for item in ("x", "y", "z", "i1", "i2"):
+        learner.set_available(item, False)
+    assert learner.unavailable == {"x", "y", "z", "i1"}
+    for one in (learner, restarted(learner, settings)):
+        assert listed(one, ("0",)) == {"i2", "i3"}
+    learner.set_available("x", True)
+    learner.set_available("i2", False)
+    assert listed(learner, ("0",)) == {"i3"}
+
+
+# --- switches and gradients --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switched_off", [{"reformer": False}, {"deep_state": False}])
+def test_what_is_switched_off_has_no_say(small, switched_off):
+    """Whatever the network's weights are, and without `reformer` recall's too, the ranks are the same."""
+    found = []
+    for scrambled in (False, True):
+        learner = Learner(small(**switched_off))
+        if scrambled:
+            modules = [learner.trainer.network]
+            if "reformer" in switched_off:
+                modules += [learner.scorer.own, learner.scorer.world, learner.scorer.vectors]
+            with torch.no_grad():
+                for module in modules:
+                    for parameter in module.parameters():
+                        parameter.normal_()
+        given = learn(learner, ring(200))
+        found.append([(learned.rankings, learned.losses, learned.ranks.tolist()) for learned in given])
+    assert found[0] == found[1]
+
+
+def test_the_network_has_a_say_where_it_is_not_switched_off(small):
+    found = []
+    for scrambled in (False, True):
+        learner = Learner(small())
+        if scrambled:
+            with torch.no_grad():
+                for parameter in learner.trainer.network.parameters():
+                    parameter.normal_()
+        found.append([learned.losses for learned in learn(learner, ring(200))])
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("switched_off", [{"reformer": False}, {"deep_state": False}])
+def test_what_is_switched_off_does_not_learn(small, switched_off):
+    learner, fresh = (Learner(small(**switched_off)) for _ in range(2))
+    learn(learner, ring(200))
+    for mine, its in zip(learner.trainer.network.parameters(), fresh.trainer.network.parameters(), strict=True):
+        assert torch.equal(mine[: len(its)], its)
+    moved = not torch.equal(learner.scorer.world.gains, fresh.scorer.world.gains)
+    assert moved == ("reformer" not in switched_off)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_and_learning_goes_on(learner):
+    clicks = ring(400)
+    learn(learner, clicks[:320])
+
+    def weights():
+        modules = {"network": learner.trainer.network, **learner.scorer._modules()}
+        return {f"{m}.{n}": t.clone() for m, module in modules.items() for n, t in module.state_dict().items()}
+
+    before = weights()
+    losses = learner.scorer.losses
+    learner.scorer.losses = lambda *given: (losses(*given)[0] * float("nan"), losses(*given)[1])
+    learner.learn(clicks[320:336])
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights().items())
+    learner.scorer.losses = losses
+    learned = learn(learner, clicks[336:])
+    assert all(np.isfinite(batch.losses).all() for batch in learned)
+    assert all(tensor.isfinite().all() for tensor in weights().values())
+    assert not all(torch.equal(before[name], tensor) for name, tensor in weights().items())
+
+
 # --- state -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [("local",), ("lsh",), ("local", "lsh")])
 def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same, layers):
-    clicks = ring(240)
-    whole, stopped, restored = (Learner(small(layers=layers, items_held=30, users_held=16)) for _ in range(3))
-    learn(whole, clicks[:120])
-    learn(stopped, clicks[:120])
-    arrays, state = stopped.to_state()
-    restored.load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
-    assert [learned.rankings for learned in learn(whole, clicks[120:])] == [
-        learned.rankings for learned in learn(restored, clicks[120:])
+    clicks = ring(520)
+    settings = small(layers=layers, items_held=30, users_held=16)
+    whole, stopped = (Learner(settings) for _ in range(2))
+    for one in (whole, stopped):
+        one.set_available("i5", False)
+        learn(one, clicks[:400])
+    restored = restarted(stopped, settings)
+    arrays = stopped.to_state()[0]
+    for part in (
+        "log.items",
+        "own_memory.counts",
+        "world_memory.counts",
+        "replay.present",
+        "adagrad",
+        "counts.popular",
+    ):
+        assert arrays[f"scorer.{part}"].any()  # there was something to be restored
+    assert any(name.startswith("scorer.adam.") for name in arrays)
+    assert [learned.rankings for learned in learn(whole, clicks[400:])] == [
+        learned.rankings for learned in learn(restored, clicks[400:])
     ]
     assert same(whole.to_state()[0], restored.to_state()[0])
     assert whole.to_state()[1] == restored.to_state()[1]
