@@ -546,3 +546,16 @@ def test_ranking_anew_learns_nothing(learner, same):
 def test_nobody_is_ranked_who_has_no_history(learner):
     with pytest.raises(KeyError):
         learner.rank(["stranger"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device: nothing to compare with the CPU")
+def test_a_gpu_finds_the_candidates_of_the_cpu_and_scores_them_nearly_the_same(small):
+    limits = {"precision": "float32", "successors_held": 64, "list_size": ITEMS}  # nothing is left out among equals
+    on_cpu, on_gpu = (Learner(small(device=device, **limits)) for device in ("cpu", "cuda"))
+    for mine, its in zip(learn(on_cpu, ring(160)), learn(on_gpu, ring(160)), strict=True):
+        assert mine.candidates.tolist() == its.candidates.tolist()
+        np.testing.assert_allclose(mine.losses, its.losses, atol=0.1)
+    for mine, its in zip(on_cpu.rank(["0", "1"]), on_gpu.rank(["0", "1"]), strict=True):
+        assert set(mine.items) == set(its.items)
+        np.testing.assert_allclose(mine.scores, its.scores, atol=0.1)
