@@ -146,6 +146,11 @@ class UserHistories:
         """Everybody who has a history, least recently seen first."""
         return list(self._slots)
 
+    def clicked_at(self) -> NDArray[np.float64]:
+        """When the latest click of everybody was made, in the order of `users`, in seconds."""
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        return self._times[slots, (self._clicks[slots] - 1) % self.history_max]
+
     def recently_seen(self, count: int) -> NDArray[np.int64]:
         """Slots of the `count` users seen last who have at least two clicks, latest first."""
         slots = np.fromiter(reversed(self._slots.values()), np.int64, len(self._slots))

@@ -25,7 +25,7 @@ from online.items_feed import ItemsFeed
 from online.learner import Learner, Ranking
 from online.ledger import Ledger
 from online.metrics import Latencies
-from online.refresh import RefreshSchedule, StreamClock, latest_clicks_at
+from online.refresh import RefreshSchedule, StreamClock
 from online.seen import SeenEvents
 from online.settings import Settings
 from stream.events import BadEvent, Click, Limits, parse
@@ -113,7 +113,7 @@ class Loop:
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.stale = dict.fromkeys(state["stale"])
         self.popular_stale = state["popular_stale"]
-        self.stream_clock.saw(latest_clicks_at(self.learner.histories).max(initial=-np.inf))
+        self.stream_clock.saw(self.learner.histories.clicked_at().max(initial=-np.inf))
         self.aging.load_state(state["aging"])
         if state["finetuning_asked"]:
             self.ask_finetuning("before the restart")
@@ -254,7 +254,7 @@ class Loop:
         histories = self.learner.histories
         held = [user for user in users if user in histories]  # the others made room since
         slots = histories.find(held)
-        clicked_at = latest_clicks_at(histories, held)
+        clicked_at = histories.newest(slots, 1).timestamps[:, 0]
         moments = np.maximum(self.stream_clock.now(), clicked_at).tolist()
         clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()
         lists = {

@@ -59,15 +59,17 @@ class RefreshSchedule:
         self._waiting: dict[str, None] = {}
 
     def ask(self) -> None:
-        """Look at the next `take`. May be called from any thread; asked twice before it counts once."""
+        """Something may be taken again. May be called from any thread; asked twice before that, it counts once."""
         self._asked.set()
 
     def take(self, histories: UserHistories, count_max: int) -> list[str]:
-        """Takes out those who have waited longest, each time it was asked for; nobody otherwise."""
+        """Takes out those who have waited longest, each time it was asked for; nobody otherwise. It looks who has
+        aged while fewer than that wait."""
         if not self._asked.is_set():
             return []
         self._asked.clear()
-        self._look(histories)
+        if len(self._waiting) < count_max:
+            self._look(histories)
         users = list(islice(self._waiting, count_max))
         self.renewed(users)
         return users
@@ -78,12 +80,12 @@ class RefreshSchedule:
             self._waiting.pop(user, None)
 
     def _look(self, histories: UserHistories) -> None:
-        users, now = histories.users(), self._clock.now()
-        clicked_at = latest_clicks_at(histories, users)
+        now, clicked_at = self._clock.now(), histories.clicked_at()
         passed = marks_passed(self.ages_s, now - clicked_at) > marks_passed(self.ages_s, self._looked_at - clicked_at)
         self._looked_at = now
+        users = histories.users() if passed.any() else []
         self._waiting |= {users[place]: None for place in np.flatnonzero(passed).tolist()}
-        if len(self._waiting) > len(users):  # some have made room in the histories since
+        if len(self._waiting) > len(histories):  # some have made room since
             self._waiting = {user: None for user in self._waiting if user in histories}
 
     def to_state(self) -> dict[str, Any]:
@@ -94,9 +96,3 @@ class RefreshSchedule:
         """Takes back what `to_state` gave. If nobody ever looked, it begins now: what is old already stays so."""
         self._looked_at = self._clock.now() if state["looked_at"] is None else state["looked_at"]
         self._waiting = dict.fromkeys(state["waiting"])
-
-
-def latest_clicks_at(histories: UserHistories, users: Sequence[str] | None = None) -> NDArray[np.float64]:
-    """When the latest click of each user (default: of all who have a history) was made, (N,) seconds since 1970."""
-    users = histories.users() if users is None else users
-    return histories.latest(histories.find(users), 1).timestamps[:, 0] if users else np.zeros(0)

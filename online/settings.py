@@ -68,10 +68,9 @@ class Settings(BaseSettings):
         (600.0, 3_600.0, 14_400.0, 57_600.0),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
-    refresh_interval_s: Rate = Field(5.0, description="time between two looks for lists that have aged")
+    refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")
     refresh_lists_max: Positive = Field(
-        256,
-        description="lists ranked anew in one turn after Redis was away, and of those that have aged after each look",
+        64, description="lists ranked anew in one turn while Redis is behind; of those that have aged, after each look"
     )
 
     # What is remembered.

@@ -17,6 +17,7 @@ def check(histories, model, history_max, length, behind):
     """`model`: each user's clicks ever made, least recently seen first."""
     users = list(model)
     assert len(histories) == len(users)
+    assert histories.clicked_at().tolist() == [clicks[-1][2] for clicks in model.values()]
     if not users:
         return
     slots = histories.find(users)
