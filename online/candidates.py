@@ -111,8 +111,8 @@ class Gatherer:
         """recalled (N, R) rows that recall points at, 0 for none; blocked (V,) bool: rows never to be candidates."""
         V = len(self.counts)
         N, L = asked.rows.shape
-        queries = torch.arange(N, device=asked.rows.device)
-        base = queries[:, None] * V
+        queries = torch.arange(N + 1, device=asked.rows.device)
+        base = queries[:N, None] * V
         self.places.room(N * V)
         latest = F.pad(asked.rows, (0, max(0, NEAR - L)))[:, :NEAR]
         found = self._neighbours(latest, base)
@@ -134,7 +134,7 @@ class Gatherer:
         columns["preceded_rate"] = columns["preceded_last"] / (1 + columns["clicks"])
         features = torch.stack([columns[feature.name] for feature in COUNTED], 1)
         features = torch.cat([features, self.counts.popularity(rows).log1p()], 1)
-        return Candidates(owners, rows, torch.searchsorted(owners, torch.arange(N + 1, device=owners.device)), features)
+        return Candidates(owners, rows, torch.searchsorted(owners, queries), features)
 
     # What may be a candidate
 
@@ -158,7 +158,7 @@ class Gatherer:
         keys = base + rows
         chosen, single = self.places.one_of_each(keys.flatten())
         sums = torch.zeros(rows.numel(), device=rows.device).index_add_(0, chosen, scores.flatten())
-        return Entries(keys, torch.where(single & (rows.flatten() > 0), sums, 0).view_as(scores))
+        return Entries(keys, torch.where(single, sums, 0).view_as(scores))
 
     def _popular(self, blocked: Tensor) -> Tensor:
         """The most popular rows by each of the half-lives."""
@@ -202,7 +202,7 @@ class Gatherer:
 
     def _of_history(self, asked: Asked, own: Tensor, latest: Tensor, owners: Tensor, rows: Tensor) -> dict[str, Tensor]:
         """own (N, L): the keys of the histories."""
-        times, newest, oldest = self._own_clicks(own, asked.lengths)
+        times, newest, oldest = self._own_clicks(own)
         ever, age, log_times = times > 0, newest.float(), times.log1p()
         clicked_at = asked.times[owners, newest]
         elapsed = (asked.now[owners] - clicked_at).clamp(min=0).float()
@@ -223,13 +223,12 @@ class Gatherer:
             "gap": (asked.gaps() / 4)[owners],
         }
 
-    def _own_clicks(self, own: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _own_clicks(self, own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """How often each candidate stands in its owner's history; the places of its latest and its first click."""
         N, L = own.shape
         C = len(self.places.keys)
-        ages = torch.arange(L, device=own.device).expand(N, L)
-        places = torch.where(ages < lengths[:, None], self.places.find(own), C).flatten()
-        ages = ages.flatten()
+        places = self.places.find(own).flatten()
+        ages = torch.arange(L, device=own.device).expand(N, L).flatten()
         times = torch.zeros(C + 1, device=own.device).index_add_(0, places, torch.ones(N * L, device=own.device))
         newest = torch.full((C + 1,), L - 1, device=own.device).scatter_reduce_(0, places, ages, "amin")
         oldest = torch.zeros(C + 1, dtype=torch.int64, device=own.device).scatter_reduce_(0, places, ages, "amax")

@@ -257,6 +257,15 @@ class TestGather:
         blocked[4] = True  # takes no place
         assert found() == [5, 6, 7, 9]
 
+    def test_what_is_popular_by_any_half_life_is_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(candidates, "POPULAR_MAX", 1)
+        counts = Counts(8, (2, 10_000), CPU)
+        counts.grow(ROWS)
+        clicked = torch.tensor([7] * 30 + [3] * 20)
+        times = torch.ones(50, dtype=torch.float64)
+        counts.add(clicked, torch.zeros(50, NEAR, dtype=torch.int64), times)
+        assert gathered(counts, [Person([], 9, [0])]).rows.tolist() == [3, 7]
+
 
 class TestPlaces:
     keys = st.lists(st.integers(0, 19), max_size=30)
