@@ -18,6 +18,7 @@ from online.counts import NEAR, Counts
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 from online.learned import Batch, Learned, Ranking
 from online.metrics import Scores, ranks_among, ranks_in
+from online.return_times import ReturnTimes
 from online.scorer import Query, Scored, Scorer
 from online.settings import Settings
 from online.states import UserStates
@@ -47,6 +48,9 @@ class Learner:
         self.scorer = Scorer(settings, self.trainer.network)
         self.states = UserStates(settings, self.trainer, self.histories)
         self.scores = Scores(METHODS)
+        self.returns = ReturnTimes(settings.refresh_ages_s)
+        self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
+        self._latest_at = 0.0  # of all clicks, in stream time
         self.event_types: dict[str, int] = {}
         self.unavailable: set[str] = set()  # items that must not be listed
         self._expired_at = 0.0  # when idle items last lost their rows, in stream time
@@ -98,6 +102,9 @@ class Learner:
         served_ranks = self._score_served(batch, query.asked, guesses)
         losses = self._update(batch, scored, places, guesses, taught)
         self._remember(batch, query.asked)
+        had = query.asked.lengths.cpu().numpy() > 0
+        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had])
+        self._latest_at = max(self._latest_at, times.max())
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
@@ -122,6 +129,7 @@ class Learner:
         self._make_room()
         freed = self.vocabulary.take_reset()
         if freed:
+            self._for_anybody = None
             self.histories.forget_rows(freed)
             self.scorer.forget_rows(freed)
             self.trainer.reset_rows(freed)
@@ -195,10 +203,8 @@ class Learner:
         return rankings
 
     def popular(self) -> Ranking:
-        """The list for anybody unknown."""
-        rows = self._popular_rows(self.settings.list_size)
-        scores = self.counts.popularity(self._tensor(rows))[:, self._half_life]
-        return self._named(rows, scores.cpu().numpy())
+        """The list for anybody unknown: what is ranked first for a person without a history."""
+        return self._named(*self._anybodys())
 
     def set_available(self, item_id: str, available: bool) -> None:
         """Whether an item may be listed, from the next list on. At most `items_held` are known as unavailable."""
@@ -209,6 +215,7 @@ class Learner:
         row = self.vocabulary.row_of(item_id)
         if row:
             self.scorer.blocked[row] = item_id in self.unavailable
+            self._for_anybody = None
 
     def popularity(self) -> NDArray[np.float64]:
         """Recent clicks on all rows in use."""
@@ -228,10 +235,26 @@ class Learner:
         self, users: Sequence[str], slots: NDArray[np.int64], now: NDArray[np.float64], states: Tensor | None
     ) -> list[Ranking]:
         """Lists for different users (U,) whose states are (U, D); they count as served from now on."""
-        rows, scores = self._best(self._query(users, slots, now, 0, states), self.settings.list_size)
+        clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
+        looked_at = clicked_at + self.returns.expected(now - clicked_at)
+        query = self._query(users, slots, looked_at, 0, states).with_nobody(self._latest_at)
+        rows, scores = self._best(query, self.settings.list_size)
+        self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
+        rows, scores = rows[:-1], scores[:-1]
         self.histories.served[slots] = 0
         self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
         return [self._named(mine[mine > 0], its[mine > 0]) for mine, its in zip(rows, scores, strict=True)]
+
+    @torch.no_grad()
+    def _anybodys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows and scores of the list for anybody unknown, as of the latest ranking, without what is unavailable."""
+        if self._for_anybody is None:
+            states = torch.zeros(0, self.settings.width, device=self.device) if self.deep_state else None
+            nobody = np.zeros(0, np.int64)
+            query = self._query([], nobody, np.zeros(0), 0, states).with_nobody(self._latest_at)
+            rows, scores = self._best(query, self.settings.list_size)
+            self._for_anybody = rows[0][rows[0] > 0], scores[0][rows[0] > 0]
+        return self._for_anybody
 
     def _best(self, query: Query, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best rows for each of N people (N, count), 0 where there are no more, and their scores (N, count)."""
@@ -252,6 +275,9 @@ class Learner:
         best = self._popular_rows(SERVED)
         popular[: len(best)] = best
         everywhere = np.broadcast_to(popular, (len(batch.users), SERVED))
+        anybodys = np.zeros(SERVED, np.int64)
+        best = self._anybodys()[0][:SERVED]
+        anybodys[: len(best)] = best
         served = self.histories.served[batch.slots].astype(np.int64)  # (N, SERVED)
         again = np.flatnonzero(batch.behind > 0).tolist()  # clicks after which the same user clicked once more
         if len(again):
@@ -259,9 +285,10 @@ class Learner:
             states = None if guesses is None else guesses[self._tensor(following)].detach()
             with torch.no_grad():
                 who, behind = [batch.users[at] for at in again], batch.behind[again]
-                between = self._query(who, batch.slots[again], batch.times[again], behind, states)
+                looked_at = batch.times[again] + self.returns.expected(np.zeros(len(again)))
+                between = self._query(who, batch.slots[again], looked_at, behind, states)
                 served[following] = self._best(between, SERVED)[0]
-        served = np.where(served.any(1, keepdims=True), served, everywhere)
+        served = np.where(served.any(1, keepdims=True), served, anybodys)
         followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
         self.scores.add({"served": served, "popular": everywhere, "followed": followed}, batch.targets)
         return ranks_in(served, batch.targets)
@@ -319,6 +346,9 @@ class Learner:
         for name, part in (("trainer", self.trainer), ("states", self.states), ("scorer", self.scorer)):
             parts[name], state[name] = part.to_state()
         parts["history"], state["users"] = self.histories.to_state()
+        parts["returns"] = self.returns.to_state()
+        rows, scores = self._anybodys()
+        parts["anybody"] = {"rows": rows, "scores": scores}
         return joined(parts), state | {
             "version": self.version,
             "vocabulary": self.vocabulary.to_state(),
@@ -326,6 +356,7 @@ class Learner:
             "event_types": self.event_types,
             "unavailable": sorted(self.unavailable),
             "expired_at": self._expired_at,
+            "latest_at": self._latest_at,
         }
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
@@ -337,6 +368,10 @@ class Learner:
         self.states.load_state(below(arrays, "states"), state["states"])
         self.scorer.load_state(below(arrays, "scorer"), state["scorer"])
         self.scores.load_state(state["scores"])
+        self.returns.load_state(below(arrays, "returns"))
+        anybodys = below(arrays, "anybody")
+        self._for_anybody = anybodys["rows"].copy(), anybodys["scores"].copy()
+        self._latest_at = state["latest_at"]
         self.event_types = dict(state["event_types"])
         self.unavailable = set(state["unavailable"])
         self._expired_at = state["expired_at"]

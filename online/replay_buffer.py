@@ -26,20 +26,21 @@ class ReplayBuffer:
         self.filled = 0
         self.random = np.random.default_rng(seed)
 
-    def add(self, features: Tensor, best: Tensor, clicked: Tensor) -> None:
-        """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,)."""
-        best, clicked = best[: self.held], clicked[: self.held]
-        C, N = len(features), len(clicked)
-        if not N:
-            return
+    def among_rivals(self, features: Tensor, best: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+        """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,) ->
+        the clicked one's features, and those of its strongest rivals (N, K, F); and which are there (N, K)."""
+        C = len(features)
         rivals = torch.where(best == clicked[:, None], C, best)  # (N, K)
         full = (rivals < C).all(1)
         rivals[full, -1] = C  # the weakest makes room
         rivals = rivals.sort(1).values[:, : self.candidates - 1]
         places = torch.cat([clicked[:, None], rivals], 1)  # (N, K), the clicked one first
-        at = self._places(N)
-        self.present[at] = places < C
-        self.features[at] = features[places.clamp(max=C - 1)].to(torch.float16)
+        return features[places.clamp(max=C - 1)], places < C
+
+    def add(self, features: Tensor, present: Tensor) -> None:
+        """What `among_rivals` gave of N clicks."""
+        at = self._places(min(len(features), self.held))
+        self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
 
     def sample(self, count: int) -> tuple[Tensor, Tensor] | None:
         """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there."""

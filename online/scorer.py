@@ -37,6 +37,14 @@ class Query(NamedTuple):
     slots: Tensor  # (N,) int64: where their older moments are remembered, −1 for nowhere
     states: Tensor | None  # (N, D) the Reformer's; None: without
 
+    def with_nobody(self, now: float) -> "Query":
+        """The same with one more, of whom nothing is known."""
+        rows, times, lengths, moments = self.asked
+        asked = Asked(_and_zero(rows), _and_zero(times), _and_zero(lengths), _and_zero(moments))
+        asked.now[-1] = now
+        states = None if self.states is None else _and_zero(self.states)
+        return Query(asked, _and_zero(self.numbers), torch.cat([self.slots, self.slots.new_full((1,), -1)]), states)
+
 
 class Scored(NamedTuple):
     """What was asked, and what came of it; with gradients."""
@@ -126,7 +134,9 @@ class Scorer:
         else:
             found = [torch.zeros(C, len(OWN_HEADS) + len(WORLD_HEADS), device=self.device)]
         inputs = torch.cat([candidates.features, *found, self._logits(query, candidates)], 1)
-        return Scored(candidates, inputs, self.ranker(inputs))
+        with torch.no_grad():
+            scores = self.ranker(inputs)
+        return Scored(candidates, inputs, scores)
 
     def places_of(self, scored: Scored, targets: Tensor) -> Tensor:
         """Places of rows (N,), one of each query, among the candidates last scored; −1 where they are not, or 0."""
@@ -164,7 +174,11 @@ class Scorer:
 
     def losses(self, scored: Scored, places: Tensor) -> tuple[Tensor | None, Tensor]:
         """places (N,) of the clicked items among the candidates, −1 where they are not among them -> the mean loss of
-        the others, with gradients, replayed clicks added (None without any); and the losses of all (N,), in nats."""
+        the others, with gradients, replayed clicks added (None without any); and the losses of all (N,), in nats.
+
+        What is learned from are each click's strongest rivals, as many as are kept for replay: the others have next to
+        no share of the softmax, and none of its gradient.
+        """
         each = torch.full((len(places),), MISS_LOSS, device=self.device)
         if not len(scored.scores):
             return None, each
@@ -173,14 +187,19 @@ class Scorer:
         if not bool(hit.any()):
             return None, each
         each[hit] = found.detach()[hit].clamp(max=MISS_LOSS)
-        loss = found[hit].mean()
+        inputs, present = self.replay.among_rivals(
+            scored.features, scored.best(self.replay.candidates)[0][hit], places[hit]
+        )
+        loss = self._loss(inputs, present)
         if (again := self.replay.sample(self.settings.replay_batch)) is not None:
-            inputs, present = again  # (R, K, F), (R, K)
-            scores = self.ranker(inputs).masked_fill(~present, -torch.inf)
-            loss = loss + (scores.logsumexp(1) - scores[:, 0]).mean()
-        best, _ = scored.best(self.replay.candidates)
-        self.replay.add(scored.features.detach(), best[hit], places[hit])
+            loss = loss + self._loss(*again)
+        self.replay.add(inputs.detach(), present)
         return loss, each
+
+    def _loss(self, inputs: Tensor, present: Tensor) -> Tensor:
+        """Features (N, K, F) of clicked items, which come first, and rivals; which are there (N, K) -> mean loss."""
+        scores = self.ranker(inputs).masked_fill(~present, -torch.inf)
+        return torch.mean(scores.logsumexp(1) - scores[:, 0])
 
     @torch.no_grad()
     def step(self, scored: Scored) -> None:
@@ -259,3 +278,7 @@ class Scorer:
 
     def _dense(self) -> list[nn.Parameter]:
         return [parameter for group in self.adam.param_groups for parameter in group["params"]]
+
+
+def _and_zero(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor.new_zeros(1, *tensor.shape[1:])])
