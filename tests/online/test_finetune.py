@@ -23,7 +23,7 @@ def learn(learner, clicks):
 
 def begin(learner, seed=1):
     recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
-    return FineTuning(learner.trainer, recent, learner.counts.popularity[: learner.vocabulary.rows], seed=seed)
+    return FineTuning(learner.trainer, recent, learner.popularity(), seed=seed)
 
 
 def live(learner):

@@ -39,7 +39,7 @@ def test_fine_tuning_in_bfloat16_ends_with_finite_float32_weights() -> None:
     learner = learned("bfloat16")
     histories = learner.histories
     recent = histories.latest(histories.recently_seen(40), 64)
-    tuning = FineTuning(learner.trainer, recent, learner.counts.popularity[: learner.vocabulary.rows], seed=1)
+    tuning = FineTuning(learner.trainer, recent, learner.popularity(), seed=1)
     while not tuning.done:
         tuning.run_for(0.0)
     tuning.publish()

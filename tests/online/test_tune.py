@@ -29,6 +29,7 @@ from online.tune_runs import STEPS, Notes, Runs, TuneError
 from stream.events import Click
 
 IDEAL = 0.0042  # the learning rate that foresees best, in the world of `Foresight`
+DEFAULT: float = Settings.model_fields["learning_rate"].get_default()
 SMALL: dict[str, Any] = {"layers": ("local",), "width": 8, "history_max": 32, "online_history": 8, "device": "cpu"}
 
 
@@ -47,7 +48,7 @@ def stream(n: int = 60, people: int = 3, items: int = 7) -> list[Click]:
 def rank_of(click: Click, learning_rate: float, turns_at: float = math.inf) -> float:
     """How `Foresight` ranks a click: worse, the further its learning rate is from what is ideal (from `turns_at` on,
     the default is)."""
-    ideal = IDEAL if click.timestamp < turns_at else Settings.model_fields["learning_rate"].get_default()
+    ideal = IDEAL if click.timestamp < turns_at else DEFAULT
     return abs(math.log10(learning_rate / ideal)) * 4 + int(click.item_id[1:]) % 3
 
 
@@ -57,8 +58,8 @@ class Foresight:
     turns_at = math.inf
     learned: list[list[str]]  # of each one that was made: the ids of the events it was shown
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, *, lists: bool = True) -> None:
+        self.settings, self.lists = settings, lists
         self.histories: set[str] = set()
         self.mine: list[str] = []
         self.learned.append(self.mine)
@@ -126,11 +127,9 @@ class TestSpace:
 
     @pytest.mark.filterwarnings("error")
     def test_what_stands_outside_a_range_is_searched_too(self) -> None:
-        stands = settings(learning_rate=0.5, popularity_half_life=7, micro_batch_max=10)
-        found = tune(stream(), stands, trials=4).found
-        assert {name: found.stood[name] for name in ("learning_rate", "popularity_half_life", "micro_batch_max")} == {
-            "learning_rate": 0.5, "popularity_half_life": 7, "micro_batch_max": 10,
-        }  # fmt: skip
+        stands = {"learning_rate": 0.5, "history_max": 600, "ranker_hidden": 5, "micro_batch_max": 10}
+        found = tune(stream(), settings(**stands), trials=4).found
+        assert {name: found.stood[name] for name in stands} == stands
         assert found.stood_ndcg == pytest.approx(by_hand(stream()[:30], 6, 0.5)[0])
 
 
@@ -141,7 +140,7 @@ class TestSearch:
         clicks = stream(200, people=30, items=40)
         tuned = tune(clicks, settings(exclude_seen=exclude_seen), share=0.4, trials=12)
         stood, best = (values["learning_rate"] for values in (tuned.found.stood, tuned.found.best))
-        assert (tuned.events, tuned.searched, stood) == (200, 80, 0.001)
+        assert (tuned.events, tuned.searched, stood) == (200, 80, DEFAULT)
         hand = {
             rate: by_hand(clicks[:80], 16, rate, exclude_seen=exclude_seen)[0] for rate in (stood, best)
         }  # the first fifth of the part only teaches
@@ -193,7 +192,7 @@ class TestSearch:
 
     def test_what_is_tried_has_few_digits(self) -> None:
         best = tune(stream(), settings(), trials=13).found.best
-        assert best["learning_rate"] == float(f"{best['learning_rate']:.3g}") != 0.001
+        assert best["learning_rate"] == float(f"{best['learning_rate']:.3g}") != DEFAULT
 
     def test_hopeless_trials_are_given_up_early(self, foresight: type[Foresight]) -> None:
         clicks = stream(400)
@@ -226,12 +225,13 @@ class TestEnd:
     def test_time_ends_the_search_but_not_its_first_trial(self) -> None:
         tuned = tune(stream(), settings(), timeout_s=0.0)
         assert tuned.found.trials == 1
-        assert tuned.stood.ndcg == pytest.approx(by_hand(stream(), 30, 0.001)[0])
+        assert tuned.stood.ndcg == pytest.approx(by_hand(stream(), 30, DEFAULT)[0])
 
     def test_stopping_ends_the_search_and_what_it_has_is_judged(self, foresight: type[Foresight]) -> None:
-        tuned = tune(stream(), settings(), stop=lambda: len(foresight.learned) > 5)
+        clicks = stream(600)  # several micro-batches, however large
+        tuned = tune(clicks, settings(), stop=lambda: len(foresight.learned) > 5)
         assert tuned.found.trials == 5  # the sixth was cut off
-        assert tuned.best.ndcg == pytest.approx(by_hand(stream(), 30, tuned.found.best["learning_rate"])[0])
+        assert tuned.best.ndcg == pytest.approx(by_hand(clicks, 300, tuned.found.best["learning_rate"])[0])
 
     def test_stopping_before_there_is_anything_says_so(self, foresight: type[Foresight]) -> None:
         with pytest.raises(TuneError, match="stopped before the settings as they stand were measured"):
@@ -250,7 +250,7 @@ class TestEnd:
     def test_the_fewest_clicks_are_enough(self, share: float) -> None:
         clicks = stream(CLICKS_MIN)
         tuned = tune(clicks, settings(), share=share, trials=2)
-        assert tuned.stood.ndcg == pytest.approx(by_hand(clicks, round(share * CLICKS_MIN), 0.001)[0])
+        assert tuned.stood.ndcg == pytest.approx(by_hand(clicks, round(share * CLICKS_MIN), DEFAULT)[0])
 
 
 def test_the_standard_error_takes_a_persons_clicks_together() -> None:
@@ -351,7 +351,7 @@ class TestCommand:
 
     def test_where_nothing_better_was_found_that_is_said(self) -> None:
         assert "no trial was better on the searched clicks" in self.run(trials=1)
-        assert "\nNEXTCLICK_LEARNING_RATE=0.001\n" in Path("found.env").read_text()
+        assert f"\nNEXTCLICK_LEARNING_RATE={DEFAULT}\n" in Path("found.env").read_text()
 
     def test_a_file_is_only_overwritten_by_force(self) -> None:
         Path("found.env").write_text("mine")
