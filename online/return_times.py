@@ -32,7 +32,8 @@ class ReturnTimes:
 
     def expected(self, ages_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Ages (N,) at which lists are written, in seconds since a click -> at which they will be looked at (N,)."""
-        return np.maximum(np.exp(self._logs[self._span(ages_s)]), ages_s)
+        looked_at: NDArray[np.float64] = np.maximum(np.exp(self._logs[self._span(ages_s)]), ages_s)
+        return looked_at
 
     def _span(self, ages_s: NDArray[np.float64]) -> NDArray[np.int64]:
         spans: NDArray[np.int64] = np.searchsorted(self.ages_s, ages_s, side="right")
