@@ -12,10 +12,10 @@ from online.settings import Settings
 from online.town import Town
 
 
-def learned(precision: Any, device: Any = "cpu") -> Learner:
+def learned(precision: Any, device: Any = "cpu", count: int = 1_500) -> Learner:
     torch.set_num_threads(1)
     learner = Learner(Settings(precision=precision, device=device, width=16, online_history=8, micro_batch_max=16))
-    clicks = list(islice(Town(users=40).clicks(3_000), 3_000))
+    clicks = list(islice(Town(users=40).clicks(count), count))
     for start in range(0, len(clicks), 16):
         learner.learn(clicks[start : start + 16])
         learner.states.rebuild()
@@ -36,7 +36,7 @@ def test_bfloat16_learns_as_well_as_float32() -> None:
 
 
 def test_fine_tuning_in_bfloat16_ends_with_finite_float32_weights() -> None:
-    learner = learned("bfloat16")
+    learner = learned("bfloat16", count=400)
     histories = learner.histories
     recent = histories.latest(histories.recently_seen(40), 64)
     tuning = FineTuning(learner.trainer, recent, learner.popularity(), seed=1)
