@@ -18,6 +18,10 @@ def buffer(held: int = 300, candidates: int = 4, *, width: int = WIDTH, seed: in
     return ReplayBuffer(held, candidates, width, seed, CPU)
 
 
+def add(replay: ReplayBuffer, features: torch.Tensor, best: torch.Tensor, clicked: torch.Tensor) -> None:
+    replay.add(*replay.among_rivals(features, best, clicked))
+
+
 def fill(replay: ReplayBuffer, clicks: int, *, first: int = 0, batch: int = 16) -> ReplayBuffer:
     """Clicks whose clicked item's features are their number (from `first`), with one rival whose features are 0."""
     for start in range(first, first + clicks, batch):
@@ -27,7 +31,7 @@ def fill(replay: ReplayBuffer, clicks: int, *, first: int = 0, batch: int = 16) 
         features[:N] = numbers[:, None].float()
         best = torch.full((N, replay.candidates), N + 1)
         best[:, 0] = N
-        replay.add(features, best, torch.arange(N))
+        add(replay, features, best, torch.arange(N))
     return replay
 
 
@@ -51,7 +55,7 @@ def test_of_a_click_the_clicked_item_comes_first_and_its_strongest_rivals_follow
     K, C, best, clicked = drawn
     replay = buffer(candidates=K)
     features = (torch.arange(C) + 1.0)[:, None].expand(-1, WIDTH)  # a candidate's features: its place, from 1
-    replay.add(features, torch.tensor(best), torch.tensor(clicked))
+    add(replay, features, torch.tensor(best), torch.tensor(clicked))
     assert replay.filled == len(clicked)
     for at, (mine, target) in enumerate(zip(best, clicked, strict=True)):
         kept = (replay.features[at, :, 0][replay.present[at]] - 1).int().tolist()
@@ -65,14 +69,14 @@ def test_what_is_given_is_left_as_it_was() -> None:
     best, clicked = torch.tensor([[2, 0], [0, 1]]), torch.tensor([1, 2])
     features = torch.rand(3, WIDTH)
     before = [part.clone() for part in (features, best, clicked)]
-    buffer(candidates=2).add(features, best, clicked)
+    add(buffer(candidates=2), features, best, clicked)
     assert all(torch.equal(one, other) for one, other in zip((features, best, clicked), before, strict=True))
 
 
 def test_features_are_kept_to_three_digits() -> None:
     replay = buffer(1, 2)
     features = torch.tensor([[0.1234, 1_000.6, -7.77], [0.0, 0.0, 0.0]])
-    replay.add(features, torch.tensor([[0, 1]]), torch.tensor([0]))
+    add(replay, features, torch.tensor([[0, 1]]), torch.tensor([0]))
     sampled = replay.sample(1)
     assert sampled is not None
     assert sampled[0].dtype == torch.float32
