@@ -16,6 +16,7 @@ from online.arrays import below, joined
 from online.candidates import Asked
 from online.counts import NEAR, Counts
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
+from online.item_rows import ItemRows
 from online.learned import Batch, Learned, Ranking
 from online.metrics import Scores, ranks_among, ranks_in
 from online.return_times import ReturnTimes
@@ -39,7 +40,7 @@ class Learner:
         self.settings = settings
         self.lists = lists
         self.version = 1  # of the model; fine-tuning publishes the next one
-        self.vocabulary = self._new_vocabulary()
+        self.items = ItemRows(settings)
         # With room for a micro-batch besides: what a click is scored with must not shrink by those that come after it.
         spare = min(settings.micro_batch_max, settings.history_max // 2)
         self.histories = UserHistories(settings.users_held, settings.history_max + spare)
@@ -52,9 +53,16 @@ class Learner:
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self._latest_at = 0.0  # of all clicks, in stream time
         self.event_types: dict[str, int] = {}
-        self.unavailable: set[str] = set()  # items that must not be listed
-        self._expired_at = 0.0  # when idle items last lost their rows, in stream time
         self._make_room()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.items.vocabulary
+
+    @property
+    def unavailable(self) -> set[str]:
+        """Items that must not be listed."""
+        return self.items.unavailable
 
     @property
     def counts(self) -> Counts:
@@ -64,11 +72,6 @@ class Learner:
     def deep_state(self) -> bool:
         """Whether the Reformer's state takes part."""
         return self.settings.reformer and self.settings.deep_state
-
-    def _new_vocabulary(self, state: dict[str, Any] | None = None) -> Vocabulary:
-        limits = {"min_count": self.settings.item_min_count, "capacity_max": self.settings.items_held}
-        limits["waiting_max"] = self.settings.items_held
-        return Vocabulary(**limits) if state is None else Vocabulary.from_state(state, **limits)
 
     # Learning
 
@@ -115,36 +118,22 @@ class Learner:
 
         Rows that change hands are cleared everywhere before anybody uses them.
         """
-        before = [self.vocabulary.row_of(click.item_id) for click in clicks]
-        # Rows are freed many at a time: to clear them, everything that is kept by row has to be searched.
-        new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
-        surplus = len(self.vocabulary) + new - self.settings.items_held
-        if surplus > 0:
-            self.vocabulary.free_oldest(max(surplus, self.settings.items_held // 64))
-        rows = [self.vocabulary.observe(click.item_id, click.timestamp) for click in clicks]
-        now = max(click.timestamp for click in clicks)
-        if now - self._expired_at > self.settings.item_idle_s_max / 64:
-            self.vocabulary.expire(now - self.settings.item_idle_s_max)
-            self._expired_at = now
+        clicked = self.items.observe(clicks)
         self._make_room()
-        freed = self.vocabulary.take_reset()
-        if freed:
+        if clicked.freed:
             self._for_anybody = None
-            self.histories.forget_rows(freed)
-            self.scorer.forget_rows(freed)
-            self.trainer.reset_rows(freed)
-        # Within one micro-batch a newcomer may have taken the row of an item that was clicked just before it.
-        rows = [
-            row if self.vocabulary.item_of(row) == click.item_id else 0 for row, click in zip(rows, clicks, strict=True)
-        ]
-        targets, seen = [], set()
-        for row, had, click in zip(rows, before, clicks, strict=True):
-            targets.append(row if had == row or row in seen else 0)
-            if row and (had != row or row in freed):  # an item may also get back the row that it has just lost
-                self.trainer.rows_changed.add(row)
-                self.scorer.blocked[row] = click.item_id in self.unavailable
-            seen.add(row)
-        return np.array(rows, np.int64), np.array(targets, np.int64)
+            self.histories.forget_rows(clicked.freed)
+            self.scorer.forget_rows(clicked.freed)
+            self.trainer.reset_rows(clicked.freed)
+        self.trainer.rows_changed.update(clicked.taken)
+        self._block(clicked.taken)
+        return clicked.rows, clicked.targets
+
+    def _block(self, rows: Sequence[int]) -> None:
+        """Notes of rows, whose items may have changed, whether they must not be listed."""
+        blocked = [self.vocabulary.item_of(row) in self.unavailable for row in rows]
+        at = self._tensor(np.array(rows, np.int64))
+        self.scorer.blocked[at] = self._tensor(np.array(blocked, np.bool_))
 
     def _make_room(self) -> None:
         self.scorer.make_room(self.vocabulary.rows)
@@ -208,13 +197,10 @@ class Learner:
 
     def set_available(self, item_id: str, available: bool) -> None:
         """Whether an item may be listed, from the next list on. At most `items_held` are known as unavailable."""
-        if available:
-            self.unavailable.discard(item_id)
-        elif len(self.unavailable) < self.settings.items_held:
-            self.unavailable.add(item_id)
+        self.items.set_available(item_id, available)
         row = self.vocabulary.row_of(item_id)
         if row:
-            self.scorer.blocked[row] = item_id in self.unavailable
+            self._block([row])
             self._for_anybody = None
 
     def popularity(self) -> NDArray[np.float64]:
@@ -351,18 +337,16 @@ class Learner:
         parts["anybody"] = {"rows": rows, "scores": scores}
         return joined(parts), state | {
             "version": self.version,
-            "vocabulary": self.vocabulary.to_state(),
+            "items": self.items.to_state(),
             "scores": self.scores.to_state(),
             "event_types": self.event_types,
-            "unavailable": sorted(self.unavailable),
-            "expired_at": self._expired_at,
             "latest_at": self._latest_at,
         }
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Takes back what `to_state` gave."""
         self.version = state["version"]
-        self.vocabulary = self._new_vocabulary(state["vocabulary"])
+        self.items.load_state(state["items"])
         self.trainer.load_state(below(arrays, "trainer"), state["trainer"])
         self.histories.load_state(below(arrays, "history"), state["users"])
         self.states.load_state(below(arrays, "states"), state["states"])
@@ -373,8 +357,5 @@ class Learner:
         self._for_anybody = anybodys["rows"].copy(), anybodys["scores"].copy()
         self._latest_at = state["latest_at"]
         self.event_types = dict(state["event_types"])
-        self.unavailable = set(state["unavailable"])
-        self._expired_at = state["expired_at"]
         self._make_room()
-        blocked = np.array([self.vocabulary.row_of(item_id) for item_id in self.unavailable], np.int64)
-        self.scorer.blocked[self._tensor(blocked)] = True  # row 0, where an item has none, is never listed anyway
+        self._block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])

@@ -241,7 +241,7 @@ def test_clicks_become_cheaper_as_they_are_learned_from():
 
 
 def test_only_clicks_whose_item_was_a_candidate_teach():
-    alone, beside = Town(replay_held=0).stroll(40), Town(replay_held=0).stroll(40)
+    alone, beside = (Town(replay_held=0, replay_candidates=ROWS).stroll(40) for _ in range(2))
     missing = 11
     for town in (alone, beside):
         town.scorer.blocked[missing] = True
