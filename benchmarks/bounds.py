@@ -8,16 +8,17 @@ last rows are what a checkpoint of all this and the embedded log take on disk.
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from model.vocabulary import grown
 from online.checkpoint import Checkpoints
 from online.learner import Learner
+from online.scorer import VECTORS_WIDTH
 from online.seen import SeenEvents
-from online.settings import load_settings
+from online.settings import Settings, load_settings
 from online.status import memory_mb_max
 from stream.events import Click, encode
 from stream.log import LogProducer
@@ -28,9 +29,11 @@ def resident_bytes() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS")))
 
 
-def row(what: str, measured_bytes: float, formula_bytes: float | None = None) -> None:
-    formula = "" if formula_bytes is None else f"{formula_bytes / 1e6:>9.1f} {measured_bytes / formula_bytes:6.2f}"
-    print(f"{what:<58} {measured_bytes / 1e6:>9.1f} {formula}", flush=True)
+def row(what: str, measured_bytes: float | None, formula_bytes: float | None = None) -> None:
+    measured = "" if measured_bytes is None else f"{measured_bytes / 1e6:.1f}"
+    formula = "" if formula_bytes is None else f"{formula_bytes / 1e6:.1f}"
+    ratio = f"{measured_bytes / formula_bytes:.2f}" if measured_bytes and formula_bytes else ""
+    print(f"{what:<58} {measured:>9} {formula:>9} {ratio:>6}".rstrip(), flush=True)
 
 
 def measured(what: str, formula_bytes: float, fill: Callable[[], object]) -> None:
@@ -40,11 +43,71 @@ def measured(what: str, formula_bytes: float, fill: Callable[[], object]) -> Non
     del kept
 
 
-def fill_memories(learner: Learner) -> None:
-    learner.states.memory.take([f"user-{n}" for n in range(learner.settings.memory_users_held)])
-    for tensor in learner.states.memory.state_tensors().values():
+def touch(tensors: Iterable[torch.Tensor]) -> None:
+    """Pages of zeros that nobody has written to need not be resident."""
+    for tensor in tensors:
         if tensor.dim():
             tensor.fill_(1)
+
+
+def start(settings: Settings) -> Learner:
+    """A learner, with what it allocates at once filled."""
+    before = resident_bytes()
+    learner = Learner(settings)
+    scorer = learner.scorer
+    learner.states.memory.take([f"user-{n}" for n in range(settings.memory_users_held)])
+    scorer.own_memory.take([f"user-{n}" for n in range(settings.recall_users_held)])
+    own, world = scorer.own_memory.memory, scorer.world_memory.memory
+    log, replay = scorer.log, scorer.replay
+    for memory in (learner.states.memory, own, world):
+        touch(memory.state_tensors().values())
+    touch([log.items, log.last, log.before, log.times, log.gaps, log.states, replay.features, replay.present])
+    log.total, replay.filled = log.held, replay.held
+    measured_bytes = resident_bytes() - before
+
+    K, F = settings.replay_candidates, len(scorer.inputs)
+    parts = [
+        ("the Reformer's memories: users", settings.memory_users_held, learner.states.memory.bytes_per_user),
+        ("recall: users", settings.recall_users_held, own.bytes_per_slot),
+        ("recall: everybody's", 1, world.bytes_per_slot),
+        ("recall: moments", settings.moments_held, 24 + 2 * settings.width),
+        ("replay: clicks", settings.replay_held, 2 * K * F + K),
+    ]
+    for what, count, each in parts:
+        row(f"{what}: {count:,} x {each:,} B", None, count * each)
+    row("all of these, filled", measured_bytes, sum(count * each for _, count, each in parts))
+    return learner
+
+
+def fill_histories(learner: Learner) -> None:
+    slots = learner.histories.slots([f"user-{n}" for n in range(learner.settings.users_held)])
+    for _ in range(learner.settings.history_max):
+        learner.histories.append(slots, 1, 0, 1.7e9)
+
+
+def fill_items(learner: Learner) -> None:
+    for n in range(learner.settings.items_held):
+        learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
+    learner._make_room()
+    scorer = learner.scorer
+    touch([*scorer.counts._tensors().values(), scorer.blocked])
+    last = torch.tensor([len(scorer.counts) - 1])
+    for hashed in (scorer.own_memory.vectors, scorer.world_memory.vectors):
+        hashed(last)
+    scorer.gatherer.places.room(learner.settings.micro_batch_max * len(scorer.counts))
+    touch([scorer.gatherer.places._table])
+
+
+def bytes_per_row(settings: Settings) -> int:
+    """Of what is kept for each row of the vocabulary, ids besides."""
+    M, P, D, W = settings.successors_held, len(settings.popularity_half_lives), settings.width, VECTORS_WIDTH
+    network = 4 * D + 4 + 8  # vector, bias, and Adagrad's sums of both
+    vectors = 4 * W + 4 + 4  # recall's, likewise; its biases are not learned
+    hashed = 2 * 2 * W
+    tables = 8 * (2 * M + 3 * max(8, M // 2)) + 4 * 5  # two of M entries, three of half as many; totals
+    counts = 4 + 8 + 8 + 8 * P + 1  # clicks, first and last time, popularity; whether it may be listed
+    places = 4 * settings.micro_batch_max
+    return network + vectors + hashed + tables + counts + places
 
 
 def on_disk(learner: Learner, folder: Path) -> None:
@@ -69,34 +132,17 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = load_settings(users_held=options.users, items_held=options.items)
     print(f"{'':<58} {'MB':>9} {'formula':>9} {'ratio':>6}")
+    # A first learner imports what is imported on first use.
+    Learner(load_settings(memory_users_held=32, recall_users_held=32, world_buckets=2, moments_held=1, replay_held=0))
     row("the process with everything imported", resident_bytes())
-    before = resident_bytes()
-    learner = Learner(settings)
-    fill_memories(learner)
-    grown, held = resident_bytes() - before, settings.memory_users_held
-    each = learner.states.memory.bytes_per_user
-    row(f"the Reformer's memories: {held:,} users x {each:,} B", grown, each * held)
-    H, M, D = settings.history_max, settings.successors_held, settings.width
+    learner = start(settings)
 
-    def histories() -> None:
-        slots = learner.histories.slots([f"user-{n}" for n in range(options.users)])
-        for _ in range(H):
-            learner.histories.append(slots, 1, 0, 1.7e9)
+    def fill(what: str, count: int, each: int, filling: Callable[[Learner], None]) -> None:
+        measured(f"{what}: {count:,} x {each:,} B", count * each, lambda: filling(learner))
 
-    def items() -> None:
-        for n in range(options.items):
-            learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
-        learner._make_room()
-        counts = learner.counts
-        for array in (counts.popularity, counts.follow_totals, counts.followers, counts.follow_counts):
-            np.add(array, 1, out=array)
-
-    rows = len(learner.trainer.network.items)
-    while rows <= options.items:
-        rows *= 2
-    each_user, each_row = 13 * H + 64 + 16, 4 * D + 4 + 8 + 8 * M + 12
-    measured(f"histories: {options.users:,} users x {each_user:,} B, ids besides", each_user * options.users, histories)
-    measured(f"items: {rows:,} rows x {each_row} B, ids besides", each_row * rows, items)
+    fill("histories: users, ids besides", settings.users_held, 21 * settings.history_max + 64, fill_histories)
+    rows = grown(settings.items_held + 1, len(learner.counts))
+    fill("items: rows, ids besides", rows, bytes_per_row(settings), fill_items)
     seen = SeenEvents(settings.event_ids_held)
     count = settings.event_ids_held
     ids = (f"event-{n}" for n in range(count))

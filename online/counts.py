@@ -102,7 +102,10 @@ class HeavyHitters:
 
 
 class Counts:
-    """What is counted of all items, told of each batch once, after it was scored."""
+    """What is counted of all items, told of each batch once, after it was scored.
+
+    Followers and neighbours M of each row, the others max(8, M / 2): 8 · (2 M + 3 max(8, M / 2)) + 40 + 8 P bytes a row.
+    """
 
     def __init__(self, held: int, half_lives: Sequence[int], device: torch.device) -> None:
         self.device = device
