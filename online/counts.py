@@ -104,7 +104,7 @@ class HeavyHitters:
 class Counts:
     """What is counted of all items, told of each batch once, after it was scored.
 
-    Followers and neighbours M of each row, the others max(8, M / 2): 8 · (2 M + 3 max(8, M / 2)) + 40 + 8 P bytes a row.
+    Of each row M followers and neighbours, of the others max(8, M / 2): 8 (2 M + 3 max(8, M / 2)) + 40 + 8 P bytes.
     """
 
     def __init__(self, held: int, half_lives: Sequence[int], device: torch.device) -> None:
