@@ -213,6 +213,20 @@ def test_what_is_scored_is_what_was_served_last(learner):
         assert given[0][0]["served"][0].tolist() == served
 
 
+def test_a_list_is_ranked_for_the_moment_at_which_it_is_likely_to_be_looked_at(small):
+    learner = Learner(small(refresh_ages_s=(600.0,)))
+    learn(learner, [click(user, at % 7, 1e9 + 40.0 * at) for at, user in enumerate([0, 1] * 100)])  # back after 80 s
+    asked = []
+    score = learner.scorer.score
+    learner.scorer.score = lambda query: (asked.append(query.asked.now[0].item()), score(query))[1]
+    (clicked_at,) = learner.histories.newest(learner.histories.find(["0"]), 1).timestamps[0].tolist()
+    learner.rank(["0"])
+    learner.rank(["0"], [clicked_at + 300.0])
+    assert asked == pytest.approx([clicked_at + 80.0, clicked_at + 300.0], abs=20.0)
+    learner.rank(["0"], [clicked_at + 600.0])
+    assert asked[-1] > clicked_at + 600.0
+
+
 # --- strangers and newcomers -------------------------------------------------------------------------------------
 
 
@@ -226,6 +240,16 @@ def test_the_popular_list_is_by_recent_clicks(learner):
         learn(learner, [click(number, item, 0) for number in range(times)])
     assert learner.popular().items == ["i2", "i1", "i3"]
     assert learner.popular().scores == sorted(learner.popular().scores, reverse=True)
+
+
+def test_the_list_for_anybody_is_the_one_that_stood_and_what_newcomers_are_scored_with(learner):
+    for at in range(20):
+        clicks = [click(100 + number, number * at % 9, 10 * at + number) for number in range(4)]
+        anybodys = [learner.vocabulary.row_of(item) for item in learner.popular().items]
+        given = scored_lists(learner)
+        learner.learn([click(f"new {at}", 3, 10 * at), *clicks])
+        served = given[0][0]["served"][0].tolist()
+        assert served == (anybodys + [0] * SERVED)[:SERVED]
 
 
 def test_a_new_item_can_be_recommended_after_one_click(learner):
@@ -509,6 +533,8 @@ def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same,
         learn(one, clicks[:400])
     restored = restarted(stopped, settings)
     arrays = stopped.to_state()[0]
+    assert arrays["anybody.rows"].any()
+    assert arrays["returns.counts"].any()
     for part in (
         "log.items",
         "own_memory.counts",
@@ -519,6 +545,7 @@ def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same,
     ):
         assert arrays[f"scorer.{part}"].any()  # there was something to be restored
     assert any(name.startswith("scorer.adam.") for name in arrays)
+    assert whole.popular() == restored.popular()
     assert [learned.rankings for learned in learn(whole, clicks[400:])] == [
         learned.rankings for learned in learn(restored, clicks[400:])
     ]

@@ -171,6 +171,28 @@ def test_older_moments_of_a_person_count_once_they_are_in_their_memory():
     assert (after > before).any()
 
 
+def test_moments_that_the_log_has_lost_are_not_remembered_as_somebodys_older_ones():
+    town = Town(moments_held=10).stroll(30, people="a")
+    slots = torch.from_numpy(town.scorer.own_memory.take(["a"])).expand(2)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    leaving = torch.tensor([20, 21])  # of 30, the latest ten are held
+    town.scorer.observe(nothing, torch.zeros(0, NEAR, dtype=torch.int64), nothing, leaving, slots)
+    assert town.scorer.own_memory.memory.clicks.tolist()[int(slots[0])] == 1
+    assert 21 in town.scorer.own_memory.recall(slots[:1], town.scorer.log.read(leaving[1:])[1])
+
+
+def test_nobody_can_be_asked_beside_people_or_alone():
+    town = Town().stroll(40)
+    query = town.query("ab", [START + 1e5] * 2)
+    both = town.scorer.score(query.with_nobody(START + 1e5))
+    stranger = town.query(["stranger"], [START + 1e5])._replace(states=torch.zeros(1, WIDTH))
+    expected = town.scorer.score(stranger)
+    nobody = both.candidates.owners == 2
+    assert both.candidates.rows[nobody].tolist() == expected.candidates.rows.tolist()
+    torch.testing.assert_close(both.scores[nobody], expected.scores)
+    torch.testing.assert_close(both.scores[~nobody], town.scorer.score(query).scores)
+
+
 def test_the_networks_feature_is_its_logit_and_teaches_the_network_nothing():
     town = Town().stroll(20)
     query = town.query("ab", [START + 1e5] * 2)
@@ -263,6 +285,24 @@ def test_only_clicks_whose_item_was_a_candidate_teach():
     assert loss is None
     assert each.tolist() == [MISS_LOSS] * 2
     assert all(torch.equal(before[name], tensor) for name, tensor in alone.weights().items())
+
+
+def test_what_is_learned_from_is_the_clicked_item_among_its_strongest_rivals():
+    town = Town(replay_held=0, replay_candidates=4).stroll(40)
+    scored = town.scorer.score(town.query("ab", [START + 1e6] * 2))
+    targets = [4, 9]
+    places = town.scorer.places_of(scored, torch.tensor(targets))
+    loss, each = town.scorer.losses(scored, places)
+    expected, whole = [], []
+    for at, place in enumerate(places.tolist()):
+        mine = scored.scores[scored.candidates.owners == at].tolist()
+        clicked = float(scored.scores[place])
+        rivals = sorted(mine, reverse=True)
+        rivals.remove(clicked)
+        expected.append(math.log(sum(math.exp(score - clicked) for score in [clicked, *rivals[:3]])))
+        whole.append(math.log(sum(math.exp(score - clicked) for score in mine)))
+    assert float(loss.detach()) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert each.tolist() == pytest.approx(whole, rel=1e-4)  # what is told is the loss among all
 
 
 def test_no_click_costs_more_than_one_that_was_no_candidate():
