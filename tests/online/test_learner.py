@@ -331,8 +331,9 @@ def test_a_new_owner_of_a_row_inherits_nothing(small):
         assert not torch.allclose(table[row], tables(fresh)[name][row]), name  # it has learned
     learner.set_available("i4", False)
     learner.vocabulary.expire(float("inf"))
-    for user in ("new", "other"):  # who clicks what is new, and is asked about it
-        learner.learn([click(user, "new", 1_000)])
+    given = scored_lists(learner)
+    learner.learn([click("new", "new", 1_000), click("other", "new", 1_001)])
+    assert not given[0][0]["served"].any()  # to either of them nothing could be shown
     owner = learner.vocabulary.row_of("inew")
     assert np.flatnonzero(learner.popularity()).tolist() == [owner]
     for table in learner.counts.tables.values():
@@ -395,12 +396,14 @@ def test_what_is_not_available_is_in_no_list_until_it_is_again_also_after_a_rest
     assert {"i3", "i4"} <= listed(learner)
     for item in ("i3", "i4"):
         learner.set_available(item, False)
+        assert item not in learner.popular().items
     for one in (learner, restarted(learner, settings), restarted(restarted(learner, settings), settings)):
         assert {"i2", "i5"} <= listed(one)
         assert not {"i3", "i4"} & listed(one)
         rankings = one.learn([click(0, 2, 1_000), click(1, 3, 1_001), click(0, 3, 1_002)]).rankings
         assert all(not {"i3", "i4"} & set(ranking.items) for ranking in rankings.values())
         one.set_available("i3", True)
+        assert "i3" in one.popular().items
         assert "i3" in listed(one)
         assert "i4" not in listed(one)
 

@@ -183,14 +183,17 @@ def test_moments_that_the_log_has_lost_are_not_remembered_as_somebodys_older_one
 
 def test_nobody_can_be_asked_beside_people_or_alone():
     town = Town().stroll(40)
+    older = torch.tensor([number for number, *_ in town.clicks["a"]][:4])
+    slots = torch.from_numpy(town.scorer.own_memory.take(["a"]))
+    town.scorer.own_memory.store(slots.expand(4), town.scorer.log.read(older)[1], older)
     query = town.query("ab", [START + 1e5] * 2)
     both = town.scorer.score(query.with_nobody(START + 1e5))
     stranger = town.query(["stranger"], [START + 1e5])._replace(states=torch.zeros(1, WIDTH))
     expected = town.scorer.score(stranger)
     nobody = both.candidates.owners == 2
     assert both.candidates.rows[nobody].tolist() == expected.candidates.rows.tolist()
-    torch.testing.assert_close(both.scores[nobody], expected.scores)
-    torch.testing.assert_close(both.scores[~nobody], town.scorer.score(query).scores)
+    torch.testing.assert_close(both.features[nobody], expected.features)
+    torch.testing.assert_close(both.features[~nobody], town.scorer.score(query).features)
 
 
 def test_the_networks_feature_is_its_logit_and_teaches_the_network_nothing():
