@@ -4,7 +4,7 @@ Letters: `N` users asked for, `L` clicks asked for, `H` clicks kept of a user (`
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +45,7 @@ class UserHistories:
         self.users_held = users_held
         self.history_max = history_max
         self._slots: OrderedDict[str, int] = OrderedDict()  # least recently seen first
+        self._users: list[str] = []  # of each slot
         self._allocate(min(1024, users_held))
 
     def _allocate(self, slots: int) -> None:
@@ -78,10 +79,12 @@ class UserHistories:
             return slot
         if len(self._slots) < self.users_held:
             slot = len(self._slots)
+            self._users.append(user)
             if slot == len(self._clicks):
                 self._grow()
         else:
             _, slot = self._slots.popitem(last=False)
+            self._users[slot] = user
             for array in self._arrays():
                 array[slot] = 0
         self._slots[user] = slot
@@ -147,9 +150,13 @@ class UserHistories:
         return list(self._slots)
 
     def clicked_at(self) -> NDArray[np.float64]:
-        """When the latest click of everybody was made, in the order of `users`, in seconds."""
-        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        """When the latest click of everybody was made, in the order of their slots, in seconds."""
+        slots = np.arange(len(self._slots))
         return self._times[slots, (self._clicks[slots] - 1) % self.history_max]
+
+    def users_of(self, slots: Iterable[int]) -> list[str]:
+        """Whose slots they are."""
+        return [self._users[slot] for slot in slots]
 
     def recently_seen(self, count: int) -> NDArray[np.int64]:
         """Slots of the `count` users seen last who have at least two clicks, latest first."""
@@ -189,7 +196,8 @@ class UserHistories:
         """Takes back what `to_state` gave; with a smaller `history_max` or `users_held` the latest are kept."""
         ends = np.cumsum(arrays["lengths"])
         kept_users = range(max(0, len(users) - self.users_held), len(users))
-        self._slots = OrderedDict((users[index], slot) for slot, index in enumerate(kept_users))
+        self._users = [users[index] for index in kept_users]
+        self._slots = OrderedDict((user, slot) for slot, user in enumerate(self._users))
         capacity = min(1024, self.users_held)
         while capacity < len(self._slots):
             capacity = min(2 * capacity, self.users_held)

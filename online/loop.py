@@ -34,7 +34,8 @@ from stream.source import Partition, Record, Source
 
 REDIS_RETRY_S = 1.0  # between attempts while Redis does not answer
 PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
-SHAPED_BY = ("layers", "width", "heads", "rounds", "buckets")  # weights saved with others cannot be loaded
+# Weights saved with others cannot be loaded.
+SHAPED_BY = ("layers", "width", "heads", "rounds", "buckets", "ranker_hidden", "popularity_half_lives")
 
 log = logging.getLogger(__name__)
 
@@ -373,7 +374,7 @@ class Loop:
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
-        return {**shape, "layers": list(self.settings.layers)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
 
     def _check_shape(self, number: int, saved: dict[str, Any]) -> None:
         others = [

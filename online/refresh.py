@@ -83,8 +83,7 @@ class RefreshSchedule:
         now, clicked_at = self._clock.now(), histories.clicked_at()
         passed = marks_passed(self.ages_s, now - clicked_at) > marks_passed(self.ages_s, self._looked_at - clicked_at)
         self._looked_at = now
-        users = histories.users() if passed.any() else []
-        self._waiting |= {users[place]: None for place in np.flatnonzero(passed).tolist()}
+        self._waiting |= dict.fromkeys(histories.users_of(np.flatnonzero(passed).tolist()))
         if len(self._waiting) > len(histories):  # some have made room since
             self._waiting = {user: None for user in self._waiting if user in histories}
 

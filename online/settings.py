@@ -52,7 +52,7 @@ class Settings(BaseSettings):
 
     # The lists.
     list_size: Annotated[int, Field(ge=1, le=1_000)] = Field(50, description="items in a list")
-    list_ttl_s: Positive = Field(7 * 86_400, description="a list that is not renewed disappears after this time")
+    list_ttl_s: Positive = Field(45 * 86_400, description="a list that is not renewed disappears after this time")
     exclude_seen: bool = Field(False, description="leave out what the person has clicked already")
 
     # The loop.
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         2_000, description="lists looked at after each micro-batch, by the thousand, for items that are not available"
     )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
-        (600.0, 3_600.0, 14_400.0, 57_600.0),
+        (3_600.0, 36_000.0, 86_400.0, 259_200.0, 777_600.0),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
     refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")

@@ -83,7 +83,9 @@ class UserStates:
         states = torch.zeros(len(users), self.settings.width, device=self.trainer.device)
         if at_hand.any():
             mine = [user for user, here in zip(users, at_hand, strict=True) if here]
-            clicks = self._click(self._memory_slots(mine), self.histories.latest(slots[at_hand], 1), 0)
+            # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
+            theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
+            clicks = self._click(theirs, self.histories.latest(slots[at_hand], 1), 0)
             with self.trainer.precision():
                 states[at_hand] = self.trainer.network.append(self.memory, clicks, store=False)
         if not at_hand.all():

@@ -56,8 +56,9 @@ class Parameter(NamedTuple):
 SPACE = (
     Parameter("learning_rate", "log-float", (1e-4, 1e-2), "how fast the network follows; too fast forgets"),
     Parameter("item_learning_rate", "log-float", (5e-3, 0.5), "the same of item vectors; sparse items want more"),
-    Parameter("mixer_learning_rate", "log-float", (1e-3, 0.1), "how fast the weights of counts and network adapt"),
-    Parameter("popularity_half_life", "int", (300, 100_000), "news is old within hours, films are not"),
+    Parameter("ranker_learning_rate", "log-float", (3e-4, 0.03), "how fast the weights of counts and recall adapt"),
+    Parameter("recall_learning_rate", "log-float", (1e-3, 0.1), "the same of recall's gains"),
+    Parameter("ranker_hidden", "categorical", (32, 64, 128), "more of them see more, and want more clicks"),
     Parameter("micro_batch_max", "categorical", (16, 32, 64, 128), "small: every list is fresher; large: cheaper"),
     Parameter("history_max", "int", (32, 512), "how long an old taste counts; memory follows it"),
 )

@@ -17,7 +17,8 @@ def check(histories, model, history_max, length, behind):
     """`model`: each user's clicks ever made, least recently seen first."""
     users = list(model)
     assert len(histories) == len(users)
-    assert histories.clicked_at().tolist() == [clicks[-1][2] for clicks in model.values()]
+    by_slot = dict(zip(histories.users_of(range(len(users))), histories.clicked_at().tolist(), strict=True))
+    assert by_slot == {user: clicks[-1][2] for user, clicks in model.items()}
     if not users:
         return
     slots = histories.find(users)

@@ -718,8 +718,9 @@ def test_refreshing_changes_nothing_that_is_learned(new_world, values):
     quiet, busy = new_world(), new_world()
     quiet.publish(values)
     busy.publish(values)
-    never = quiet.run(**AGES, memory_users_held=16)
-    often = drain_asking(busy.begin(busy.loop(**AGES, memory_users_held=16)))
+    few = {**AGES, "memory_users_held": 4, "micro_batch_max": 4, "online_history": 2}  # memories make room
+    never = quiet.run(**few)
+    often = drain_asking(busy.begin(busy.loop(**few)))
     assert often.ledger.refreshes > 0
     assert what_was_learned(busy, often) == what_was_learned(quiet, never)
 
