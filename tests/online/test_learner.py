@@ -330,6 +330,7 @@ def test_a_new_owner_of_a_row_inherits_nothing(small):
     for name, table in tables(learner).items():
         assert not torch.allclose(table[row], tables(fresh)[name][row]), name  # it has learned
     learner.set_available("i4", False)
+    assert learner.popular().items
     learner.vocabulary.expire(float("inf"))
     given = scored_lists(learner)
     learner.learn([click("new", "new", 1_000), click("other", "new", 1_001)])
