@@ -25,8 +25,8 @@ class Catalogue:
     Which items those are is the learner's to know, and so it is in the checkpoint, beside the next offsets of the
     items topic: as with clicks, a worker goes on from there, and one without a checkpoint reads the topic from its
     beginning. Lists are gone through page by page, some of them after each micro-batch, whichever items they lack:
-    withdrawals that come together share one sweep. What a crash, or a Redis that was away, has left in lists is found because a sweep
-    follows each start and each return, where any item is not available.
+    withdrawals that come together share one sweep. What a crash, or a Redis that was away, has left in lists is found
+    because a sweep follows each start and each return, where any item is not available.
     """
 
     def __init__(

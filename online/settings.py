@@ -167,6 +167,11 @@ class Settings(BaseSettings):
         for name in ("recall_buckets", "world_buckets"):
             if getattr(self, name) % 2:
                 problems.append(f"{PREFIX}{name.upper()} must be even, not {getattr(self, name)}")
+        if self.moments_held < self.micro_batch_max:
+            problems.append(
+                f"NEXTCLICK_MOMENTS_HELD ({self.moments_held}) must not be below "
+                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
+            )
         if self.recall_users_held < self.micro_batch_max:
             problems.append(
                 f"NEXTCLICK_RECALL_USERS_HELD ({self.recall_users_held}) must not be below "

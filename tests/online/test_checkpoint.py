@@ -74,7 +74,7 @@ DAMAGES = {
     **{f"{name}-{how.__name__}": (name, how) for name in (ARRAYS, STATE, MANIFEST) for how in (cut, flip)},
     **{f"{name}-missing": (name, lambda path: path.unlink()) for name in (ARRAYS, STATE, MANIFEST)},
     **{f"{name}-empty": (name, lambda path: path.write_bytes(b"")) for name in (ARRAYS, STATE, MANIFEST)},
-    "another-format": (MANIFEST, lambda path: rewrite(path, format=2)),
+    "another-format": (MANIFEST, lambda path: rewrite(path, format=1)),
     "no-format": (MANIFEST, lambda path: path.write_text("{}")),
     "a-list": (MANIFEST, lambda path: path.write_text("[1]")),
     "files-of-another-kind": (MANIFEST, lambda path: rewrite(path, files=[1])),
