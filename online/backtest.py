@@ -100,10 +100,11 @@ class LearnerRun:
         """The refreshes of the list that a click gives: until its owner's next click, or until the stream ends."""
         now, following = self.times[at], self._next[at]
         looked_at = self.times[min(following, len(self.times) - 1)]
-        passed = int(marks_passed(self.settings.refresh_ages_s, looked_at - now))
+        marks = self.learner.returns.marks()
+        passed = int(marks_passed(marks, looked_at - now))
         self.refreshes += passed
         if passed and batch.stop <= following < len(self.times):
-            heapq.heappush(self._due, (now + self.settings.refresh_ages_s[passed - 1], self.clicks[at].user_id))
+            heapq.heappush(self._due, (now + float(marks[passed - 1]), self.clicks[at].user_id))
 
     def _refresh(self, until: float) -> None:
         """Ranks anew the lists whose last refresh before their owner's next click falls due by then."""

@@ -49,7 +49,7 @@ class Learner:
         self.scorer = Scorer(settings, self.trainer.network)
         self.states = UserStates(settings, self.trainer, self.histories)
         self.scores = Scores(METHODS)
-        self.returns = ReturnTimes(settings.refresh_ages_s)
+        self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min)
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self._latest_at = 0.0  # of all clicks, in stream time
         self.event_types: dict[str, int] = {}
@@ -106,7 +106,7 @@ class Learner:
         losses = self._update(batch, scored, places, guesses, taught)
         self._remember(batch, query.asked)
         had = query.asked.lengths.cpu().numpy() > 0
-        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had])
+        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], len(clicks))
         self._latest_at = max(self._latest_at, times.max())
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()

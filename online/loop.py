@@ -248,6 +248,7 @@ class Loop:
     def _refresh(self) -> None:
         """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
         if self.redis_waits_since is None:
+            self.aging.ages_s = self.learner.returns.marks()
             self.stale |= dict.fromkeys(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
         if not (self.stale or self.popular_stale) or not self._redis_may_answer():
             return

@@ -37,7 +37,7 @@ class StreamClock:
         return self._latest
 
 
-def marks_passed(ages_s: Sequence[float], age_s: ArrayLike) -> NDArray[np.int64]:
+def marks_passed(ages_s: Sequence[float] | NDArray[np.float64], age_s: ArrayLike) -> NDArray[np.int64]:
     """How many of the rising ages at which lists are ranked anew lie before an age; of the same shape."""
     return np.searchsorted(np.asarray(ages_s, np.float64), age_s).astype(np.int64)
 
@@ -52,7 +52,7 @@ class RefreshSchedule:
 
     def __init__(self, ages_s: Sequence[float], clock: StreamClock) -> None:
         """`ages_s`: seconds, rising. None at all: nothing ever falls due."""
-        self.ages_s = tuple(ages_s)
+        self.ages_s: Sequence[float] | NDArray[np.float64] = tuple(ages_s)  # may be others at each look
         self._clock = clock
         self._asked = threading.Event()
         self._looked_at = -np.inf

@@ -65,8 +65,12 @@ class Settings(BaseSettings):
         2_000, description="lists looked at after each micro-batch, by the thousand, for items that are not available"
     )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
-        (3_600.0, 36_000.0, 86_400.0, 259_200.0, 777_600.0),
+        (300.0, 3_600.0, 10_800.0, 28_800.0, 57_600.0, 86_400.0, 172_800.0, 345_600.0, 691_200.0, 1_382_400.0),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
+    )
+    refresh_share_min: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1,
+        description="an age is left out while fewer of the lists that reach it are looked at before the next",
     )
     refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")
     refresh_lists_max: Positive = Field(

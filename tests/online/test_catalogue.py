@@ -88,7 +88,7 @@ def test_a_withdrawn_item_leaves_every_list_and_comes_back(world, loop, town_cli
     assert holders(world, item) <= {None}
     world.publish(town_clicks[:100])
     world.drain(loop)
-    assert len(holders(world, item)) > 5
+    assert len(holders(world, item)) >= 3
 
 
 def test_a_list_that_has_become_short_is_ranked_anew(world, loop):

@@ -24,7 +24,7 @@ def test_what_is_expected_is_the_running_mean_of_the_logs_of_the_gaps_that_end_i
     means = [math.log(each) for each in returns.expected(np.array([0.0, *AGES]))]
     counts = [0] * 4
     for start in range(0, len(gaps), size):
-        returns.add(np.array(gaps[start : start + size]))
+        returns.add(np.array(gaps[start : start + size]), 0)
     for gap in gaps:
         span = span_of(gap)
         counts[span] += 1
@@ -44,19 +44,19 @@ def test_before_anybody_came_back_each_list_is_expected_to_be_looked_at_within_i
 
 def test_means_follow_people_who_have_changed():
     returns = ReturnTimes(())
-    returns.add(np.full(20_000, 10.0))
-    returns.add(np.full(int(10 / SLOWEST), 1_000.0))
+    returns.add(np.full(20_000, 10.0), 0)
+    returns.add(np.full(int(10 / SLOWEST), 1_000.0), 0)
     assert returns.expected(np.zeros(1)).tolist() == pytest.approx([1_000.0], rel=1e-3)
 
 
 def test_what_was_learned_outlives_a_restart_unless_the_ages_are_others():
     returns, again, others = ReturnTimes(AGES), ReturnTimes(AGES), ReturnTimes((60.0,))
     at_the_start = others.expected(np.zeros(1))
-    returns.add(np.array([5.0, 700.0, 9_000.0]))
+    returns.add(np.array([5.0, 700.0, 9_000.0]), 0)
     arrays = {name: np.array(json.loads(json.dumps(array.tolist()))) for name, array in returns.to_state().items()}
     for one in (again, others):
         one.load_state(arrays)
     for one in (returns, again):
-        one.add(np.array([50.0, 800.0]))
+        one.add(np.array([50.0, 800.0]), 0)
     assert again.expected(np.array([0.0, *AGES])).tolist() == returns.expected(np.array([0.0, *AGES])).tolist()
     assert others.expected(np.zeros(1)) == at_the_start
