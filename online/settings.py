@@ -52,7 +52,7 @@ class Settings(BaseSettings):
 
     # The lists.
     list_size: Annotated[int, Field(ge=1, le=1_000)] = Field(50, description="items in a list")
-    list_ttl_s: Positive = Field(45 * 86_400, description="a list that is not renewed disappears after this time")
+    list_ttl_s: Positive = Field(5 * 86_400, description="a list that is not renewed gives way to the popular one")
     exclude_seen: bool = Field(False, description="leave out what the person has clicked already")
 
     # The loop.
@@ -65,7 +65,7 @@ class Settings(BaseSettings):
         2_000, description="lists looked at after each micro-batch, by the thousand, for items that are not available"
     )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
-        (300.0, 3_600.0, 10_800.0, 28_800.0, 57_600.0, 86_400.0, 172_800.0, 345_600.0, 691_200.0, 1_382_400.0),
+        (300.0, 3_600.0, 10_800.0, 28_800.0, 57_600.0, 86_400.0, 172_800.0, 345_600.0),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
     refresh_share_min: Annotated[float, Field(ge=0, le=1)] = Field(
