@@ -1,7 +1,7 @@
 """What it costs to look into a person's memory, by how long their history is: python -m benchmarks.recall
 
 One person's moments are remembered, 10 to 100,000 of them, on 500 items; then 32 queries are timed. Beside it the least
-that scanning the whole history would cost. The ratio to the shortest history is what counts: it does not depend on the machine.
+that scanning the whole history would cost. The ratio to the shortest history does not depend on the machine.
 """
 
 import argparse
