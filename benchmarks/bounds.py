@@ -133,7 +133,7 @@ def main() -> None:
     settings = load_settings(users_held=options.users, items_held=options.items)
     print(f"{'':<58} {'MB':>9} {'formula':>9} {'ratio':>6}")
     # A first learner imports what is imported on first use.
-    Learner(load_settings(memory_users_held=32, recall_users_held=32, world_buckets=2, moments_held=1, replay_held=0))
+    Learner(load_settings(memory_users_held=32, recall_users_held=32, world_buckets=2, moments_held=32, replay_held=0))
     row("the process with everything imported", resident_bytes())
     learner = start(settings)
 
