@@ -180,7 +180,8 @@ class Learner:
     def rank(self, users: Sequence[str], now: Sequence[float] | None = None) -> list[Ranking]:
         """New lists of users, as everything stands now. No user twice; each has to have a history.
 
-        `now`: for each the moment at which the list will be looked at, in seconds since 1970; None: their latest click.
+        `now`: for each the moment at which the list is written, in seconds since 1970; None: their latest click. It is
+        ranked for the moment at which it is likely to be looked at.
         """
         rankings = []
         for start in range(0, len(users), self.settings.micro_batch_max):
@@ -220,7 +221,8 @@ class Learner:
     def _rank(
         self, users: Sequence[str], slots: NDArray[np.int64], now: NDArray[np.float64], states: Tensor | None
     ) -> list[Ranking]:
-        """Lists for different users (U,) whose states are (U, D); they count as served from now on."""
+        """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
+        the one for anybody."""
         clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
         looked_at = clicked_at + self.returns.expected(now - clicked_at)
         query = self._query(users, slots, looked_at, 0, states).with_nobody(self._latest_at)
@@ -231,15 +233,12 @@ class Learner:
         self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
         return [self._named(mine[mine > 0], its[mine > 0]) for mine, its in zip(rows, scores, strict=True)]
 
-    @torch.no_grad()
     def _anybodys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and scores of the list for anybody unknown, as of the latest ranking, without what is unavailable."""
         if self._for_anybody is None:
             states = torch.zeros(0, self.settings.width, device=self.device) if self.deep_state else None
-            nobody = np.zeros(0, np.int64)
-            query = self._query([], nobody, np.zeros(0), 0, states).with_nobody(self._latest_at)
-            rows, scores = self._best(query, self.settings.list_size)
-            self._for_anybody = rows[0][rows[0] > 0], scores[0][rows[0] > 0]
+            self._rank([], np.zeros(0, np.int64), np.zeros(0), states)
+        assert self._for_anybody is not None
         return self._for_anybody
 
     def _best(self, query: Query, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

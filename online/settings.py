@@ -171,32 +171,18 @@ class Settings(BaseSettings):
         for name in ("recall_buckets", "world_buckets"):
             if getattr(self, name) % 2:
                 problems.append(f"{PREFIX}{name.upper()} must be even, not {getattr(self, name)}")
-        if self.moments_held < self.micro_batch_max:
-            problems.append(
-                f"NEXTCLICK_MOMENTS_HELD ({self.moments_held}) must not be below "
-                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
-            )
-        if self.recall_users_held < self.micro_batch_max:
-            problems.append(
-                f"NEXTCLICK_RECALL_USERS_HELD ({self.recall_users_held}) must not be below "
-                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
-            )
         if self.buckets % 2:
             problems.append(
                 f"NEXTCLICK_BUCKETS must be even (each rotation gives a bucket and its opposite), not {self.buckets}"
             )
         if self.width % self.heads:
             problems.append(f"NEXTCLICK_WIDTH ({self.width}) must be a multiple of NEXTCLICK_HEADS ({self.heads})")
-        if self.users_held < self.micro_batch_max:
-            problems.append(
-                f"NEXTCLICK_USERS_HELD ({self.users_held}) must not be below "
-                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
-            )
-        if self.memory_users_held < self.micro_batch_max:
-            problems.append(
-                f"NEXTCLICK_MEMORY_USERS_HELD ({self.memory_users_held}) must not be below "
-                f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
-            )
+        for name in ("users_held", "memory_users_held", "recall_users_held", "moments_held"):
+            if getattr(self, name) < self.micro_batch_max:
+                problems.append(
+                    f"{PREFIX}{name.upper()} ({getattr(self, name)}) must not be below "
+                    f"NEXTCLICK_MICRO_BATCH_MAX ({self.micro_batch_max})"
+                )
         if self.online_history > self.history_max:
             problems.append(
                 f"NEXTCLICK_ONLINE_HISTORY ({self.online_history}) must not exceed "

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.loss import sampled_softmax_loss
 from model.optim import Optimizer, OptimizerConfig
 from model.reformer import Histories, Reformer, ReformerConfig
+from online.arrays import below
 from online.history import Latest
 from online.settings import Settings
 
@@ -144,14 +145,10 @@ class Trainer:
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
-        self.network.load_state_dict(_below("network.", tensors))
-        self.optimizer.load_state_tensors(_below("optimizer.", tensors))
+        self.network.load_state_dict(below(tensors, "network"))
+        self.optimizer.load_state_tensors(below(tensors, "optimizer"))
         self.random.bit_generator.state = state["random"]
 
 
 def as_histories(latest: Latest, device: torch.device) -> Histories:
     return Histories(*(torch.from_numpy(part).to(device) for part in latest))
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
