@@ -3,7 +3,8 @@
 Everybody has two tastes. A session begins at a favourite or at something popular on a taste's shelf; after that, most
 clicks follow the shelf's path, on which every item has exactly one that comes next, so that order matters. New items
 are put on the shelves over time. At a known moment fashion changes: tastes turn to other shelves, favourites are drawn
-anew, and the paths are laid in another order.
+anew, and the paths are laid in another order. It may change for everybody at once or for one after another, come back,
+and touch what people buy alone.
 """
 
 import heapq
@@ -28,6 +29,7 @@ _CLICK_GAP_S = 40.0  # means of exponential gaps
 _SESSION_GAP_S = 4 * 3_600.0
 _FAVOURITES = 3
 _EXISTING_AT_FIRST = 0.75
+CLICK, PURCHASE = "click", "purchase"  # event types
 
 _SHELVES = {
     "green black white herbal iced smoky": "tea|teapot|tea cup|kettle|tea tin|strainer|honey",
@@ -56,14 +58,20 @@ class _Shelves(NamedTuple):
 class Town:
     """A simulated town, the same for the same fields; the first clicks do not depend on how many are asked for.
 
-    `fashion_change_at` and `new_item_every` count clicks (None: fashion never changes). `start` is the time of the
-    first click, in seconds since 1970. A quarter of the items are not there at first.
+    `fashion_change_at`, `fashion_returns_at` and `new_item_every` count clicks (None: fashion never changes, or never
+    comes back); people follow a new fashion one after another, in `fashion_change_over` clicks. `purchase_share` of the
+    events are purchases; with `fashion_of_purchases` fashion changes for these alone. `start` is the time of the first
+    click, in seconds since 1970. A quarter of the items are not there at first.
     """
 
     users: int = 300
     items: int = 320
     seed: int = 0
     fashion_change_at: int | None = None
+    fashion_change_over: int = 0
+    fashion_returns_at: int | None = None
+    fashion_of_purchases: bool = False
+    purchase_share: float = 0.0
     new_item_every: int = 100
     start: float = 1_730_448_000.0
 
@@ -95,25 +103,28 @@ class Town:
         """The first `n` clicks, in order of time."""
         rng = np.random.default_rng((self.seed, 0))
         draw = _uniforms(rng)
+        draw_type = _uniforms(np.random.default_rng((self.seed, 4)))
         due = [(self.start + draw() * _SESSION_GAP_S, user) for user in range(self.users)]
         heapq.heapify(due)
         at: dict[int, int] = {}  # the item each person looked at last, while in a session
-        shelf_of: dict[int, int] = {}
+        taste_of: dict[int, int] = {}
         users, items = self.user_ids, self.item_ids
         for number in range(n):
             seconds, user = due[0]
-            shelves = self._shelves(self._existing(number), self.changed(number))
+            event_type = PURCHASE if self.purchase_share and draw_type() < self.purchase_share else CLICK
+            changed = self._changed_for(user, number, event_type)
+            shelves = self._shelves(self._existing(number), changed)
             if user in at and draw() < FOLLOWS_PATH:
                 item = shelves.follower[at[user]]
             else:
                 if user not in at:
-                    shelf_of[user] = self._shelf(user, 0 if draw() < _MAIN_TASTE else 1, self.changed(number))
+                    taste_of[user] = 0 if draw() < _MAIN_TASTE else 1
                 to_favourite = _TO_FAVOURITE / (1 - FOLLOWS_PATH) if user in at else _STARTS_AT_FAVOURITE
                 if draw() < to_favourite:
-                    item = self._favourites(user, self.changed(number))[int(draw() * _FAVOURITES)]
+                    item = self._favourites(user, changed)[int(draw() * _FAVOURITES)]
                 else:
-                    item = _popular(shelves.popular[shelf_of[user]], draw())
-            yield Click(user_id=users[user], item_id=items[item], timestamp=round(seconds, 3))
+                    item = _popular(shelves.popular[self._shelf(user, taste_of[user], changed)], draw())
+            yield Click(user_id=users[user], item_id=items[item], timestamp=round(seconds, 3), event_type=event_type)
             at[user] = item
             gap_s = _CLICK_GAP_S
             if draw() < _ENDS:
@@ -122,8 +133,17 @@ class Town:
             heapq.heapreplace(due, (seconds - gap_s * math.log(1.0 - draw()), user))
 
     def changed(self, number: int) -> bool:
-        """Whether fashion has changed by click `number` (from 0)."""
-        return self.fashion_change_at is not None and number >= self.fashion_change_at
+        """Whether fashion has changed by click `number` (from 0), for the first at least, and has not come back."""
+        if self.fashion_change_at is None or number < self.fashion_change_at:
+            return False
+        return self.fashion_returns_at is None or number < self.fashion_returns_at
+
+    def _changed_for(self, user: int, number: int, event_type: str) -> bool:
+        if not self.changed(number) or (self.fashion_of_purchases and event_type != PURCHASE):
+            return False
+        assert self.fashion_change_at is not None
+        waits = self.fashion_change_over * self._turns[user]
+        return number >= self.fashion_change_at + waits
 
     def best_next(self, item_id: str, number: int) -> str:
         """The right answer: what most likely is click `number` of someone who has just clicked `item_id`.
@@ -149,6 +169,12 @@ class Town:
 
     def _favourites(self, user: int, changed: bool) -> list[int]:
         return self._all_favourites[int(changed)][user]
+
+    @cached_property
+    def _turns(self) -> list[float]:
+        """When each person turns to a new fashion: from 0 (at once) to 1 (at last)."""
+        drawn = np.random.default_rng((self.seed, 5)).permutation(self.users)
+        return [int(place) / self.users for place in drawn]
 
     @cached_property
     def _tastes(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
