@@ -5,56 +5,32 @@ everything goes on from the checkpoint: what came after it is learned again by w
 lists are written again. Nothing is lost, and no click is in the surviving weights twice.
 """
 
-import itertools
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from online.arrived import Arrived, micro_batches
 from online.catalogue import Catalogue
 from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
 from online.drift import Alarm, DriftWatch
 from online.finetune import FineTuning
 from online.items_feed import ItemsFeed
-from online.learner import Learner, Ranking
+from online.learner import Learner
 from online.ledger import Ledger
-from online.metrics import Latencies
-from online.refresh import RefreshSchedule, StreamClock
+from online.list_writer import ListWriter
 from online.seen import SeenEvents
 from online.settings import Settings
-from stream.events import BadEvent, Click, Limits, parse
-from stream.lists import Lists, ListsError, TopList
+from stream.events import BadEvent, Limits, parse
+from stream.lists import Lists
 from stream.source import Partition, Record, Source
 
-REDIS_RETRY_S = 1.0  # between attempts while Redis does not answer
-PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
 # Weights saved with others cannot be loaded.
 SHAPED_BY = ("layers", "width", "heads", "rounds", "buckets", "ranker_hidden", "popularity_half_lives")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """A click and where it came from."""
-
-    click: Click
-    record: Record
-
-    @property
-    def offset(self) -> str:
-        """`partition:next offset`, as lists carry it."""
-        return f"{self.record.partition}:{self.record.offset + 1}"
-
-    @property
-    def clicked_at_ms(self) -> int:
-        return int(1000 * self.click.timestamp)
 
 
 class Loop:
@@ -74,7 +50,6 @@ class Loop:
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
-        self.lists = lists
         self.checkpoints = checkpoints
         self.clock = clock
         self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
@@ -82,20 +57,16 @@ class Loop:
         self.drift = DriftWatch(settings.drift_delta, settings.drift_clicks_each, settings.drift_values_held)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
-        self.catalogue = Catalogue(
+        catalogue = Catalogue(
             settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
         )
-        self.stale: dict[str, None] = {}  # users whose list in Redis is behind, longest first
-        self.popular_stale = False  # whether the popular list is
+        self.writer = ListWriter(
+            settings, learner=self.learner, ledger=self.ledger, catalogue=catalogue, lists=lists, clock=clock
+        )
         self.finetuning: FineTuning | None = None
         self.last_finetuned_at: float | None = None
         self.last_saved: Saved | None = None
-        self.latencies = Latencies()
-        self.stream_clock = StreamClock(clock)
-        self.aging = RefreshSchedule(settings.refresh_ages_s, self.stream_clock)
-        self.redis_waits_since: float | None = None
         self._asked = threading.Event()
-        self._redis_tried_at = 0.0
         self._saved_at = time.monotonic()
         self._saved_ledger = self.ledger.to_state()
 
@@ -112,10 +83,7 @@ class Loop:
         self.ledger.load_state(state["ledger"])
         self.drift.load_state(state["drift"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
-        self.stale = dict.fromkeys(state["stale"])
-        self.popular_stale = state["popular_stale"]
-        self.stream_clock.saw(self.learner.histories.clicked_at().max(initial=-np.inf))
-        self.aging.load_state(state["aging"])
+        self.writer.load_state(state["lists"])
         if state["finetuning_asked"]:
             self.ask_finetuning("before the restart")
         self._saved_ledger = self.ledger.to_state()
@@ -126,8 +94,7 @@ class Loop:
 
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record."""
-        self._refill_an_empty_redis()
-        self.catalogue.start()
+        self.writer.start()
         self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked)
 
     def ask_finetuning(self, why: str) -> None:
@@ -139,8 +106,7 @@ class Loop:
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
-        lists_wait = (bool(self.stale) or self.catalogue.sweeping) and self.redis_waits_since is None
-        busy = self.finetuning is not None or self._asked.is_set() or lists_wait
+        busy = self.finetuning is not None or self._asked.is_set() or self.writer.waiting
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
@@ -150,20 +116,19 @@ class Loop:
             # 3. Score the lists that stand, learn, rank anew.
             learned = self.learner.learn([one.click for one in batch])
             self.ledger.learned += len(batch)
-            self.stream_clock.saw(max(one.click.timestamp for one in batch))
             # 4. The new lists, in one pipeline.
-            self._publish(batch, learned.rankings)
+            self.writer.publish(batch, learned.rankings)
             # 5. Drift: an alarm asks for fine-tuning.
             for alarm in self.drift.update(learned.losses):
                 self._alarm(alarm)
-            self._mind_items()  # here too: a full turn may take a second
+            self.writer.mind_items()  # here too: a full turn may take a second
         if not arrived:
-            self._mind_items()
+            self.writer.mind_items()
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         for record in records:
             self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
-        self._refresh()
+        self.writer.refresh()
         # 6. A slice of fine-tuning; whether it ended, and gave a new version.
         published = self._finetune()
         # 7. Weights and offsets become the checkpoint, and then the commit. A version is saved before lists name it.
@@ -198,9 +163,7 @@ class Loop:
             "ledger": self.ledger.to_state(),
             "drift": self.drift.to_state(),
             "dead_letters": self.dead_letters.to_state(),
-            "stale": list(self.stale),
-            "popular_stale": self.popular_stale,
-            "aging": self.aging.to_state(),
+            "lists": self.writer.to_state(),
             "finetuning_asked": self.finetuning_state != "idle",
             "shape": self._shape(),
         }
@@ -222,116 +185,6 @@ class Loop:
                 self.ledger.duplicates += 1
             else:
                 yield Arrived(click, record)
-
-    def _publish(self, batch: Sequence[Arrived], rankings: dict[str, Ranking]) -> None:
-        lasts = {one.click.user_id: one for one in batch}  # each user's last click
-        histories = self.learner.histories
-        origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
-        histories.origins[histories.find(list(lasts))] = origins
-        self.ledger.latest_offset, self.ledger.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
-        lists = {
-            user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in lasts.items()
-        }
-        self.aging.renewed(lists)
-        if self._write(lists, self._popular()):
-            written_ms = 1000 * self.clock()
-            self.latencies.add(written_ms - one.record.timestamp_ms for one in lasts.values())
-            self.popular_stale = False
-            for user in lists:
-                self.stale.pop(user, None)
-        else:
-            self.popular_stale = True
-            self.stale |= dict.fromkeys(lasts)
-            while len(self.stale) > self.settings.users_held:
-                del self.stale[next(iter(self.stale))]
-
-    def _refresh(self) -> None:
-        """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
-        if self.redis_waits_since is None:
-            self.aging.ages_s = self.learner.returns.marks()
-            self.stale |= dict.fromkeys(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
-        if not (self.stale or self.popular_stale) or not self._redis_may_answer():
-            return
-        users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
-        histories = self.learner.histories
-        held = [user for user in users if user in histories]  # the others made room since
-        slots = histories.find(held)
-        clicked_at = histories.newest(slots, 1).timestamps[:, 0]
-        moments = np.maximum(self.stream_clock.now(), clicked_at).tolist()
-        clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()
-        lists = {
-            user: self._top_list(ranking, f"{partition}:{offset}", at_ms, PERSONAL)
-            for user, ranking, (partition, offset), at_ms in zip(
-                held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
-            )
-        }
-        if self._write(lists, self._popular() if self.popular_stale else None):
-            self.popular_stale = False
-            self.ledger.refreshes += len(lists)
-            for user in users:
-                del self.stale[user]
-
-    def _mind_items(self) -> None:
-        """Takes in what came and went, and takes what went out of some of the lists that stand."""
-        if self.catalogue.take_in() and self.ledger.learned:
-            self.popular_stale = True
-        if self.catalogue.sweeping:
-            self._redis_takes(self._sweep)
-
-    def _sweep(self) -> None:
-        # What is left of a list is in the right order; only a short one is worth ranking anew.
-        self.stale |= dict.fromkeys(user for user in self.catalogue.sweep() if user in self.learner.histories)
-
-    def _refill_an_empty_redis(self) -> None:
-        """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
-        if self.ledger.learned and self.lists.popular() is None:
-            self.stale |= dict.fromkeys(self.learner.histories.users())
-            self.popular_stale = True
-            log.info("Redis holds no lists: %d will be written anew", len(self.stale))
-
-    def _popular(self) -> TopList:
-        return self._top_list(
-            self.learner.popular(), self.ledger.latest_offset, self.ledger.latest_clicked_at_ms, POPULAR
-        )
-
-    def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int, source: str) -> TopList:
-        return TopList(
-            items=ranking.items,
-            scores=ranking.scores,
-            version=self.learner.version,
-            offset=offset,
-            clicked_at=clicked_at_ms,
-            written_at=int(1000 * self.clock()),
-            source=source,
-        )
-
-    def _redis_may_answer(self) -> bool:
-        """Not to be asked with every micro-batch while it is away: each question may take seconds to fail."""
-        return self.redis_waits_since is None or time.monotonic() - self._redis_tried_at >= REDIS_RETRY_S
-
-    def _write(self, lists: dict[str, TopList], popular: TopList | None) -> bool:
-        """Writes lists -> whether Redis took them."""
-        return self._redis_takes(lambda: self.lists.write(lists, popular))
-
-    def _redis_takes(self, work: Callable[[], None]) -> bool:
-        """Does what needs Redis -> whether it is done. Learning goes on without Redis."""
-        if not self._redis_may_answer():
-            return False
-        try:
-            if self.redis_waits_since is not None:
-                self._refill_an_empty_redis()
-                self.catalogue.look_again()
-            work()
-        except ListsError as error:
-            self._redis_tried_at = time.monotonic()
-            if self.redis_waits_since is None:
-                self.redis_waits_since = self.clock()
-                log.warning("%s; learning goes on, lists will be brought up to date", error)
-            return False
-        if self.redis_waits_since is not None:
-            self.redis_waits_since = None
-            log.info("Redis answers again; %d lists are behind", len(self.stale))
-        return True
 
     def _alarm(self, alarm: Alarm) -> None:
         log.warning("drift: the loss rose from %.3f to %.3f after %d clicks", alarm.before, alarm.after, alarm.at)
@@ -391,18 +244,3 @@ class Loop:
         """Another worker takes over: it must not be told less than was learned here."""
         if any(partition in self.ledger.next_offsets for partition in partitions):
             self.checkpoint()
-
-
-def micro_batches(arrived: Sequence[Arrived], size_max: int, per_user_max: int) -> Iterator[list[Arrived]]:
-    """Cuts clicks into runs, in order, of at most `size_max` clicks and `per_user_max` of one user (a history has to
-    remember more than one run brings)."""
-    batch: list[Arrived] = []
-    of_user: Counter[str] = Counter()
-    for one in arrived:
-        if len(batch) == size_max or of_user[one.click.user_id] == per_user_max:
-            yield batch
-            batch, of_user = [], Counter()
-        batch.append(one)
-        of_user[one.click.user_id] += 1
-    if batch:
-        yield batch

@@ -1,6 +1,6 @@
 """Lists are ranked anew as they age: what suits a person now suits them less tomorrow.
 
-Here is what time it is in the stream, and whose list has become old; `Loop` ranks and writes them.
+Here is what time it is in the stream, and whose list has become old; `ListWriter` ranks and writes them.
 """
 
 import threading
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from online.history import UserHistories
+from online.return_times import ReturnTimes
 
 
 class StreamClock:
@@ -50,9 +51,9 @@ class RefreshSchedule:
     from the histories, the time of the last look, and who still waits; that is nobody but who has a history.
     """
 
-    def __init__(self, ages_s: Sequence[float], clock: StreamClock) -> None:
-        """`ages_s`: seconds, rising. None at all: nothing ever falls due."""
-        self.ages_s: Sequence[float] | NDArray[np.float64] = tuple(ages_s)  # may be others at each look
+    def __init__(self, returns: ReturnTimes, clock: StreamClock) -> None:
+        """`returns`: knows the ages that are worth a refresh, others at each look. None at all: nothing falls due."""
+        self._returns = returns
         self._clock = clock
         self._asked = threading.Event()
         self._looked_at = -np.inf
@@ -80,8 +81,8 @@ class RefreshSchedule:
             self._waiting.pop(user, None)
 
     def _look(self, histories: UserHistories) -> None:
-        now, clicked_at = self._clock.now(), histories.clicked_at()
-        passed = marks_passed(self.ages_s, now - clicked_at) > marks_passed(self.ages_s, self._looked_at - clicked_at)
+        now, clicked_at, ages_s = self._clock.now(), histories.clicked_at(), self._returns.marks()
+        passed = marks_passed(ages_s, now - clicked_at) > marks_passed(ages_s, self._looked_at - clicked_at)
         self._looked_at = now
         self._waiting |= dict.fromkeys(histories.users_of(np.flatnonzero(passed).tolist()))
         if len(self._waiting) > len(histories):  # some have made room since

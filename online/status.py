@@ -39,7 +39,7 @@ class StatusReport:
             "lag": self._lag(),
             "positions": {f"{p.topic}:{p.partition}": at for p, at in sorted(ledger.next_offsets.items())},
             "events_per_s": self._rate(),
-            "click_to_list_ms": loop.latencies.quantiles(),
+            "click_to_list_ms": loop.writer.latencies.quantiles(),
             "scored": learner.scores.scored,
             "scores": learner.scores.total(),
             "recent": learner.scores.recent(),
@@ -58,9 +58,9 @@ class StatusReport:
                 "bytes": loop.last_saved.size_bytes,
                 "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
             },
-            "lists_behind": len(loop.stale),
+            "lists_behind": len(loop.writer.stale),
             "refreshes": ledger.refreshes,
-            "redis": "ok" if loop.redis_waits_since is None else "waiting",
+            "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
             "memory_mb_max": memory_mb_max(),
         }
 

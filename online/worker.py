@@ -69,10 +69,10 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
 
 
 def _say(loop: Loop, report: StatusReport, state: str) -> None:
-    if loop.redis_waits_since is not None:
+    if loop.writer.redis_waits_since is not None:
         return
     try:
-        loop.lists.write_status(report.describe(state), STATUS_TTL_S)
+        loop.writer.lists.write_status(report.describe(state), STATUS_TTL_S)
     except ListsError as error:
         log.debug("the status is not written: %s", error)
 
@@ -119,7 +119,7 @@ def scheduled(loop: Loop) -> Iterator[None]:
     if settings.finetune_interval_s:
         every(settings.finetune_interval_s, partial(loop.ask_finetuning, "by the clock"), "finetune")
     if settings.refresh_ages_s:
-        every(settings.refresh_interval_s, loop.aging.ask, "refresh")
+        every(settings.refresh_interval_s, loop.writer.aging.ask, "refresh")
     scheduler.start()
     try:
         yield

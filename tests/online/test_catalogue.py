@@ -11,7 +11,7 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from online import loop as loop_module
+from online import list_writer as writer_module
 from online.catalogue import PAGE
 from online.edges import open_items, open_lists, open_producer, prepare_topics
 from online.items_feed import ItemsFeed
@@ -53,7 +53,7 @@ def holders(world, item):
 
 def turns_until_swept(loop):
     turns = 0
-    while turns == 0 or loop.catalogue.sweeping or loop.stale:
+    while turns == 0 or loop.writer.catalogue.sweeping or loop.writer.stale:
         loop.turn()
         turns += 1
     return turns
@@ -203,7 +203,7 @@ def test_after_a_restart_it_goes_on_where_it_was_and_items_stay_withdrawn(world,
     loop.finish()
     world.publish_item("another", None)
     again = world.begin(world.loop())
-    assert again.catalogue._feed.began_at == [{ITEMS: 1}]
+    assert again.writer.catalogue._feed.began_at == [{ITEMS: 1}]
     world.publish(town_clicks[:100])
     world.drain(again)
     assert again.ledger.next_offsets[ITEMS] == 2
@@ -227,7 +227,7 @@ def test_killed_in_the_middle_of_a_sweep_the_next_worker_ends_it(world, loop, st
 
 
 def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(world, loop, monkeypatch):
-    monkeypatch.setattr(loop_module, "REDIS_RETRY_S", 0.0)
+    monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
     item = common_item(world)
     world.lists.away = True
     world.publish_item(item, None)
@@ -237,11 +237,11 @@ def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(wo
     world.lists.away = False
     turns_until_swept(loop)
     assert holders(world, item) == set()
-    assert loop.redis_waits_since is None
+    assert loop.writer.redis_waits_since is None
 
 
 def test_a_redis_that_comes_back_with_older_lists_is_looked_through(world, loop, town_clicks, monkeypatch):
-    monkeypatch.setattr(loop_module, "REDIS_RETRY_S", 0.0)
+    monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
     item = common_item(world)
     older = dict(world.lists.held)
     world.publish_item(item, None)

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from online import loop as loop_module
+from online import list_writer as writer_module
+from online.arrived import Arrived, micro_batches
 from online.checkpoint import CheckpointError
 from online.ledger import Ledger
-from online.loop import Arrived, micro_batches
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
 from stream.source import Partition, Record
@@ -31,7 +31,7 @@ def values(town_clicks):
 
 def owner_of(loop, step):
     part, name = step.split(".")
-    return (loop if part == "loop" else getattr(loop, part)), name
+    return {"loop": loop, "lists": loop.writer.lists}.get(part) or getattr(loop, part), name
 
 
 STEPS = [
@@ -324,7 +324,7 @@ def test_nothing_but_broken_messages_moves_on_too(world):
 
 def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_world, values, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "online.loop")
-    monkeypatch.setattr(loop_module, "REDIS_RETRY_S", 0.0)
+    monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
     quiet, world = new_world(), new_world()
     quiet.publish(values)
     world.publish(values)
@@ -335,22 +335,22 @@ def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_wor
     world.lists.away = True
     while loop.turn():
         pass
-    assert loop.redis_waits_since is not None
+    assert loop.writer.redis_waits_since is not None
     assert loop.ledger.learned == there.ledger.learned
-    behind = set(loop.stale)
+    behind = set(loop.writer.stale)
     assert behind == {value.user_id for value in values[POLL:] if isinstance(value, Click)}
     world.lists.away = False
     turns = 0
-    while loop.stale:
+    while loop.writer.stale:
         loop.turn()
         turns += 1
     assert turns == -(-len(behind) // 7)
-    assert loop.redis_waits_since is None
+    assert loop.writer.redis_waits_since is None
     assert {user: top.offset for user, top in world.lists.held.items()} == {
         user: top.offset for user, top in quiet.lists.held.items()
     }
     for user in behind:
-        (ranking,) = loop.learner.rank([user], [loop.stream_clock.now()])
+        (ranking,) = loop.learner.rank([user], [loop.writer.stream_clock.now()])
         assert world.lists.held[user].items == ranking.items
     assert world.lists.popular_list == quiet.lists.popular_list
     assert [record.message for record in caplog.records if "Redis" in record.message] == [
@@ -385,9 +385,9 @@ def test_what_waits_for_redis_is_bounded(world):
     world.publish([Click(user_id=f"u{number}", item_id="i", timestamp=number) for number in range(300)])
     world.lists.away = True
     loop = world.run(users_held=16)
-    assert len(loop.stale) == len(loop.learner.histories) == 16
+    assert len(loop.writer.stale) == len(loop.learner.histories) == 16
     world.lists.away = False
-    loop.redis_waits_since = None
+    loop.writer.redis_waits_since = None
     loop.turn()
     assert world.lists.held.keys() == {f"u{number}" for number in range(284, 300)}
 
@@ -630,11 +630,11 @@ def test_a_redis_that_comes_back_empty_is_filled_again(world, town_clicks):
     world.drain(loop)
     world.lists.lose_everything()
     world.lists.away = False
-    loop._redis_tried_at = 0.0
+    loop.writer._redis_tried_at = 0.0
     for _ in range(20):
         loop.turn()
     assert set(world.lists.held) == users
-    assert not loop.stale
+    assert not loop.writer.stale
 
 
 # --- lists are refreshed as they age -----------------------------------------------------------------------------
@@ -642,12 +642,12 @@ def test_a_redis_that_comes_back_empty_is_filled_again(world, town_clicks):
 
 def drain_asking(loop, each=1):
     """`World.drain`, with lists that have aged looked for at each so many turns."""
-    loop.aging.ask()
+    loop.writer.aging.ask()
     turn = 0
     while loop.turn():
         turn += 1
         if turn % each == 0:
-            loop.aging.ask()
+            loop.writer.aging.ask()
     loop.finish()
     return loop
 
@@ -669,8 +669,8 @@ def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
     loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
     start = loop.clock()
     times = [start]
-    loop.clock = lambda: times[0]
-    loop.stream_clock._clock = loop.clock
+    loop.clock = loop.writer.clock = lambda: times[0]
+    loop.writer.stream_clock._clock = loop.clock
     world.drain(loop)
     before, last = dict(world.lists.held), max(click.timestamp for click in town_clicks[:20])
     moments = []
@@ -680,7 +680,7 @@ def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
     times[0] += 4_000.0
     loop.turn()
     assert world.lists.held == before  # nobody asked
-    loop.aging.ask()
+    loop.writer.aging.ask()
     loop.turn()
     assert moments == [dict.fromkeys(before, last + 4_000.0)]
     for user, top in world.lists.held.items():
@@ -689,7 +689,7 @@ def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
     assert loop.ledger.refreshes == len(before)
 
     times[0] += 1_000_000.0
-    loop.aging.ask()
+    loop.writer.aging.ask()
     loop.turn()
     assert len(moments) == 1  # all ages were passed
 
@@ -700,7 +700,7 @@ def test_a_bounded_number_is_refreshed_each_time_it_is_asked(world):
     loop = world.run(refresh_ages_s=(600.0,), refresh_lists_max=4)
     refreshed = []
     for _ in range(4):
-        loop.aging.ask()
+        loop.writer.aging.ask()
         loop.turn()
         loop.turn()  # nobody asks
         refreshed.append(loop.ledger.refreshes)
@@ -711,7 +711,7 @@ def test_the_refreshes_of_a_replay_follow_its_clicks(world, town_clicks):
     world.publish(town_clicks)
     loop = drain_asking(world.begin(world.loop(**AGES)))
     assert loop.ledger.refreshes > 20
-    assert loop.stream_clock.now() == max(click.timestamp for click in town_clicks)  # the test's clock stands still
+    assert loop.writer.stream_clock.now() == max(click.timestamp for click in town_clicks)
 
 
 def test_refreshing_changes_nothing_that_is_learned(new_world, values):
@@ -759,7 +759,7 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_click
     world.publish(town_clicks[:POLL])
     loop = world.run(refresh_ages_s=(1.0,))
     saved = loop.last_saved.number
-    loop.aging.ask()
+    loop.writer.aging.ask()
     loop.turn()
     assert loop.ledger.refreshes > 0
     assert loop.last_saved.number == saved + 1
@@ -767,7 +767,7 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_click
     assert loop.last_saved.number == saved + 1
     again = world.begin(world.loop(refresh_ages_s=(1.0,)))
     assert world.everything(again) == world.everything(loop)
-    again.aging.ask()
+    again.writer.aging.ask()
     again.turn()
     assert again.ledger.refreshes == loop.ledger.refreshes  # they are not due a second time
 
@@ -777,30 +777,30 @@ def test_a_restart_does_not_refresh_everybody(world):
     world.publish([*old, Click(user_id="new", item_id="i", timestamp=900_000.0)])
     world.run(refresh_ages_s=())
     loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
-    assert loop.stream_clock.now() == 900_000.0
-    loop.aging.ask()
+    assert loop.writer.stream_clock.now() == 900_000.0
+    loop.writer.aging.ask()
     loop.turn()
     assert loop.ledger.refreshes == 0
     world.publish([Click(user_id="newer", item_id="i", timestamp=901_000.0)])
     loop.turn()
-    loop.aging.ask()
+    loop.writer.aging.ask()
     loop.turn()
     assert loop.ledger.refreshes == 1  # new's
 
 
 def test_without_redis_no_list_is_refreshed_and_afterwards_each_once(world, monkeypatch):
-    monkeypatch.setattr(loop_module, "REDIS_RETRY_S", 0.0)
+    monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
     world.publish([Click(user_id=user, item_id="i", timestamp=at) for user, at in (("ada", 1_000.0), ("ben", 3_000.0))])
     loop = world.run(refresh_ages_s=(600.0, 1_200.0))
     world.lists.away = True
     world.publish([Click(user_id="cleo", item_id="i", timestamp=3_700.0)])
     for _ in range(3):
-        loop.aging.ask()
+        loop.writer.aging.ask()
         loop.turn()
     assert loop.ledger.refreshes == 0
     world.lists.away = False
     for _ in range(3):
-        loop.aging.ask()
+        loop.writer.aging.ask()
         loop.turn()
     assert loop.ledger.refreshes == 3  # cleo's, which Redis has never had, and then those that have aged
-    assert not loop.stale
+    assert not loop.writer.stale

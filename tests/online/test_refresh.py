@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from online.history import UserHistories
 from online.refresh import RefreshSchedule, StreamClock, marks_passed
+from online.return_times import ReturnTimes
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 AGES = (10 * MINUTE, HOUR, 4 * HOUR)
@@ -78,7 +79,7 @@ class Town:
         self.computer = Computer()
         self.clock = StreamClock(self.computer)
         self.clock.saw(self.computer.now)
-        self.schedule = RefreshSchedule(ages_s, self.clock)
+        self.schedule = RefreshSchedule(ReturnTimes(ages_s), self.clock)
 
     def click(self, user, ago_s=0.0):
         slots = self.histories.slots([user])
@@ -178,7 +179,7 @@ def test_a_restart_changes_nothing(town):
     for number in range(5):
         town.click(f"u{number}")
     assert len(town.after(11 * MINUTE, 2)) == 2
-    before, town.schedule = town.schedule, RefreshSchedule(AGES, town.clock)
+    before, town.schedule = town.schedule, RefreshSchedule(ReturnTimes(AGES), town.clock)
     town.schedule.load_state(json.loads(json.dumps(before.to_state())))
     assert town.after(1.0) == ["u2", "u3", "u4"]
     assert len(town.after(HOUR)) == 5
@@ -188,8 +189,8 @@ def test_a_schedule_that_begins_among_old_lists_leaves_them_until_their_next_age
     town.click("dora", ago_s=30 * DAY)
     town.click("cleo", ago_s=2 * HOUR)
     town.click("ada")
-    fresh = RefreshSchedule(AGES, town.clock)
-    fresh.load_state(RefreshSchedule(AGES, town.clock).to_state())
+    fresh = RefreshSchedule(ReturnTimes(AGES), town.clock)
+    fresh.load_state(RefreshSchedule(ReturnTimes(AGES), town.clock).to_state())
     town.schedule = fresh
     assert town.after(0.0) == []
     assert town.after(11 * MINUTE) == ["ada"]

@@ -1,0 +1,40 @@
+"""Clicks on their way into the learner: where each came from, and cut into micro-batches."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from stream.events import Click
+from stream.source import Record
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A click and where it came from."""
+
+    click: Click
+    record: Record
+
+    @property
+    def offset(self) -> str:
+        """`partition:next offset`, as lists carry it."""
+        return f"{self.record.partition}:{self.record.offset + 1}"
+
+    @property
+    def clicked_at_ms(self) -> int:
+        return int(1000 * self.click.timestamp)
+
+
+def micro_batches(arrived: Sequence[Arrived], size_max: int, per_user_max: int) -> Iterator[list[Arrived]]:
+    """Cuts clicks into runs, in order, of at most `size_max` clicks and `per_user_max` of one user (a history has to
+    remember more than one run brings)."""
+    batch: list[Arrived] = []
+    of_user: Counter[str] = Counter()
+    for one in arrived:
+        if len(batch) == size_max or of_user[one.click.user_id] == per_user_max:
+            yield batch
+            batch, of_user = [], Counter()
+        batch.append(one)
+        of_user[one.click.user_id] += 1
+    if batch:
+        yield batch
