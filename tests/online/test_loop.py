@@ -323,7 +323,7 @@ def test_nothing_but_broken_messages_moves_on_too(world):
 
 
 def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_world, values, monkeypatch, caplog):
-    caplog.set_level(logging.INFO, "online.loop")
+    caplog.set_level(logging.INFO, "online.list_writer")
     monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
     quiet, world = new_world(), new_world()
     quiet.publish(values)
