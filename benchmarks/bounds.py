@@ -91,9 +91,7 @@ def fill_items(learner: Learner) -> None:
     learner._make_room()
     scorer = learner.scorer
     touch([*scorer.counts._tensors().values(), scorer.blocked])
-    last = torch.tensor([len(scorer.counts) - 1])
-    for hashed in (scorer.own_memory.vectors, scorer.world_memory.vectors):
-        hashed(last)
+    scorer.own_memory.vectors(torch.tensor([len(scorer.counts) - 1]))  # everybody's share the table
     scorer.gatherer.places.room(learner.settings.micro_batch_max * len(scorer.counts))
     touch([scorer.gatherer.places._table])
 

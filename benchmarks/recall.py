@@ -10,9 +10,9 @@ import time
 import numpy as np
 import torch
 
-from online.moments import MomentLog, Moments, OwnMemory
-from online.scorer import VECTORS_WIDTH
+from online.moments import HashedVectors, MomentLog, Moments, OwnMemory
 from online.settings import Settings
+from online.weights import VECTORS_WIDTH
 
 QUERIES, REPEATS, PIECE = 32, 20, 1_000
 
@@ -44,7 +44,10 @@ def main() -> None:
     first = None
     for count in (10, 100, 1_000, 10_000, 100_000):
         random = np.random.default_rng(seed)
-        log, memory = MomentLog(200_000, 1, device), OwnMemory(settings, VECTORS_WIDTH, device)
+        log, memory = (
+            MomentLog(200_000, 1, device),
+            OwnMemory(settings, HashedVectors(VECTORS_WIDTH, settings.seed, device), device),
+        )
         slot = int(memory.take(["somebody"])[0])
         past, items = moments(count, random), torch.from_numpy(random.integers(1, 501, count))
         for start in range(0, count, PIECE):

@@ -46,12 +46,12 @@ def compare(learner: Learner, users: list[str]) -> tuple[float, float, float]:
     remembered = learner.states.now(users, slots)
     latest = learner.histories.latest(slots, learner.settings.history_max)
     fresh = torch.cat(
-        [learner.trainer.states(latest.of(np.array([at])))[:, int(latest.lengths[at]) - 1] for at in range(len(users))]
+        [learner.weights.states(latest.of(np.array([at])))[:, int(latest.lengths[at]) - 1] for at in range(len(users))]
     )
 
     def best(states: Tensor) -> list[list[str]]:
         rows = torch.arange(1, learner.vocabulary.rows)
-        order = learner.trainer.network.scores(states, rows).topk(10).indices + 1
+        order = learner.weights.network.scores(states, rows).topk(10).indices + 1
         return [[str(row) for row in one] for one in order.tolist()]
 
     def served(states: Tensor) -> list[list[str]]:
@@ -92,11 +92,11 @@ def main() -> None:
     users = [user for user in held if learner.states._at_hand(user)][-options.users :]
     slots = learner.states._memory_slots(users)
     rebuild(learner, users)
-    began, first = time.monotonic(), learner.trainer.optimizer.steps
+    began, first = time.monotonic(), learner.weights.optimizer.steps
     print(f"{len(users)} people, memories in {options.dtype}, window {settings.window}, {settings.buckets} buckets")
     print(f"{'updates':>9} {'clicks each':>11} {'cosine':>8} {'network ten':>12} {'served ten':>11} {'rebuilt':>8}")
     for mark in options.updates:
-        while learner.trainer.optimizer.steps - first < mark:
+        while learner.weights.optimizer.steps - first < mark:
             learner.learn(next(stream))
         clicks = float(learner.states.memory.clicks[slots].double().mean())
         cosine, network, served = compare(learner, users)
@@ -107,7 +107,7 @@ def main() -> None:
         print(
             f"{mark:>9,} {clicks:>11,.0f} {cosine:>8.4f} {network:>12.3f} {served:>11.3f} {rebuilt:>8.4f}", flush=True
         )
-    print(f"{(learner.trainer.optimizer.steps - first) / (time.monotonic() - began):.0f} updates/s")
+    print(f"{(learner.weights.optimizer.steps - first) / (time.monotonic() - began):.0f} updates/s")
 
 
 if __name__ == "__main__":

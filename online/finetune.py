@@ -8,36 +8,36 @@ import time
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from online.history import Latest
+from online.learner import Learner
+from online.next_item import Negatives, as_histories, next_item_loss
 from online.settings import Settings
-from online.trainer import Negatives, Trainer, as_histories, build_optimizer, next_item_loss
+from online.weights import build_optimizer
 
 
 class FineTuning:
     """One fine-tuning of a copy of the network. The live one goes on learning; `publish` brings the two together."""
 
-    def __init__(self, trainer: Trainer, recent: Latest, popularity: NDArray[np.float64], *, seed: int) -> None:
+    def __init__(self, learner: Learner, recent: Latest, *, seed: int) -> None:
         """
         Args:
-            trainer: owns the live network.
+            learner: owns the live weights; knows more than one item.
             recent: the histories to read, (users, L); the order in which they are read is drawn from `seed`.
-            popularity: (V,) of the rows in use, V > 1; what half of the negatives are drawn by.
         """
-        self.settings: Settings = trainer.settings
-        self.trainer = trainer
-        self.network = copy.deepcopy(trainer.network).train()
+        self.settings: Settings = learner.settings
+        self.learner = learner
+        self.network = copy.deepcopy(learner.weights.network).train()
         self.optimizer = build_optimizer(self.network, self.settings, self.settings.finetune_learning_rate)
         self.start = {name: value.detach().clone() for name, value in self.network.named_parameters()}
         self.random = np.random.default_rng(seed)
-        self.negatives = Negatives(popularity, len(popularity))
+        self.negatives = Negatives(learner.popularity(), learner.vocabulary.rows)
         self.losses: list[float] = []
         order = self.random.permutation(len(recent.lengths))
         size = self.settings.finetune_batch
         self._steps = [recent.of(order[at : at + size]) for at in range(0, len(order), size)]
         torch.manual_seed(seed)  # dropout's
-        trainer.rows_changed.clear()
+        learner.rows_changed.clear()
 
     @property
     def done(self) -> bool:
@@ -52,9 +52,9 @@ class FineTuning:
                 break
 
     def _step(self, batch: Latest) -> None:
-        with self.trainer.precision():
-            states = self.network(as_histories(batch, self.trainer.device))[:, :-1]  # (B, L - 1, D)
-        targets = torch.from_numpy(batch.rows[:, 1:]).to(self.trainer.device)  # (B, L - 1)
+        with self.learner.weights.precision():
+            states = self.network(as_histories(batch, self.learner.device))[:, :-1]  # (B, L - 1, D)
+        targets = torch.from_numpy(batch.rows[:, 1:]).to(self.learner.device)  # (B, L - 1)
         guessed = targets != 0
         if not guessed.any():
             return
@@ -71,8 +71,8 @@ class FineTuning:
 
         Rows that were freed or handed out meanwhile, and rows that are newer than the copy, keep their live values.
         """
-        reset = torch.tensor(sorted(self.trainer.rows_changed), dtype=torch.int64)
-        live = dict(self.trainer.network.named_parameters())
+        reset = torch.tensor(sorted(self.learner.rows_changed), dtype=torch.int64)
+        live = dict(self.learner.weights.network.named_parameters())
         for name, tuned in self.network.named_parameters():
             change = tuned - self.start[name]
             if name.startswith("items."):

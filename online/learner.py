@@ -19,11 +19,13 @@ from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batc
 from online.item_rows import ItemRows
 from online.learned import Batch, Learned, Ranking
 from online.metrics import Scores, ranks_among, ranks_in
+from online.next_item import Negatives, next_item_loss
 from online.return_times import ReturnTimes
-from online.scorer import Query, Scored, Scorer
+from online.scored import Query, Scored
+from online.scorer import Scorer
 from online.settings import Settings
 from online.states import UserStates
-from online.trainer import Negatives, Trainer
+from online.weights import Weights
 from stream.events import Click
 
 __all__ = ["EVENT_TYPES_MAX", "METHODS", "Learned", "Learner", "Ranking"]
@@ -44,16 +46,23 @@ class Learner:
         # With room for a micro-batch besides: what a click is scored with must not shrink by those that come after it.
         spare = min(settings.micro_batch_max, settings.history_max // 2)
         self.histories = UserHistories(settings.users_held, settings.history_max + spare)
-        self.trainer = Trainer(settings)
-        self.device = self.trainer.device
-        self.scorer = Scorer(settings, self.trainer.network)
-        self.states = UserStates(settings, self.trainer, self.histories)
+        weights = Weights(settings)
+        self.device = weights.device
+        self.scorer = Scorer(settings, weights)
+        self.states = UserStates(settings, weights, self.histories)
+        self.rows_changed: set[int] = set()  # freed or handed out since a copy of the weights was taken
+        self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min)
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self._latest_at = 0.0  # of all clicks, in stream time
         self.event_types: dict[str, int] = {}
         self._make_room()
+
+    @property
+    def weights(self) -> Weights:
+        """Those that serve and learn."""
+        return self.scorer.weights
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -124,8 +133,7 @@ class Learner:
             self._for_anybody = None
             self.histories.forget_rows(clicked.freed)
             self.scorer.forget_rows(clicked.freed)
-            self.trainer.reset_rows(clicked.freed)
-        self.trainer.rows_changed.update(clicked.taken)
+        self.rows_changed.update(clicked.freed, clicked.taken)
         self._block(clicked.taken)
         return clicked.rows, clicked.targets
 
@@ -137,7 +145,6 @@ class Learner:
 
     def _make_room(self) -> None:
         self.scorer.make_room(self.vocabulary.rows)
-        self.trainer.grow(len(self.counts))
 
     def _update(
         self,
@@ -148,15 +155,17 @@ class Learner:
         taught: NDArray[np.bool_],
     ) -> NDArray[np.float32]:
         """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats."""
-        loss, each = self.scorer.losses(scored, self._tensor(places))
+        again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
+        loss, each, kept = self.weights.losses(scored, self._tensor(places), again)
+        if kept is not None:
+            self.scorer.replay.add(*kept)
         taught = taught & (batch.rows != 0)
+        guessing = None
         if guesses is not None and taught.any() and self.vocabulary.rows > 2:
-            negatives = Negatives(self.popularity(), self.vocabulary.rows)
-            self.trainer.update(guesses[taught], batch.rows[taught], negatives, also=loss)
-        elif loss is not None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        if loss is not None:
-            self.scorer.step(scored)
+            negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
+            wanted = self._tensor(batch.rows[taught])
+            guessing = next_item_loss(self.weights.network, guesses[taught], wanted, negatives).mean()
+        self.weights.learn(loss, guessing, scored.features)
         return each.cpu().numpy()
 
     def _remember(self, batch: Batch, asked: Asked) -> None:
@@ -328,14 +337,16 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         parts: dict[str, dict[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {}
-        for name, part in (("trainer", self.trainer), ("states", self.states), ("scorer", self.scorer)):
+        for name, part in (("states", self.states), ("scorer", self.scorer)):
             parts[name], state[name] = part.to_state()
+        parts["weights"] = self.weights.to_state()
         parts["history"], state["users"] = self.histories.to_state()
         parts["returns"] = self.returns.to_state()
         rows, scores = self._anybodys()
         parts["anybody"] = {"rows": rows, "scores": scores}
         return joined(parts), state | {
             "version": self.version,
+            "random": self.random.bit_generator.state,
             "items": self.items.to_state(),
             "scores": self.scores.to_state(),
             "event_types": self.event_types,
@@ -346,7 +357,8 @@ class Learner:
         """Takes back what `to_state` gave."""
         self.version = state["version"]
         self.items.load_state(state["items"])
-        self.trainer.load_state(below(arrays, "trainer"), state["trainer"])
+        self.random.bit_generator.state = state["random"]
+        self.weights.load_state(below(arrays, "weights"))
         self.histories.load_state(below(arrays, "history"), state["users"])
         self.states.load_state(below(arrays, "states"), state["states"])
         self.scorer.load_state(below(arrays, "scorer"), state["scorer"])

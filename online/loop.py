@@ -224,7 +224,7 @@ class Loop:
             return None
         recent = self.learner.histories.latest(slots, self.settings.history_max)
         seed = self.settings.seed + self.ledger.finetunings + 1
-        return FineTuning(self.learner.trainer, recent, self.learner.popularity(), seed=seed)
+        return FineTuning(self.learner, recent, seed=seed)
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}

@@ -148,13 +148,12 @@ class OwnMemory:
     So the whole history is within reach, at a cost that does not grow with it.
     """
 
-    def __init__(self, settings: Settings, width: int, device: torch.device) -> None:
-        self.width, self.probes = width, settings.recall_probes
+    def __init__(self, settings: Settings, vectors: HashedVectors, device: torch.device) -> None:
+        self.vectors, self.probes = vectors, settings.recall_probes
         self.directory = Directory(settings.recall_users_held)
-        self.vectors = HashedVectors(width, settings.seed, device)
         generator = torch.Generator().manual_seed(settings.seed + 1)
         self.memory = LSHMemory(
-            random_rotations(2, 1, width, settings.recall_buckets, generator=generator).to(device),
+            random_rotations(2, 1, vectors.width, settings.recall_buckets, generator=generator).to(device),
             slots=settings.recall_users_held,
             window=settings.recall_ring + 1,
             value_width=0,
@@ -206,17 +205,17 @@ class OwnMemory:
         gap = moments.gaps / GAP_SCALE
         parts = [day.cos(), day.sin(), week.cos() / 2, week.sin() / 2, gap.cos() / 2, gap.sin() / 2]
         clock = torch.stack([part.float() for part in parts], -1)
-        return torch.stack([self.vectors(moments.last), F.pad(clock, (0, self.width - clock.shape[1]))], 1)
+        return torch.stack([self.vectors(moments.last), F.pad(clock, (0, self.vectors.width - clock.shape[1]))], 1)
 
 
 class WorldMemory:
     """Everybody's moments in buckets of the item before: one slot that all share, as large as its settings say."""
 
-    def __init__(self, settings: Settings, width: int, device: torch.device) -> None:
-        self.vectors = HashedVectors(width, settings.seed, device)
+    def __init__(self, settings: Settings, vectors: HashedVectors, device: torch.device) -> None:
+        self.vectors = vectors
         generator = torch.Generator().manual_seed(settings.seed + 2)
         self.memory = LSHMemory(
-            random_rotations(1, 1, width, settings.world_buckets, generator=generator).to(device),
+            random_rotations(1, 1, vectors.width, settings.world_buckets, generator=generator).to(device),
             slots=1,
             window=settings.world_ring + 1,
             value_width=0,

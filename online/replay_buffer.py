@@ -26,17 +26,6 @@ class ReplayBuffer:
         self.filled = 0
         self.random = np.random.default_rng(seed)
 
-    def among_rivals(self, features: Tensor, best: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
-        """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,) ->
-        the clicked one's features, and those of its strongest rivals (N, K, F); and which are there (N, K)."""
-        C = len(features)
-        rivals = torch.where(best == clicked[:, None], C, best)  # (N, K)
-        full = (rivals < C).all(1)
-        rivals[full, -1] = C  # the weakest makes room
-        rivals = rivals.sort(1).values[:, : self.candidates - 1]
-        places = torch.cat([clicked[:, None], rivals], 1)  # (N, K), the clicked one first
-        return features[places.clamp(max=C - 1)], places < C
-
     def add(self, features: Tensor, present: Tensor) -> None:
         """What `among_rivals` gave of N clicks."""
         at = self._places(min(len(features), self.held))
@@ -70,3 +59,15 @@ class ReplayBuffer:
         self.features[: self.filled] = features[: self.filled].to(self.features.device)
         self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
         self.random.bit_generator.state = state["random"]
+
+
+def among_rivals(features: Tensor, best: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
+    """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,) ->
+    the clicked one's features, and those of its strongest rivals (N, K, F); and which are there (N, K)."""
+    C, K = len(features), best.shape[1]
+    rivals = torch.where(best == clicked[:, None], C, best)  # (N, K)
+    full = (rivals < C).all(1)
+    rivals[full, -1] = C  # the weakest makes room
+    rivals = rivals.sort(1).values[:, : K - 1]
+    places = torch.cat([clicked[:, None], rivals], 1)  # (N, K), the clicked one first
+    return features[places.clamp(max=C - 1)], places < C

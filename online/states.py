@@ -14,8 +14,9 @@ from torch import Tensor
 
 from model.reformer import Clicks
 from online.history import Latest, UserHistories
+from online.next_item import as_histories
 from online.settings import Settings
-from online.trainer import Trainer, as_histories
+from online.weights import Weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,11 +35,11 @@ class UserStates:
     `memory_updates_max` updates of the weights, and after fine-tuning.
     """
 
-    def __init__(self, settings: Settings, trainer: Trainer, histories: UserHistories) -> None:
+    def __init__(self, settings: Settings, weights: Weights, histories: UserHistories) -> None:
         self.settings = settings
-        self.trainer = trainer
+        self.weights = weights
         self.histories = histories
-        self.memory = trainer.network.memory(settings.memory_users_held, dtype=DTYPES[settings.memory_dtype])
+        self.memory = weights.network.memory(settings.memory_users_held, dtype=DTYPES[settings.memory_dtype])
         self._built: dict[str, int] = {}  # users whose memory is whole, and the weights' updates when it was built
         self._wanted: OrderedDict[str, None] = OrderedDict()  # users whose memory is to be built, latest last
         self._fresh_since = 0  # memories built before so many updates are to be rebuilt
@@ -80,17 +81,17 @@ class UserStates:
     def now(self, users: Sequence[str], slots: NDArray[np.int64]) -> Tensor:
         """The state after the latest click of each of different users, (U, D)."""
         at_hand = np.array([self._at_hand(user) for user in users])
-        states = torch.zeros(len(users), self.settings.width, device=self.trainer.device)
+        states = torch.zeros(len(users), self.settings.width, device=self.weights.device)
         if at_hand.any():
             mine = [user for user, here in zip(users, at_hand, strict=True) if here]
             # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
             theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
             clicks = self._click(theirs, self.histories.latest(slots[at_hand], 1), 0)
-            with self.trainer.precision():
-                states[at_hand] = self.trainer.network.append(self.memory, clicks, store=False)
+            with self.weights.precision():
+                states[at_hand] = self.weights.network.append(self.memory, clicks, store=False)
         if not at_hand.all():
             latest = self.histories.latest(slots[~at_hand], self.settings.online_history)
-            read = self.trainer.states(latest)
+            read = self.weights.states(latest)
             states[~at_hand] = read[np.arange(len(latest.lengths)), latest.lengths - 1]
         return states
 
@@ -104,27 +105,27 @@ class UserStates:
                 users.append(user)
         if users:
             latest = self.histories.latest(self.histories.find(users), self.settings.history_max, 1)
-            with self.trainer.precision():
-                self.trainer.network.remember(
-                    self.memory, self._memory_slots(users), as_histories(latest, self.trainer.device)
+            with self.weights.precision():
+                self.weights.network.remember(
+                    self.memory, self._memory_slots(users), as_histories(latest, self.weights.device)
                 )
-            self._built |= dict.fromkeys(users, self.trainer.optimizer.steps)
+            self._built |= dict.fromkeys(users, self.weights.optimizer.steps)
             if len(self._built) > self.memory.directory.capacity:  # some have lost their slots meanwhile
                 self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
         return len(users)
 
     def weights_replaced(self) -> None:
         """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""
-        self._fresh_since = self.trainer.optimizer.steps + 1
+        self._fresh_since = self.weights.optimizer.steps + 1
 
     def _continue(self, users: list[str], slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         latest = self.histories.latest(slots, 2)
         memory_slots = self._memory_slots(users)
-        with self.trainer.precision():
-            before = self.trainer.network.append(self.memory, self._click(memory_slots, latest, 0))
-        with torch.no_grad(), self.trainer.precision():
-            after = self.trainer.network.append(self.memory, self._click(memory_slots, latest, 1), store=False)
-        updates = self.trainer.optimizer.steps
+        with self.weights.precision():
+            before = self.weights.network.append(self.memory, self._click(memory_slots, latest, 0))
+        with torch.no_grad(), self.weights.precision():
+            after = self.weights.network.append(self.memory, self._click(memory_slots, latest, 1), store=False)
+        updates = self.weights.optimizer.steps
         for user in users:
             built = self._built[user]
             if updates - built > self.settings.memory_updates_max or built < self._fresh_since <= updates:
@@ -135,7 +136,7 @@ class UserStates:
         self, slots: NDArray[np.int64], clicks: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         latest = self.histories.latest(slots, self.settings.online_history + clicks)
-        states = self.trainer.states(latest)  # (U, L, D)
+        states = self.weights.states(latest)  # (U, L, D)
         users = np.arange(len(slots))
         of_click = np.repeat(users, clicks)  # (N,)
         nth = np.arange(len(of_click)) - np.repeat(np.cumsum(clicks) - clicks, clicks)
@@ -148,7 +149,7 @@ class UserStates:
 
     def _click(self, memory_slots: Tensor, latest: Latest, position: int) -> Clicks:
         rows, types, times = (
-            torch.from_numpy(np.ascontiguousarray(part[:, position])).to(self.trainer.device) for part in latest[:3]
+            torch.from_numpy(np.ascontiguousarray(part[:, position])).to(self.weights.device) for part in latest[:3]
         )
         return Clicks(memory_slots, rows, types, times)
 

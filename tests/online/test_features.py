@@ -46,25 +46,24 @@ def test_the_scorers_columns_are_those_of_the_table_in_its_order(asked: tuple[Le
     for number, half_life in enumerate(HALF_LIVES):
         expected = scorer.counts.popularity(rows)[:, number].log1p()
         assert torch.equal(columns[f"popularity_{half_life}"], expected)
-    moment = query.asked.moment()
+    weights, gathered = scorer.weights, scorer.gather(query)
     with torch.no_grad():
-        for name, heads, numbers in zip(
-            ("own", "world"), (scorer.own, scorer.world), scorer._recalled(query, moment), strict=True
-        ):
-            found = scorer._heads(heads, numbers, moment, query, len(rows))
-            assert found.any(0).all()  # equal by chance they are not
-            for head, soft_counts in enumerate(found.T, start=1):
+        for name, heads, found in (("own", weights.own, gathered.own), ("world", weights.world, gathered.world)):
+            assert found is not None
+            counted = weights._heads(heads, found, gathered, query.states)
+            assert counted.any(0).all()  # equal by chance they are not
+            for head, soft_counts in enumerate(counted.T, start=1):
                 assert torch.equal(columns[f"{name}_{head}"], soft_counts)
     assert query.states is not None
-    logits = learner.trainer.network.scores(query.states[owners], rows[:, None])[:, 0]
+    logits = learner.weights.network.scores(query.states[owners], rows[:, None])[:, 0]
     torch.testing.assert_close(columns["network"], logits, rtol=1e-5, atol=1e-6)
 
 
 def test_the_ranker_begins_with_the_weights_of_the_table(small: Callable[..., Settings]) -> None:
     scorer = Learner(small(popularity_half_lives=HALF_LIVES)).scorer
-    torch.testing.assert_close(scorer.ranker.linear.tolist(), [feature.start for feature in scorer.inputs])
-    assert scorer.own.gains.tolist() == [list(gains) for gains in OWN_HEADS]
-    assert scorer.world.gains.tolist() == [list(gains) for gains in WORLD_HEADS]
+    torch.testing.assert_close(scorer.weights.ranker.linear.tolist(), [feature.start for feature in scorer.inputs])
+    assert scorer.weights.own.gains.tolist() == [list(gains) for gains in OWN_HEADS]
+    assert scorer.weights.world.gains.tolist() == [list(gains) for gains in WORLD_HEADS]
 
 
 def test_every_input_has_a_name_of_its_own_and_is_explained() -> None:

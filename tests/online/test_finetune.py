@@ -23,11 +23,11 @@ def learn(learner, clicks):
 
 def begin(learner, seed=1):
     recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
-    return FineTuning(learner.trainer, recent, learner.popularity(), seed=seed)
+    return FineTuning(learner, recent, seed=seed)
 
 
 def live(learner):
-    return {name: value.detach().clone() for name, value in learner.trainer.network.named_parameters()}
+    return {name: value.detach().clone() for name, value in learner.weights.network.named_parameters()}
 
 
 def tuned(tuning):
@@ -59,7 +59,7 @@ def test_what_was_learned_online_meanwhile_is_carried_over(learner, town_clicks)
     learn(learner, town_clicks[200:300])
     run(tuning)
     before = live(learner)
-    changed = learner.trainer.rows_changed
+    changed = learner.rows_changed
     tuning.publish()
     moved = 0
     for name, value in live(learner).items():
@@ -93,8 +93,8 @@ def test_rows_that_changed_hands_or_are_newer_than_the_copy_keep_their_live_valu
 
 def test_a_table_that_grew_meanwhile_is_no_obstacle(learner):
     tuning = run(begin(learner))
-    rows = len(learner.trainer.network.items)
-    learner.trainer.grow(rows + 1)
+    rows = len(learner.weights.network.items)
+    learner.weights.grow(rows + 1)
     before = live(learner)
     tuning.publish()
     assert torch.equal(live(learner)["items.vectors"][rows:], before["items.vectors"][rows:])
@@ -139,7 +139,7 @@ def test_it_repeats_for_the_same_seed_in_whatever_slices(small, town_clicks, dro
 def test_histories_without_a_known_next_item_teach_nothing(learner):
     recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
     recent.rows[:] = 0
-    tuning = FineTuning(learner.trainer, recent, np.ones(5), seed=1)
+    tuning = FineTuning(learner, recent, seed=1)
     run(tuning)
     assert tuning.losses == []
     assert all(torch.equal(tuning.start[name], value) for name, value in tuned(tuning).items())

@@ -320,10 +320,10 @@ def test_a_new_owner_of_a_row_inherits_nothing(small):
 
     def tables(of):
         return {
-            "network": of.trainer.network.items.vectors[:31],
-            "recall": of.scorer.vectors.vectors[:31],
-            "network's Adagrad": of.trainer.optimizer.rows.sums["items.vectors"][:31],
-            "recall's Adagrad": of.scorer.adagrad.sums["vectors"][:31],
+            "network": of.weights.network.items.vectors[:31],
+            "recall": of.weights.vectors.vectors[:31],
+            "network's Adagrad": of.weights.optimizer.rows.sums["items.vectors"][:31],
+            "recall's Adagrad": of.weights.adagrad.sums["vectors"][:31],
         }
 
     row = learner.vocabulary.row_of("i4")
@@ -470,9 +470,9 @@ def test_what_is_switched_off_has_no_say(small, switched_off):
     for scrambled in (False, True):
         learner = Learner(small(**switched_off))
         if scrambled:
-            modules = [learner.trainer.network]
+            modules = [learner.weights.network]
             if "reformer" in switched_off:
-                modules += [learner.scorer.own, learner.scorer.world, learner.scorer.vectors]
+                modules += [learner.weights.own, learner.weights.world, learner.weights.vectors]
             with torch.no_grad():
                 for module in modules:
                     for parameter in module.parameters():
@@ -488,7 +488,7 @@ def test_the_network_has_a_say_where_it_is_not_switched_off(small):
         learner = Learner(small())
         if scrambled:
             with torch.no_grad():
-                for parameter in learner.trainer.network.parameters():
+                for parameter in learner.weights.network.parameters():
                     parameter.normal_()
         found.append([learned.losses for learned in learn(learner, ring(200))])
     assert found[0] != found[1]
@@ -498,9 +498,9 @@ def test_the_network_has_a_say_where_it_is_not_switched_off(small):
 def test_what_is_switched_off_does_not_learn(small, switched_off):
     learner, fresh = (Learner(small(**switched_off)) for _ in range(2))
     learn(learner, ring(200))
-    for mine, its in zip(learner.trainer.network.parameters(), fresh.trainer.network.parameters(), strict=True):
+    for mine, its in zip(learner.weights.network.parameters(), fresh.weights.network.parameters(), strict=True):
         assert torch.equal(mine[: len(its)], its)
-    moved = not torch.equal(learner.scorer.world.gains, fresh.scorer.world.gains)
+    moved = not torch.equal(learner.weights.world.gains, fresh.weights.world.gains)
     assert moved == ("reformer" not in switched_off)
 
 
@@ -509,15 +509,14 @@ def test_a_loss_that_is_not_finite_moves_nothing_and_learning_goes_on(learner):
     learn(learner, clicks[:320])
 
     def weights():
-        modules = {"network": learner.trainer.network, **learner.scorer._modules()}
-        return {f"{m}.{n}": t.clone() for m, module in modules.items() for n, t in module.state_dict().items()}
+        return {name: tensor.clone() for name, tensor in learner.weights.tensors().items()}
 
     before = weights()
-    losses = learner.scorer.losses
-    learner.scorer.losses = lambda *given: (losses(*given)[0] * float("nan"), losses(*given)[1])
+    losses = learner.weights.losses
+    learner.weights.losses = lambda *given: (losses(*given)[0] * float("nan"), *losses(*given)[1:])
     learner.learn(clicks[320:336])
     assert all(torch.equal(before[name], tensor) for name, tensor in weights().items())
-    learner.scorer.losses = losses
+    learner.weights.losses = losses
     learned = learn(learner, clicks[336:])
     assert all(np.isfinite(batch.losses).all() for batch in learned)
     assert all(tensor.isfinite().all() for tensor in weights().values())
@@ -540,15 +539,15 @@ def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same,
     assert arrays["anybody.rows"].any()
     assert arrays["returns.counts"].any()
     for part in (
-        "log.items",
-        "own_memory.counts",
-        "world_memory.counts",
-        "replay.present",
-        "adagrad",
-        "counts.popular",
+        "scorer.log.items",
+        "scorer.own_memory.counts",
+        "scorer.world_memory.counts",
+        "scorer.replay.present",
+        "scorer.counts.popular",
+        "weights.adagrad",
     ):
-        assert arrays[f"scorer.{part}"].any()  # there was something to be restored
-    assert any(name.startswith("scorer.adam.") for name in arrays)
+        assert arrays[part].any()  # there was something to be restored
+    assert any(name.startswith("weights.adam.") for name in arrays)
     assert whole.popular() == restored.popular()
     assert [learned.rankings for learned in learn(whole, clicks[400:])] == [
         learned.rankings for learned in learn(restored, clicks[400:])

@@ -184,7 +184,7 @@ def test_hashed_vectors_are_what_items_start_with_whatever_was_asked_first():
 
 
 def world_of(**others):
-    return WorldMemory(Settings(**{**LIMITS, **others}), WIDTH, CPU)
+    return WorldMemory(Settings(**{**LIMITS, **others}), HashedVectors(WIDTH, 0, CPU), CPU)
 
 
 def found_by(memory, *asked):
@@ -239,7 +239,7 @@ def test_the_world_goes_on_after_a_restart_and_starts_empty_where_its_shape_has_
 
 
 def own_of(**others):
-    return OwnMemory(Settings(**{**LIMITS, **others}), WIDTH, CPU)
+    return OwnMemory(Settings(**{**LIMITS, **others}), HashedVectors(WIDTH, 0, CPU), CPU)
 
 
 def slots_of(own, *users):

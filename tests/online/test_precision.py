@@ -28,22 +28,22 @@ def hit_rate(learner: Learner, method: str) -> float:
 
 def test_bfloat16_learns_as_well_as_float32() -> None:
     exact, rounded = learned("float32"), learned("bfloat16")
-    assert not exact.trainer.bfloat16
-    assert rounded.trainer.bfloat16
+    assert not exact.weights.bfloat16
+    assert rounded.weights.bfloat16
     assert hit_rate(rounded, "served") > 2 * hit_rate(rounded, "popular")
     assert abs(hit_rate(rounded, "served") - hit_rate(exact, "served")) < 0.05
-    assert all(parameter.dtype == torch.float32 for parameter in rounded.trainer.network.parameters())
+    assert all(parameter.dtype == torch.float32 for parameter in rounded.weights.network.parameters())
 
 
 def test_fine_tuning_in_bfloat16_ends_with_finite_float32_weights() -> None:
     learner = learned("bfloat16", count=400)
     histories = learner.histories
     recent = histories.latest(histories.recently_seen(40), 64)
-    tuning = FineTuning(learner.trainer, recent, learner.popularity(), seed=1)
+    tuning = FineTuning(learner, recent, seed=1)
     while not tuning.done:
         tuning.run_for(0.0)
     tuning.publish()
-    for parameter in learner.trainer.network.parameters():
+    for parameter in learner.weights.network.parameters():
         assert parameter.dtype == torch.float32
         assert torch.isfinite(parameter).all()
 
@@ -52,5 +52,5 @@ def test_fine_tuning_in_bfloat16_ends_with_finite_float32_weights() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device: nothing to compare with the CPU")
 def test_a_gpu_learns_what_the_cpu_learns() -> None:
     on_cpu, on_gpu = learned("float32", "cpu"), learned("auto", "cuda")
-    assert on_gpu.trainer.bfloat16
+    assert on_gpu.weights.bfloat16
     assert abs(hit_rate(on_gpu, "served") - hit_rate(on_cpu, "served")) < 0.05

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.replay_buffer import FIRST, ReplayBuffer
+from online.replay_buffer import FIRST, ReplayBuffer, among_rivals
 
 CPU = torch.device("cpu")
 WIDTH = 3
@@ -19,7 +19,7 @@ def buffer(held: int = 300, candidates: int = 4, *, width: int = WIDTH, seed: in
 
 
 def add(replay: ReplayBuffer, features: torch.Tensor, best: torch.Tensor, clicked: torch.Tensor) -> None:
-    replay.add(*replay.among_rivals(features, best, clicked))
+    replay.add(*among_rivals(features, best, clicked))
 
 
 def fill(replay: ReplayBuffer, clicks: int, *, first: int = 0, batch: int = 16) -> ReplayBuffer:

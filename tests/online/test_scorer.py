@@ -13,9 +13,10 @@ from online.candidates import Asked, Candidates
 from online.counts import NEAR
 from online.features import OWN_HEADS, WORLD_HEADS
 from online.moments import Moments
-from online.scorer import MISS_LOSS, Query, Scored, Scorer
+from online.scored import Query, Scored
+from online.scorer import Scorer
 from online.settings import Settings
-from online.trainer import build_reformer
+from online.weights import MISS_LOSS, Weights
 
 ROWS, LENGTH, WIDTH = 12, 12, 8
 START = 1_730_600_000.0
@@ -32,7 +33,7 @@ class Town:
         self.settings = Settings(
             **{**limits, **held, **others, "micro_batch_max": 4, "replay_candidates": 8, "replay_batch": 8, **changed}
         )
-        self.scorer = Scorer(self.settings, build_reformer(self.settings))
+        self.scorer = Scorer(self.settings, Weights(self.settings))
         self.scorer.make_room(ROWS)
         self.clicks = {}  # each person's (number, row, time), oldest first
         self.moments = {}  # by number: (item, last, before, time, gap, state)
@@ -81,18 +82,22 @@ class Town:
         """One step -> the mean loss and each click's, and the scores before it."""
         scored = self.scorer.score(self.query(people, [now] * len(people), **others))
         places = self.scorer.places_of(scored, torch.tensor(targets))
-        loss, each = self.scorer.losses(scored, places)
-        if loss is not None:
-            loss.backward()
-            self.scorer.step(scored)
+        loss, each = self.losses(scored, places)
+        self.scorer.weights.learn(loss, None, scored.features)
         return loss, each, scored
 
+    def losses(self, scored, places):
+        """As the learner does it: what was learned from is kept for replay."""
+        again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
+        loss, each, kept = self.scorer.weights.losses(scored, places, again)
+        if kept is not None:
+            self.scorer.replay.add(*kept)
+        return loss, each
+
     def weights(self):
-        return {
-            f"{name}.{key}": tensor.clone()
-            for name, module in self.scorer._modules().items()
-            for key, tensor in module.state_dict().items()
-        }
+        """Those of what ranks beside the network, which is not taught here."""
+        tensors = self.scorer.weights.tensors()
+        return {name: tensor.clone() for name, tensor in tensors.items() if not name.startswith("network.")}
 
     def column(self, scored, name):
         return scored.features[:, [feature.name for feature in self.scorer.inputs].index(name)]
@@ -110,7 +115,7 @@ def slow_counts(town, heads, numbers, query, at):
     """Soft counts by item for query `at`, a list of one number per head for each."""
     last, before = [int(row) for row in query.asked.rows[at, :2]]
     now, gap = float(query.asked.now[at]), float(query.asked.gaps()[at])
-    vectors = town.scorer.vectors.vectors.detach()
+    vectors = town.scorer.weights.vectors.vectors.detach()
     found = {}
     for number in numbers:
         item, its_last, its_before, time, its_gap, state = town.moments[number]
@@ -133,7 +138,7 @@ def slow_counts(town, heads, numbers, query, at):
 def test_recalls_features_are_those_of_plain_loops_over_moments():
     town = Town().stroll(60)
     with torch.no_grad():
-        for heads in (town.scorer.own, town.scorer.world):
+        for heads in (town.scorer.weights.own, town.scorer.weights.world):
             heads.gains += torch.rand(heads.gains.shape)  # no part is silent
     query = town.query("abc", [START + 60_500.0, START + 70_000.0, START + 99_999.0])
     scored = town.scorer.score(query)
@@ -144,8 +149,8 @@ def test_recalls_features_are_those_of_plain_loops_over_moments():
         counts = [
             slow_counts(town, heads, numbers, query, at)
             for heads, numbers in (
-                (town.scorer.own, own),
-                (town.scorer.world, world[at][world[at] > 0].tolist()),
+                (town.scorer.weights.own, own),
+                (town.scorer.weights.world, world[at][world[at] > 0].tolist()),
             )
         ]
         mine = scored.candidates.owners == at
@@ -202,7 +207,7 @@ def test_the_networks_feature_is_its_logit_and_teaches_the_network_nothing():
     query.states.requires_grad_()
     scored = town.scorer.score(query)
     owners, rows = scored.candidates.owners, scored.candidates.rows
-    expected = town.scorer.network.scores(query.states[owners], rows[:, None])[:, 0]
+    expected = town.scorer.weights.network.scores(query.states[owners], rows[:, None])[:, 0]
     torch.testing.assert_close(town.column(scored, "network"), expected)
     (gradient,) = torch.autograd.grad(town.column(scored, "network").sum() + 0 * query.states.sum(), query.states)
     assert not gradient.any()
@@ -211,7 +216,7 @@ def test_the_networks_feature_is_its_logit_and_teaches_the_network_nothing():
 def test_scores_are_the_rankers():
     town = Town().stroll(20)
     scored = town.scorer.score(town.query("ab", [START + 1e5] * 2))
-    torch.testing.assert_close(scored.scores, town.scorer.ranker(scored.features))
+    torch.testing.assert_close(scored.scores, town.scorer.weights.ranker(scored.features))
     assert scored.features.shape == (len(scored.candidates.rows), len(town.scorer.inputs))
 
 
@@ -277,10 +282,10 @@ def test_only_clicks_whose_item_was_a_candidate_teach():
     query = alone.query("ab", [START + 1e6] * 2)
     scored = alone.scorer.score(query)
     places = alone.scorer.places_of(scored, torch.tensor([4, 0]))
-    loss, _ = alone.scorer.losses(scored, places)
+    loss, _ = alone.losses(scored, places)
     torch.testing.assert_close(loss.detach(), each[0])  # the mean is over those that teach
     loss.backward()
-    alone.scorer.step(scored)
+    alone.scorer.weights.step(scored.features)
     for name, tensor in alone.weights().items():
         torch.testing.assert_close(tensor, beside.weights()[name], msg=name)
     before = alone.weights()
@@ -295,7 +300,7 @@ def test_what_is_learned_from_is_the_clicked_item_among_its_strongest_rivals():
     scored = town.scorer.score(town.query("ab", [START + 1e6] * 2))
     targets = [4, 9]
     places = town.scorer.places_of(scored, torch.tensor(targets))
-    loss, each = town.scorer.losses(scored, places)
+    loss, each = town.losses(scored, places)
     expected, whole = [], []
     for at, place in enumerate(places.tolist()):
         mine = scored.scores[scored.candidates.owners == at].tolist()
@@ -311,7 +316,7 @@ def test_what_is_learned_from_is_the_clicked_item_among_its_strongest_rivals():
 def test_no_click_costs_more_than_one_that_was_no_candidate():
     town = Town().stroll(20)
     with torch.no_grad():
-        town.scorer.ranker.linear *= 1_000
+        town.scorer.weights.ranker.linear *= 1_000
     _, each, _ = town.learn("abc", [1, 2, 3])
     assert (each <= MISS_LOSS).all()
 
@@ -324,7 +329,7 @@ def test_a_step_moves_everything_and_vectors_stay_of_unit_length():
     after = town.weights()
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved == set(after) - {"vectors.biases"}
-    lengths = town.scorer.vectors.vectors.norm(dim=-1)
+    lengths = town.scorer.weights.vectors.vectors.norm(dim=-1)
     torch.testing.assert_close(lengths[1:], torch.ones(len(lengths) - 1))
     assert lengths[0] == 0
 
@@ -334,17 +339,17 @@ def test_a_step_moves_everything_and_vectors_stay_of_unit_length():
 def test_one_gradient_that_is_not_finite_moves_nothing(which, bad):
     town = Town().stroll(40)
     town.learn("abc", [1, 2, 3])
-    before, adam = town.weights(), [dict(state) for state in town.scorer.adam.state.values()]
+    before, adam = town.weights(), [dict(state) for state in town.scorer.weights.adam.state.values()]
     steps = [int(state["step"]) for state in adam]
     scored = town.scorer.score(town.query("abc", [START + 1e6] * 3))
-    loss, _ = town.scorer.losses(scored, town.scorer.places_of(scored, torch.tensor([1, 2, 3])))
+    loss, _ = town.losses(scored, town.scorer.places_of(scored, torch.tensor([1, 2, 3])))
     loss.backward()
     module, name = which.split(".")
-    gradient = getattr(town.scorer._modules()[module], name).grad
+    gradient = getattr(getattr(town.scorer.weights, module), name).grad
     (gradient._values() if gradient.is_sparse else gradient).flatten()[0] = bad
-    town.scorer.step(scored)
+    town.scorer.weights.step(scored.features)
     assert all(torch.equal(before[name], tensor) for name, tensor in town.weights().items())
-    assert [int(state["step"]) for state in town.scorer.adam.state.values()] == steps
+    assert [int(state["step"]) for state in town.scorer.weights.adam.state.values()] == steps
     town.learn("abc", [1, 2, 3])  # gradients that were left would be there again
     assert not torch.equal(before["ranker.linear"], town.weights()["ranker.linear"])
     assert all(tensor.isfinite().all() for tensor in town.weights().values())
@@ -357,11 +362,11 @@ def test_scores_that_are_not_finite_move_nothing_and_are_not_replayed():
     query = town.query("abc", [START + 1e6] * 3)
     query.states[1] = math.nan
     scored = town.scorer.score(query)
-    loss, each = town.scorer.losses(scored, town.scorer.places_of(scored, torch.tensor([1, 2, 3])))
+    loss, each = town.losses(scored, town.scorer.places_of(scored, torch.tensor([1, 2, 3])))
     assert each.isfinite().all()
     assert town.scorer.replay.filled == filled + 2
     loss.backward()
-    town.scorer.step(scored)
+    town.scorer.weights.step(scored.features)
     assert all(torch.equal(before[name], tensor) for name, tensor in town.weights().items())
 
 
@@ -403,8 +408,8 @@ def test_a_forgotten_row_points_nowhere_and_starts_anew():
     scorer = town.scorer
     for part in (scorer.log.items, scorer.log.last, scorer.log.before):
         assert 5 not in part.tolist()
-    assert torch.equal(scorer.vectors.vectors[5], fresh.scorer.vectors.vectors[5])
-    assert scorer.adagrad.sums["vectors"][5] == 0
+    assert torch.equal(scorer.weights.vectors.vectors[5], fresh.scorer.weights.vectors.vectors[5])
+    assert scorer.weights.adagrad.sums["vectors"][5] == 0
     assert not scorer.blocked[5]
     assert 5 not in scorer.score(town.query(["nobody"], [START + 1e5])).candidates.rows.tolist()
 
@@ -414,12 +419,12 @@ def test_a_forgotten_row_points_nowhere_and_starts_anew():
 
 def test_without_the_state_recall_goes_on_and_the_network_is_silent():
     town = Town(deep_state=False).stroll(40, deep=False)
-    gains = [heads.gains[:, -1].clone() for heads in (town.scorer.own, town.scorer.world)]
+    gains = [heads.gains[:, -1].clone() for heads in (town.scorer.weights.own, town.scorer.weights.world)]
     for _ in range(3):
         _, _, scored = town.learn("abc", [1, 2, 3], deep=False)
     assert not town.column(scored, "network").any()
     assert heads_of(scored).any(0).all()
-    for heads, before in zip((town.scorer.own, town.scorer.world), gains, strict=True):
+    for heads, before in zip((town.scorer.weights.own, town.scorer.weights.world), gains, strict=True):
         assert torch.equal(heads.gains[:, -1], before)
 
 
@@ -448,6 +453,7 @@ def test_a_restored_scorer_scores_and_learns_the_same():
     town.scorer.own_memory.store(torch.from_numpy(slots).expand(5), Moments(*town.scorer.log.read(older)[1]), older)
     arrays, state = town.scorer.to_state()
     again.scorer.load_state({name: array.copy() for name, array in arrays.items()}, state)
+    again.scorer.weights.load_state({name: array.copy() for name, array in town.scorer.weights.to_state().items()})
     again.clicks, again.moments = town.clicks, town.moments
     town.random, again.random = (np.random.default_rng(1) for _ in range(2))
     found = [[one.learn("abc", [3, 4, 5])[2] for _ in range(3)] for one in (town, again)]

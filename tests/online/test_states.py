@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from online.history import UserHistories
+from online.next_item import as_histories
 from online.settings import Settings
 from online.states import UserStates
-from online.trainer import Trainer, as_histories
+from online.weights import Weights
 
 
 class World:
@@ -19,13 +20,13 @@ class World:
         given = {"width": 8, "online_history": 4, "history_max": 64, "memory_dtype": "float32", "seed": 3}
         self.settings = Settings(**{**given, "micro_batch_max": 8, "memory_users_held": 8, **settings})
         self.histories = UserHistories(100, self.settings.history_max)
-        self.trainer = Trainer(self.settings)
-        self.trainer.grow(64)
+        self.weights = Weights(self.settings)
+        self.weights.grow(64)
         with torch.no_grad():
             torch.manual_seed(0)
-            for parameter in self.trainer.network.layers.parameters():
+            for parameter in self.weights.network.layers.parameters():
                 parameter.normal_(std=0.4)
-        self.states = UserStates(self.settings, self.trainer, self.histories)
+        self.states = UserStates(self.settings, self.weights, self.histories)
         self.random = np.random.default_rng(0)
         self.time = 1.7e9
 
@@ -44,7 +45,7 @@ class World:
         """The states after each click of the whole history, (L, D)."""
         latest = self.histories.latest(self.histories.find([user]), 64)
         with torch.no_grad():
-            return self.trainer.network(as_histories(latest, self.trainer.device))[0, : int(latest.lengths[0])]
+            return self.weights.network(as_histories(latest, self.weights.device))[0, : int(latest.lengths[0])]
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def test_a_restored_memory_goes_on_bit_for_bit(dtype: str) -> None:
             world.click(["ada", "bob"])
         world.states.rebuild()
     arrays, state = one.states.to_state()
-    other.states = UserStates(other.settings, other.trainer, other.histories)
+    other.states = UserStates(other.settings, other.weights, other.histories)
     other.states.load_state(arrays, state)
     for _ in range(3):
         torch.testing.assert_close(one.click(["ada", "bob"]), other.click(["ada", "bob"]), rtol=0, atol=0)
@@ -153,11 +154,11 @@ def test_fine_tuned_weights_and_long_use_ask_for_a_rebuild() -> None:
     world.click(["ada"])
     assert world.states.rebuild() == 0
     world.states.weights_replaced()
-    world.trainer.optimizer.steps += 1
+    world.weights.optimizer.steps += 1
     world.click(["ada"])
     assert world.states.rebuild() == 1
     world.click(["ada"])
     assert world.states.rebuild() == 0
-    world.trainer.optimizer.steps += 6
+    world.weights.optimizer.steps += 6
     world.click(["ada"])
     assert world.states.rebuild() == 1

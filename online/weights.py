@@ -1,0 +1,266 @@
+"""Weights: everything that is learned by gradients, with the optimizers that move it. One version of the model.
+
+What is counted and remembered (online/scorer.py: facts) does not belong to it. So several versions can score what was
+gathered once, and be taught by the same clicks.
+
+Letters: `N` clicks, `L` clicks read of each person, `D` width of states, `C` candidates of all clicks (flat), `F`
+features, `K` candidates kept of a click, `V` rows of items.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.items import ItemTable
+from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
+from model.ranker import Ranker, listwise_losses
+from model.recall import RecallHeads
+from model.reformer import Reformer, ReformerConfig
+from online.arrays import below
+from online.features import OWN_HEADS, WORLD_HEADS, features
+from online.history import Latest
+from online.moments import cosines
+from online.next_item import as_histories
+from online.replay_buffer import among_rivals
+from online.scored import Found, Gathered, Scored
+from online.settings import Settings
+
+MISS_LOSS = 10.0  # nats, for a click on something that was no candidate; also the most that one click can cost
+VECTORS_WIDTH = 32
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def build_reformer(settings: Settings) -> Reformer:
+    """A new network, the same for the same settings on every machine."""
+    config = ReformerConfig(
+        layers=settings.layers,
+        width=settings.width,
+        heads=settings.heads,
+        rounds=settings.rounds,
+        buckets=settings.buckets,
+        window=settings.window,
+        dropout=settings.dropout,
+        seed=settings.seed,
+    )
+    return Reformer(config).to(choose_device(settings.device))
+
+
+def build_optimizer(network: Reformer, settings: Settings, learning_rate: float) -> Optimizer:
+    return Optimizer(
+        network,
+        OptimizerConfig(
+            learning_rate=learning_rate,
+            rows_learning_rate=settings.item_learning_rate,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.gradient_norm_max,
+            warm_up_steps=settings.warm_up_steps,
+            half_life_steps=settings.learning_rate_half_life_steps,
+        ),
+    )
+
+
+class Weights:
+    """The Reformer, recall's heads and item vectors, the ranker; and for each what moves it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = choose_device(settings.device)
+        self.bfloat16 = settings.precision == "bfloat16" or (
+            settings.precision == "auto" and self.device.type == "cuda"
+        )
+        self.network = build_reformer(settings).eval()  # dropout is for fine-tuning
+        self.optimizer = build_optimizer(self.network, settings, settings.learning_rate)
+        starts = [feature.start for feature in features(settings.popularity_half_lives)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.ranker = Ranker(starts, settings.ranker_hidden).to(self.device)
+        self.own, self.world = RecallHeads(OWN_HEADS).to(self.device), RecallHeads(WORLD_HEADS).to(self.device)
+        self.vectors = ItemTable(1024, VECTORS_WIDTH, seed=settings.seed).to(self.device)
+        heads = [*self.own.parameters(), *self.world.parameters()]
+        groups = [
+            {"params": list(self.ranker.parameters()), "lr": settings.ranker_learning_rate},
+            {"params": heads, "lr": settings.recall_learning_rate},
+        ]
+        self.adam = torch.optim.Adam(groups, foreach=True)
+        table = {"vectors": self.vectors.vectors}
+        self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
+
+    # Rows of items
+
+    def grow(self, rows: int) -> None:
+        """Makes room for so many rows; tables grow by doubling."""
+        self.network.items.grow(rows)
+        self.vectors.grow(rows)
+
+    def reset_rows(self, rows: Tensor) -> None:
+        """Rows (N,) int64 that are to be handed out again become as at the start, without their optimizers' state."""
+        self.network.items.reset(rows)
+        self.optimizer.reset_rows(rows)
+        self.vectors.reset(rows)
+        self.adagrad.reset_rows(rows)
+
+    # Scoring
+
+    def precision(self) -> torch.autocast:
+        """A context in which the network's products are computed as `settings.precision` says; weights stay float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def states(self, latest: Latest) -> Tensor:
+        """The state after each click, (N, L, D)."""
+        with self.precision():
+            states: Tensor = self.network(as_histories(latest, self.device), recompute=False)
+        return states
+
+    def score(self, gathered: Gathered, states: Tensor | None) -> Scored:
+        """Everything there is to say of the candidates of N queries, whose states are (N, D). Gradients reach weights,
+        item vectors and states."""
+        candidates, C = gathered.candidates, len(gathered.candidates.rows)
+        recalled = [
+            torch.zeros(C, len(heads.gains), device=self.device)
+            if found is None
+            else self._heads(heads, found, gathered, states)
+            for heads, found in ((self.own, gathered.own), (self.world, gathered.world))
+        ]
+        inputs = torch.cat([candidates.features, *recalled, self._logits(gathered, states)], 1)
+        with torch.no_grad():
+            scores = self.ranker(inputs)
+        return Scored(candidates, inputs, scores)
+
+    def _heads(self, heads: RecallHeads, found: Found, gathered: Gathered, states: Tensor | None) -> Tensor:
+        """What moments say of the candidates -> (C, heads)."""
+        both = None if states is None else (states, found.states)
+        alike = cosines(self.vectors, gathered.moment, found.owners, found.moments, both)
+        return heads(alike, found.ages_s, found.places, len(gathered.candidates.rows))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _logits(self, gathered: Gathered, states: Tensor | None) -> Tensor:
+        """What the states say of the candidates, (C, 1); 0 without states."""
+        owners, rows = gathered.candidates.owners, gathered.candidates.rows
+        if states is None:
+            return torch.zeros(len(rows), 1, device=self.device)
+        return self.network.scores(states.detach()[owners], rows[:, None]).float()
+
+    # Learning
+
+    def losses(
+        self, scored: Scored, places: Tensor, again: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor] | None]:
+        """What clicks cost, and what is to be learned from them.
+
+        places (N,) of the clicked items among the candidates, −1 where they are not among them; again: clicks from the
+        replay buffer -> the mean loss of those that were candidates, with gradients, replayed clicks added (None
+        without any); the losses of all (N,), in nats; and what the replay buffer may keep (None without any).
+
+        What is learned from are each click's strongest rivals, as many as are kept for replay: the others have next to
+        no share of the softmax, and none of its gradient.
+        """
+        each = torch.full((len(places),), MISS_LOSS, device=self.device)
+        if not len(scored.scores):
+            return None, each, None
+        found = listwise_losses(scored.scores, scored.candidates.owners, places.clamp(min=0))
+        hit = (places >= 0) & found.isfinite()  # what cannot be scored must not be replayed again and again
+        if not bool(hit.any()):
+            return None, each, None
+        each[hit] = found.detach()[hit].clamp(max=MISS_LOSS)
+        best = scored.best(self.settings.replay_candidates)[0][hit]
+        inputs, present = among_rivals(scored.features, best, places[hit])
+        loss = self.ranking_loss(inputs, present)
+        if again is not None:
+            loss = loss + self.ranking_loss(*again)
+        return loss, each, (inputs.detach(), present)
+
+    def ranking_loss(self, inputs: Tensor, present: Tensor) -> Tensor:
+        """Features (N, K, F) of clicked items, which come first, and rivals; which are there (N, K) -> mean loss."""
+        scores = self.ranker(inputs).masked_fill(~present, -torch.inf)
+        return torch.mean(scores.logsumexp(1) - scores[:, 0])
+
+    def learn(self, ranking: Tensor | None, guessing: Tensor | None, seen: Tensor) -> None:
+        """One step along the gradients of the losses that there are.
+
+        ranking: `losses` gave it; guessing: the Reformer's mean loss; seen (C, F): the features scored.
+        """
+        losses = [loss for loss in (guessing, ranking) if loss is not None]
+        if not losses:
+            return
+        self.optimizer.zero_grad()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        if guessing is not None:
+            self.optimizer.step()
+        if ranking is not None:
+            self.step(seen)
+
+    @torch.no_grad()
+    def step(self, seen: Tensor) -> None:
+        """Moves what ranks along the gradients there are; if any of these is not finite, nothing."""
+        vectors = self.vectors.vectors
+        vectors.grad = None if vectors.grad is None else vectors.grad.coalesce()
+        parameters = [parameter for _, module in self._ranking() for parameter in module.parameters()]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm([g.values() if g.is_sparse else g for g in gradients])
+        if bool(norm.isfinite()):
+            nn.utils.clip_grad_norm_(self.ranker.parameters(), self.settings.ranker_gradient_norm_max)
+            self.adam.step()
+            if vectors.grad is not None:
+                self.adagrad.step()
+                rows = vectors.grad.indices()[0]
+                vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
+            self.ranker.observe(seen)
+        for parameter in parameters:
+            parameter.grad = None
+
+    # As one thing
+
+    def copy(self) -> "Weights":
+        """The same, to go another way from here."""
+        return copy.deepcopy(self, {id(self.settings): self.settings})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every weight by name, the running means of the ranker's features among them; (V, ·) those of items."""
+        modules = [("network", self.network), *self._ranking()]
+        return {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether every weight is."""
+        return all(math.isfinite(float(tensor.float().sum())) for tensor in self.tensors().values())
+
+    def to_state(self) -> dict[str, NDArray[Any]]:
+        """Arrays by name: weights and optimizers."""
+        tensors = self.tensors()
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
+        for number, parameter in enumerate(self._dense()):
+            for name, moment in self.adam.state.get(parameter, {}).items():
+                tensors[f"adam.{number}.{name}"] = moment
+        tensors["adagrad"] = self.adagrad.sums["vectors"]
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes back what `to_state` gave."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        for name, module in (("network", self.network), *self._ranking()):
+            module.load_state_dict(below(tensors, name))
+        self.optimizer.load_state_tensors(below(tensors, "optimizer"))
+        self.adam.state.clear()
+        for number, parameter in enumerate(self._dense()):
+            if moments := below(tensors, f"adam.{number}"):
+                self.adam.state[parameter] = {
+                    name: moment if name == "step" else moment.to(self.device) for name, moment in moments.items()
+                }
+        self.adagrad.sums["vectors"] = tensors["adagrad"].to(self.device)
+
+    def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
+        """What ranks beside the network, by name."""
+        yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
+
+    def _dense(self) -> list[nn.Parameter]:
+        return [parameter for group in self.adam.param_groups for parameter in group["params"]]
