@@ -111,21 +111,20 @@ class Optimizer:
         for parameter in (*self.dense.values(), *self.rows.tables.values()):
             parameter.grad = None
 
+    def gradient_norm(self) -> float:
+        """Of all gradients together."""
+        return float(torch.nn.utils.get_total_norm(self._gradients()))
+
     @torch.no_grad()
-    def step(self) -> float:
-        """Moves the weights along their gradients -> the gradients' norm before clipping.
+    def step(self, norm: float | None = None) -> float:
+        """Moves the weights along their gradients -> the gradients' norm before clipping (`norm`, if that is known).
 
         A norm that is not finite moves nothing: weights that are NaN once are NaN for good.
         """
-        for table in self.rows.tables.values():
-            if table.grad is not None and table.grad.is_sparse:
-                table.grad = table.grad.coalesce()
-        gradients = [p.grad for p in (*self.dense.values(), *self.rows.tables.values()) if p.grad is not None]
-        values = [g.values() if g.is_sparse else g for g in gradients]
-        norm = float(torch.nn.utils.get_total_norm(values))
+        norm = self.gradient_norm() if norm is None else norm
         if math.isfinite(norm):
             if norm > self.config.clip_norm:
-                torch._foreach_mul_(values, self.config.clip_norm / norm)
+                torch._foreach_mul_(self._gradients(), self.config.clip_norm / norm)
             share = self.boost * self.config.share(self.steps)
             for group in self.adam.param_groups:
                 group["lr"] = share * self.config.learning_rate
@@ -134,6 +133,14 @@ class Optimizer:
             self.rows.step()
             self.steps += 1
         return norm
+
+    def _gradients(self) -> list[Tensor]:
+        """Those that there are; of sparse ones the values, one of each row."""
+        for table in self.rows.tables.values():
+            if table.grad is not None and table.grad.is_sparse:
+                table.grad = table.grad.coalesce()
+        gradients = [p.grad for p in (*self.dense.values(), *self.rows.tables.values()) if p.grad is not None]
+        return [g.values() if g.is_sparse else g for g in gradients]
 
     def reset_rows(self, rows: Tensor) -> None:
         """Rows (N,) int64 of the item tables have new items now, which start without their predecessors' state."""

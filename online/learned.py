@@ -1,13 +1,17 @@
 """What the learner takes in, a micro-batch at a time, and what it gives.
 
-Letters: `N` clicks of a micro-batch.
+Letters: `N` clicks of a micro-batch, `U` people in it, `K` candidates kept of a click to learn from, `F` features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+from online.scored import Scored
 
 
 class Batch(NamedTuple):
@@ -20,6 +24,31 @@ class Batch(NamedTuple):
     times: NDArray[np.float64]  # (N,) seconds since 1970
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come after
     numbers: NDArray[np.int64]  # (N,) of their moments
+
+
+class Read(NamedTuple):
+    """Whose histories say what stood before each click."""
+
+    slots: NDArray[np.int64]  # (U,) of the histories
+    clicks: NDArray[np.int64]  # (U,) how many clicks each has just made
+    order: NDArray[np.int64]  # (N,) where each click stands when they are sorted by person
+
+
+class Lesson(NamedTuple):
+    """What a micro-batch asked and taught, without gradients: enough to test and teach other weights by the same.
+
+    It is for use before the next micro-batch is learned: `read` names histories, which move.
+    """
+
+    scored: Scored  # by the live weights
+    places: Tensor  # (N,) of the clicked items among the candidates, −1 where they are not among them
+    again: tuple[Tensor, Tensor] | None  # replayed clicks: features (·, K, F), and which are there (·, K)
+    taught: NDArray[np.bool_]  # (N,) which clicks the Reformer has learned to guess
+    wanted: Tensor  # their rows
+    negatives: tuple[Tensor, Tensor] | None  # what it guessed against; None: it has not learned
+    read: Read | None = None  # None: the Reformer's states take no part
+    freed: Sequence[int] = ()  # rows that lost their item
+    taken: Sequence[int] = ()  # rows that were handed out
 
 
 @dataclass(frozen=True)
@@ -42,3 +71,4 @@ class Learned:
     ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
     candidates: NDArray[np.int64]  # (N,) how many candidates there were
     served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
+    lesson: Lesson

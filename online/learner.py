@@ -16,10 +16,10 @@ from online.arrays import below, joined
 from online.candidates import Asked
 from online.counts import NEAR, Counts
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
-from online.item_rows import ItemRows
-from online.learned import Batch, Learned, Ranking
+from online.item_rows import ClickedRows, ItemRows
+from online.learned import Batch, Learned, Lesson, Ranking, Read
 from online.metrics import Scores, ranks_among, ranks_in
-from online.next_item import Negatives, next_item_loss
+from online.next_item import Negatives
 from online.return_times import ReturnTimes
 from online.scored import Query, Scored
 from online.scorer import Scorer
@@ -95,7 +95,8 @@ class Learner:
         """
         users = [click.user_id for click in clicks]
         slots = self.histories.slots(users)  # (N,), of each click
-        rows, targets = self._observe(clicks)  # (N,) each
+        clicked = self._observe(clicks)
+        rows, targets = clicked.rows, clicked.targets  # (N,) each
         types = [self._event_type(click.event_type) for click in clicks]
         times = np.array([click.timestamp for click in clicks])
         numbers = self.scorer.log.next_numbers(len(clicks))
@@ -104,7 +105,8 @@ class Learner:
         batch = Batch(users, slots, rows, targets, times, behind, numbers)
         last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
         listed = [users[at] for at in last]
-        guesses, taught, states = self._states(listed, slots, last)  # (N, D), (N,), (U, D)
+        read = _read(slots, last) if self.deep_state else None
+        guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
 
         query = self._query(users, slots, times, behind + 1, guesses)
         self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses)
@@ -112,7 +114,7 @@ class Learner:
         places = self._places(scored, targets)
         ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
         served_ranks = self._score_served(batch, query.asked, guesses)
-        losses = self._update(batch, scored, places, guesses, taught)
+        losses, lesson = self._update(batch, scored, places, guesses, taught)
         self._remember(batch, query.asked)
         had = query.asked.lengths.cpu().numpy() > 0
         self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], len(clicks))
@@ -120,10 +122,11 @@ class Learner:
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
-        return Learned(lists, losses.tolist(), ranks, found, served_ranks)
+        lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
+        return Learned(lists, losses.tolist(), ranks, found, served_ranks, lesson)
 
-    def _observe(self, clicks: Sequence[Click]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows (N,) of the clicked items, and the same with 0 where nobody had clicked the item before.
+    def _observe(self, clicks: Sequence[Click]) -> ClickedRows:
+        """Rows of the clicked items, given to those that are new.
 
         Rows that change hands are cleared everywhere before anybody uses them.
         """
@@ -135,7 +138,7 @@ class Learner:
             self.scorer.forget_rows(clicked.freed)
         self.rows_changed.update(clicked.freed, clicked.taken)
         self._block(clicked.taken)
-        return clicked.rows, clicked.targets
+        return clicked
 
     def _block(self, rows: Sequence[int]) -> None:
         """Notes of rows, whose items may have changed, whether they must not be listed."""
@@ -153,20 +156,23 @@ class Learner:
         places: NDArray[np.int64],
         guesses: Tensor | None,
         taught: NDArray[np.bool_],
-    ) -> NDArray[np.float32]:
-        """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats."""
+    ) -> tuple[NDArray[np.float32], Lesson]:
+        """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats, and what was
+        taught."""
         again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
-        loss, each, kept = self.weights.losses(scored, self._tensor(places), again)
+        at = self._tensor(places)
+        loss, each, kept = self.weights.losses(scored, at, again)
         if kept is not None:
             self.scorer.replay.add(*kept)
         taught = taught & (batch.rows != 0)
-        guessing = None
+        wanted = self._tensor(batch.rows[taught])
+        guessing = negatives = None
         if guesses is not None and taught.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
-            wanted = self._tensor(batch.rows[taught])
-            guessing = next_item_loss(self.weights.network, guesses[taught], wanted, negatives).mean()
+            guessing = self.weights.guessing_loss(guesses[taught], wanted, negatives)
         self.weights.learn(loss, guessing, scored.features)
-        return each.cpu().numpy()
+        scored = scored._replace(features=scored.features.detach())
+        return each.cpu().numpy(), Lesson(scored, at, again, taught, wanted, negatives)
 
     def _remember(self, batch: Batch, asked: Asked) -> None:
         """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
@@ -290,17 +296,14 @@ class Learner:
     # What is asked
 
     def _states(
-        self, listed: Sequence[str], slots: NDArray[np.int64], last: NDArray[np.int64]
+        self, listed: Sequence[str], read: Read | None, clicks: int
     ) -> tuple[Tensor | None, NDArray[np.bool_], Tensor | None]:
         """The Reformer's states before each click (N, D), with gradients; whether anything was before it (N,); and
         the states after each user's last click (U, D)."""
-        if not self.deep_state:
-            return None, np.zeros(len(slots), bool), None
-        by_slot = np.argsort(slots[last])
-        of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U users
-        by_user = np.argsort(np.argsort(of_user, kind="stable"))  # states come user by user
-        guesses, taught, states = self.states.read(listed, slots[last], np.bincount(of_user))
-        return guesses[self._tensor(by_user)], taught[by_user], states
+        if read is None:
+            return None, np.zeros(clicks, bool), None
+        guesses, taught, states = self.states.read(listed, read.slots, read.clicks)
+        return guesses[self._tensor(read.order)], taught[read.order], states
 
     def _query(
         self,
@@ -370,3 +373,10 @@ class Learner:
         self.event_types = dict(state["event_types"])
         self._make_room()
         self._block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])
+
+
+def _read(slots: NDArray[np.int64], last: NDArray[np.int64]) -> Read:
+    """slots (N,) of the clicks' histories; last (U,): each person's last click."""
+    by_slot = np.argsort(slots[last])
+    of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U
+    return Read(slots[last], np.bincount(of_user), np.argsort(np.argsort(of_user, kind="stable")))

@@ -50,11 +50,15 @@ class Gathered(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What was asked, and what came of it; with gradients."""
+    """What was gathered, and what came of it; with gradients."""
 
-    candidates: Candidates
+    gathered: Gathered
     features: Tensor  # (C, F)
     scores: Tensor  # (C,)
+
+    @property
+    def candidates(self) -> Candidates:
+        return self.gathered.candidates
 
     def best(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best candidates of each query, best first (equal scores: the smaller row) -> their places

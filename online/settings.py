@@ -133,6 +133,9 @@ class Settings(BaseSettings):
     replay_batch: Annotated[int, Field(ge=0)] = Field(64, description="of them learned with each micro-batch")
     negatives: Positive = Field(128, description="sampled items a next-item loss is measured against")
     gradient_norm_max: Rate = Field(1.0, description="gradients are clipped to this norm")
+    gradient_explosion: Annotated[float, Field(gt=1)] = Field(
+        50.0, description="a step whose gradients' norm is so many times its running level is not taken"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the dense weights")
     warm_up_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps in which the learning rates rise")
     learning_rate_half_life_steps: Positive = Field(20_000, description="steps in which they come half way down to 0.3")
@@ -142,8 +145,22 @@ class Settings(BaseSettings):
     finetune_learning_rate: Rate = Field(0.0005, description="of the dense weights, in fine-tuning")
     finetune_slice_ms: Positive = Field(20, description="fine-tuning between two polls stops after this time")
     drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.002, description="ADWIN's confidence; smaller: rarer")
-    drift_clicks_each: Positive = Field(25, description="clicks whose mean loss is one value for the drift detector")
-    drift_values_held: Annotated[int, Field(ge=100)] = Field(20_000, description="values kept for the drift detector")
+    drift_tolerance: Annotated[float, Field(ge=0)] = Field(
+        0.5, description="a rise that Page-Hinkley overlooks, in standard deviations of a value"
+    )
+    drift_threshold: Rate = Field(12.0, description="what rises beyond it must add up to for an alarm, likewise")
+    drift_clicks_each: Positive = Field(25, description="clicks whose means are one value for the drift detectors")
+    drift_values_held: Annotated[int, Field(ge=100)] = Field(2_000, description="values kept for each drift detector")
+    drift_cooling_clicks: Annotated[int, Field(ge=0)] = Field(
+        2_000, description="clicks after an alarm in which what is found counts as the same change"
+    )
+    drift_types_max: Annotated[int, Field(ge=0)] = Field(
+        4, description="event types that are watched each by itself; the others share"
+    )
+    outage_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.2, description="of the expected click rate, below which clicks are taken to be missing"
+    )
+    outage_clicks: Positive = Field(200, description="clicks whose time tells the rate")
 
     # What a person sees.
     api_host: str = Field("127.0.0.1", description="address the API listens on")

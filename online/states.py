@@ -64,7 +64,7 @@ class UserStates:
             anything.append(np.ones(int(continued.sum()), bool))
         if not continued.all():
             anew = ~continued
-            states_before, states_after, had = self._read_anew(slots[anew], clicks[anew])
+            states_before, states_after, had = self.read_anew(self.weights, slots[anew], clicks[anew])
             before.append(states_before)
             after.append(states_after)
             anything.append(had)
@@ -132,11 +132,13 @@ class UserStates:
                 self._want_one(user)
         return before, after
 
-    def _read_anew(
-        self, slots: NDArray[np.int64], clicks: NDArray[np.int64]
+    def read_anew(
+        self, weights: Weights, slots: NDArray[np.int64], clicks: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
+        """States by any weights, from the latest clicks alone: before each of the clicks (U,) just made (N, D), user
+        by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,)."""
         latest = self.histories.latest(slots, self.settings.online_history + clicks)
-        states = self.weights.states(latest)  # (U, L, D)
+        states = weights.states(latest)  # (U, L, D)
         users = np.arange(len(slots))
         of_click = np.repeat(users, clicks)  # (N,)
         nth = np.arange(len(of_click)) - np.repeat(np.cumsum(clicks) - clicks, clicks)

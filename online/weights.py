@@ -26,13 +26,15 @@ from online.arrays import below
 from online.features import OWN_HEADS, WORLD_HEADS, features
 from online.history import Latest
 from online.moments import cosines
-from online.next_item import as_histories
+from online.next_item import as_histories, next_item_loss
 from online.replay_buffer import among_rivals
 from online.scored import Found, Gathered, Scored
 from online.settings import Settings
 
 MISS_LOSS = 10.0  # nats, for a click on something that was no candidate; also the most that one click can cost
 VECTORS_WIDTH = 32
+LEVEL_STEPS_MIN = 100  # before any norm counts as an explosion
+LEVEL_SLOWEST = 0.02  # share of the newest norm in the level
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -69,6 +71,27 @@ def build_optimizer(network: Reformer, settings: Settings, learning_rate: float)
     )
 
 
+class NormLevel:
+    """The running level of gradients' norms, which tells an explosion from a large step.
+
+    Beyond the limit, a norm counts as the limit: so what has risen for good becomes the level after some dozen steps.
+    """
+
+    def __init__(self, explosion: float) -> None:
+        """`explosion`: a norm of more than so many times the level is one."""
+        self.explosion = explosion
+        self.level, self.steps = 0.0, 0
+
+    def takes(self, norm: float) -> bool:
+        """Whether a step with this norm may be taken; the level moves towards it. Not finite: no, and it does not."""
+        if not math.isfinite(norm):
+            return False
+        most = math.inf if self.steps < LEVEL_STEPS_MIN else self.explosion * self.level
+        self.steps += 1
+        self.level += max(1 / self.steps, LEVEL_SLOWEST) * (min(norm, most) - self.level)
+        return norm <= most
+
+
 class Weights:
     """The Reformer, recall's heads and item vectors, the ranker; and for each what moves it."""
 
@@ -94,6 +117,8 @@ class Weights:
         self.adam = torch.optim.Adam(groups, foreach=True)
         table = {"vectors": self.vectors.vectors}
         self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
+        self.levels = [NormLevel(settings.gradient_explosion) for _ in range(2)]  # the network's, and what ranks
+        self.skipped = 0  # steps not taken, because of their gradients
 
     # Rows of items
 
@@ -134,7 +159,7 @@ class Weights:
         inputs = torch.cat([candidates.features, *recalled, self._logits(gathered, states)], 1)
         with torch.no_grad():
             scores = self.ranker(inputs)
-        return Scored(candidates, inputs, scores)
+        return Scored(gathered, inputs, scores)
 
     def _heads(self, heads: RecallHeads, found: Found, gathered: Gathered, states: Tensor | None) -> Tensor:
         """What moments say of the candidates -> (C, heads)."""
@@ -184,6 +209,10 @@ class Weights:
         scores = self.ranker(inputs).masked_fill(~present, -torch.inf)
         return torch.mean(scores.logsumexp(1) - scores[:, 0])
 
+    def guessing_loss(self, states: Tensor, wanted: Tensor, negatives: tuple[Tensor, Tensor]) -> Tensor:
+        """States (N, D) before clicks on rows (N,), against sampled rows and their log chances -> mean loss in nats."""
+        return next_item_loss(self.network, states, wanted, negatives).mean()
+
     def learn(self, ranking: Tensor | None, guessing: Tensor | None, seen: Tensor) -> None:
         """One step along the gradients of the losses that there are.
 
@@ -194,29 +223,41 @@ class Weights:
             return
         self.optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        if guessing is not None:
-            self.optimizer.step()
-        if ranking is not None:
-            self.step(seen)
+        self.step(seen, network=guessing is not None, ranking=ranking is not None)
 
     @torch.no_grad()
-    def step(self, seen: Tensor) -> None:
-        """Moves what ranks along the gradients there are; if any of these is not finite, nothing."""
-        vectors = self.vectors.vectors
-        vectors.grad = None if vectors.grad is None else vectors.grad.coalesce()
+    def step(self, seen: Tensor, *, network: bool = False, ranking: bool = True) -> None:
+        """Moves the network, and what ranks, along the gradients there are. If any is not finite, or they explode,
+        nothing moves, which is counted."""
         parameters = [parameter for _, module in self._ranking() for parameter in module.parameters()]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm([g.values() if g.is_sparse else g for g in gradients])
-        if bool(norm.isfinite()):
-            nn.utils.clip_grad_norm_(self.ranker.parameters(), self.settings.ranker_gradient_norm_max)
-            self.adam.step()
-            if vectors.grad is not None:
-                self.adagrad.step()
-                rows = vectors.grad.indices()[0]
-                vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
+        norms = [
+            self.optimizer.gradient_norm() if network else None,
+            self._ranking_norm(parameters) if ranking else None,
+        ]
+        taken = [level.takes(norm) for level, norm in zip(self.levels, norms, strict=True) if norm is not None]
+        self.skipped += not all(taken)
+        if network and all(taken):
+            self.optimizer.step(norms[0])
+        if ranking and all(taken):
+            self._step_ranking()
             self.ranker.observe(seen)
         for parameter in parameters:
             parameter.grad = None
+
+    def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
+        vectors = self.vectors.vectors
+        vectors.grad = None if vectors.grad is None else vectors.grad.coalesce()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return float(nn.utils.get_total_norm([g.values() if g.is_sparse else g for g in gradients]))
+
+    def _step_ranking(self) -> None:
+        vectors = self.vectors.vectors
+        nn.utils.clip_grad_norm_(self.ranker.parameters(), self.settings.ranker_gradient_norm_max)
+        self.adam.step()
+        if vectors.grad is not None:
+            self.adagrad.step()
+            rows = vectors.grad.indices()[0]
+            vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
 
     # As one thing
 
@@ -242,6 +283,8 @@ class Weights:
             for name, moment in self.adam.state.get(parameter, {}).items():
                 tensors[f"adam.{number}.{name}"] = moment
         tensors["adagrad"] = self.adagrad.sums["vectors"]
+        levels = [number for level in self.levels for number in (level.level, level.steps)]
+        tensors["levels"] = torch.tensor([*levels, self.skipped], dtype=torch.float64)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -257,6 +300,10 @@ class Weights:
                     name: moment if name == "step" else moment.to(self.device) for name, moment in moments.items()
                 }
         self.adagrad.sums["vectors"] = tensors["adagrad"].to(self.device)
+        levels = arrays["levels"].tolist()
+        for at, level in enumerate(self.levels):
+            level.level, level.steps = levels[2 * at], int(levels[2 * at + 1])
+        self.skipped = int(levels[-1])
 
     def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
         """What ranks beside the network, by name."""

@@ -13,7 +13,7 @@ from online.candidates import Asked, Candidates
 from online.counts import NEAR
 from online.features import OWN_HEADS, WORLD_HEADS
 from online.moments import Moments
-from online.scored import Query, Scored
+from online.scored import Gathered, Query, Scored
 from online.scorer import Scorer
 from online.settings import Settings
 from online.weights import MISS_LOSS, Weights
@@ -252,7 +252,8 @@ def test_the_best_are_those_of_sorted_lists_with_the_smaller_row_first_among_equ
     owners = torch.repeat_interleave(torch.arange(len(scores)), sizes)
     rows = torch.cat([torch.arange(1, 1 + len(mine)) for mine in scores] or [torch.zeros(0, dtype=torch.int64)])
     flat = torch.tensor([float(score) for mine in scores for score in mine])
-    places, best = Scored(Candidates(owners, rows, starts, flat[:, None]), flat[:, None], flat).best(count)
+    gathered = Gathered(Candidates(owners, rows, starts, flat[:, None]), None, None, None)
+    places, best = Scored(gathered, flat[:, None], flat).best(count)
     assert places.shape == best.shape == (len(scores), count)
     for at, mine in enumerate(scores):
         order = sorted(range(len(mine)), key=lambda row: (-mine[row], row))[:count]

@@ -80,6 +80,7 @@ class Foresight:
             ranks=ranks,
             candidates=np.full(n, 5, np.int64),
             served_ranks=np.full(n, np.inf),
+            lesson=None,
         )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from online.history import Latest
 from online.next_item import Negatives, next_item_loss
-from online.weights import Weights, choose_device
+from online.weights import LEVEL_STEPS_MIN, NormLevel, Weights, choose_device
 
 FEATURES = torch.zeros(0, 1)
 
@@ -117,6 +117,33 @@ def test_weights_with_one_that_is_not_finite_are_found_out(small, name, bad):
     assert weights.finite()
     weights.tensors()[name].flatten()[5] = bad
     assert not weights.finite()
+
+
+def test_a_step_of_exploding_gradients_is_not_taken_and_is_counted(small):
+    weights, random = Weights(small(gradient_explosion=20.0)), np.random.default_rng(0)
+    for _ in range(LEVEL_STEPS_MIN + 1):
+        guess(weights, random)
+    assert weights.skipped == 0
+    states = weights.states(history([3, 5, 7]))[:, -1]
+    negatives = Negatives(np.ones(20), 20).draw(8, random)
+    before = {name: tensor.clone() for name, tensor in weights.tensors().items()}
+    weights.learn(None, 1e6 * weights.guessing_loss(states, torch.tensor([9]), negatives), FEATURES)
+    assert weights.skipped == 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights.tensors().items())
+    guess(weights, random)
+    assert weights.skipped == 1
+    assert not all(torch.equal(before[name], tensor) for name, tensor in weights.tensors().items())
+
+
+def test_a_level_that_has_risen_for_good_is_believed_after_some_steps():
+    level = NormLevel(20.0)
+    assert all(level.takes(norm) for norm in [1.0, 2.0] * LEVEL_STEPS_MIN)
+    assert not level.takes(float("nan"))
+    assert level.level == pytest.approx(1.5, rel=0.1)
+    taken = [level.takes(1_000.0) for _ in range(30)]
+    assert not taken[0]
+    assert taken[-1]
+    assert taken == sorted(taken)
 
 
 @pytest.mark.parametrize(
