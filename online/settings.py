@@ -15,6 +15,9 @@ from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from online.cron import cron_trigger
+from online.gate import BLOCKS_MIN
+
 PREFIX = "NEXTCLICK_"
 ENV_FILE = "NEXTCLICK_ENV_FILE"  # names a file of settings; no setting itself
 
@@ -40,6 +43,7 @@ class Settings(BaseSettings):
     clicks_topic: str = Field("clicks", min_length=1, description="topic the clicks come from")
     items_topic: str = Field("items", min_length=1, description="compacted topic that says which items are available")
     dead_letters_topic: str = Field("clicks.dead", min_length=1, description="topic for what could not be read")
+    events_topic: str = Field("nextclick.events", min_length=1, description="topic for what happened to the model")
     consumer_group: str = Field("nextclick", min_length=1, description="Kafka consumer group of the worker")
     topic_partitions: Positive = Field(4, description="partitions of a Kafka topic that nextclick has to create")
     log_records_max: Positive = Field(5_000_000, description="embedded log: messages kept in a partition")
@@ -140,10 +144,41 @@ class Settings(BaseSettings):
     warm_up_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps in which the learning rates rise")
     learning_rate_half_life_steps: Positive = Field(20_000, description="steps in which they come half way down to 0.3")
     finetune_interval_s: Seconds = Field(300.0, description="time between fine-tunings; 0: never by the clock")
-    finetune_histories: Positive = Field(512, description="recent histories read in one fine-tuning")
+    finetune_cron: str | None = Field(
+        None, description="'minute hour day month weekday' in UTC: fine-tuning at these times too; unset: never"
+    )
+    finetune_jitter_s: Seconds = Field(0.0, description="fine-tuning is asked for up to so much earlier or later")
+    finetune_histories: Positive = Field(512, description="histories read in one fine-tuning")
+    finetune_recent_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="of them the latest people's; the others are a sample of all clicks so far"
+    )
+    finetune_recent_share_drift: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.9, description="the same, when a drift alarm has asked"
+    )
+    finetune_reservoir_held: Positive = Field(1_024, description="histories kept as a sample of all clicks so far")
     finetune_batch: Positive = Field(8, description="histories in one step of fine-tuning")
     finetune_learning_rate: Rate = Field(0.0005, description="of the dense weights, in fine-tuning")
+    finetune_replays: Annotated[int, Field(ge=0)] = Field(
+        1, description="steps of the ranker on replayed clicks with each step of fine-tuning"
+    )
+    finetune_ranker_learning_rate: Rate = Field(0.0003, description="of the ranker, in fine-tuning")
     finetune_slice_ms: Positive = Field(20, description="fine-tuning between two polls stops after this time")
+    gate_alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.05, description="probability at most of publishing a candidate that is worse than the margin allows"
+    )
+    gate_margin: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.02, description="share of the live model's score that a candidate may lack"
+    )
+    gate_block_clicks: Positive = Field(25, description="clicks whose mean scores are one value for the gate")
+    shadow_clicks_max: Positive = Field(5_000, description="clicks after which it is decided about a candidate")
+    rollback_alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.01, description="probability at most of rolling back a live model that is as good as its predecessor"
+    )
+    rollback_margin: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.02, description="share of the live model's score by which its predecessor has to be better"
+    )
+    versions_kept: Positive = Field(5, description="latest versions whose checkpoints stay, to be rolled back to")
+    versions_listed: Positive = Field(20, description="latest versions that are told of")
     drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.002, description="ADWIN's confidence; smaller: rarer")
     drift_tolerance: Annotated[float, Field(ge=0)] = Field(
         0.5, description="a rise that Page-Hinkley overlooks, in standard deviations of a value"
@@ -157,6 +192,15 @@ class Settings(BaseSettings):
     drift_types_max: Annotated[int, Field(ge=0)] = Field(
         4, description="event types that are watched each by itself; the others share"
     )
+    reaction_clicks: Annotated[int, Field(ge=0)] = Field(
+        3_000, description="clicks after a drift alarm in which there is more to learn; 0: no reaction"
+    )
+    reaction_learning_rate_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        3.0, description="what learning rates are multiplied by at its beginning; falls back to 1; 1: not"
+    )
+    reaction_counts_kept: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="what a click counted so far still counts when it begins; 1: as before"
+    )
     outage_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.2, description="of the expected click rate, below which clicks are taken to be missing"
     )
@@ -165,8 +209,17 @@ class Settings(BaseSettings):
     # What a person sees.
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: Port = Field(8000, description="port of the API")
+    notices_held: Positive = Field(20, description="latest notices shown by status and dashboard")
+    notices_waiting_max: Positive = Field(1_000, description="notices kept for a broker that is away")
     status_interval_s: Seconds = Field(1.0, description="time between two reports of the worker about itself")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    @field_validator("finetune_cron")
+    @classmethod
+    def _comes(cls, value: str | None) -> str | None:
+        if value is not None:
+            cron_trigger(value)
+        return value
 
     @field_validator("layers", "refresh_ages_s", "popularity_half_lives", mode="before")
     @classmethod
@@ -204,6 +257,16 @@ class Settings(BaseSettings):
             problems.append(
                 f"NEXTCLICK_ONLINE_HISTORY ({self.online_history}) must not exceed "
                 f"NEXTCLICK_HISTORY_MAX ({self.history_max})"
+            )
+        if self.shadow_clicks_max < BLOCKS_MIN * self.gate_block_clicks:
+            problems.append(
+                f"NEXTCLICK_SHADOW_CLICKS_MAX ({self.shadow_clicks_max}) must not be below {BLOCKS_MIN} times "
+                f"NEXTCLICK_GATE_BLOCK_CLICKS ({self.gate_block_clicks})"
+            )
+        if self.versions_listed < self.versions_kept:
+            problems.append(
+                f"NEXTCLICK_VERSIONS_LISTED ({self.versions_listed}) must not be below "
+                f"NEXTCLICK_VERSIONS_KEPT ({self.versions_kept})"
             )
         if problems:
             raise ValueError("\n".join(problems))
