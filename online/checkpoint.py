@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 FORMAT = 3
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,10 @@ class Saved:
 
 
 class Checkpoints:
-    """The latest `kept` checkpoints in one folder, numbered upwards.
+    """The latest `kept` checkpoints in one folder, numbered upwards, and those that are pinned.
+
+    So at most `kept` + as many as are pinned stand there, and one more while it is written. What is pinned is for who
+    saves to say, each time; it is saved with the rest, so after a crash nobody has to remember it.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
@@ -68,10 +72,15 @@ class Checkpoints:
         """What a checkpoint takes on disk."""
         return sum(path.stat().st_size for path in self._path(number).iterdir())
 
-    def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Saved:
-        """Writes the next checkpoint and removes those beyond `kept`. What stood there before stays if it fails."""
+    def next_number(self) -> int:
+        """Which `save` will write."""
+        return max(self.numbers(), default=0) + 1
+
+    def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()) -> Saved:
+        """Writes the next checkpoint, then removes those that are neither among the latest `kept` nor `pinned`. What
+        stood there before stays if it fails."""
         began = time.monotonic()
-        number = max(self.numbers(), default=0) + 1
+        number = self.next_number()
         writing, final = self.folder / f"writing-{number}", self._path(number)
         try:
             writing.mkdir()
@@ -87,9 +96,29 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise CheckpointError(_cannot_write(self.folder, error)) from error
-        for old in self.numbers()[: -self.kept]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+        for old in set(self.numbers()[: -self.kept]) - set(pinned):
+            self._remove(old)
         return Saved(number, sum(size for _, size in files.values()), time.monotonic() - began)
+
+    def _remove(self, number: int) -> None:
+        """Renamed first: a crash in between must not leave half a checkpoint under its final name."""
+        leaving = self.folder / f"writing-{number}-removed"
+        try:
+            self._path(number).rename(leaving)
+        except OSError as error:
+            log.warning("the old checkpoint %s cannot be removed: %s", self._path(number), error)
+        shutil.rmtree(leaving, ignore_errors=True)
+
+    def read(self, number: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """One checkpoint's arrays and state.
+
+        Raises:
+            CheckpointError: it is not there, or is not whole.
+        """
+        try:
+            return _read(self._path(number))
+        except _UNREADABLE as error:
+            raise CheckpointError(f"checkpoint {self._path(number)} cannot be used: {error}") from error
 
     def load(self) -> tuple[int, dict[str, NDArray[Any]], dict[str, Any]] | None:
         """The latest checkpoint that is whole: its number, arrays and state; None where there is none at all.
@@ -102,7 +131,7 @@ class Checkpoints:
             path = self._path(number)
             try:
                 arrays, state = _read(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            except _UNREADABLE as error:
                 reasons.append(f"{path}: {error}")
                 log.error("checkpoint %s cannot be used, the one before is tried: %s", path, error)
                 continue
