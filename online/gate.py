@@ -45,7 +45,7 @@ def mixture_spread(alpha: float, blocks: float) -> float:
 
 
 @dataclass(frozen=True)
-class Limits:
+class GateLimits:
     """When a gate decides.
 
     `alpha`: the most that the probability of publishing what is worse than the margin may be, and that of rejecting
@@ -69,7 +69,7 @@ class SequentialGate:
       `alpha`, says the first; reject otherwise. So what cannot be told apart is thrown away.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: GateLimits) -> None:
         self.limits = limits
         self.clicks = 0
         self.blocks = 0

@@ -16,7 +16,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from online.cron import cron_trigger
-from online.gate import BLOCKS_MIN
+from online.gate import BLOCKS_MIN, GateLimits
 
 PREFIX = "NEXTCLICK_"
 ENV_FILE = "NEXTCLICK_ENV_FILE"  # names a file of settings; no setting itself
@@ -275,6 +275,16 @@ class Settings(BaseSettings):
     @property
     def log_path(self) -> Path:
         return self.data_dir / "log.db"
+
+    @property
+    def candidate_gate(self) -> GateLimits:
+        """What a candidate has to pass."""
+        return GateLimits(self.gate_alpha, self.gate_margin, self.gate_block_clicks, self.shadow_clicks_max)
+
+    @property
+    def rollback_gate(self) -> GateLimits:
+        """What the live model's predecessor has to pass, as the candidate, to take its place again."""
+        return GateLimits(self.rollback_alpha, -self.rollback_margin, self.gate_block_clicks, self.shadow_clicks_max)
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.gate import BLOCKS_MIN, Limits, SequentialGate, log_e_value, mixture_spread
+from online.gate import BLOCKS_MIN, GateLimits, SequentialGate, log_e_value, mixture_spread
 
-LIMITS = Limits(alpha=0.05, margin=0.02, block_clicks=25, clicks_max=4_000)
+LIMITS = GateLimits(alpha=0.05, margin=0.02, block_clicks=25, clicks_max=4_000)
 SIMULATED = 400
 
 
@@ -85,7 +85,7 @@ def slowly(limits, live, candidate):
 @pytest.mark.parametrize("margin", [0.02, -0.03])
 @pytest.mark.parametrize("ratio", [0.7, 0.9, 1.0, 1.1])
 def test_it_decides_as_if_all_were_computed_anew_after_each_block(ratio, margin):
-    limits = Limits(alpha=0.05, margin=margin, block_clicks=25, clicks_max=1_500)
+    limits = GateLimits(alpha=0.05, margin=margin, block_clicks=25, clicks_max=1_500)
     for seed in range(8):
         live, candidate = scores(seed, clicks=1_600, ratio=ratio)
         gate = SequentialGate(limits)
@@ -161,7 +161,7 @@ def test_what_is_sabotaged_is_never_published_and_soon_rejected():
 
 
 def test_a_predecessor_that_is_clearly_better_is_found_and_an_equal_one_is_not():
-    limits = Limits(alpha=0.01, margin=-0.05, block_clicks=25, clicks_max=4_000)
+    limits = GateLimits(alpha=0.01, margin=-0.05, block_clicks=25, clicks_max=4_000)
     better, clicks = outcomes(2.0, limits)
     assert better["publish"] == SIMULATED
     assert max(clicks) <= 1_000
@@ -216,7 +216,7 @@ def test_the_interval_misses_at_any_look_no_more_often_than_promised():
     missed = 0
     for seed in range(100):
         live, candidate = scores(seed, clicks=2_500)
-        gate = SequentialGate(Limits(alpha=0.05, margin=-0.99, block_clicks=25, clicks_max=10**6))
+        gate = SequentialGate(GateLimits(alpha=0.05, margin=-0.99, block_clicks=25, clicks_max=10**6))
         looks = []
         for start in range(0, 2_500, 25):
             gate.add(live[start : start + 25], candidate[start : start + 25])
