@@ -81,6 +81,11 @@ class HeavyHitters:
         self.counts[rows, place] = counts[stays]
         self.others[rows, place] = others[stays].to(torch.int32)
 
+    def decay(self, factor: float) -> None:
+        """Whatever was counted so far counts `factor` of itself from now on; the bounds above scale with it."""
+        self.counts *= factor
+        self.totals *= factor
+
     def forget(self, rows: Tensor) -> None:
         """Clears rows (K,), and what other rows counted of them: those places are free again, so that what had no place
         in such a row before, and comes back, counts from 0."""
@@ -172,6 +177,13 @@ class Counts:
         later = torch.arange(N, 0, -1, device=self.device, dtype=torch.float64)[:, None]
         self._popular.index_add_(0, rows, weights / rates**later)
         self._weights = weights
+
+    def decay(self, factor: float) -> None:
+        """The past counts `factor` (from 0 to 1) of itself from now on; which moments were first and last stays."""
+        for table in self.tables.values():
+            table.decay(factor)
+        self.clicks *= factor
+        self._popular *= factor
 
     def popularity(self, rows: Tensor) -> Tensor:
         """Clicks on rows (...), each counting half for every half-life of clicks since -> (..., P) float32."""

@@ -22,6 +22,8 @@ from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
 from online.seen import SeenEvents
+from online.rates import RateNotice
+from online.reaction import Changes
 from online.settings import Settings
 from stream.events import BadEvent, Limits, parse
 from stream.lists import Lists
@@ -54,7 +56,7 @@ class Loop:
         self.clock = clock
         self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         self.learner = Learner(settings)
-        self.drift = DriftWatch(settings.drift_delta, settings.drift_clicks_each, settings.drift_values_held)
+        self.changes = Changes(settings, self.learner)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
         catalogue = Catalogue(
@@ -81,7 +83,7 @@ class Loop:
         self.seen.load_state(arrays.pop("seen"))
         self.learner.load_state(arrays, state["learner"])
         self.ledger.load_state(state["ledger"])
-        self.drift.load_state(state["drift"])
+        self.changes.load_state(state["changes"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.writer.load_state(state["lists"])
         if state["finetuning_asked"]:
@@ -118,12 +120,12 @@ class Loop:
             self.ledger.learned += len(batch)
             # 4. The new lists, in one pipeline.
             self.writer.publish(batch, learned.rankings)
-            # 5. Drift: an alarm asks for fine-tuning.
-            for alarm in self.drift.update(learned.losses):
-                self._alarm(alarm)
+            # 5. Drift: an alarm begins a reaction, and asks for fine-tuning.
+            self._tell(self.changes.update([one.click for one in batch], learned))
             self.writer.mind_items()  # here too: a full turn may take a second
         if not arrived:
             self.writer.mind_items()
+            self._tell(self.changes.silence(self.writer.stream_clock.now()))
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         for record in records:
@@ -161,7 +163,7 @@ class Loop:
         state: dict[str, Any] = {
             "learner": learner,
             "ledger": self.ledger.to_state(),
-            "drift": self.drift.to_state(),
+            "changes": self.changes.to_state(),
             "dead_letters": self.dead_letters.to_state(),
             "lists": self.writer.to_state(),
             "finetuning_asked": self.finetuning_state != "idle",
@@ -186,9 +188,19 @@ class Loop:
             else:
                 yield Arrived(click, record)
 
-    def _alarm(self, alarm: Alarm) -> None:
-        log.warning("drift: the loss rose from %.3f to %.3f after %d clicks", alarm.before, alarm.after, alarm.at)
-        self.ask_finetuning("drift")
+    @property
+    def drift(self) -> DriftWatch:
+        return self.changes.drift
+
+    def _tell(self, notices: Sequence[Alarm | RateNotice]) -> None:
+        for notice in notices:
+            if isinstance(notice, RateNotice):
+                log.warning("click rate: %s", notice)
+            elif notice.worse:
+                log.warning("drift: %s", notice)
+                self.ask_finetuning("drift")
+            else:
+                log.info("drift: %s", notice)
 
     def _finetune(self) -> bool:
         """A slice of fine-tuning, where one is running or asked for -> whether it ended with a new version."""
@@ -203,9 +215,7 @@ class Loop:
         self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
         if not self.finetuning.done:
             return False
-        self.finetuning.publish()
-        self.learner.states.weights_replaced()
-        self.learner.version += 1
+        self.learner.publish(self.finetuning.candidate(), self.learner.version + 1)
         self.ledger.finetunings += 1
         self.last_finetuned_at = self.clock()
         losses = self.finetuning.losses

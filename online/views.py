@@ -136,7 +136,8 @@ def _drift(status: Mapping[str, Any]) -> str:
     text = f"alarms: {_count(status.get('alarms'))}"
     if not isinstance(last, dict):
         return text
-    return f"{text}; in the last one the mean loss rose from {last.get('before', 0):.3f} to {last.get('after', 0):.3f}"
+    before, after = last.get("before", 0), last.get("after", 0)
+    return f"{text}; in the last one the {last.get('signal', 'loss')} went from {before:.3f} to {after:.3f}"
 
 
 def _count(value: Any) -> str:

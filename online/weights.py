@@ -259,6 +259,16 @@ class Weights:
             rows = vectors.grad.indices()[0]
             vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
 
+    def hasten(self, factor: float) -> None:
+        """All learning rates are `factor` times those of the settings until this is said anew."""
+        settings = self.settings
+        self.optimizer.boost = factor
+        for group, rate in zip(
+            self.adam.param_groups, (settings.ranker_learning_rate, settings.recall_learning_rate), strict=True
+        ):
+            group["lr"] = factor * rate
+        self.adagrad.learning_rate = factor * settings.recall_vectors_learning_rate
+
     # As one thing
 
     def copy(self) -> "Weights":

@@ -357,7 +357,7 @@ def known(loop: Loop) -> dict[str, Any]:
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         "learner": state,
         "ledger": loop.ledger.to_state(),
-        "drift": loop.drift.to_state(),
+        "changes": loop.changes.to_state(),
     }
 
 

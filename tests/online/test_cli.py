@@ -143,7 +143,7 @@ def test_status_is_a_health_check(run: Run, lists: Lists) -> None:
         "the broker does not say",
         "4 (4 malformed-json)",
         "0.6100",
-        "rose from 3.000 to 5.500",
+        "went from 3.000 to 5.500",
     ):
         assert text in shown
     assert json.loads(run("status", "--json")[1]) == STATUS

@@ -457,13 +457,13 @@ def test_a_partition_given_up_before_anything_was_read_needs_no_checkpoint(world
 def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, town_clicks, caplog):
     world.publish(town_clicks)
     loop = world.begin(world.loop(drift_delta=0.5, drift_clicks_each=1))
-    loop.drift.update([0.1] * 300)
+    loop.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))
     loop.turn()
     assert loop.drift.alarms > 0
     assert loop.ledger.finetunings == 1
     assert loop.learner.version == 2
     assert loop.finetuning_state == "idle"
-    assert "drift: the loss rose from" in caplog.text
+    assert "drift: the loss is worse:" in caplog.text
     loop.turn()
     assert {top.version for top in world.lists.held.values()} >= {2}
 
