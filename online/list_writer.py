@@ -137,9 +137,13 @@ class ListWriter:
     def _refill_an_empty_redis(self) -> None:
         """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
         if self.ledger.learned and self.lists.popular() is None:
-            self.stale |= dict.fromkeys(self.learner.histories.users())
-            self.popular_stale = True
+            self.renew_all()
             log.info("Redis holds no lists: %d will be written anew", len(self.stale))
+
+    def renew_all(self) -> None:
+        """Everybody's list is behind: little by little they are ranked anew."""
+        self.stale |= dict.fromkeys(self.learner.histories.users())
+        self.popular_stale = True
 
     def _popular(self) -> TopList:
         return self._top_list(

@@ -54,6 +54,11 @@ class Versions:
     def live(self) -> Version:
         return next(version for version in self._held.values() if version.state == LIVE)
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether the live version was published after the latest checkpoint."""
+        return self.live.checkpoint is None and self.live.parent is not None
+
     def all(self) -> list[Version]:
         """Oldest first."""
         return list(self._held.values())
