@@ -21,12 +21,15 @@ from online.items_feed import ItemsFeed
 from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
-from online.seen import SeenEvents
+from online.notice_board import NoticeBoard
 from online.rates import RateNotice
 from online.reaction import Changes
+from online.seen import SeenEvents
 from online.settings import Settings
+from online.versions import Versions
 from stream.events import BadEvent, Limits, parse
 from stream.lists import Lists
+from stream.notices import NoticeWriter
 from stream.source import Partition, Record, Source
 
 # Weights saved with others cannot be loaded.
@@ -47,6 +50,7 @@ class Loop:
         dead_letters: DeadLetterBox,
         lists: Lists,
         checkpoints: Checkpoints,
+        notices: NoticeWriter | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
@@ -59,6 +63,8 @@ class Loop:
         self.changes = Changes(settings, self.learner)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
+        self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
+        self.notices = NoticeBoard(settings.notices_held, self.ledger, clock, notices)
         catalogue = Catalogue(
             settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
         )
@@ -83,6 +89,8 @@ class Loop:
         self.seen.load_state(arrays.pop("seen"))
         self.learner.load_state(arrays, state["learner"])
         self.ledger.load_state(state["ledger"])
+        self.versions.load_state(state["versions"], self.checkpoints.numbers())
+        self.notices.load_state(state["notices"])
         self.changes.load_state(state["changes"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.writer.load_state(state["lists"])
@@ -150,7 +158,7 @@ class Loop:
         Raises CheckpointError, SourceError (dead letters that cannot be written: the offsets must not pass them).
         """
         self._saved_at = time.monotonic()
-        if self.ledger.to_state() != self._saved_ledger:
+        if self.ledger.to_state() != self._saved_ledger or self.versions.unsaved:
             self._save()
         mine = self.source.positions()
         if offsets := {p: offset for p, offset in self.ledger.next_offsets.items() if p in mine}:
@@ -160,16 +168,19 @@ class Loop:
         self.dead_letters.flush(self.ledger.next_offsets)
         arrays, learner = self.learner.to_state()
         arrays["seen"] = self.seen.to_state()
+        pinned = self.versions.saving(self.checkpoints.next_number())
         state: dict[str, Any] = {
             "learner": learner,
             "ledger": self.ledger.to_state(),
+            "versions": self.versions.to_state(),
+            "notices": self.notices.to_state(),
             "changes": self.changes.to_state(),
             "dead_letters": self.dead_letters.to_state(),
             "lists": self.writer.to_state(),
             "finetuning_asked": self.finetuning_state != "idle",
             "shape": self._shape(),
         }
-        self.last_saved = self.checkpoints.save(arrays, state)
+        self.last_saved = self.checkpoints.save(arrays, state, pinned)
         self._saved_ledger = self.ledger.to_state()
 
     def finish(self) -> None:
