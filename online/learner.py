@@ -15,11 +15,13 @@ from model.vocabulary import Vocabulary
 from online.arrays import below, joined
 from online.candidates import Asked
 from online.counts import NEAR, Counts
+from online.guard import Guard
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 from online.item_rows import ClickedRows, ItemRows
 from online.learned import Batch, Learned, Lesson, Ranking, Read
 from online.metrics import Scores, ranks_among, ranks_in
 from online.next_item import Negatives
+from online.reservoir import Reservoir
 from online.return_times import ReturnTimes
 from online.scored import Query, Scored
 from online.scorer import Scorer
@@ -43,6 +45,7 @@ class Learner:
         self.lists = lists
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.items = ItemRows(settings)
+        self.guard = Guard(settings)
         # With room for a micro-batch besides: what a click is scored with must not shrink by those that come after it.
         spare = min(settings.micro_batch_max, settings.history_max // 2)
         self.histories = UserHistories(settings.users_held, settings.history_max + spare)
@@ -50,7 +53,7 @@ class Learner:
         self.device = weights.device
         self.scorer = Scorer(settings, weights)
         self.states = UserStates(settings, weights, self.histories)
-        self.rows_changed: set[int] = set()  # freed or handed out since a copy of the weights was taken
+        self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min)
@@ -82,6 +85,16 @@ class Learner:
         """Whether the Reformer's state takes part."""
         return self.settings.reformer and self.settings.deep_state
 
+    def publish(self, weights: Weights, version: int) -> None:
+        """These weights serve and learn from now on. Memories go on, and are rebuilt as their owners click."""
+        live = self.weights.optimizer
+        weights.grow(len(self.counts))
+        # How far learning rates have come down is a matter of the stream, not of one version.
+        weights.optimizer.steps, weights.optimizer.boost = max(weights.optimizer.steps, live.steps), live.boost
+        self.scorer.weights = self.states.weights = weights
+        self.states.weights_replaced()
+        self.version = version
+
     # Learning
 
     def learn(self, clicks: Sequence[Click]) -> Learned:
@@ -102,7 +115,9 @@ class Learner:
         numbers = self.scorer.log.next_numbers(len(clicks))
         self.histories.append(slots, rows, types, times, numbers)
         behind = earlier_in_batch(slots[::-1])[::-1]
-        batch = Batch(users, slots, rows, targets, times, behind, numbers)
+        guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
+        heard = ~guarded
+        batch = Batch(users, slots, rows, targets, times, behind, numbers, heard)
         last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
         listed = [users[at] for at in last]
         read = _read(slots, last) if self.deep_state else None
@@ -116,14 +131,16 @@ class Learner:
         served_ranks = self._score_served(batch, query.asked, guesses)
         losses, lesson = self._update(batch, scored, places, guesses, taught)
         self._remember(batch, query.asked)
-        had = query.asked.lengths.cpu().numpy() > 0
-        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], len(clicks))
+        self._take_back(batch, caught)
+        self.reservoir.offer(self.histories, slots[heard], behind[heard])
+        had = (query.asked.lengths.cpu().numpy() > 0) & heard
+        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
         self._latest_at = max(self._latest_at, times.max())
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
         lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
-        return Learned(lists, losses.tolist(), ranks, found, served_ranks, lesson)
+        return Learned(lists, losses.tolist(), ranks, found, served_ranks, heard, lesson)
 
     def _observe(self, clicks: Sequence[Click]) -> ClickedRows:
         """Rows of the clicked items, given to those that are new.
@@ -135,8 +152,8 @@ class Learner:
         if clicked.freed:
             self._for_anybody = None
             self.histories.forget_rows(clicked.freed)
+            self.reservoir.forget_rows(clicked.freed)
             self.scorer.forget_rows(clicked.freed)
-        self.rows_changed.update(clicked.freed, clicked.taken)
         self._block(clicked.taken)
         return clicked
 
@@ -159,20 +176,22 @@ class Learner:
     ) -> tuple[NDArray[np.float32], Lesson]:
         """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats, and what was
         taught."""
+        places = np.where(batch.heard, places, -1)
         again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
         at = self._tensor(places)
         loss, each, kept = self.weights.losses(scored, at, again)
         if kept is not None:
             self.scorer.replay.add(*kept)
-        taught = taught & (batch.rows != 0)
+        taught = taught & (batch.rows != 0) & batch.heard
         wanted = self._tensor(batch.rows[taught])
         guessing = negatives = None
         if guesses is not None and taught.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
             guessing = self.weights.guessing_loss(guesses[taught], wanted, negatives)
-        self.weights.learn(loss, guessing, scored.features)
+        seen = scored.features.detach()[self._tensor(batch.heard)[scored.candidates.owners]]
+        self.weights.learn(loss, guessing, seen)
         scored = scored._replace(features=scored.features.detach())
-        return each.cpu().numpy(), Lesson(scored, at, again, taught, wanted, negatives)
+        return each.cpu().numpy(), Lesson(scored, at, seen, again, taught, wanted, negatives)
 
     def _remember(self, batch: Batch, asked: Asked) -> None:
         """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
@@ -187,8 +206,18 @@ class Learner:
                 place = dict(zip(people, self.scorer.own_memory.take(people).tolist(), strict=True))
                 leaving = left.numbers[gone, W]
                 owners = np.array([place[batch.users[at]] for at in gone], np.int64)
-        rows, numbers = self._tensor(batch.rows), self._tensor(batch.numbers)
-        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners))
+        # What was guarded precedes nothing either: clicked between popular items it would become their neighbour.
+        before = self.guard.was_guarded(self.histories.newest(batch.slots, NEAR, batch.behind + 1).numbers)
+        earlier[:, : before.shape[1]][self._tensor(before)] = 0
+        heard = self._tensor(batch.heard)
+        rows, numbers = self._tensor(batch.rows)[heard], self._tensor(batch.numbers)[heard]
+        self.scorer.observe(rows, earlier[heard], numbers, self._tensor(leaving), self._tensor(owners))
+
+    def _take_back(self, batch: Batch, caught: NDArray[np.bool_]) -> None:
+        """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
+        for at in np.flatnonzero(caught).tolist():
+            newest = self.histories.newest(batch.slots[at : at + 1], self.histories.history_max)
+            self.scorer.take_back(self.guard.contributed(newest, int(batch.rows[at])))
 
     # Ranking
 
@@ -290,7 +319,8 @@ class Learner:
                 served[following] = self._best(between, SERVED)[0]
         served = np.where(served.any(1, keepdims=True), served, anybodys)
         followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
-        self.scores.add({"served": served, "popular": everywhere, "followed": followed}, batch.targets)
+        lists = {"served": served, "popular": everywhere, "followed": followed}
+        self.scores.add({name: rows[batch.heard] for name, rows in lists.items()}, batch.targets[batch.heard])
         return ranks_in(served, batch.targets)
 
     # What is asked
@@ -340,9 +370,10 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         parts: dict[str, dict[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {}
-        for name, part in (("states", self.states), ("scorer", self.scorer)):
+        for name, part in (("states", self.states), ("scorer", self.scorer), ("guard", self.guard)):
             parts[name], state[name] = part.to_state()
         parts["weights"] = self.weights.to_state()
+        parts["reservoir"], state["reservoir"] = self.reservoir.to_state()
         parts["history"], state["users"] = self.histories.to_state()
         parts["returns"] = self.returns.to_state()
         rows, scores = self._anybodys()
@@ -362,9 +393,11 @@ class Learner:
         self.items.load_state(state["items"])
         self.random.bit_generator.state = state["random"]
         self.weights.load_state(below(arrays, "weights"))
+        self.reservoir.load_state(below(arrays, "reservoir"), state["reservoir"])
         self.histories.load_state(below(arrays, "history"), state["users"])
         self.states.load_state(below(arrays, "states"), state["states"])
         self.scorer.load_state(below(arrays, "scorer"), state["scorer"])
+        self.guard.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))
         anybodys = below(arrays, "anybody")

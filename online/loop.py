@@ -64,7 +64,9 @@ class Loop:
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
         self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
-        self.notices = NoticeBoard(settings.notices_held, self.ledger, clock, notices)
+        self.notices = NoticeBoard(
+            settings.notices_held, ledger=self.ledger, versions=self.versions, clock=clock, writer=notices
+        )
         catalogue = Catalogue(
             settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
         )
@@ -206,12 +208,11 @@ class Loop:
     def _tell(self, notices: Sequence[Alarm | RateNotice]) -> None:
         for notice in notices:
             if isinstance(notice, RateNotice):
-                log.warning("click rate: %s", notice)
-            elif notice.worse:
-                log.warning("drift: %s", notice)
-                self.ask_finetuning("drift")
+                self.notices.tell(notice.kind, str(notice), notice.as_dict())
             else:
-                log.info("drift: %s", notice)
+                self.notices.tell("alarm", str(notice), notice.as_dict())
+                if notice.worse:
+                    self.ask_finetuning("drift")
 
     def _finetune(self) -> bool:
         """A slice of fine-tuning, where one is running or asked for -> whether it ended with a new version."""

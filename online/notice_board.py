@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from online.ledger import Ledger
+from online.versions import Versions
 from stream.notices import Notice, NoticeWriter
 
 #: Each kind, and what it means and asks of people.
@@ -39,9 +40,16 @@ class NoticeBoard:
     """
 
     def __init__(
-        self, held: int, ledger: Ledger, clock: Callable[[], float], writer: NoticeWriter | None = None
+        self,
+        held: int,
+        *,
+        ledger: Ledger,
+        versions: Versions,
+        clock: Callable[[], float],
+        writer: NoticeWriter | None = None,
     ) -> None:
         self._ledger = ledger
+        self._versions = versions
         self._clock = clock
         self._writer = writer
         self.latest: deque[Notice] = deque(maxlen=held)
@@ -54,7 +62,7 @@ class NoticeBoard:
         """Notices that the topic never saw, since this worker started."""
         return 0 if self._writer is None else self._writer.dropped
 
-    def tell(self, kind: str, text: str, *, version: int, figures: Mapping[str, Any] | None = None) -> Notice:
+    def tell(self, kind: str, text: str, figures: Mapping[str, Any] | None = None) -> Notice:
         """`kind`: one of KINDS, with spaces or underscores. For the loop's thread alone: the clicks learned so far make
         the notice's id. Figures that are not finite become None: JSON has no others.
         """
@@ -68,7 +76,7 @@ class NoticeBoard:
             kind=kind,
             at=int(1000 * self._clock()),
             clicks=clicks,
-            version=version,
+            version=self._versions.live.number,
             text=text,
             figures=_finite(dict(figures or {})),
         )

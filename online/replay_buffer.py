@@ -31,11 +31,14 @@ class ReplayBuffer:
         at = self._places(min(len(features), self.held))
         self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there."""
+    def sample(self, count: int, random: np.random.Generator | None = None) -> tuple[Tensor, Tensor] | None:
+        """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there.
+
+        `random`: what draws them; None: the buffer's own numbers, which a checkpoint keeps.
+        """
         if not count or self.filled < max(1, min(FIRST, self.held)):
             return None
-        at = torch.from_numpy(self.random.integers(0, self.filled, count)).to(self.features.device)
+        at = torch.from_numpy((random or self.random).integers(0, self.filled, count)).to(self.features.device)
         return self.features[at].float(), self.present[at]
 
     def _places(self, count: int) -> Tensor:

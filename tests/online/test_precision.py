@@ -42,7 +42,7 @@ def test_fine_tuning_in_bfloat16_ends_with_finite_float32_weights() -> None:
     tuning = FineTuning(learner, recent, seed=1)
     while not tuning.done:
         tuning.run_for(0.0)
-    tuning.publish()
+    learner.publish(tuning.candidate(), 2)
     for parameter in learner.weights.network.parameters():
         assert parameter.dtype == torch.float32
         assert torch.isfinite(parameter).all()
