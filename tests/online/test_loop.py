@@ -463,7 +463,7 @@ def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, 
     assert loop.ledger.finetunings == 1
     assert loop.learner.version == 2
     assert loop.finetuning_state == "idle"
-    assert "drift: the loss is worse:" in caplog.text
+    assert "alarm: the loss is worse:" in caplog.text
     loop.turn()
     assert {top.version for top in world.lists.held.values()} >= {2}
 
