@@ -86,6 +86,19 @@ class HeavyHitters:
         self.counts *= factor
         self.totals *= factor
 
+    def take_back(self, rows: Tensor, others: Tensor, weights: Tensor) -> None:
+        """Pairs (K,) that should not have been counted, with what they counted. What is no longer kept stays gone."""
+        counted = (rows > 0) & (others > 0)
+        rows, others, weights = rows[counted], others[counted], weights[counted]
+        self.totals.index_add_(0, rows, -weights)
+        same = self.others[rows] == others[:, None].to(torch.int32)  # (K, M)
+        pair, place = same.nonzero(as_tuple=True)
+        rows = rows[pair]
+        self.counts.index_put_((rows, place), -weights[pair], accumulate=True)
+        gone = self.counts[rows, place] <= 0
+        self.counts[rows[gone], place[gone]] = 0
+        self.others[rows[gone], place[gone]] = 0
+
     def forget(self, rows: Tensor) -> None:
         """Clears rows (K,), and what other rows counted of them: those places are free again, so that what had no place
         in such a row before, and comes back, counts from 0."""
@@ -145,26 +158,45 @@ class Counts:
     def add(self, rows: Tensor, earlier: Tensor, times: Tensor) -> None:
         """A batch of clicks in order: rows (N,), what each person had clicked before (N, NEAR), latest first, 0 where
         there was nothing; times (N,) float64 seconds."""
-        ones = torch.ones(len(rows), device=self.device)
-        self.tables["first"].add(earlier[:, 0], rows, ones)
-        self.tables["second"].add(earlier[:, 1], rows, ones)
-        self.tables["before"].add(rows, earlier[:, 0], ones)
-        third = earlier[:, THIRD]
-        self.tables["third"].add(third.reshape(-1), rows.repeat_interleave(third.shape[1]), ones.repeat(third.shape[1]))
-        near = torch.where(earlier == rows[:, None], 0, earlier).reshape(-1)
-        current = rows.repeat_interleave(earlier.shape[1])
-        weights = torch.ones(len(near), device=self.device)
-        self.tables["near"].add(
-            torch.cat([near, current]), torch.cat([current, near]), torch.cat([weights, weights * BACKWARD])
-        )
-
-        self.clicks.index_add_(0, rows, ones)
+        for name, (known, others, weights) in self._pairs(rows, earlier).items():
+            self.tables[name].add(known, others, weights)
+        self.clicks.index_add_(0, rows, torch.ones(len(rows), device=self.device))
         self._add_popularity(rows)
         self.last_at.scatter_reduce_(0, rows, times, "amax")
         fresh = self.first_at[rows] == 0
         self.first_at.scatter_reduce_(0, rows[fresh], times[fresh], "amin", include_self=False)
         for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
             cleared[0] = 0
+
+    def _pairs(self, rows: Tensor, earlier: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """What clicks (N,) after others (N, NEAR) count in each table: rows, others, weights, (K,) each."""
+        ones = torch.ones(len(rows), device=self.device)
+        third = earlier[:, THIRD]
+        near = torch.where(earlier == rows[:, None], 0, earlier).reshape(-1)
+        current = rows.repeat_interleave(earlier.shape[1])
+        weights = torch.ones(len(near), device=self.device)
+        both = torch.cat([near, current]), torch.cat([current, near]), torch.cat([weights, weights * BACKWARD])
+        return {
+            "first": (earlier[:, 0], rows, ones),
+            "second": (earlier[:, 1], rows, ones),
+            "before": (rows, earlier[:, 0], ones),
+            "third": (third.reshape(-1), rows.repeat_interleave(third.shape[1]), ones.repeat(third.shape[1])),
+            "near": both,
+        }
+
+    def take_back(self, rows: Tensor, earlier: Tensor, ages: Tensor) -> None:
+        """What should not have been counted: rows (N,) and what stood before them (N, NEAR), as `add` was told, 0 in
+        whatever pair is to stay; ages (N,) float64: clicks counted since, -1 where the click itself is to stay."""
+        for name, (known, others, weights) in self._pairs(rows, earlier).items():
+            self.tables[name].take_back(known, others, weights)
+        rows, ages = rows[ages >= 0], ages[ages >= 0]
+        self.clicks.index_add_(0, rows, -torch.ones(len(rows), device=self.device))
+        rates = torch.tensor([2 ** (1 / n) for n in self.half_lives], dtype=torch.float64, device=self.device)
+        self._popular.index_add_(0, rows, -self._weights / rates ** (ages[:, None] + 1))
+        self._popular.clamp_(min=0)
+        nobodys = rows[self.clicks[rows] <= 0]
+        for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
+            cleared[nobodys] = 0
 
     def _add_popularity(self, rows: Tensor) -> None:
         """Instead of letting all counts decay with each click, each click counts more than the one before it."""

@@ -206,6 +206,17 @@ class Settings(BaseSettings):
     )
     outage_clicks: Positive = Field(200, description="clicks whose time tells the rate")
 
+    # The guard.
+    guard: bool = Field(True, description="false: clicks are learned from however many somebody makes")
+    guard_clicks_at_once: Positive = Field(120, description="clicks of a person at once that others' lists learn from")
+    guard_clicks_per_minute: Rate = Field(20.0, description="the same, for longer")
+    guard_repeats_at_once: Annotated[int, Field(ge=2)] = Field(
+        5, description="clicks of a person on one item at once that others' lists learn from"
+    )
+    guard_repeats_interval_s: Rate = Field(300.0, description="time after which they learn from one more of these")
+    guard_late_s: Seconds = Field(86_400.0, description="a click counts as made at most so long before the latest one")
+    guard_held: Positive = Field(131_072, description="people, items, and pairs of both whose clicks are watched")
+
     # What a person sees.
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: Port = Field(8000, description="port of the API")

@@ -1,0 +1,235 @@
+"""The guard against poisoned clicks: what one person, or a few, click again and again is not learned from.
+
+Everybody's lists follow everybody's clicks, so a bot that clicks one item ten thousand times would push it to all.
+Three kinds of leaky buckets (Turner 1986, "New directions in communications") bound what a few can do; clicks fill
+them, time drains them:
+
+- of a person: clicks beyond `guard_clicks_at_once`, and then `guard_clicks_per_minute`;
+- of a person and an item: clicks of the one on the other beyond `guard_repeats_at_once`, and then one for each
+  `guard_repeats_interval_s`;
+- of an item: only what somebody clicks again fills it, and somebody else's first click drains it by one. So what many
+  people repeat is heard, and what a few people repeat for each other is not, beyond `guard_repeats_at_once` clicks.
+
+A bucket that is full goes on filling, up to twice its size: who does not stop is not heard at all. Guarded clicks
+still move their owner's history, and so their own list. Not seen: one click each of very many people; that is what a
+trend is.
+
+Time is the stream's: a click's timestamp, but never before the person's latest one, and at most `guard_late_s` before
+the latest of all. So what comes out of order, or at equal times, does no harm, and made-up timestamps gain one such
+span at most.
+
+Letters: `N` clicks of a micro-batch, `K` keys poured at once, `B` rows of the table, `W` ways (entries) of a row.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.arrays import below, joined
+from online.counts import NEAR
+from online.history import Newest, earlier_in_batch
+from online.settings import Settings
+
+REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
+WAYS = 4
+CAUGHT = 2  # times its size to which somebody who does not stop fills a bucket: what was heard is taken back
+FULL_MOST = 3  # times its size that it can be filled: how long somebody who stops has to wait
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits (Knuth, vol. 3, 6.4)
+
+Keys = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+class Judged(NamedTuple):
+    """What is to be done with N clicks."""
+
+    guarded: Bools  # (N,) not to be learned from
+    caught: Bools  # (N,) what their person had clicked of their item is to be taken back
+
+
+class Contributed(NamedTuple):
+    """What one person's clicks on one item, n of them, have counted, alone and as neighbours of K clicks."""
+
+    rows: NDArray[np.int64]  # (K,)
+    earlier: NDArray[np.int64]  # (K, NEAR) what stood before each, latest first; 0 in pairs without the item
+    ages: Floats  # (K,) clicks counted since, -1 of those on other items
+    numbers: NDArray[np.int64]  # (n,) of the moments
+
+
+class Buckets:
+    """Leaky buckets of at most about `held` keys, 24 bytes each. In a full row of the table the emptiest makes room.
+
+    So who clicks most is remembered, and when there are too many, it is heard too much rather than too little.
+    """
+
+    def __init__(self, size: int, drained_each_s: float, held: int) -> None:
+        """`size`: clicks that a bucket holds; `drained_each_s`: seconds in which one of them drains."""
+        self.size, self.drained_each_s = size, drained_each_s
+        rows = max(1, held // WAYS)
+        self._keys = np.zeros((rows, WAYS), np.int64)  # 0: free
+        self._levels = np.zeros((rows, WAYS))  # (B, W) clicks
+        self._at = np.zeros((rows, WAYS))  # (B, W) seconds: when the level was that
+
+    def pour(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0) -> Floats:
+        """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
+        full each was just before, (K,) in clicks."""
+        clicks = np.broadcast_to(clicks, keys.shape)
+        levels = np.zeros(len(keys))
+        nth = earlier_in_batch(keys)
+        for turn in range(int(nth.max(initial=-1)) + 1):
+            at = np.flatnonzero(nth == turn)
+            levels[at] = self._pour_once(keys[at], now[at], clicks[at])
+        return levels
+
+    def _pour_once(self, keys: Keys, now: Floats, clicks: Floats) -> Floats:
+        """The same for different keys."""
+        row = keys % len(self._keys)
+        same = self._keys[row] == keys[:, None]  # (K, W)
+        drained = np.maximum(now[:, None] - self._at[row], 0) / self.drained_each_s
+        left = np.maximum(self._levels[row] - drained, 0)  # (K, W)
+        known = same.any(1)
+        way = np.where(known, same.argmax(1), left.argmin(1))
+        level: Floats = np.where(known, left[np.arange(len(keys)), way], 0.0)
+        self._at[row, way] = np.where(known, np.maximum(now, self._at[row, way]), now)
+        self._keys[row, way] = keys
+        self._levels[row, way] = np.clip(level + clicks, 0, FULL_MOST * self.size)
+        return level
+
+    @property
+    def span_s(self) -> float:
+        """Seconds in which a bucket that has caught somebody drains."""
+        return CAUGHT * self.size * self.drained_each_s
+
+    def to_state(self) -> dict[str, NDArray[Any]]:
+        """Only what is in use."""
+        at = np.flatnonzero(self._keys)
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at}
+        return {"rows": np.array([len(self._keys)]), "places": at} | {n: part.flat[at] for n, part in parts.items()}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes back what `to_state` gave; of a table of another size (settings have changed), nothing."""
+        if int(arrays["rows"][0]) != len(self._keys):
+            return
+        for name, part in (("keys", self._keys), ("levels", self._levels), ("at", self._at)):
+            part[:] = 0
+            part.flat[arrays["places"]] = arrays[name]
+
+
+class Guard:
+    """Says which clicks are not to be learned from, and remembers which those were."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.on, self.late_s = settings.guard, settings.guard_late_s
+        self.total: Counter[str] = Counter()  # guarded clicks, by reason
+        self._now = 0.0  # the latest timestamp so far
+        self._moments_held = settings.moments_held
+        self._guarded = np.zeros(settings.moments_held, np.bool_)  # of each moment, at its number modulo the length
+        self._judged = 0  # the latest moment's number
+        held, size = settings.guard_held, settings.guard_repeats_at_once
+        self._people = Buckets(settings.guard_clicks_at_once, 60 / settings.guard_clicks_per_minute, held)
+        self._pairs = Buckets(size, settings.guard_repeats_interval_s, held)
+        self._items = Buckets(size, settings.guard_repeats_interval_s, held)
+
+    def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
+        """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
+        guarded, caught = np.zeros((2, len(users)), np.bool_)
+        if self.on:
+            *found, caught = self._found(users, items, self._clocks(times))
+            for reason, some in zip(REASONS, found, strict=True):
+                guarded |= some
+                self.total[reason] += int(some.sum())
+        self._guarded[numbers % self._moments_held] = guarded
+        self._judged = int(numbers[-1])
+        return Judged(guarded, caught)
+
+    def was_guarded(self, numbers: NDArray[np.int64]) -> Bools:
+        """Whether clicks were guarded, by the numbers (...) of their moments; of those long ago nobody knows: no."""
+        held = (numbers > 0) & (numbers > self._judged - self._moments_held)
+        found: Bools = held & self._guarded[numbers % self._moments_held]
+        return found
+
+    def contributed(self, newest: Newest, row: int) -> Contributed:
+        """What is to be taken back of one person (newest, N = 1) who was caught with an item.
+
+        From here on it counts as guarded.
+        """
+        rows, times, numbers = newest.rows[0], newest.timestamps[0], newest.numbers[0]
+        heard = (numbers > 0) & ~self.was_guarded(numbers)
+        its = heard & (rows == row) & (times >= times[0] - self._pairs.span_s)  # (L,)
+        window = np.arange(len(rows))[:, None] + np.arange(1, NEAR + 1)  # (L, NEAR) what stood before each
+        earlier = np.pad(np.where(heard, rows, 0), (0, NEAR))[window]
+        earlier[~(its[:, None] | np.pad(its, (0, NEAR))[window])] = 0
+        at = np.flatnonzero(its | (heard & earlier.any(1)))
+        ages = np.array([self._heard_since(numbers[one]) if its[one] else -1 for one in at.tolist()], float)
+        self._guarded[numbers[its] % self._moments_held] = True
+        self.total["taken-back"] += int(its.sum())
+        return Contributed(rows[at], earlier[at], ages, numbers[its])
+
+    def _heard_since(self, number: int) -> int:
+        since = np.arange(number + 1, self._judged + 1)
+        return int(np.count_nonzero(~self._guarded[since % self._moments_held]))
+
+    def _clocks(self, times: Floats) -> Floats:
+        latest = np.maximum.accumulate(np.maximum(times, self._now))
+        self._now = float(latest[-1])
+        clocks: Floats = np.maximum(times, latest - self.late_s)
+        return clocks
+
+    def _found(self, users: Sequence[str], items: Sequence[str], now: Floats) -> tuple[Bools, ...]:
+        """What each kind of bucket guards, (N,) each: what one guards does not reach the next. And which clicks show
+        that their person does not stop clicking their item, (N,)."""
+        person, item = _keys(users), _keys(items)
+        rate = self._people.pour(person, now) + 1 > self._people.size
+        heard = np.flatnonzero(~rate)
+        level = self._pairs.pour(_of_pairs(person[heard], item[heard]), now[heard])
+        repeats, caught, crowd = np.zeros((3, len(rate)), np.bool_)
+        repeats[heard] = level + 1 > self._pairs.size
+        most = CAUGHT * self._pairs.size
+        caught[heard] = (level < most) & (level + 1 >= most)
+        again = level > 0
+        fits = ~repeats[heard]
+        heard, again = heard[fits], again[fits]
+        level = self._items.pour(item[heard], now[heard], np.where(again, 1.0, -1.0))
+        crowd[heard] = again & (level + 1 > self._items.size)
+        return rate, repeats, crowd, caught
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays by name, and a JSON object."""
+        parts = {name: part.to_state() for name, part in self._buckets().items()}
+        numbers = np.arange(max(1, self._judged - self._moments_held + 1), self._judged + 1)
+        arrays = joined(parts) | {"guarded": numbers[self.was_guarded(numbers)]}
+        return arrays, {"now": self._now, "judged": self._judged, "total": dict(self.total)}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave; with fewer moments held the latest."""
+        for name, part in self._buckets().items():
+            part.load_state(below(arrays, name))
+        self._now, self._judged, self.total = state["now"], state["judged"], Counter(state["total"])
+        numbers = arrays["guarded"][arrays["guarded"] > self._judged - self._moments_held]
+        self._guarded[:] = False
+        self._guarded[numbers % self._moments_held] = True
+
+    def _buckets(self) -> dict[str, Buckets]:
+        return {"people": self._people, "pairs": self._pairs, "items": self._items}
+
+
+@lru_cache(maxsize=65_536)
+def _key(name: str) -> int:
+    """A number above 0 that is the same on every machine; nobody can choose names that share one."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1 or 1
+
+
+def _keys(names: Sequence[str]) -> Keys:
+    return np.fromiter(map(_key, names), np.int64, len(names))
+
+
+def _of_pairs(ones: Keys, others: Keys) -> Keys:
+    mixed = (ones.astype(np.uint64) * _MIX) ^ others.astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX
+    return np.maximum((mixed >> np.uint64(1)).astype(np.int64), 1)
