@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     times: NDArray[np.float64]  # (N,) seconds since 1970
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come after
     numbers: NDArray[np.int64]  # (N,) of their moments
+    heard: NDArray[np.bool_]  # (N,) to be learned from: not guarded
 
 
 class Read(NamedTuple):
@@ -41,7 +42,8 @@ class Lesson(NamedTuple):
     """
 
     scored: Scored  # by the live weights
-    places: Tensor  # (N,) of the clicked items among the candidates, −1 where they are not among them
+    places: Tensor  # (N,) of the clicked items among the candidates, −1 where they are not among them, or guarded
+    seen: Tensor  # (·, F) features of the candidates for clicks that are not guarded
     again: tuple[Tensor, Tensor] | None  # replayed clicks: features (·, K, F), and which are there (·, K)
     taught: NDArray[np.bool_]  # (N,) which clicks the Reformer has learned to guess
     wanted: Tensor  # their rows
@@ -71,4 +73,5 @@ class Learned:
     ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
     candidates: NDArray[np.int64]  # (N,) how many candidates there were
     served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
+    heard: NDArray[np.bool_]  # (N,) which clicks were learned from; the others, guarded, say nothing of the lists
     lesson: Lesson

@@ -55,7 +55,7 @@ def cosines(
 
 
 class MomentLog:
-    """The latest `held` moments of everybody, in a ring: 24 bytes each, and 2 for each number of a state.
+    """The latest `held` moments of everybody, in a ring: 25 bytes each, and 2 for each number of a state.
 
     A moment has a number, counted from 1 in order of arrival, and is there until `held` others have come.
     """
@@ -69,6 +69,7 @@ class MomentLog:
         self.times = torch.zeros(held, dtype=torch.float64, device=device)
         self.gaps = torch.zeros(held, device=device)
         self.states = torch.zeros(held, state_width, dtype=torch.float16, device=device)  # of unit length, or 0
+        self.private = torch.zeros(held, dtype=torch.bool, device=device)  # nobody else is to be reminded of it
 
     def next_numbers(self, count: int) -> NDArray[np.int64]:
         """The numbers that the next moments will have."""
@@ -81,6 +82,7 @@ class MomentLog:
         self.last[at], self.before[at] = moments.last.to(torch.int32), moments.before.to(torch.int32)
         self.times[at], self.gaps[at] = moments.times, moments.gaps
         self.states[at] = 0 if states is None else F.normalize(states.detach(), dim=-1).half()
+        self.private[at] = False
         self.total += len(items)
 
     def holds(self, numbers: Tensor) -> Tensor:
@@ -115,7 +117,7 @@ class MomentLog:
                 getattr(self, name)[_places(self, kept)] = part
 
 
-_RINGS = ("items", "last", "before", "times", "gaps", "states")
+_RINGS = ("items", "last", "before", "times", "gaps", "states", "private")
 
 
 def _places(log: MomentLog, kept: int) -> Tensor:

@@ -14,6 +14,7 @@ from online.arrays import below, joined
 from online.candidates import Gatherer
 from online.counts import Counts
 from online.features import features
+from online.guard import Contributed
 from online.moments import HashedVectors, MomentLog, Moments, OwnMemory, WorldMemory
 from online.replay_buffer import ReplayBuffer
 from online.scored import Found, Gathered, Query, Scored
@@ -86,8 +87,9 @@ class Scorer:
         """Numbers of the moments found: of each person's own (N, ·), and of everybody's (N, ·); 0 for none."""
         own = torch.cat([query.numbers, self.own_memory.recall(query.slots, moment)], 1)
         world = self.world_memory.recall(moment)
+        at = world % self.log.held
         # Where the item before has lost its row since, the moment lies in a bucket of the row's next owner.
-        return own, torch.where(self.log.last[world % self.log.held] > 0, world, 0)
+        return own, torch.where((self.log.last[at] > 0) & ~self.log.private[at], world, 0)
 
     def _found(self, numbers: Tensor, query: Query) -> Found:
         """Moments (N, ·) and the candidates last gathered that they point at."""
@@ -104,16 +106,22 @@ class Scorer:
 
         rows (N,) clicked, earlier (N, NEAR) what each person had clicked before, latest first, numbers (N,) of their
         moments; leaving (K,): numbers of moments that are no longer among their owner's latest W, slots (K,) the
-        owners' in the memory of older ones.
+        owners' in the memory of older ones. Guarded clicks are no part of it, and 0 in `earlier`.
         """
         _, moments = self.log.read(numbers)
         self.counts.add(rows, earlier, moments.times)
         if self.settings.reformer:
-            known = (moments.last > 0) & (rows > 0)
+            known = (earlier[:, 0] > 0) & (rows > 0)
             self.world_memory.store(Moments(*(part[known] for part in moments)), numbers[known])
             if len(leaving):
                 there = self.log.holds(leaving)
                 self.own_memory.store(slots[there], self.log.read(leaving[there])[1], leaving[there])
+
+    def take_back(self, contributed: Contributed) -> None:
+        """Counts and moments that nobody else is to learn from any more."""
+        rows, earlier, ages, numbers = (torch.from_numpy(part).to(self.device) for part in contributed)
+        self.counts.take_back(rows, earlier, ages)
+        self.log.private[numbers % self.log.held] = True
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays by name, and a JSON object; without the weights."""
