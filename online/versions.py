@@ -77,10 +77,20 @@ class Versions:
         return self._held[number]
 
     def roll_back(
-        self, to: int, why: str, *, at_ms: int, learned: int, figures: Mapping[str, Any] | None = None
+        self,
+        to: int,
+        why: str,
+        *,
+        at_ms: int,
+        learned: int,
+        figures: Mapping[str, Any] | None = None,
+        at_hand: bool = False,
     ) -> Version:
-        """A new live version that begins from the weights of version `to`. Raises VersionError: it cannot be had."""
-        self.held(to)
+        """A new live version that begins from the weights of version `to`. Raises VersionError: it cannot be had.
+
+        `at_hand`: its weights need no checkpoint."""
+        if not at_hand:
+            self.held(to)
         given_up = self.live.number
         version = self.publish(why, at_ms=at_ms, learned=learned, figures=figures, parent=to)
         if self._held[given_up].state == KEPT:
