@@ -7,12 +7,13 @@ them, time drains them:
 - of a person: clicks beyond `guard_clicks_at_once`, and then `guard_clicks_per_minute`;
 - of a person and an item: clicks of the one on the other beyond `guard_repeats_at_once`, and then one for each
   `guard_repeats_interval_s`;
-- of an item: only what somebody clicks again fills it, and somebody else's first click drains it by one. So what many
-  people repeat is heard, and what a few people repeat for each other is not, beyond `guard_repeats_at_once` clicks.
+- of an item, four times as large: only what somebody clicks again fills it, and somebody else's first click drains it
+  by one. So what many people repeat is heard, and what a few people repeat for each other is not.
 
-A bucket that is full goes on filling, up to twice its size: who does not stop is not heard at all. Guarded clicks
-still move their owner's history, and so their own list. Not seen: one click each of very many people; that is what a
-trend is.
+A bucket that is full goes on filling, up to three times its size: who does not stop is not heard at all. Whoever fills
+that of one item to twice its size is caught, and what their clicks on it have counted so far is taken back. Guarded
+clicks still move their owner's history, and so their own list. Not seen: a few clicks each of very many people; that is
+what a trend is. Nor those of some who wait between their clicks, which count as any patient person's do.
 
 Time is the stream's: a click's timestamp, but never before the person's latest one, and at most `guard_late_s` before
 the latest of all. So what comes out of order, or at equal times, does no harm, and made-up timestamps gain one such
@@ -37,6 +38,7 @@ from online.settings import Settings
 
 REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
 WAYS = 4
+CROWD = 4  # times the size of a bucket of one person and an item, that an item's can hold
 CAUGHT = 2  # times its size to which somebody who does not stop fills a bucket: what was heard is taken back
 FULL_MOST = 3  # times its size that it can be filled: how long somebody who stops has to wait
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits (Knuth, vol. 3, 6.4)
@@ -134,7 +136,7 @@ class Guard:
         held, size = settings.guard_held, settings.guard_repeats_at_once
         self._people = Buckets(settings.guard_clicks_at_once, 60 / settings.guard_clicks_per_minute, held)
         self._pairs = Buckets(size, settings.guard_repeats_interval_s, held)
-        self._items = Buckets(size, settings.guard_repeats_interval_s, held)
+        self._items = Buckets(CROWD * size, settings.guard_repeats_interval_s, held)
 
     def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
         """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""

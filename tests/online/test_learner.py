@@ -76,7 +76,8 @@ def test_what_always_follows_is_served_and_popularity_is_left_behind(small):
 
 def test_what_somebody_returns_to_is_served_although_nobody_else_wants_it(learner):
     random = np.random.default_rng(0)
-    clicks = [click(user, 100 * user + random.integers(2), at) for at, user in enumerate(random.integers(0, 30, 900))]
+    users = random.integers(0, 30, 900).tolist()  # each clicks an item once in an hour
+    clicks = [click(user, 100 * user + random.integers(2), 60 * at) for at, user in enumerate(users)]
     learn(learner, clicks)
     assert learner.scores.recent()["served"]["hit@10"] > 0.9  # but for the first clicks of each
     assert learner.scores.recent()["popular"]["hit@10"] < 0.4
