@@ -24,12 +24,21 @@ HOUR_S = 3_600.0
 
 @dataclass(frozen=True)
 class Bot:
-    """Who clicks one item again and again, between everybody else's clicks."""
+    """Who clicks one item again and again, between everybody else's clicks: one or more accounts, in turn.
+
+    `between`: items that each clicks in turn with it, to make it what follows them.
+    """
 
     user_id: str = "bot-0"
     item_id: str = "miracle pills"  # which nobody else clicks
     clicks: int = 10_000
-    rate_hz: float = 5.0
+    rate_hz: float = 5.0  # of all accounts
+    accounts: int = 1
+    between: tuple[str, ...] = ()
+
+    @property
+    def user_ids(self) -> list[str]:
+        return [self.user_id, *(f"{self.user_id}-{number}" for number in range(1, self.accounts))]
 
 
 @dataclass(frozen=True)
@@ -102,10 +111,14 @@ class World:
                 yield click
 
     def _clicks_of(self, bot: Bot) -> Iterator[Click]:
+        users = bot.user_ids
         # A little later than the click that they begin at, which stays the change's number.
         for nth in range(bot.clicks):
             seconds = self.changed_at_s + (nth + 1) / bot.rate_hz
-            yield Click(user_id=bot.user_id, item_id=bot.item_id, timestamp=round(seconds, 3))
+            turn, account = divmod(nth, bot.accounts)
+            pushes = turn % 2 or not bot.between
+            item_id = bot.item_id if pushes else bot.between[(nth // 2) % len(bot.between)]
+            yield Click(user_id=users[account], item_id=item_id, timestamp=round(seconds, 3))
 
 
 TOWN, BOT = Town(), Bot()
