@@ -27,6 +27,7 @@ _COUNTERS = (
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
     ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
     ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
+    ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
 )
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}
 
@@ -108,6 +109,11 @@ def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
     for reason, count in _object(status, "dead_letters").items():
         letters.add_metric([reason], count)
     yield letters
+    notices = CounterMetricFamily("nextclick_notices", "What happened to the model, by kind", labels=["kind"])
+    for kind, count in _object(status, "notice_counts").items():
+        notices.add_metric([kind], count)
+    yield notices
+    yield from _gate(_object(status, "gate"))
     quantiles = GaugeMetricFamily(
         "nextclick_click_to_list_milliseconds",
         "From a click's arrival on the topic to its list in Redis, latest 10,000",
@@ -132,6 +138,27 @@ def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
         yield CounterMetricFamily("nextclick_finetunings", "Fine-tunings published", value=done)
     if (number := _number(_object(status, "checkpoint").get("number"))) is not None:
         yield GaugeMetricFamily("nextclick_checkpoint", "Number of the latest checkpoint", value=number)
+
+
+def _gate(figures: Mapping[str, Any]) -> Iterator[Metric]:
+    """Of the comparison that runs, if one does."""
+    if (clicks := _number(figures.get("clicks"))) is not None:
+        yield GaugeMetricFamily(
+            "nextclick_gate_clicks", "Clicks on which a candidate was compared so far", value=clicks
+        )
+    scores = GaugeMetricFamily("nextclick_gate_score", "Mean score of both models on these clicks", labels=["model"])
+    for model in ("live", "candidate"):
+        if (value := _number(figures.get(model))) is not None:
+            scores.add_metric([model], value)
+    yield scores
+    interval = figures.get("interval")
+    if isinstance(interval, list) and len(interval) == 2:
+        bounds = GaugeMetricFamily(
+            "nextclick_gate_difference", "Candidate minus live: the interval it lies in", labels=["bound"]
+        )
+        for bound, value in zip(("low", "high"), interval, strict=True):
+            bounds.add_metric([bound], value)
+        yield bounds
 
 
 def _object(status: Mapping[str, Any], field: str) -> Mapping[str, Any]:

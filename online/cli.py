@@ -42,6 +42,7 @@ _EXPECTED = {
     "online.demo": ("DemoError",),
     "online.event_files": ("EventFileError",),
     "online.replay": ("ReplayError",),
+    "online.rollback_request": ("RollbackError",),
     "online.serve": ("ServeError",),
     "online.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
@@ -291,6 +292,39 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
         _print_json(report)
     else:
         out.print(status_view(report))
+
+
+@app.command(epilog="Example: nextclick versions --rollback 3")
+def versions(
+    rollback: Annotated[int | None, typer.Option(help="Make this version's weights serve again.", min=1)] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker to do it.", min=1)] = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print the versions of the model: number, state, when, why, from which one; or go back to one of them.
+
+    Works live: the worker goes on learning from that version's weights, as a new version with a number of its own.
+    Histories, counts and offsets stay: no click is lost or learned twice.
+    """
+    settings = _settings()
+    from online.edges import open_lists
+    from online.rollback_request import ask_rollback
+    from online.views import versions_view
+
+    lists = open_lists(settings)
+    if rollback is not None:
+        done = ask_rollback(lists, rollback, timeout)
+        if as_json:
+            _print_json(done)
+        else:
+            print(f"rolled back: version {done['version']} makes the lists now, with the weights of {rollback}")
+        return
+    report = lists.status()
+    if report is None:
+        raise NothingThereError(f"no worker reports in Redis at {lists.address}: start `nextclick worker`")
+    if as_json:
+        _print_json(report.get("versions", []))
+    else:
+        out.print(versions_view(report.get("versions", [])))
 
 
 @app.command("dead-letters", epilog="Example: nextclick dead-letters --reason malformed-json --limit 3")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 
 from online.items_feed import ItemsFeed
 from online.settings import Settings
@@ -9,6 +10,7 @@ from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
+from stream.notices import NoticeWriter
 from stream.readers import KafkaReader, LogReader, TopicReader
 from stream.source import Producer, Source
 
@@ -20,10 +22,11 @@ def prepare_topics(settings: Settings) -> None:
     """Makes the topics that are missing; those that are there stay as they are. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
         topics = {settings.clicks_topic: settings.topic_partitions, settings.items_topic: 1}
-        topics[settings.dead_letters_topic] = 1
+        topics |= {settings.dead_letters_topic: 1, settings.events_topic: 1}
         ensure_topics(settings.kafka_bootstrap_servers, topics, configs={settings.items_topic: ITEMS_TOPIC})
     else:
-        topics = {settings.clicks_topic: LOG_PARTITIONS, settings.items_topic: 1, settings.dead_letters_topic: 1}
+        topics = dict.fromkeys((settings.items_topic, settings.dead_letters_topic, settings.events_topic), 1)
+        topics[settings.clicks_topic] = LOG_PARTITIONS
         with closing(Log(settings.log_path, records_max=settings.log_records_max)) as log:
             log.ensure_topics(topics)
 
@@ -60,6 +63,12 @@ def open_producer(settings: Settings) -> Producer:
     if settings.kafka_bootstrap_servers:
         return KafkaProducer(settings.kafka_bootstrap_servers)
     return LogProducer(settings.log_path, partitions=LOG_PARTITIONS, records_max=settings.log_records_max)
+
+
+def open_notices(settings: Settings) -> NoticeWriter:
+    """Writes notices to the events topic, in a thread, as long as the broker lets it."""
+    connect = partial(open_producer, settings)
+    return NoticeWriter(connect, settings.events_topic, waiting_max=settings.notices_waiting_max)
 
 
 def open_lists(settings: Settings) -> Lists:

@@ -59,6 +59,11 @@ class Versions:
         """Whether the live version was published after the latest checkpoint."""
         return self.live.checkpoint is None and self.live.parent is not None
 
+    @property
+    def came_back(self) -> bool:
+        """Whether the live version took the place of one that was given up."""
+        return self._held.get(self.live.number - 1, self.live).state == ROLLED_BACK
+
     def all(self) -> list[Version]:
         """Oldest first."""
         return list(self._held.values())

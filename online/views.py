@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -75,12 +75,14 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row("drift", _drift(status))
     finetune = status.get("finetune") or {}
     table.add_row("fine-tunings", f"{_count(finetune.get('done'))}, now {finetune.get('state', '?')}")
+    if gate := status.get("gate"):
+        table.add_row("candidate", gate_line(gate))
     saved = status.get("checkpoint")
     table.add_row("checkpoint", f"{saved.get('number')}, {saved.get('bytes', 0) / 1e6:.1f} MB" if saved else "none yet")
     table.add_row("memory", f"{_count(status.get('memory_mb_max'))} MB at most")
     for partition, offset in (status.get("positions") or {}).items():
         table.add_row(Text(f"next of {plain(partition)}"), _count(offset))
-    return Group(table, Text(), scores_table(status))
+    return Group(table, Text(), scores_table(status), *notice_lines(status, now))
 
 
 def scores_table(status: Mapping[str, Any]) -> Table:
@@ -95,6 +97,58 @@ def scores_table(status: Mapping[str, Any]) -> Table:
         late, all_ = recent.get(method) or {}, scores.get(method) or {}
         table.add_row(label, *(_share(of.get(measure)) for measure in ("hit@10", "ndcg@10") for of in (late, all_)))
     return table
+
+
+def notice_lines(status: Mapping[str, Any], now_ms: float) -> Iterable[Text]:
+    """What happened to the model lately, the latest last."""
+    for notice in status.get("notices") or ():
+        when = f"{ago(now_ms - notice.get('at', now_ms))} ago"
+        kind = plain(str(notice.get("kind"))).replace("_", " ")
+        yield Text.assemble((f"{when:>10}  ", "dim"), (kind, "bold"), f"  {plain(str(notice.get('text')))}")
+
+
+def gate_line(gate: Mapping[str, Any]) -> str:
+    """How a candidate does beside the live model."""
+    scores = f"{_share(gate.get('candidate'))}, the live model {_share(gate.get('live'))}"
+    text = f"{scores}, {_count(gate.get('clicks'))} clicks"
+    low, high = gate.get("interval") or (None, None)
+    return text if low is None else f"{text}; the difference lies between {low:+.4f} and {high:+.4f}"
+
+
+def versions_view(versions: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """The versions of the model, oldest first."""
+    now = 1_000 * time.time()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, right in (("version", True), ("state", False), ("published", True), ("at click", True), ("from", True)):
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_column("why")
+    table.add_column("figures", style="dim")
+    for version in versions:
+        live = version.get("state") == "live"
+        table.add_row(
+            str(version.get("number")),
+            str(version.get("state")),
+            f"{ago(now - version.get('at_ms', now))} ago",
+            _count(version.get("learned")),
+            "" if version.get("parent") is None else str(version.get("parent")),
+            Text(plain(str(version.get("why")))),
+            Text(figures_line(version.get("figures") or {})),
+            style="bold" if live else None,
+        )
+    return table
+
+
+def figures_line(figures: Mapping[str, Any]) -> str:
+    """Figures in a line, those within others too."""
+    parts = []
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            parts.append(f"{plain(str(name))} ({figures_line(value)})")
+        elif isinstance(value, list | tuple):
+            parts.append(f"{plain(str(name))} " + "…".join(_figure(one) for one in value))
+        elif value is not None:
+            parts.append(f"{plain(str(name))} {_figure(value)}")
+    return ", ".join(parts)
 
 
 def dead_letters_view(reasons: Counter[str], latest: Iterable[DeadLetter]) -> RenderableType:
@@ -138,6 +192,10 @@ def _drift(status: Mapping[str, Any]) -> str:
         return text
     before, after = last.get("before", 0), last.get("after", 0)
     return f"{text}; in the last one the {last.get('signal', 'loss')} went from {before:.3f} to {after:.3f}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else plain(str(value))
 
 
 def _count(value: Any) -> str:

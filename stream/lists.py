@@ -5,6 +5,8 @@
 | `nextclick:top:{user_id}` | JSON of `TopList`, best item first | `ttl_s` |
 | `nextclick:popular` | the same, for anybody without a list | `ttl_s` |
 | `nextclick:status` | JSON object: what the worker says about itself | as the worker asks |
+| `nextclick:request` | JSON object: what somebody asks of the worker, which takes it away | as long as they wait |
+| `nextclick:answer:{id}` | JSON object: what came of the request with that id | a minute |
 
 A list is one string because it is read with one GET and written with one SET: a sorted set of 50 items takes many times
 as long to write.
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 _TOP = "nextclick:top:"
 POPULAR_KEY = "nextclick:popular"
 STATUS_KEY = "nextclick:status"
+REQUEST_KEY = "nextclick:request"
+_ANSWER = "nextclick:answer:"
+_ANSWER_TTL_S = 60
 
 _CONNECT_S_MAX = 1.0
 _ANSWER_S_MAX = 2.0
@@ -175,16 +180,34 @@ class Lists:
         """What the worker last said about itself; None where it is silent."""
         with self._clear_errors():
             value = self._client.get(STATUS_KEY)
-        if value is None:
-            return None
-        try:
-            status = json.loads(value)
-        except ValueError:
-            status = None
-        if not isinstance(status, dict):
-            log.warning("%s in Redis holds no JSON object; it counts as absent", STATUS_KEY)
-            return None
-        return status
+        return _object(STATUS_KEY, value)
+
+    def ask(self, request: Mapping[str, Any], ttl_s: int) -> bool:
+        """Leave a request (it has an `id`) for as long as somebody waits -> whether there was none yet."""
+        with self._clear_errors():
+            return bool(self._client.set(REQUEST_KEY, json.dumps(request, allow_nan=False), ex=ttl_s, nx=True))
+
+    def take_request(self) -> dict[str, Any] | None:
+        """What somebody asks, which is not there any more then; None where nobody does."""
+        with self._clear_errors():
+            value = self._client.getdel(REQUEST_KEY)
+        return _object(REQUEST_KEY, value)
+
+    def withdraw_request(self) -> bool:
+        """Take back what was asked -> whether the worker had not taken it."""
+        with self._clear_errors():
+            return bool(self._client.delete(REQUEST_KEY))
+
+    def answer(self, request_id: str, answer: Mapping[str, Any]) -> None:
+        """Say what came of a request; gone after a minute."""
+        with self._clear_errors():
+            self._client.set(_ANSWER + request_id, json.dumps(answer, allow_nan=False), ex=_ANSWER_TTL_S)
+
+    def answer_to(self, request_id: str) -> dict[str, Any] | None:
+        """What came of a request; None as long as that is not known."""
+        with self._clear_errors():
+            value = self._client.get(_ANSWER + request_id)
+        return _object(_ANSWER + request_id, value)
 
     def ping(self) -> None:
         """Return when Redis answers."""
@@ -279,6 +302,20 @@ def _parse(key: str, value: bytes | str | None) -> TopList | None:
     except ValidationError:
         log.warning("%s in Redis holds no list; it counts as absent", key)
         return None
+
+
+def _object(key: str, value: bytes | str | None) -> dict[str, Any] | None:
+    """The JSON object under a key; None where there is none."""
+    if value is None:
+        return None
+    try:
+        found = json.loads(value)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        log.warning("%s in Redis holds no JSON object; it counts as absent", key)
+        return None
+    return found
 
 
 def _address(client: redis.Redis) -> str:
