@@ -228,3 +228,52 @@ def test_sums_that_are_right_for_what_is_no_safetensors_file_do_not_help(tmp_pat
     save_file({"number": np.ones(1)}, path / ARRAYS)
     rewrite(path / MANIFEST, files={name: checkpoint_module._sum_and_size(path / name) for name in (ARRAYS, STATE)})
     assert checkpoints.load()[0] == 2
+
+
+# --- pinned ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_pinned_stays_until_it_is_not_pinned_any_more(tmp_path):
+    checkpoints = filled(tmp_path, 3, kept=2)
+    for number, pinned, there in [
+        (4, {2}, [2, 3, 4]), (5, {2, 4}, [2, 4, 5]), (6, {2, 4, 77}, [2, 4, 5, 6]), (7, {4}, [4, 6, 7]),
+        (8, (), [7, 8]),
+    ]:  # fmt: skip
+        assert checkpoints.next_number() == number
+        checkpoints.save(arrays_of(number), {"number": number}, pinned)
+        assert checkpoints.numbers() == there
+
+
+def test_any_checkpoint_can_be_read_and_what_cannot_is_named(tmp_path):
+    checkpoints = filled(tmp_path, 3)
+    arrays, state = checkpoints.read(2)
+    assert (arrays["number"][0], state["number"]) == (2, 2)
+    cut(tmp_path / "00000002" / ARRAYS)
+    for number in (2, 9):
+        with pytest.raises(CheckpointError, match=f"{number:08d} cannot be used"):
+            checkpoints.read(number)
+
+
+def test_where_the_latest_are_damaged_a_pinned_one_is_better_than_none(tmp_path):
+    checkpoints = filled(tmp_path, 1, kept=1)
+    for number in (2, 3):
+        checkpoints.save(arrays_of(number), {"number": number}, pinned={1})
+    cut(tmp_path / "00000003" / ARRAYS)
+    assert checkpoints.load()[0] == 1
+
+
+def test_killed_while_an_old_one_is_removed_no_half_of_it_is_left(tmp_path, monkeypatch):
+    checkpoints = filled(tmp_path, 2, kept=2)
+
+    def killed(path, **_):
+        (path / ARRAYS).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint_module.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(arrays_of(3), {})
+    monkeypatch.undo()
+    again = Checkpoints(tmp_path, 2)
+    assert again.numbers() == [2, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002", "00000003"]
+    assert again.load()[0] == 3
