@@ -24,7 +24,19 @@ from stream.log import LogProducer, LogSource
 from stream.source import Record
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["demo", "worker", "serve", "replay", "item", "backtest", "tune", "top", "status", "dead-letters"]
+COMMANDS = [
+    "demo",
+    "worker",
+    "serve",
+    "replay",
+    "item",
+    "backtest",
+    "tune",
+    "top",
+    "status",
+    "versions",
+    "dead-letters",
+]
 STATUS = {
     "state": "running", "started_at": 1, "written_at": 2, "version": 3, "learned": 12_345, "duplicates": 6,
     "dead_letters": {"malformed-json": 4}, "users": 300, "items": 320, "lag": None, "positions": {"clicks:0": 12_351},

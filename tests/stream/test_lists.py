@@ -10,7 +10,17 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.lists import POPULAR_KEY, STATUS_KEY, EmbeddedRedis, Lists, ListsError, TopList, connect, top_key
+from stream.lists import (
+    POPULAR_KEY,
+    REQUEST_KEY,
+    STATUS_KEY,
+    EmbeddedRedis,
+    Lists,
+    ListsError,
+    TopList,
+    connect,
+    top_key,
+)
 
 LIST = TopList(
     items=["i1", "ï2"],
@@ -244,3 +254,33 @@ def test_a_full_redis_is_one_clear_line(redis_server):
         assert "\n" not in str(error.value)
     finally:
         client.config_set("maxmemory", "0")
+
+
+def test_a_request_is_taken_once_and_gone_where_nobody_takes_it(lists, client):
+    assert lists.take_request() is None
+    assert lists.ask({"id": "a", "rollback": 3}, ttl_s=30)
+    assert 0 < client.ttl(REQUEST_KEY) <= 30
+    assert not lists.ask({"id": "b"}, ttl_s=30)
+    assert lists.take_request() == {"id": "a", "rollback": 3}
+    assert lists.take_request() is None
+    assert not lists.withdraw_request()
+    assert lists.ask({"id": "c"}, ttl_s=30)
+    assert lists.withdraw_request()
+    assert lists.take_request() is None
+
+
+def test_an_answer_waits_for_who_asked(lists, client):
+    assert lists.answer_to("a") is None
+    lists.answer("a", {"version": 4})
+    assert lists.answer_to("a") == {"version": 4}
+    assert lists.answer_to("b") is None
+    (key,) = client.keys("nextclick:answer:*")
+    assert 0 < client.ttl(key) <= 60
+
+
+@pytest.mark.parametrize("value", ["", "no json", "[]", "7"])
+def test_what_is_no_request_is_thrown_away(lists, client, value, caplog):
+    client.set(REQUEST_KEY, value)
+    assert lists.take_request() is None
+    assert not client.exists(REQUEST_KEY)
+    assert "counts as absent" in caplog.text
