@@ -43,6 +43,7 @@ class Reaction:
         self.reactions += 1
         self.left = self.settings.reaction_clicks
         self.learner.counts.decay(self.settings.reaction_counts_kept)
+        self.learner.scorer.replay.forget(self.settings.reaction_replay_kept)
         self.learner.weights.hasten(self.factor)
 
     def after(self, clicks: int) -> None:

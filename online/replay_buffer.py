@@ -41,6 +41,10 @@ class ReplayBuffer:
         at = torch.from_numpy((random or self.random).integers(0, self.filled, count)).to(self.features.device)
         return self.features[at].float(), self.present[at]
 
+    def forget(self, kept: float) -> None:
+        """Leaves a share of the clicks (from 0 to 1), of any age."""
+        self.filled = int(kept * self.filled)
+
     def _places(self, count: int) -> Tensor:
         """Different places for at most R new clicks: free ones first."""
         free = min(count, self.held - self.filled)

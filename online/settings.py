@@ -69,12 +69,27 @@ class Settings(BaseSettings):
         2_000, description="lists looked at after each micro-batch, by the thousand, for items that are not available"
     )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
-        (300.0, 3_600.0, 10_800.0, 28_800.0, 57_600.0, 86_400.0, 172_800.0, 345_600.0),
+        (
+            300.0,
+            3_600.0,
+            10_800.0,
+            28_800.0,
+            57_600.0,
+            86_400.0,
+            172_800.0,
+            345_600.0,
+            691_200.0,
+            1_036_800.0,
+            1_382_400.0,
+        ),  # fmt: skip
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
     refresh_share_min: Annotated[float, Field(ge=0, le=1)] = Field(
         0.1,
         description="an age is left out while fewer of the lists that reach it are looked at before the next",
+    )
+    looks_max: Positive = Field(
+        3, description="moments that a list is ranked for where it will be looked at within hours or days"
     )
     refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")
     refresh_lists_max: Positive = Field(
@@ -163,6 +178,7 @@ class Settings(BaseSettings):
     )
     finetune_ranker_learning_rate: Rate = Field(0.0003, description="of the ranker, in fine-tuning")
     finetune_slice_ms: Positive = Field(20, description="fine-tuning between two polls stops after this time")
+    gate: bool = Field(True, description="false: what was fine-tuned is published without looking at it in the shadow")
     gate_alpha: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.05, description="probability at most of publishing a candidate that is worse than the margin allows"
     )
@@ -176,6 +192,10 @@ class Settings(BaseSettings):
     )
     rollback_margin: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.02, description="share of the live model's score by which its predecessor has to be better"
+    )
+    variety_lists: Positive = Field(256, description="latest lists whose variety is compared")
+    variety_share_min: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.25, description="a model whose lists have less of the other's variety is given up at once"
     )
     versions_kept: Positive = Field(5, description="latest versions whose checkpoints stay, to be rolled back to")
     versions_listed: Positive = Field(20, description="latest versions that are told of")
@@ -200,6 +220,9 @@ class Settings(BaseSettings):
     )
     reaction_counts_kept: Annotated[float, Field(ge=0, le=1)] = Field(
         0.1, description="what a click counted so far still counts when it begins; 1: as before"
+    )
+    reaction_replay_kept: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="share of the clicks to be learned from again that are kept then; 1: all"
     )
     outage_share: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.2, description="of the expected click rate, below which clicks are taken to be missing"
