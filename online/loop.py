@@ -6,26 +6,24 @@ lists are written again. Nothing is lost, and no click is in the surviving weigh
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from online.arrays import below, joined
 from online.arrived import Arrived, micro_batches
 from online.catalogue import Catalogue
 from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
-from online.drift import Alarm, DriftWatch
-from online.finetune import FineTuning
 from online.items_feed import ItemsFeed
 from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
 from online.notice_board import NoticeBoard
-from online.rates import RateNotice
 from online.reaction import Changes
 from online.seen import SeenEvents
 from online.settings import Settings
+from online.supervisor import Supervisor
 from online.versions import Versions
 from stream.events import BadEvent, Limits, parse
 from stream.lists import Lists
@@ -60,7 +58,6 @@ class Loop:
         self.clock = clock
         self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         self.learner = Learner(settings)
-        self.changes = Changes(settings, self.learner)
         self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
         self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
@@ -73,10 +70,18 @@ class Loop:
         self.writer = ListWriter(
             settings, learner=self.learner, ledger=self.ledger, catalogue=catalogue, lists=lists, clock=clock
         )
-        self.finetuning: FineTuning | None = None
-        self.last_finetuned_at: float | None = None
+        self.changes = Changes(settings, self.learner)
+        self.supervisor = Supervisor(
+            settings,
+            learner=self.learner,
+            ledger=self.ledger,
+            versions=self.versions,
+            changes=self.changes,
+            tell=self.notices.tell,
+            read_checkpoint=checkpoints.read,
+            clock=clock,
+        )
         self.last_saved: Saved | None = None
-        self._asked = threading.Event()
         self._saved_at = time.monotonic()
         self._saved_ledger = self.ledger.to_state()
 
@@ -93,11 +98,9 @@ class Loop:
         self.ledger.load_state(state["ledger"])
         self.versions.load_state(state["versions"], self.checkpoints.numbers())
         self.notices.load_state(state["notices"])
-        self.changes.load_state(state["changes"])
+        self.supervisor.load_state(below(arrays, "supervisor"), state["supervisor"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.writer.load_state(state["lists"])
-        if state["finetuning_asked"]:
-            self.ask_finetuning("before the restart")
         self._saved_ledger = self.ledger.to_state()
         self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
         offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
@@ -109,16 +112,10 @@ class Loop:
         self.writer.start()
         self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked)
 
-    def ask_finetuning(self, why: str) -> None:
-        """Fine-tune when there is time. May be called from any thread; asked twice before it begins counts once."""
-        if not self._asked.is_set():
-            log.info("fine-tuning asked for: %s", why)
-        self._asked.set()
-
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
-        busy = self.finetuning is not None or self._asked.is_set() or self.writer.waiting
+        busy = self.supervisor.busy or self.writer.waiting
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
@@ -130,28 +127,25 @@ class Loop:
             self.ledger.learned += len(batch)
             # 4. The new lists, in one pipeline.
             self.writer.publish(batch, learned.rankings)
-            # 5. Drift: an alarm begins a reaction, and asks for fine-tuning.
-            self._tell(self.changes.update([one.click for one in batch], learned))
+            # 5. The shadow learns the same; drift: an alarm begins a reaction, and asks for fine-tuning.
+            self.supervisor.after([one.click for one in batch], learned)
             self.writer.mind_items()  # here too: a full turn may take a second
         if not arrived:
             self.writer.mind_items()
-            self._tell(self.changes.silence(self.writer.stream_clock.now()))
+            self.supervisor.silence(self.writer.stream_clock.now())
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         for record in records:
             self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
         self.writer.refresh()
-        # 6. A slice of fine-tuning; whether it ended, and gave a new version.
-        published = self._finetune()
+        # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now.
+        published = self.supervisor.turn()
+        if published and self.versions.came_back:
+            self.writer.renew_all()  # what the version that was given up has written must not stand
         # 7. Weights and offsets become the checkpoint, and then the commit. A version is saved before lists name it.
         if published or time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
             self.checkpoint()
         return len(records)
-
-    @property
-    def finetuning_state(self) -> str:
-        """`running`, `asked` or `idle`."""
-        return "running" if self.finetuning is not None else "asked" if self._asked.is_set() else "idle"
 
     def checkpoint(self) -> None:
         """Everything so far, as one version on disk, then the commit; only the commit where nothing was taken in since
@@ -169,17 +163,17 @@ class Loop:
     def _save(self) -> None:
         self.dead_letters.flush(self.ledger.next_offsets)
         arrays, learner = self.learner.to_state()
-        arrays["seen"] = self.seen.to_state()
+        shadow, supervisor = self.supervisor.to_state()
+        arrays |= joined({"supervisor": shadow}) | {"seen": self.seen.to_state()}
         pinned = self.versions.saving(self.checkpoints.next_number())
         state: dict[str, Any] = {
             "learner": learner,
             "ledger": self.ledger.to_state(),
             "versions": self.versions.to_state(),
             "notices": self.notices.to_state(),
-            "changes": self.changes.to_state(),
+            "supervisor": supervisor,
             "dead_letters": self.dead_letters.to_state(),
             "lists": self.writer.to_state(),
-            "finetuning_asked": self.finetuning_state != "idle",
             "shape": self._shape(),
         }
         self.last_saved = self.checkpoints.save(arrays, state, pinned)
@@ -200,53 +194,6 @@ class Loop:
                 self.ledger.duplicates += 1
             else:
                 yield Arrived(click, record)
-
-    @property
-    def drift(self) -> DriftWatch:
-        return self.changes.drift
-
-    def _tell(self, notices: Sequence[Alarm | RateNotice]) -> None:
-        for notice in notices:
-            if isinstance(notice, RateNotice):
-                self.notices.tell(notice.kind, str(notice), notice.as_dict())
-            else:
-                self.notices.tell("alarm", str(notice), notice.as_dict())
-                if notice.worse:
-                    self.ask_finetuning("drift")
-
-    def _finetune(self) -> bool:
-        """A slice of fine-tuning, where one is running or asked for -> whether it ended with a new version."""
-        if self.finetuning is None:
-            if not self._asked.is_set():
-                return False
-            self._asked.clear()
-            self.finetuning = self._begin_finetuning()
-            if self.finetuning is None:
-                log.info("fine-tuning left out: no history has two clicks on known items yet")
-                return False
-        self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
-        if not self.finetuning.done:
-            return False
-        self.learner.publish(self.finetuning.candidate(), self.learner.version + 1)
-        self.ledger.finetunings += 1
-        self.last_finetuned_at = self.clock()
-        losses = self.finetuning.losses
-        half = max(1, len(losses) // 2)
-        first, second = sum(losses[:half]) / half, sum(losses[half:]) / max(1, len(losses) - half)
-        log.info(
-            "fine-tuned: version %d; %d steps, loss %.3f in their first half, %.3f in their second",
-            self.learner.version, len(losses), first, second,
-        )  # fmt: skip
-        self.finetuning = None
-        return True
-
-    def _begin_finetuning(self) -> FineTuning | None:
-        slots = self.learner.histories.recently_seen(self.settings.finetune_histories)
-        if not len(slots) or self.learner.vocabulary.rows <= 2:
-            return None
-        recent = self.learner.histories.latest(slots, self.settings.history_max)
-        seed = self.settings.seed + self.ledger.finetunings + 1
-        return FineTuning(self.learner, recent, seed=seed)
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}

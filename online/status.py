@@ -24,6 +24,7 @@ class StatusReport:
     def describe(self, state: str) -> dict[str, Any]:
         """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second."""
         loop, ledger, learner = self.loop, self.loop.ledger, self.loop.learner
+        supervisor, tuned_at = loop.supervisor, loop.supervisor.last_finetuned_at
         return {
             "state": state,
             "pid": os.getpid(),
@@ -43,14 +44,15 @@ class StatusReport:
             "scored": learner.scores.scored,
             "scores": learner.scores.total(),
             "recent": learner.scores.recent(),
-            "loss": loop.drift.mean_loss,
-            "alarms": loop.drift.alarms,
-            "last_alarm": loop.drift.last_alarm,
+            "loss": loop.changes.drift.mean_loss,
+            "alarms": loop.changes.drift.alarms,
+            "last_alarm": loop.changes.drift.last_alarm,
             "finetune": {
-                "state": loop.finetuning_state,
+                "state": supervisor.state,
                 "done": ledger.finetunings,
-                "last_at": None if loop.last_finetuned_at is None else int(1000 * loop.last_finetuned_at),
+                "last_at": None if tuned_at is None else int(1000 * tuned_at),
             },
+            "gate": None if supervisor.candidate is None else supervisor.candidate.figures(),
             "checkpoint": None
             if loop.last_saved is None
             else {
@@ -61,6 +63,10 @@ class StatusReport:
             "lists_behind": len(loop.writer.stale),
             "refreshes": ledger.refreshes,
             "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
+            "versions": loop.versions.as_dicts(),
+            "notices": [notice.as_dict() for notice in loop.notices.latest],
+            "notice_counts": dict(loop.notices.counts),
+            "notices_dropped": loop.notices.dropped,
             "memory_mb_max": memory_mb_max(),
         }
 

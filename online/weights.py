@@ -134,6 +134,21 @@ class Weights:
         self.vectors.reset(rows)
         self.adagrad.reset_rows(rows)
 
+    @torch.no_grad()
+    def move_rows(self, before: Tensor, now: Tensor, rows: int) -> None:
+        """Items that stood in rows `before` (N,) int64 stand in rows `now` (N,). All other rows become as at the start;
+        there are `rows` at least."""
+        self.grow(rows)
+        tables = [table.data for table in (*self.network.items.parameters(), *self.vectors.parameters())]
+        kept = [table[before] for table in tables]
+        held = [(part.sums, name) for part in (self.optimizer.rows, self.adagrad) for name in part.sums]
+        kept_sums = [sums[name][before] for sums, name in held]
+        self.reset_rows(torch.arange(1, len(self.vectors), device=self.device))
+        for table, values in zip(tables, kept, strict=True):
+            table[now] = values
+        for (sums, name), values in zip(held, kept_sums, strict=True):
+            sums[name][now] = values
+
     # Scoring
 
     def precision(self) -> torch.autocast:

@@ -10,14 +10,18 @@ from functools import partial
 
 import torch
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from online.checkpoint import CheckpointError, Checkpoints
+from online.cron import cron_trigger
 from online.dead_letter_box import DeadLetterBox
-from online.edges import open_items, open_lists, open_producer, open_reader, open_source, prepare_topics
+from online.edges import open_items, open_lists, open_notices, open_producer, open_reader, open_source, prepare_topics
 from online.loop import Loop
+from online.rollback_request import answer_rollback
 from online.settings import Settings
 from online.status import StatusReport
+from online.versions import VersionError
 from stream.lists import EmbeddedRedis, Lists, ListsError
 
 STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
@@ -44,7 +48,16 @@ def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Ev
         reader = parts.enter_context(closing(open_reader(settings, settings.dead_letters_topic)))
         box = DeadLetterBox(producer, reader, settings.dead_letters_topic)
         items = parts.enter_context(closing(open_items(settings)))
-        loop = Loop(settings, source=source, items=items, dead_letters=box, lists=lists, checkpoints=checkpoints)
+        notices = parts.enter_context(closing(open_notices(settings)))
+        loop = Loop(
+            settings,
+            source=source,
+            items=items,
+            dead_letters=box,
+            lists=lists,
+            checkpoints=checkpoints,
+            notices=notices,
+        )
         if loop.restore() is None:
             log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)
         loop.start()
@@ -61,11 +74,23 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
         loop.turn()
         if time.monotonic() - said_at >= loop.settings.status_interval_s:
             said_at = time.monotonic()
+            if loop.writer.redis_waits_since is None:
+                answer_rollback(loop.writer.lists, partial(roll_back, loop))
             _say(loop, report, "running")
     log.info("stopping: a last checkpoint is written")
     loop.finish()
     _say(loop, report, "stopped")
     log.info("stopped after %d clicks", loop.ledger.learned)
+
+
+def roll_back(loop: Loop, to: int) -> int:
+    """A turn in which version `to` serves again, as a new one -> its number. Raises VersionError."""
+    before = loop.versions.live
+    loop.supervisor.ask_rollback(to, "asked for")
+    loop.turn()
+    if loop.versions.live == before:
+        raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
+    return loop.versions.live.number
 
 
 def _say(loop: Loop, report: StatusReport, state: str) -> None:
@@ -112,14 +137,22 @@ def scheduled(loop: Loop) -> Iterator[None]:
     settings = loop.settings
     scheduler = BackgroundScheduler(timezone="UTC")
 
-    def every(seconds: float, ask: Callable[[], None], name: str) -> None:
-        trigger = IntervalTrigger(seconds=seconds, timezone="UTC")
+    def at(trigger: BaseTrigger, ask: Callable[[], None], name: str) -> None:
+        # Late is better than never, and several that were missed are one: asking twice is asking once.
         scheduler.add_job(ask, trigger, id=name, max_instances=1, coalesce=True, misfire_grace_time=None)
 
+    def every(seconds: float, jitter_s: float = 0.0) -> IntervalTrigger:
+        return IntervalTrigger(seconds=seconds, timezone="UTC", jitter=jitter_s or None)
+
+    jitter_s = settings.finetune_jitter_s
     if settings.finetune_interval_s:
-        every(settings.finetune_interval_s, partial(loop.ask_finetuning, "by the clock"), "finetune")
+        ask = partial(loop.supervisor.ask_finetuning, "by the clock")
+        at(every(settings.finetune_interval_s, jitter_s), ask, "finetune-interval")
+    if settings.finetune_cron is not None:
+        ask = partial(loop.supervisor.ask_finetuning, "by the timetable")
+        at(cron_trigger(settings.finetune_cron, jitter_s), ask, "finetune-cron")
     if settings.refresh_ages_s:
-        every(settings.refresh_interval_s, loop.writer.aging.ask, "refresh")
+        at(every(settings.refresh_interval_s), loop.writer.aging.ask, "refresh")
     scheduler.start()
     try:
         yield

@@ -61,6 +61,7 @@ SMALL: dict[str, Any] = {
     "finetune_slice_ms": 600_000,
     "drift_delta": 1e-9,
     "warm_up_steps": 2,
+    "gate": False,
 }
 
 
@@ -352,12 +353,14 @@ class World:
 
 def known(loop: Loop) -> dict[str, Any]:
     arrays, state = loop.learner.to_state()
+    shadow, supervisor = loop.supervisor.to_state()
+    arrays |= {f"supervisor.{name}": array for name, array in shadow.items()}
     arrays["seen"] = loop.seen.to_state()
     return {
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         "learner": state,
         "ledger": loop.ledger.to_state(),
-        "changes": loop.changes.to_state(),
+        "supervisor": supervisor,
     }
 
 

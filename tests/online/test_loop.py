@@ -39,7 +39,7 @@ STEPS = [
     *[("dead_letters.put", call) for call in (1, 3, 5)],
     *[("learner.learn", call) for call in (1, 9)],
     *[("lists.write", call) for call in (1, 7)],
-    *[("drift.update", call) for call in (4,)],
+    *[("supervisor.after", call) for call in (4,)],
     *[("dead_letters.flush", call) for call in (2, 5)],
     *[("checkpoints.save", call) for call in (1, 5)],
     *[("source.commit", call) for call in (1, 3)],
@@ -457,12 +457,12 @@ def test_a_partition_given_up_before_anything_was_read_needs_no_checkpoint(world
 def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, town_clicks, caplog):
     world.publish(town_clicks)
     loop = world.begin(world.loop(drift_delta=0.5, drift_clicks_each=1))
-    loop.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))
+    loop.changes.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))
     loop.turn()
-    assert loop.drift.alarms > 0
+    assert loop.changes.drift.alarms > 0
     assert loop.ledger.finetunings == 1
     assert loop.learner.version == 2
-    assert loop.finetuning_state == "idle"
+    assert loop.supervisor.state == "idle"
     assert "alarm: the loss is worse:" in caplog.text
     loop.turn()
     assert {top.version for top in world.lists.held.values()} >= {2}
@@ -472,12 +472,12 @@ def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(world,
     world.publish(town_clicks[:100])
     loop = world.begin(world.loop())
     loop.turn()
-    threads = [threading.Thread(target=loop.ask_finetuning, args=["by the clock"]) for _ in range(4)]
+    threads = [threading.Thread(target=loop.supervisor.ask_finetuning, args=["by the clock"]) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert loop.finetuning_state == "asked"
+    assert loop.supervisor.state == "asked"
     world.drain(loop)
     assert (loop.ledger.finetunings, loop.learner.version) == (1, 2)
     _, _, state = loop.checkpoints.load()
@@ -488,15 +488,15 @@ def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
     world.publish(town_clicks[:200])
     loop = world.begin(world.loop(finetune_batch=1))
     loop.turn()
-    loop.ask_finetuning("a test")
+    loop.supervisor.ask_finetuning("a test")
     calls = recorded(loop, "learner.learn")
     loop.turn()
-    loop.finetuning = loop._begin_finetuning()  # the first was over within one slice; now slices of one step
-    assert loop.finetuning is not None
-    run_for = loop.finetuning.run_for
-    loop.finetuning.run_for = lambda seconds: run_for(0.0)  # noqa: ARG005
+    # The first was over within one slice; now slices of one step.
+    loop.supervisor.finetuning = tuning = loop.supervisor._begin_finetuning({"why": "a test", "drift": False})
+    run_for = tuning.run_for
+    tuning.run_for = lambda seconds: run_for(0.0)  # noqa: ARG005
     slices = 0
-    while loop.finetuning_state == "running":
+    while loop.supervisor.state == "running":
         loop.turn()
         slices += 1
     assert slices > 5
@@ -505,20 +505,20 @@ def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
 
 
 def test_asked_without_anybody_to_learn_from_nothing_happens(world, caplog):
-    caplog.set_level(logging.INFO, "online.loop")
+    caplog.set_level(logging.INFO, "online.notice_board")
     world.publish([Click(user_id="a", item_id="i", timestamp=1)])
     loop = world.begin(world.loop())
-    loop.ask_finetuning("a test")
+    loop.supervisor.ask_finetuning("a test")
     world.drain(loop)
-    assert (loop.learner.version, loop.ledger.finetunings, loop.finetuning_state) == (1, 0, "idle")
-    assert "fine-tuning left out" in caplog.text
+    assert (loop.learner.version, loop.ledger.finetunings, loop.supervisor.state) == (1, 0, "idle")
+    assert "finetuning: left out" in caplog.text
 
 
 def test_fine_tuning_that_was_asked_for_is_not_forgotten_in_a_crash(world, town_clicks):
     world.publish(town_clicks[:64])
     first = world.begin(world.loop())
-    first.ask_finetuning("a test")
-    first._finetune = lambda: False  # it has not come to it when the checkpoint is written, and is killed then
+    first.supervisor.ask_finetuning("a test")
+    first.supervisor._finetune = lambda: None  # killed before it came to it
     first.turn()
     assert world.run().ledger.finetunings == 1
 
