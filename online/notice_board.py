@@ -20,7 +20,6 @@ KINDS = {
     "alarm": "the stream has changed",
     "outage": "clicks are missing: look upstream",
     "outage_over": "clicks come again",
-    "reaction": "something is done about a change, or is over",
     "finetuning": "a fine-tuning began, or was left out",
     "candidate": "a candidate ranks beside the live model now",
     "published": "a new version makes the lists",

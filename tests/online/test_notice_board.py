@@ -2,13 +2,16 @@
 
 import json
 import logging
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from online.ledger import Ledger
 from online.notice_board import GRAVE, KINDS, NoticeBoard
-from online.versions import Versions
+from online.settings import PREFIX, Settings
+from online.versions import STATES, Versions
 
 
 class Topic:
@@ -81,3 +84,11 @@ def test_figures_that_json_cannot_hold_do_no_harm(board):
 
 def test_what_people_are_warned_of_are_kinds():
     assert KINDS.keys() > GRAVE
+
+
+def test_the_operators_page_says_what_each_kind_and_each_state_means():
+    page = (Path(__file__).parents[2] / "OPERATING.md").read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+    assert [state for state in STATES if f"| {state} |" not in page] == []
+    settings = {name.lower() for name in re.findall(rf"{PREFIX}([A-Z_]+)(?!\*)\b", page)}
+    assert settings <= set(Settings.model_fields) | {"guard_"}

@@ -60,7 +60,7 @@ def test_why_it_cannot_be_done_is_said_to_who_asked(lists, error):
 
 
 def test_where_nobody_takes_the_request_it_is_withdrawn(lists):
-    with pytest.raises(RollbackError, match="no worker took the request within 0.01 s.*nextclick status"):
+    with pytest.raises(RollbackError, match=r"no worker took the request within 0.01 s.*nextclick status"):
         ask_rollback(lists, 3, 0.01)
     assert lists.take_request() is None  # a worker that comes later must not do it
 
@@ -68,7 +68,7 @@ def test_where_nobody_takes_the_request_it_is_withdrawn(lists):
 def test_where_the_worker_dies_over_it_that_is_said(lists, monkeypatch):
     take = lists.withdraw_request
     monkeypatch.setattr(lists, "withdraw_request", lambda: (lists.take_request(), take())[1])
-    with pytest.raises(RollbackError, match="took the request but has not answered within 0.01 s: see `nextclick ver"):
+    with pytest.raises(RollbackError, match=r"took the request but has not answered within 0.01 s: see `nextclick ver"):
         ask_rollback(lists, 3, 0.01)
 
 
