@@ -199,11 +199,11 @@ class Settings(BaseSettings):
     )
     versions_kept: Positive = Field(5, description="latest versions whose checkpoints stay, to be rolled back to")
     versions_listed: Positive = Field(20, description="latest versions that are told of")
-    drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.002, description="ADWIN's confidence; smaller: rarer")
+    drift_delta: Annotated[float, Field(gt=0, lt=1)] = Field(0.0005, description="ADWIN's confidence; smaller: rarer")
     drift_tolerance: Annotated[float, Field(ge=0)] = Field(
-        0.5, description="a rise that Page-Hinkley overlooks, in standard deviations of a value"
+        1.0, description="a rise that Page-Hinkley overlooks, in standard deviations of a value"
     )
-    drift_threshold: Rate = Field(12.0, description="what rises beyond it must add up to for an alarm, likewise")
+    drift_threshold: Rate = Field(15.0, description="what rises beyond it must add up to for an alarm, likewise")
     drift_clicks_each: Positive = Field(25, description="clicks whose means are one value for the drift detectors")
     drift_values_held: Annotated[int, Field(ge=100)] = Field(2_000, description="values kept for each drift detector")
     drift_cooling_clicks: Annotated[int, Field(ge=0)] = Field(
@@ -219,7 +219,7 @@ class Settings(BaseSettings):
         3.0, description="what learning rates are multiplied by at its beginning; falls back to 1; 1: not"
     )
     reaction_counts_kept: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.1, description="what a click counted so far still counts when it begins; 1: as before"
+        0.01, description="what a click counted so far still counts when it begins; 1: as before"
     )
     reaction_replay_kept: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="share of the clicks to be learned from again that are kept then; 1: all"
