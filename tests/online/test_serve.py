@@ -42,6 +42,16 @@ STATUS: dict[str, Any] = {
     "finetune": {"state": "running", "done": 2, "last_at": None},
     "checkpoint": {"number": 8, "bytes": 1_500_000, "seconds": 0.1},
     "lists_behind": 0, "refreshes": 7, "redis": "ok", "memory_mb_max": 321.0,
+    "gate": {"clicks": 1_250, "live": 0.31, "candidate": 0.33, "interval": [-0.01, 0.05], "decision": "go on"},
+    "versions": [
+        {"number": 2, "state": "kept", "at_ms": 1_700_000_010_000, "learned": 9_000, "why": "fine-tuned", "parent": 1},
+        {"number": 3, "state": "live", "at_ms": 1_700_000_050_000, "learned": 9_500, "why": "asked for", "parent": 1},
+    ],
+    "notices": [
+        {"id": "alarm-9000-0", "kind": "alarm", "at": 1_700_000_040_000, "text": "the loss is <b>worse", "version": 2},
+        {"id": "rolled_back-9500-0", "kind": "rolled_back", "at": 1_700_000_050_000, "text": "3 is 1", "version": 3},
+    ],
+    "notice_counts": {"alarm": 4, "rolled_back": 1}, "notices_dropped": 2,
 }  # fmt: skip
 
 
@@ -194,6 +204,11 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     assert values["nextclick_hit_rate_at_10_recent", "served"] == 0.61
     assert values["nextclick_click_to_list_milliseconds", "0.99"] == 88
     assert values["nextclick_drift_alarms_total",] == 1
+    assert values["nextclick_version",] == 3
+    assert values["nextclick_notices_total", "alarm"] == 4
+    assert values["nextclick_notices_dropped_total",] == 2
+    assert (values["nextclick_gate_clicks",], values["nextclick_gate_score", "candidate"]) == (1_250, 0.33)
+    assert (values["nextclick_gate_difference", "low"], values["nextclick_gate_difference", "high"]) == (-0.01, 0.05)
 
 
 @settings(max_examples=40, deadline=None)
@@ -288,3 +303,14 @@ def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
     assert (texts["served"], texts["popular"], texts["followed"]) == ("61.0 %", "12.0 %", "55.0 %")
     assert "malformed-json" in page
     assert "3.00 → 5.50" in page
+    assert "0.3300, 0.3100 (1,250 clicks)" in page
+    rows = {name: rows_of(page, name) for name in ("notices", "versions")}
+    assert [row[1:] for row in rows["notices"]] == [["rolled back", "3 is 1"], ["alarm", "the loss is &lt;b&gt;worse"]]
+    assert [row[:2] for row in rows["versions"]] == [["3", "live"], ["2", "kept"]]
+    assert rows["versions"][0][2].endswith("from 1: asked for")
+
+
+def rows_of(page: str, table: str) -> list[list[str]]:
+    """The cells of a table in a page, as it writes them."""
+    (body,) = re.findall(rf'<table id="{table}"[^>]*>(.*?)</table>', page, flags=re.DOTALL)
+    return [re.findall("<td>(.*?)</td>", row, flags=re.DOTALL) for row in re.findall("<tr>(.*?)</tr>", body)]
