@@ -7,7 +7,7 @@ them, time drains them:
 - of a person: clicks beyond `guard_clicks_at_once`, and then `guard_clicks_per_minute`;
 - of a person and an item: clicks of the one on the other beyond `guard_repeats_at_once`, and then one for each
   `guard_repeats_interval_s`;
-- of an item, four times as large: only what somebody clicks again fills it, and somebody else's first click drains it
+- of an item, twice as large: only what somebody clicks again fills it, and somebody else's first click drains it
   by one. So what many people repeat is heard, and what a few people repeat for each other is not.
 
 A bucket that is full goes on filling, up to three times its size: who does not stop is not heard at all. Whoever fills
@@ -38,7 +38,7 @@ from online.settings import Settings
 
 REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
 WAYS = 4
-CROWD = 4  # times the size of a bucket of one person and an item, that an item's can hold
+CROWD = 2  # times the size of a bucket of one person and an item, that an item's can hold
 CAUGHT = 2  # times its size to which somebody who does not stop fills a bucket: what was heard is taken back
 FULL_MOST = 3  # times its size that it can be filled: how long somebody who stops has to wait
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits (Knuth, vol. 3, 6.4)
