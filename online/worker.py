@@ -85,12 +85,13 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
 
 def roll_back(loop: Loop, to: int) -> int:
     """A turn in which version `to` serves again, as a new one -> its number. Raises VersionError."""
-    before = loop.versions.live
+    before = loop.versions.live.number
     loop.supervisor.ask_rollback(to, "asked for")
     loop.turn()
-    if loop.versions.live == before:
-        raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
-    return loop.versions.live.number
+    for version in loop.versions.all():
+        if version.number > before and version.parent == to:
+            return version.number
+    raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
 
 
 def _say(loop: Loop, report: StatusReport, state: str) -> None:

@@ -6,19 +6,22 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 import online
+from online import worker as worker_module
 from online.checkpoint import CheckpointError, Checkpoints
-from online.edges import open_lists, open_producer
+from online.edges import open_lists, open_producer, open_reader
+from online.rollback_request import RollbackError, ask_rollback
 from online.settings import PREFIX
-from online.worker import only_worker, run_worker
+from online.worker import only_worker, run_worker, scheduled
 from stream.events import encode
 from stream.lists import ListsError
 from stream.log import LogSource
+from stream.notices import notice
 
 WAIT_S = 60.0  # on a busy machine; nothing waits so long elsewhere
 
@@ -157,6 +160,68 @@ def test_the_scheduler_asks_for_lists_that_have_aged(settings, publish, small):
         people = len(set(lists.users()))
         wait_until("everybody's list is refreshed", lambda: lists.status()["refreshes"] >= people)
     assert saved_ledger(settings)["refreshes"] >= people > 10
+
+
+def test_a_rollback_works_live_and_survives_a_restart(settings, publish, small):
+    publish(0, 100)
+    often = small(**{**settings.model_dump(), "finetune_interval_s": 0.1, "gate": False})
+    with worker_thread(often) as lists:
+        wait_until("a fine-tuning", lambda: (lists.status() or {}).get("version", 0) >= 2)
+    with worker_thread(settings) as lists:
+        wait_until("a report", lambda: learned(lists) == 100)
+        before = lists.status()["version"]
+        with pytest.raises(RollbackError, match=f"version {before} makes the lists already; kept are "):
+            ask_rollback(lists, before, WAIT_S)
+        assert ask_rollback(lists, before - 1, WAIT_S) == {"version": before + 1, "parent": before - 1}
+        publish(100, 120)
+        wait_until("20 clicks more", lambda: learned(lists) == 120)
+        wait_until("new lists for all", lambda: all(lists.read(u).version == before + 1 for u in lists.users()))
+        versions = lists.status()["versions"]
+        assert [version["state"] for version in versions][-3:] == ["kept", "rolled back", "live"]
+        told = lists.status()["notices"][-1]
+        assert (told["kind"], told["version"]) == ("rolled_back", before + 1)
+    with worker_thread(settings) as lists:
+        wait_until("a report", lambda: learned(lists) == 120)
+        assert (lists.status()["version"], lists.status()["versions"]) == (before + 1, versions)
+        assert lists.status()["notices"][-1] == told
+    with closing(open_reader(settings, settings.events_topic)) as reader:
+        on_topic = {one.id: one for one in map(notice, (record.value for record in reader.read()))}
+    assert on_topic[told["id"]].as_dict() == told
+
+
+def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
+    jobs = {}
+
+    class Scheduler:
+        def __init__(self, **_):
+            pass
+
+        def add_job(self, ask, trigger, **options):
+            jobs[options.pop("id")] = (ask, trigger, options)
+
+        def start(self):
+            pass
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(worker_module, "BackgroundScheduler", Scheduler)
+    loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *", finetune_jitter_s=20)
+    with scheduled(loop):
+        assert jobs.keys() == {"finetune-interval", "finetune-cron", "refresh"}
+    for _, _, options in jobs.values():
+        assert options == {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
+    assert [jobs[name][1].jitter for name in ("finetune-interval", "finetune-cron", "refresh")] == [20, 20, None]
+    assert jobs["finetune-interval"][1].interval.total_seconds() == 300
+    for name in ("finetune-interval", "finetune-cron"):
+        loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *")
+        with scheduled(loop):
+            assert loop.supervisor.state == "idle"
+            jobs[name][0]()
+            assert loop.supervisor.state == "asked"
+    jobs.clear()
+    with scheduled(new_world().loop(finetune_interval_s=0, refresh_ages_s=())):
+        assert not jobs
 
 
 def test_a_second_worker_on_the_same_folder_says_so_in_one_line(settings):
