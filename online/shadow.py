@@ -93,16 +93,19 @@ class Trial:
             return
         states = self._states(lesson)
         scored = self.weights.score(lesson.scored.gathered, states)
+        if not bool(scored.scores.isfinite().all()):
+            self.fault = "its scores are not finite"
+        if not bool(lesson.scored.scores.isfinite().all()):
+            self.live_fault = "its scores are not finite"
+        if self.fault is not None or self.live_fault is not None:
+            return
         gains = hit_and_ndcg_at(_ranks(scored, lesson))[1]
         heard = learned.heard  # what the others clicked says nothing of lists
         self.gate.add(hit_and_ndcg_at(learned.ranks)[1][heard], gains[heard])
         self.mine.add(_tops(scored))
         self.live.add(_tops(lesson.scored))
-        if not bool(scored.scores.isfinite().all()):
-            self.fault = "its scores are not finite"
-            return
         self._learn(learned, scored, states)
-        self._look_for_faults(lesson)
+        self._look_for_faults()
 
     def _states(self, lesson: Lesson) -> Tensor | None:
         if lesson.read is None:
@@ -120,13 +123,11 @@ class Trial:
         heard = torch.from_numpy(learned.heard).to(scored.scores.device)[scored.candidates.owners]  # (C,)
         self.weights.learn(ranking, guessing, scored.features.detach()[heard])
 
-    def _look_for_faults(self, lesson: Lesson) -> None:
+    def _look_for_faults(self) -> None:
         before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)
         mine, live = (now > was for now, was in zip(self._skipped, before, strict=True))
         if mine and not live:
             self.fault = "its gradients exploded or were not finite"
-        if not bool(lesson.scored.scores.isfinite().all()):
-            self.live_fault = "its scores are not finite"
         if self.mine.full:
             least = self.learner.settings.variety_share_min
             mine_items, live_items = self.mine.items(), self.live.items()
