@@ -109,6 +109,10 @@ def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
     for reason, count in _object(status, "dead_letters").items():
         letters.add_metric([reason], count)
     yield letters
+    guarded = CounterMetricFamily("nextclick_guarded", "Clicks not learned from, or taken back", labels=["reason"])
+    for reason, count in _object(status, "guarded").items():
+        guarded.add_metric([reason], count)
+    yield guarded
     notices = CounterMetricFamily("nextclick_notices", "What happened to the model, by kind", labels=["kind"])
     for kind, count in _object(status, "notice_counts").items():
         notices.add_metric([kind], count)

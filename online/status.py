@@ -62,6 +62,7 @@ class StatusReport:
             },
             "lists_behind": len(loop.writer.stale),
             "refreshes": ledger.refreshes,
+            "guarded": dict(learner.guard.total),
             "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
             "versions": loop.versions.as_dicts(),
             "notices": [notice.as_dict() for notice in loop.notices.latest],

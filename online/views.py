@@ -72,6 +72,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row("dead letters", reasons_line(letters) if letters else "none")
     table.add_row("duplicates", f"{_count(status.get('duplicates'))} left out")
     table.add_row("refreshed", f"{_count(status.get('refreshes'))} lists without a click")
+    guarded = {reason: n for reason, n in (status.get("guarded") or {}).items() if n}
+    table.add_row("not learned from", reasons_line(guarded) if guarded else "none")
     table.add_row("drift", _drift(status))
     finetune = status.get("finetune") or {}
     table.add_row("fine-tunings", f"{_count(finetune.get('done'))}, now {finetune.get('state', '?')}")

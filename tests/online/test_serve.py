@@ -41,7 +41,7 @@ STATUS: dict[str, Any] = {
     "loss": 3.21, "alarms": 1, "last_alarm": {"at": 9_000, "before": 3.0, "after": 5.5},
     "finetune": {"state": "running", "done": 2, "last_at": None},
     "checkpoint": {"number": 8, "bytes": 1_500_000, "seconds": 0.1},
-    "lists_behind": 0, "refreshes": 7, "redis": "ok", "memory_mb_max": 321.0,
+    "lists_behind": 0, "refreshes": 7, "guarded": {"rate": 40, "repeats": 3}, "redis": "ok", "memory_mb_max": 321.0,
     "gate": {"clicks": 1_250, "live": 0.31, "candidate": 0.33, "interval": [-0.01, 0.05], "decision": "go on"},
     "versions": [
         {"number": 2, "state": "kept", "at_ms": 1_700_000_010_000, "learned": 9_000, "why": "fine-tuned", "parent": 1},
@@ -200,6 +200,7 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     assert values["nextclick_worker_up",] == values["nextclick_redis_up",] == 1
     assert values["nextclick_learned_total",] == 12_345
     assert values["nextclick_dead_letters_total", "malformed-json"] == 4
+    assert values["nextclick_guarded_total", "rate"] == 40
     assert values["nextclick_lag",] == 17
     assert values["nextclick_hit_rate_at_10_recent", "served"] == 0.61
     assert values["nextclick_click_to_list_milliseconds", "0.99"] == 88
