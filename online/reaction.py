@@ -8,6 +8,8 @@ for notice in changes.update(clicks, learned): say it; if it asks for fine-tunin
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from online.drift import Alarm, DriftWatch, Sensitivity
 from online.learned import Learned
 from online.learner import Learner
@@ -77,12 +79,14 @@ class Changes:
         self.reaction = Reaction(settings, learner)
 
     def update(self, clicks: Sequence[Click], learned: Learned) -> list[Alarm | RateNotice]:
-        """What a micro-batch brought to light, the reaction begun where one is due."""
-        times = [click.timestamp for click in clicks]
+        """What a micro-batch brought to light, the reaction begun where one is due. Guarded clicks say nothing: when a
+        bot stops, the world has not changed, and no clicks are missing."""
+        heard = np.flatnonzero(learned.heard).tolist()
+        times, types = ([getattr(clicks[at], name) for at in heard] for name in ("timestamp", "event_type"))
+        losses, hits = [learned.losses[at] for at in heard], (learned.served_ranks[heard] < K).tolist()
         found: list[Alarm | RateNotice] = [*self.rates.update(times)]
         self.reaction.after(len(clicks))
-        types = [click.event_type for click in clicks]
-        for alarm in self.drift.update(types, learned.losses, (learned.served_ranks < K).tolist(), times):
+        for alarm in self.drift.update(types, losses, hits, times):
             # What is seen in an outage is not the world: nothing is to be forgotten for it.
             if not self.rates.falling:
                 self.reaction.start(alarm)

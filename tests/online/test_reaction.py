@@ -16,7 +16,13 @@ from tests.online.conftest import SMALL
 
 TOWN = Town(users=20, items=40)
 SETTINGS = Settings(**SMALL | {"reaction_clicks": 100, "reaction_learning_rate_factor": 3.0})
-QUICK = {"drift_delta": 0.002, "drift_clicks_each": 10, "drift_threshold": 8.0, "reaction_clicks": 400}
+QUICK = {
+    "drift_delta": 0.002,
+    "drift_clicks_each": 10,
+    "drift_threshold": 8.0,
+    "drift_tolerance": 0.5,
+    "reaction_clicks": 400,
+}
 
 
 def alarm(direction=WORSE):
