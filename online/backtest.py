@@ -7,14 +7,13 @@ hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
 
 The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
 `micro_batches`), as a worker would that always finds clicks waiting. All clicks of a batch are asked for before any is
-learned; only a person's own history moves within it. So nothing is foreseen with the help of itself or of anything
-later, and counts and weights lag by a batch. Time is stream time: the latest timestamp so far.
+learned. Histories, and what clicks ahead in the batch add to the counts, are those of the very moment (see
+`online/ahead.py`), as of a worker that keeps up; weights lag by a batch, and so does what is counted as near. So
+nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
 
 As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
-its age passed a mark (`refresh_ages_s`). Refreshes that fall due while a batch gathers are ranked for the moment they
-fall due, before the batch is learned. On slow streams a batch spans hours; what a worker would refresh between two
-clicks of a person in the same batch is not, so such a second click meets the list of the first, however old: the figure
-is rather too low than too high. Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
+its age passed a mark (`refresh_ages_s`). It is ranked at the moment at which it falls due, from the clicks that had
+come by then. Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
 
 Letters: `n` events, `N` events of a micro-batch.
 """
@@ -22,6 +21,7 @@ Letters: `n` events, `N` events of a micro-batch.
 import heapq
 import multiprocessing
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -34,8 +34,9 @@ from numpy.typing import NDArray
 from online import baselines
 from online.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
 from online.baselines import Baselines
+from online.learned import Look
 from online.learner import Learner
-from online.metrics import K, hit_and_ndcg_at
+from online.metrics import hit_and_ndcg_at, ranks_in
 from online.refresh import marks_passed
 from online.settings import Settings
 from stream.events import Click
@@ -58,66 +59,60 @@ OnProgress = Callable[[str, int, float], None]
 
 
 class LearnerRun:
-    """One learner going through a stream, and the lists that it would have kept in Redis.
+    """One learner going through a stream, and the lists that a worker would have kept in Redis.
 
-    A worker would write more lists than it ranks here: of those that nobody looks at before the next one is written, it
-    only counts how many there are.
+    A worker would write more lists than are ranked here: of those that nobody looks at before the next one is written,
+    only their number is kept.
     """
 
     def __init__(self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True) -> None:
         """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed."""
         self.settings = settings
         self.clicks = clicks
-        self.learner = Learner(settings, lists=lists)
+        self.lists = lists
+        self.learner = Learner(settings, lists=False)
         self.times = stream_times(clicks)
         self.refreshes = 0  # as many as a worker's
         self._next = next_clicks(clicks)
-        self._due: list[tuple[float, str]] = []  # a heap: moments at which lists are ranked anew, with their owners
-        self._written_at: dict[str, float] = {}  # stream time at which each person's list was written
+        self._due: list[
+            tuple[int, float, int]
+        ] = []  # a heap: clicks that have come, the time, the click that will look
+        self._standing: dict[int, NDArray[np.int64]] = {}  # by the click that will look at it: a list's first rows
 
     def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
-        """One micro-batch, as numbers of clicks: refreshes up to it, then foresees it, then learns it.
+        """One micro-batch, as numbers of clicks: foresees it, writes the lists that fall due in between, learns it.
 
         Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `Learned`.
         """
         clicks = self.clicks[batch.start : batch.stop]
-        if not self.learner.lists:
+        if not self.lists:
             learned = self.learner.learn(clicks)
             return learned.ranks, learned.candidates, learned.served_ranks
-        self._refresh(self.times[batch[-1]])
-        popular = {item: float(rank) for rank, item in enumerate(self.learner.popular().items[:K])}
-        learned = self.learner.learn(clicks)
-        served = learned.served_ranks.copy()
-        for at, click in zip(batch, clicks, strict=True):
-            now = self.times[at]
-            if now - self._written_at.get(click.user_id, now) > self.settings.list_ttl_s:
-                served[at - batch.start] = popular.get(click.item_id, np.inf)
-            self._written_at[click.user_id] = now
-            self._schedule(at, batch)
-        return learned.ranks, learned.candidates, served
+        for at in batch:
+            self._schedule(at)
+        due = []
+        while self._due and self._due[0][0] <= batch.stop:
+            due.append(heapq.heappop(self._due))
+        looks = [Look(self.clicks[look].user_id, came - batch.start, written_at) for came, written_at, look in due]
+        learned = self.learner.learn(clicks, looks)
+        assert learned.looked is not None
+        *lists, anybodys = learned.looked
+        self._standing |= {look: rows for (_, _, look), rows in zip(due, lists, strict=True)}
+        stood = np.stack([self._standing.pop(at, anybodys) for at in batch])
+        return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
 
-    def _schedule(self, at: int, batch: range) -> None:
-        """The refreshes of the list that a click gives: until its owner's next click, or until the stream ends."""
+    def _schedule(self, at: int) -> None:
+        """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
+        the one that is then looked at is written, if it still stands by then."""
         now, following = self.times[at], self._next[at]
-        looked_at = self.times[min(following, len(self.times) - 1)]
-        marks = self.learner.returns.marks()
-        passed = int(marks_passed(marks, looked_at - now))
+        away = self.times[min(following, len(self.times) - 1)] - now
+        passed = int(marks_passed(self.learner.returns.marks(), away))
         self.refreshes += passed
-        if passed and batch.stop <= following < len(self.times):
-            heapq.heappush(self._due, (now + float(marks[passed - 1]), self.clicks[at].user_id))
-
-    def _refresh(self, until: float) -> None:
-        """Ranks anew the lists whose last refresh before their owner's next click falls due by then."""
-        due: dict[str, float] = {}
-        while self._due and self._due[0][0] <= until:
-            moment, user = heapq.heappop(self._due)
-            if user in self.learner.histories:
-                due[user] = moment
-        users = list(due)
-        for start in range(0, len(users), self.settings.refresh_lists_max):
-            part = users[start : start + self.settings.refresh_lists_max]
-            self.learner.rank(part, [due[user] for user in part])
-        self._written_at |= due
+        if following < len(self.times):
+            written_at = now + float(self.learner.returns.written(np.array([away]))[0])
+            if now + away - written_at <= self.settings.list_ttl_s:
+                came = max(at + 1, bisect_right(self.times, written_at, at + 1, following))
+                heapq.heappush(self._due, (came, written_at, following))
 
 
 class Given(NamedTuple):

@@ -1,6 +1,6 @@
 """The items a list is made of, and what is counted of each: a ragged batch, gathered without a loop over users.
 
-Letters: `N` queries, `L` latest clicks of each, `E` entries looked at, `C` candidates of all of them (flat), `V` rows.
+Letters: `N` queries, `L` latest clicks of each, `C` candidates of all of them (flat), `V` rows.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from online.ahead import Ahead, Counted
 from online.counts import NEAR, Counts
+from online.entries import Entries, Neighbours, Places
 from online.features import COUNTED
 from online.moments import Moments
 
@@ -35,62 +37,6 @@ class Asked(NamedTuple):
         return Moments(rows[:, 0], rows[:, 1], self.now, self.gaps())
 
 
-class Places:
-    """Where keys below `size` stand in a list of different ones, by a table that need not be cleared between uses
-    (Briggs and Torczon 1993: sparse sets)."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._table = torch.zeros(0, dtype=torch.int32, device=device)
-        self.keys = torch.zeros(0, dtype=torch.int64, device=device)
-
-    def room(self, size: int) -> None:
-        if len(self._table) < size:
-            self._table = torch.zeros(size, dtype=torch.int32, device=self._table.device)
-
-    def one_of_each(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys (E,) -> for each, the place of one that is equal, the same for all equal ones; whether it is its own.
-        What was set before is not found any more."""
-        number = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
-        self._table[keys] = number
-        chosen = self._table[keys]
-        return chosen.long(), chosen == number
-
-    def set(self, keys: Tensor) -> None:
-        """Different keys (C,)."""
-        self.keys = keys
-        self._table[keys] = torch.arange(len(keys), dtype=torch.int32, device=keys.device)
-
-    def find(self, keys: Tensor) -> Tensor:
-        """Places of keys (...) in what was set; C where they are not."""
-        C = len(self.keys)
-        if not C:
-            return torch.zeros_like(keys)
-        place = self._table[keys].long()
-        place = torch.where(place < C, place, 0)
-        return torch.where(self.keys[place] == keys, place, C)
-
-
-class Entries(NamedTuple):
-    """What a table holds of N queries."""
-
-    keys: Tensor  # (N, E) int64: query · V + row
-    counts: Tensor  # (N, E)
-
-    def heaviest(self, count: int) -> Tensor:
-        """Their keys (N, at most `count`)."""
-        return self.keys.gather(1, self.counts.topk(min(count, self.counts.shape[1]), 1).indices)
-
-
-class Neighbours(NamedTuple):
-    """What the tables hold of each query's latest clicks. Row 0 stands where they hold nothing."""
-
-    first: Entries  # followers of the last item
-    second: Entries  # of the one before it, one between
-    third: Entries  # of the third last
-    before: Entries  # predecessors of the last
-    near: Entries  # what occurs near the latest ones, each once where its score is above 0
-
-
 class Candidates(NamedTuple):
     """Candidates of N queries, each query's once, sorted by query and row."""
 
@@ -107,8 +53,11 @@ class Gatherer:
         self.counts = counts
         self.places = Places(counts.device)
 
-    def gather(self, asked: Asked, recalled: Tensor, blocked: Tensor, *, exclude_seen: bool) -> Candidates:
-        """recalled (N, R) rows that recall points at, 0 for none; blocked (V,) bool: rows never to be candidates."""
+    def gather(
+        self, asked: Asked, recalled: Tensor, blocked: Tensor, *, exclude_seen: bool, ahead: Ahead | None = None
+    ) -> Candidates:
+        """recalled (N, R) rows that recall points at, 0 for none; blocked (V,) bool: rows never to be candidates;
+        ahead: clicks of a micro-batch that are not counted yet."""
         V = len(self.counts)
         N, L = asked.rows.shape
         queries = torch.arange(N + 1, device=asked.rows.device)
@@ -116,6 +65,11 @@ class Gatherer:
         self.places.room(N * V)
         latest = F.pad(asked.rows, (0, max(0, NEAR - L)))[:, :NEAR]
         found = self._neighbours(latest, base)
+        totals = {name: self.counts.tables[name].totals[latest[:, at]] for at, name in enumerate(("first", "second"))}
+        counted = None if ahead is None else Counted(ahead, latest, base)
+        if counted is not None:
+            found, more = counted.pairs(found)
+            totals = {name: total + more[name] for name, total in totals.items()}
         own = base + asked.rows
         sources = [
             found.first.keys,
@@ -124,16 +78,30 @@ class Gatherer:
             base + self._popular(blocked),
             base + recalled,
             own,
+            *([] if counted is None else [counted.keys]),
         ]
         keys = self._allowed(torch.cat(sources, 1).flatten(), own.flatten() if exclude_seen else None, blocked)
         self.places.set(keys)
         owners, rows = keys // V, keys % V
-        columns = self._of_neighbours(found, latest, owners)
+        clicks, last_at, first_at = (
+            part[rows] for part in (self.counts.clicks, self.counts.last_at, self.counts.first_at)
+        )
+        popularity = self.counts.popularity(rows)
+        if counted is not None:
+            counted.find(self.places)
+            clicks, last_at, first_at = counted.items(clicks, last_at, first_at)
+            popularity = counted.popularity(popularity, owners, self.counts.half_lives)
+        now = asked.now[owners]
+        columns = self._of_neighbours(found, totals, latest, owners)
         columns |= self._of_history(asked, own, latest, owners, rows)
-        columns |= self._of_items(asked, owners, rows)
+        columns |= {
+            "clicks": clicks.log1p() / 4,
+            "elapsed": (now - last_at).clamp(min=0).log1p().float() / 4,
+            "lifetime": (now - first_at).clamp(min=0).log1p().float() / 4,
+        }
         columns["preceded_rate"] = columns["preceded_last"] / (1 + columns["clicks"])
         features = torch.stack([columns[feature.name] for feature in COUNTED], 1)
-        features = torch.cat([features, self.counts.popularity(rows).log1p()], 1)
+        features = torch.cat([features, popularity.log1p()], 1)
         return Candidates(owners, rows, torch.searchsorted(owners, queries), features)
 
     # What may be a candidate
@@ -177,22 +145,24 @@ class Gatherer:
 
     # What is counted of the candidates, whose keys `places` holds; (C,) each, by the names in online/features.py
 
-    def _of_neighbours(self, found: Neighbours, latest: Tensor, owners: Tensor) -> dict[str, Tensor]:
-        def share(name: str, counts: Tensor, row: Tensor) -> Tensor:
-            return counts / (self.counts.tables[name].totals[row][owners] + 1)
+    def _of_neighbours(
+        self, found: Neighbours, totals: dict[str, Tensor], latest: Tensor, owners: Tensor
+    ) -> dict[str, Tensor]:
+        def share(name: str, counts: Tensor) -> Tensor:
+            return counts / (totals[name][owners] + 1)
 
         first, second, third, before, near = (self._summed(entries) for entries in found)
         most = torch.zeros(len(latest), device=owners.device).scatter_reduce_(0, owners, near, "amax")
         return {
             "followed_last": first.log1p(),
-            "share_last": share("first", first, latest[:, 0]),
+            "share_last": share("first", first),
             "followed_before": second.log1p(),
-            "share_before": share("second", second, latest[:, 1]),
+            "share_before": share("second", second),
             "followed_third": third.log1p(),
             "preceded_last": before.log1p(),
             "near": (near + 1e-3).log() + 7,
             "near_share": near / (most[owners] + 1e-6),
-            "last_clicks": (self.counts.tables["first"].totals[latest[:, 0]].log1p() / 4)[owners],
+            "last_clicks": (totals["first"].log1p() / 4)[owners],
         }
 
     def _summed(self, entries: Entries) -> Tensor:
@@ -233,11 +203,3 @@ class Gatherer:
         newest = torch.full((C + 1,), L - 1, device=own.device).scatter_reduce_(0, places, ages, "amin")
         oldest = torch.zeros(C + 1, dtype=torch.int64, device=own.device).scatter_reduce_(0, places, ages, "amax")
         return times[:C], newest[:C], oldest[:C]
-
-    def _of_items(self, asked: Asked, owners: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        counts, now = self.counts, asked.now[owners]
-        return {
-            "clicks": counts.clicks[rows].log1p() / 4,
-            "elapsed": (now - counts.last_at[rows]).clamp(min=0).log1p().float() / 4,
-            "lifetime": (now - counts.first_at[rows]).clamp(min=0).log1p().float() / 4,
-        }

@@ -53,6 +53,14 @@ class Lesson(NamedTuple):
     taken: Sequence[int] = ()  # rows that were handed out
 
 
+class Look(NamedTuple):
+    """A list that is written while a micro-batch comes in, for somebody who clicked before, and looked at later."""
+
+    user_id: str
+    came: int  # clicks of the micro-batch that had come
+    written_at: float  # stream time in seconds
+
+
 @dataclass(frozen=True)
 class Ranking:
     """One user's new list, best item first."""
@@ -73,5 +81,7 @@ class Learned:
     ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
     candidates: NDArray[np.int64]  # (N,) how many candidates there were
     served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
+    targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where nobody had clicked them before
     heard: NDArray[np.bool_]  # (N,) which clicks were learned from; the others, guarded, say nothing of the lists
     lesson: Lesson
+    looked: NDArray[np.int64] | None = None  # (looks + 1, SERVED) rows of the lists asked for; last, of anybody's

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.vocabulary import Vocabulary
+from online.ahead import Ahead
 from online.arrays import below, joined
 from online.candidates import Asked
 from online.counts import NEAR, Counts
 from online.guard import Guard
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 from online.item_rows import ClickedRows, ItemRows
-from online.learned import Batch, Learned, Lesson, Ranking, Read
+from online.learned import Batch, Learned, Lesson, Look, Ranking, Read
 from online.metrics import Scores, ranks_among, ranks_in
 from online.next_item import Negatives
 from online.reservoir import Reservoir
@@ -56,7 +57,7 @@ class Learner:
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
-        self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min)
+        self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min, settings.looks_max)
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self._latest_at = 0.0  # of all clicks, in stream time
         self.event_types: dict[str, int] = {}
@@ -97,14 +98,16 @@ class Learner:
 
     # Learning
 
-    def learn(self, clicks: Sequence[Click]) -> Learned:
+    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
-        Within a micro-batch histories move with every click, and so do the lists that are scored; counts and weights
-        move once, at its end. So nothing that is scored has seen its own click, or a later one.
+        Within a micro-batch histories move with every click, and so do the lists that are scored; each click is asked
+        for as if those before it had been counted (see `Ahead`). Tables and weights move once, at its end. So nothing
+        that is scored has seen its own click, or a later one.
 
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
+            looks: lists that a backtest wants as they would be written in between; where `lists` are not wanted.
         """
         users = [click.user_id for click in clicks]
         slots = self.histories.slots(users)  # (N,), of each click
@@ -124,13 +127,16 @@ class Learner:
         guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
 
         query = self._query(users, slots, times, behind + 1, guesses)
+        ahead = self._ahead(batch, query.asked)
+        query = query._replace(ahead=ahead)
         self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses)
         scored = self.scorer.score(query)
         places = self._places(scored, targets)
         ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
         served_ranks = self._score_served(batch, query.asked, guesses)
+        looked = None if self.lists else self._looked(batch, looks, ahead, guesses, states)
         losses, lesson = self._update(batch, scored, places, guesses, taught)
-        self._remember(batch, query.asked)
+        self._remember(batch, ahead)
         self._take_back(batch, caught)
         self.reservoir.offer(self.histories, slots[heard], behind[heard])
         had = (query.asked.lengths.cpu().numpy() > 0) & heard
@@ -140,7 +146,7 @@ class Learner:
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
         lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
-        return Learned(lists, losses.tolist(), ranks, found, served_ranks, heard, lesson)
+        return Learned(lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, looked)
 
     def _observe(self, clicks: Sequence[Click]) -> ClickedRows:
         """Rows of the clicked items, given to those that are new.
@@ -193,9 +199,18 @@ class Learner:
         scored = scored._replace(features=scored.features.detach())
         return each.cpu().numpy(), Lesson(scored, at, seen, again, taught, wanted, negatives)
 
-    def _remember(self, batch: Batch, asked: Asked) -> None:
-        """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
+    def _ahead(self, batch: Batch, asked: Asked) -> Ahead:
+        """What the clicks are to each other: a guarded one counts for nobody else."""
         earlier = torch.nn.functional.pad(asked.rows[:, :NEAR], (0, max(0, NEAR - asked.rows.shape[1])))
+        # What was guarded precedes nothing either: clicked between popular items it would become their neighbour.
+        before = self.guard.was_guarded(self.histories.newest(batch.slots, NEAR, batch.behind + 1).numbers)
+        earlier[:, : before.shape[1]][self._tensor(before)] = 0
+        rows = self._tensor(np.where(batch.heard, batch.rows, 0))
+        came = torch.arange(len(rows), device=self.device)
+        return Ahead(rows, earlier, asked.now, self._tensor(batch.numbers), came)
+
+    def _remember(self, batch: Batch, clicked: Ahead) -> None:
+        """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
         leaving, owners = np.zeros(0, np.int64), np.zeros(0, np.int64)
         W = self.settings.recall_latest
         if self.settings.reformer:
@@ -206,12 +221,9 @@ class Learner:
                 place = dict(zip(people, self.scorer.own_memory.take(people).tolist(), strict=True))
                 leaving = left.numbers[gone, W]
                 owners = np.array([place[batch.users[at]] for at in gone], np.int64)
-        # What was guarded precedes nothing either: clicked between popular items it would become their neighbour.
-        before = self.guard.was_guarded(self.histories.newest(batch.slots, NEAR, batch.behind + 1).numbers)
-        earlier[:, : before.shape[1]][self._tensor(before)] = 0
         heard = self._tensor(batch.heard)
-        rows, numbers = self._tensor(batch.rows)[heard], self._tensor(batch.numbers)[heard]
-        self.scorer.observe(rows, earlier[heard], numbers, self._tensor(leaving), self._tensor(owners))
+        rows, earlier, numbers = (part[heard] for part in (clicked.rows, clicked.earlier, clicked.numbers))
+        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners))
 
     def _take_back(self, batch: Batch, caught: NDArray[np.bool_]) -> None:
         """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
@@ -268,9 +280,9 @@ class Learner:
         """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
         the one for anybody."""
         clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
-        looked_at = clicked_at + self.returns.expected(now - clicked_at)
-        query = self._query(users, slots, looked_at, 0, states).with_nobody(self._latest_at)
-        rows, scores = self._best(query, self.settings.list_size)
+        query, people = self._looks(users, slots, now - clicked_at, 0, states)
+        people = np.append(people, len(users))
+        rows, scores = self._best(query.with_nobody(self._latest_at), people, self.settings.list_size)
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
         self.histories.served[slots] = 0
@@ -285,9 +297,12 @@ class Learner:
         assert self._for_anybody is not None
         return self._for_anybody
 
-    def _best(self, query: Query, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows for each of N people (N, count), 0 where there are no more, and their scores (N, count)."""
-        scored = self.scorer.score(query)
+    def _best(
+        self, query: Query, people: NDArray[np.int64], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best rows for each of U people (U, count), 0 where there are no more, and their scores (U, count); people
+        (N,), rising from 0: whom each query is about."""
+        scored = self.scorer.score(query).for_people(self._tensor(people), len(self.counts))
         places, scores = scored.best(count)
         rows = torch.nn.functional.pad(scored.candidates.rows, (0, 1))[places]
         return rows.cpu().numpy(), scores.cpu().numpy()
@@ -314,14 +329,66 @@ class Learner:
             states = None if guesses is None else guesses[self._tensor(following)].detach()
             with torch.no_grad():
                 who, behind = [batch.users[at] for at in again], batch.behind[again]
-                looked_at = batch.times[again] + self.returns.expected(np.zeros(len(again)))
-                between = self._query(who, batch.slots[again], looked_at, behind, states)
-                served[following] = self._best(between, SERVED)[0]
+                between, people = self._looks(who, batch.slots[again], np.zeros(len(again)), behind, states)
+                served[following] = self._best(between, people, SERVED)[0]
         served = np.where(served.any(1, keepdims=True), served, anybodys)
         followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
         lists = {"served": served, "popular": everywhere, "followed": followed}
         self.scores.add({name: rows[batch.heard] for name, rows in lists.items()}, batch.targets[batch.heard])
         return ranks_in(served, batch.targets)
+
+    @torch.no_grad()
+    def _looked(
+        self, batch: Batch, looks: Sequence[Look], ahead: Ahead, guesses: Tensor | None, after: Tensor | None
+    ) -> NDArray[np.int64]:
+        """The first places of lists (L + 1, SERVED) as rows, 0 where there are no more; last, of the one for anybody,
+        as of the batch's start, which is that of whoever has no history any more.
+
+        after (U, D): the Reformer's states after each person's last click in the batch.
+        """
+        found = np.zeros((len(looks) + 1, SERVED), np.int64)
+        held = [at for at, look in enumerate(looks) if look.user_id in self.histories]
+        size = self.settings.micro_batch_max
+        for start in range(0, max(1, len(held)), size):
+            part = held[start : start + size]
+            users = [looks[at].user_id for at in part]
+            slots = self.histories.find(users)
+            came = np.array([looks[at].came for at in part], np.int64)
+            later = (batch.slots == slots[:, None]) & (np.arange(len(batch.slots)) >= came[:, None])  # (·, N)
+            behind = later.sum(1)
+            states = None
+            if guesses is not None and after is not None:
+                states = self._states_between(batch, users, slots, later, (guesses.detach(), after))
+            ages_s = np.array([looks[at].written_at for at in part])
+            ages_s -= self.histories.newest(slots, 1, behind).timestamps[:, 0]
+            query, people = self._looks(users, slots, ages_s, behind, states)
+            query = query._replace(ahead=ahead._replace(came=self._tensor(came[people]))).with_nobody(self._latest_at)
+            rows, _ = self._best(query, np.append(people, len(users)), SERVED)
+            found[[*part, len(looks)]] = rows
+        found[np.setdiff1d(np.arange(len(looks)), held)] = found[-1]
+        return found
+
+    def _states_between(
+        self,
+        batch: Batch,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        later: NDArray[np.bool_],
+        states: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """The Reformer's states (L, D) of different or equal people as they were before those clicks of the batch that
+        came later (L, N): the one before the first of these, or the one after their last click."""
+        before, after = states
+        found = before.new_zeros(len(users), before.shape[1])
+        more = np.asarray(later.any(1))
+        found[self._tensor(more)] = before[self._tensor(later.argmax(1)[more])]
+        same = batch.slots[batch.behind == 0] == slots[:, None]  # (L, U)
+        ended = ~more & same.any(1)
+        found[self._tensor(ended)] = after[self._tensor(same.argmax(1)[ended])]
+        absent = np.flatnonzero(~more & ~ended).tolist()
+        if absent:
+            found[absent] = self.states.now([users[at] for at in absent], slots[absent])
+        return found
 
     # What is asked
 
@@ -348,6 +415,24 @@ class Learner:
         asked = Asked(*map(self._tensor, (newest.rows, newest.timestamps, newest.lengths, now)))
         numbers = self._tensor(newest.numbers[:, : self.settings.recall_latest])
         return Query(asked, numbers, self._tensor(self.scorer.own_memory.slots(users)), states)
+
+    def _looks(
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        ages_s: NDArray[np.float64],
+        behind: NDArray[np.int64] | int,
+        states: Tensor | None,
+    ) -> tuple[Query, NDArray[np.int64]]:
+        """The same people (U,), whose lists are written at ages (U,), at the moments at which these are likely to be
+        looked at -> N queries, and whom each is about (N,), rising from 0."""
+        people, looked_at = self.returns.looks(ages_s)
+        clicked_at = self.histories.newest(slots, 1, behind).timestamps[:, 0]
+        if not isinstance(behind, int):
+            behind = behind[people]
+        who = [users[at] for at in people.tolist()]
+        states = None if states is None else states[self._tensor(people)]
+        return self._query(who, slots[people], clicked_at[people] + looked_at, behind, states), people
 
     def _places(self, scored: Scored, targets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the targets (N,) stand among the candidates, −1 where they do not, or are 0."""

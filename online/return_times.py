@@ -1,4 +1,7 @@
-"""When a list is looked at: how long people stay away, learned from everybody's gaps between two clicks."""
+"""When a list is looked at: how long people stay away, learned from everybody's gaps between two clicks.
+
+Letters: `N` lists, `K` moments at which one may be looked at, `L` moments of all of them.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,66 +9,81 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SLOWEST = 0.001  # share of the newest gap in a running mean
-SOON_S, LATE = 60.0, 2.0  # what is expected of the first and of the last span before anybody has come back
+BINS_EACH = 8  # bins of a doubling of the gap
+BINS = 30 * BINS_EACH  # to 2^30 seconds, 34 years
+PRIOR = 0.05  # gaps in each bin before anybody has come back
 LISTS_MAX = 50_000  # at which all counts are halved: people change
+FAR_APART_S = 7_200.0  # moments that are closer to each other are as good as one
 
 
 class ReturnTimes:
     """A list is written at a click or when its age passes a mark, and looked at before the next mark, if at all.
 
-    For each span between two marks: how many lists were looked at in it, and the running mean of the log of their ages
-    then. A mark is worth a refresh where enough of the lists that reach it are looked at before the next one; and a
-    list is ranked for the mean of the spans that it will stand in. That an hour later is not like just now, a list
-    knows only if it is ranked for an hour later.
+    What is kept is a histogram of the gaps. A mark is worth a refresh where enough of the lists that reach it are
+    looked at before the next one; and a list is ranked for the moments at which it is likely to be looked at while it
+    stands: that an hour later is not like just now, a list knows only if it is ranked for an hour later.
     """
 
-    def __init__(self, ages_s: Sequence[float], share_min: float = 0.0) -> None:
-        """`ages_s`: the marks, rising; `share_min`: of the lists that reach a mark, what makes it worth a refresh."""
+    def __init__(self, ages_s: Sequence[float], share_min: float = 0.0, looks_max: int = 3) -> None:
+        """`ages_s`: the marks, rising; `share_min`: of the lists that reach a mark, what makes it worth a refresh;
+        `looks_max`: K, the most moments that one list is ranked for."""
         self.ages_s = np.array(ages_s, np.float64)
-        self.share_min = share_min
-        bounds = np.array([SOON_S**2 / 600, *ages_s, LATE**2 * max([600.0, *ages_s])])
-        self._logs = np.log(bounds[:-1] * bounds[1:]) / 2  # (spans,)
-        self._counts = np.zeros(len(self._logs))  # lists looked at in each span
+        self.share_min, self.looks_max = share_min, looks_max
+        self._gaps = np.zeros(BINS)
         self._lists = 0.0  # written at clicks
+        self._middles = 2 ** ((np.arange(BINS) + 0.5) / BINS_EACH)  # seconds
+        self._spans = np.searchsorted(self.ages_s, self._middles, side="right")  # (BINS,) each lies in
 
     def add(self, gaps_s: NDArray[np.float64], lists: int) -> None:
         """Gaps (N,) between a person's click and their one before; and how many clicks there were, first ones too."""
-        for span, gap in zip(self._span(gaps_s).tolist(), np.maximum(gaps_s, 1.0).tolist(), strict=True):
-            self._counts[span] += 1
-            self._logs[span] += (np.log(gap) - self._logs[span]) * max(1 / (self._counts[span] + 10), SLOWEST)
+        at = (np.log2(np.maximum(gaps_s, 1.0)) * BINS_EACH).astype(np.int64)
+        np.add.at(self._gaps, np.minimum(at, BINS - 1), 1)
         self._lists += lists
         if self._lists > LISTS_MAX:
-            self._counts /= 2
+            self._gaps /= 2
             self._lists /= 2
 
     def marks(self) -> NDArray[np.float64]:
         """The ages at which lists are worth a refresh, rising."""
-        return self.ages_s[self._worth()]
+        counts = np.bincount(self._spans, self._gaps, len(self.ages_s) + 1)
+        reached = np.maximum(self._lists - np.cumsum(counts), 0)
+        worth = np.zeros(len(self.ages_s), np.bool_)
+        looked_at = 0.0  # lists between a mark and the next one that is worth a refresh
+        for mark in reversed(range(len(self.ages_s))):
+            looked_at += counts[mark + 1]
+            worth[mark] = (looked_at + 4) / (reached[mark] + 20) >= self.share_min
+            looked_at = 0.0 if worth[mark] else looked_at
+        marks: NDArray[np.float64] = self.ages_s[worth]
+        return marks
 
-    def expected(self, ages_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Ages (N,) at which lists are written, in seconds since a click -> at which they will be looked at (N,)."""
-        standing = np.concatenate([[0], np.cumsum(self._worth())])  # which spans one list stands in
-        weights = self._counts + 1
-        logs = np.bincount(standing, weights * self._logs) / np.bincount(standing, weights)
-        looked_at: NDArray[np.float64] = np.maximum(np.exp(logs[standing[self._span(ages_s)]]), ages_s)
-        return looked_at
+    def written(self, gaps_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The ages (N,) at which lists were last written that are looked at after gaps (N,)."""
+        marks: NDArray[np.float64] = np.concatenate([[0.0], self.marks()])
+        written: NDArray[np.float64] = marks[np.maximum(np.searchsorted(marks, gaps_s) - 1, 0)]
+        return written
 
-    def _worth(self) -> NDArray[np.bool_]:
-        """Of each mark: whether enough of the lists that reach it are looked at before the next one."""
-        reached = self._lists - np.cumsum(self._counts)[:-1]
-        worth: NDArray[np.bool_] = (self._counts[1:] + 4) / (np.maximum(reached, 0) + 20) >= self.share_min
-        return worth
-
-    def _span(self, ages_s: NDArray[np.float64]) -> NDArray[np.int64]:
-        spans: NDArray[np.int64] = np.searchsorted(self.ages_s, ages_s, side="right")
-        return spans
+    def looks(self, ages_s: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Ages (N,) at which lists are written, in seconds since a click -> at which ages they will be looked at, flat:
+        which list (L,), rising, and its ages (L,), each as likely as its others. One for each list, K where these would
+        be far apart."""
+        marks = self.marks()
+        standing = np.searchsorted(marks, self._middles, side="right")  # (BINS,) which of these spans each lies in
+        shares = (np.arange(self.looks_max) + 0.5) / self.looks_max
+        table = np.empty((len(marks) + 1, self.looks_max))
+        for span in range(len(table)):
+            (bins,) = np.nonzero(standing == span)
+            reached = np.cumsum(self._gaps[bins] + PRIOR)
+            table[span] = self._middles[bins[np.searchsorted(reached, shares * reached[-1])]]
+        mine = table[np.searchsorted(marks, ages_s, side="right")]  # (N, K)
+        close = mine[:, -1] - mine[:, 0] < FAR_APART_S
+        mine[close] = mine[close, self.looks_max // 2, None]
+        wanted = np.arange(self.looks_max) < np.where(close, 1, self.looks_max)[:, None]
+        lists, nth = np.nonzero(wanted)
+        return lists, np.maximum(mine[lists, nth], ages_s[lists])
 
     def to_state(self) -> dict[str, NDArray[Any]]:
-        return {"ages_s": self.ages_s, "logs": self._logs, "counts": self._counts, "lists": np.array([self._lists])}
+        return {"gaps": self._gaps, "lists": np.array([self._lists])}
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Takes back what `to_state` gave; with other ages, nothing."""
-        if np.array_equal(arrays["ages_s"], self.ages_s):
-            self._logs, self._counts = arrays["logs"].copy(), arrays["counts"].copy()
-            self._lists = float(arrays["lists"][0])
+        """Takes back what `to_state` gave."""
+        self._gaps, self._lists = arrays["gaps"].copy(), float(arrays["lists"][0])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from online.ahead import Ahead
 from online.candidates import Asked, Candidates
 from online.moments import Moments
 
@@ -20,6 +21,7 @@ class Query(NamedTuple):
     numbers: Tensor  # (N, W) int64: of the latest moments of each, 0 where there is none
     slots: Tensor  # (N,) int64: where their older moments are remembered, −1 for nowhere
     states: Tensor | None  # (N, D) the Reformer's; None: without
+    ahead: Ahead | None = None  # where they are asked about in the middle of a micro-batch
 
     def with_nobody(self, now: float) -> "Query":
         """The same with one more, of whom nothing is known."""
@@ -27,7 +29,9 @@ class Query(NamedTuple):
         asked = Asked(_and_zero(rows), _and_zero(times), _and_zero(lengths), _and_zero(moments))
         asked.now[-1] = now
         states = None if self.states is None else _and_zero(self.states)
-        return Query(asked, _and_zero(self.numbers), torch.cat([self.slots, self.slots.new_full((1,), -1)]), states)
+        ahead = None if self.ahead is None else self.ahead._replace(came=_and_zero(self.ahead.came))
+        slots = torch.cat([self.slots, self.slots.new_full((1,), -1)])
+        return Query(asked, _and_zero(self.numbers), slots, states, ahead)
 
 
 class Found(NamedTuple):
@@ -59,6 +63,25 @@ class Scored(NamedTuple):
     @property
     def candidates(self) -> Candidates:
         return self.gathered.candidates
+
+    def shares(self) -> Tensor:
+        """Each candidate's share of its query's softmax, (C,)."""
+        owners, N = self.candidates.owners, len(self.candidates.starts) - 1
+        most = self.scores.new_full((N,), -torch.inf).scatter_reduce(0, owners, self.scores, "amax")
+        shares = (self.scores - most[owners]).exp()
+        return shares / shares.new_zeros(N).index_add(0, owners, shares)[owners]
+
+    def for_people(self, people: Tensor, V: int) -> "Scored":
+        """Queries (N,) about `people` (N,), rising from 0, each at several moments -> one for each person, scored by
+        the mean of the shares: of a list that stands at all these moments, that is what makes a click most likely."""
+        owners, rows, _, features = self.candidates
+        shares = self.shares() / people.bincount()[people[owners]]
+        keys, at = torch.unique(people[owners] * V + rows, return_inverse=True)
+        scores = shares.new_zeros(len(keys)).index_add(0, at, shares)
+        owners, rows = keys // V, keys % V
+        starts = torch.searchsorted(owners, torch.arange(int(people.max()) + 2, device=owners.device))
+        candidates = Candidates(owners, rows, starts, features[:0])
+        return Scored(self.gathered._replace(candidates=candidates), self.features[:0], scores)
 
     def best(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best candidates of each query, best first (equal scores: the smaller row) -> their places

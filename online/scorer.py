@@ -71,7 +71,8 @@ class Scorer:
         if self.settings.reformer:
             own, world = self._recalled(query, moment)
             recalled = torch.where(self.log.holds(world), self.log.items[world % self.log.held].long(), 0)
-        candidates = self.gatherer.gather(asked, recalled, self.blocked, exclude_seen=self.settings.exclude_seen)
+        exclude_seen = self.settings.exclude_seen
+        candidates = self.gatherer.gather(asked, recalled, self.blocked, exclude_seen=exclude_seen, ahead=query.ahead)
         if not self.settings.reformer:
             return Gathered(candidates, moment, None, None)
         return Gathered(candidates, moment, self._found(own, query), self._found(world, query))
@@ -89,7 +90,8 @@ class Scorer:
         world = self.world_memory.recall(moment)
         at = world % self.log.held
         # Where the item before has lost its row since, the moment lies in a bucket of the row's next owner.
-        return own, torch.where((self.log.last[at] > 0) & ~self.log.private[at], world, 0)
+        world = torch.where((self.log.last[at] > 0) & ~self.log.private[at], world, 0)
+        return own, world if query.ahead is None else torch.cat([world, query.ahead.moments(moment.last)], 1)
 
     def _found(self, numbers: Tensor, query: Query) -> Found:
         """Moments (N, ·) and the candidates last gathered that they point at."""

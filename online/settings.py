@@ -81,7 +81,7 @@ class Settings(BaseSettings):
             691_200.0,
             1_036_800.0,
             1_382_400.0,
-        ),  # fmt: skip
+        ),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
     refresh_share_min: Annotated[float, Field(ge=0, le=1)] = Field(

@@ -470,7 +470,7 @@ def test_candidates_of_a_query_do_not_depend_on_who_else_is_asked():
     query = town.query("abc", [START + 1e5] * 3)
     together = town.scorer.score(query)
     for at, (start, end) in enumerate(pairwise(together.candidates.starts.tolist())):
-        one = Query(Asked(*(part[at : at + 1] for part in query.asked)), *(part[at : at + 1] for part in query[1:]))
+        one = Query(Asked(*(part[at : at + 1] for part in query.asked)), *(part[at : at + 1] for part in query[1:4]))
         alone = town.scorer.score(one)
         assert alone.candidates.rows.tolist() == together.candidates.rows[start:end].tolist()
         torch.testing.assert_close(alone.scores, together.scores[start:end])
