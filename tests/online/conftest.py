@@ -361,6 +361,8 @@ def known(loop: Loop) -> dict[str, Any]:
         "learner": state,
         "ledger": loop.ledger.to_state(),
         "supervisor": supervisor,
+        "versions": loop.versions.to_state(),
+        "notices": loop.notices.to_state(),
     }
 
 
