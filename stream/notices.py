@@ -96,9 +96,9 @@ class NoticeWriter:
                 producer.send(self._topic, key=notice.kind.encode(), value=encode(notice))
                 producer.flush()
                 notice, away = None, False
-            except SourceError as error:
+            except Exception as error:  # this thread must not end unseen, whatever it was
                 if not away:
-                    log.warning("notices wait: %s", error)
+                    log.warning("notices wait: %s", error, exc_info=not isinstance(error, SourceError))
                 away = True
                 _close(producer)
                 producer = None

@@ -81,6 +81,21 @@ def test_a_broker_that_is_away_is_told_of_once_and_gets_everything_when_it_is_ba
     assert [record.message for record in caplog.records] == ["notices wait: no broker answers"]
 
 
+def test_a_surprise_does_not_end_the_writer(broker, caplog):
+    surprises = [ValueError("a surprise")]
+
+    def connect():
+        if surprises:
+            raise surprises.pop()
+        return broker.connect()
+
+    writer = NoticeWriter(connect, "events", waiting_max=3)
+    writer.put(told(7))
+    wait_until(lambda: broker.taken == [7])
+    writer.close()
+    assert "a surprise" in caplog.text
+
+
 def test_what_finds_no_room_is_counted_and_nobody_waits(broker):
     broker.answer.clear()
     writer = NoticeWriter(broker.connect, "events", waiting_max=3)
