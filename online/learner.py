@@ -15,13 +15,14 @@ from model.vocabulary import Vocabulary
 from online.ahead import Ahead
 from online.arrays import below, joined
 from online.candidates import Asked
-from online.counts import NEAR, Counts
+from online.counts import Counts
 from online.guard import Guard
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 from online.item_rows import ClickedRows, ItemRows
 from online.learned import Batch, Learned, Lesson, Look, Ranking, Read
 from online.metrics import Scores, ranks_among, ranks_in
 from online.next_item import Negatives
+from online.questions import Questions, StatesAround
 from online.reservoir import Reservoir
 from online.return_times import ReturnTimes
 from online.scored import Query, Scored
@@ -58,6 +59,9 @@ class Learner:
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min, settings.looks_max)
+        self.questions = Questions(
+            settings, self.histories, scorer=self.scorer, states=self.states, returns=self.returns, guard=self.guard
+        )
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self._latest_at = 0.0  # of all clicks, in stream time
         self.event_types: dict[str, int] = {}
@@ -126,8 +130,8 @@ class Learner:
         read = _read(slots, last) if self.deep_state else None
         guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
 
-        query = self._query(users, slots, times, behind + 1, guesses)
-        ahead = self._ahead(batch, query.asked)
+        query = self.questions.at(users, slots, times, behind + 1, guesses)
+        ahead = self.questions.ahead(batch, query.asked)
         query = query._replace(ahead=ahead)
         self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses)
         scored = self.scorer.score(query)
@@ -198,16 +202,6 @@ class Learner:
         self.weights.learn(loss, guessing, seen)
         scored = scored._replace(features=scored.features.detach())
         return each.cpu().numpy(), Lesson(scored, at, seen, again, taught, wanted, negatives)
-
-    def _ahead(self, batch: Batch, asked: Asked) -> Ahead:
-        """What the clicks are to each other: a guarded one counts for nobody else."""
-        earlier = torch.nn.functional.pad(asked.rows[:, :NEAR], (0, max(0, NEAR - asked.rows.shape[1])))
-        # What was guarded precedes nothing either: clicked between popular items it would become their neighbour.
-        before = self.guard.was_guarded(self.histories.newest(batch.slots, NEAR, batch.behind + 1).numbers)
-        earlier[:, : before.shape[1]][self._tensor(before)] = 0
-        rows = self._tensor(np.where(batch.heard, batch.rows, 0))
-        came = torch.arange(len(rows), device=self.device)
-        return Ahead(rows, earlier, asked.now, self._tensor(batch.numbers), came)
 
     def _remember(self, batch: Batch, clicked: Ahead) -> None:
         """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
@@ -280,7 +274,7 @@ class Learner:
         """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
         the one for anybody."""
         clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
-        query, people = self._looks(users, slots, now - clicked_at, 0, states)
+        query, people = self.questions.at_looks(users, slots, now - clicked_at, 0, states)
         people = np.append(people, len(users))
         rows, scores = self._best(query.with_nobody(self._latest_at), people, self.settings.list_size)
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
@@ -329,7 +323,7 @@ class Learner:
             states = None if guesses is None else guesses[self._tensor(following)].detach()
             with torch.no_grad():
                 who, behind = [batch.users[at] for at in again], batch.behind[again]
-                between, people = self._looks(who, batch.slots[again], np.zeros(len(again)), behind, states)
+                between, people = self.questions.at_looks(who, batch.slots[again], np.zeros(len(again)), behind, states)
                 served[following] = self._best(between, people, SERVED)[0]
         served = np.where(served.any(1, keepdims=True), served, anybodys)
         followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
@@ -348,49 +342,15 @@ class Learner:
         """
         found = np.zeros((len(looks) + 1, SERVED), np.int64)
         held = [at for at, look in enumerate(looks) if look.user_id in self.histories]
+        around = None if guesses is None or after is None else StatesAround(guesses.detach(), after)
         size = self.settings.micro_batch_max
         for start in range(0, max(1, len(held)), size):
             part = held[start : start + size]
-            users = [looks[at].user_id for at in part]
-            slots = self.histories.find(users)
-            came = np.array([looks[at].came for at in part], np.int64)
-            later = (batch.slots == slots[:, None]) & (np.arange(len(batch.slots)) >= came[:, None])  # (·, N)
-            behind = later.sum(1)
-            states = None
-            if guesses is not None and after is not None:
-                states = self._states_between(batch, users, slots, later, (guesses.detach(), after))
-            ages_s = np.array([looks[at].written_at for at in part])
-            ages_s -= self.histories.newest(slots, 1, behind).timestamps[:, 0]
-            query, people = self._looks(users, slots, ages_s, behind, states)
-            query = query._replace(ahead=ahead._replace(came=self._tensor(came[people]))).with_nobody(self._latest_at)
-            rows, _ = self._best(query, np.append(people, len(users)), SERVED)
+            asked, lists = self.questions.at_looks_between(batch, [looks[at] for at in part], ahead, around)
+            rows, _ = self._best(asked.with_nobody(self._latest_at), np.append(lists, len(part)), SERVED)
             found[[*part, len(looks)]] = rows
         found[np.setdiff1d(np.arange(len(looks)), held)] = found[-1]
         return found
-
-    def _states_between(
-        self,
-        batch: Batch,
-        users: Sequence[str],
-        slots: NDArray[np.int64],
-        later: NDArray[np.bool_],
-        states: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """The Reformer's states (L, D) of different or equal people as they were before those clicks of the batch that
-        came later (L, N): the one before the first of these, or the one after their last click."""
-        before, after = states
-        found = before.new_zeros(len(users), before.shape[1])
-        more = np.asarray(later.any(1))
-        found[self._tensor(more)] = before[self._tensor(later.argmax(1)[more])]
-        same = batch.slots[batch.behind == 0] == slots[:, None]  # (L, U)
-        ended = ~more & same.any(1)
-        found[self._tensor(ended)] = after[self._tensor(same.argmax(1)[ended])]
-        absent = np.flatnonzero(~more & ~ended).tolist()
-        if absent:
-            found[absent] = self.states.now([users[at] for at in absent], slots[absent])
-        return found
-
-    # What is asked
 
     def _states(
         self, listed: Sequence[str], read: Read | None, clicks: int
@@ -401,38 +361,6 @@ class Learner:
             return None, np.zeros(clicks, bool), None
         guesses, taught, states = self.states.read(listed, read.slots, read.clicks)
         return guesses[self._tensor(read.order)], taught[read.order], states
-
-    def _query(
-        self,
-        users: Sequence[str],
-        slots: NDArray[np.int64],
-        now: NDArray[np.float64],
-        behind: NDArray[np.int64] | int,
-        states: Tensor | None,
-    ) -> Query:
-        """People (N,) as they were before their very last `behind` (N,) clicks, asked about at `now` (N,)."""
-        newest = self.histories.newest(slots, self.settings.history_max, behind)
-        asked = Asked(*map(self._tensor, (newest.rows, newest.timestamps, newest.lengths, now)))
-        numbers = self._tensor(newest.numbers[:, : self.settings.recall_latest])
-        return Query(asked, numbers, self._tensor(self.scorer.own_memory.slots(users)), states)
-
-    def _looks(
-        self,
-        users: Sequence[str],
-        slots: NDArray[np.int64],
-        ages_s: NDArray[np.float64],
-        behind: NDArray[np.int64] | int,
-        states: Tensor | None,
-    ) -> tuple[Query, NDArray[np.int64]]:
-        """The same people (U,), whose lists are written at ages (U,), at the moments at which these are likely to be
-        looked at -> N queries, and whom each is about (N,), rising from 0."""
-        people, looked_at = self.returns.looks(ages_s)
-        clicked_at = self.histories.newest(slots, 1, behind).timestamps[:, 0]
-        if not isinstance(behind, int):
-            behind = behind[people]
-        who = [users[at] for at in people.tolist()]
-        states = None if states is None else states[self._tensor(people)]
-        return self._query(who, slots[people], clicked_at[people] + looked_at, behind, states), people
 
     def _places(self, scored: Scored, targets: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the targets (N,) stand among the candidates, −1 where they do not, or are 0."""

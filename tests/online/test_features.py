@@ -27,7 +27,7 @@ def asked(small: Callable[..., Settings], town_clicks: list[Click]) -> tuple[Lea
     users = learner.histories.users()[:3]
     slots = learner.histories.find(users)
     states = learner.states.now(users, slots)
-    query = learner._query(users, slots, np.full(3, town_clicks[160].timestamp), 0, states)
+    query = learner.questions.at(users, slots, np.full(3, town_clicks[160].timestamp), 0, states)
     with torch.no_grad():
         return learner, query, learner.scorer.score(query)
 
