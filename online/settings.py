@@ -4,18 +4,16 @@ A field `users_held` is set by the environment variable `NEXTCLICK_USERS_HELD`, 
 of the file that `NEXTCLICK_ENV_FILE` names; a variable wins over the file. Units come last in a name.
 """
 
-import difflib
-import io
 import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from dotenv.parser import parse_stream
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from online.cron import cron_trigger
+from online.env_file import EnvFile, Names
 from online.gate import BLOCKS_MIN, GateLimits
 
 PREFIX = "NEXTCLICK_"
@@ -331,8 +329,9 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: with one line for every wrong or unknown variable, all of them at once.
     """
-    problems = [_unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not _is_known(name)]
-    file = _EnvFile(os.environ.get(ENV_FILE) or None)
+    names = Names(PREFIX, ENV_FILE, Settings.model_fields)
+    problems = [names.unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not names.known(name)]
+    file = EnvFile(os.environ.get(ENV_FILE) or None, names)
     problems += file.problems
     given = file.values() | overrides
     try:
@@ -351,41 +350,6 @@ def load_settings(**overrides: Any) -> Settings:
     return settings
 
 
-class _EnvFile:
-    """The file of settings that is named, if any. Its values are for pydantic to judge, as those of variables are."""
-
-    def __init__(self, name: str | None) -> None:
-        self.name = name
-        self.problems: list[str] = []
-        self._values: dict[str, str] = {}  # by field
-        if name is not None:
-            try:
-                text = Path(name).read_text(encoding="utf-8")
-            except OSError as error:
-                self.problems = [f"{ENV_FILE}: {name} cannot be read: {error.strerror}"]
-            except UnicodeDecodeError:
-                self.problems = [f"{ENV_FILE}: {name} cannot be read: it is not text in UTF-8"]
-            else:
-                self._take(text)
-
-    def _take(self, text: str) -> None:
-        for line in parse_stream(io.StringIO(text)):
-            statement = line.original.string
-            blank = statement[: len(statement) - len(statement.lstrip())].count("\n")  # lines before it
-            where = f"{self.name} line {line.original.line + blank}: "
-            if line.error or (line.key is not None and line.value is None):
-                self.problems.append(f"{where}not {PREFIX}NAME=value")
-            elif line.key is not None and not _is_field(line.key):
-                self.problems.append(where + _unknown(line.key))
-            elif line.key is not None and line.value:  # empty is unset
-                self._values[line.key.removeprefix(PREFIX).lower()] = line.value
-
-    def values(self) -> dict[str, Any]:
-        """What it sets, by field, without what a variable sets too."""
-        variables = {variable.upper() for variable, value in os.environ.items() if value}
-        return {field: value for field, value in self._values.items() if PREFIX + field.upper() not in variables}
-
-
 def _lines(error: ValidationError, from_file: Collection[str] = (), file: str | None = None) -> list[str]:
     """What is wrong; `from_file` holds the fields whose values are the file's."""
     lines = []
@@ -396,19 +360,6 @@ def _lines(error: ValidationError, from_file: Collection[str] = (), file: str | 
         name = f"{file}: {name}" if field in from_file else name
         lines += [name + line for line in detail["msg"].removeprefix("Value error, ").splitlines()]
     return lines
-
-
-def _is_known(variable: str) -> bool:
-    return variable == ENV_FILE or _is_field(variable)
-
-
-def _is_field(variable: str) -> bool:
-    return variable.startswith(PREFIX) and variable.removeprefix(PREFIX).lower() in Settings.model_fields
-
-
-def _unknown(variable: str) -> str:
-    close = difflib.get_close_matches(variable.removeprefix(PREFIX).lower(), Settings.model_fields, n=1)
-    return f"{variable}: there is no such setting" + (f"; did you mean {PREFIX}{close[0].upper()}?" if close else "")
 
 
 def _report(problems: list[str]) -> str:
