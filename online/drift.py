@@ -85,7 +85,7 @@ class Signal:
 
     A detector can be saved by pickling alone. So the values since both started are kept, at most `values_held`, and the
     same values make the same detectors. When the list is full, both start over from its later half; when one has found
-    something, from nothing.
+    something, from where that began.
     """
 
     def __init__(self, name: str, event_type: str | None, clicks_each: int, sensitivity: Sensitivity) -> None:
@@ -132,18 +132,14 @@ class Signal:
         self._values.append(value)
         self._since.append(since)
         self._lately.append(value)
-        found = None
         recent = self._values[-RECENT_MEANS:]
         if self._adwin.drift_detected:
-            found = self._found("ADWIN", worse=self.bad * (sum(recent) / len(recent) - before) > 0)
-        elif self._page_hinkley.drift_detected:
-            found = self._found("Page-Hinkley", worse=True)
-        if found is not None:
-            self.restart([], [])
-        elif len(self._values) >= self.sensitivity.values_held:
-            half = self.sensitivity.values_held // 2
-            self.restart(self._values[half:], self._since[half:])
-        return found
+            return self._found("ADWIN", worse=self.bad * (sum(recent) / len(recent) - before) > 0)
+        if self._page_hinkley.drift_detected:
+            return self._found("Page-Hinkley", worse=True)
+        if len(self._values) >= self.sensitivity.values_held:
+            self._restart_at(self.sensitivity.values_held // 2)
+        return None
 
     def _tell(self, value: float, earlier: float | None) -> None:
         self._adwin.update(value)
@@ -158,7 +154,12 @@ class Signal:
     def _found(self, detector: str, *, worse: bool) -> Found:
         values = np.array(self._values)
         cut = change_point(self.bad * values if worse else -self.bad * values)
-        return Found(detector, float(values[:cut].mean()), float(values[cut:].mean()), self._since[cut], worse)
+        found = Found(detector, float(values[:cut].mean()), float(values[cut:].mean()), self._since[cut], worse)
+        self._restart_at(cut)
+        return found
+
+    def _restart_at(self, cut: int) -> None:
+        self.restart(self._values[cut:], self._since[cut:])
 
     def to_state(self) -> dict[str, Any]:
         return {

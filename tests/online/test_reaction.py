@@ -14,7 +14,7 @@ from online.settings import Settings
 from online.town import Town
 from tests.online.conftest import SMALL
 
-TOWN = Town(users=20, items=40)
+TOWN = Town(users=40, items=120)
 SETTINGS = Settings(**SMALL | {"reaction_clicks": 100, "reaction_learning_rate_factor": 3.0})
 QUICK = {
     "drift_delta": 0.002,
