@@ -33,6 +33,16 @@ def test_variables_are_read_and_overrides_win(monkeypatch, tmp_path):
     assert (settings.exclude_seen, settings.log_path) == (True, tmp_path / "log.db")
 
 
+def test_gates_and_versions_have_to_fit_their_limits():
+    lines = problems(shadow_clicks_max=100, gate_block_clicks=25, versions_kept=30)
+    assert lines == [
+        "NEXTCLICK_SHADOW_CLICKS_MAX (100) must not be below 10 times NEXTCLICK_GATE_BLOCK_CLICKS (25)",
+        "NEXTCLICK_VERSIONS_LISTED (20) must not be below NEXTCLICK_VERSIONS_KEPT (30)",
+    ]
+    settings = load_settings(gate_margin=0.03, rollback_margin=0.04)
+    assert (settings.candidate_gate.margin, settings.rollback_gate.margin) == (0.03, -0.04)
+
+
 def test_every_wrong_variable_is_listed_at_once_by_name(monkeypatch):
     wrong = {
         "WIDTH": "wide", "HEADS": "0", "LAYERS": "local,global", "DROPOUT": "1", "API_PORT": "70000",
