@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from online.counts import THIRD
 from online.entries import Entries, Neighbours, Places
@@ -20,15 +21,17 @@ from online.entries import Entries, Neighbours, Places
 class Ahead(NamedTuple):
     """B clicks in order of arrival, and how many of them each query comes after."""
 
-    rows: Tensor  # (B,) int64, clicked; 0: counts for nobody else
+    rows: Tensor  # (B,) int64, clicked; 0: an item without a row
+    heard: Tensor  # (B,) bool: of the others, which are guarded, nobody else learns
     earlier: Tensor  # (B, NEAR) int64: what each person had clicked before, latest first, 0 where there was nothing
     times: Tensor  # (B,) float64 seconds
     numbers: Tensor  # (B,) int64 of their moments
     came: Tensor  # (N,) int64
 
     def before(self) -> Tensor:
-        """(N, B): for each query, which clicks came earlier."""
-        return (torch.arange(len(self.rows), device=self.rows.device) < self.came[:, None]) & (self.rows > 0)
+        """(N, B): for each query, which clicks came earlier and count for it."""
+        came = torch.arange(len(self.rows), device=self.rows.device) < self.came[:, None]
+        return came & (self.rows > 0) & self.heard
 
     def moments(self, last: Tensor) -> Tensor:
         """Numbers (N, B) of the moments ahead of each query that had its last item (N,), 0 for none."""
@@ -79,10 +82,12 @@ class Counted:
 
     def popularity(self, popularity: Tensor, owners: Tensor, half_lives: Sequence[int]) -> Tensor:
         """(C, P) as of the batch's start -> as of each query: what was counted fades with each click ahead."""
-        rates = popularity.new_tensor([2 ** (-1 / n) for n in half_lives])
-        came = self.ahead.came[:, None]
-        ago = (came - torch.arange(self.before.shape[1], device=came.device) - 1).clamp(min=0).flatten()
-        return popularity * rates ** came[owners] + self._summed(rates ** ago[:, None], len(popularity))
+        until = F.pad(self.ahead.heard.long().cumsum(0), (1, 0))  # (B + 1,) clicks heard before each
+        came = until[self.ahead.came]  # (N,)
+        ago = (came[:, None] - until[:-1]).clamp(min=0).flatten()  # (N · B,) the click itself is one
+        rates = torch.tensor([2 ** (-1 / n) for n in half_lives], dtype=torch.float64, device=came.device)
+        faded = (rates ** torch.arange(len(until), device=came.device)[:, None]).float()  # (B + 1, P)
+        return popularity * faded[came][owners] + self._summed(faded[ago], len(popularity))
 
     def _summed(self, weights: Tensor, candidates: int) -> Tensor:
         """weights (N · B, ·) of each query's clicks ahead -> their sums for each candidate (C, ·)."""

@@ -82,14 +82,13 @@ class Questions:
         return self.at(who, slots[people], clicked_at[people] + looked_at, behind, states), people
 
     def ahead(self, batch: Batch, asked: Asked) -> Ahead:
-        """What the clicks (B,), asked for one by one, are to each other: a guarded one counts for nobody else."""
+        """What the clicks (B,), asked for one by one, are to each other."""
         earlier = torch.nn.functional.pad(asked.rows[:, :NEAR], (0, max(0, NEAR - asked.rows.shape[1])))
         # What was guarded precedes nothing either: clicked between popular items it would become their neighbour.
         before = self.guard.was_guarded(self.histories.newest(batch.slots, NEAR, batch.behind + 1).numbers)
         earlier[:, : before.shape[1]][self._tensor(before)] = 0
-        rows = self._tensor(np.where(batch.heard, batch.rows, 0))
-        came = torch.arange(len(rows), device=self.device)
-        return Ahead(rows, earlier, asked.now, self._tensor(batch.numbers), came)
+        rows, heard, numbers = self._tensor(batch.rows), self._tensor(batch.heard), self._tensor(batch.numbers)
+        return Ahead(rows, heard, earlier, asked.now, numbers, torch.arange(len(rows), device=self.device))
 
     def at_looks_between(
         self, batch: Batch, looks: Sequence[Look], ahead: Ahead, around: StatesAround | None
