@@ -58,7 +58,9 @@ class Learner:
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
-        self.returns = ReturnTimes(settings.refresh_ages_s, settings.refresh_share_min, settings.looks_max)
+        self.returns = ReturnTimes(
+            settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
+        )
         self.questions = Questions(
             settings, self.histories, scorer=self.scorer, states=self.states, returns=self.returns, guard=self.guard
         )

@@ -13,7 +13,7 @@ BINS_EACH = 8  # bins of a doubling of the gap
 BINS = 30 * BINS_EACH  # to 2^30 seconds, 34 years
 PRIOR = 0.05  # gaps in each bin before anybody has come back
 LISTS_MAX = 50_000  # at which all counts are halved: people change
-FAR_APART_S = 7_200.0  # moments that are closer to each other are as good as one
+FAR_APART_S = 1_800.0  # moments that are closer to each other are as good as one
 
 
 class ReturnTimes:
@@ -24,11 +24,13 @@ class ReturnTimes:
     stands: that an hour later is not like just now, a list knows only if it is ranked for an hour later.
     """
 
-    def __init__(self, ages_s: Sequence[float], share_min: float = 0.0, looks_max: int = 3) -> None:
+    def __init__(
+        self, ages_s: Sequence[float], share_min: float = 0.0, refreshes_max: float = np.inf, looks_max: int = 3
+    ) -> None:
         """`ages_s`: the marks, rising; `share_min`: of the lists that reach a mark, what makes it worth a refresh;
-        `looks_max`: K, the most moments that one list is ranked for."""
+        `refreshes_max`: of a list, on average; `looks_max`: K, the most moments that one list is ranked for."""
         self.ages_s = np.array(ages_s, np.float64)
-        self.share_min, self.looks_max = share_min, looks_max
+        self.share_min, self.refreshes_max, self.looks_max = share_min, refreshes_max, looks_max
         self._gaps = np.zeros(BINS)
         self._lists = 0.0  # written at clicks
         self._middles = 2 ** ((np.arange(BINS) + 0.5) / BINS_EACH)  # seconds
@@ -44,17 +46,21 @@ class ReturnTimes:
             self._lists /= 2
 
     def marks(self) -> NDArray[np.float64]:
-        """The ages at which lists are worth a refresh, rising."""
+        """The ages at which lists are worth a refresh, rising: the least worth gives way until each is worth enough,
+        and lists are refreshed `refreshes_max` times on average."""
         counts = np.bincount(self._spans, self._gaps, len(self.ages_s) + 1)
-        reached = np.maximum(self._lists - np.cumsum(counts), 0)
-        worth = np.zeros(len(self.ages_s), np.bool_)
-        looked_at = 0.0  # lists between a mark and the next one that is worth a refresh
-        for mark in reversed(range(len(self.ages_s))):
-            looked_at += counts[mark + 1]
-            worth[mark] = (looked_at + 4) / (reached[mark] + 20) >= self.share_min
-            looked_at = 0.0 if worth[mark] else looked_at
-        marks: NDArray[np.float64] = self.ages_s[worth]
-        return marks
+        reached = np.maximum(self._lists - np.cumsum(counts)[:-1], 0)
+        looked_at = counts[1:]  # between each mark and the next
+        marks = list(range(len(self.ages_s)))
+        while marks:
+            shares = (looked_at[marks] + 4) / (reached[marks] + 20)
+            least = int(shares.argmin())
+            if shares[least] >= self.share_min and reached[marks].sum() <= self.refreshes_max * self._lists:
+                break
+            if least:  # the one before stands until the next
+                looked_at[marks[least - 1]] += looked_at[marks[least]]
+            del marks[least]
+        return self.ages_s[marks]
 
     def written(self, gaps_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """The ages (N,) at which lists were last written that are looked at after gaps (N,)."""
@@ -72,6 +78,9 @@ class ReturnTimes:
         table = np.empty((len(marks) + 1, self.looks_max))
         for span in range(len(table)):
             (bins,) = np.nonzero(standing == span)
+            if not len(bins):  # two marks within one bin
+                table[span] = marks[span - 1]
+                continue
             reached = np.cumsum(self._gaps[bins] + PRIOR)
             table[span] = self._middles[bins[np.searchsorted(reached, shares * reached[-1])]]
         mine = table[np.searchsorted(marks, ages_s, side="right")]  # (N, K)

@@ -68,17 +68,8 @@ class Settings(BaseSettings):
     )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
         (
-            300.0,
-            3_600.0,
-            10_800.0,
-            28_800.0,
-            57_600.0,
-            86_400.0,
-            172_800.0,
-            345_600.0,
-            691_200.0,
-            1_036_800.0,
-            1_382_400.0,
+            *(600.0, 3_600.0, 14_400.0, 36_000.0, 57_600.0, 79_200.0, 100_800.0, 151_200.0, 216_000.0, 302_400.0),
+            *(432_000.0, 604_800.0, 864_000.0, 1_209_600.0, 1_728_000.0, 2_160_000.0),
         ),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
@@ -86,8 +77,9 @@ class Settings(BaseSettings):
         0.1,
         description="an age is left out while fewer of the lists that reach it are looked at before the next",
     )
+    refreshes_max: Rate = Field(2.9, description="refreshes of a list on average; the ages least worth it are left out")
     looks_max: Positive = Field(
-        3, description="moments that a list is ranked for where it will be looked at within hours or days"
+        5, description="moments that a list is ranked for where it will be looked at within hours or days"
     )
     refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")
     refresh_lists_max: Positive = Field(
