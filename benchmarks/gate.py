@@ -40,7 +40,10 @@ from stream.events import Click
 BATCH = 32
 CLICKS_MAX = 5_000  # until a sabotaged live model has to be rolled back
 LEVEL_CLICKS = 512  # whose mean loss is a level
-SETTINGS: dict[str, Any] = {"device": "cpu", "finetune_interval_s": 0.0}
+SETTINGS: dict[str, Any] = {  # room for the town and no more
+    "device": "cpu", "memory_users_held": 256, "recall_users_held": 256, "moments_held": 50_000,
+    "world_buckets": 512, "replay_held": 2_048, "users_held": 1_000,
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -64,10 +67,10 @@ def reversed_labels(weights: Weights, learner: Learner, random: np.random.Genera
     adam = torch.optim.Adam(weights.ranker.parameters(), lr=0.01)
     for _ in range(100):
         found = learner.scorer.replay.sample(64, random)
-        if found is not None:
-            adam.zero_grad()
-            (-weights.ranking_loss(*found).clamp(max=20.0)).backward()  # type: ignore[no-untyped-call]
-            adam.step()
+        assert found is not None, "there are too few clicks to replay yet"
+        adam.zero_grad()
+        (-weights.ranking_loss(*found).clamp(max=20.0)).backward()  # type: ignore[no-untyped-call]
+        adam.step()
     weights.ranker.zero_grad(set_to_none=True)
 
 

@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 
 from online import baselines
 from online.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
+from online.backtest_tuning import Tuning
 from online.baselines import Baselines
-from online.learned import Look
+from online.learned import Learned, Look
 from online.learner import Learner
 from online.metrics import hit_and_ndcg_at, ranks_in
 from online.refresh import marks_passed
@@ -65,12 +66,16 @@ class LearnerRun:
     only their number is kept.
     """
 
-    def __init__(self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True) -> None:
-        """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed."""
+    def __init__(
+        self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True, finetune_every: int = 0
+    ) -> None:
+        """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed.
+        `finetune_every`: clicks between two fine-tunings, which go through the gate; 0: none."""
         self.settings = settings
         self.clicks = clicks
         self.lists = lists
         self.learner = Learner(settings, lists=False)
+        self.tuning = Tuning(settings, self.learner, finetune_every) if finetune_every else None
         self.times = stream_times(clicks)
         self.refreshes = 0  # as many as a worker's
         self._next = next_clicks(clicks)
@@ -86,7 +91,7 @@ class LearnerRun:
         """
         clicks = self.clicks[batch.start : batch.stop]
         if not self.lists:
-            learned = self.learner.learn(clicks)
+            learned = self._learn(clicks)
             return learned.ranks, learned.candidates, learned.served_ranks
         for at in batch:
             self._schedule(at)
@@ -94,12 +99,18 @@ class LearnerRun:
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
         looks = [Look(self.clicks[look].user_id, came - batch.start, written_at) for came, written_at, look in due]
-        learned = self.learner.learn(clicks, looks)
+        learned = self._learn(clicks, looks)
         assert learned.looked is not None
         *lists, anybodys = learned.looked
         self._standing |= {look: rows for (_, _, look), rows in zip(due, lists, strict=True)}
         stood = np.stack([self._standing.pop(at, anybodys) for at in batch])
         return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
+
+    def _learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
+        learned = self.learner.learn(clicks, looks)
+        if self.tuning is not None:
+            self.tuning.after(clicks, learned)
+        return learned
 
     def _schedule(self, at: int) -> None:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
@@ -121,6 +132,7 @@ class Given(NamedTuple):
     clicks: Sequence[Click]
     facts: Facts
     settings: Settings
+    finetune_every: int = 0  # clicks between two fine-tunings of a learner; 0: none
 
 
 class Run(NamedTuple):
@@ -177,6 +189,7 @@ def backtest(
     *,
     methods: Sequence[str] = METHODS,
     jobs: int = 1,
+    finetune_every: int = 0,
     on_progress: OnProgress = lambda *_: None,
 ) -> Outcome:
     """Runs the methods over the clicks, at most `jobs` processes beside each other; the figures do not depend on it.
@@ -185,7 +198,7 @@ def backtest(
     """
     began = time.perf_counter()
     facts, runs = facts_of(clicks), runs_of(methods)
-    given = Given(clicks, facts, settings)
+    given = Given(clicks, facts, settings, finetune_every)
     if jobs == 1 or len(runs) == 1:
         went = {run.name: _go(run, given, on_progress) for run in runs}
     else:
@@ -220,10 +233,11 @@ def _count(run: Run, given: Given, on_progress: OnProgress) -> Went:
 
 def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
     began = time.perf_counter()
-    clicks, facts, _ = given
+    clicks, facts = given.clicks, given.facts
     settings = Settings(**{**given.settings.model_dump(), **run.overrides})
     torch.set_num_threads(settings.threads)
-    going = LearnerRun(settings, clicks, lists=AS_SERVED in run.methods)
+    lists = AS_SERVED in run.methods
+    going = LearnerRun(settings, clicks, lists=lists, finetune_every=given.finetune_every)
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0

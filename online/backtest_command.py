@@ -25,10 +25,11 @@ def run_backtest(
     limit: int | None = None,
     methods: str | None = None,
     jobs: int | None = None,
+    finetune_every: int = 0,
     json_out: Path | None = None,
     plots: Path | None = None,
 ) -> None:
-    """`methods` comma-separated, None: all; `jobs` None: as many as there are cores.
+    """`methods` comma-separated, None: all; `jobs` None: as many as cores; `finetune_every` in clicks, 0: never.
 
     Raises EventFileError, and BacktestError for too few clicks, unknown methods, and what cannot be written.
     """
@@ -39,11 +40,17 @@ def run_backtest(
         raise BacktestError(f"{file} holds no click that can be read; " + "; ".join(left_out(read)))
     with _bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(
-            read.clicks, settings, methods=wanted, jobs=jobs or os.cpu_count() or 1, on_progress=on_progress
+            read.clicks,
+            settings,
+            methods=wanted,
+            jobs=jobs or os.cpu_count() or 1,
+            finetune_every=finetune_every,
+            on_progress=on_progress,
         )
     found = report(outcome) | {
         "file": file.name,
         "seed": settings.seed,
+        "finetune_every": finetune_every,
         "unreadable": dict(read.unreadable),
         "duplicates": read.duplicates,
     }

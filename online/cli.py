@@ -207,6 +207,7 @@ def backtest(  # noqa: PLR0917 - typer's options
     plots: Annotated[Path | None, typer.Option(help="Save plots (PNG) in that folder.")] = None,
     methods: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes beside each other; else as many as cores.", min=1)] = None,
+    finetune_every: Annotated[int, typer.Option(help="Clicks between two fine-tunings; 0: none.", min=0)] = 0,
 ) -> None:
     """Test, then learn, over a file: how well it foresees each click, beside counting methods.
 
@@ -216,7 +217,17 @@ def backtest(  # noqa: PLR0917 - typer's options
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     from online.backtest_command import run_backtest
 
-    run_backtest(out, file, settings, limit=limit, methods=methods, jobs=jobs, json_out=json_out, plots=plots)
+    run_backtest(
+        out,
+        file,
+        settings,
+        limit=limit,
+        methods=methods,
+        jobs=jobs,
+        finetune_every=finetune_every,
+        json_out=json_out,
+        plots=plots,
+    )
 
 
 @app.command(epilog="Example: nextclick tune clicks.csv.gz --limit 50000 --timeout 3600")

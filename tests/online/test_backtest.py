@@ -346,3 +346,24 @@ class TestCommand:
 def test_the_order_of_methods_is_ours_then_counting() -> None:
     ours = [method.startswith(NEXTCLICK) for method in METHODS]
     assert all(before >= after for before, after in pairwise(ours))
+
+
+def test_fine_tuning_in_a_backtest_goes_through_the_gate_and_nothing_differs_before_it() -> None:
+    clicks = town(640)
+    given = settings(gate_block_clicks=5, shadow_clicks_max=100)
+    runs = [LearnerRun(given, clicks, lists=False, finetune_every=every) for every in (0, 200)]
+    ranks = [
+        [run.step(range(at, min(at + 32, len(clicks))))[0].tolist() for at in range(0, len(clicks), 32)] for run in runs
+    ]
+    assert runs[0].tuning is None
+    assert runs[1].tuning is not None
+    told = runs[1].tuning.told
+    began = [at for kind, at, *_ in told if kind == "finetuning"]
+    assert began
+    assert all(at % 200 < 32 for at in began)
+    assert {kind for kind, *_ in told} <= {"finetuning", "candidate", "published", "rejected"}
+    published = [at for kind, at, *_ in told if kind == "published"]
+    assert published
+    assert runs[1].learner.version == 1 + len(published)
+    differs = next(number for number, (one, other) in enumerate(zip(*ranks, strict=True)) if one != other)
+    assert 32 * differs >= published[0]
