@@ -55,7 +55,8 @@ class ReturnTimes:
         while marks:
             shares = (looked_at[marks] + 4) / (reached[marks] + 20)
             least = int(shares.argmin())
-            if shares[least] >= self.share_min and reached[marks].sum() <= self.refreshes_max * self._lists:
+            too_many = self._lists and reached[marks].sum() > self.refreshes_max * self._lists
+            if shares[least] >= self.share_min and not too_many:
                 break
             if least:  # the one before stands until the next
                 looked_at[marks[least - 1]] += looked_at[marks[least]]

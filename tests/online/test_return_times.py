@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -27,8 +27,9 @@ def learned(ages_s, gaps, lists=None, **limits):
 class Slow:
     """Every gap by itself, each as long as the middle of its bin of an eighth of a doubling."""
 
-    def __init__(self, ages_s, gaps, lists, share_min, looks_max=3):
+    def __init__(self, ages_s, gaps, lists, share_min, *, refreshes_max=math.inf, looks_max=3):
         self.ages_s, self.lists, self.share_min, self.looks_max = list(ages_s), lists, share_min, looks_max
+        self.refreshes_max = refreshes_max
         self.gaps = [self.middle(min(BINS - 1, int(math.log2(max(gap, 1.0)) * BINS_EACH))) for gap in gaps]
 
     @staticmethod
@@ -38,15 +39,22 @@ class Slow:
     def looked_at(self, low, high):
         return sum(low <= gap < high for gap in self.gaps)
 
+    def reached(self, mark):
+        return max(0, self.lists - self.looked_at(0.0, mark))
+
+    def too_many(self, marks):
+        return self.lists and sum(map(self.reached, marks)) > self.refreshes_max * self.lists
+
     def marks(self):
-        """From the last one backwards: worth it are those whose lists are looked at before the next that is."""
-        worth = []
-        for mark in reversed(self.ages_s):
-            until = worth[0] if worth else math.inf
-            reached = max(0, self.lists - self.looked_at(0.0, mark))
-            if (self.looked_at(mark, until) + 4) / (reached + 20) >= self.share_min:
-                worth.insert(0, mark)
-        return worth
+        """The one with the smallest share goes until each is worth it, and all together are not too many."""
+        marks = list(self.ages_s)
+        while marks:
+            bounds = [*marks, math.inf]
+            shares = [(self.looked_at(*span) + 4) / (self.reached(span[0]) + 20) for span in pairwise(bounds)]
+            if min(shares) >= self.share_min and not self.too_many(marks):
+                break
+            del marks[shares.index(min(shares))]
+        return marks
 
     def written(self, gap):
         """A click at the very moment of a mark meets the list that stood before it."""
@@ -88,7 +96,7 @@ def test_marks_worth_a_refresh_and_what_follows_from_them_are_those_of_a_loop(ag
 @given(some_ages, some_gaps, st.integers(1, 5), st.sampled_from([0.0, 0.3]))
 def test_moments_of_looks_are_the_quantiles_of_the_gaps_that_end_while_a_list_stands(ages, gaps, looks_max, share_min):
     returns = learned(ages, gaps, share_min=share_min, looks_max=looks_max)
-    slow = Slow(ages, gaps, len(gaps), share_min, looks_max)
+    slow = Slow(ages, gaps, len(gaps), share_min, looks_max=looks_max)
     asked = [-3.0, 0.0, 599.0, 2_000.0, *ages, 1e7]
     for found, age in zip(by_list(returns, asked), asked, strict=True):
         assert found == pytest.approx(slow.looks(age))
@@ -102,6 +110,16 @@ def test_a_mark_that_is_not_worth_it_leaves_its_lists_to_the_one_before():
     assert learned(AGES, gaps, share_min=0.1).marks().tolist() == [14_400.0]
     # Nobody of them comes back any more: the last is not worth it either.
     assert learned(AGES, gaps[:510], lists=1_000, share_min=0.1).marks().tolist() == []
+
+
+def test_the_marks_least_worth_it_give_way_until_lists_are_not_refreshed_too_often():
+    """Everybody's list reaches the first, half of them the second, a tenth the third."""
+    gaps = [1_000.0] * 500 + [5_000.0] * 400 + [86_400.0] * 100
+    assert learned(AGES, gaps).marks().tolist() == list(AGES)
+    assert learned(AGES, gaps, refreshes_max=1.6).marks().tolist() == list(AGES)
+    assert learned(AGES, gaps, refreshes_max=1.5).marks().tolist() == [3_600.0, 14_400.0]
+    assert learned(AGES, gaps, refreshes_max=0.1).marks().tolist() == [14_400.0]
+    assert learned(AGES, gaps, refreshes_max=0.05).marks().tolist() == []
 
 
 def test_shares_of_lists_that_nobody_ever_looks_at_again_count_too():
@@ -124,7 +142,7 @@ def test_a_list_that_is_written_late_is_looked_at_no_earlier():
 
 
 def test_moments_that_are_close_to_each_other_are_one_and_those_far_apart_are_as_many_as_the_setting_says():
-    close, far = [600.0] * 50 + [2_000.0] * 50, [60.0] * 50 + [90_000.0] * 50
+    close, far = [600.0] * 500 + [1_500.0] * 500, [60.0] * 50 + [90_000.0] * 50
     for looks_max in (1, 2, 3, 8):
         (once,), (often,) = (by_list(learned((), gaps, looks_max=looks_max), [0.0]) for gaps in (close, far))
         assert len(once) == 1
@@ -145,7 +163,7 @@ def test_what_is_learned_follows_people_who_have_changed():
     for _ in range(20):
         returns.add(np.full(LISTS_MAX // 4, 1_000.0), LISTS_MAX // 4)
     assert by_list(returns, [0.0]) == [pytest.approx([1_000.0], rel=0.1)]
-    assert by_list(learned((), [10.0] * 20 + [1_000.0] * 10), [0.0]) == [pytest.approx([10.0], rel=0.1)]
+    assert by_list(learned((), [10.0] * 200 + [1_000.0] * 100), [0.0]) == [pytest.approx([10.0], rel=0.1)]
 
 
 def test_all_counts_are_halved_once_there_are_too_many_so_shares_stay():
