@@ -66,7 +66,7 @@ class Ranking:
     """One user's new list, best item first."""
 
     items: list[str]
-    scores: list[float]
+    scores: list[float]  # shares: how likely each is the next click, if that is a candidate; 6 significant digits
 
 
 @dataclass(frozen=True)

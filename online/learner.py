@@ -374,7 +374,7 @@ class Learner:
     def _named(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
         items = [self.vocabulary.item_of(row) for row in rows.tolist()]
         named = [(item, score) for item, score in zip(items, scores.tolist(), strict=True) if item is not None]
-        return Ranking([item for item, _ in named], [round(score, 4) for _, score in named])
+        return Ranking([item for item, _ in named], [float(f"{score:.6g}") for _, score in named])
 
     def _event_type(self, name: str) -> int:
         if name not in self.event_types and len(self.event_types) < EVENT_TYPES_MAX:

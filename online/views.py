@@ -42,7 +42,7 @@ def list_view(user_id: str, top: TopList, *, own: bool, k: int) -> RenderableTyp
     table.add_column()
     table.add_column(justify="right", style="dim")
     for rank, (item, score) in enumerate(zip(top.items[:k], top.scores[:k], strict=True), start=1):
-        table.add_row(str(rank), Text(plain(item)), f"{score:.3f}")
+        table.add_row(str(rank), Text(plain(item)), f"{score:.2%}")
     about = f"{whose}, written {age} ago by version {top.version} ({plain(top.source)}, offset {plain(top.offset)})"
     return Group(Text(about), table)
 

@@ -47,6 +47,7 @@ def top_key(user_id: str) -> str:
 class TopList(BaseModel, frozen=True):
     """One list, best item first.
 
+    `scores` are shares from 0 to 1: how likely each item is the next click, among all that were weighed.
     `version` is the model's; `offset` is "partition:next offset" of the last click it reflects; `clicked_at` and
     `written_at` are in milliseconds since 1970; `source` says what made it.
     """
