@@ -538,7 +538,7 @@ def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same,
     restored = restarted(stopped, settings)
     arrays = stopped.to_state()[0]
     assert arrays["anybody.rows"].any()
-    assert arrays["returns.counts"].any()
+    assert arrays["returns.gaps"].any()
     for part in (
         "scorer.log.items",
         "scorer.own_memory.counts",

@@ -19,7 +19,7 @@ from rich.console import Console
 from online import backtest as backtest_module
 from online.backtest import NEXTCLICK, backtest
 from online.cli import main
-from online.learner import Learned, Ranking
+from online.learned import Learned, Look
 from online.metrics import hit_and_ndcg_at
 from online.settings import Settings, load_settings
 from online.town import Town
@@ -60,17 +60,11 @@ class Foresight:
 
     def __init__(self, settings: Settings, *, lists: bool = True) -> None:
         self.settings, self.lists = settings, lists
-        self.histories: set[str] = set()
         self.mine: list[str] = []
         self.learned.append(self.mine)
 
-    def popular(self) -> Ranking:
-        return Ranking([], [])
-
-    def rank(self, users: Sequence[str], now: object = None) -> list[Ranking]:  # noqa: ARG002
-        return [Ranking([], []) for _ in users]
-
-    def learn(self, clicks: Sequence[Click]) -> Learned:
+    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
+        assert not looks  # only what is on request is measured
         self.mine += [str(click.event_id) for click in clicks]
         n = len(clicks)
         ranks = np.array([rank_of(click, self.settings.learning_rate, self.turns_at) for click in clicks])
@@ -80,6 +74,8 @@ class Foresight:
             ranks=ranks,
             candidates=np.full(n, 5, np.int64),
             served_ranks=np.full(n, np.inf),
+            targets=np.zeros(n, np.int64),
+            heard=np.ones(n, bool),
             lesson=None,
         )
 
@@ -367,9 +363,9 @@ class TestCommand:
     ) -> None:
         learn = foresight.learn
 
-        def spoil(learner: Foresight, clicks: Sequence[Click]) -> Learned:
+        def spoil(learner: Foresight, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
             Path("found.env").write_text("mine")
-            return learn(learner, clicks)
+            return learn(learner, clicks, looks)
 
         monkeypatch.setattr(foresight, "learn", spoil)
         with pytest.raises(TuneError, match=r"(?s)left as it is.*NEXTCLICK_LEARNING_RATE="):
