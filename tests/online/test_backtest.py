@@ -5,12 +5,16 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from online import backtest as module
@@ -19,9 +23,13 @@ from online.backtest_command import run_backtest
 from online.backtest_events import BacktestError, facts_of, micro_batches, next_clicks, read_clicks
 from online.backtest_report import report
 from online.event_files import EventFile
-from online.learner import Learned, Learner, Ranking
+from online.history import SERVED
+from online.learned import Learned, Look
+from online.learner import Learner
+from online.return_times import ReturnTimes
 from online.settings import Settings
 from online.town import Town
+from online.weights import Weights
 from stream.events import Click, encode
 
 OURS = [method for method in METHODS if method.startswith(NEXTCLICK)]
@@ -103,87 +111,123 @@ class TestBatches:
         assert [len(b) for b in micro_batches(clicks, settings(micro_batch_max=16))] == [16, 16, 8]
 
 
+class Due(NamedTuple):
+    """A list that somebody will look at: ranked for whom, after how many clicks, as of when."""
+
+    user: str
+    came: int
+    written_at: float
+
+
+def lists_due(clicks: Sequence[Click], ages_s: Sequence[float], ttl_s: float) -> dict[int, Due]:
+    """By the click that looks at it: the list written last before it, unless that is too old by then."""
+    found, before = {}, dict[str, int]()
+    now = [max(click.timestamp for click in clicks[: at + 1]) for at in range(len(clicks))]
+    for look, click in enumerate(clicks):
+        if click.user_id in before:
+            at = before[click.user_id]
+            written_at = max(t for t in [now[at], *(now[at] + age for age in ages_s)] if t < now[look] or t == now[at])
+            came = sum(time <= written_at for time in now[:look])
+            if now[look] - written_at <= ttl_s:
+                found[look] = Due(click.user_id, came, written_at)
+        before[click.user_id] = look
+    return found
+
+
+class Spy:
+    """Stands in for `Learner.learn`: learns nothing, notes what it is asked for, and answers with lists of one number
+    each: of the click that will look at it; of anybody's, `ANYBODYS` and the clicks learned before."""
+
+    ANYBODYS = 1_000
+
+    def __init__(self, due: dict[int, Due]) -> None:
+        self.looks = {one: look for look, one in due.items()}
+        self.learned = 0
+        self.asked: list[list[Due]] = []  # of each micro-batch
+        self.targets: list[int] = []  # of the next one
+
+    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Any:
+        n = len(clicks)
+        due = [Due(look.user_id, self.learned + look.came, look.written_at) for look in looks]
+        self.asked.append(due)
+        lists = np.zeros((len(looks) + 1, SERVED), np.int64)
+        lists[:, 0] = [*(self.looks[one] for one in due), self.ANYBODYS + self.learned]
+        self.learned += n
+        targets = np.array(self.targets or [0] * n)
+        return SimpleNamespace(ranks=np.zeros(n), candidates=np.ones(n, int), looked=lists, targets=targets)
+
+
 class TestRefreshes:
-    HOUR = 3_600.0
+    AGES = (600.0, 3_600.0)
 
-    @pytest.fixture
-    def ranked(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, float]]]:
-        """Every call of `rank`: the clicks learned before it, and the moments that lists were asked for."""
-        calls: list[tuple[int, dict[str, float]]] = []
-        learned = 0
-        learn = Learner.learn
-
-        def spy_learn(learner: Learner, clicks: Sequence[Click]) -> Learned:
-            nonlocal learned
-            learned += len(clicks)
-            return learn(learner, clicks)
-
-        def spy_rank(_: Learner, users: Sequence[str], now: Sequence[float]) -> list[Ranking]:
-            calls.append((learned, dict(zip(users, now, strict=True))))
-            return [Ranking([], []) for _ in users]
-
-        monkeypatch.setattr(Learner, "learn", spy_learn)
-        monkeypatch.setattr(Learner, "rank", spy_rank)
-        return calls
-
-    def run(self, clicks: Sequence[Click], *batches: range, **changes: Any) -> LearnerRun:
-        run = LearnerRun(settings(**{"refresh_ages_s": (600.0, 3_600.0), **changes}), clicks)
+    def run(self, clicks: Sequence[Click], *batches: range, **changes: Any) -> tuple[LearnerRun, Spy]:
+        """Asserts that each list is asked for in the micro-batch in which it falls due, and that each click meets the
+        one that stands; unless it looks at none, anybody's as of its micro-batch."""
+        given = {"refresh_ages_s": self.AGES, "refresh_share_min": 0.0, **changes}
+        run = LearnerRun(settings(**given), clicks)
+        due = lists_due(clicks, given["refresh_ages_s"], run.settings.list_ttl_s)
+        spy = Spy(due)
+        run.learner.learn = spy.learn  # type: ignore[method-assign]
         for batch in batches:
-            run.step(batch)
-        return run
+            spy.targets = [look if look in due else spy.ANYBODYS + batch.start for look in batch]
+            _, _, served = run.step(batch)
+            assert served.tolist() == [0.0] * len(batch)
+            expected = [one for one in due.values() if batch.start < one.came <= batch.stop]
+            assert sorted(spy.asked[-1]) == sorted(expected)
+        return run, spy
 
     def test_next_clicks_are_those_of_the_same_person(self) -> None:
         assert next_clicks(stream("ada tea", "ben tea", "ada cup", "ada tea", "cleo tea")) == [2, 5, 3, 5, 5]
 
-    def test_before_a_batch_it_ranks_what_fell_due_since_for_the_moment_it_fell_due(self, ranked: Any) -> None:
-        clicks = stream("ada tea", "ben tea", "cleo tea", "ada cup", "ben cup", step_s=900.0)
-        self.run(clicks, *(range(at, at + 1) for at in range(5)))
-        start = clicks[0].timestamp
-        # ada's first mark passed while cleo's click was awaited, ben's while ada's was.
-        assert ranked == [(1, {"ada": start + 600}), (2, {"ben": start + 1_500})]
+    @given(
+        st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, 300, 600, 601, 3_600, 9_000])), max_size=30),
+        st.lists(st.integers(1, 6), min_size=30, max_size=30),
+        st.sampled_from([(), (600.0,), (600.0, 3_600.0)]),
+        st.sampled_from([1, 2_000, 100_000]),
+    )
+    def test_each_list_is_asked_for_in_the_batch_where_it_falls_due_and_stands_for_the_click_that_looks(
+        self, made: list[tuple[str, int]], sizes: list[int], ages: tuple[float, ...], ttl_s: int
+    ) -> None:
+        times = [1_000 + time for time in accumulate(step for _, step in made)]
+        clicks = [
+            Click(user_id=user, item_id="tea", timestamp=time) for (user, _), time in zip(made, times, strict=True)
+        ]
+        ends = [end for end in accumulate(sizes, initial=0) if end < len(clicks)] + [len(clicks)]
+        batches = [range(start, end) for start, end in pairwise(ends)]
+        run, _ = self.run(clicks, *batches, refresh_ages_s=ages, list_ttl_s=ttl_s)
+        # All marks count that pass before the next click, or the end, whether anybody looks or not.
+        until = [times[min(following, len(times) - 1)] for following in next_clicks(clicks)]
+        assert run.refreshes == sum(time + age < end for time, end in zip(times, until, strict=True) for age in ages)
 
-    def test_only_the_last_mark_before_the_next_click_is_ranked_and_all_are_counted(self, ranked: Any) -> None:
+    def test_only_the_last_mark_before_the_next_click_is_ranked_and_all_are_counted(self) -> None:
         clicks = stream("ada tea", "ben tea", "ada cup", "ada tea", step_s=2_000.0)
-        run = self.run(clicks, range(1), range(1, 2), range(2, 3), range(3, 4))
+        run, spy = self.run(clicks, *(range(at, at + 1) for at in range(4)))
         start = clicks[0].timestamp
-        assert ranked == [(2, {"ada": start + 3_600}), (3, {"ada": start + 4_600})]
+        assert spy.asked == [[], [Due("ada", 2, start + 3_600)], [Due("ada", 3, start + 4_600)], []]
         assert run.refreshes == 2 + 2 + 1  # ada's first list, ben's that nobody looks at again, ada's second
 
-    def test_a_list_is_ranked_with_what_was_known_when_it_fell_due(self, ranked: Any) -> None:
+    def test_a_list_is_ranked_with_the_clicks_that_had_come_when_it_fell_due(self) -> None:
         clicks = stream("ada tea", *[f"u{at} tea" for at in range(8)], "ada cup", step_s=1_000.0)
-        self.run(clicks, range(2), range(2, 4), range(4, 6), range(6, 10))
-        assert ranked == [(4, {"ada": clicks[0].timestamp + 3_600})]  # not when she clicks
+        _, spy = self.run(clicks, range(2), range(2, 6), range(6, 10))
+        assert spy.asked == [[], [Due("ada", 4, clicks[0].timestamp + 3_600)], []]  # not when she clicks
 
-    def test_between_two_clicks_of_a_person_in_a_batch_nothing_is_ranked_but_counted(self, ranked: Any) -> None:
-        run = self.run(stream("ada tea", "ada cup", "ada pot", step_s=1_000.0), range(2), range(2, 3))
-        assert [users.keys() for _, users in ranked] == [{"ada"}]
+    def test_a_click_at_the_very_moment_of_a_mark_meets_the_list_that_is_not_refreshed(self) -> None:
+        clicks = stream("ada tea", "ada cup", step_s=600.0)
+        run, spy = self.run(clicks, range(1), range(1, 2))
+        assert spy.asked == [[Due("ada", 1, clicks[0].timestamp)], []]
+        assert run.refreshes == 0
+
+    def test_between_two_clicks_of_a_person_in_a_batch_too_lists_are_refreshed(self) -> None:
+        clicks = stream("ada tea", "ben tea", "ada cup", "ben cup", step_s=500.0)
+        run, spy = self.run(clicks, range(4))
+        assert spy.asked == [[Due("ada", 2, clicks[0].timestamp + 600), Due("ben", 3, clicks[1].timestamp + 600)]]
         assert run.refreshes == 2
 
-    def test_a_click_at_the_very_moment_meets_the_list_that_is_not_refreshed(self, ranked: Any) -> None:
-        run = self.run(stream("ada tea", "ada cup", step_s=600.0), range(1), range(1, 2))
-        assert (run.refreshes, ranked) == (0, [])
-
-    def test_they_come_in_bounded_portions(self, ranked: Any) -> None:
-        people = [f"u{at}" for at in range(7)]
-        clicks = stream(*[f"{user} tea" for user in people], *[f"{user} cup" for user in people], step_s=60.0)
-        late = [click.model_copy(update={"timestamp": click.timestamp + 3_000}) for click in clicks[7:]]
-        self.run(clicks[:7] + late, range(7), range(7, 14), refresh_lists_max=3)
-        assert [len(users) for _, users in ranked] == [3, 3, 1]
-
-    def test_whoever_made_room_in_the_histories_is_left_out(self, ranked: Any) -> None:
-        clicks = stream(*[f"u{at} tea" for at in range(20)], "u0 cup", step_s=10.0)
-        clicks[-1] = clicks[-1].model_copy(update={"timestamp": 10_000.0})
-        self.run(clicks, range(16), range(16, 20), range(20, 21), users_held=16, micro_batch_max=16)
-        assert ranked == []
-
-    @pytest.mark.parametrize("off", [{"refresh_ages_s": ()}, {"lists": False}])
-    def test_without_marks_and_without_lists_nothing_is_refreshed(self, ranked: Any, off: dict[str, Any]) -> None:
-        clicks = stream("ada tea", "ben tea", "ada cup", step_s=2_000.0)
-        lists = off.pop("lists", True)
-        run = LearnerRun(settings(**off), clicks, lists=lists)
+    def test_without_lists_nothing_is_asked_for(self) -> None:
+        run = LearnerRun(settings(), stream("ada tea", "ben tea", "ada cup", step_s=2_000.0), lists=False)
         served = [run.step(range(at, at + 1))[2] for at in range(3)]
-        assert (run.refreshes, ranked) == (0, [])
-        assert lists or np.isinf(np.concatenate(served)).all()
+        assert run.refreshes == 0
+        assert np.isinf(np.concatenate(served)).all()
 
     def test_refreshing_moves_the_lists_as_served_and_nothing_on_request(self) -> None:
         clicks = town(400)
@@ -195,7 +239,7 @@ class TestRefreshes:
         assert (none.ranks[AS_SERVED] != often.ranks[AS_SERVED]).any()
         assert report(none)["refreshes_per_click"] == 0 < report(often)["refreshes_per_click"]
 
-    def test_a_list_that_is_too_old_is_gone_and_the_popular_one_is_shown(self) -> None:
+    def test_a_list_that_is_too_old_is_gone_and_anybodys_is_shown(self) -> None:
         first = stream("ben tea", "cleo tea", "dora tea", "ben pot", "ada tea", "ada cup")
         soon, late = (Click(user_id="ada", item_id="tea", timestamp=first[-1].timestamp + s) for s in (60.0, 4_000.0))
         ages = {"list_ttl_s": 3_600, "exclude_seen": True}
@@ -206,6 +250,78 @@ class TestRefreshes:
         run = LearnerRun(settings(refresh_ages_s=(1_000.0,), **ages), [*first, soon, late])
         _, _, (renewed,) = (run.step(batch)[2] for batch in (range(6), range(6, 7), range(7, 8)))
         assert renewed == math.inf
+
+
+class TestLists:
+    """What stands in the lists that are looked at."""
+
+    def looked(self, run: LearnerRun, batches: Sequence[range]) -> list[tuple[int, Look | None, list[int]]]:
+        """The start of the batch, what was asked for (None: anybody's) and the rows that were found."""
+        found: list[tuple[int, Look | None, list[int]]] = []
+        learn = run.learner.learn
+
+        def spy(clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
+            learned = learn(clicks, looks)
+            assert learned.looked is not None
+            lists = [mine[mine > 0].tolist() for mine in learned.looked]
+            found.extend((start, look, rows) for look, rows in zip([*looks, None], lists, strict=True))
+            return learned
+
+        run.learner.learn = spy  # type: ignore[method-assign]
+        for batch in batches:
+            start = batch.start
+            run.step(batch)
+        return found
+
+    def test_newcomers_and_who_has_lost_their_history_get_anybodys(self) -> None:
+        clicks = stream(*[f"u{at} i{at % 3}" for at in range(20)], "u0 cup", step_s=10.0)
+        clicks[-1] = clicks[-1].model_copy(update={"timestamp": 10_000.0})
+        run = LearnerRun(settings(users_held=16, micro_batch_max=16, list_ttl_s=100_000), clicks)
+        found = self.looked(run, [range(16), range(16, 20), range(20, 21)])
+        assert [(start, look and look.user_id) for start, look, _ in found] == [
+            (0, None), (16, "u0"), (16, None), (20, None),
+        ]  # fmt: skip
+        first, lost, anybodys, _ = (rows for *_, rows in found)
+        assert first == []
+        assert lost == anybodys
+        popular = np.argsort(-np.bincount([run.learner.vocabulary.row_of(f"i{at % 3}") for at in range(16)]))
+        assert anybodys[0] == popular[0]
+
+    @pytest.mark.parametrize("reformer", [False, True])
+    def test_a_list_is_the_one_that_a_learner_fed_click_by_click_would_have_ranked(
+        self, reformer: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With weights that stand still, and without what is near, or found in everybody's buckets: of these a
+        micro-batch knows what was before it."""
+        clicks = town(240)
+        given = settings(
+            reformer=reformer, micro_batch_max=16, refresh_ages_s=(600.0, 7_200.0), list_size=64, history_max=128
+        )
+        monkeypatch.setattr(ReturnTimes, "add", lambda *_: None)
+        monkeypatch.setattr(Weights, "learn", lambda *_: None)
+        run, slow = LearnerRun(given, clicks), Learner(given, lists=False)
+        for learner in (run.learner, slow):
+            generator = torch.Generator().manual_seed(1)
+            linear = learner.weights.ranker.linear
+            linear.data = torch.randn(len(linear), generator=generator)
+            without = [feature.name.startswith(("near", "world")) for feature in learner.scorer.inputs]
+            linear.data[torch.tensor(without)] = 0
+            for parameter in learner.weights.network.parameters():
+                parameter.data = torch.randn(parameter.shape, generator=generator) / 10
+        found = self.looked(run, [range(at, at + 16) for at in range(0, 240, 16)])
+        asked = sorted(((start + look.came, look, rows) for start, look, rows in found if look), key=lambda one: one[0])
+        assert len(asked) > 100
+        assert any(look.written_at > clicks[came - 1].timestamp for came, look, _ in asked)
+        learned = 0
+        for came, look, rows in asked:
+            for click in clicks[learned:came]:
+                slow.learn([click])
+            learned = came
+            (ranking,) = slow.rank([look.user_id], [look.written_at])
+            score = dict(zip(ranking.items, ranking.scores, strict=True))
+            mine = [score[str(run.learner.vocabulary.item_of(row))] for row in rows]
+            assert mine == pytest.approx(ranking.scores[: len(rows)], rel=1e-3)
+            assert len(rows) == min(SERVED, len(ranking.items))
 
 
 class TestOrder:
@@ -333,12 +449,12 @@ class TestCommand:
     def test_what_cannot_be_done_is_said_before_the_work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "backtest", None)
         (tmp_path / "file").touch()
-        for given, words in [
+        for wrong, words in [
             ({"methods": "nextclick,best"}, "there is no best; there are nextclick, "),
             ({"plots": tmp_path / "file"}, "is a file: name a folder"),
         ]:
             with pytest.raises(BacktestError, match=words):
-                self.run(tmp_path, **given)
+                self.run(tmp_path, **wrong)
         with pytest.raises(BacktestError, match="there is no folder"):
             run_backtest(Console(quiet=True), tmp_path / "x.csv", settings(), json_out=tmp_path / "no" / "out.json")
 
