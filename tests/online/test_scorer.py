@@ -1,7 +1,7 @@
 """Scores against plain loops; who teaches, what moves, and what is silent when it is switched off."""
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import pytest
@@ -260,6 +260,49 @@ def test_the_best_are_those_of_sorted_lists_with_the_smaller_row_first_among_equ
         missing = count - len(order)
         assert places[at].tolist() == [int(starts[at]) + row for row in order] + [C] * missing
         assert best[at].tolist() == [mine[row] for row in order] + [-math.inf] * missing
+
+
+def scored_of(queries):
+    """Scores by row, of each query, as if they had been gathered and scored."""
+    owners = torch.tensor([at for at, mine in enumerate(queries) for _ in mine], dtype=torch.int64)
+    rows = torch.tensor([row for mine in queries for row in sorted(mine)], dtype=torch.int64)
+    flat = torch.tensor([float(mine[row]) for mine in queries for row in sorted(mine)])
+    starts = torch.tensor([0, *accumulate(len(mine) for mine in queries)])
+    return Scored(Gathered(Candidates(owners, rows, starts, flat[:, None]), None, None, None), flat[:, None], flat)
+
+
+def softmax(mine):
+    total = sum(math.exp(score) for score in mine.values())
+    return {row: math.exp(score) / total for row, score in mine.items()}
+
+
+some_scores = st.dictionaries(st.integers(1, ROWS - 1), st.integers(-40, 40).map(lambda n: n / 4), max_size=6)
+
+
+@given(st.lists(st.lists(some_scores, min_size=1, max_size=4), min_size=1, max_size=4))
+def test_several_moments_of_one_person_become_the_mean_of_their_softmaxes(moments):
+    """A candidate that is none at some of the moments has no share in these."""
+    queries = [mine for person in moments for mine in person]
+    people = torch.tensor([number for number, person in enumerate(moments) for _ in person])
+    found = scored_of(queries).for_people(people, ROWS)
+    owners, rows, starts, _ = found.candidates
+    assert starts[0] == 0
+    assert starts[-1] == len(owners) == len(rows) == len(found.scores)
+    for number, person in enumerate(moments):
+        shares = [softmax(mine) for mine in person]
+        expected = {row: sum(mine.get(row, 0.0) for mine in shares) / len(person) for mine in shares for row in mine}
+        mine = slice(int(starts[number]), int(starts[number + 1]))
+        assert (owners[mine] == number).all()
+        assert rows[mine].tolist() == sorted(expected)
+        assert found.scores[mine].tolist() == pytest.approx([expected[row] for row in sorted(expected)], rel=1e-5)
+
+
+@given(st.lists(some_scores, min_size=1, max_size=4), st.integers(1, 6))
+def test_with_one_moment_each_the_order_is_that_of_the_scores(queries, count):
+    scored = scored_of(queries)
+    found = scored.for_people(torch.arange(len(queries)), ROWS)
+    assert torch.equal(found.candidates.rows, scored.candidates.rows)
+    assert torch.equal(found.best(count)[0], scored.best(count)[0])
 
 
 # --- learning ----------------------------------------------------------------------------------------------------
