@@ -1,6 +1,6 @@
 """The ranker: a score for each candidate from what is known of it, learned by softmax over each click's candidates.
 
-Letters: `N` clicks, `C` candidates of all of them (flat), `F` features, `H` hidden units.
+Letters: `N` clicks, `C` candidates of all of them (flat), `F` features, `M` networks of `H` hidden units.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,22 @@ DEVIATION_MIN = 0.05  # a feature that hardly varies is not blown up
 
 
 class Ranker(nn.Module):
-    """A linear score whose weights are sensible from the start, plus a network of two layers that begins silent.
+    """A linear score whose weights are sensible from the start, plus the mean of some networks that begin silent.
 
-    The network sees each feature less its running mean, by its running deviation (over all candidates of all clicks).
+    The networks, of two layers, see each feature less its running mean, by its running deviation (over all candidates
+    of all clicks). Each learns as if it were alone beside the linear score: they differ by chance, and their mean errs
+    less than one of them (an ensemble: Hansen and Salamon 1990).
     """
 
-    def __init__(self, starts: Sequence[float], hidden: int) -> None:
+    def __init__(self, starts: Sequence[float], hidden: int, networks: int = 1) -> None:
         """`starts` (F,): the linear weights at the start."""
         super().__init__()
+        bound = hidden**-0.5  # as nn.Linear's
         self.linear = nn.Parameter(torch.tensor(starts))
-        self.up = nn.Linear(len(starts), hidden)
-        self.mid = nn.Linear(hidden, hidden)
-        self.out = nn.Parameter(torch.zeros(hidden))
+        self.up = nn.Linear(len(starts), networks * hidden)
+        self.mid = nn.Parameter(torch.empty(networks, hidden, hidden).uniform_(-bound, bound))  # (M, from, to)
+        self.mid_bias = nn.Parameter(torch.empty(networks, 1, hidden).uniform_(-bound, bound))
+        self.out = nn.Parameter(torch.zeros(networks, hidden))
         self.mean: Tensor
         self.variance: Tensor
         self.batches: Tensor
@@ -35,9 +39,16 @@ class Ranker(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., F) -> (...); only differences between candidates of one click mean anything."""
+        return self.each(features).mean(-1)
+
+    def each(self, features: Tensor) -> Tensor:
+        """(..., F) -> (..., M): what each network would make of it alone."""
+        M, _, H = self.mid.shape
         scaled = (features - self.mean) / (self.variance.sqrt() + DEVIATION_MIN)
-        hidden = F.relu(self.mid(F.relu(self.up(scaled))))
-        return features @ self.linear + hidden @ self.out
+        hidden = F.relu(self.up(scaled)).reshape(-1, M, H).transpose(0, 1)  # (M, ·, H)
+        hidden = F.relu(torch.baddbmm(self.mid_bias, hidden, self.mid))
+        scores = torch.bmm(hidden, self.out[..., None])[..., 0]  # (M, ·)
+        return (features @ self.linear)[..., None] + scores.T.reshape(*features.shape[:-1], M)
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> None:

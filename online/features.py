@@ -71,6 +71,7 @@ WORLD_HEADS = (  # what the world's memory finds mostly has the same last item, 
     (8.0, 0.0, 0.0, 0.0, 4.0, 0.0),
 )
 OWN_STARTS, WORLD_STARTS = (0.3, 0.3), (0.2, 0.2)  # of the first heads; the others begin at 0
+SURPRISE = Feature("surprise", "clicks on it, by what the ranker expected", "clicks", "log((x + 2) / (expected + 2))")
 NETWORK = Feature("network", "the Reformer's state · the item's vector + the item's bias", "logit", "x")
 
 
@@ -83,6 +84,7 @@ def features(half_lives: Sequence[int]) -> tuple[Feature, ...]:
     return (
         *COUNTED,
         *popular,
+        SURPRISE,
         *_heads("own", OWN_HEADS, OWN_STARTS),
         *_heads("world", WORLD_HEADS, WORLD_STARTS),
         NETWORK,

@@ -104,7 +104,7 @@ class Learner:
 
     # Learning
 
-    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
+    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] | None = None) -> Learned:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
         Within a micro-batch histories move with every click, and so do the lists that are scored; each click is asked
@@ -113,7 +113,7 @@ class Learner:
 
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
-            looks: lists that a backtest wants as they would be written in between; where `lists` are not wanted.
+            looks: lists that a backtest wants as they would be written in between.
         """
         users = [click.user_id for click in clicks]
         slots = self.histories.slots(users)  # (N,), of each click
@@ -140,7 +140,7 @@ class Learner:
         places = self._places(scored, targets)
         ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
         served_ranks = self._score_served(batch, query.asked, guesses)
-        looked = None if self.lists else self._looked(batch, looks, ahead, guesses, states)
+        looked = None if looks is None else self._looked(batch, looks, ahead, guesses, states)
         losses, lesson = self._update(batch, scored, places, guesses, taught)
         self._remember(batch, ahead)
         self._take_back(batch, caught)
@@ -191,6 +191,7 @@ class Learner:
         places = np.where(batch.heard, places, -1)
         again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
         at = self._tensor(places)
+        self.scorer.compare(scored, at)
         loss, each, kept = self.weights.losses(scored, at, again)
         if kept is not None:
             self.scorer.replay.add(*kept)

@@ -31,7 +31,10 @@ from stream.notices import NoticeWriter
 from stream.source import Partition, Record, Source
 
 # Weights saved with others cannot be loaded.
-SHAPED_BY = ("layers", "width", "heads", "rounds", "buckets", "ranker_hidden", "popularity_half_lives")
+SHAPED_BY = (
+    *("layers", "width", "heads", "rounds", "buckets"),
+    *("ranker_hidden", "ranker_networks", "popularity_half_lives"),
+)
 
 log = logging.getLogger(__name__)
 

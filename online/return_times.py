@@ -33,6 +33,7 @@ class ReturnTimes:
         self.share_min, self.refreshes_max, self.looks_max = share_min, refreshes_max, looks_max
         self._gaps = np.zeros(BINS)
         self._lists = 0.0  # written at clicks
+        self._marks: NDArray[np.float64] | None = None  # as last found; None: something has come since
         self._middles = 2 ** ((np.arange(BINS) + 0.5) / BINS_EACH)  # seconds
         self._spans = np.searchsorted(self.ages_s, self._middles, side="right")  # (BINS,) each lies in
 
@@ -40,6 +41,7 @@ class ReturnTimes:
         """Gaps (N,) between a person's click and their one before; and how many clicks there were, first ones too."""
         at = (np.log2(np.maximum(gaps_s, 1.0)) * BINS_EACH).astype(np.int64)
         np.add.at(self._gaps, np.minimum(at, BINS - 1), 1)
+        self._marks = None
         self._lists += lists
         if self._lists > LISTS_MAX:
             self._gaps /= 2
@@ -48,6 +50,11 @@ class ReturnTimes:
     def marks(self) -> NDArray[np.float64]:
         """The ages at which lists are worth a refresh, rising: the least worth gives way until each is worth enough,
         and lists are refreshed `refreshes_max` times on average."""
+        if self._marks is None:
+            self._marks = self._worth_it()
+        return self._marks
+
+    def _worth_it(self) -> NDArray[np.float64]:
         counts = np.bincount(self._spans, self._gaps, len(self.ages_s) + 1)
         reached = np.maximum(self._lists - np.cumsum(counts)[:-1], 0)
         looked_at = counts[1:]  # between each mark and the next
@@ -96,4 +103,5 @@ class ReturnTimes:
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Takes back what `to_state` gave."""
+        self._marks = None
         self._gaps, self._lists = arrays["gaps"].copy(), float(arrays["lists"][0])

@@ -19,6 +19,7 @@ from online.moments import HashedVectors, MomentLog, Moments, OwnMemory, WorldMe
 from online.replay_buffer import ReplayBuffer
 from online.scored import Found, Gathered, Query, Scored
 from online.settings import Settings
+from online.surprise import Surprises
 from online.weights import VECTORS_WIDTH, Weights
 
 
@@ -32,6 +33,7 @@ class Scorer:
         self.gatherer = Gatherer(self.counts)
         self.log = MomentLog(settings.moments_held, settings.width, device)
         hashed = HashedVectors(VECTORS_WIDTH, settings.seed, device)
+        self.surprises = Surprises(device)
         self.own_memory = OwnMemory(settings, hashed, device)
         self.world_memory = WorldMemory(settings, hashed, device)
         self.inputs = features(settings.popularity_half_lives)
@@ -45,6 +47,7 @@ class Scorer:
         self.counts.grow(rows)
         V = len(self.counts)
         self.weights.grow(V)
+        self.surprises.grow(V)
         if len(self.blocked) < V:
             self.blocked = torch.cat([self.blocked, self.blocked.new_zeros(V - len(self.blocked))])
 
@@ -52,6 +55,7 @@ class Scorer:
         """Rows that are to be handed out again."""
         at = torch.tensor(list(rows), dtype=torch.int64, device=self.device)
         self.counts.forget_rows(rows)
+        self.surprises.forget_rows(at)
         self.log.forget_rows(at)
         self.weights.reset_rows(at)
         self.blocked[at] = False
@@ -73,6 +77,8 @@ class Scorer:
             recalled = torch.where(self.log.holds(world), self.log.items[world % self.log.held].long(), 0)
         exclude_seen = self.settings.exclude_seen
         candidates = self.gatherer.gather(asked, recalled, self.blocked, exclude_seen=exclude_seen, ahead=query.ahead)
+        surprise = self.surprises.of(candidates.rows)[:, None]
+        candidates = candidates._replace(features=torch.cat([candidates.features, surprise], 1))
         if not self.settings.reformer:
             return Gathered(candidates, moment, None, None)
         return Gathered(candidates, moment, self._found(own, query), self._found(world, query))
@@ -103,6 +109,14 @@ class Scorer:
         return Found(owners, remembered, self.log.states[numbers % self.log.held], ages_s, places)
 
     @torch.no_grad()
+    def compare(self, scored: Scored, places: Tensor) -> None:
+        """What was expected of the clicks, and what came; places (N,) of the clicked items among the candidates, −1 for
+        clicks that say nothing."""
+        told = (places >= 0)[scored.candidates.owners]
+        rows = scored.candidates.rows
+        self.surprises.add(rows[told], scored.shares()[told], rows[places[places >= 0]])
+
+    @torch.no_grad()
     def observe(self, rows: Tensor, earlier: Tensor, numbers: Tensor, leaving: Tensor, slots: Tensor) -> None:
         """A micro-batch becomes part of counts and memories, after it was scored.
 
@@ -130,12 +144,14 @@ class Scorer:
         replay, replay_state = self.replay.to_state()
         own, own_state = self.own_memory.to_state()
         arrays = {"counts": self.counts.to_state(), "log": self.log.to_state(), "replay": replay, "own_memory": own}
+        arrays["surprises"] = self.surprises.to_state()
         arrays["world_memory"] = self.world_memory.to_state()
         return joined(arrays), {"replay": replay_state, "own_memory": own_state}
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Takes back what `to_state` gave. Which rows must not be listed is for the caller to say again."""
         self.counts.load_state(below(arrays, "counts"))
+        self.surprises.load_state(below(arrays, "surprises"))
         self.log.load_state(below(arrays, "log"))
         self.replay.load_state(below(arrays, "replay"), state["replay"])
         self.own_memory.load_state(below(arrays, "own_memory"), state["own_memory"])

@@ -106,7 +106,7 @@ class Weights:
         starts = [feature.start for feature in features(settings.popularity_half_lives)]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.ranker = Ranker(starts, settings.ranker_hidden).to(self.device)
+            self.ranker = Ranker(starts, settings.ranker_hidden, settings.ranker_networks).to(self.device)
         self.own, self.world = RecallHeads(OWN_HEADS).to(self.device), RecallHeads(WORLD_HEADS).to(self.device)
         self.vectors = ItemTable(1024, VECTORS_WIDTH, seed=settings.seed).to(self.device)
         heads = [*self.own.parameters(), *self.world.parameters()]
@@ -220,9 +220,10 @@ class Weights:
         return loss, each, (inputs.detach(), present)
 
     def ranking_loss(self, inputs: Tensor, present: Tensor) -> Tensor:
-        """Features (N, K, F) of clicked items, which come first, and rivals; which are there (N, K) -> mean loss."""
-        scores = self.ranker(inputs).masked_fill(~present, -torch.inf)
-        return torch.mean(scores.logsumexp(1) - scores[:, 0])
+        """Features (N, K, F) of clicked items, which come first, and rivals; which are there (N, K) -> mean loss,
+        summed over the ranker's networks."""
+        scores = self.ranker.each(inputs).masked_fill(~present[..., None], -torch.inf)  # (N, K, networks)
+        return torch.sum(torch.mean(scores.logsumexp(1) - scores[:, 0], 0))
 
     def guessing_loss(self, states: Tensor, wanted: Tensor, negatives: tuple[Tensor, Tensor]) -> Tensor:
         """States (N, D) before clicks on rows (N,), against sampled rows and their log chances -> mean loss in nats."""

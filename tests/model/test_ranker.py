@@ -14,10 +14,10 @@ from model.ranker import DEVIATION_MIN, SLOWEST, Ranker, listwise_losses
 STARTS = [1.0, -0.5, 0.0]
 
 
-def ranker_of(seed: int = 0, hidden: int = 4) -> Ranker:
-    """One whose network speaks."""
+def ranker_of(seed: int = 0, hidden: int = 4, networks: int = 2) -> Ranker:
+    """One whose networks speak."""
     torch.manual_seed(seed)
-    ranker = Ranker(STARTS, hidden)
+    ranker = Ranker(STARTS, hidden, networks)
     nn.init.normal_(ranker.out)
     return ranker
 
@@ -27,13 +27,23 @@ def slow_score(ranker: Ranker, features: list[float]) -> float:
         (x - mean) / (math.sqrt(variance) + DEVIATION_MIN)
         for x, mean, variance in zip(features, ranker.mean.tolist(), ranker.variance.tolist(), strict=True)
     ]
-    for layer in (ranker.up, ranker.mid):
-        scaled = [
-            max(0.0, bias + sum(w * x for w, x in zip(weights, scaled, strict=True)))
-            for weights, bias in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
-        ]
     linear = sum(w * x for w, x in zip(ranker.linear.tolist(), features, strict=True))
-    return linear + sum(w * x for w, x in zip(ranker.out.tolist(), scaled, strict=True))
+    networks, hidden = ranker.out.shape
+    scores = []
+    for network in range(networks):
+        mine = slice(network * hidden, (network + 1) * hidden)
+        layers = (
+            (ranker.up.weight[mine], ranker.up.bias[mine]),
+            (ranker.mid[network].T, ranker.mid_bias[network, 0]),
+        )
+        units = scaled
+        for weights, biases in layers:
+            units = [
+                max(0.0, bias + sum(w * x for w, x in zip(row, units, strict=True)))
+                for row, bias in zip(weights.tolist(), biases.tolist(), strict=True)
+            ]
+        scores.append(linear + sum(w * x for w, x in zip(ranker.out[network].tolist(), units, strict=True)))
+    return sum(scores) / networks
 
 
 def test_at_the_start_the_score_is_the_linear_one_and_the_network_is_silent() -> None:
@@ -99,7 +109,7 @@ def test_the_running_mean_follows_a_stream_that_has_moved() -> None:
 
 
 def test_what_was_observed_is_part_of_the_state() -> None:
-    ranker, other = ranker_of(), Ranker(STARTS, 4)
+    ranker, other = ranker_of(), Ranker(STARTS, 4, 2)
     ranker.observe(torch.randn(9, 3))
     other.load_state_dict(ranker.state_dict())
     features = torch.randn(5, 3)
