@@ -291,8 +291,8 @@ class TestLists:
     def test_a_list_is_the_one_that_a_learner_fed_click_by_click_would_have_ranked(
         self, reformer: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """With weights that stand still, and without what is near, or found in everybody's buckets: of these a
-        micro-batch knows what was before it."""
+        """With weights that stand still, and without what is near, found in everybody's buckets, or a surprise: of
+        these a micro-batch knows what was before it."""
         clicks = town(240)
         given = settings(
             reformer=reformer, micro_batch_max=16, refresh_ages_s=(600.0, 7_200.0), list_size=64, history_max=128
@@ -304,7 +304,7 @@ class TestLists:
             generator = torch.Generator().manual_seed(1)
             linear = learner.weights.ranker.linear
             linear.data = torch.randn(len(linear), generator=generator)
-            without = [feature.name.startswith(("near", "world")) for feature in learner.scorer.inputs]
+            without = [feature.name.startswith(("near", "world", "surprise")) for feature in learner.scorer.inputs]
             linear.data[torch.tensor(without)] = 0
             for parameter in learner.weights.network.parameters():
                 parameter.data = torch.randn(parameter.shape, generator=generator) / 10

@@ -315,7 +315,7 @@ def test_clicks_become_cheaper_as_they_are_learned_from():
 
 
 def test_only_clicks_whose_item_was_a_candidate_teach():
-    alone, beside = (Town(replay_held=0, replay_candidates=ROWS).stroll(40) for _ in range(2))
+    alone, beside = (Town(replay_held=0, replay_candidates=ROWS, ranker_networks=1).stroll(40) for _ in range(2))
     missing = 11
     for town in (alone, beside):
         town.scorer.blocked[missing] = True
@@ -340,7 +340,7 @@ def test_only_clicks_whose_item_was_a_candidate_teach():
 
 
 def test_what_is_learned_from_is_the_clicked_item_among_its_strongest_rivals():
-    town = Town(replay_held=0, replay_candidates=4).stroll(40)
+    town = Town(replay_held=0, replay_candidates=4, ranker_networks=1).stroll(40)
     scored = town.scorer.score(town.query("ab", [START + 1e6] * 2))
     targets = [4, 9]
     places = town.scorer.places_of(scored, torch.tensor(targets))
