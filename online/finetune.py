@@ -98,7 +98,7 @@ class FineTuning:
 
     def _guess(self, histories: Latest, some: NDArray[np.int64]) -> None:
         """A step of the Reformer: every next item of some of the histories."""
-        batch = histories.of(some)
+        batch = histories.of(some).trimmed()
         with self.weights.precision():
             states = self.weights.network(as_histories(batch, self.weights.device))[:, :-1]  # (B, L - 1, D)
         targets = torch.from_numpy(batch.rows[:, 1:]).to(self.weights.device)  # (B, L - 1)

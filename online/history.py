@@ -25,6 +25,11 @@ class Latest(NamedTuple):
         """Those of some of the users only."""
         return Latest(self.rows[users], self.event_types[users], self.timestamps[users], self.lengths[users])
 
+    def trimmed(self) -> "Latest":
+        """Without what is padding in all of them; two clicks wide at least."""
+        L = max(2, int(self.lengths.max(initial=0)))
+        return Latest(self.rows[:, :L], self.event_types[:, :L], self.timestamps[:, :L], self.lengths)
+
 
 class Newest(NamedTuple):
     """Latest clicks of some users, latest first; 0 beyond their lengths."""
