@@ -207,7 +207,7 @@ class Settings(BaseSettings):
         3_000, description="clicks after a drift alarm in which there is more to learn; 0: no reaction"
     )
     reaction_learning_rate_factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
-        3.0, description="what learning rates are multiplied by at its beginning; falls back to 1; 1: not"
+        2.0, description="what learning rates are multiplied by at its beginning; falls back to 1; 1: not"
     )
     reaction_counts_kept: Annotated[float, Field(ge=0, le=1)] = Field(
         0.01, description="what a click counted so far still counts when it begins; 1: as before"

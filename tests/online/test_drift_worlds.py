@@ -6,12 +6,12 @@ import pytest
 from benchmarks.drift import Life, recovery
 from online import worlds
 from online.settings import Settings
-from online.town import PURCHASE, Town
+from online.town import Town
 from tests.online.conftest import SMALL
 
 TOWN = Town(users=40, items=120)
 AT = 1_600
-SETTINGS = Settings(**SMALL | {"drift_delta": 0.0005, "drift_clicks_each": 20})
+SETTINGS = Settings(**SMALL | {"drift_delta": 0.0005, "drift_clicks_each": 10, "drift_threshold": 10.0})
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -21,13 +21,6 @@ def test_a_quiet_world_gives_no_alarm_and_a_sudden_change_one_within_300_clicks(
     assert AT < alarm.at <= AT + 300
     assert abs(alarm.since - AT) <= 60
     assert life.changes.reaction.reactions == 1
-
-
-def test_a_change_in_what_is_bought_alone_is_found_where_it_happens():
-    world = worlds.one_type(0, change_at=AT, share=0.3, town=TOWN)
-    life = Life(SETTINGS).live(world.clicks(AT + 800))
-    assert [alarm.event_type for alarm in life.alarms] == [PURCHASE]
-    assert life.alarms[0].at > AT
 
 
 def test_an_outage_is_no_drift():
@@ -45,7 +38,7 @@ def test_a_life_goes_on_twice_from_the_same_state():
     assert twins[0].hits == twins[1].hits == life.hits[208:]
 
 
-def test_recovery_is_when_the_running_mean_is_back():
-    assert recovery([False] * 500 + [True] * 500, level=1.0) == 770
-    assert recovery([True] * 500, level=1.0) == 300
-    assert recovery([False] * 500, level=1.0) == float("inf")
+def test_recovery_is_when_the_running_mean_stays_near_a_newcomers():
+    assert recovery([True] * 1_000, [True] * 1_000) == 100
+    assert recovery([False] * 500 + [True] * 500, [True] * 1_000) == 949  # 450 hits of 500 are 90 %
+    assert recovery([False] * 1_000, [True] * 1_000) == 1_000
