@@ -94,6 +94,9 @@ def test_fresh_lists_name_what_comes_next_first(learner):
     (ranking,) = learner.learn([click("somebody new", 7, 2_000)]).rankings.values()
     assert ranking.items[0] == "i8"
     assert ranking.scores == sorted(ranking.scores, reverse=True)
+    assert 0.9 < sum(ranking.scores) < 1 + 1e-5  # shares of a softmax over all candidates
+    assert ranking.scores[-1] != round(ranking.scores[-1], 4)  # small ones keep their digits
+    assert len(set(ranking.scores)) == len(ranking.scores)
     assert len(ranking.items) == len(set(ranking.items)) == learner.settings.list_size
 
 
