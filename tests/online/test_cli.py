@@ -83,7 +83,7 @@ def lists(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lists]:
 
 def top(source: str = "personal") -> TopList:
     now = int(time.time() * 1_000)
-    items, scores = ["green tea", "[red]rose", "bell\x07\x1b[31m"], [3.0, 2.0, 1.0]
+    items, scores = ["green tea", "[red]rose", "bell\x07\x1b[31m"], [0.3, 0.2, 0.1]
     return TopList(
         items=items, scores=scores, version=7, offset="0:9", clicked_at=now, written_at=now - 4_000, source=source
     )
@@ -121,7 +121,7 @@ def test_top_prints_a_list_and_spells_out_what_a_terminal_would_obey(run: Run, l
     code, shown, _ = run("top", "ada", "--k", "3")
     assert code == 0
     assert re.search(r"the list of ada, written \d+\.\d s ago by version 7 \(personal, offset 0:9\)", shown)
-    assert re.search(r"1 +green tea +3\.000 ", shown)
+    assert re.search(r"1 +green tea +30\.00% ", shown)
     assert "[red]rose" in shown
     assert r"bell\x07\x1b[31m" in shown
     assert "\x1b[31m" not in shown
@@ -131,7 +131,7 @@ def test_top_prints_a_list_and_spells_out_what_a_terminal_would_obey(run: Run, l
 def test_top_as_json_is_json(run: Run, lists: Lists) -> None:
     lists.write({"ada": top()}, top("popular"))
     body = json.loads(run("top", "ada", "--k", "1", "--json")[1])
-    assert (body["user_id"], body["own"], body["items"], body["scores"]) == ("ada", True, ["green tea"], [3.0])
+    assert (body["user_id"], body["own"], body["items"], body["scores"]) == ("ada", True, ["green tea"], [0.3])
     assert body["age_ms"] >= 4_000
     assert json.loads(run("top", "nobody", "--json")[1])["own"] is False
 
