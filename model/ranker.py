@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+PIECE = 2_048  # candidates scored at a time: what comes in between stays in the cache (a tenth faster on the whole)
 SLOWEST = 0.01  # share of the newest batch in the running mean and variance of the features
 DEVIATION_MIN = 0.05  # a feature that hardly varies is not blown up
 
@@ -39,7 +40,9 @@ class Ranker(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., F) -> (...); only differences between candidates of one click mean anything."""
-        return self.each(features).mean(-1)
+        if torch.is_grad_enabled() or features.dim() != 2:
+            return self.each(features).mean(-1)
+        return torch.cat([self.each(piece).mean(-1) for piece in features.split(PIECE)])
 
     def each(self, features: Tensor) -> Tensor:
         """(..., F) -> (..., M): what each network would make of it alone."""

@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     )
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = Field(
         (
-            *(600.0, 3_600.0, 14_400.0, 36_000.0, 57_600.0, 79_200.0, 100_800.0, 151_200.0, 216_000.0, 302_400.0),
-            *(432_000.0, 604_800.0, 864_000.0, 1_209_600.0, 1_728_000.0, 2_160_000.0),
+            *(1_200.0, 3_600.0, 10_800.0, 28_800.0, 57_600.0, 79_200.0, 100_800.0, 129_600.0),
+            *(172_800.0, 259_200.0, 345_600.0, 518_400.0, 691_200.0, 864_000.0),
         ),
         description="comma-separated, rising: ages at which a list is ranked anew without a click; none: never",
     )
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     )
     refreshes_max: Rate = Field(2.9, description="refreshes of a list on average; the ages least worth it are left out")
     looks_max: Positive = Field(
-        5, description="moments that a list is ranked for where it will be looked at within hours or days"
+        3, description="moments that a list is ranked for where it will be looked at within hours or days"
     )
     refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")
     refresh_lists_max: Positive = Field(
