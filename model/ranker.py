@@ -42,7 +42,7 @@ class Ranker(nn.Module):
         """(..., F) -> (...); only differences between candidates of one click mean anything."""
         if torch.is_grad_enabled() or features.dim() != 2:
             return self.each(features).mean(-1)
-        return torch.cat([self.each(piece).mean(-1) for piece in features.split(PIECE)])
+        return torch.cat([self.each(piece).mean(-1) for piece in torch.split(features, PIECE)])
 
     def each(self, features: Tensor) -> Tensor:
         """(..., F) -> (..., M): what each network would make of it alone."""
