@@ -111,7 +111,9 @@ class Scorer:
     @torch.no_grad()
     def compare(self, scored: Scored, places: Tensor) -> None:
         """What was expected of the clicks, and what came; places (N,) of the clicked items among the candidates, −1 for
-        clicks that say nothing."""
+        clicks that say nothing. Weights that cannot score expect nothing: what other weights see must not suffer."""
+        if not bool(scored.scores.isfinite().all()):
+            return
         told = (places >= 0)[scored.candidates.owners]
         rows = scored.candidates.rows
         self.surprises.add(rows[told], scored.shares()[told], rows[places[places >= 0]])

@@ -517,3 +517,17 @@ def test_candidates_of_a_query_do_not_depend_on_who_else_is_asked():
         alone = town.scorer.score(one)
         assert alone.candidates.rows.tolist() == together.candidates.rows[start:end].tolist()
         torch.testing.assert_close(alone.scores, together.scores[start:end])
+
+
+def test_weights_that_cannot_score_leave_no_trace_in_what_was_expected():
+    town = Town().stroll(40)
+    query = town.query("ab", [START + 1e6] * 2)
+    scored = town.scorer.score(query)
+    before = town.scorer.surprises.to_state()["counts"].copy()
+    places = town.scorer.places_of(scored, torch.tensor([4, 9]))
+    town.scorer.compare(scored._replace(scores=scored.scores * float("nan")), places)
+    assert (town.scorer.surprises.to_state()["counts"] == before).all()
+    town.scorer.compare(scored, places)
+    after = town.scorer.surprises.to_state()["counts"]
+    assert (after[[4, 9], 0] > before[[4, 9], 0]).all()
+    assert after[:, 1].sum() == pytest.approx(before[:, 1].sum() + 2, rel=1e-2)
