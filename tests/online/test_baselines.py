@@ -98,8 +98,8 @@ def every_score(past: Stream, user: int, *, exclude_seen: bool) -> dict[str, dic
 
 def slow_rank(scores: dict[int, float], item: int, left_out: set[int]) -> float:
     others = [score for i, score in scores.items() if i != item and i not in left_out]
-    ahead = sum(score > scores[item] * (1 + 1e-9) for score in others)
-    tied = sum(math.isclose(score, scores[item], rel_tol=1e-9) for score in others)
+    ahead = sum(score > scores[item] * (1 + 1e-13) for score in others)
+    tied = sum(math.isclose(score, scores[item], rel_tol=1e-13) for score in others)
     return ahead + tied / 2
 
 
