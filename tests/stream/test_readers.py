@@ -134,7 +134,10 @@ def test_a_compacted_topic_gives_what_is_left_of_it(kafka_world):
         found = list(reader.read())
     assert len(found) < sent
     assert [int(record.value) for record in found[-2:]] == [sent - 2, sent - 1]
-    assert [record.offset for record in reader.read({Partition(topic, 0): 1})] == [r.offset for r in found if r.offset]
+    # Meanwhile the broker may have cleaned up more.
+    later = [record.offset for record in reader.read({Partition(topic, 0): 1})]
+    assert set(later) <= {record.offset for record in found if record.offset}
+    assert later[-2:] == [record.offset for record in found[-2:]]
 
 
 def test_many_pages_of_a_trimmed_log_begin_with_what_is_retained(tmp_path):
