@@ -38,7 +38,7 @@ from online.baselines import Baselines
 from online.learned import Learned, Look
 from online.learner import Learner
 from online.metrics import hit_and_ndcg_at, ranks_in
-from online.refresh import marks_passed
+from online.return_times import marks_passed
 from online.settings import Settings
 from stream.events import Click
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.vocabulary import Vocabulary
 from online.ahead import Ahead
-from online.arrays import below, joined
+from online.arrays import as_tensor, below, joined
 from online.candidates import Asked
 from online.counts import Counts
 from online.guard import Guard
@@ -370,7 +370,7 @@ class Learner:
         return self.scorer.places_of(scored, self._tensor(targets)).cpu().numpy()
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return as_tensor(array, self.device)
 
     def _named(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
         items = [self.vocabulary.item_of(row) for row in rows.tolist()]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.ahead import Ahead
+from online.arrays import as_tensor
 from online.candidates import Asked
 from online.counts import NEAR
 from online.guard import Guard
@@ -128,4 +129,4 @@ class Questions:
         return found
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return as_tensor(array, self.device)

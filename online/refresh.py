@@ -4,15 +4,14 @@ Here is what time it is in the stream, and whose list has become old; `ListWrite
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from online.history import UserHistories
-from online.return_times import ReturnTimes
+from online.return_times import ReturnTimes, marks_passed
 
 
 class StreamClock:
@@ -36,11 +35,6 @@ class StreamClock:
         """Seconds since 1970; -inf before the first click."""
         self._latest = max(self._latest, self._clock() + self._ahead_s)
         return self._latest
-
-
-def marks_passed(ages_s: Sequence[float] | NDArray[np.float64], age_s: ArrayLike) -> NDArray[np.int64]:
-    """How many of the rising ages at which lists are ranked anew lie before an age; of the same shape."""
-    return np.searchsorted(np.asarray(ages_s, np.float64), age_s).astype(np.int64)
 
 
 class RefreshSchedule:

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 BINS_EACH = 8  # bins of a doubling of the gap
 BINS = 30 * BINS_EACH  # to 2^30 seconds, 34 years
 PRIOR = 0.05  # gaps in each bin before anybody has come back
 LISTS_MAX = 50_000  # at which all counts are halved: people change
 FAR_APART_S = 1_800.0  # moments that are closer to each other are as good as one
+
+
+def marks_passed(ages_s: Sequence[float] | NDArray[np.float64], age_s: ArrayLike) -> NDArray[np.int64]:
+    """How many of the rising ages at which lists are ranked anew lie before an age; of the same shape."""
+    return np.searchsorted(np.asarray(ages_s, np.float64), age_s).astype(np.int64)
 
 
 class ReturnTimes:
@@ -72,8 +77,7 @@ class ReturnTimes:
 
     def written(self, gaps_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """The ages (N,) at which lists were last written that are looked at after gaps (N,)."""
-        marks: NDArray[np.float64] = np.concatenate([[0.0], self.marks()])
-        written: NDArray[np.float64] = marks[np.maximum(np.searchsorted(marks, gaps_s) - 1, 0)]
+        written: NDArray[np.float64] = np.concatenate([[0.0], self.marks()])[marks_passed(self.marks(), gaps_s)]
         return written
 
     def looks(self, ages_s: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

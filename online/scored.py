@@ -74,6 +74,8 @@ class Scored(NamedTuple):
     def for_people(self, people: Tensor, V: int) -> "Scored":
         """Queries (N,) about `people` (N,), rising from 0, each at several moments -> one for each person, scored by
         the mean of the shares: of a list that stands at all these moments, that is what makes a click most likely."""
+        if len(people) == int(people[-1]) + 1:  # nothing to be joined
+            return self._replace(scores=self.shares())
         owners, rows, _, features = self.candidates
         shares = self.shares() / people.bincount()[people[owners]]
         keys, at = torch.unique(people[owners] * V + rows, return_inverse=True)

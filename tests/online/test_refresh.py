@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.history import UserHistories
-from online.refresh import RefreshSchedule, StreamClock, marks_passed
-from online.return_times import ReturnTimes
+from online.refresh import RefreshSchedule, StreamClock
+from online.return_times import ReturnTimes, marks_passed
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
 AGES = (10 * MINUTE, HOUR, 4 * HOUR)
