@@ -1,7 +1,8 @@
 """The versions of the model: which were published, when, why, after which figures, and where they stand on disk.
 
 The index is part of each checkpoint. A version's weights, optimizer, vocabulary, counts and offsets are the checkpoint
-that was written when it was published, which is pinned for as long as the version may be rolled back to.
+that was written when it was published, which is pinned for as long as the version may be rolled back to. The first
+version was never published, and knew nothing when it began: its own is the latest while it makes the lists.
 """
 
 from collections.abc import Collection, Mapping
@@ -116,9 +117,9 @@ class Versions:
 
     def saving(self, checkpoint: int) -> set[int]:
         """A checkpoint with that number is about to be written -> those to pin. The first since a version was published
-        is that version's."""
+        is that version's; the first version's is each of them, until another is published."""
         live = self.live
-        if live.checkpoint is None:
+        if live.checkpoint is None or live.parent is None:
             self._held[live.number] = replace(live, checkpoint=checkpoint)
         return {
             version.checkpoint

@@ -121,7 +121,7 @@ def run(monkeypatch, capsys, lists):
 def versions():
     found = Versions(3, 5, at_ms=1_700_000_000_000)
     found.saving(1)
-    found.publish("fine-tuned (by the clock)", at_ms=int(1000 * time.time()) - 5_000, learned=1_234, figures={"a": 0.5})
+    found.publish("fine-tuned (by the clock)", at_ms=int(1000 * time.time()) - 5 * 3_600_000, learned=1_234, figures={"a": 0.5})
     found.saving(2)
     found.roll_back(1, "asked for [red]\x1b", at_ms=int(1000 * time.time()), learned=2_000)
     return found
@@ -136,7 +136,7 @@ def test_versions_are_shown_with_where_they_come_from(run, lists, versions):
     assert code == 0
     rows = [line.split() for line in shown.splitlines() if line.split()[:1] in (["1"], ["2"], ["3"])]
     assert [row[1] for row in rows] == ["kept", "rolled", "live"]
-    for text in ("1,234", "5.0 s ago", "fine-tuned (by the clock)", "a 0.5", "asked for [red]\\x1b"):
+    for text in ("1,234", "5.0 h ago", "fine-tuned (by the clock)", "a 0.5", "asked for [red]\\x1b"):
         assert text in shown
     assert json.loads(run("--json")[1]) == json.loads(json.dumps(versions.as_dicts()))
 

@@ -40,12 +40,15 @@ class Disk:
         return found
 
 
-def test_the_first_version_is_live_and_its_checkpoint_is_the_first():
+def test_the_first_version_knew_nothing_at_first_and_its_checkpoint_is_the_latest_it_made():
     disk = Disk()
     assert (disk.versions.live.number, disk.versions.live.parent, disk.versions.unsaved) == (1, None, False)
     disk.save()
     disk.save()
-    assert disk.versions.live.checkpoint == 1
+    assert disk.versions.live.checkpoint == 2
+    disk.versions.publish("fine-tuned", at_ms=1, learned=2)
+    disk.save()
+    assert [version.checkpoint for version in disk.versions.all()] == [2, 3]
 
 
 def test_a_published_version_follows_the_live_one_and_is_saved_with_the_next_checkpoint():
