@@ -136,7 +136,7 @@ def test_versions_are_shown_with_where_they_come_from(run, lists, versions):
     assert code == 0
     rows = [line.split() for line in shown.splitlines() if line.split()[:1] in (["1"], ["2"], ["3"])]
     assert [row[1] for row in rows] == ["kept", "rolled", "live"]
-    for text in ("1,234", "5.0 h ago", "fine-tuned (by the clock)", "a 0.5", "asked for [red]\\x1b"):
+    for text in ("1,234", "5 h ago", "fine-tuned (by the clock)", "a 0.5", "asked for [red]\\x1b"):
         assert text in shown
     assert json.loads(run("--json")[1]) == json.loads(json.dumps(versions.as_dicts()))
 
