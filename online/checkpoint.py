@@ -2,7 +2,7 @@
 
 A checkpoint is a folder: `arrays.safetensors`, `state.json`, and `manifest.json` with their sizes and SHA-256 sums. It
 is written under a temporary name, synced, and renamed; so a folder with its final name is complete, and the sums tell
-whether the disk has kept it. Nothing in it is executable: no pickle.
+whether the disk has kept it, the manifest itself included. Nothing in it is executable: no pickle.
 """
 
 import hashlib
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-FORMAT = 3
+from online.steps import Reached, nobody_looks
+
+FORMAT = 4
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 
@@ -51,9 +53,10 @@ class Checkpoints:
         CheckpointError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, kept: int) -> None:
+    def __init__(self, folder: Path, kept: int, *, reached: Reached = nobody_looks) -> None:
         self.folder = folder
         self.kept = kept
+        self._reached = reached
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("writing-*"):
@@ -83,19 +86,24 @@ class Checkpoints:
         number = self.next_number()
         writing, final = self.folder / f"writing-{number}", self._path(number)
         try:
+            self._reached("checkpoint")
             writing.mkdir()
             save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, writing / ARRAYS)
+            self._reached("checkpoint_state")
             (writing / STATE).write_text(json.dumps(state))
+            self._reached("checkpoint_manifest")
             files = {name: _sum_and_size(writing / name) for name in (ARRAYS, STATE)}
-            (writing / MANIFEST).write_text(json.dumps({"format": FORMAT, "files": files}))
+            (writing / MANIFEST).write_text(_manifest(files))
             for name in (ARRAYS, STATE, MANIFEST):
                 _sync(writing / name)
             _sync(writing)
+            self._reached("checkpoint_rename")
             writing.rename(final)
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise CheckpointError(_cannot_write(self.folder, error)) from error
+        self._reached("checkpoint_clean")
         for old in set(self.numbers()[: -self.kept]) - set(pinned):
             self._remove(old)
         return Saved(number, sum(size for _, size in files.values()), time.monotonic() - began)
@@ -145,13 +153,23 @@ class Checkpoints:
 
 
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    manifest = json.loads((path / MANIFEST).read_text())
+    text = (path / MANIFEST).read_text()
+    manifest = json.loads(text)
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads format {FORMAT}")
-    for name, (digest, size) in manifest["files"].items():
-        if _sum_and_size(path / name) != (digest, size):
+    sums = {name: (digest, size) for name, (digest, size) in manifest["files"].items()}
+    if text != _manifest(sums):
+        raise ValueError(f"{MANIFEST} is not what was written (checksum differs)")
+    for name in (ARRAYS, STATE):
+        if _sum_and_size(path / name) != sums[name]:
             raise ValueError(f"{name} is not what was written (checksum or size differs)")
     return load_file(path / ARRAYS), json.loads((path / STATE).read_text())
+
+
+def _manifest(files: Mapping[str, tuple[str, int]]) -> str:
+    """The manifest's text, which ends in a sum over what it says: so not a space of it can change unnoticed."""
+    content = {"format": FORMAT, "files": files}
+    return json.dumps(content | {"sum": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
 
 
 def _sum_and_size(path: Path) -> tuple[str, int]:

@@ -23,6 +23,7 @@ from online.notice_board import NoticeBoard
 from online.reaction import Changes
 from online.seen import SeenEvents
 from online.settings import Settings
+from online.steps import Reached, nobody_looks
 from online.supervisor import Supervisor
 from online.versions import Versions
 from stream.events import BadEvent, Limits, parse
@@ -53,12 +54,15 @@ class Loop:
         checkpoints: Checkpoints,
         notices: NoticeWriter | None = None,
         clock: Callable[[], float] = time.time,
+        reached: Reached = nobody_looks,
     ) -> None:
+        """`reached`: is called with the name of each step (online/steps.py) just before it is done."""
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
         self.checkpoints = checkpoints
         self.clock = clock
+        self._reached = reached
         self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         self.learner = Learner(settings)
         self.seen = SeenEvents(settings.event_ids_held)
@@ -118,30 +122,31 @@ class Loop:
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
+        self._reached("poll")
         busy = self.supervisor.busy or self.writer.waiting
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
         # 2. Tell clicks from what cannot be read, and leave out what was learned before.
+        self._reached("parse")
         arrived = list(self._readable(records))
         for batch in micro_batches(arrived, self.settings.micro_batch_max, self.settings.history_max // 2):
-            # 3. Score the lists that stand, learn, rank anew.
-            learned = self.learner.learn([one.click for one in batch])
-            self.ledger.learned += len(batch)
-            # 4. The new lists, in one pipeline.
-            self.writer.publish(batch, learned.rankings)
-            # 5. The shadow learns the same; drift: an alarm begins a reaction, and asks for fine-tuning.
-            self.supervisor.after([one.click for one in batch], learned)
+            self._take_in(batch)
+            self._reached("items")
             self.writer.mind_items()  # here too: a full turn may take a second
         if not arrived:
+            self._reached("items")
             self.writer.mind_items()
             self.supervisor.silence(self.writer.stream_clock.now())
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
+        self._reached("offsets")
         for record in records:
             self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
+        self._reached("refresh")
         self.writer.refresh()
         # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now.
+        self._reached("decide")
         published = self.supervisor.turn()
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
@@ -149,6 +154,20 @@ class Loop:
         if published or time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
             self.checkpoint()
         return len(records)
+
+    def _take_in(self, batch: Sequence[Arrived]) -> None:
+        """One micro-batch."""
+        clicks = [one.click for one in batch]
+        # 3. Score the lists that stand, learn, rank anew.
+        self._reached("learn")
+        learned = self.learner.learn(clicks)
+        self.ledger.learned += len(batch)
+        # 4. The new lists, in one pipeline.
+        self._reached("lists")
+        self.writer.publish(batch, learned.rankings)
+        # 5. The shadow learns the same; drift: an alarm begins a reaction, and asks for fine-tuning.
+        self._reached("shadow")
+        self.supervisor.after(clicks, learned)
 
     def checkpoint(self) -> None:
         """Everything so far, as one version on disk, then the commit; only the commit where nothing was taken in since
@@ -161,9 +180,11 @@ class Loop:
             self._save()
         mine = self.source.positions()
         if offsets := {p: offset for p, offset in self.ledger.next_offsets.items() if p in mine}:
+            self._reached("commit")
             self.source.commit(offsets)
 
     def _save(self) -> None:
+        self._reached("dead_letters")
         self.dead_letters.flush(self.ledger.next_offsets)
         arrays, learner = self.learner.to_state()
         shadow, supervisor = self.supervisor.to_state()

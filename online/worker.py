@@ -21,6 +21,7 @@ from online.loop import Loop
 from online.rollback_request import answer_rollback
 from online.settings import Settings
 from online.status import StatusReport
+from online.steps import Reached, nobody_looks
 from online.versions import VersionError
 from stream.lists import EmbeddedRedis, Lists, ListsError
 
@@ -29,10 +30,13 @@ STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed t
 log = logging.getLogger(__name__)
 
 
-def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Event | None = None) -> None:
+def run_worker(
+    settings: Settings, stop: threading.Event, *, ready: threading.Event | None = None, reached: Reached = nobody_looks
+) -> None:
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
-    Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read.
+    Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read. `reached`
+    is called with each step's name (online/steps.py).
 
     Raises:
         SourceError, ListsError, CheckpointError: a part is not there or refuses; one line for people.
@@ -40,7 +44,7 @@ def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Ev
     torch.set_num_threads(settings.threads)
     with ExitStack() as parts:
         parts.enter_context(only_worker(settings))
-        checkpoints = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)
+        checkpoints = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached)
         lists = _lists(settings, parts)
         prepare_topics(settings)
         producer = parts.enter_context(closing(open_producer(settings)))
@@ -57,6 +61,7 @@ def run_worker(settings: Settings, stop: threading.Event, *, ready: threading.Ev
             lists=lists,
             checkpoints=checkpoints,
             notices=notices,
+            reached=reached,
         )
         if loop.restore() is None:
             log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)

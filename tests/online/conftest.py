@@ -19,6 +19,7 @@ from online.checkpoint import Checkpoints
 from online.dead_letter_box import DeadLetterBox
 from online.loop import Loop
 from online.settings import PREFIX, Settings
+from online.steps import Reached, nobody_looks
 from online.town import Town
 from stream.events import Click, encode
 from stream.lists import ListsError, TopList
@@ -288,7 +289,7 @@ class World:
         """What the items topic says of an item; None: a tombstone."""
         self.broker.append(self.items_topic, value, key=item_id.encode())
 
-    def loop(self, **overrides: Any) -> Loop:
+    def loop(self, reached: Reached = nobody_looks, **overrides: Any) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
         box = DeadLetterBox(ListProducer(self.broker), ListReader(self.broker, self.dead_topic), self.dead_topic)
         return Loop(
@@ -297,8 +298,9 @@ class World:
             items=ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max),  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
-            checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept),
+            checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
             clock=lambda: NOW,
+            reached=reached,
         )
 
     @staticmethod
@@ -315,9 +317,9 @@ class World:
         loop.finish()
         return loop
 
-    def run(self, **overrides: Any) -> Loop:
+    def run(self, reached: Reached = nobody_looks, **overrides: Any) -> Loop:
         """A worker that takes in everything and stops."""
-        return self.drain(self.begin(self.loop(**overrides)))
+        return self.drain(self.begin(self.loop(reached, **overrides)))
 
     def crashes(self, loop: Loop) -> None:
         """Runs a loop that has to crash; nothing of it is used afterwards."""
