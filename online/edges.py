@@ -1,10 +1,14 @@
-"""Which parts stand at the edges: Kafka and Redis where the settings name them, the embedded ones elsewhere."""
+"""Which parts stand at the edges: Kafka and Redis where the settings name them, the embedded ones elsewhere.
+
+Whatever opens one raises SettingsError too, where a certificate or key cannot be used.
+"""
 
 from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
 from online.items_feed import ItemsFeed
+from online.secure import kafka_options, redis_options
 from online.settings import Settings
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect
@@ -23,7 +27,9 @@ def prepare_topics(settings: Settings) -> None:
     if settings.kafka_bootstrap_servers:
         topics = {settings.clicks_topic: settings.topic_partitions, settings.items_topic: 1}
         topics |= {settings.dead_letters_topic: 1, settings.events_topic: 1}
-        ensure_topics(settings.kafka_bootstrap_servers, topics, configs={settings.items_topic: ITEMS_TOPIC})
+        configs = {settings.items_topic: ITEMS_TOPIC}
+        options = kafka_options(settings)
+        ensure_topics(settings.kafka_bootstrap_servers, topics, configs=configs, client_options=options)
     else:
         topics = dict.fromkeys((settings.items_topic, settings.dead_letters_topic, settings.events_topic), 1)
         topics[settings.clicks_topic] = LOG_PARTITIONS
@@ -47,21 +53,22 @@ def open_items(settings: Settings) -> ItemsFeed:
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
     """Reads topics as a member of a consumer group. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
-        return KafkaSource(settings.kafka_bootstrap_servers, topics, group)
+        options = kafka_options(settings)
+        return KafkaSource(settings.kafka_bootstrap_servers, topics, group, client_options=options)
     return LogSource(settings.log_path, topics, group)
 
 
 def open_reader(settings: Settings, topic: str) -> TopicReader:
     """Reads what a topic holds, as nobody's member. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
-        return KafkaReader(settings.kafka_bootstrap_servers, topic)
+        return KafkaReader(settings.kafka_bootstrap_servers, topic, kafka_options(settings))
     return LogReader(settings.log_path, topic)
 
 
 def open_producer(settings: Settings) -> Producer:
     """Writes to topics. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
-        return KafkaProducer(settings.kafka_bootstrap_servers)
+        return KafkaProducer(settings.kafka_bootstrap_servers, kafka_options(settings))
     return LogProducer(settings.log_path, partitions=LOG_PARTITIONS, records_max=settings.log_records_max)
 
 
@@ -73,11 +80,12 @@ def open_notices(settings: Settings) -> NoticeWriter:
 
 def open_lists(settings: Settings) -> Lists:
     """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError."""
+    limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
     if settings.redis_url is not None:
-        lists = Lists(connect(settings.redis_url.get_secret_value()), ttl_s=settings.list_ttl_s)
+        lists = Lists(connect(settings.redis_url.get_secret_value(), redis_options(settings)), **limits)
         lists.ping()
         return lists
-    lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0"), ttl_s=settings.list_ttl_s)
+    lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0"), **limits)
     try:
         lists.ping()
     except ListsError as error:

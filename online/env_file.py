@@ -1,9 +1,9 @@
-"""A file of settings, and the names that settings go by outside."""
+"""A file of settings, a folder of secrets, and the names that settings go by outside."""
 
 import difflib
 import io
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ from dotenv.parser import parse_stream
 
 
 class Names:
-    """The variables `prefix` + FIELD, and `env_file`, the one more that names a file of them."""
+    """The variables `prefix` + FIELD, and `others` that say where more of them are (the first one: a file)."""
 
-    def __init__(self, prefix: str, env_file: str, fields: Collection[str]) -> None:
+    def __init__(self, prefix: str, others: Sequence[str], fields: Collection[str]) -> None:
         self.prefix = prefix
-        self.env_file = env_file
+        self.env_file = others[0]
+        self._others = others
         self._fields = fields
 
     def field(self, variable: str) -> str:
@@ -26,7 +27,7 @@ class Names:
         return variable.startswith(self.prefix) and self.field(variable) in self._fields
 
     def known(self, variable: str) -> bool:
-        return variable == self.env_file or self.is_field(variable)
+        return variable in self._others or self.is_field(variable)
 
     def unknown(self, variable: str) -> str:
         """A line that says that there is no such setting, and which one may be meant."""
@@ -71,3 +72,29 @@ class EnvFile:
         return {
             field: value for field, value in self._values.items() if self._names.prefix + field.upper() not in variables
         }
+
+
+class SecretsDir:
+    """The folder whose files hold a setting each, if one is named. pydantic-settings reads them; here they are checked.
+
+    Files of other names are others' secrets, unless they begin as ours do.
+    """
+
+    def __init__(self, name: str | None, variable: str, names: Names) -> None:
+        self.path = name
+        self.problems: list[str] = []
+        if name is None:
+            return
+        try:
+            for path in sorted(Path(name).iterdir()):
+                sets = path.name.upper()
+                if names.is_field(sets):
+                    path.read_text(encoding="utf-8")
+                elif sets.startswith(names.prefix):
+                    self.problems.append(f"{path}: {names.unknown(sets)}")
+        except OSError as error:
+            self.problems.append(f"{variable}: {error.filename} cannot be read: {error.strerror}")
+        except UnicodeDecodeError:
+            self.problems.append(f"{variable}: a file in {name} is not text in UTF-8")
+        if self.problems:
+            self.path = None

@@ -1,7 +1,9 @@
 """Every setting of nextclick: one frozen model, read from the environment, validated once.
 
 A field `users_held` is set by the environment variable `NEXTCLICK_USERS_HELD`, or by a line `NEXTCLICK_USERS_HELD=...`
-of the file that `NEXTCLICK_ENV_FILE` names; a variable wins over the file. Units come last in a name.
+of the file that `NEXTCLICK_ENV_FILE` names, or by a file `nextclick_users_held` (whatever the case) of the folder that
+`NEXTCLICK_SECRETS_DIR` names, as docker and Kubernetes hand out secrets. The first of them that has it wins. Units come
+last in a name.
 """
 
 import os
@@ -10,14 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from online.cron import cron_trigger
-from online.env_file import EnvFile, Names
+from online.env_file import EnvFile, Names, SecretsDir
 from online.gate import BLOCKS_MIN, GateLimits
+from online.security_settings import SecuritySettings
 
 PREFIX = "NEXTCLICK_"
 ENV_FILE = "NEXTCLICK_ENV_FILE"  # names a file of settings; no setting itself
+SECRETS_DIR = "NEXTCLICK_SECRETS_DIR"  # names a folder of files with a setting each; likewise
 
 Positive = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -29,7 +33,7 @@ class SettingsError(Exception):
     """Settings that cannot be used; the message has one line for each of them, with the variable's name."""
 
 
-class Settings(BaseSettings):
+class Settings(SecuritySettings):
     """What can be set, with defaults that run everything on embedded parts in this folder."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
@@ -293,6 +297,7 @@ class Settings(BaseSettings):
                 f"NEXTCLICK_VERSIONS_LISTED ({self.versions_listed}) must not be below "
                 f"NEXTCLICK_VERSIONS_KEPT ({self.versions_kept})"
             )
+        problems += self._security_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -317,16 +322,18 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from `NEXTCLICK_*` variables, then from the file `NEXTCLICK_ENV_FILE`; `overrides` win over both.
+    """Settings from `NEXTCLICK_*` variables, then from the file `NEXTCLICK_ENV_FILE`, then from the files in
+    `NEXTCLICK_SECRETS_DIR`; `overrides` win over all.
 
     Raises:
         SettingsError: with one line for every wrong or unknown variable, all of them at once.
     """
-    names = Names(PREFIX, ENV_FILE, Settings.model_fields)
+    names = Names(PREFIX, (ENV_FILE, SECRETS_DIR), Settings.model_fields)
     problems = [names.unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not names.known(name)]
     file = EnvFile(os.environ.get(ENV_FILE) or None, names)
-    problems += file.problems
-    given = file.values() | overrides
+    secrets = SecretsDir(os.environ.get(SECRETS_DIR) or None, SECRETS_DIR, names)
+    problems += file.problems + secrets.problems
+    given = {"_secrets_dir": secrets.path} | file.values() | overrides
     try:
         settings = Settings(**given)
     except ValidationError as error:

@@ -32,6 +32,10 @@ _BUFFER_RECORDS_MAX = 20_000
 # Beyond this a record may be more than its topic takes, so its acknowledgement is waited for.
 _LARGE_BYTES = 512 * 1024
 
+# Of all partitions together, in one answer of a broker. A first message that is larger still comes, as large as its
+# topic takes (`max.message.bytes`).
+FETCH_BYTES_MAX = 8 * 2**20
+
 _NO_OPTIONS: Mapping[str, Any] = {}
 _CONSUMER = {
     "metrics_enabled": False,
@@ -43,6 +47,7 @@ _CONSUMER = {
     "metadata_max_age_ms": 5_000,
     # Small, so that partitions that are behind take turns: one read to its end before the next would mix up times.
     "max_partition_fetch_bytes": 64 * 2**10,
+    "fetch_max_bytes": FETCH_BYTES_MAX,
     # After a kill -9 the group waits this long for the dead member before its successor gets the partitions.
     "session_timeout_ms": 10_000,
     "heartbeat_interval_ms": 3_000,

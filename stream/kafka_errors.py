@@ -7,13 +7,18 @@ from typing import Any
 
 from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
+from kafka.net.manager import KafkaConnectionManager
+from kafka.net.selector import NetworkSelector
 
 from stream.source import SourceError
+from stream.tls_errors import tls_trouble
 
 log = logging.getLogger("stream.kafka")
 
 _BOOTSTRAP_MS_MAX = 6_000
 _SAME_LINE_EVERY_S = 30.0
+
+_WIRE = ("kafka.net.connection", "kafka.protocol.parser")  # their debug lines hold whole requests, passwords too
 
 _COMMON = {
     "bootstrap_timeout_ms": _BOOTSTRAP_MS_MAX,
@@ -25,21 +30,16 @@ _COMMON = {
 class _Calm(logging.Handler):
     """Passes kafka-python's warnings on, each source line at most once in a while: an outage is not a flood.
 
-    While a client connects for the first time it passes nothing on but keeps the reason, which goes into the one line
-    that a failure ends in.
+    While a client connects for the first time it passes nothing on: a failure ends in one line.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.connecting = 0
-        self.reason = ""
         self._latest: dict[tuple[str, int], float] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.connecting:
-            message = record.getMessage()
-            if message.startswith("Connection failed"):
-                self.reason = message
             return
         if record.name.startswith("kafka.coordinator.assignors"):
             return  # says at every start that topics are not known yet
@@ -54,6 +54,8 @@ _calm = _Calm()
 
 def _calm_down() -> None:
     """Route kafka-python's log through `_Calm`, unless somebody has set it up otherwise."""
+    for wire in _WIRE:
+        logging.getLogger(wire).setLevel(logging.INFO)
     theirs = logging.getLogger("kafka")
     configured = any(not isinstance(handler, logging.NullHandler) for handler in theirs.handlers)
     if not configured and theirs.level == logging.NOTSET:
@@ -62,27 +64,60 @@ def _calm_down() -> None:
         theirs.addHandler(_calm)
 
 
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """Keeps why the latest connection ended: what kafka-python raises in the end says only that none stands."""
+
+    why: BaseException | None = None
+
+    def get_connection(self, *arguments: Any, **options: Any) -> Any:
+        connection = super().get_connection(*arguments, **options)
+        connection.close_future.add_errback(self._note)
+        return connection
+
+    def _note(self, why: BaseException) -> None:
+        self.why = why
+
+
 def connected(make: Any, bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
     """A kafka-python client made by `make` that has reached a broker; SourceError where none answers."""
     _calm_down()
     clients: list[Any] = []
+    connections: list[_Connections] = []
 
     def client(**settings: Any) -> Any:
-        clients.append(KafkaNetClient(**settings))
+        net = NetworkSelector(**settings)
+        connections.append(_Connections(net, **settings))
+        clients.append(KafkaNetClient(net, connections[-1]))
         return clients[-1]
 
     _calm.connecting += 1
-    _calm.reason = ""
     try:
         return make(bootstrap_servers=bootstrap_servers.split(","), kafka_client=client, **{**_COMMON, **options})
     except (kafka_errors.KafkaError, ValueError, TypeError, OSError) as error:
         # kafka-python leaves the thread of a client that reached nobody behind.
         for unused in clients:
             unused.close()
+        whys = [each.why for each in connections if each.why is not None]
+        if refused := next(filter(None, (_refused(bootstrap_servers, why) for why in whys)), None):
+            raise refused from error
         line = str(source_error(bootstrap_servers, error))
-        raise SourceError(f"{line} ({_calm.reason})" if _calm.reason else line) from error
+        raise SourceError(f"{line} ({_line(whys[0])})" if whys else line) from error
     finally:
         _calm.connecting -= 1
+
+
+def _refused(bootstrap_servers: str, why: BaseException) -> SourceError | None:
+    """The line on a broker that is there but does not let us in, or must not be trusted; None for other reasons."""
+    if isinstance(why, kafka_errors.SaslAuthenticationFailedError):
+        advice = "check NEXTCLICK_KAFKA_SASL_USERNAME, _PASSWORD and _MECHANISM"
+        return SourceError(f"Kafka at {bootstrap_servers} refuses user or password ({_line(why)}); {advice}")
+    if isinstance(why, kafka_errors.UnsupportedSaslMechanismError | kafka_errors.IllegalSaslStateError):
+        advice = "check NEXTCLICK_KAFKA_SECURITY_PROTOCOL and NEXTCLICK_KAFKA_SASL_MECHANISM"
+        return SourceError(f"Kafka at {bootstrap_servers} does not know this way to log in ({_line(why)}); {advice}")
+    if trouble := tls_trouble(str(why)):
+        advice = "check NEXTCLICK_KAFKA_SSL_* and NEXTCLICK_KAFKA_SECURITY_PROTOCOL"
+        return SourceError(f"Kafka at {bootstrap_servers} cannot be trusted or does not trust us: {trouble}; {advice}")
+    return None
 
 
 def source_error(bootstrap_servers: str, error: BaseException, topic: str | None = None) -> SourceError:

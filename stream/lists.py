@@ -25,6 +25,8 @@ from pydantic import BaseModel, ValidationError
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from stream.tls_errors import tls_trouble
+
 log = logging.getLogger(__name__)
 
 _TOP = "nextclick:top:"
@@ -36,6 +38,8 @@ _ANSWER_TTL_S = 60
 
 _CONNECT_S_MAX = 1.0
 _ANSWER_S_MAX = 2.0
+_NO_OPTIONS: Mapping[str, Any] = {}
+VALUE_BYTES_MAX = 4 * 2**20
 PAGE = 1_000  # keys in one round trip
 
 
@@ -65,10 +69,11 @@ class ListsError(Exception):
     """Redis cannot do what was asked. One line that names it, without its password, and says what to do."""
 
 
-def connect(url: str) -> redis.Redis:
+def connect(url: str, options: Mapping[str, Any] = _NO_OPTIONS) -> redis.Redis:
     """A client for `url` (redis://, rediss:// or unix://) that gives up on a dead server within a few seconds.
 
-    It connects when it is first used. Raises ListsError for a URL that is none.
+    `options` are redis-py's own (username, password, ssl_*). It connects when it is first used. Raises ListsError for a
+    URL that is none.
     """
     # One retry: it serves the connection that a restarted server has closed, and hardly delays the news of a dead one.
     try:
@@ -78,6 +83,7 @@ def connect(url: str) -> redis.Redis:
             socket_timeout=_ANSWER_S_MAX,
             retry=Retry(ConstantBackoff(0.05), 1),
             health_check_interval=30,
+            **options,
         )
     except ValueError:
         # Neither redis-py's message nor the URL is shown: either may contain the password.
@@ -89,14 +95,16 @@ def connect(url: str) -> redis.Redis:
 class Lists:
     """Everybody's lists, on any client that redis-py's `Redis` describes (redis-server or embedded).
 
-    `ttl_s`: seconds until a list that nobody renews is gone. All methods raise ListsError when Redis does not answer or
-    refuses. A value under one of our keys that is no list counts as absent, with a warning in the log: the next write
-    mends it, and until then the reader is better served with the popular list than with an error.
+    `ttl_s`: seconds until a list that nobody renews is gone. `value_bytes_max`: of one value no more is read, except by
+    `page`, `for_anyone` and `take_request`, which nobody asks for over HTTP. All methods raise ListsError when Redis
+    does not answer or refuses. A value under one of our keys that is no list counts as absent, with a warning in the
+    log: the next write mends it, and until then the reader is better served with the popular list than with an error.
     """
 
-    def __init__(self, client: redis.Redis, *, ttl_s: int) -> None:
+    def __init__(self, client: redis.Redis, *, ttl_s: int, value_bytes_max: int = VALUE_BYTES_MAX) -> None:
         self._client = client
         self._ttl_s = ttl_s
+        self._value_bytes_max = value_bytes_max
         self.address = _address(client)
 
     def write(self, lists: Mapping[str, TopList], popular: TopList | None = None) -> None:
@@ -179,9 +187,7 @@ class Lists:
 
     def status(self) -> dict[str, Any] | None:
         """What the worker last said about itself; None where it is silent."""
-        with self._clear_errors():
-            value = self._client.get(STATUS_KEY)
-        return _object(STATUS_KEY, value)
+        return _object(STATUS_KEY, self._value(STATUS_KEY))
 
     def ask(self, request: Mapping[str, Any], ttl_s: int) -> bool:
         """Leave a request (it has an `id`) for as long as somebody waits -> whether there was none yet."""
@@ -206,9 +212,7 @@ class Lists:
 
     def answer_to(self, request_id: str) -> dict[str, Any] | None:
         """What came of a request; None as long as that is not known."""
-        with self._clear_errors():
-            value = self._client.get(_ANSWER + request_id)
-        return _object(_ANSWER + request_id, value)
+        return _object(_ANSWER + request_id, self._value(_ANSWER + request_id))
 
     def ping(self) -> None:
         """Return when Redis answers."""
@@ -223,9 +227,16 @@ class Lists:
         return cursor, [name[len(_TOP) :] for name in names]
 
     def _list(self, key: str) -> TopList | None:
+        return _parse(key, self._value(key))
+
+    def _value(self, key: str) -> bytes | str | None:
+        """A value, of which no more than `value_bytes_max` comes over the wire; None where there is none or more."""
         with self._clear_errors():
-            value = self._client.get(key)
-        return _parse(key, value)
+            value = self._client.getrange(key, 0, self._value_bytes_max)
+        if len(value) > self._value_bytes_max:
+            log.warning("%s in Redis holds more than %d bytes; it counts as absent", key, self._value_bytes_max)
+            return None
+        return value or None
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
@@ -233,9 +244,14 @@ class Lists:
         try:
             yield
         except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            advice = "check the user and password in NEXTCLICK_REDIS_URL"
+            advice = "check NEXTCLICK_REDIS_USERNAME and _PASSWORD (or those in _URL), and what that user may do"
             raise ListsError(f"Redis at {self.address} refuses: {_line(error)}; {advice}") from error
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+            if trouble := tls_trouble(str(error)):
+                advice = "check NEXTCLICK_REDIS_URL and NEXTCLICK_REDIS_SSL_*"
+                raise ListsError(
+                    f"Redis at {self.address} cannot be trusted or does not trust us: {trouble}; {advice}"
+                ) from error
             advice = "start it, or check NEXTCLICK_REDIS_URL"
             raise ListsError(f"no Redis answers at {self.address}: {advice} ({_line(error)})") from error
         except redis.RedisError as error:

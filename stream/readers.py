@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
-from stream.kafka import as_record
+from stream.kafka import FETCH_BYTES_MAX, as_record
 from stream.kafka_errors import connected, source_error
 from stream.log_file import Log
 from stream.source import Partition, Record, SourceError
@@ -63,8 +63,9 @@ class KafkaReader:
     def __init__(self, bootstrap_servers: str, topic: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> None:
         self._servers = bootstrap_servers
         self._topic = topic
-        options = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_committed"}
+        options: dict[str, Any] = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_committed"}
         options |= {"auto_offset_reset": "earliest", "allow_auto_create_topics": False, "metrics_enabled": False}
+        options["fetch_max_bytes"] = FETCH_BYTES_MAX
         self._consumer = connected(KafkaConsumer, bootstrap_servers, {**options, **client_options})
 
     def ends(self) -> dict[Partition, int]:

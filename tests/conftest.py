@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,11 +62,14 @@ class Server:
     command: list[str]
     log: Path
     ready: list[str]
+    environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = field(default=None)
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env={**os.environ, **self.environment}
+            )
         deadline = time.monotonic() + 90
         while subprocess.run(self.ready, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -103,6 +106,7 @@ class KafkaBroker(Server):
 @dataclass
 class RedisServer(Server):
     url: str = ""
+    port: int = 0
 
 
 @pytest.fixture(scope="session")
@@ -135,3 +139,64 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def start_kafka(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[KafkaBroker, dict[str, int]]]:
+    """Starts a broker with more listeners (name -> security protocol) and lines of server.properties -> it, and the
+    port of each listener. `users` may log in by SCRAM-SHA-512."""
+    start = Path(_named_by("KAFKA_START"))
+
+    def started(
+        listeners: Mapping[str, str], lines: Sequence[str], users: Mapping[str, str]
+    ) -> tuple[KafkaBroker, dict[str, int]]:
+        folder, port = tmp_path_factory.mktemp("kafka"), _free_port(pair=True)
+        ports = {"PLAINTEXT": port} | {name: _free_port() for name in listeners}
+        where = ",".join(f"{name}://127.0.0.1:{at}" for name, at in ports.items())
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **listeners}
+        broker = KafkaBroker(
+            command=[
+                str(start),
+                str(folder),
+                str(port),
+                "auto.create.topics.enable=false",
+                f"listeners={where},CONTROLLER://127.0.0.1:{port + 1}",
+                f"advertised.listeners={where}",
+                "listener.security.protocol.map=" + ",".join(f"{name}:{kind}" for name, kind in protocols.items()),
+                *lines,
+            ],
+            log=folder / "output.log",
+            ready=[str(start.parent / "ready"), str(port), "60"],
+            environment={
+                "KAFKA_FORMAT_ARGS": " ".join(
+                    f"--add-scram SCRAM-SHA-512=[name={user},password={password}]" for user, password in users.items()
+                )
+            },
+            bootstrap_servers=f"127.0.0.1:{port}",
+        )
+        broker.start()
+        return broker, ports
+
+    return started
+
+
+@pytest.fixture(scope="session")
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], RedisServer]:
+    """Starts a redis-server that speaks TLS alone, with more arguments."""
+    program = _named_by("REDIS_SERVER")
+
+    def started(arguments: Sequence[str]) -> RedisServer:
+        folder, port = tmp_path_factory.mktemp("redis"), _free_port()
+        server = RedisServer(
+            command=[
+                *(program, "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1"),
+                *("--save", "", "--dir", str(folder), *arguments),
+            ],
+            log=folder / "output.log",
+            ready=["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"],
+            port=port,
+        )
+        server.start()
+        return server
+
+    return started
