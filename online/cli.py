@@ -112,10 +112,32 @@ def serve(
     """Serve lists, health, metrics and the dashboard over HTTP."""
     given = {"api_host": host, "api_port": port}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    from online.edges import open_lists
+    from online.edges import open_lists, open_producer, prepare_topics
     from online.serve import run_api
 
-    run_api(settings, open_lists(settings), _stop_on_signals())
+    lists, stop = open_lists(settings), _stop_on_signals()
+    if settings.api_read_only:
+        run_api(settings, lists, stop)
+        return
+    prepare_topics(settings)
+    with closing(open_producer(settings)) as producer:
+        run_api(settings, lists, stop, producer)
+
+
+@app.command("api-key", epilog="Example: nextclick api-key shop")
+def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, digits, dots, dashes.")]) -> None:
+    """Make a key for the API, shown only now, and what to add to NEXTCLICK_API_KEYS so that it is let in.
+
+    The API keeps only the key's hash. To take a key back, remove its entry and start the API again.
+    """
+    from online.api_keys import make_key
+
+    try:
+        key, entry = make_key(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    print(f"key, for whoever asks (keep it, it is not shown again): {key}")
+    print(f"entry of NEXTCLICK_API_KEYS (comma-separated): {entry}")
 
 
 @app.command(epilog="Example: nextclick replay clicks.csv.gz --rate 500")

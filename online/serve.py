@@ -1,6 +1,7 @@
 """The HTTP API: lists from Redis, health, metrics, and a page that shows what is going on.
 
-It only reads Redis, so any number of these may run beside the worker.
+It only reads Redis, so any number of these may run beside the worker. Where it may write (`api_read_only` is false), it
+publishes clicks too; a Redis user who may only read is enough all the same.
 """
 
 import base64
@@ -21,11 +22,14 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from online.api_clicks import Clicks
+from online.api_guard import Guard, Watched
 from online.api_metrics import Requests
 from online.settings import Settings
+from stream.events import Click
 from stream.lists import Lists, ListsError
+from stream.source import Producer
 
 USER_BYTES_MAX = 256
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
@@ -69,8 +73,8 @@ class Recommendation(BaseModel):
     age_ms: int
 
 
-def create_app(settings: Settings, lists: Lists) -> FastAPI:
-    """The API over `lists`."""
+def create_app(settings: Settings, lists: Lists, producer: Producer | None = None) -> FastAPI:
+    """The API over `lists`; where it may write, clicks go to `producer`."""
     # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
     app = FastAPI(title="nextclick", docs_url=None, redoc_url=None)
     requests = Requests(lists)
@@ -124,9 +128,14 @@ def create_app(settings: Settings, lists: Lists) -> FastAPI:
     async def dashboard() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
 
+    if producer is not None and not settings.api_read_only:
+        shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
+        clicks = Clicks(settings, producer)
+        app.post("/click", status_code=202, openapi_extra={"requestBody": shape})(clicks.accept)
     app.add_exception_handler(_NothingLearnedError, _nothing_learned)
     app.add_exception_handler(_BadUserError, _bad_user)
-    app.add_middleware(_Watched, requests=requests)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Watched, requests=requests)
     return app
 
 
@@ -136,17 +145,24 @@ class Api:
     Raises ServeError where the address cannot be listened on.
     """
 
-    def __init__(self, settings: Settings, lists: Lists) -> None:
+    def __init__(self, settings: Settings, lists: Lists, producer: Producer | None = None) -> None:
         self._socket = _listen(settings.api_host, settings.api_port)
         host, port = self._socket.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config = uvicorn.Config(
-            create_app(settings, lists),
+            create_app(settings, lists, producer),
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
+            # Named, so that the limits hold whatever else is installed.
+            http="h11",
+            ws="none",
+            h11_max_incomplete_event_size=settings.api_header_bytes_max,
+            limit_concurrency=settings.api_connections_max,
+            proxy_headers=settings.api_trusted_proxies is not None,
+            forwarded_allow_ips=settings.api_trusted_proxies,
             timeout_graceful_shutdown=_GOODBYE_S_MAX,
         )
         self._server = uvicorn.Server(config)
@@ -176,9 +192,9 @@ class Api:
         self._socket.close()
 
 
-def run_api(settings: Settings, lists: Lists, stop: threading.Event) -> None:
+def run_api(settings: Settings, lists: Lists, stop: threading.Event, producer: Producer | None = None) -> None:
     """Serve until `stop` is set. Raises ServeError."""
-    api = Api(settings, lists)
+    api = Api(settings, lists, producer)
     with contextlib.closing(api):
         api.start()
         log.info("API at %s (dashboard at /, lists at /recommend/USER)", api.url)
@@ -249,42 +265,3 @@ def _content_security_policy(page: str) -> str:
         f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self';"
         " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-
-
-_HEADERS = {
-    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"cache-control": b"no-store",
-}
-
-
-class _Watched:
-    """Counts and times every request, and gives every answer the security headers that it does not set itself."""
-
-    def __init__(self, app: ASGIApp, requests: Requests) -> None:
-        self._app = app
-        self._requests = requests
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status = 500
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                present = {name.lower() for name, _ in message["headers"]}
-                more = [(name, value) for name, value in _HEADERS.items() if name not in present]
-                message = {**message, "headers": [*message["headers"], *more]}
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_headers)
-        finally:
-            # The route's pattern, not the path: a label for each user would drown Prometheus.
-            route = getattr(scope.get("route"), "path", "none")
-            self._requests.answered(route, status, time.perf_counter() - started)

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from kafka import errors as kafka_errors
@@ -65,17 +66,28 @@ def _calm_down() -> None:
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
-    """Keeps why the latest connection ended: what kafka-python raises in the end says only that none stands."""
+    """Keeps why connections ended: what kafka-python raises in the end says only that none stands.
 
-    why: BaseException | None = None
+    At first it does not try for long what cannot succeed: once each server that was named has refused us, it gives up.
+    """
 
-    def get_connection(self, *arguments: Any, **options: Any) -> Any:
-        connection = super().get_connection(*arguments, **options)
-        connection.close_future.add_errback(self._note)
+    def __init__(self, net: Any, **settings: Any) -> None:
+        self.connecting = True
+        self.why: dict[str, BaseException] = {}  # by server
+        super().__init__(net, **settings)
+
+    def get_connection(self, node_id: str, *arguments: Any, **options: Any) -> Any:
+        if self.connecting:
+            refusals = [why for why in self.why.values() if _refused("", why)]
+            if refusals and len(refusals) == len(self.cluster.bootstrap_brokers()):
+                raise refusals[0]
+        connection = super().get_connection(node_id, *arguments, **options)
+        connection.close_future.add_errback(partial(self._note, node_id))
         return connection
 
-    def _note(self, why: BaseException) -> None:
-        self.why = why
+    def _note(self, node_id: str, why: BaseException) -> None:
+        if self.connecting:
+            self.why[node_id] = why
 
 
 def connected(make: Any, bootstrap_servers: str, options: Mapping[str, Any]) -> Any:
@@ -97,13 +109,15 @@ def connected(make: Any, bootstrap_servers: str, options: Mapping[str, Any]) -> 
         # kafka-python leaves the thread of a client that reached nobody behind.
         for unused in clients:
             unused.close()
-        whys = [each.why for each in connections if each.why is not None]
+        whys = [why for each in connections for why in each.why.values()]
         if refused := next(filter(None, (_refused(bootstrap_servers, why) for why in whys)), None):
             raise refused from error
         line = str(source_error(bootstrap_servers, error))
         raise SourceError(f"{line} ({_line(whys[0])})" if whys else line) from error
     finally:
         _calm.connecting -= 1
+        for each in connections:
+            each.connecting = False
 
 
 def _refused(bootstrap_servers: str, why: BaseException) -> SourceError | None:

@@ -34,6 +34,7 @@ from cryptography.x509.oid import NameOID
 from online.edges import open_lists, open_producer, open_reader, open_source, prepare_topics
 from online.serve import create_app
 from online.settings import Settings, SettingsError
+from stream import kafka_errors
 from stream.lists import ListsError, TopList
 from stream.source import SourceError
 
@@ -235,14 +236,14 @@ WRONG_KAFKA = {
     ),
     "no certificate": (
         lambda safe: safe.mutual(kafka_ssl_certfile=None, kafka_ssl_keyfile=None, kafka_ssl_password=None),
-        "it wants a certificate of ours",
+        r"it does not take our certificate \(bad_certificate\)",
     ),
     "a stranger's certificate": (
         lambda safe: safe.mutual(
             **dict(zip(("kafka_ssl_certfile", "kafka_ssl_keyfile"), safe.stranger.issue("client")[:2], strict=True)),
             kafka_ssl_password=None,
         ),
-        "it does not accept our certificate",
+        "it does not take our certificate",
     ),
     "expired": (
         lambda safe: safe.mutual(kafka_bootstrap_servers=f"127.0.0.1:{safe.kafka['EXPIRED']}"),
@@ -263,7 +264,7 @@ WRONG_KAFKA = {
 def test_kafka_is_not_entered_and_one_line_says_what_to_check(
     safe: Safe, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("stream.kafka_errors").kafka_errors._COMMON, "bootstrap_timeout_ms", 1_500)
+    monkeypatch.setitem(kafka_errors._COMMON, "bootstrap_timeout_ms", 60_000)  # it does not come to that
     change, message = WRONG_KAFKA[what]
     with pytest.raises(SourceError, match=message) as error:
         prepare_topics(safe.settings(tmp_path, **change(safe)))
@@ -274,7 +275,7 @@ def test_kafka_is_not_entered_and_one_line_says_what_to_check(
 def admin(safe: Safe) -> Iterator[redis.Redis]:
     """Changes Redis' TLS, and puts it back."""
     client = redis.Redis(
-        port=safe.redis_port, username="admin", password=PLANTED["redis-admin"], ssl=True,
+        host="127.0.0.1", port=safe.redis_port, username="admin", password=PLANTED["redis-admin"], ssl=True,
         ssl_ca_certs=str(safe.authority.cafile),
     )  # fmt: skip
     before = client.config_get("tls-*")
@@ -292,7 +293,9 @@ def test_redis_lets_in_who_has_the_password_and_a_certificate(safe: Safe, tmp_pa
     admin.config_set("tls-auth-clients", "yes")
     try:
         assert open_lists(mutual).read("ada") == TOP
-        with pytest.raises(ListsError, match=r"it wants a certificate of ours; check .*REDIS_SSL") as error:
+        with pytest.raises(
+            ListsError, match=r"it does not take our certificate \(certificate_required\); check .*REDIS_SSL"
+        ) as error:
             open_lists(safe.settings(tmp_path))
         refused(error)
     finally:

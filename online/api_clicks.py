@@ -1,0 +1,56 @@
+"""`POST /click`: one click as JSON, judged as the worker would judge it, published to the topic of clicks."""
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from online.settings import Settings
+from stream.events import BadEvent, Click, Limits, encode, parse
+from stream.source import Producer, SourceError
+
+
+class Clicks:
+    """Publishes through `producer`, which several threads use."""
+
+    def __init__(self, settings: Settings, producer: Producer) -> None:
+        self._topic = settings.clicks_topic
+        self._limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+        self._producer = producer
+
+    async def accept(self, request: Request) -> JSONResponse:
+        """202 once the broker has it; otherwise what is wrong with it, or that the broker is away."""
+        # A page of another site can send anything but this type without being allowed to.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return _refused(415, "send the click as Content-Type: application/json")
+        body = await _body(request, self._limits.message_bytes_max)
+        if body is None:
+            return _refused(413, f"a click has at most {self._limits.message_bytes_max} bytes")
+        click = parse(body, limits=self._limits)
+        if isinstance(click, BadEvent):
+            return JSONResponse({"error": click.detail, "reason": click.reason}, status_code=422)
+        try:
+            await run_in_threadpool(self._publish, click)
+        except SourceError as error:
+            return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
+        return JSONResponse({"status": "accepted"}, status_code=202)
+
+    def _publish(self, click: Click) -> None:
+        self._producer.send(self._topic, key=click.user_id.encode(), value=encode(click))
+        self._producer.flush()
+
+
+async def _body(request: Request, bytes_max: int) -> bytes | None:
+    """The body; None where it is longer, of which no more is read than that."""
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal() or len(announced) > 18 or int(announced) > bytes_max:
+        return None
+    body = bytearray()
+    async for piece in request.stream():
+        if len(body) + len(piece) > bytes_max:
+            return None
+        body += piece
+    return bytes(body)
+
+
+def _refused(status: int, error: str) -> JSONResponse:
+    return JSONResponse({"error": error}, status_code=status)
