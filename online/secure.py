@@ -9,6 +9,14 @@ from pydantic import SecretStr
 
 from online.settings import Settings, SettingsError
 
+
+class _Hidden(str):
+    """A password as the clients take it, which is not shown where they log the options they were given."""
+
+    def __repr__(self) -> str:
+        return "'**********'"
+
+
 _NO_PASSWORD = ""  # an encrypted key without one is an error then; None would ask at the terminal
 
 
@@ -36,7 +44,7 @@ def redis_options(settings: Settings) -> Mapping[str, Any]:
     if settings.redis_username is not None:
         options["username"] = settings.redis_username
     if settings.redis_password is not None:
-        options["password"] = settings.redis_password.get_secret_value()
+        options["password"] = _revealed(settings.redis_password)
     if settings.redis_url is not None and settings.redis_url.get_secret_value().startswith("rediss://"):
         files = settings.redis_ssl_cafile, settings.redis_ssl_certfile, settings.redis_ssl_keyfile
         tls_context("REDIS", *files, settings.redis_ssl_password)  # redis-py makes its own, and says less
@@ -74,7 +82,7 @@ def tls_context(
 
 
 def _revealed(secret: SecretStr | None) -> str | None:
-    return None if secret is None else secret.get_secret_value()
+    return None if secret is None else _Hidden(secret.get_secret_value())
 
 
 def _why(error: Exception) -> str:

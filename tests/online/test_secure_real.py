@@ -3,13 +3,16 @@
 Every secret here is planted: at the end none may stand in a log, a status, a list, a checkpoint or a topic.
 """
 
+import contextlib
 import datetime as dt
+import hashlib
 import ipaddress
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from cryptography import x509
@@ -43,8 +47,9 @@ pytestmark = pytest.mark.real
 ROOT = Path(__file__).parents[2]
 PLANTED = {
     name: f"planted-{name}-a83k"
-    for name in ("kafka", "kafka-plain", "kafka-key", "redis", "redis-serve", "redis-admin")
+    for name in ("kafka", "kafka-plain", "kafka-key", "redis", "redis-serve", "redis-admin", "api")
 }
+API_HASH = hashlib.sha256(PLANTED["api"].encode()).hexdigest()
 TOP = TopList(items=["i1"], scores=[0.5], version=1, offset="0:1", clicked_at=1, written_at=1, source="personal")
 WAIT_S = 60
 
@@ -359,8 +364,25 @@ def test_a_key_that_does_not_belong_to_its_certificate_is_named(safe: Safe, tmp_
         refused(error)
 
 
+def served(process: subprocess.Popen[str], port: int) -> str:
+    """What a `serve` says that is asked with its key, and with another one."""
+    answers: list[int] = []
+    deadline = time.monotonic() + WAIT_S
+    while not answers and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[0]
+        with contextlib.suppress(httpx.TransportError):
+            for key in (PLANTED["api"], "planted-guess-a83k"):
+                answer = httpx.get(f"http://127.0.0.1:{port}/recommend/u1", headers={"X-API-Key": key})
+                answers.append(answer.status_code)
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=WAIT_S)[0]
+    assert answers == [200, 401], said
+    return said
+
+
 def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
-    safe: Safe, tmp_path: Path, admin: redis.Redis
+    safe: Safe, tmp_path: Path, admin: redis.Redis, free_port: int
 ) -> None:
     data, secrets = tmp_path / "data", tmp_path / "secrets"
     settings = safe.settings(
@@ -388,25 +410,31 @@ def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
         )  # fmt: skip
 
     worker, lists = command("worker"), open_lists(settings)
+    lines: list[str] = []  # read as they come: a full pipe would hold the worker up
+    listener = threading.Thread(target=lambda: lines.extend(worker.stdout or ()), daemon=True)
+    listener.start()
     deadline = time.monotonic() + WAIT_S
     while (lists.status() or {}).get("learned", 0) < len(clicks) and time.monotonic() < deadline:
-        assert worker.poll() is None, worker.communicate()[0]
+        assert worker.poll() is None, lines
         time.sleep(0.2)
     status = lists.status()
-    assert status is not None
+    assert status is not None, lines
     assert (status["learned"], status["dead_letters"]) == (40, {"not-an-object": 1})
     others = [command("status", "--json"), command("dead-letters", "--json"), command("top", "u1")]
     said = [other.communicate(timeout=WAIT_S)[0] for other in others]
     assert [other.returncode for other in others] == [0, 0, 0], said
     wrong = [
-        command("worker", NEXTCLICK_KAFKA_SASL_PASSWORD="planted-wrong-a83k", NEXTCLICK_DATA_DIR=str(tmp_path / "w")),
+        command("item", "i1", NEXTCLICK_KAFKA_SASL_PASSWORD="planted-wrong-a83k"),
         command("status", NEXTCLICK_REDIS_PASSWORD="planted-wrong-a83k"),
     ]
     said += [other.communicate(timeout=WAIT_S)[0] for other in wrong]
     assert [other.returncode for other in wrong] == [1, 1]
+    assert "refuses user or password" in said[-2]
+    said.append(served(command("serve", "--port", str(free_port), NEXTCLICK_API_KEYS=f"shop:{API_HASH}"), free_port))
     worker.send_signal(signal.SIGTERM)
-    said.append(worker.communicate(timeout=WAIT_S)[0])
-    assert worker.returncode == 0, said[-1]
+    assert worker.wait(WAIT_S) == 0, lines
+    listener.join(WAIT_S)
+    said.append("".join(lines))
     assert " DEBUG kafka." in said[-1]  # the log was as talkative as it can be
 
     kept = {str(path): path.read_bytes() for path in data.rglob("*") if path.is_file()}
@@ -420,4 +448,8 @@ def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
     kept |= {f"output {n}": text.encode() for n, text in enumerate(said)}
     kept["settings"] = f"{settings!r} {settings} {settings.model_dump_json()}".encode()
     # The secret, or how PLAIN or SCRAM would show it: both hold what all that was planted have in common.
-    assert not [name for name, content in kept.items() if b"planted-" in content or b"a83k" in content]
+    leaks = {
+        name: [line for line in content.split(b"\n") if b"planted-" in line or b"a83k" in line]
+        for name, content in kept.items()
+    }
+    assert not {name: lines for name, lines in leaks.items() if lines}

@@ -174,11 +174,21 @@ def test_what_is_wrong_in_a_file_of_settings_is_listed_with_the_rest(monkeypatch
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_every_setting_can_stand_in_a_file(env_file, name):
+def test_every_setting_can_stand_in_a_file(env_file, tmp_path, name):
     default = Settings.model_fields[name].get_default()
     default = ("0 3 * * mon" if name == "finetune_cron" else "0") if default is None else default
+    if "_ssl_" in name and name.endswith("file"):
+        default = tmp_path / "some.pem"
+        default.touch()
     text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    env_file(f"NEXTCLICK_{name.upper()}={text}\n")
+    needed = {
+        "kafka_sasl": {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_username": "u", "kafka_sasl_password": "p"},
+        "kafka_ssl": {"kafka_security_protocol": "SSL", "kafka_ssl_certfile": __file__},
+        "redis_user": {"redis_url": "redis://host", "redis_password": "p"},
+        "redis_ssl": {"redis_url": "rediss://host", "redis_ssl_certfile": __file__},
+    }
+    lines = next((dict(more) for prefix, more in needed.items() if name.startswith(prefix)), {}) | {name: text}
+    env_file("".join(f"NEXTCLICK_{field.upper()}={value}\n" for field, value in lines.items()))
     found = getattr(load_settings(), name)
     assert (found.get_secret_value() if isinstance(found, SecretStr) else found) == default
 
