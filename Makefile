@@ -22,10 +22,11 @@ demo: $(READY) ## watch it learn: simulated clicks, everything in one process, n
 test: $(READY) ## run the tests that need no broker and no Redis (.ci/run has the others)
 	@$(BIN)/python -m pytest -m "not real" $(ARGS)
 
-lint: $(READY) ## check style, formatting and types
+lint: $(READY) ## check style, formatting and types, and the pinned versions for known vulnerabilities
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python .ci/audit $(BIN)/pip-audit
 
 format: $(READY) ## mend formatting and what else the linter can mend
 	@$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import re
+import subprocess
 import sys
 import tomllib
 from graphlib import TopologicalSorter
@@ -107,7 +108,50 @@ def test_the_example_environment_shows_the_defaults() -> None:
 
 def test_each_dependency_is_pinned_to_one_version() -> None:
     asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], "setuptools"]
-    assert _with_indirect(asked) <= set(_pins())
+    assert _with_indirect(asked) - {"pip"} <= set(_pins())  # which comes with the virtual environment
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "line"),
+    [
+        (
+            'echo \'{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}\' >$F',
+            0,
+            "0 known vulnerabilities in 1",
+        ),
+        (
+            'echo \'{"dependencies": [{"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", '
+            '"fix_versions": ["2"]}]}, {"name": "b", "skip_reason": "unknown"}]}\' >$F; exit 1',
+            1,
+            "a 1: PYSEC-1, mended by 2",
+        ),
+        (
+            'echo \'{"dependencies": [{"name": "b", "skip_reason": "unknown"}]}\' >$F',
+            0,
+            "left out: the index knows none",
+        ),
+        ("echo 'requests.exceptions.ConnectionError: ...' >&2; exit 1", 0, "left out: the index does not answer"),
+        ("echo 'error: unrecognized arguments' >&2; exit 2", 1, "unrecognized arguments"),
+    ],
+)
+def test_a_known_vulnerability_fails_and_an_index_that_is_away_is_said(tmp_path, script, status, line) -> None:
+    program = tmp_path / "pip-audit"
+    program.write_text(f"#!/bin/sh\nfor F; do :; done\n{script}\n")  # the last argument is where the report goes
+    program.chmod(0o755)
+    command = [sys.executable, str(ROOT / ".ci/audit"), str(program)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, line in done.stdout + done.stderr) == (status, True), done
+
+
+def test_nothing_is_unpickled_or_run_from_data() -> None:
+    modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+    assert not {m for m, names in IMPORTS.items() if _tops(names) & modules}
+    calls = [(m, node) for m, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert len(calls) > 1_000
+    for module, call in calls:
+        name = ast.unparse(call.func)
+        assert name not in {"eval", "exec", "torch.load", "np.load", "numpy.load", "torch.hub.load"}, module
+        assert "allow_pickle" not in {keyword.arg for keyword in call.keywords}, module
 
 
 def test_a_pin_leaves_open_which_build_is_taken() -> None:
