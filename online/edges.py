@@ -3,7 +3,7 @@
 Whatever opens one raises SettingsError too, where a certificate or key cannot be used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -74,7 +74,10 @@ def open_producer(settings: Settings) -> Producer:
 
 def open_notices(settings: Settings) -> NoticeWriter:
     """Writes notices to the events topic, in a thread, as long as the broker lets it."""
-    connect = partial(open_producer, settings)
+    connect: Callable[[], Producer] = partial(open_producer, settings)
+    if settings.kafka_bootstrap_servers:
+        # Certificates are read now: in its thread there is nobody to tell that one is gone.
+        connect = partial(KafkaProducer, settings.kafka_bootstrap_servers, kafka_options(settings))
     return NoticeWriter(connect, settings.events_topic, waiting_max=settings.notices_waiting_max)
 
 

@@ -253,6 +253,8 @@ class Lists:
                     f"Redis at {self.address} cannot be trusted or does not trust us: {trouble}; {advice}"
                 ) from error
             advice = "start it, or check NEXTCLICK_REDIS_URL"
+            if "_ssl.c" in str(error):  # it hung up before it could say why
+                advice += ", and NEXTCLICK_REDIS_SSL_CERTFILE where it asks for a certificate"
             raise ListsError(f"no Redis answers at {self.address}: {advice} ({_line(error)})") from error
         except redis.RedisError as error:
             raise ListsError(f"Redis at {self.address} refuses: {_line(error)}") from error

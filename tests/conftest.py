@@ -70,7 +70,7 @@ class Server:
             self.process = subprocess.Popen(
                 self.command, stdout=log, stderr=log, env={**os.environ, **self.environment}
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 180
         while subprocess.run(self.ready, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()

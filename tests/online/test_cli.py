@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import online.cli
+from online.api_keys import ApiKeys
 from online.cli import main
+from online.settings import Settings
 from online.views import ago, first_bytes, plain, status_view
 from stream.events import BadEvent, parse
 from stream.lists import EmbeddedRedis, Lists, TopList, connect
@@ -28,6 +30,7 @@ COMMANDS = [
     "demo",
     "worker",
     "serve",
+    "api-key",
     "replay",
     "item",
     "backtest",
@@ -393,3 +396,13 @@ def test_the_first_bytes_of_anything_can_be_shown(value: bytes) -> None:
 )
 def test_ago(milliseconds: float, text: str) -> None:
     assert ago(milliseconds) == text
+
+
+def test_a_key_for_the_api_is_shown_once_with_the_entry_that_lets_it_in(run: Run) -> None:
+    code, out, _ = run("api-key", "shop")
+    key, entry = (line.rpartition(": ")[2] for line in out.splitlines())
+    assert code == 0
+    assert ApiKeys(Settings(api_keys=entry).api_keys).name_of(key.encode()) == "shop"
+    code, _, err = run("api-key", "the shop")
+    assert code == 2
+    assert "letters, digits" in err

@@ -7,6 +7,7 @@ import lzma
 import threading
 import tracemalloc
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,20 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path: Path, name: str, conten
         read(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, partial(lzma.compress, preset=0)], ids=["gz", "xz"])
+def test_a_file_that_unpacks_to_far_more_is_read_in_pieces(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / ("a.csv.gz" if pack is gzip.compress else "a.csv.xz")
+    path.write_bytes(pack(HEADER.encode() + bytes(100_000_000)))
+    assert path.stat().st_size < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(EventFileError, match="line 2 is longer than 1,000,000 bytes"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folder_and_a_missing_file_are_said(tmp_path: Path) -> None:

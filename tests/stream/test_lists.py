@@ -284,3 +284,13 @@ def test_what_is_no_request_is_thrown_away(lists, client, value, caplog):
     assert lists.take_request() is None
     assert not client.exists(REQUEST_KEY)
     assert "counts as absent" in caplog.text
+
+
+def test_a_value_that_is_larger_than_wanted_is_not_read(client, caplog):
+    lists = Lists(client, ttl_s=60, value_bytes_max=1_000)
+    Lists(client, ttl_s=60).write({"u1": LIST.model_copy(update={"items": ["x" * 1_000]}), "u2": LIST})
+    client.set(STATUS_KEY, b'{"state": "' + b"x" * 1_000_000 + b'"}')
+    assert lists.read("u1") is None
+    assert lists.status() is None
+    assert lists.read("u2") == LIST
+    assert [record.message.partition(" in Redis")[0] for record in caplog.records] == ["nextclick:top:u1", STATUS_KEY]
