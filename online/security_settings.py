@@ -51,9 +51,9 @@ class SecuritySettings(BaseSettings):
     )
     api_read_only: bool = Field(True, description="false: clicks are accepted too, at POST /click")
     api_requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        500.0, description="requests of a key, or of an address without one, that are answered for long"
+        1_000.0, description="requests of a key, or of an address without one, that are answered for long"
     )
-    api_requests_at_once: Annotated[int, Field(gt=0)] = Field(1_000, description="the same, at once")
+    api_requests_at_once: Annotated[int, Field(gt=0)] = Field(2_000, description="the same, at once")
     api_addresses_held: Annotated[int, Field(gt=0)] = Field(10_000, description="addresses whose requests are counted")
     api_connections_max: Annotated[int, Field(gt=0)] = Field(1_000, description="connections beyond are answered 503")
     api_header_bytes_max: Annotated[int, Field(ge=1_024)] = Field(
