@@ -1,7 +1,7 @@
 """Clicks on their way into the learner: where each came from, and cut into micro-batches."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from stream.events import Click
@@ -25,16 +25,24 @@ class Arrived:
         return int(1000 * self.click.timestamp)
 
 
-def micro_batches(arrived: Sequence[Arrived], size_max: int, per_user_max: int) -> Iterator[list[Arrived]]:
+def micro_batches(
+    arrived: Sequence[Arrived],
+    size_max: int,
+    per_user_max: int,
+    alone: Callable[[Record], bool] = lambda _: False,
+) -> Iterator[list[Arrived]]:
     """Cuts clicks into runs, in order, of at most `size_max` clicks and `per_user_max` of one user (a history has to
-    remember more than one run brings)."""
+    remember more than one run brings). `alone`: which must be runs of their own."""
     batch: list[Arrived] = []
     of_user: Counter[str] = Counter()
+    ends = False  # with the click taken last
     for one in arrived:
-        if len(batch) == size_max or of_user[one.click.user_id] == per_user_max:
+        begins = alone(one.record)
+        if batch and (begins or ends or len(batch) == size_max or of_user[one.click.user_id] == per_user_max):
             yield batch
             batch, of_user = [], Counter()
         batch.append(one)
         of_user[one.click.user_id] += 1
+        ends = begins
     if batch:
         yield batch

@@ -10,11 +10,12 @@ from online.dead_letter_box import DeadLetterBox
 from online.items_feed import ItemsFeed
 from online.learner import Learner
 from online.ledger import Ledger
+from online.quarantine import INTERNAL_ERROR, last_line
 from online.settings import Settings
 from stream.events import BadEvent, Limits
 from stream.items import Item, parse
 from stream.lists import PAGE, Lists, ListsError, TopList
-from stream.source import Partition
+from stream.source import Partition, Record
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Catalogue:
         """Takes in the items that have come -> whether one came or went. Raises SourceError (dead letters)."""
         moved = False
         for record in self._feed.take():
-            item = parse(record.key, record.value, limits=self._limits)
+            item = self._read(record)
             if isinstance(item, BadEvent):
                 self._dead_letters.put(record, item)
                 self._ledger.dead_letters[item.reason] += 1
@@ -79,6 +80,13 @@ class Catalogue:
                 moved = self._move(item) or moved
             self._ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
         return moved
+
+    def _read(self, record: Record) -> Item | BadEvent:
+        try:
+            return parse(record.key, record.value, limits=self._limits)
+        except Exception as error:  # a bug of ours is no reason to stop either
+            log.exception("a bug of ours: %s offset %d cannot be read", record.topic, record.offset)
+            return BadEvent(INTERNAL_ERROR, last_line(error))
 
     def _move(self, item: Item) -> bool:
         """Notes that an item came or went -> whether there was room for that."""

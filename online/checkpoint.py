@@ -65,8 +65,11 @@ class Checkpoints:
             raise CheckpointError(_cannot_write(folder, error)) from error
 
     def numbers(self) -> list[int]:
-        """Numbers of the complete checkpoints, oldest first."""
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        """Numbers of the complete checkpoints, oldest first. Raises CheckpointError."""
+        try:
+            return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
+        except OSError as error:
+            raise CheckpointError(_cannot_write(self.folder, error)) from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}"

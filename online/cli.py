@@ -41,6 +41,7 @@ _EXPECTED = {
     "online.checkpoint": ("CheckpointError",),
     "online.demo": ("DemoError",),
     "online.event_files": ("EventFileError",),
+    "online.quarantine": ("InternalError",),
     "online.replay": ("ReplayError",),
     "online.rollback_request": ("RollbackError",),
     "online.serve": ("ServeError",),

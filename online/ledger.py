@@ -19,6 +19,8 @@ class Ledger:
     learned: int = 0
     duplicates: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
+    put_aside: int = 0  # events in a row, up to now, that our own code fails on
+    lost: int = 0  # messages that the broker did not keep until they were read
     finetunings: int = 0
     refreshes: int = 0  # lists ranked anew without a click: they had aged, or were behind
     latest_offset: str = ""  # `partition:next offset` of the click learned last
@@ -34,6 +36,8 @@ class Ledger:
             "learned": self.learned,
             "duplicates": self.duplicates,
             "dead_letters": dict(self.dead_letters),
+            "put_aside": self.put_aside,
+            "lost": self.lost,
             "finetunings": self.finetunings,
             "refreshes": self.refreshes,
             "latest_offset": self.latest_offset,
@@ -44,5 +48,6 @@ class Ledger:
         self.next_offsets = {Partition(topic, partition): offset for topic, partition, offset in state["next_offsets"]}
         self.learned, self.duplicates = state["learned"], state["duplicates"]
         self.dead_letters = Counter(state["dead_letters"])
+        self.put_aside, self.lost = state["put_aside"], state["lost"]
         self.finetunings, self.refreshes = state["finetunings"], state["refreshes"]
         self.latest_offset, self.latest_clicked_at_ms = state["latest_offset"], state["latest_clicked_at_ms"]

@@ -20,22 +20,30 @@ from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
 from online.notice_board import NoticeBoard
+from online.quarantine import INTERNAL_ERROR, HalfDoneError, InternalError, Quarantine, last_line, place
 from online.reaction import Changes
 from online.seen import SeenEvents
 from online.settings import Settings
 from online.steps import Reached, nobody_looks
 from online.supervisor import Supervisor
 from online.versions import Versions
-from stream.events import BadEvent, Limits, parse
-from stream.lists import Lists
+from stream.events import BadEvent, Click, Limits, parse
+from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
-from stream.source import Partition, Record, Source
+from stream.source import Gone, Partition, Record, Source, SourceError
 
 # Weights saved with others cannot be loaded.
 SHAPED_BY = (
     *("layers", "width", "heads", "rounds", "buckets"),
     *("ranker_hidden", "ranker_networks", "popularity_half_lives"),
 )
+
+_NO_BUGS = (
+    SourceError,
+    ListsError,
+    CheckpointError,
+    MemoryError,
+)  # of ours: something around us is not as it should be
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +62,17 @@ class Loop:
         checkpoints: Checkpoints,
         notices: NoticeWriter | None = None,
         clock: Callable[[], float] = time.time,
+        quarantine: Quarantine | None = None,
         reached: Reached = nobody_looks,
     ) -> None:
-        """`reached`: is called with the name of each step (online/steps.py) just before it is done."""
+        """`quarantine`: what loops before this one failed on. `reached` is called with the name of each step
+        (online/steps.py) just before it is done."""
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
         self.checkpoints = checkpoints
         self.clock = clock
+        self._quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
         self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         self.learner = Learner(settings)
@@ -89,6 +100,7 @@ class Loop:
             clock=clock,
         )
         self.last_saved: Saved | None = None
+        self.unsaved_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
         self._saved_at = time.monotonic()
         self._saved_ledger = self.ledger.to_state()
 
@@ -117,20 +129,28 @@ class Loop:
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record."""
         self.writer.start()
-        self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked)
+        self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked, on_gone=self._gone)
 
     def turn(self) -> int:
-        """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on."""
+        """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on.
+
+        Raises:
+            HalfDoneError: our own code failed on a micro-batch. Another loop has to go on from the checkpoint, with the
+                same quarantine.
+            InternalError: it fails on one event after the other.
+            SourceError: the broker, or the log, does not do what it must.
+        """
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
         self._reached("poll")
-        busy = self.supervisor.busy or self.writer.waiting
+        busy = (self.supervisor.busy and self.unsaved_since is None) or self.writer.waiting
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
         # 2. Tell clicks from what cannot be read, and leave out what was learned before.
         self._reached("parse")
         arrived = list(self._readable(records))
-        for batch in micro_batches(arrived, self.settings.micro_batch_max, self.settings.history_max // 2):
+        per_user_max = self.settings.history_max // 2
+        for batch in micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone):
             self._take_in(batch)
             self._reached("items")
             self.writer.mind_items()  # here too: a full turn may take a second
@@ -145,18 +165,33 @@ class Loop:
             self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
         self._reached("refresh")
         self.writer.refresh()
-        # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now.
+        # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now. While no
+        # checkpoint can be written all that waits: a version is saved before lists name it.
         self._reached("decide")
-        published = self.supervisor.turn()
+        published = self.unsaved_since is None and self.supervisor.turn()
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
-        # 7. Weights and offsets become the checkpoint, and then the commit. A version is saved before lists name it.
+        # 7. Weights and offsets become the checkpoint, and then the commit.
         if published or time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
-            self.checkpoint()
+            self._try_checkpoint()
         return len(records)
 
     def _take_in(self, batch: Sequence[Arrived]) -> None:
         """One micro-batch."""
+        try:
+            self._learn(batch)
+        except _NO_BUGS:
+            raise
+        except Exception as error:
+            aside = self._quarantine.failed([one.record for one in batch], error)
+            then = "it goes to the dead letters" if aside else "they are tried again"
+            first = "{} partition {} offset {}".format(*place(batch[0].record))
+            raise HalfDoneError(
+                f"a bug of ours met {len(batch)} click(s), the first of them at {first}; {then}, everything goes on "
+                f"from the checkpoint: {last_line(error)}"
+            ) from error
+
+    def _learn(self, batch: Sequence[Arrived]) -> None:
         clicks = [one.click for one in batch]
         # 3. Score the lists that stand, learn, rank anew.
         self._reached("learn")
@@ -183,13 +218,30 @@ class Loop:
             self._reached("commit")
             self.source.commit(offsets)
 
+    def _try_checkpoint(self) -> None:
+        """Where the disk does not take one, learning goes on, nothing is committed, and it is tried again later."""
+        try:
+            self.checkpoint()
+        except CheckpointError as error:
+            if self.unsaved_since is None:
+                self.unsaved_since = self.clock()
+                text = f"{error}; learning goes on, and would begin again at the latest checkpoint"
+                self.notices.tell("unsaved", text, {})
+            else:
+                log.warning("still: %s", error)
+            return
+        if self.unsaved_since is not None:
+            seconds, self.unsaved_since = self.clock() - self.unsaved_since, None
+            self.notices.tell("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
+
     def _save(self) -> None:
         self._reached("dead_letters")
         self.dead_letters.flush(self.ledger.next_offsets)
         arrays, learner = self.learner.to_state()
         shadow, supervisor = self.supervisor.to_state()
         arrays |= joined({"supervisor": shadow}) | {"seen": self.seen.to_state()}
-        pinned = self.versions.saving(self.checkpoints.next_number())
+        number = self.checkpoints.next_number()
+        pinned = self.versions.saving(number)
         state: dict[str, Any] = {
             "learner": learner,
             "ledger": self.ledger.to_state(),
@@ -200,24 +252,60 @@ class Loop:
             "lists": self.writer.to_state(),
             "shape": self._shape(),
         }
-        self.last_saved = self.checkpoints.save(arrays, state, pinned)
+        try:
+            self.last_saved = self.checkpoints.save(arrays, state, pinned)
+        except CheckpointError:
+            self.versions.not_saved(number)
+            raise
         self._saved_ledger = self.ledger.to_state()
+        self._quarantine.forget_before(self.ledger.next_offsets)
 
     def finish(self) -> None:
-        """Graceful end: a last checkpoint, and the commit."""
+        """Graceful end: a last checkpoint, and the commit. Raises as `checkpoint` does."""
         self.checkpoint()
 
     def _readable(self, records: Sequence[Record]) -> Iterator[Arrived]:
         now = self.clock()
         for record in records:
-            click = parse(record.value, now=now, limits=self.limits)
+            click = self._read(record, now)
             if isinstance(click, BadEvent):
+                if click.reason == INTERNAL_ERROR:
+                    self._put_aside(record, click)
                 self.dead_letters.put(record, click)
                 self.ledger.dead_letters[click.reason] += 1
             elif click.event_id is not None and not self.seen.add(click.event_id):
                 self.ledger.duplicates += 1
             else:
+                self.ledger.put_aside = 0
                 yield Arrived(click, record)
+
+    def _read(self, record: Record, now: float) -> Click | BadEvent:
+        detail = self._quarantine.aside(record)
+        if detail is not None:
+            return BadEvent(INTERNAL_ERROR, detail)
+        found = self.dead_letters.found(record)
+        if found is not None and found.reason == INTERNAL_ERROR:
+            return found  # what stands among the dead letters must not be learned too
+        try:
+            return parse(record.value, now=now, limits=self.limits)
+        except Exception as error:
+            log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
+            return BadEvent(INTERNAL_ERROR, last_line(error))
+
+    def _put_aside(self, record: Record, why: BadEvent) -> None:
+        """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
+        where = "{} partition {} offset {}".format(*place(record))
+        figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        self.ledger.put_aside += 1
+        if self.ledger.put_aside < self.settings.internal_errors_in_a_row_max:
+            self.notices.tell("internal_error", f"{where} is put aside: {why.detail}", figures)
+            return
+        text = f"{self.ledger.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
+        self.notices.tell("internal_error", f"{text}; the worker stops", figures)
+        raise InternalError(
+            f"{text}. The worker stops, so as not to empty the stream into {self.settings.dead_letters_topic}: "
+            "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to pass over them"
+        )
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
@@ -236,4 +324,16 @@ class Loop:
     def _revoked(self, partitions: Sequence[Partition]) -> None:
         """Another worker takes over: it must not be told less than was learned here."""
         if any(partition in self.ledger.next_offsets for partition in partitions):
-            self.checkpoint()
+            self._try_checkpoint()
+
+    def _gone(self, gone: Gone) -> None:
+        """The broker has not kept what comes next. Raises SourceError where that is not to be passed over."""
+        if self.settings.offsets_gone == "stop":
+            raise SourceError(
+                f"{gone}; the worker stops, as NEXTCLICK_OFFSETS_GONE says: set it to earliest to go on "
+                f"from {gone.earliest}"
+            )
+        self.ledger.lost += gone.lost
+        figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
+        figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
+        self.notices.tell("lost", f"{gone}; going on from {gone.earliest}", figures)

@@ -26,8 +26,12 @@ KINDS = {
     "rejected": "a candidate was thrown away",
     "rolled_back": "the lists are made by an earlier version again",
     "guard": "an update was stopped, or a flood of clicks kept out",
+    "internal_error": "an event met a bug of ours and was put aside, or too many did",
+    "unsaved": "no checkpoint can be written",
+    "saved_again": "checkpoints can be written again",
+    "lost": "messages were gone before they were read",
 }
-GRAVE = frozenset({"alarm", "outage", "rolled_back", "guard"})
+GRAVE = frozenset({"alarm", "outage", "rolled_back", "guard", "internal_error", "unsaved", "lost"})
 
 log = logging.getLogger(__name__)
 

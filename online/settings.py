@@ -52,6 +52,12 @@ class Settings(SecuritySettings):
     embedded_redis_port: Port = Field(6390, description="port of the embedded Redis on 127.0.0.1")
     message_bytes_max: Positive = Field(65_536, description="larger messages are dead letters")
     future_s_max: Seconds = Field(86_400.0, description="a click further ahead of the clock is a dead letter")
+    internal_errors_in_a_row_max: Positive = Field(
+        10, description="events in a row that our own code fails on, at which the worker stops"
+    )
+    offsets_gone: Literal["earliest", "stop"] = Field(
+        "earliest", description="messages are gone before they were read: go on from the earliest there is, or stop"
+    )
     items_records_max: Positive = Field(500, description="records of the items topic taken after each micro-batch")
     items_interval_s: Rate = Field(1.0, description="time between two looks at the items topic")
     event_ids_held: Positive = Field(200_000, description="latest event ids remembered to recognise redelivery")

@@ -127,6 +127,12 @@ class Versions:
             if version.state != GONE and version.checkpoint is not None
         }
 
+    def not_saved(self, checkpoint: int) -> None:
+        """The checkpoint of that number could not be written."""
+        for version in self.all():
+            if version.checkpoint == checkpoint:
+                self._held[version.number] = replace(version, checkpoint=None)
+
     def _make_room(self) -> None:
         for number in list(self._held)[: -self.listed]:
             del self._held[number]

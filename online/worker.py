@@ -1,6 +1,7 @@
 """The worker: builds the loop from the settings, runs it until it is told to stop, and says how it is doing."""
 
 import fcntl
+import gc
 import logging
 import threading
 import time
@@ -18,6 +19,7 @@ from online.cron import cron_trigger
 from online.dead_letter_box import DeadLetterBox
 from online.edges import open_items, open_lists, open_notices, open_producer, open_reader, open_source, prepare_topics
 from online.loop import Loop
+from online.quarantine import HalfDoneError, InternalError, Quarantine
 from online.rollback_request import answer_rollback
 from online.settings import Settings
 from online.status import StatusReport
@@ -40,13 +42,30 @@ def run_worker(
 
     Raises:
         SourceError, ListsError, CheckpointError: a part is not there or refuses; one line for people.
+        InternalError: our own code fails on one event after the other; likewise.
     """
     torch.set_num_threads(settings.threads)
+    quarantine = Quarantine()
     with ExitStack() as parts:
         parts.enter_context(only_worker(settings))
-        checkpoints = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached)
+        Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)  # before the rest: whether it can be written
         lists = _lists(settings, parts)
         prepare_topics(settings)
+        while not _lives(settings, stop, lists=lists, quarantine=quarantine, ready=ready, reached=reached):
+            gc.collect()  # what was half learned goes before all is loaded again
+
+
+def _lives(
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    lists: Lists,
+    quarantine: Quarantine,
+    ready: threading.Event | None,
+    reached: Reached,
+) -> bool:
+    """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours."""
+    with ExitStack() as parts:
         producer = parts.enter_context(closing(open_producer(settings)))
         source = parts.enter_context(closing(open_source(settings, [settings.clicks_topic], settings.consumer_group)))
         reader = parts.enter_context(closing(open_reader(settings, settings.dead_letters_topic)))
@@ -59,8 +78,9 @@ def run_worker(
             items=items,
             dead_letters=box,
             lists=lists,
-            checkpoints=checkpoints,
+            checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
             notices=notices,
+            quarantine=quarantine,
             reached=reached,
         )
         if loop.restore() is None:
@@ -70,7 +90,15 @@ def run_worker(
         report = StatusReport(loop)
         if ready is not None:
             ready.set()
-        _run(loop, report, stop)
+        try:
+            _run(loop, report, stop)
+        except HalfDoneError as error:
+            log.error("%s", error, exc_info=error.__cause__)
+            return False
+        except InternalError:
+            _say(loop, report, "stopped")
+            raise
+    return True
 
 
 def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:

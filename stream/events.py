@@ -35,6 +35,7 @@ REASONS = frozenset(
         "invalid-event_type",
         "invalid-event_id",
         "invalid-value",
+        "internal-error",  # readable, but our own code fails on it; the detail is the traceback's last line
     }
 )
 

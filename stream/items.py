@@ -26,6 +26,7 @@ REASONS = frozenset(
         "invalid-tags",
         "invalid-available",
         "invalid-vector",
+        "internal-error",  # readable, but our own code fails on it; the detail is the traceback's last line
     }
 )
 

@@ -14,12 +14,14 @@ from kafka.structs import OffsetAndMetadata
 from stream.kafka_errors import connected, log, source_error
 from stream.source import (
     OnAssigned,
+    OnGone,
     OnRevoked,
     Partition,
     Record,
     SourceError,
     TooLargeError,
     next_offset,
+    warn_of,
 )
 
 _POLL_SLICE_S = 0.5
@@ -108,12 +110,13 @@ class KafkaSource:
         self._listener = _Listener(self._consumer)
         self._on_assigned: OnAssigned | None = None
         self._on_revoked: OnRevoked | None = None
+        self._on_gone: OnGone = warn_of
         self._positions: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
         self._closed = False
 
-    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
-        self._on_assigned, self._on_revoked = on_assigned, on_revoked
+    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
+        self._on_assigned, self._on_revoked, self._on_gone = on_assigned, on_revoked, on_gone
         self._consumer.subscribe(topics=self._topics, listener=self._listener)
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
@@ -127,14 +130,21 @@ class KafkaSource:
                 return records
 
     def _poll_once(self, max_records: int, timeout_s: float) -> list[Record]:
+        fetched: dict[TopicPartition, list[Any]] = {}
         try:
             self._join_if_needed()
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             self._act_on_decisions()
+            self._look_for_what_is_gone(
+                {Partition(*where): batch[0].offset for where, batch in fetched.items() if batch}
+            )
         except kafka_errors.KafkaError as error:
             if not error.retriable:
                 raise source_error(self._servers, error) from error
             log.debug("Kafka at %s: %s", self._servers, error)
+            for where in fetched:  # what it gave before it failed is read again
+                if (partition := Partition(where.topic, where.partition)) in self._positions:
+                    self.seek(partition, self._positions[partition])
             time.sleep(min(timeout_s, 0.1))
             return []
         records = []
@@ -230,7 +240,7 @@ class KafkaSource:
         assert self._on_assigned is not None
         wanted = self._on_assigned(partitions)
         for partition in partitions:
-            offset = next_offset(partition, wanted.get(partition), earliest[partition], ends[partition])
+            offset = next_offset(partition, wanted.get(partition), earliest[partition], ends[partition], self._on_gone)
             try:
                 self._consumer.seek(TopicPartition(*partition), offset)
                 self._consumer.resume(TopicPartition(*partition))
@@ -238,6 +248,16 @@ class KafkaSource:
                 continue  # taken away again meanwhile; the decision that says so is next
             self._positions[partition] = offset
             self._ends[partition] = ends[partition]
+
+    def _look_for_what_is_gone(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
+        """Where reading jumped, kafka-python went on from the earliest record by itself, unless the gap is one of
+        transactions' marks, or of compaction."""
+        firsts = {Partition(where.topic, where.partition): batch[0].offset for where, batch in fetched.items() if batch}
+        jumped = {p: at for p, at in firsts.items() if at != self._positions.get(p, at)}
+        for partition, earliest in self._offsets(self._consumer.beginning_offsets, list(jumped)).items():
+            wanted, at = self._positions[partition], jumped[partition]
+            # It lies before where it was where the topic was made anew.
+            next_offset(partition, wanted, max(wanted, min(earliest, at)) if at > wanted else at, at, self._on_gone)
 
     def _offsets(self, ask: Any, partitions: list[Partition]) -> dict[Partition, int]:
         if not partitions:

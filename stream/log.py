@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stream.log_file import RECORDS_MAX, Entry, Extent, Log
-from stream.source import OnAssigned, OnRevoked, Partition, Record, SourceError, next_offset
+from stream.source import OnAssigned, OnGone, OnRevoked, Partition, Record, SourceError, next_offset, warn_of
 
 __all__ = ["RECORDS_MAX", "Log", "LogProducer", "LogSource"]
 
@@ -30,14 +30,21 @@ class LogSource:
         self._topics = tuple(topics)
         self._group = group
         self._on_assigned: OnAssigned | None = None
+        self._on_gone: OnGone = warn_of
         self._extents: dict[Partition, Extent] = {}
         self._positions: dict[Partition, int] = {}
         self._version = -1
         self._turn = 0
         self._closed = False
 
-    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:  # noqa: ARG002  (nothing is ever revoked)
-        self._on_assigned = on_assigned
+    def start(
+        self,
+        *,
+        on_assigned: OnAssigned,
+        on_revoked: OnRevoked,  # noqa: ARG002  (nothing is ever revoked)
+        on_gone: OnGone = warn_of,
+    ) -> None:
+        self._on_assigned, self._on_gone = on_assigned, on_gone
         self._refresh()
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
@@ -98,7 +105,8 @@ class LogSource:
                 self._positions[partition] = wanted.get(partition, extents[partition].earliest)
         self._extents = extents
         for partition, extent in extents.items():
-            self._positions[partition] = next_offset(partition, self._positions[partition], extent.earliest, extent.end)
+            at = self._positions[partition]
+            self._positions[partition] = next_offset(partition, at, extent.earliest, extent.end, self._on_gone)
 
     def _read(self, max_records: int) -> list[Record]:
         # A busy partition must not starve the others: each poll begins with another one.
@@ -111,8 +119,9 @@ class LogSource:
                 partition, self._extents[partition], self._positions[partition], max_records - len(records)
             )
             if batch:
-                if batch[0].offset > self._positions[partition]:  # trimmed since the last look
-                    next_offset(partition, self._positions[partition], batch[0].offset, self._extents[partition].end)
+                # Trimmed since the last look?
+                at, end = self._positions[partition], self._extents[partition].end
+                next_offset(partition, at, max(at, batch[0].offset), end, self._on_gone)
                 self._positions[partition] = batch[-1].offset + 1
                 records += batch
             if len(records) >= max_records:

@@ -44,7 +44,37 @@ OnAssigned = Callable[[Sequence[Partition]], Mapping[Partition, int]]
 OnRevoked = Callable[[Sequence[Partition]], None]
 
 
-def next_offset(partition: Partition, wanted: int | None, earliest: int, end: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A position that the partition does not have: `earliest` up to, not including, `end` are retained."""
+
+    partition: Partition
+    wanted: int
+    earliest: int
+    end: int
+
+    @property
+    def lost(self) -> int:
+        """Records that nobody can read any more; 0 where the position lies beyond the end: the topic was made anew."""
+        return max(0, self.earliest - self.wanted)
+
+    def __str__(self) -> str:
+        where = f"{self.partition.topic} partition {self.partition.partition}: offset {self.wanted}"
+        if self.lost:
+            return f"{where} is no longer retained, {self.lost:,} records up to {self.earliest} are lost"
+        return f"{where} lies beyond the end ({self.end}): the topic was made anew, or lost records"
+
+
+#: Told of a position that is gone, before reading goes on from the earliest one; what it raises ends the reading.
+OnGone = Callable[[Gone], None]
+
+
+def warn_of(gone: Gone) -> None:
+    """Says it in the log."""
+    log.warning("%s; going on from %d", gone, gone.earliest)
+
+
+def next_offset(partition: Partition, wanted: int | None, earliest: int, end: int, on_gone: OnGone = warn_of) -> int:
     """Where reading goes on, given the offsets that are retained: `earliest` up to, not including, `end`.
 
     None means from the start. A position that is gone, or lies beyond the end (the topic was made anew), is replaced by
@@ -52,24 +82,22 @@ def next_offset(partition: Partition, wanted: int | None, earliest: int, end: in
     """
     if wanted is None:
         return earliest
-    if earliest <= wanted <= end:
-        return wanted
-    gone = "is no longer retained: records are lost" if wanted < earliest else f"lies beyond the end ({end})"
-    log.warning(
-        "%s partition %d: offset %d %s; going on from %d", partition.topic, partition.partition, wanted, gone, earliest
-    )
-    return earliest
+    if not earliest <= wanted <= end:
+        on_gone(Gone(partition, wanted, earliest, end))
+        return earliest
+    return wanted
 
 
 class Source(Protocol):
     """Reads the partitions it is assigned, in offset order within each. Not for use by several threads at once."""
 
-    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked) -> None:
+    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
         """Begin to be assigned partitions.
 
-        Both callbacks run inside `start` or `poll`, in the caller's thread. `on_assigned` gets the partitions that are
+        The callbacks run inside `start` or `poll`, in the caller's thread. `on_assigned` gets the partitions that are
         new and decides where they start; what is committed decides nothing. `on_revoked` gets the ones that go, while
-        they may still be committed where the broker allows it.
+        they may still be committed where the broker allows it. `on_gone` gets each position that is not retained (any
+        more); what it raises comes out of `start` or `poll`.
         """
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:

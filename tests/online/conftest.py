@@ -18,6 +18,7 @@ import torch
 from online.checkpoint import Checkpoints
 from online.dead_letter_box import DeadLetterBox
 from online.loop import Loop
+from online.quarantine import Quarantine
 from online.settings import PREFIX, Settings
 from online.steps import Reached, nobody_looks
 from online.town import Town
@@ -103,7 +104,7 @@ class ListSource:
         self.began_at: list[dict[Partition, int]] = []
         self.commits: list[dict[Partition, int]] = []
 
-    def start(self, *, on_assigned: Any, on_revoked: Any) -> None:
+    def start(self, *, on_assigned: Any, on_revoked: Any, on_gone: Any = None) -> None:  # noqa: ARG002
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
         self.assign([partition for partition in sorted(self.broker.topics) if partition.topic == self.topic])
 
@@ -289,7 +290,7 @@ class World:
         """What the items topic says of an item; None: a tombstone."""
         self.broker.append(self.items_topic, value, key=item_id.encode())
 
-    def loop(self, reached: Reached = nobody_looks, **overrides: Any) -> Loop:
+    def loop(self, reached: Reached = nobody_looks, quarantine: Quarantine | None = None, **overrides: Any) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
         box = DeadLetterBox(ListProducer(self.broker), ListReader(self.broker, self.dead_topic), self.dead_topic)
         return Loop(
@@ -300,6 +301,7 @@ class World:
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
             clock=lambda: NOW,
+            quarantine=quarantine,
             reached=reached,
         )
 
@@ -317,9 +319,9 @@ class World:
         loop.finish()
         return loop
 
-    def run(self, reached: Reached = nobody_looks, **overrides: Any) -> Loop:
-        """A worker that takes in everything and stops."""
-        return self.drain(self.begin(self.loop(reached, **overrides)))
+    def run(self, *faults: Any, **overrides: Any) -> Loop:
+        """A worker that takes in everything and stops. `faults`: as `loop` takes them."""
+        return self.drain(self.begin(self.loop(*faults, **overrides)))
 
     def crashes(self, loop: Loop) -> None:
         """Runs a loop that has to crash; nothing of it is used afterwards."""

@@ -14,6 +14,7 @@ from online.ledger import Ledger
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
 from stream.source import Partition, Record
+from tests.online.conftest import NOW
 
 POLL = 32
 CLICKS = 160  # five full polls
@@ -229,19 +230,63 @@ def test_without_news_no_checkpoint_is_written(world, values):
     assert again.checkpoints.numbers() == [1]
 
 
-def test_a_checkpoint_that_cannot_be_written_stops_the_worker_and_commits_nothing(world, values):
+def full(*_):
+    raise CheckpointError("cannot write: no space left")
+
+
+def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_committed(new_world, values):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
     world.publish(values)
     loop = world.begin(world.loop())
     loop.turn()
-
-    def full(*_):
-        raise CheckpointError("cannot write: no space left")
-
-    loop.checkpoints.save = full
-    with pytest.raises(CheckpointError, match="no space"):
-        loop.turn()
+    save, loop.checkpoints.save = loop.checkpoints.save, full
+    loop.turn()
+    loop.turn()
+    assert loop.unsaved_since == NOW
+    assert (loop.ledger.learned, loop.notices.counts) == (3 * POLL - 3, {"unsaved": 1})
+    assert "cannot write: no space left; learning goes on" in loop.notices.latest[-1].text
     assert world.broker.committed == {world.partition(): POLL}
-    assert world.run().ledger.learned == CLICKS - len(BAD)
+    with pytest.raises(CheckpointError, match="no space"):
+        loop.finish()
+    loop.checkpoints.save = save
+    world.drain(loop)
+    assert loop.unsaved_since is None
+    assert loop.notices.counts == {"unsaved": 1, "saved_again": 1}
+    assert world.broker.committed == {world.partition(): CLICKS}
+    assert what_was_learned(world, loop) == what_was_learned(quiet, quiet.run())
+
+
+def test_killed_while_no_checkpoint_can_be_written_nothing_is_lost_or_learned_twice(new_world, values):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish(values)
+    loop = world.begin(world.loop())
+    loop.turn()
+    loop.checkpoints.save = full
+    loop.turn()
+    loop.turn()
+    assert world.everything(world.run()) == quiet.everything(quiet.run())
+
+
+def test_no_version_is_published_while_it_could_not_be_saved(world, values):
+    world.publish(values)
+    loop = world.begin(world.loop())
+    loop.turn()
+    loop.supervisor.ask_finetuning("a test")
+    save, loop.checkpoints.save = loop.checkpoints.save, full
+    loop.turn()  # published, and then it cannot be saved
+    assert loop.learner.version == 2
+    assert loop.versions.unsaved
+    loop.supervisor.ask_finetuning("a test")
+    loop.turn()
+    assert (loop.learner.version, loop.supervisor.state) == (2, "asked")
+    loop.checkpoints.save = save
+    world.drain(loop)
+    assert loop.versions.live.checkpoint == loop.last_saved.number or loop.learner.version == 3
+    for version in loop.versions.all()[1:]:
+        _, state = loop.checkpoints.read(version.checkpoint)
+        assert state["learner"]["version"] == version.number
 
 
 def test_a_list_says_what_it_reflects(world, town_clicks):
@@ -656,7 +701,7 @@ def what_was_learned(world, loop):
     """Everything but the lists, and what is counted and scored of them."""
     found = world.everything(loop)
     found |= {"learner": dict(found["learner"]), "ledger": dict(found["ledger"])}
-    del found["lists"], found["popular"], found["history.served"]
+    del found["lists"], found["popular"], found["history.served"], found["notices"]
     del found["learner"]["scores"], found["ledger"]["refreshes"]
     return found
 
