@@ -25,6 +25,7 @@ _COUNTERS = (
     ("nextclick_learned", "learned", "Clicks learned by the weights that serve"),
     ("nextclick_scored", "scored", "Clicks that the list standing before them was scored on"),
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
+    ("nextclick_lost", "lost", "Messages that the broker did not keep until they were read"),
     ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
     ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
     ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
@@ -102,6 +103,12 @@ def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:
     if (written_at := _number(status.get("written_at"))) is not None:
         text = "Seconds since the worker last reported"
         yield GaugeMetricFamily("nextclick_status_age_seconds", text, value=max(0.0, time.time() - written_at / 1_000))
+
+    if status.get("checkpoint") is not None or status.get("unsaved_since") is not None:
+        since = _number(status.get("unsaved_since"))
+        text = "Seconds since when no checkpoint could be written; 0: they can be"
+        age = 0.0 if since is None else max(0.0, time.time() - since / 1_000)
+        yield GaugeMetricFamily("nextclick_checkpoint_failing_seconds", text, value=age)
 
 
 def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:

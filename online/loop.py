@@ -277,20 +277,28 @@ class Loop:
                 self.ledger.duplicates += 1
             else:
                 self.ledger.put_aside = 0
-                yield Arrived(click, record)
+                yield Arrived(self._not_ahead(click, record), record)
 
     def _read(self, record: Record, now: float) -> Click | BadEvent:
         detail = self._quarantine.aside(record)
         if detail is not None:
             return BadEvent(INTERNAL_ERROR, detail)
         found = self.dead_letters.found(record)
-        if found is not None and found.reason == INTERNAL_ERROR:
-            return found  # what stands among the dead letters must not be learned too
+        if found is not None:
+            return found  # what stands among the dead letters must not be learned too, though it could be read by now
         try:
             return parse(record.value, now=now, limits=self.limits)
         except Exception as error:
             log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
             return BadEvent(INTERNAL_ERROR, last_line(error))
+
+    def _not_ahead(self, click: Click, record: Record) -> Click:
+        """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the
+        broker's clock. Where the two are further apart than any click may be, it is the broker's that is wrong."""
+        arrived_at = (record.timestamp_ms + 1) / 1_000  # within that millisecond
+        if 0 < click.timestamp - arrived_at <= self.settings.future_s_max:
+            return click.model_copy(update={"timestamp": arrived_at})
+        return click
 
     def _put_aside(self, record: Record, why: BadEvent) -> None:
         """Tells of an event that our own code fails on. Raises InternalError where there are too many."""

@@ -60,6 +60,8 @@ class StatusReport:
                 "bytes": loop.last_saved.size_bytes,
                 "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
             },
+            "unsaved_since": None if loop.unsaved_since is None else int(1000 * loop.unsaved_since),
+            "lost": ledger.lost,
             "lists_behind": len(loop.writer.stale),
             "refreshes": ledger.refreshes,
             "guarded": dict(learner.guard.total),

@@ -81,6 +81,10 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         table.add_row("candidate", gate_line(gate))
     saved = status.get("checkpoint")
     table.add_row("checkpoint", f"{saved.get('number')}, {saved.get('bytes', 0) / 1e6:.1f} MB" if saved else "none yet")
+    if since := status.get("unsaved_since"):
+        table.add_row("no checkpoint since", Text(f"{ago(now - since)}: free space, see the notices", style="red"))
+    if lost := status.get("lost"):
+        table.add_row("lost", f"{_count(lost)} messages were gone before they were read")
     table.add_row("memory", f"{_count(status.get('memory_mb_max'))} MB at most")
     for partition, offset in (status.get("positions") or {}).items():
         table.add_row(Text(f"next of {plain(partition)}"), _count(offset))

@@ -158,13 +158,20 @@ def _seconds(value: Any, latest: float) -> float:
 
 
 def _seconds_of_iso_8601(text: str) -> float:
+    """A leap second counts as the first second of the next day, as POSIX has it: those since 1970 know of none."""
+    leap = text[16:19] == ":60"
     try:
-        moment = datetime.fromisoformat(text[:_ISO_8601_CHARACTERS_MAX])
+        if len(text) > _ISO_8601_CHARACTERS_MAX:
+            raise ValueError
+        moment = datetime.fromisoformat(text[:16] + ":59" + text[19:] if leap else text)
     except ValueError:
         raise _NoClickError("invalid-timestamp", f"timestamp is no ISO 8601 time: {_short(text)}") from None
     if moment.tzinfo is None:
         raise _NoClickError("invalid-timestamp", f"timestamp has no offset from UTC (as in +00:00): {_short(text)}")
-    return moment.timestamp()
+    seconds = moment.timestamp() + leap
+    if leap and int(seconds) % 86_400:
+        raise _NoClickError("invalid-timestamp", f"leap seconds end a day in UTC: {_short(text)}")
+    return seconds
 
 
 def _event_type(value: Any) -> str:

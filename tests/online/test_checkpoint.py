@@ -3,17 +3,22 @@
 import json
 import logging
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import online
 from online import checkpoint as checkpoint_module
 from online.checkpoint import ARRAYS, MANIFEST, STATE, CheckpointError, Checkpoints
+from online.steps import STEPS
 
 ODD = {
     "scalar": np.array(3, np.int64),
@@ -94,22 +99,51 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_the_reason_is_said(
     assert checkpoints.load()[0] == 4
 
 
-def test_no_flipped_bit_goes_unnoticed(tmp_path, caplog):
+@pytest.mark.parametrize("name", [ARRAYS, STATE, MANIFEST])
+def test_no_flipped_bit_and_no_missing_end_goes_unnoticed(tmp_path, caplog, name):
     caplog.set_level(logging.CRITICAL)
-    filled(tmp_path, 2)
-    random = np.random.default_rng(0)
-    for name in (ARRAYS, STATE, MANIFEST):
-        path = tmp_path / "00000002" / name
-        whole = path.read_bytes()
-        for bit in random.integers(0, 8 * len(whole), 100).tolist():
-            damaged = bytearray(whole)
-            damaged[bit // 8] ^= 1 << bit % 8
-            path.write_bytes(damaged)
-            number, arrays, state = Checkpoints(tmp_path, 3).load()
-            assert number == state["number"] == arrays["number"][0]
-            assert number == 1 or name == MANIFEST  # a space turned into another is still the same manifest
-        path.write_bytes(whole)
-    assert Checkpoints(tmp_path, 3).load()[0] == 2
+    checkpoints = filled(tmp_path, 2)
+    path = tmp_path / "00000002" / name
+    whole = path.read_bytes()
+
+    @given(st.integers(0, 8 * len(whole) - 1), st.integers(0, len(whole) - 1))
+    @hypothesis_settings(max_examples=60)
+    def unharmed(bit, length):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        for content in (bytes(damaged), whole[:length]):
+            path.write_bytes(content)
+            number, arrays, state = checkpoints.load()
+            assert number == state["number"] == arrays["number"][0] == 1
+
+    unharmed()
+    path.write_bytes(whole)
+    assert checkpoints.load()[0] == 2
+
+
+def test_the_manifest_says_no_more_and_no_less_than_was_written(tmp_path):
+    checkpoints = filled(tmp_path, 2)
+    path = tmp_path / "00000002" / MANIFEST
+    manifest = json.loads(path.read_text())
+    for changed in ({**manifest, "files": {}}, {**manifest, "more": 1}, {**manifest, "sum": "0"}, [manifest]):
+        path.write_text(json.dumps(changed))
+        assert checkpoints.load()[0] == 1
+    path.write_text(checkpoint_module._manifest({}))  # a right sum over nothing
+    assert checkpoints.load()[0] == 1
+
+
+@pytest.mark.parametrize("name", [ARRAYS, STATE, MANIFEST])
+def test_what_may_not_be_read_is_passed_over_too(tmp_path, monkeypatch, name):
+    checkpoints = filled(tmp_path, 2)
+    opened = Path.open
+
+    def refused(path, *args, **kwargs):
+        if path.parent.name == "00000002" and path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint_module.Path, "open", refused)
+    assert checkpoints.load()[0] == 1
 
 
 def test_where_all_are_broken_a_person_decides(tmp_path):
@@ -146,6 +180,30 @@ def test_killed_while_writing_the_one_before_stays_and_what_is_left_over_goes(tm
     again = Checkpoints(tmp_path, 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001", "00000002"]
     assert again.save(arrays_of(3), {"number": 3}).number == 3
+
+
+@pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("checkpoint")])
+def test_really_killed_while_writing_one_of_both_is_there_and_whole(tmp_path, step):
+    """kill -9, in a process of its own."""
+    filled(tmp_path, 2)
+    code = f"""
+import os, signal, numpy
+from pathlib import Path
+from online.checkpoint import Checkpoints
+def reached(step):
+    if step == {step!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints(Path({str(tmp_path)!r}), 2, reached=reached).save({{"number": numpy.full(100_000, 3.0)}}, {{"number": 3}})
+"""
+    folder = Path(online.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    checkpoints = Checkpoints(tmp_path, 2)
+    number, arrays, state = checkpoints.load()
+    assert number == state["number"] == arrays["number"][0] == (3 if step == "checkpoint_clean" else 2)
+    assert all(path.name.isdigit() for path in tmp_path.iterdir())
+    assert checkpoints.save(arrays_of(9), {"number": 9}).number == number + 1
+    assert checkpoints.load()[0] == number + 1
 
 
 def test_everything_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
@@ -223,10 +281,11 @@ def test_sums_that_are_right_for_what_is_no_safetensors_file_do_not_help(tmp_pat
     path = tmp_path / "00000002"
     (path / ARRAYS).write_bytes(b"not a tensor")
     files = {name: checkpoint_module._sum_and_size(path / name) for name in (ARRAYS, STATE)}
-    rewrite(path / MANIFEST, files=files)
+    (path / MANIFEST).write_text(checkpoint_module._manifest(files))
     assert checkpoints.load()[0] == 1
     save_file({"number": np.ones(1)}, path / ARRAYS)
-    rewrite(path / MANIFEST, files={name: checkpoint_module._sum_and_size(path / name) for name in (ARRAYS, STATE)})
+    files = {name: checkpoint_module._sum_and_size(path / name) for name in (ARRAYS, STATE)}
+    (path / MANIFEST).write_text(checkpoint_module._manifest(files))
     assert checkpoints.load()[0] == 2
 
 

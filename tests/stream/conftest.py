@@ -1,16 +1,18 @@
 """A world of topics to test in: the embedded log always, Apache Kafka where there is one."""
 
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 
 import stream
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
@@ -43,6 +45,7 @@ class World:
     make_producer: Callable[[], Producer]
     make_topic: Callable[[str, int], None]
     add_partitions: Callable[[str, int], None]
+    trim: Callable[[str, int], None]  # what lies before that offset, in partition 0, is retained no longer
     opened: list[Any] = field(default_factory=list)
     assigned: list[Partition] = field(default_factory=list)
 
@@ -121,6 +124,7 @@ def log_world(tmp_path: Path) -> Iterator[World]:
         make_producer=lambda: LogProducer(path),
         make_topic=lambda name, partitions: log.ensure_topics({name: partitions}),
         add_partitions=log.add_partitions,
+        trim=lambda name, before: _trim_log(path, name, before),
     )
     world.opened.append(log)
     yield world
@@ -137,6 +141,7 @@ def kafka_world(kafka_broker: Any) -> Iterator[World]:
         make_producer=lambda: KafkaProducer(servers),
         make_topic=lambda name, partitions: ensure_topics(servers, {name: partitions}),
         add_partitions=lambda name, count: _add_kafka_partitions(servers, name, count),
+        trim=lambda name, before: _trim_kafka(servers, name, before),
     )
     yield world
     world.close()
@@ -146,3 +151,17 @@ def _add_kafka_partitions(servers: str, name: str, count: int) -> None:
     admin = KafkaAdminClient(bootstrap_servers=servers)
     admin.create_partitions({name: count})
     admin.close()
+
+
+def _trim_kafka(servers: str, name: str, before: int) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    admin.delete_records({TopicPartition(name, 0): before})
+    admin.close()
+
+
+def _trim_log(path: Path, name: str, before: int) -> None:
+    """As an append to a log that keeps fewer records does."""
+    with closing(sqlite3.connect(path)) as file, file:
+        (number,) = file.execute("SELECT id FROM partitions WHERE topic = ? AND partition = 0", [name]).fetchone()
+        file.execute("UPDATE partitions SET first_offset = ? WHERE id = ?", [before, number])
+        file.execute("DELETE FROM records WHERE partition_id = ? AND offset < ?", [number, before])

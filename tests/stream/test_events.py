@@ -118,6 +118,18 @@ def test_milliseconds_by_mistake_are_told():
         ("2024-11-22T00:00:00Z", NOW),
         ("2024-11-22T01:00:00.250+01:00", NOW + 0.25),
         ("1970-01-01T00:00:00+00:00", 0.0),
+        ("2024-11-22T14:00:00+14:00", NOW),
+        ("2024-11-21T12:00:00-12:00", NOW),
+        ("20241122T000000Z", NOW),
+        ("2024-11-22T00:00:00.5Z", NOW + 0.5),
+        ("2024-11-22T00:00:00.123456789Z", NOW + 0.123456),  # microseconds are what counts
+        ("2024-03-31T01:59:59+01:00", 1_711_846_799.0),  # an hour is left out in Berlin, and none since 1970
+        ("2024-03-31T03:00:00+02:00", 1_711_846_800.0),
+        ("2024-02-29T00:00:00Z", 1_709_164_800.0),
+        ("2016-12-31T23:59:60Z", 1_483_228_800.0),  # a leap second is the first one of the next day
+        ("2016-12-31T23:59:60.750Z", 1_483_228_800.75),
+        ("2017-01-01T08:59:60+09:00", 1_483_228_800.0),
+        ("2017-01-01T00:00:00Z", 1_483_228_800.0),
     ],
 )
 def test_iso_8601_with_an_offset(text, seconds):
@@ -133,6 +145,14 @@ def test_iso_8601_with_an_offset(text, seconds):
         ("yesterday", "invalid-timestamp"),
         ("", "invalid-timestamp"),
         ("2" * 60_000, "invalid-timestamp"),
+        ("2024-11-22T00:00:00." + "0" * 60 + "Z", "invalid-timestamp"),
+        ("2024-11-22T00:00:00+25:00", "invalid-timestamp"),
+        ("2024-11-22T00:00:00 Europe/Berlin", "invalid-timestamp"),
+        ("2023-02-29T00:00:00Z", "invalid-timestamp"),
+        ("2024-11-22T24:00:01Z", "invalid-timestamp"),
+        ("2024-11-21T12:30:60Z", "invalid-timestamp"),  # no leap second there
+        ("2024-11-21T23:59:61Z", "invalid-timestamp"),
+        ("1969-12-31T23:59:59Z", "invalid-timestamp"),
         ("0001-01-01T00:00:00+23:59", "invalid-timestamp"),
         ("9999-12-31T23:59:59.999999-23:59", "future-timestamp"),
     ],

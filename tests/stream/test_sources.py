@@ -249,3 +249,53 @@ def test_what_a_killed_writer_was_told_is_there_and_in_order(world):
     read = seen[1:-1]
     assert read == list(range(len(read)))
     assert len(read) > told
+
+
+def gone_of(world, topic, wanted, on_gone=None):
+    """A source that wants an offset of partition 0, and what it was told is gone."""
+    told = []
+    source = world.make_source([topic], uuid.uuid4().hex)
+    world.opened.append(source)
+    source.start(
+        on_assigned=lambda _: {Partition(topic, 0): wanted},
+        on_revoked=lambda _: None,
+        on_gone=on_gone or told.append,
+    )
+    return source, told
+
+
+def test_a_position_that_is_no_longer_retained_is_told_with_what_is_lost(world):
+    topic = world.topic()
+    world.fill(world.producer(), topic, range(9))
+    world.trim(topic, 6)
+    source, told = gone_of(world, topic, 2)
+    assert values(world.drain(source, 3)) == [6, 7, 8]
+    (gone,) = told
+    assert (gone.partition, gone.wanted, gone.earliest, gone.end, gone.lost) == (Partition(topic, 0), 2, 6, 9, 4)
+    assert "offset 2 is no longer retained, 4 records up to 6 are lost" in str(gone)
+
+
+def test_records_that_go_while_it_reads_are_told_too(world):
+    topic = world.topic()
+    world.fill(world.producer(), topic, range(3))
+    source, told = gone_of(world, topic, 0)
+    assert values(world.drain(source, 3)) == [0, 1, 2]
+    world.fill(world.producer(), topic, range(3, 9))
+    world.trim(topic, 7)
+    read = [int(record.value) for _ in range(40) for record in source.poll(max_records=10, timeout_s=0.2)]
+    lost = sum(gone.lost for gone in told)
+    assert read[-2:] == [7, 8]
+    assert lost == 6 - len(read)  # whatever was under way when they went was still read
+    assert source.positions() == source.ends()
+
+
+def test_what_is_raised_about_a_position_that_is_gone_ends_the_reading(world):
+    topic = world.topic()
+    world.fill(world.producer(), topic, range(5))
+
+    def stop(gone):
+        raise SourceError(str(gone))
+
+    source, _ = gone_of(world, topic, 99, stop)
+    with pytest.raises(SourceError, match="offset 99 lies beyond the end"):
+        world.drain(source, 5)
