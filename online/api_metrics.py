@@ -1,7 +1,7 @@
 """What /metrics tells Prometheus: about the requests of this process, and what the worker says about itself."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -14,6 +14,9 @@ from stream.lists import Lists, ListsError
 _GAUGES = (
     ("nextclick_version", "version", "Version of the model that makes the lists"),
     ("nextclick_lag", "lag", "Messages written to the clicks topic that the worker has not taken in yet"),
+    ("nextclick_lag_seconds", "lag_s", "How long the oldest of these has waited"),
+    ("nextclick_behind", "behind", "1 where more clicks come than can be learned"),
+    ("nextclick_shedding", "shedding", "1 where weights are not trained, because the lag is too large"),
     ("nextclick_events_per_second", "events_per_s", "Clicks learned per second, over the last ten seconds"),
     ("nextclick_users", "users", "People whose history is held"),
     ("nextclick_items", "items", "Items that have a row"),
@@ -23,12 +26,21 @@ _GAUGES = (
 )
 _COUNTERS = (
     ("nextclick_learned", "learned", "Clicks learned by the weights that serve"),
+    ("nextclick_untrained", "untrained", "Clicks that weights were not trained on, because the lag was too large"),
     ("nextclick_scored", "scored", "Clicks that the list standing before them was scored on"),
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
     ("nextclick_lost", "lost", "Messages that the broker did not keep until they were read"),
     ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
     ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
     ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
+)
+#: (family, metric, field of the status that is an object, its label, help)
+_LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
+    (CounterMetricFamily, "nextclick_dead_letters", "dead_letters", "reason", "Messages that could not be read"),
+    (CounterMetricFamily, "nextclick_guarded", "guarded", "reason", "Clicks not learned from, or taken back"),
+    (CounterMetricFamily, "nextclick_notices", "notice_counts", "kind", "What happened to the model, by kind"),
+    (GaugeMetricFamily, "nextclick_partition_lag", "lag_of", "partition", "The lag of each partition"),
+    (GaugeMetricFamily, "nextclick_partition_lag_seconds", "lag_s_of", "partition", "The same in seconds"),
 )
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}
 
@@ -112,18 +124,11 @@ def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
-    letters = CounterMetricFamily("nextclick_dead_letters", "Messages that could not be read", labels=["reason"])
-    for reason, count in _object(status, "dead_letters").items():
-        letters.add_metric([reason], count)
-    yield letters
-    guarded = CounterMetricFamily("nextclick_guarded", "Clicks not learned from, or taken back", labels=["reason"])
-    for reason, count in _object(status, "guarded").items():
-        guarded.add_metric([reason], count)
-    yield guarded
-    notices = CounterMetricFamily("nextclick_notices", "What happened to the model, by kind", labels=["kind"])
-    for kind, count in _object(status, "notice_counts").items():
-        notices.add_metric([kind], count)
-    yield notices
+    for make, name, field, label, text in _LABELLED:
+        labelled = make(name, text, labels=[label])
+        for one, count in _object(status, field).items():
+            labelled.add_metric([one], count)
+        yield labelled
     yield from _gate(_object(status, "gate"))
     quantiles = GaugeMetricFamily(
         "nextclick_click_to_list_milliseconds",

@@ -84,4 +84,5 @@ class Learned:
     targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where nobody had clicked them before
     heard: NDArray[np.bool_]  # (N,) which clicks were learned from; the others, guarded, say nothing of the lists
     lesson: Lesson
+    trained: bool = True  # whether the weights were trained on it
     looked: NDArray[np.int64] | None = None  # (looks + 1, SERVED) rows of the lists asked for; last, of anybody's

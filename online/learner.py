@@ -104,7 +104,7 @@ class Learner:
 
     # Learning
 
-    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] | None = None) -> Learned:
+    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] | None = None, *, train: bool = True) -> Learned:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
         Within a micro-batch histories move with every click, and so do the lists that are scored; each click is asked
@@ -114,6 +114,8 @@ class Learner:
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
             looks: lists that a backtest wants as they would be written in between.
+            train: without, the lists that stood are not scored and the weights stay; all else is as ever, and the
+                clicks may be replayed later.
         """
         users = [click.user_id for click in clicks]
         slots = self.histories.slots(users)  # (N,), of each click
@@ -130,21 +132,24 @@ class Learner:
         last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
         listed = [users[at] for at in last]
         read = _read(slots, last) if self.deep_state else None
-        guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
+        with torch.set_grad_enabled(train):
+            guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
 
         query = self.questions.at(users, slots, times, behind + 1, guesses)
         ahead = self.questions.ahead(batch, query.asked)
         query = query._replace(ahead=ahead)
         self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses)
-        scored = self.scorer.score(query)
+        with torch.set_grad_enabled(train):
+            scored = self.scorer.score(query)
         places = self._places(scored, targets)
         ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
-        served_ranks = self._score_served(batch, query.asked, guesses)
+        served_ranks = self._score_served(batch, query.asked, guesses) if train else np.full(len(clicks), np.inf)
         looked = None if looks is None else self._looked(batch, looks, ahead, guesses, states)
-        losses, lesson = self._update(batch, scored, places, guesses, taught)
+        losses, lesson = self._update(batch, scored, places, guesses, taught, train=train)
         self._remember(batch, ahead)
         self._take_back(batch, caught)
-        self.reservoir.offer(self.histories, slots[heard], behind[heard])
+        told = heard & ~self.mostly_guarded(slots)
+        self.reservoir.offer(self.histories, slots[told], behind[told])
         had = (query.asked.lengths.cpu().numpy() > 0) & heard
         self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
         self._latest_at = max(self._latest_at, times.max())
@@ -152,7 +157,7 @@ class Learner:
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
         lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
-        return Learned(lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, looked)
+        return Learned(lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, train, looked)
 
     def _observe(self, clicks: Sequence[Click]) -> ClickedRows:
         """Rows of the clicked items, given to those that are new.
@@ -185,24 +190,29 @@ class Learner:
         places: NDArray[np.int64],
         guesses: Tensor | None,
         taught: NDArray[np.bool_],
+        *,
+        train: bool,
     ) -> tuple[NDArray[np.float32], Lesson]:
-        """One step of everything that learns -> what each click cost the ranker before it, (N,) in nats, and what was
-        taught."""
+        """One step of everything that learns, if it is to `train` -> what each click cost the ranker before it, (N,) in
+        nats, and what was taught."""
         places = np.where(batch.heard, places, -1)
-        again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
+        replays = self.settings.replay_batch if train and (places >= 0).any() else 0
+        again = self.scorer.replay.sample(replays)
         at = self._tensor(places)
         self.scorer.compare(scored, at)
-        loss, each, kept = self.weights.losses(scored, at, again)
+        with torch.set_grad_enabled(train):
+            loss, each, kept = self.weights.losses(scored, at, again)
         if kept is not None:
             self.scorer.replay.add(*kept)
-        taught = taught & (batch.rows != 0) & batch.heard
+        taught = taught & (batch.rows != 0) & batch.heard & train
         wanted = self._tensor(batch.rows[taught])
         guessing = negatives = None
         if guesses is not None and taught.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
             guessing = self.weights.guessing_loss(guesses[taught], wanted, negatives)
         seen = scored.features.detach()[self._tensor(batch.heard)[scored.candidates.owners]]
-        self.weights.learn(loss, guessing, seen)
+        if train:
+            self.weights.learn(loss, guessing, seen)
         scored = scored._replace(features=scored.features.detach())
         return each.cpu().numpy(), Lesson(scored, at, seen, again, taught, wanted, negatives)
 
@@ -227,6 +237,13 @@ class Learner:
         for at in np.flatnonzero(caught).tolist():
             newest = self.histories.newest(batch.slots[at : at + 1], self.histories.history_max)
             self.scorer.take_back(self.guard.contributed(newest, int(batch.rows[at])))
+
+    def mostly_guarded(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whose histories (N,) are no person's, as far as the guard can tell, (N,): more than half of the clicks are
+        guarded."""
+        newest = self.histories.newest(slots, self.settings.history_max)
+        found: NDArray[np.bool_] = 2 * self.guard.was_guarded(newest.numbers).sum(1) > newest.lengths
+        return found
 
     # Ranking
 

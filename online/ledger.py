@@ -17,6 +17,7 @@ class Ledger:
 
     next_offsets: dict[Partition, int] = field(default_factory=dict)
     learned: int = 0
+    untrained: int = 0  # of them, those that the weights were not trained on, because it was too far behind
     duplicates: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
     put_aside: int = 0  # events in a row, up to now, that our own code fails on
@@ -34,6 +35,7 @@ class Ledger:
         return {
             "next_offsets": [[topic, partition, offset] for (topic, partition), offset in self.next_offsets.items()],
             "learned": self.learned,
+            "untrained": self.untrained,
             "duplicates": self.duplicates,
             "dead_letters": dict(self.dead_letters),
             "put_aside": self.put_aside,
@@ -46,7 +48,8 @@ class Ledger:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.next_offsets = {Partition(topic, partition): offset for topic, partition, offset in state["next_offsets"]}
-        self.learned, self.duplicates = state["learned"], state["duplicates"]
+        self.learned, self.untrained = state["learned"], state["untrained"]
+        self.duplicates = state["duplicates"]
         self.dead_letters = Counter(state["dead_letters"])
         self.put_aside, self.lost = state["put_aside"], state["lost"]
         self.finetunings, self.refreshes = state["finetunings"], state["refreshes"]

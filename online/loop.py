@@ -20,6 +20,7 @@ from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
 from online.notice_board import NoticeBoard
+from online.overload import Overload
 from online.quarantine import INTERNAL_ERROR, HalfDoneError, InternalError, Quarantine, last_line, place
 from online.reaction import Changes
 from online.seen import SeenEvents
@@ -82,6 +83,7 @@ class Loop:
         self.notices = NoticeBoard(
             settings.notices_held, ledger=self.ledger, versions=self.versions, clock=clock, writer=notices
         )
+        self.overload = Overload(settings, ledger=self.ledger, tell=self.notices.tell, clock=clock)
         catalogue = Catalogue(
             settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
         )
@@ -117,6 +119,7 @@ class Loop:
         self.ledger.load_state(state["ledger"])
         self.versions.load_state(state["versions"], self.checkpoints.numbers())
         self.notices.load_state(state["notices"])
+        self.overload.load_state(state["overload"])
         self.supervisor.load_state(below(arrays, "supervisor"), state["supervisor"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.writer.load_state(state["lists"])
@@ -146,6 +149,7 @@ class Loop:
         records = self.source.poll(
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
+        self.overload.saw(records)
         # 2. Tell clicks from what cannot be read, and leave out what was learned before.
         self._reached("parse")
         arrived = list(self._readable(records))
@@ -168,12 +172,13 @@ class Loop:
         # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now. While no
         # checkpoint can be written all that waits: a version is saved before lists name it.
         self._reached("decide")
-        published = self.unsaved_since is None and self.supervisor.turn()
+        published = self.unsaved_since is None and self.supervisor.turn(shedding=self.overload.shedding)
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
         # 7. Weights and offsets become the checkpoint, and then the commit.
         if published or time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
             self._try_checkpoint()
+        self.overload.look(self.source)
         return len(records)
 
     def _take_in(self, batch: Sequence[Arrived]) -> None:
@@ -195,8 +200,9 @@ class Loop:
         clicks = [one.click for one in batch]
         # 3. Score the lists that stand, learn, rank anew.
         self._reached("learn")
-        learned = self.learner.learn(clicks)
+        learned = self.learner.learn(clicks, train=not self.overload.shedding)
         self.ledger.learned += len(batch)
+        self.ledger.untrained += 0 if learned.trained else int(learned.heard.sum())
         # 4. The new lists, in one pipeline.
         self._reached("lists")
         self.writer.publish(batch, learned.rankings)
@@ -247,6 +253,7 @@ class Loop:
             "ledger": self.ledger.to_state(),
             "versions": self.versions.to_state(),
             "notices": self.notices.to_state(),
+            "overload": self.overload.to_state(),
             "supervisor": supervisor,
             "dead_letters": self.dead_letters.to_state(),
             "lists": self.writer.to_state(),

@@ -20,6 +20,10 @@ KINDS = {
     "alarm": "the stream has changed",
     "outage": "clicks are missing: look upstream",
     "outage_over": "clicks come again",
+    "behind": "more clicks come than can be learned: lists are late",
+    "behind_over": "it has caught up",
+    "shedding": "it is too far behind: weights are not trained",
+    "shedding_over": "it has caught up: weights are trained again",
     "finetuning": "a fine-tuning began, or was left out",
     "candidate": "a candidate ranks beside the live model now",
     "published": "a new version makes the lists",
@@ -31,7 +35,9 @@ KINDS = {
     "saved_again": "checkpoints can be written again",
     "lost": "messages were gone before they were read",
 }
-GRAVE = frozenset({"alarm", "outage", "rolled_back", "guard", "internal_error", "unsaved", "lost"})
+GRAVE = frozenset(
+    {"alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"}
+)
 
 log = logging.getLogger(__name__)
 

@@ -80,9 +80,12 @@ class Changes:
 
     def update(self, clicks: Sequence[Click], learned: Learned) -> list[Alarm | RateNotice]:
         """What a micro-batch brought to light, the reaction begun where one is due. Guarded clicks say nothing: when a
-        bot stops, the world has not changed, and no clicks are missing."""
+        bot stops, the world has not changed, and no clicks are missing. Nor do clicks that weights were not trained on
+        say anything of drift: it is not the world that goes on without them."""
         heard = np.flatnonzero(learned.heard).tolist()
         times, types = ([getattr(clicks[at], name) for at in heard] for name in ("timestamp", "event_type"))
+        if not learned.trained:
+            return [*self.rates.update(times)]
         losses, hits = [learned.losses[at] for at in heard], (learned.served_ranks[heard] < K).tolist()
         found: list[Alarm | RateNotice] = [*self.rates.update(times)]
         self.reaction.after(len(clicks))

@@ -96,6 +96,14 @@ class Settings(SecuritySettings):
         64, description="lists ranked anew in one turn while Redis is behind; of those that have aged, after each look"
     )
 
+    # More clicks than can be learned.
+    overload: Literal["fall-behind", "shed-training"] = Field(
+        "fall-behind", description="shed-training: while it is far behind, weights are not trained"
+    )
+    lag_told_s: Seconds = Field(30.0, description="a notice says when the oldest click waits for so long; 0: never")
+    shed_lag_s: Rate = Field(10.0, description="training is left out when the oldest click waits for so long")
+    lag_over_s: Seconds = Field(2.0, description="it has caught up when the oldest click waits no longer than this")
+
     # What is remembered.
     users_held: Positive = Field(100_000, description="users with a history; the least recently seen makes room")
     history_max: Annotated[int, Field(ge=2)] = Field(256, description="latest clicks kept of a user")
@@ -298,6 +306,12 @@ class Settings(SecuritySettings):
                 f"NEXTCLICK_SHADOW_CLICKS_MAX ({self.shadow_clicks_max}) must not be below {BLOCKS_MIN} times "
                 f"NEXTCLICK_GATE_BLOCK_CLICKS ({self.gate_block_clicks})"
             )
+        for name in ("lag_told_s", "shed_lag_s"):
+            if 0 < getattr(self, name) <= self.lag_over_s:
+                problems.append(
+                    f"{PREFIX}{name.upper()} ({getattr(self, name):g}) must exceed "
+                    f"NEXTCLICK_LAG_OVER_S ({self.lag_over_s:g})"
+                )
         if self.versions_listed < self.versions_kept:
             problems.append(
                 f"NEXTCLICK_VERSIONS_LISTED ({self.versions_listed}) must not be below "

@@ -84,12 +84,12 @@ class Trial:
 
     def follow(self, learned: Learned) -> None:
         """The micro-batch that the live weights have just learned: tests, then teaches. It costs about what learning
-        did, without what is gathered."""
+        did, without what is gathered. What was not trained on is not compared."""
         lesson = learned.lesson
         if lesson.freed:
             self.weights.reset_rows(torch.tensor(lesson.freed, dtype=torch.int64))
         self.weights.grow(len(self.learner.counts))
-        if self.resting or self.fault is not None:
+        if self.resting or self.fault is not None or not learned.trained:
             return
         states = self._states(lesson)
         scored = self.weights.score(lesson.scored.gathered, states)

@@ -5,10 +5,11 @@ import resource
 import sys
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from online.loop import Loop
-from stream.source import SourceError
+from stream.source import Partition
 
 RATE_WINDOW_S = 10.0
 
@@ -22,8 +23,10 @@ class StatusReport:
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.ledger.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
-        """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second."""
+        """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second, and the
+        lag is in messages and seconds, None while the broker does not say."""
         loop, ledger, learner = self.loop, self.loop.ledger, self.loop.learner
+        lag = loop.overload.measure(loop.source)
         supervisor, tuned_at = loop.supervisor, loop.supervisor.last_finetuned_at
         return {
             "state": state,
@@ -32,13 +35,19 @@ class StatusReport:
             "written_at": int(1000 * time.time()),
             "version": learner.version,
             "learned": ledger.learned,
+            "untrained": ledger.untrained,
             "duplicates": ledger.duplicates,
             "dead_letters": dict(ledger.dead_letters),
             "users": len(learner.histories),
             "items": len(learner.vocabulary),
             "unavailable": len(learner.unavailable),
-            "lag": self._lag(),
-            "positions": {f"{p.topic}:{p.partition}": at for p, at in sorted(ledger.next_offsets.items())},
+            "lag": None if lag is None else lag.total,
+            "lag_s": None if lag is None else lag.oldest_s,
+            "lag_of": {} if lag is None else named(lag.messages),
+            "lag_s_of": {} if lag is None else named(lag.seconds),
+            "behind": loop.overload.behind,
+            "shedding": loop.overload.shedding,
+            "positions": named(ledger.next_offsets),
             "events_per_s": self._rate(),
             "click_to_list_ms": loop.writer.latencies.quantiles(),
             "scored": learner.scores.scored,
@@ -81,13 +90,10 @@ class StatusReport:
         began, before = self._progress[0]
         return round((learned - before) / max(1e-3, now - began), 1)
 
-    def _lag(self) -> int | None:
-        """Messages written and not yet taken in; None while the broker does not say."""
-        try:
-            ends, positions = self.loop.source.ends(), self.loop.source.positions()
-        except SourceError:
-            return None
-        return sum(max(0, end - positions.get(partition, end)) for partition, end in ends.items())
+
+def named(of_partition: Mapping[Partition, float]) -> dict[str, float]:
+    """As JSON has it."""
+    return {f"{partition.topic}:{partition.partition}": value for partition, value in sorted(of_partition.items())}
 
 
 def memory_mb_max() -> float:

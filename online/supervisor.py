@@ -16,6 +16,7 @@ from online.arrays import below, joined
 from online.checkpoint import CheckpointError
 from online.drift import Alarm
 from online.finetune import FineTuning, examples
+from online.flood import FloodWatch
 from online.learned import Learned
 from online.learner import Learner
 from online.ledger import Ledger
@@ -65,6 +66,7 @@ class Supervisor:
         self.last_finetuned_at: float | None = None  # seconds since 1970
         self._asked: dict[str, Any] | None = None
         self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
+        self._flood = FloodWatch()
         self._skipped_told = (0, -SKIPPED_TOLD_EACH)  # updates stopped, and clicks learned, at the latest notice
 
     # Asking
@@ -115,9 +117,9 @@ class Supervisor:
         for notice in [] if self.changes is None else self.changes.silence(now):
             self._tell(notice.kind, str(notice), notice.as_dict())
 
-    def turn(self) -> bool:
-        """Decides what is due, and does a slice of fine-tuning -> whether another version serves now: it has to be
-        saved before any list names it."""
+    def turn(self, *, shedding: bool = False) -> bool:
+        """Decides what is due, and does a slice of fine-tuning, unless training is left out -> whether another version
+        serves now: it has to be saved before any list names it."""
         before = self.learner.version
         while not self._rollbacks.empty():
             self._roll_back_to(*self._rollbacks.get())
@@ -125,7 +127,7 @@ class Supervisor:
             self._judge_predecessor(self.predecessor)
         if self.candidate is not None:
             self._judge_candidate(self.candidate)
-        else:
+        elif not shedding:
             self._finetune()
         return self.learner.version != before
 
@@ -253,7 +255,7 @@ class Supervisor:
     # What is told
 
     def _look_at_live(self, learned: Learned) -> None:
-        """Live weights that cannot go on, and updates of them that were stopped."""
+        """Live weights that cannot go on; updates of them that were stopped, and clicks that were kept from them."""
         resting = self.predecessor is not None and self.predecessor.resting
         if resting and not bool(learned.lesson.scored.scores.isfinite().all()):
             self._compare_with_predecessor()
@@ -261,6 +263,8 @@ class Supervisor:
         if skipped > told and self.ledger.learned - at >= SKIPPED_TOLD_EACH:
             self._tell("guard", f"{skipped - told} updates stopped: gradients exploded or were not finite", {})
             self._skipped_told = (skipped, self.ledger.learned)
+        if (flood := self._flood.update(self.ledger.learned, self.learner.guard.total)) is not None:
+            self._tell("guard", *flood)
 
     def _notice(self, notice: Any) -> None:
         """Of drift, or of clicks that are missing."""
@@ -292,6 +296,7 @@ class Supervisor:
         return joined(arrays), state | {
             "asked": self._why if self.finetuning is not None else self._asked,
             "skipped_told": list(self._skipped_told),
+            "flood": self._flood.to_state(),
             "changes": None if self.changes is None else self.changes.to_state(),
         }
 
@@ -304,6 +309,7 @@ class Supervisor:
         self._asked = state["asked"]
         skipped, at = state["skipped_told"]
         self._skipped_told = (skipped, at)
+        self._flood.load_state(state["flood"])
         if self.changes is not None:
             self.changes.load_state(state["changes"])
 

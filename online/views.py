@@ -64,8 +64,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         "learned", f"{_count(status.get('learned'))} clicks, {_count(status.get('events_per_s'))} per second now"
     )
-    lag = status.get("lag")
-    table.add_row("waiting", "the broker does not say" if lag is None else f"{_count(lag)} messages on the topic")
+    table.add_row("waiting", _waiting(status))
     quantiles = status.get("click_to_list_ms") or {}
     table.add_row("click to list", f"{_ms(quantiles.get('p50'))} (p50), {_ms(quantiles.get('p99'))} (p99)")
     letters = {reason: n for reason, n in (status.get("dead_letters") or {}).items() if n}
@@ -74,6 +73,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row("refreshed", f"{_count(status.get('refreshes'))} lists without a click")
     guarded = {reason: n for reason, n in (status.get("guarded") or {}).items() if n}
     table.add_row("not learned from", reasons_line(guarded) if guarded else "none")
+    if status.get("untrained"):
+        table.add_row("not trained on", f"{_count(status['untrained'])} clicks, because the lag was too large")
     table.add_row("drift", _drift(status))
     finetune = status.get("finetune") or {}
     table.add_row("fine-tunings", f"{_count(finetune.get('done'))}, now {finetune.get('state', '?')}")
@@ -89,6 +90,17 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     for partition, offset in (status.get("positions") or {}).items():
         table.add_row(Text(f"next of {plain(partition)}"), _count(offset))
     return Group(table, Text(), scores_table(status), *notice_lines(status, now))
+
+
+def _waiting(status: Mapping[str, Any]) -> str:
+    lag, oldest_s = status.get("lag"), status.get("lag_s")
+    if lag is None:
+        return "the broker does not say"
+    text = f"{_count(lag)} messages on the topic"
+    text += f", the oldest for {ago(1_000 * oldest_s)}" if lag and oldest_s is not None else ""
+    if status.get("shedding"):
+        return f"{text}; weights are not trained until it has caught up"
+    return f"{text}; more come than can be learned" if status.get("behind") else text
 
 
 def scores_table(status: Mapping[str, Any]) -> Table:

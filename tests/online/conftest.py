@@ -62,6 +62,7 @@ SMALL: dict[str, Any] = {
     "finetune_interval_s": 0.0,
     "finetune_slice_ms": 600_000,
     "drift_delta": 1e-9,
+    "lag_told_s": 0.0,
     "warm_up_steps": 2,
     "gate": False,
 }

@@ -94,7 +94,7 @@ def test_an_abort_in_the_stream_replays_from_the_checkpoint_and_nothing_else(new
     seen = []
     second = world.begin(world.loop())
     learn = second.learner.learn
-    second.learner.learn = lambda clicks: (seen.extend(clicks), learn(clicks))[1]
+    second.learner.learn = lambda clicks, **how: (seen.extend(clicks), learn(clicks, **how))[1]
     world.drain(second)
 
     resumed = at // POLL * POLL  # the poll that met ABORT gave nothing; every turn before it had its checkpoint

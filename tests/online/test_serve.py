@@ -31,7 +31,8 @@ SETTINGS = Settings(api_port=0, list_size=20)
 STATUS: dict[str, Any] = {
     "state": "running", "pid": 1, "started_at": 1_700_000_000_000, "written_at": 1_700_000_060_000, "version": 3,
     "learned": 12_345, "duplicates": 6, "dead_letters": {"malformed-json": 4, "missing-user_id": 2}, "users": 300,
-    "items": 320, "lag": 17, "positions": {"clicks:0": 12_351}, "events_per_s": 432.1,
+    "items": 320, "lag": 17, "lag_s": 2.5, "lag_of": {"clicks:0": 17}, "lag_s_of": {"clicks:0": 2.5},
+    "behind": True, "shedding": False, "untrained": 90, "positions": {"clicks:0": 12_351}, "events_per_s": 432.1,
     "click_to_list_ms": {"p50": 21.5, "p99": 88.0}, "scored": 12_000,
     "scores": {name: {"hit@10": 0.4, "ndcg@10": 0.2} for name in ("served", "popular", "followed")},
     "recent": {
@@ -201,7 +202,10 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     assert values["nextclick_learned_total",] == 12_345
     assert values["nextclick_dead_letters_total", "malformed-json"] == 4
     assert values["nextclick_guarded_total", "rate"] == 40
-    assert values["nextclick_lag",] == 17
+    assert values["nextclick_lag",] == values["nextclick_partition_lag", "clicks:0"] == 17
+    assert values["nextclick_lag_seconds",] == values["nextclick_partition_lag_seconds", "clicks:0"] == 2.5
+    assert (values["nextclick_behind",], values["nextclick_shedding",]) == (1, 0)
+    assert values["nextclick_untrained_total",] == 90
     assert values["nextclick_hit_rate_at_10_recent", "served"] == 0.61
     assert values["nextclick_click_to_list_milliseconds", "0.99"] == 88
     assert values["nextclick_drift_alarms_total",] == 1
@@ -298,11 +302,14 @@ def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
     finally:
         api.close()
     texts = dict(re.findall(r'id="([\w-]+)"[^>]*>([^<]*)<', page))
-    assert texts["state"] == "learning"
+    assert texts["state"] == "learning, and behind"
+    assert texts["waits"] == "the oldest for 2.5 s, more come than can be learned"
     assert texts["rate"] == "432"
     assert (texts["p50"], texts["p99"], texts["lag"]) == ("22", "88", "17")
     assert (texts["served"], texts["popular"], texts["followed"]) == ("61.0 %", "12.0 %", "55.0 %")
     assert "malformed-json" in page
+    assert "lists: repeats</td><td>3</td>" in page
+    assert "not trained on</td><td>90</td>" in page
     assert "3.00 → 5.50" in page
     assert "0.3300, 0.3100 (1,250 clicks)" in page
     rows = {name: rows_of(page, name) for name in ("notices", "versions")}
