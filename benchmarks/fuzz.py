@@ -36,6 +36,7 @@ from stream.lists import ListsError
 POOL = 20_000  # messages of the grammar that mutations begin from
 BLOCK = 10_000
 BEHIND_MAX = 20_000  # messages that wait for the worker
+STANDS_STILL_S = 600.0  # also while a busy machine starts the worker
 GROWTH_MAX = 1.1  # of memory between a tenth of the run and its end
 NOW = 1_732_233_600.0
 SMALL: dict[str, Any] = {
@@ -235,7 +236,7 @@ def _wait_until_taken(settings: Settings, wanted: int, worker: Worker) -> dict[s
         if taken != progress:
             lately, progress = time.monotonic(), taken
         assert worker.process is not None
-        if worker.process.poll() is not None or time.monotonic() - lately > 120:
+        if worker.process.poll() is not None or time.monotonic() - lately > STANDS_STILL_S:
             raise TimeoutError(f"the worker stands still at {taken}: {worker.log.read_text()[-2_000:]}")
         time.sleep(0.05)
 

@@ -32,7 +32,7 @@ from online.town import Town
 from stream.events import encode
 from stream.lists import ListsError, TopList
 
-STANDS_STILL_S = 180.0
+STANDS_STILL_S = 600.0  # also while a busy machine starts the worker
 #: What follows the computer's clock is left out, so that two runs can be compared.
 QUIET = {"refresh_ages_s": "none", "finetune_interval_s": 0.0, "drift_threshold": 1e9, "drift_delta": 1e-9}
 

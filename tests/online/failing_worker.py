@@ -1,8 +1,8 @@
 """Workers that fail at a step of a turn, for test_failing_worker.py: a script, so that they are real processes.
 
-Reads lines `STEP VISIT HOW` and starts a worker for each, which at that visit of that step is killed by its own SIGKILL
-(`kill`), or hangs until this script kills it (`hang`); with `none` it works until it gets a SIGTERM. Says each one's
-process id, and how it ended. Workers are forked from this process, so that torch is loaded once.
+Reads lines `STEP VISIT HOW DATA_DIR` and starts a worker for each, which at that visit of that step is killed by its
+own SIGKILL (`kill`), or hangs until this script kills it (`hang`); with `none` it works until it gets a SIGTERM. Says
+each one's process id, and how it ended. Workers are forked from this process, so that torch is loaded once.
 """
 
 import os
@@ -10,17 +10,19 @@ import signal
 import sys
 import threading
 from collections import Counter
+from pathlib import Path
 
 from online.settings import load_settings
 from online.worker import run_worker
 
 
-def work(life: int, step: str, visit: int, how: str, says: int) -> None:
+def work(life: int, says: int, line: str) -> None:
+    step, visit, how, folder = line.strip().split(maxsplit=3)
     visits: Counter[str] = Counter()
 
     def reached(name: str) -> None:
         visits[name] += 1
-        if name == step and visits[name] == visit:
+        if name == step and visits[name] == int(visit):
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             os.write(says, b"h")
@@ -29,18 +31,18 @@ def work(life: int, step: str, visit: int, how: str, says: int) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # Another group each time: the broker would wait for a member that was killed. Positions are the checkpoint's.
-    run_worker(load_settings(consumer_group=f"life-{os.getppid()}-{life}"), stop, reached=reached)
+    settings = load_settings(consumer_group=f"life-{os.getppid()}-{life}", data_dir=Path(folder))
+    run_worker(settings, stop, reached=reached)
 
 
 def main() -> None:
     for life, line in enumerate(sys.stdin):
-        step, visit, how = line.split()
         hears, says = os.pipe()
         pid = os.fork()
         if not pid:
             os.close(hears)
             try:
-                work(life, step, int(visit), how, says)
+                work(life, says, line)
             except BaseException as error:
                 print(repr(error), file=sys.stderr, flush=True)
                 os._exit(1)

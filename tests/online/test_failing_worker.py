@@ -39,13 +39,13 @@ class Workers:
 
     def fails(self, step, visit, how):
         """A worker that fails -> how it ended."""
-        self._say(f"{step} {visit} {how}")
+        self._say(f"{step} {visit} {how} {self.settings.data_dir}")
         self._hear()
         return int(self._hear())
 
     def finish(self, messages):
         """A worker that takes in everything, so many messages, and stops -> its last checkpoint's arrays and state."""
-        self._say("none 0 none")
+        self._say(f"none 0 none {self.settings.data_dir}")
         pid = int(self._hear())
         deadline = time.monotonic() + WAIT_S
         while self._taken(pid) < messages:
@@ -75,7 +75,8 @@ class Workers:
 
 @contextmanager
 def workers(settings):
-    prepare_topics(settings)
+    """Of these settings, whatever their data folder."""
+    settings.data_dir.mkdir()
     names = {name: getattr(settings, name) for name in settings.model_fields_set} | {"redis_url": None}
     values = {
         name: ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
@@ -137,21 +138,22 @@ def test_processes_killed_or_hanging_at_steps_leave_what_an_undisturbed_one_leav
     small, tmp_path, free_port, town_clicks
 ):
     found = []
-    for name, faults in (
-        ("quiet", []),
-        ("faulty", [("checkpoint_state", 1, "kill"), ("learn", 3, "hang"), ("checkpoint_rename", 2, "hang")]),
-    ):
-        settings = small(**QUIET, data_dir=tmp_path / name, embedded_redis_port=free_port)
-        settings.data_dir.mkdir()
-        with workers(settings) as them:
+    faults = [("checkpoint_state", 1, "kill"), ("learn", 3, "hang"), ("checkpoint_rename", 2, "hang")]
+    quiet = small(**QUIET, data_dir=tmp_path / "quiet", embedded_redis_port=free_port)
+    faulty = quiet.model_copy(update={"data_dir": tmp_path / "faulty"})
+    with workers(quiet) as them:
+        for settings, these in ((quiet, []), (faulty, faults)):
+            them.settings = settings
+            prepare_topics(settings)
             messages = publish(settings, town_clicks[:150])
-            assert [them.fails(*fault) for fault in faults] == [-signal.SIGKILL] * len(faults)
+            assert [them.fails(*fault) for fault in these] == [-signal.SIGKILL] * len(these)
             arrays, state = them.finish(messages)
-        found.append((of(arrays), without_clocks(state), dead_letters(settings)))
+            found.append((of(arrays), without_clocks(state), dead_letters(settings)))
     assert found[0] == found[1]
 
 
 @pytest.mark.real
+@pytest.mark.timeout(1_200)
 def test_on_kafka_killed_at_every_step_each_event_is_accounted_for_once(
     small, tmp_path, kafka_broker, redis_server, town_clicks
 ):
@@ -166,8 +168,8 @@ def test_on_kafka_killed_at_every_step_each_event_is_accounted_for_once(
         topic_partitions=3,
         poll_timeout_s=0.01,
     )
-    settings.data_dir.mkdir()
     with workers(settings) as them:
+        prepare_topics(settings)
         messages = publish(settings, town_clicks[:400])
         for at, step in enumerate(STEPS):
             assert them.fails(step, 1 + at % 2, ("kill", "hang")[at % 3 == 0]) == -signal.SIGKILL, step

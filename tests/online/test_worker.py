@@ -1,6 +1,7 @@
 """The worker as a whole on embedded parts: in a thread, and as a process that is killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,15 +14,19 @@ import pytest
 
 import online
 from online import worker as worker_module
+from online.api_metrics import Requests
 from online.checkpoint import CheckpointError, Checkpoints
 from online.edges import open_lists, open_producer, open_reader
+from online.learner import Learner
 from online.rollback_request import RollbackError, ask_rollback
 from online.settings import PREFIX
 from online.worker import only_worker, run_worker, scheduled
-from stream.events import encode
+from stream.events import Click, encode
 from stream.lists import ListsError
-from stream.log import LogSource
+from stream.log import LogProducer, LogSource
 from stream.notices import notice
+from stream.source import SourceError
+from tests.online.conftest import NOW
 
 WAIT_S = 60.0  # on a busy machine; nothing waits so long elsewhere
 
@@ -187,6 +192,74 @@ def test_a_rollback_works_live_and_survives_a_restart(settings, publish, small):
     with closing(open_reader(settings, settings.events_topic)) as reader:
         on_topic = {one.id: one for one in map(notice, (record.value for record in reader.read()))}
     assert on_topic[told["id"]].as_dict() == told
+
+
+def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_clicks, monkeypatch, caplog):
+    odd, learn = town_clicks[20], Learner.learn
+
+    def failing(self, clicks):
+        if odd in clicks:
+            raise RuntimeError("this one")
+        return learn(self, clicks)
+
+    monkeypatch.setattr(Learner, "learn", failing)
+    publish(0, 60)
+    with worker_thread(settings) as lists:
+        wait_until("the others", lambda: learned(lists) == 59)
+        status = lists.status()
+        assert status["dead_letters"] == {"internal-error": 1}
+        assert status["notices"][-1]["text"] == "clicks partition 0 offset 20 is put aside: RuntimeError: this one"
+        publish(60, 70)
+        wait_until("ten more", lambda: learned(lists) == 69)
+    assert "a bug of ours met 1 click(s), the first of them at clicks partition 0 offset 20" in caplog.text
+    assert saved_ledger(settings)["next_offsets"] == [["clicks", 0, 70]]
+
+
+def test_while_checkpoints_cannot_be_written_clicks_become_lists_and_the_status_says_so(settings, publish):
+    publish(0, 50)
+    away = settings.data_dir / "away"
+    with worker_thread(settings) as lists:
+        wait_until("50 clicks", lambda: learned(lists) == 50)
+        wait_until("a checkpoint", lambda: settings.checkpoints_dir.exists() and lists.status()["checkpoint"])
+        settings.checkpoints_dir.rename(away)
+        publish(50, 90)
+        wait_until("90 clicks", lambda: learned(lists) == 90)
+        wait_until("word of it", lambda: lists.status()["unsaved_since"])
+        assert [notice["kind"] for notice in lists.status()["notices"]] == ["unsaved"]
+        text = generate_latest_text(lists)
+        assert float(re.search(r"^nextclick_checkpoint_failing_seconds (.*)$", text, re.MULTILINE)[1]) > 0
+        away.rename(settings.checkpoints_dir)
+        wait_until("a checkpoint again", lambda: lists.status()["unsaved_since"] is None)
+        assert "nextclick_checkpoint_failing_seconds 0.0" in generate_latest_text(lists)
+    assert saved_ledger(settings)["learned"] == 90
+
+
+def generate_latest_text(lists):
+    return Requests(lists).exposition().decode()
+
+
+@pytest.mark.parametrize("offsets_gone", ["earliest", "stop"])
+def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish, small, offsets_gone):
+    few = small(**{**settings.model_dump(), "offsets_gone": offsets_gone})
+    publish(0, 20)
+    with worker_thread(few) as lists:
+        wait_until("20 clicks", lambda: learned(lists) == 20)
+    with closing(LogProducer(few.log_path, records_max=30)) as producer:
+        for number in range(70):
+            click = Click(user_id="u", item_id="i", timestamp=NOW + number)
+            producer.send(few.clicks_topic, key=b"u", value=encode(click))
+    if offsets_gone == "stop":
+        with pytest.raises(SourceError, match=r"offset 20 is no longer retained, 40 records.*NEXTCLICK_OFFSETS_GONE"):
+            run_worker(few, threading.Event())
+        assert saved_ledger(few)["lost"] == 0
+        return
+    with worker_thread(few) as lists:
+        wait_until("what is left", lambda: learned(lists) == 50)
+        assert lists.status()["lost"] == 40
+        assert "nextclick_lost_total 40.0" in generate_latest_text(lists)
+        told = lists.status()["notices"][-1]
+        assert (told["kind"], told["figures"]["records"], told["figures"]["earliest"]) == ("lost", 40, 60)
+    assert saved_ledger(few)["lost"] == 40
 
 
 def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):

@@ -207,3 +207,15 @@ def test_many_may_make_the_same_file_at_once(path):
         thread.join()
     assert failures == []
     assert len(started(path).poll(max_records=1_000, timeout_s=0)) == 80
+
+
+def test_a_file_that_is_damaged_in_the_middle_is_named_in_one_line(path):
+    append(path, 5_000)
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    content[8_192:-4_096] = bytes(len(content) - 12_288)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=rf"{path.name} .*malformed.*: move it away") as error:
+        started(path).poll(max_records=5_000, timeout_s=0)
+    assert "\n" not in str(error.value)

@@ -296,6 +296,5 @@ def test_what_is_raised_about_a_position_that_is_gone_ends_the_reading(world):
     def stop(gone):
         raise SourceError(str(gone))
 
-    source, _ = gone_of(world, topic, 99, stop)
     with pytest.raises(SourceError, match="offset 99 lies beyond the end"):
-        world.drain(source, 5)
+        world.drain(gone_of(world, topic, 99, stop)[0], 5)
