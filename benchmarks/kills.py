@@ -13,7 +13,6 @@ import argparse
 import json
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ from online.edges import open_lists, open_producer, prepare_topics
 from online.settings import Settings, load_settings
 from online.town import Town
 from stream.events import encode
-from stream.lists import ListsError, TopList
+from stream.lists import EmbeddedRedis, TopList
 
 STANDS_STILL_S = 600.0  # also while a busy machine starts the worker
 #: What follows the computer's clock is left out, so that two runs can be compared.
@@ -40,11 +39,11 @@ QUIET = {"refresh_ages_s": "none", "finetune_interval_s": 0.0, "drift_threshold"
 class Run:
     """One topic full of clicks, and the worker that learns them."""
 
-    def __init__(self, folder: Path, clicks: int, kafka: str | None, redis: str | None) -> None:
+    def __init__(self, folder: Path, clicks: int, kafka: str | None, redis: str) -> None:
         topic = f"clicks-{uuid.uuid4().hex[:8]}"
         given: dict[str, Any] = {"kafka_bootstrap_servers": kafka, "redis_url": redis, "data_dir": folder, **QUIET}
         given |= {"clicks_topic": topic, "dead_letters_topic": f"{topic}.dead", "consumer_group": topic}
-        given |= {"checkpoint_interval_s": 2.0, "embedded_redis_port": _free_port()}
+        given |= {"checkpoint_interval_s": 2.0}
         given = {name: value for name, value in given.items() if value is not None}
         folder.mkdir(parents=True, exist_ok=True)
         self.settings: Settings = load_settings(**given)
@@ -91,17 +90,11 @@ class Run:
         return found[1:]
 
     def _popular(self) -> TopList | None:
-        try:
-            return open_lists(self.settings).popular()
-        except ListsError:
-            return None  # the embedded Redis starts with the worker
+        return open_lists(self.settings).popular()
 
     def _taken(self) -> int:
         """As the worker that runs now says."""
-        try:
-            status = open_lists(self.settings).status() or {}
-        except ListsError:
-            return 0
+        status = open_lists(self.settings).status() or {}
         assert self.worker.process is not None
         return sum(status["positions"].values()) if status.get("pid") == self.worker.process.pid else 0
 
@@ -124,7 +117,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def run(
-    folder: Path, *, kills: int, clicks: int, life_s_max: float, kafka: str | None, redis: str | None, seed: int
+    folder: Path, *, kills: int, clicks: int, life_s_max: float, kafka: str | None, redis: str, seed: int
 ) -> dict[str, Any]:
     """Runs it all and returns what happened, as one JSON object."""
     killed = Run(folder / "killed", clicks, kafka, redis)
@@ -163,12 +156,6 @@ def adds_up(report: dict[str, Any]) -> bool:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
@@ -178,8 +165,8 @@ def main() -> int:
     parser.add_argument("--redis", metavar="URL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     options = vars(parser.parse_args())
-    with tempfile.TemporaryDirectory() as folder:
-        report = run(Path(folder), **options)
+    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as redis:  # which outlives the worker
+        report = run(Path(folder), **options | {"redis": options["redis"] or redis.url})
     print(json.dumps(report, indent=1))
     print("everything adds up" if adds_up(report) else "SOMETHING DOES NOT ADD UP")
     return 0 if adds_up(report) else 1

@@ -135,9 +135,7 @@ class KafkaSource:
             self._join_if_needed()
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             self._act_on_decisions()
-            self._look_for_what_is_gone(
-                {Partition(*where): batch[0].offset for where, batch in fetched.items() if batch}
-            )
+            self._look_for_what_is_gone(fetched)
         except kafka_errors.KafkaError as error:
             if not error.retriable:
                 raise source_error(self._servers, error) from error

@@ -19,7 +19,7 @@ from online.settings import PREFIX
 from online.steps import STEPS
 from stream.dead_letters import dead_letter
 from stream.events import encode
-from stream.lists import ListsError
+from stream.lists import EmbeddedRedis, ListsError
 
 ROOT = Path(online.__file__).parent.parent
 WAIT_S = 120.0  # on a busy machine; nothing waits so long elsewhere
@@ -125,6 +125,13 @@ def dead_letters(settings):
         return [(letter.partition, letter.offset, letter.reason) for letter in map(dead_letter, reader.read())]
 
 
+def lists(settings):
+    """Everybody's, and the popular one, but for when they were written."""
+    there = open_lists(settings)
+    tops = [(user, there.read(user)) for user in sorted(there.users())] + [("", there.popular())]
+    return [(user, top.model_dump(exclude={"written_at"})) for user, top in tops]
+
+
 def of(arrays):
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
@@ -139,17 +146,20 @@ def test_processes_killed_or_hanging_at_steps_leave_what_an_undisturbed_one_leav
 ):
     found = []
     faults = [("checkpoint_state", 1, "kill"), ("learn", 3, "hang"), ("checkpoint_rename", 2, "hang")]
-    quiet = small(**QUIET, data_dir=tmp_path / "quiet", embedded_redis_port=free_port)
-    faulty = quiet.model_copy(update={"data_dir": tmp_path / "faulty"})
-    with workers(quiet) as them:
-        for settings, these in ((quiet, []), (faulty, faults)):
-            them.settings = settings
-            prepare_topics(settings)
-            messages = publish(settings, town_clicks[:150])
-            assert [them.fails(*fault) for fault in these] == [-signal.SIGKILL] * len(these)
-            arrays, state = them.finish(messages)
-            found.append((of(arrays), without_clocks(state), dead_letters(settings)))
-    assert found[0] == found[1]
+    with EmbeddedRedis(free_port) as redis:
+        quiet = small(**QUIET, data_dir=tmp_path / "quiet", redis_url=redis.url)
+        faulty = quiet.model_copy(update={"data_dir": tmp_path / "faulty"})
+        with workers(quiet) as them:
+            for settings, these in ((quiet, []), (faulty, faults)):
+                them.settings = settings
+                prepare_topics(settings)
+                messages = publish(settings, town_clicks[:150])
+                assert [them.fails(*fault) for fault in these] == [-signal.SIGKILL] * len(these)
+                arrays, state = them.finish(messages)
+                found.append((of(arrays), without_clocks(state), dead_letters(settings), lists(settings)))
+                redis.client.flushall()
+    for one, other in zip(*found, strict=True):
+        assert one == other
 
 
 @pytest.mark.real

@@ -121,7 +121,9 @@ def run(monkeypatch, capsys, lists):
 def versions():
     found = Versions(3, 5, at_ms=1_700_000_000_000)
     found.saving(1)
-    found.publish("fine-tuned (by the clock)", at_ms=int(1000 * time.time()) - 5 * 3_600_000, learned=1_234, figures={"a": 0.5})
+    found.publish(
+        "fine-tuned (by the clock)", at_ms=int(1000 * time.time()) - 5 * 3_600_000, learned=1_234, figures={"a": 0.5}
+    )
     found.saving(2)
     found.roll_back(1, "asked for [red]\x1b", at_ms=int(1000 * time.time()), learned=2_000)
     return found
