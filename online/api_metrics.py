@@ -21,6 +21,7 @@ _GAUGES = (
     ("nextclick_users", "users", "People whose history is held"),
     ("nextclick_items", "items", "Items that have a row"),
     ("nextclick_loss", "loss", "Mean next-item loss in the drift detector's window"),
+    ("nextclick_waiting", "waiting", "1 while the worker waits for Kafka, a topic or its dead letters' topic"),
     ("nextclick_lists_behind", "lists_behind", "Lists kept for later because Redis did not take them"),
     ("nextclick_worker_memory_megabytes_max", "memory_mb_max", "Most memory the worker has held so far, resident"),
 )
@@ -106,6 +107,7 @@ class WorkerStatus(Collector):
 
 
 def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:
+    status = {**status, "waiting": int(bool(status.get("waits_for")))}
     for name, field, text in _GAUGES:
         if (value := _number(status.get(field))) is not None:
             yield GaugeMetricFamily(name, text, value=value)

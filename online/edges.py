@@ -10,7 +10,7 @@ from functools import partial
 from online.items_feed import ItemsFeed
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
-from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
+from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
@@ -27,9 +27,13 @@ def prepare_topics(settings: Settings) -> None:
     if settings.kafka_bootstrap_servers:
         topics = {settings.clicks_topic: settings.topic_partitions, settings.items_topic: 1}
         topics |= {settings.dead_letters_topic: 1, settings.events_topic: 1}
-        configs = {settings.items_topic: ITEMS_TOPIC}
-        options = kafka_options(settings)
-        ensure_topics(settings.kafka_bootstrap_servers, topics, configs=configs, client_options=options)
+        ensure_topics(
+            settings.kafka_bootstrap_servers,
+            topics,
+            configs={settings.items_topic: ITEMS_TOPIC},
+            create=settings.create_topics,
+            client_options=kafka_options(settings),
+        )
     else:
         topics = dict.fromkeys((settings.items_topic, settings.dead_letters_topic, settings.events_topic), 1)
         topics[settings.clicks_topic] = LOG_PARTITIONS
@@ -65,10 +69,11 @@ def open_reader(settings: Settings, topic: str) -> TopicReader:
     return LogReader(settings.log_path, topic)
 
 
-def open_producer(settings: Settings) -> Producer:
-    """Writes to topics. Raises SourceError."""
+def open_producer(settings: Settings, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:
+    """Writes to topics; what Kafka has not acknowledged after that time has failed. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
-        return KafkaProducer(settings.kafka_bootstrap_servers, kafka_options(settings))
+        servers, options = settings.kafka_bootstrap_servers, kafka_options(settings)
+        return KafkaProducer(servers, options, acknowledge_s_max=acknowledge_s_max)
     return LogProducer(settings.log_path, partitions=LOG_PARTITIONS, records_max=settings.log_records_max)
 
 
@@ -81,12 +86,16 @@ def open_notices(settings: Settings) -> NoticeWriter:
     return NoticeWriter(connect, settings.events_topic, waiting_max=settings.notices_waiting_max)
 
 
-def open_lists(settings: Settings) -> Lists:
-    """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError."""
+def open_lists(settings: Settings, *, there: bool = True) -> Lists:
+    """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError.
+
+    `there`: false where the Redis that is named may be away as yet.
+    """
     limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
     if settings.redis_url is not None:
         lists = Lists(connect(settings.redis_url.get_secret_value(), redis_options(settings)), **limits)
-        lists.ping()
+        if there:
+            lists.ping()
         return lists
     lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0"), **limits)
     try:

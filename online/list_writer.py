@@ -5,22 +5,22 @@ Redis may be away at any time. Learning goes on then; whose list is behind is re
 
 import itertools
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from online.arrived import Arrived
 from online.catalogue import Catalogue
 from online.learner import Learner, Ranking
 from online.ledger import Ledger
 from online.metrics import Latencies
+from online.redis_link import RedisLink
 from online.refresh import RefreshSchedule, StreamClock
 from online.settings import Settings
-from stream.lists import Lists, ListsError, TopList
+from stream.lists import PAGE, Lists, TopList
 
-REDIS_RETRY_S = 1.0  # between attempts while Redis does not answer
 PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
 
 log = logging.getLogger(__name__)
@@ -51,21 +51,43 @@ class ListWriter:
         self.latencies = Latencies()
         self.stream_clock = StreamClock(clock)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
-        self.redis_waits_since: float | None = None
-        self._redis_tried_at = 0.0
+        self.link = RedisLink(settings, lists, clock=clock, on_loss=self._lost, on_return=self._returned)
+        self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
+        self._owned: frozenset[int] | None = None  # partitions whose people's lists this worker writes; None: all
+
+    @property
+    def redis_waits_since(self) -> float | None:
+        """Since when Redis takes nothing, in seconds since 1970; None: it does."""
+        return self.link.away_since
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to write that Redis would take."""
-        return (bool(self.stale) or self.catalogue.sweeping) and self.redis_waits_since is None
+        """Whether there is something to write that Redis would take now."""
+        owed = bool(self.stale) or self.popular_stale or self.catalogue.sweeping
+        return owed and self.redis_waits_since is None and self.link.due
+
+    @property
+    def behind(self) -> int:
+        """How many lists in Redis are behind."""
+        return len(self.stale) + sum(user not in self.stale for user in self._ready)
 
     def start(self) -> None:
-        """Call it once, after the checkpoint is restored. Raises ListsError."""
-        self._refill_an_empty_redis()
+        """Call it once, after the checkpoint is restored. Redis may be away."""
+        self.look()
         self.catalogue.start()
 
+    def look(self) -> None:
+        """Sees whether Redis has lost anything, however quietly. To be called about once a second."""
+        if self.link.due:
+            self.link.look()
+
     def to_state(self) -> dict[str, Any]:
-        return {"stale": list(self.stale), "popular_stale": self.popular_stale, "aging": self.aging.to_state()}
+        return {
+            "stale": list(self.stale),
+            "popular_stale": self.popular_stale,
+            "aging": self.aging.to_state(),
+            "link": self.link.to_state(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `to_state` gave; the learner has its histories back already."""
@@ -73,6 +95,7 @@ class ListWriter:
         self.popular_stale = state["popular_stale"]
         self.stream_clock.saw(self.learner.histories.clicked_at().max(initial=-np.inf))
         self.aging.load_state(state["aging"])
+        self.link.load_state(state["link"])
 
     def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of those who clicked, and the popular one; it owes them where Redis does not take them."""
@@ -86,27 +109,62 @@ class ListWriter:
             user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in lasts.items()
         }
         self.aging.renewed(lists)
-        if self._write(lists, self._popular()):
+        self.popular_stale = True
+        for user, one in lasts.items():
+            self.stale.pop(user, None)
+            self._ready[user] = lists[user], one.record.timestamp_ms
+        if self.link.due or self.redis_waits_since is not None or len(self._ready) >= PAGE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Writes what waits for a slow Redis; it is owed where Redis does not take it. State may be saved then."""
+        if not self._ready:
+            return
+        ready, self._ready = self._ready, {}
+        if self.link.write({user: top for user, (top, _) in ready.items()}, self._popular()):
             written_ms = 1000 * self.clock()
-            self.latencies.add(written_ms - one.record.timestamp_ms for one in lasts.values())
+            self.latencies.add(written_ms - came_ms for _, came_ms in ready.values())
             self.popular_stale = False
-            for user in lists:
-                self.stale.pop(user, None)
         else:
-            self.popular_stale = True
-            self.stale |= dict.fromkeys(lasts)
-            while len(self.stale) > self.settings.users_held:
-                del self.stale[next(iter(self.stale))]
+            self._owe(ready)
+
+    def _owe(self, users: Iterable[str]) -> None:
+        self.stale |= dict.fromkeys(users)
+        while len(self.stale) > self.settings.users_held:
+            del self.stale[next(iter(self.stale))]
+
+    def owns(self, partitions: Collection[int]) -> None:
+        """Notes which partitions are this worker's now; none, while they are handed out or the broker is away.
+
+        A person's list is written by who learns their clicks. Who gets a partition writes its people's lists anew: what
+        another worker owed them is not known here.
+        """
+        if not partitions or partitions == self._owned:
+            return
+        before, self._owned = self._owned, frozenset(partitions)
+        if before is not None and (gained := self._owned - before):
+            users = self.learner.histories.users()
+            self._owe(user for user, mine in zip(users, self._of(users, gained), strict=True) if mine)
+
+    def _of(self, users: Sequence[str], partitions: Collection[int]) -> NDArray[np.bool_]:
+        """Whether each user's latest click was in one of these partitions."""
+        histories = self.learner.histories
+        return np.isin(histories.origins[histories.find(users), 0], list(partitions))
 
     def refresh(self) -> None:
         """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
         if self.redis_waits_since is None:
-            self.stale |= dict.fromkeys(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
-        if not (self.stale or self.popular_stale) or not self._redis_may_answer():
+            self._owe(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
+        if not self.link.due or (self.redis_waits_since is not None and not self.link.look()):
+            return
+        self.settle()
+        if not (self.stale or self.popular_stale) or not self.link.due:
             return
         users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
         histories = self.learner.histories
         held = [user for user in users if user in histories]  # the others made room since
+        if self._owned is not None:  # of the others, another worker takes care
+            held = [user for user, mine in zip(held, self._of(held, self._owned), strict=True) if mine]
         slots = histories.find(held)
         clicked_at = histories.newest(slots, 1).timestamps[:, 0]
         moments = np.maximum(self.stream_clock.now(), clicked_at).tolist()
@@ -117,32 +175,39 @@ class ListWriter:
                 held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
             )
         }
-        if self._write(lists, self._popular() if self.popular_stale else None):
+        if self.link.write(lists, self._popular() if self.popular_stale and self.ledger.learned else None):
             self.popular_stale = False
             self.ledger.refreshes += len(lists)
             for user in users:
-                del self.stale[user]
+                self.stale.pop(user, None)
 
     def mind_items(self) -> None:
         """Takes in what came and went, and takes what went out of some of the lists that stand."""
         if self.catalogue.take_in() and self.ledger.learned:
             self.popular_stale = True
-        if self.catalogue.sweeping:
-            self._redis_takes(self._sweep)
+        if self.catalogue.sweeping and self.link.due:
+            self.link.do(self._sweep)
 
     def _sweep(self) -> None:
         # What is left of a list is in the right order; only a short one is worth ranking anew.
-        self.stale |= dict.fromkeys(user for user in self.catalogue.sweep() if user in self.learner.histories)
+        self._owe(user for user in self.catalogue.sweep() if user in self.learner.histories)
 
-    def _refill_an_empty_redis(self) -> None:
+    def _lost(self, users: Collection[str] | None) -> None:
         """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
-        if self.ledger.learned and self.lists.popular() is None:
+        if users is None:
             self.renew_all()
-            log.info("Redis holds no lists: %d will be written anew", len(self.stale))
+        else:
+            self._owe(users)
+            self.popular_stale = True
+        log.info("Redis has lost lists: %d will be written anew", len(self.stale))
+
+    def _returned(self) -> None:
+        self.catalogue.look_again()
+        log.info("Redis answers again; %d lists are behind", self.behind)
 
     def renew_all(self) -> None:
         """Everybody's list is behind: little by little they are ranked anew."""
-        self.stale |= dict.fromkeys(self.learner.histories.users())
+        self._owe(self.learner.histories.users())
         self.popular_stale = True
 
     def _popular(self) -> TopList:
@@ -160,31 +225,3 @@ class ListWriter:
             written_at=int(1000 * self.clock()),
             source=source,
         )
-
-    def _redis_may_answer(self) -> bool:
-        """Not to be asked with every micro-batch while it is away: each question may take seconds to fail."""
-        return self.redis_waits_since is None or time.monotonic() - self._redis_tried_at >= REDIS_RETRY_S
-
-    def _write(self, lists: dict[str, TopList], popular: TopList | None) -> bool:
-        """Writes lists -> whether Redis took them."""
-        return self._redis_takes(lambda: self.lists.write(lists, popular))
-
-    def _redis_takes(self, work: Callable[[], None]) -> bool:
-        """Does what needs Redis -> whether it is done. Learning goes on without Redis."""
-        if not self._redis_may_answer():
-            return False
-        try:
-            if self.redis_waits_since is not None:
-                self._refill_an_empty_redis()
-                self.catalogue.look_again()
-            work()
-        except ListsError as error:
-            self._redis_tried_at = time.monotonic()
-            if self.redis_waits_since is None:
-                self.redis_waits_since = self.clock()
-                log.warning("%s; learning goes on, lists will be brought up to date", error)
-            return False
-        if self.redis_waits_since is not None:
-            self.redis_waits_since = None
-            log.info("Redis answers again; %d lists are behind", len(self.stale))
-        return True

@@ -107,21 +107,24 @@ class Loop:
         self._saved_ledger = self.ledger.to_state()
 
     def restore(self) -> int | None:
-        """Takes back the latest checkpoint -> its number, None where there is none. Raises CheckpointError."""
+        """Takes back the latest checkpoint -> its number, None where there is none.
+
+        Raises CheckpointError; SourceError, where the dead letters' topic cannot be read: it may be tried again.
+        """
         found = self.checkpoints.load()
         if found is None:
             self.dead_letters.load_state({}, {})
             return None
         number, arrays, state = found
         self._check_shape(number, state["shape"])
+        self.ledger.load_state(state["ledger"])
+        self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)  # first: the broker may be away
         self.seen.load_state(arrays.pop("seen"))
         self.learner.load_state(arrays, state["learner"])
-        self.ledger.load_state(state["ledger"])
         self.versions.load_state(state["versions"], self.checkpoints.numbers())
         self.notices.load_state(state["notices"])
         self.overload.load_state(state["overload"])
         self.supervisor.load_state(below(arrays, "supervisor"), state["supervisor"])
-        self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)
         self.writer.load_state(state["lists"])
         self._saved_ledger = self.ledger.to_state()
         self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
@@ -130,7 +133,9 @@ class Loop:
         return number
 
     def start(self) -> None:
-        """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record."""
+        """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record. That goes for
+        those of another worker of the group too: who takes them over learns all that is kept of them.
+        """
         self.writer.start()
         self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked, on_gone=self._gone)
 
@@ -143,6 +148,8 @@ class Loop:
             InternalError: it fails on one event after the other.
             SourceError: the broker, or the log, does not do what it must.
         """
+        if self._held_up():
+            return 0
         # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
         self._reached("poll")
         busy = (self.supervisor.busy and self.unsaved_since is None) or self.writer.waiting
@@ -150,6 +157,8 @@ class Loop:
             max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
         )
         self.overload.saw(records)
+        positions = self.source.positions()
+        self.writer.owns({p.partition for p in positions if p.topic == self.settings.clicks_topic})
         # 2. Tell clicks from what cannot be read, and leave out what was learned before.
         self._reached("parse")
         arrived = list(self._readable(records))
@@ -210,19 +219,32 @@ class Loop:
         self._reached("shadow")
         self.supervisor.after(clicks, learned)
 
-    def checkpoint(self) -> None:
-        """Everything so far, as one version on disk, then the commit; only the commit where nothing was taken in since
-        (an earlier one may have failed, or died with the worker).
+    def _held_up(self) -> bool:
+        """While dead letters wait for their topic no clicks are taken: no checkpoint could follow."""
+        if self.dead_letters.waits_for is None or self.dead_letters.flush(self.ledger.next_offsets):
+            return False
+        self.writer.refresh()
+        time.sleep(self.settings.poll_timeout_s)
+        return True
 
-        Raises CheckpointError, SourceError (dead letters that cannot be written: the offsets must not pass them).
+    def checkpoint(self) -> bool:
+        """Everything so far, as one version on disk, then the commit; only the commit where nothing was taken in since
+        (an earlier one may have failed, or died with the worker). Raises CheckpointError.
+
+        Returns whether that is done; not while dead letters wait for their topic: the offsets must not pass them.
         """
         self._saved_at = time.monotonic()
+        self.writer.settle()
         if self.ledger.to_state() != self._saved_ledger or self.versions.unsaved:
+            self._reached("dead_letters")
+            if not self.dead_letters.flush(self.ledger.next_offsets):
+                return False
             self._save()
         mine = self.source.positions()
         if offsets := {p: offset for p, offset in self.ledger.next_offsets.items() if p in mine}:
             self._reached("commit")
             self.source.commit(offsets)
+        return True
 
     def _try_checkpoint(self) -> None:
         """Where the disk does not take one, learning goes on, nothing is committed, and it is tried again later."""
@@ -241,8 +263,6 @@ class Loop:
             self.notices.tell("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
 
     def _save(self) -> None:
-        self._reached("dead_letters")
-        self.dead_letters.flush(self.ledger.next_offsets)
         arrays, learner = self.learner.to_state()
         shadow, supervisor = self.supervisor.to_state()
         arrays |= joined({"supervisor": shadow}) | {"seen": self.seen.to_state()}
@@ -269,7 +289,8 @@ class Loop:
 
     def finish(self) -> None:
         """Graceful end: a last checkpoint, and the commit. Raises as `checkpoint` does."""
-        self.checkpoint()
+        if not self.checkpoint():
+            log.warning("no last checkpoint, because dead letters wait; the clicks since the one before come again")
 
     def _readable(self, records: Sequence[Record]) -> Iterator[Arrived]:
         now = self.clock()

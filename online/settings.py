@@ -61,6 +61,9 @@ class Settings(SecuritySettings):
     items_records_max: Positive = Field(500, description="records of the items topic taken after each micro-batch")
     items_interval_s: Rate = Field(1.0, description="time between two looks at the items topic")
     event_ids_held: Positive = Field(200_000, description="latest event ids remembered to recognise redelivery")
+    create_topics: bool = Field(True, description="false: others make the topics; the worker waits for them")
+    retry_s_min: Rate = Field(0.5, description="first wait before a broker or a Redis that is away is asked again")
+    retry_s_max: Rate = Field(5.0, description="longest of these waits, unless an attempt takes long itself")
 
     # The lists.
     list_size: Annotated[int, Field(ge=1, le=1_000)] = Field(50, description="items in a list")
@@ -312,6 +315,11 @@ class Settings(SecuritySettings):
                     f"{PREFIX}{name.upper()} ({getattr(self, name):g}) must exceed "
                     f"NEXTCLICK_LAG_OVER_S ({self.lag_over_s:g})"
                 )
+        if self.retry_s_max < self.retry_s_min:
+            problems.append(
+                f"NEXTCLICK_RETRY_S_MAX ({self.retry_s_max:g}) must not be below "
+                f"NEXTCLICK_RETRY_S_MIN ({self.retry_s_min:g})"
+            )
         if self.versions_listed < self.versions_kept:
             problems.append(
                 f"NEXTCLICK_VERSIONS_LISTED ({self.versions_listed}) must not be below "

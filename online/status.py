@@ -14,6 +14,12 @@ from stream.source import Partition
 RATE_WINDOW_S = 10.0
 
 
+def waiting_status(line: str) -> dict[str, Any]:
+    """What a worker says that has not begun, because something it needs is not there yet: `line` says what."""
+    now_ms = int(1000 * time.time())
+    return {"state": "waiting", "pid": os.getpid(), "written_at": now_ms, "waits_for": [line], "redis": "ok"}
+
+
 class StatusReport:
     """Describes a loop; keeps what the rate is computed from."""
 
@@ -71,9 +77,10 @@ class StatusReport:
             },
             "unsaved_since": None if loop.unsaved_since is None else int(1000 * loop.unsaved_since),
             "lost": ledger.lost,
-            "lists_behind": len(loop.writer.stale),
+            "lists_behind": loop.writer.behind,
             "refreshes": ledger.refreshes,
             "guarded": dict(learner.guard.total),
+            "waits_for": [line for line in (loop.source.trouble(), loop.dead_letters.waits_for) if line],
             "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
             "versions": loop.versions.as_dicts(),
             "notices": [notice.as_dict() for notice in loop.notices.latest],

@@ -56,6 +56,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         "worker", f"{status.get('state')}, up {uptime}, reported {ago(now - status.get('written_at', now))} ago{waits}"
     )
+    for line in status.get("waits_for") or ():
+        table.add_row("waits for", Text(plain(str(line))))
     table.add_row(
         "model",
         f"version {status.get('version')}, {_count(status.get('users'))} people, {_count(status.get('items'))} items",

@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
+from online.backoff import Patience, StoppedError, backoff
 from online.checkpoint import CheckpointError, Checkpoints
 from online.cron import cron_trigger
 from online.dead_letter_box import DeadLetterBox
@@ -22,12 +24,24 @@ from online.loop import Loop
 from online.quarantine import HalfDoneError, InternalError, Quarantine
 from online.rollback_request import answer_rollback
 from online.settings import Settings
-from online.status import StatusReport
+from online.status import StatusReport, waiting_status
 from online.steps import Reached, nobody_looks
 from online.versions import VersionError
-from stream.lists import EmbeddedRedis, Lists, ListsError
+from stream.lists import EmbeddedRedis, Lists, ListsError, RedisAwayError
+from stream.source import AwayError
+
+
+class Closable(Protocol):
+    """Any of the worker's parts."""
+
+    def close(self) -> None: ...
+
 
 STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
+SAYING_PAUSES = 5.0  # times as long as it takes to report, before it is done again
+DEAD_LETTER_S_MAX = 5.0  # for a broker to take them; longer, and clicks wait until it does
+
+Part = TypeVar("Part", bound=Closable)
 
 log = logging.getLogger(__name__)
 
@@ -38,39 +52,46 @@ def run_worker(
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
     Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read. `reached`
-    is called with each step's name (online/steps.py).
+    is called with each step's name (online/steps.py). Brokers and topics that are not there yet are waited for; without
+    Redis it begins all the same.
 
     Raises:
-        SourceError, ListsError, CheckpointError: a part is not there or refuses; one line for people.
+        SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for people.
         InternalError: our own code fails on one event after the other; likewise.
     """
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
-    with ExitStack() as parts:
+    with suppress(StoppedError), ExitStack() as parts:
         parts.enter_context(only_worker(settings))
         Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)  # before the rest: whether it can be written
         lists = _lists(settings, parts)
-        prepare_topics(settings)
-        while not _lives(settings, stop, lists=lists, quarantine=quarantine, ready=ready, reached=reached):
+        patience = Patience(settings, stop, (AwayError,), partial(_say_waiting, lists))
+        patience.until_done(partial(prepare_topics, settings))
+        while not _lives(settings, stop, patience, lists=lists, quarantine=quarantine, ready=ready, reached=reached):
             gc.collect()  # what was half learned goes before all is loaded again
 
 
 def _lives(
     settings: Settings,
     stop: threading.Event,
+    patience: Patience,
     *,
     lists: Lists,
     quarantine: Quarantine,
     ready: threading.Event | None,
     reached: Reached,
 ) -> bool:
-    """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours."""
+    """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours. Raises StoppedError."""
     with ExitStack() as parts:
-        producer = parts.enter_context(closing(open_producer(settings)))
-        source = parts.enter_context(closing(open_source(settings, [settings.clicks_topic], settings.consumer_group)))
-        reader = parts.enter_context(closing(open_reader(settings, settings.dead_letters_topic)))
-        box = DeadLetterBox(producer, reader, settings.dead_letters_topic)
-        items = parts.enter_context(closing(open_items(settings)))
+
+        def opened(open_part: Callable[[], Part]) -> Part:
+            return parts.enter_context(closing(patience.until_done(open_part)))
+
+        producer = opened(partial(open_producer, settings, acknowledge_s_max=DEAD_LETTER_S_MAX))
+        source = opened(partial(open_source, settings, [settings.clicks_topic], settings.consumer_group))
+        reader = opened(partial(open_reader, settings, settings.dead_letters_topic))
+        box = DeadLetterBox(producer, reader, settings.dead_letters_topic, backoff(settings))
+        items = opened(partial(open_items, settings))
         notices = parts.enter_context(closing(open_notices(settings)))
         loop = Loop(
             settings,
@@ -83,7 +104,7 @@ def _lives(
             quarantine=quarantine,
             reached=reached,
         )
-        if loop.restore() is None:
+        if patience.until_done(loop.restore) is None:
             log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)
         loop.start()
         parts.enter_context(scheduled(loop))
@@ -102,14 +123,17 @@ def _lives(
 
 
 def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
-    said_at = 0.0
+    say_at = 0.0
     while not stop.is_set():
         loop.turn()
-        if time.monotonic() - said_at >= loop.settings.status_interval_s:
-            said_at = time.monotonic()
+        if (began := time.monotonic()) >= say_at:
+            loop.writer.look()
             if loop.writer.redis_waits_since is None:
                 answer_rollback(loop.writer.lists, partial(roll_back, loop))
             _say(loop, report, "running")
+            # With a Redis or a broker that takes its time this must not be all that the worker does.
+            took_s = time.monotonic() - began
+            say_at = began + max(loop.settings.status_interval_s, SAYING_PAUSES * took_s)
     log.info("stopping: a last checkpoint is written")
     loop.finish()
     _say(loop, report, "stopped")
@@ -127,6 +151,12 @@ def roll_back(loop: Loop, to: int) -> int:
     raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
 
 
+def _say_waiting(lists: Lists, line: str | None) -> None:
+    if line is not None:
+        with suppress(ListsError):
+            lists.write_status(waiting_status(line), STATUS_TTL_S)
+
+
 def _say(loop: Loop, report: StatusReport, state: str) -> None:
     if loop.writer.redis_waits_since is not None:
         return
@@ -141,7 +171,10 @@ def _lists(settings: Settings, parts: ExitStack) -> Lists:
         redis = parts.enter_context(EmbeddedRedis(settings.embedded_redis_port))
         log.info("embedded Redis at %s", redis.url)
         return Lists(redis.client, ttl_s=settings.list_ttl_s)
-    return open_lists(settings)
+    try:
+        return open_lists(settings)
+    except RedisAwayError:
+        return open_lists(settings, there=False)  # the writer of lists says so, and how long
 
 
 @contextmanager

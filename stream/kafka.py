@@ -13,6 +13,7 @@ from kafka.structs import OffsetAndMetadata
 
 from stream.kafka_errors import connected, log, source_error
 from stream.source import (
+    AwayError,
     OnAssigned,
     OnGone,
     OnRevoked,
@@ -27,7 +28,8 @@ from stream.source import (
 _POLL_SLICE_S = 0.5
 _JOIN_SLICE_MS = 2_000
 _ASK_S_MAX = 5.0
-_ACKNOWLEDGE_S_MAX = 30.0
+_ASK_PAUSES = 4.0  # times as long as an answer took, before the same is asked again
+ACKNOWLEDGE_S_MAX = 30.0
 _DEAD_LETTER_BYTES_MAX = 2 * 2**20
 _BUFFER_BYTES_MAX = 8 * 2**20
 _BUFFER_RECORDS_MAX = 20_000
@@ -63,9 +65,6 @@ _PRODUCER = {
     "linger_ms": 5,
     "batch_size": 64 * 1024,
     "max_request_size": _DEAD_LETTER_BYTES_MAX,
-    "max_block_ms": 10_000,
-    "request_timeout_ms": 15_000,
-    "delivery_timeout_ms": int(_ACKNOWLEDGE_S_MAX * 1_000),
     "allow_auto_create_topics": False,
 }
 
@@ -113,6 +112,8 @@ class KafkaSource:
         self._on_gone: OnGone = warn_of
         self._positions: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
+        self._ends_due_at = 0.0
+        self._trouble: str | None = None
         self._closed = False
 
     def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
@@ -203,12 +204,29 @@ class KafkaSource:
         return found
 
     def ends(self) -> dict[Partition, int]:
-        """As `Source.ends`; the last ones known while the broker is away."""
-        try:
-            self._ends = self._offsets(self._consumer.end_offsets, list(self._positions))
-        except kafka_errors.KafkaError as error:
-            log.debug("Kafka at %s does not tell where its partitions end: %s", self._servers, error)
+        """As `Source.ends`; the last ones known while the broker is away, or so slow that asking takes much time."""
+        began = time.monotonic()
+        if began >= self._ends_due_at or not self._positions.keys() <= self._ends.keys():
+            try:
+                self._ends = self._offsets(self._consumer.end_offsets, list(self._positions))
+                if self._ends:
+                    self._fares(None)
+            except kafka_errors.KafkaError as error:
+                self._fares(error)
+            now = time.monotonic()
+            self._ends_due_at = now + _ASK_PAUSES * (now - began)
         return {partition: self._ends[partition] for partition in self._positions if partition in self._ends}
+
+    def trouble(self) -> str | None:
+        return self._trouble
+
+    def _fares(self, error: Exception | None) -> None:
+        """Says once that the broker does not answer, and once that it does again."""
+        if error is None and self._trouble is not None:
+            log.info("Kafka at %s answers again", self._servers)
+        if error is not None and self._trouble is None:
+            log.warning("waiting: %s", source_error(self._servers, error))
+        self._trouble = None if error is None else str(source_error(self._servers, error))
 
     def close(self) -> None:
         if not self._closed:
@@ -270,9 +288,20 @@ class KafkaProducer:
     A record without key and value gets an empty key, because kafka-python sends no other. Several threads may use it.
     """
 
-    def __init__(self, bootstrap_servers: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> None:
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        client_options: Mapping[str, Any] = _NO_OPTIONS,
+        *,
+        acknowledge_s_max: float = ACKNOWLEDGE_S_MAX,
+    ) -> None:
+        """`acknowledge_s_max`: a record that the broker has not acknowledged by then has failed."""
         self._servers = bootstrap_servers
-        self._options = {**_PRODUCER, **client_options}
+        self._acknowledge_s_max = acknowledge_s_max
+        wait_ms = int(1_000 * acknowledge_s_max)
+        limits = {"delivery_timeout_ms": wait_ms, "request_timeout_ms": min(15_000, wait_ms - 500)}
+        limits["max_block_ms"] = min(10_000, wait_ms)
+        self._options = {**_PRODUCER, **limits, **client_options}
         self._client = connected(Client, bootstrap_servers, self._options)
         self._lock = threading.RLock()
         self._failure: Exception | None = None
@@ -294,7 +323,7 @@ class KafkaProducer:
                     topic, value=value, key=b"" if key is None and value is None else key, headers=list(headers)
                 )
                 if large:
-                    future.get(timeout=_ACKNOWLEDGE_S_MAX)
+                    future.get(timeout=self._acknowledge_s_max)
                     return
             except (kafka_errors.KafkaError, ValueError, TypeError) as error:
                 self._renew()
@@ -310,7 +339,7 @@ class KafkaProducer:
             self._waiting_records = self._waiting_bytes = 0
             try:
                 # The records' own time limit comes first; this one only guards against waiting for ever.
-                self._client.flush(timeout=_ACKNOWLEDGE_S_MAX + 10)
+                self._client.flush(timeout=self._acknowledge_s_max + 10)
             except kafka_errors.KafkaError as error:
                 self._note_failure(error)
             self._raise_failure()
@@ -347,12 +376,14 @@ def ensure_topics(
     topics: Mapping[str, int],
     *,
     configs: Mapping[str, Mapping[str, str]] = _NO_OPTIONS,
+    create: bool = True,
     client_options: Mapping[str, Any] = _NO_OPTIONS,
 ) -> None:
     """Make the topics that are missing, with so many partitions; those that are there stay as they are.
 
     `configs` are Kafka's settings by topic. A topic named `*.dead` takes messages of twice Kafka's usual size unless
-    told otherwise: a dead letter is the whole bad message and its headers. Raises SourceError.
+    told otherwise: a dead letter is the whole bad message and its headers. Raises SourceError; AwayError for what is
+    missing and may not be made, by the broker's rules or because `create` is false.
     """
     admin = connected(KafkaAdminClient, bootstrap_servers, dict(client_options))
     try:
@@ -360,12 +391,19 @@ def ensure_topics(
         for name, partitions in topics.items():
             if name in there:
                 continue
+            if not create:
+                raise AwayError(f"Kafka at {bootstrap_servers} has no topic {name} yet: create it")
             usual = {"max.message.bytes": str(_DEAD_LETTER_BYTES_MAX)} if name.endswith(".dead") else {}
             wanted = {"num_partitions": partitions, "configs": {**usual, **configs.get(name, {})}}
             try:
                 admin.create_topics({name: wanted}, wait_for_metadata=True)
             except kafka_errors.TopicAlreadyExistsError:
                 continue  # another process was faster
+            except kafka_errors.AuthorizationError as error:
+                raise AwayError(
+                    f"Kafka at {bootstrap_servers} has no topic {name} that this user may see, nor lets it make one: "
+                    "create it, or change the ACLs"
+                ) from error
     except kafka_errors.KafkaError as error:
         raise source_error(bootstrap_servers, error) from error
     finally:

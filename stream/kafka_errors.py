@@ -11,7 +11,7 @@ from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 
-from stream.source import SourceError
+from stream.source import AwayError, SourceError
 from stream.tls_errors import tls_trouble
 
 log = logging.getLogger("stream.kafka")
@@ -112,8 +112,8 @@ def connected(make: Any, bootstrap_servers: str, options: Mapping[str, Any]) -> 
         whys = [why for each in connections for why in each.why.values()]
         if refused := next(filter(None, (_refused(bootstrap_servers, why) for why in whys)), None):
             raise refused from error
-        line = str(source_error(bootstrap_servers, error))
-        raise SourceError(f"{line} ({_line(whys[0])})" if whys else line) from error
+        clear = source_error(bootstrap_servers, error)
+        raise type(clear)(f"{clear} ({_line(whys[0])})" if whys else str(clear)) from error
     finally:
         _calm.connecting -= 1
         for each in connections:
@@ -135,11 +135,11 @@ def _refused(bootstrap_servers: str, why: BaseException) -> SourceError | None:
 
 
 def source_error(bootstrap_servers: str, error: BaseException, topic: str | None = None) -> SourceError:
-    """The line that says what to do about an error of kafka-python."""
+    """The line that says what to do about an error of kafka-python; an AwayError where waiting may help."""
     if isinstance(error, kafka_errors.KafkaTimeoutError | kafka_errors.UnknownTopicOrPartitionError) and topic:
-        return SourceError(f"Kafka at {bootstrap_servers} does not offer topic {topic}: create it, or check its name")
+        return AwayError(f"Kafka at {bootstrap_servers} does not offer topic {topic}: create it, or check its name")
     if isinstance(error, kafka_errors.RetriableError | OSError) or "bootstrap" in str(error).lower():
-        return SourceError(
+        return AwayError(
             f"no Kafka answers at {bootstrap_servers}: start it, or check NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS"
         )
     if isinstance(error, kafka_errors.AuthorizationError):

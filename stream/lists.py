@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | `nextclick:top:{user_id}` | JSON of `TopList`, best item first | `ttl_s` |
 | `nextclick:popular` | the same, for anybody without a list | `ttl_s` |
+| `nextclick:mark:{id}` | the number of the latest write of the worker with that id | `ttl_s` |
 | `nextclick:status` | JSON object: what the worker says about itself | as the worker asks |
 | `nextclick:request` | JSON object: what somebody asks of the worker, which takes it away | as long as they wait |
 | `nextclick:answer:{id}` | JSON object: what came of the request with that id | a minute |
@@ -14,10 +15,11 @@ as long to write.
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import fakeredis
 import redis
@@ -34,6 +36,7 @@ POPULAR_KEY = "nextclick:popular"
 STATUS_KEY = "nextclick:status"
 REQUEST_KEY = "nextclick:request"
 _ANSWER = "nextclick:answer:"
+_MARK = "nextclick:mark:"
 _ANSWER_TTL_S = 60
 
 _CONNECT_S_MAX = 1.0
@@ -41,6 +44,9 @@ _ANSWER_S_MAX = 2.0
 _NO_OPTIONS: Mapping[str, Any] = {}
 VALUE_BYTES_MAX = 4 * 2**20
 PAGE = 1_000  # keys in one round trip
+# What a server refuses for a while: by redis-py's classes, and by the word that an error without one begins with.
+_PASSING = redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError
+_PASSING_WORDS = re.compile(r"(^|: )(NOREPLICAS|MISCONF|BUSY)\b")
 
 
 def top_key(user_id: str) -> str:
@@ -65,8 +71,19 @@ class TopList(BaseModel, frozen=True):
     source: str
 
 
+class Mark(NamedTuple):
+    """What a write leaves in Redis, for the next one to see whether anything was lost in between."""
+
+    id: str  # the worker's
+    number: int  # of the write, rising from 1
+
+
 class ListsError(Exception):
     """Redis cannot do what was asked. One line that names it, without its password, and says what to do."""
+
+
+class RedisAwayError(ListsError):
+    """It does not answer, or takes nothing now (loading, read-only, out of memory): that may pass by itself."""
 
 
 def connect(url: str, options: Mapping[str, Any] = _NO_OPTIONS) -> redis.Redis:
@@ -76,12 +93,13 @@ def connect(url: str, options: Mapping[str, Any] = _NO_OPTIONS) -> redis.Redis:
     URL that is none.
     """
     # One retry: it serves the connection that a restarted server has closed, and hardly delays the news of a dead one.
+    # Not of an answer that did not come in time: the next one would not either.
     try:
         return redis.Redis.from_url(
             url,
             socket_connect_timeout=_CONNECT_S_MAX,
             socket_timeout=_ANSWER_S_MAX,
-            retry=Retry(ConstantBackoff(0.05), 1),
+            retry=Retry(ConstantBackoff(0.05), 1, supported_errors=(redis.ConnectionError,)),
             health_check_interval=30,
             **options,
         )
@@ -107,19 +125,28 @@ class Lists:
         self._value_bytes_max = value_bytes_max
         self.address = _address(client)
 
-    def write(self, lists: Mapping[str, TopList], popular: TopList | None = None) -> None:
-        """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists).
+    def write(
+        self, lists: Mapping[str, TopList], popular: TopList | None = None, *, mark: Mark | None = None
+    ) -> int | None:
+        """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists), and at last
+        the mark -> the number that the mark had before; None: there was none.
 
-        Not a transaction: each list is right by itself, and Redis may serve readers in between.
+        Not a transaction: each list is right by itself, and Redis may serve readers in between. What keeps Redis keeps
+        it in order: where the mark is there, so are the lists.
         """
         values = [(top_key(user_id), top.model_dump_json()) for user_id, top in lists.items()]
         if popular is not None:
             values.append((POPULAR_KEY, popular.model_dump_json()))
-        for start in range(0, len(values), PAGE):
+        found = None
+        for start in range(0, max(1, len(values)), PAGE):
             with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
                 for key, value in values[start : start + PAGE]:
                     pipeline.set(key, value, ex=self._ttl_s)
-                pipeline.execute()
+                if mark is not None and start + PAGE >= len(values):
+                    pipeline.set(_MARK + mark.id, mark.number, ex=self._ttl_s, get=True)
+                answers = pipeline.execute()
+                found = answers[-1] if mark is not None else None
+        return int(found) if found is not None and found.isdigit() else None
 
     def read(self, user_id: str) -> TopList | None:
         """One person's list; None where there is none."""
@@ -255,9 +282,11 @@ class Lists:
             advice = "start it, or check NEXTCLICK_REDIS_URL"
             if "_ssl.c" in str(error):  # it hung up before it could say why
                 advice += ", and NEXTCLICK_REDIS_SSL_CERTFILE where it asks for a certificate"
-            raise ListsError(f"no Redis answers at {self.address}: {advice} ({_line(error)})") from error
+            raise RedisAwayError(f"no Redis answers at {self.address}: {advice} ({_line(error)})") from error
         except redis.RedisError as error:
-            raise ListsError(f"Redis at {self.address} refuses: {_line(error)}") from error
+            passing = isinstance(error, _PASSING) or _PASSING_WORDS.search(str(error))
+            kind = RedisAwayError if passing else ListsError
+            raise kind(f"Redis at {self.address} refuses: {_line(error)}") from error
 
 
 class EmbeddedRedis:

@@ -10,7 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stream.log_file import RECORDS_MAX, Entry, Extent, Log
-from stream.source import OnAssigned, OnGone, OnRevoked, Partition, Record, SourceError, next_offset, warn_of
+from stream.source import (
+    AwayError,
+    OnAssigned,
+    OnGone,
+    OnRevoked,
+    Partition,
+    Record,
+    SourceError,
+    next_offset,
+    warn_of,
+)
 
 __all__ = ["RECORDS_MAX", "Log", "LogProducer", "LogSource"]
 
@@ -35,6 +45,7 @@ class LogSource:
         self._positions: dict[Partition, int] = {}
         self._version = -1
         self._turn = 0
+        self._trouble: str | None = None
         self._closed = False
 
     def start(
@@ -50,6 +61,17 @@ class LogSource:
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
         if self._on_assigned is None:
             raise SourceError(f"the click log {self._log.path} is polled before start()")
+        try:
+            records = self._poll(max_records, timeout_s)
+        except AwayError as error:  # it has waited for long already
+            if self._trouble is None:
+                log.warning("waiting: %s", error)
+            self._trouble = str(error)
+            return []
+        self._trouble = None
+        return records
+
+    def _poll(self, max_records: int, timeout_s: float) -> list[Record]:
         deadline = time.monotonic() + timeout_s
         while True:
             version = self._log.version()
@@ -85,6 +107,9 @@ class LogSource:
     def ends(self) -> dict[Partition, int]:
         extents = self._log.extents(self._topics)
         return {partition: extents[partition].end for partition in self._positions if partition in extents}
+
+    def trouble(self) -> str | None:
+        return self._trouble
 
     def close(self) -> None:
         if not self._closed:

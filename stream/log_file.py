@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from stream.source import Partition, Record, SourceError
+from stream.source import AwayError, Partition, Record, SourceError
 
 RECORDS_MAX = 1_000_000
 _LOCK_WAIT_S_MAX = 30.0
+_PASSING = {"database or disk is full", "database is locked"}
 
 # "nxcl": SQLite's own way to say whose file this is.
 _APPLICATION_ID = 0x6E78636C
@@ -246,10 +247,12 @@ class Log:
             yield
         except sqlite3.OperationalError as error:
             advice = {
-                "database or disk is full": "free some space, then start again",
+                "database or disk is full": "free some space",
                 "database is locked": "another program holds it: end that one, or choose another path",
             }.get(str(error), "check that the folder is there and may be written to")
-            raise SourceError(f"the click log {self.path} cannot be used: {error}; {advice}") from error
+            # A lock passes, and so does a full disk.
+            kind = AwayError if str(error) in _PASSING else SourceError
+            raise kind(f"the click log {self.path} cannot be used: {error}; {advice}") from error
         except sqlite3.DatabaseError as error:
             raise SourceError(
                 f"{self.path} is not a click log ({error}): move it away, or choose another path"

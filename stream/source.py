@@ -15,6 +15,10 @@ class SourceError(Exception):
     """The broker or the log file cannot do what was asked. One line that names it and says what to do."""
 
 
+class AwayError(SourceError):
+    """What was asked for is not there now, but may come: a broker that does not answer, a topic not made yet."""
+
+
 class TooLargeError(SourceError):
     """One record is larger than its topic takes; smaller ones still pass."""
 
@@ -121,6 +125,9 @@ class Source(Protocol):
 
     def ends(self) -> dict[Partition, int]:
         """The next offset to be written, of each assigned partition: lag = ends - positions."""
+
+    def trouble(self) -> str | None:
+        """What records are waited for, in one line, as far as `ends` and `poll` have noticed; None: nothing."""
 
     def close(self) -> None:
         """Leave the group, without calling back, and free everything. Does no harm the second time."""

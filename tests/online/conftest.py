@@ -23,7 +23,7 @@ from online.settings import PREFIX, Settings
 from online.steps import Reached, nobody_looks
 from online.town import Town
 from stream.events import Click, encode
-from stream.lists import ListsError, TopList
+from stream.lists import ListsError, Mark, TopList
 from stream.source import Partition, Record
 
 NOW = 1_730_600_000.0  # two days after the town's first click
@@ -61,6 +61,8 @@ SMALL: dict[str, Any] = {
     "checkpoint_interval_s": 0.0,
     "finetune_interval_s": 0.0,
     "finetune_slice_ms": 600_000,
+    "retry_s_min": 1e-6,
+    "retry_s_max": 1e-6,
     "drift_delta": 1e-9,
     "lag_told_s": 0.0,
     "warm_up_steps": 2,
@@ -156,6 +158,9 @@ class ListSource:
     def ends(self) -> dict[Partition, int]:
         return {partition: len(self.broker.records(partition)) for partition in self.at}
 
+    def trouble(self) -> str | None:
+        return None
+
     def close(self) -> None:
         pass
 
@@ -231,14 +236,22 @@ class MemoryLists:
         self.held: dict[str, TopList] = {}
         self.popular_list: TopList | None = None
         self.paged: list[str] = []
+        self.marks: dict[str, int] = {}
         self.away = False
 
-    def write(self, lists: Mapping[str, TopList], popular: TopList | None = None) -> None:
+    def write(
+        self, lists: Mapping[str, TopList], popular: TopList | None = None, *, mark: Mark | None = None
+    ) -> int | None:
         if self.away:
             raise ListsError("no Redis answers at memory")
         self.held |= lists
         if popular is not None:
             self.popular_list = popular
+        if mark is None:
+            return None
+        found = self.marks.get(mark.id)
+        self.marks[mark.id] = mark.number
+        return found
 
     def popular(self) -> TopList | None:
         if self.away:
@@ -263,7 +276,7 @@ class MemoryLists:
 
     def lose_everything(self) -> None:
         """As a Redis that is started again and kept nothing."""
-        self.held, self.popular_list = {}, None
+        self.held, self.popular_list, self.marks = {}, None, {}
 
 
 @dataclass

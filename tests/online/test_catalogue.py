@@ -11,7 +11,6 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
-from online import list_writer as writer_module
 from online.catalogue import PAGE
 from online.edges import open_items, open_lists, open_producer, prepare_topics
 from online.items_feed import ItemsFeed
@@ -235,8 +234,7 @@ def test_killed_in_the_middle_of_a_sweep_the_next_worker_ends_it(world, loop, st
     assert holders(world, item) == set()
 
 
-def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(world, loop, monkeypatch):
-    monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
+def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(world, loop):
     item = common_item(world)
     world.lists.away = True
     world.publish_item(item, None)
@@ -249,8 +247,7 @@ def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(wo
     assert loop.writer.redis_waits_since is None
 
 
-def test_a_redis_that_comes_back_with_older_lists_is_looked_through(world, loop, town_clicks, monkeypatch):
-    monkeypatch.setattr(writer_module, "REDIS_RETRY_S", 0.0)
+def test_a_redis_that_comes_back_with_older_lists_is_looked_through(world, loop, town_clicks):
     item = common_item(world)
     older = dict(world.lists.held)
     world.publish_item(item, None)
