@@ -4,8 +4,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from online.quarantine import Place, place
 from online.backoff import Backoff
+from online.quarantine import Place, place
 from stream.dead_letters import DeadLetters, dead_letter
 from stream.events import BadEvent
 from stream.readers import TopicReader

@@ -315,17 +315,12 @@ class Settings(SecuritySettings):
                     f"{PREFIX}{name.upper()} ({getattr(self, name):g}) must exceed "
                     f"NEXTCLICK_LAG_OVER_S ({self.lag_over_s:g})"
                 )
-        if self.retry_s_max < self.retry_s_min:
-            problems.append(
-                f"NEXTCLICK_RETRY_S_MAX ({self.retry_s_max:g}) must not be below "
-                f"NEXTCLICK_RETRY_S_MIN ({self.retry_s_min:g})"
-            )
-        if self.versions_listed < self.versions_kept:
-            problems.append(
-                f"NEXTCLICK_VERSIONS_LISTED ({self.versions_listed}) must not be below "
-                f"NEXTCLICK_VERSIONS_KEPT ({self.versions_kept})"
-            )
-        problems += self._security_problems()
+        for high, low in (("retry_s_max", "retry_s_min"), ("versions_listed", "versions_kept")):
+            if getattr(self, high) < getattr(self, low):
+                problems.append(
+                    f"{PREFIX}{high.upper()} ({getattr(self, high):g}) must not be below "
+                    f"{PREFIX}{low.upper()} ({getattr(self, low):g})"
+                )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -81,7 +81,10 @@ def _lives(
     ready: threading.Event | None,
     reached: Reached,
 ) -> bool:
-    """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours. Raises StoppedError."""
+    """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours.
+
+    Raises StoppedError: it was asked for while something was not there yet.
+    """
     with ExitStack() as parts:
 
         def opened(open_part: Callable[[], Part]) -> Part:

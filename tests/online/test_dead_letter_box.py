@@ -2,12 +2,13 @@
 
 import pytest
 
+from online.backoff import Backoff
 from online.dead_letter_box import DeadLetterBox
 from stream.dead_letters import dead_letter
 from stream.events import BadEvent
 from stream.log import LogProducer
 from stream.readers import LogReader
-from stream.source import Partition, Record
+from stream.source import AwayError, Partition, Record
 
 TOPIC = "clicks.dead"
 BAD = BadEvent("malformed-json", "no JSON")
@@ -122,3 +123,48 @@ def test_letters_of_others_are_no_hindrance(worker):
 def test_without_bad_messages_nothing_is_asked_of_the_producer(worker):
     worker.producer.flush = lambda: pytest.fail("flushed")
     worker.checkpoint({0: 5})
+
+
+class Failing:
+    """A producer whose topic is away for so many calls; `arrives`: what is sent gets there all the same."""
+
+    def __init__(self, producer, calls, *, arrives=False):
+        self.producer, self.left, self.arrives = producer, calls, arrives
+
+    def send(self, *args, **kwargs):
+        self.producer.send(*args, **kwargs)
+
+    def flush(self):
+        if self.left:
+            self.left -= 1
+            if self.arrives:
+                self.producer.flush()
+            else:
+                self.producer._buffer, self.producer._buffer_bytes = [], 0  # as a client that is begun anew
+            raise AwayError("no Kafka answers")
+        self.producer.flush()
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+def test_while_the_topic_is_away_letters_are_kept_and_stand_there_once_afterwards(worker, arrives):
+    worker.put((0, 1))
+    worker.checkpoint({0: 2})
+    box = worker.box
+    box._producer = box._letters._producer = Failing(worker.producer, 3, arrives=arrives)
+    box._backoff = Backoff(1e-6, 1e-6)
+    worker.put((0, 3), (0, 4))
+    offsets = {Partition("clicks", 0): 5}
+    assert [box.flush(offsets) for _ in range(3)] == [False, False, False]
+    assert box.waits_for == "no Kafka answers"
+    worker.put((0, 5))
+    assert box.flush(offsets)
+    assert box.waits_for is None
+    assert worker.letters() == [(0, 1), (0, 3), (0, 4), (0, 5)]
+
+
+def test_while_it_is_away_it_is_not_asked_each_time(worker):
+    worker.box._producer = Failing(worker.producer, 99)
+    worker.box._backoff = Backoff(3_600.0, 3_600.0)
+    worker.put((0, 3))
+    assert [worker.box.flush({}) for _ in range(5)] == [False] * 5
+    assert worker.box._producer.left == 98

@@ -7,12 +7,13 @@ import threading
 import numpy as np
 import pytest
 
+from online import redis_link
 from online.arrived import Arrived, micro_batches
 from online.checkpoint import CheckpointError
 from online.ledger import Ledger
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
-from stream.source import Partition, Record
+from stream.source import AwayError, Partition, Record
 from tests.online.conftest import NOW
 
 POLL = 32
@@ -435,6 +436,105 @@ def test_what_waits_for_redis_is_bounded(world):
     assert world.lists.held.keys() == {f"u{number}" for number in range(284, 300)}
 
 
+# --- a slow Redis ------------------------------------------------------------------------------------------------
+
+
+def test_lists_wait_together_for_a_slow_redis_and_none_is_missing_from_the_checkpoint(world, values):
+    world.publish(values)
+    loop = world.begin(world.loop())
+    loop.writer.link._pause_until = float("inf")  # as after an answer that took for ever
+    writes = []
+    write = world.lists.write
+    world.lists.write = lambda *args, **kwargs: (writes.append(args), write(*args, **kwargs))[1]
+    loop.turn()
+    assert len(writes) == 1  # for two micro-batches: at the checkpoint
+    clicks = [value for value in values[:POLL] if isinstance(value, Click)]
+    assert world.lists.held.keys() == {click.user_id for click in clicks}
+    assert not loop.writer.behind
+
+
+def test_a_slow_redis_gets_half_of_the_time(world, values, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(redis_link.time, "monotonic", lambda: now[0])
+    world.publish(values)
+    loop = world.begin(world.loop())
+
+    def slow():
+        now[0] += 1.0
+
+    assert loop.writer.link.due
+    loop.writer.link.do(slow)
+    assert not loop.writer.link.due
+    now[0] += 1.0
+    assert loop.writer.link.due
+
+
+# --- dead letters whose topic is away ------------------------------------------------------------------------------
+
+
+def test_while_dead_letters_wait_nothing_more_is_taken_or_saved_and_afterwards_nothing_is_missing(new_world, values):
+    quiet, world = new_world(), new_world()
+    quiet.publish(values)
+    world.publish(values)
+    there = quiet.run()
+    loop = world.begin(world.loop())
+    flush = loop.dead_letters._producer.flush
+
+    def away():
+        raise AwayError("no Kafka answers")
+
+    loop.dead_letters._producer.flush = away
+    for _ in range(4):
+        loop.turn()
+    assert loop.ledger.next_offsets == {world.partition(): POLL}  # one poll
+    assert loop.checkpoints.numbers() == []
+    assert loop.source.commits == []
+    assert loop.dead_letters.waits_for == "no Kafka answers"
+    loop.dead_letters._producer.flush = flush
+    while loop.turn() or loop.ledger.next_offsets[world.partition()] < CLICKS:
+        pass
+    loop.finish()
+    assert loop.dead_letters.waits_for is None
+    assert loop.ledger.to_state() == there.ledger.to_state()
+    assert [record.headers for record in world.dead()] == [record.headers for record in quiet.dead()]
+
+
+# --- two workers of a group --------------------------------------------------------------------------------------
+
+
+def test_a_list_is_written_by_who_has_the_partition_and_anew_by_who_gets_it(world, town_clicks):
+    world.publish(town_clicks[:100], partitions=2)
+    loop = world.begin(world.loop())
+    world.drain(loop)
+    people = {
+        number: {c.user_id for c in town_clicks[:100] if sum(c.user_id.encode()) % 2 == number} for number in (0, 1)
+    }
+    loop.source.revoking = [world.partition(1)]
+    loop.turn()
+    world.lists.held = {}
+    loop.writer.renew_all()
+    while loop.writer.stale:
+        loop.turn()
+    assert world.lists.held.keys() == people[0]
+    loop.source.assign([world.partition(1)])
+    loop.turn()
+    while loop.writer.stale:
+        loop.turn()
+    assert world.lists.held.keys() == people[0] | people[1]
+
+
+def test_while_no_partition_is_assigned_lists_are_written_as_before(world, town_clicks):
+    world.publish(town_clicks[:60])
+    loop = world.begin(world.loop())
+    world.drain(loop)
+    loop.source.revoking = [world.partition()]
+    users, world.lists.held = set(world.lists.held), {}
+    loop.writer.renew_all()
+    for _ in range(3):
+        loop.turn()
+    assert set(world.lists.held) == users
+
+
 # --- partitions come and go --------------------------------------------------------------------------------------
 
 
@@ -677,6 +777,47 @@ def test_a_redis_that_comes_back_empty_is_filled_again(world, town_clicks):
         loop.turn()
     assert set(world.lists.held) == users
     assert not loop.writer.stale
+
+
+def test_a_redis_that_is_emptied_between_two_writes_is_filled_again(world, town_clicks):
+    world.publish(town_clicks[:100])
+    loop = world.begin(world.loop())
+    world.drain(loop)
+    users = set(world.lists.held)
+    world.lists.lose_everything()
+    world.publish([town_clicks[99]])  # one list and the popular one stand there again at once
+    while loop.turn() or loop.writer.stale:
+        pass
+    assert set(world.lists.held) == users
+
+
+def test_while_no_clicks_come_an_emptied_redis_is_filled_again_too(world, town_clicks):
+    world.publish(town_clicks[:100])
+    loop = world.begin(world.loop())
+    world.drain(loop)
+    users = set(world.lists.held)
+    world.lists.lose_everything()
+    loop.writer.look()  # as the worker does when it reports
+    while loop.writer.stale:
+        loop.turn()
+    assert set(world.lists.held) == users
+    assert world.lists.popular_list is not None
+
+
+def test_of_a_redis_that_went_back_a_little_only_what_came_last_is_written_again(world, town_clicks):
+    world.publish(town_clicks[:POLL])
+    loop = world.begin(world.loop())
+    world.drain(loop)
+    kept = dict(world.lists.held), dict(world.lists.marks)
+    world.publish(town_clicks[POLL : POLL + 3])
+    world.drain(loop)
+    (world.lists.held, world.lists.marks), refreshed = kept, loop.ledger.refreshes
+    loop.writer.look()
+    while loop.writer.stale:
+        loop.turn()
+    lasts = {click.user_id: f"0:{place + 1}" for place, click in enumerate(town_clicks[: POLL + 3])}
+    assert {user: top.offset for user, top in world.lists.held.items()} == lasts
+    assert loop.ledger.refreshes - refreshed == len({click.user_id for click in town_clicks[POLL : POLL + 3]})
 
 
 # --- lists are refreshed as they age -----------------------------------------------------------------------------
