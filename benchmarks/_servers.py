@@ -73,6 +73,7 @@ def kafka_server(start: Path, folder: Path, *, inner: int, outer: int) -> Iterat
         "listener.security.protocol.map=DIRECT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
         "inter.broker.listener.name=DIRECT",
         "auto.create.topics.enable=false",
+        f"log.message.timestamp.after.max.ms={2**63 - 1}",
     ]
     command = [str(start), str(folder), str(port), *options]
     ready = [str(start.parent / "ready"), str(port), "60"]

@@ -316,14 +316,20 @@ class Settings(SecuritySettings):
                     f"NEXTCLICK_LAG_OVER_S ({self.lag_over_s:g})"
                 )
         for high, low in (("retry_s_max", "retry_s_min"), ("versions_listed", "versions_kept")):
-            if getattr(self, high) < getattr(self, low):
-                problems.append(
-                    f"{PREFIX}{high.upper()} ({getattr(self, high):g}) must not be below "
-                    f"{PREFIX}{low.upper()} ({getattr(self, low):g})"
-                )
+            problems += self._not_below(high, low)
+        problems += self._security_problems()
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _not_below(self, high: str, low: str) -> list[str]:
+        """What is wrong where one setting is below another."""
+        if getattr(self, high) >= getattr(self, low):
+            return []
+        return [
+            f"{PREFIX}{high.upper()} ({getattr(self, high):g}) must not be below "
+            f"{PREFIX}{low.upper()} ({getattr(self, low):g})"
+        ]
 
     @property
     def log_path(self) -> Path:
