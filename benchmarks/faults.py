@@ -185,7 +185,7 @@ def redis_emptied(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def redis_full(stage: Stage) -> Iterator[None]:
-    stage.admin.config_set("maxmemory", "1mb")
+    stage.admin.config_set("maxmemory", 1)
     yield
     stage.admin.config_set("maxmemory", 0)
 

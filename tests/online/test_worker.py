@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 import online
 from online import worker as worker_module
@@ -20,7 +21,9 @@ from online.edges import open_lists, open_producer, open_reader
 from online.learner import Learner
 from online.rollback_request import RollbackError, ask_rollback
 from online.settings import PREFIX
+from online.status import waiting_status
 from online.worker import only_worker, run_worker, scheduled
+from stream import kafka_errors
 from stream.events import Click, encode
 from stream.lists import ListsError
 from stream.log import LogProducer, LogSource
@@ -390,11 +393,44 @@ def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_
     dead.close()
 
 
-def test_without_the_redis_that_was_named_it_ends_with_one_line(settings):
+def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_once(settings, publish):
+    publish(0, 50)
     nobody = settings.embedded_redis_port  # nobody listens there: the embedded Redis is not asked for
     process = start(settings, redis_url=f"redis://127.0.0.1:{nobody}/0")
+    checkpoints = settings.checkpoints_dir
+    wait_until("50 clicks", lambda: checkpoints.exists() and any(checkpoints.iterdir()), process)
+    wait_until("50 clicks", lambda: saved_ledger(settings)["learned"] == 50, process)
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=WAIT_S)
-    assert process.returncode == 1
-    (line,) = [line for line in (out + err).splitlines() if line.startswith("nextclick: ")]
+    assert process.returncode == 0, err
+    (line,) = [line for line in (out + err).splitlines() if "no Redis answers" in line]
     assert f"127.0.0.1:{nobody}" in line
+    assert "learning goes on" in line
     assert "Traceback" not in out + err
+
+
+def test_a_redis_that_refuses_the_user_ends_it_with_one_line(settings, monkeypatch):
+    def refuses(*_, **__):
+        raise ListsError("Redis refuses: wrong password")
+
+    monkeypatch.setattr(worker_module, "open_lists", refuses)
+    named = settings.model_copy(update={"redis_url": SecretStr("redis://127.0.0.1:1/0")})
+    with pytest.raises(ListsError, match="wrong password"):
+        run_worker(named, threading.Event())
+
+
+def test_while_no_broker_answers_it_waits_and_says_so_until_it_is_stopped(settings, small, free_port, monkeypatch):
+    monkeypatch.setitem(kafka_errors._COMMON, "bootstrap_timeout_ms", 100)
+    nobody = f"127.0.0.1:{free_port}"
+    fields = {**settings.model_dump(), "kafka_bootstrap_servers": nobody, "embedded_redis_port": 0}
+    served = []
+    monkeypatch.setattr(worker_module, "waiting_status", lambda line: served.append(line) or waiting_status(line))
+    stop, ended = threading.Event(), []
+    thread = threading.Thread(target=lambda: (run_worker(small(**fields), stop), ended.append(True)))
+    thread.start()
+    wait_until("three attempts", lambda: len(served) >= 3)
+    stop.set()
+    thread.join(WAIT_S)
+    assert ended == [True]
+    assert served[0].startswith(f"no Kafka answers at {nobody}: start it")
+    assert waiting_status(served[0])["waits_for"] == [served[0]]
