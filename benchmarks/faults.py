@@ -14,6 +14,7 @@ Exits with 1 if any click is lost or learned twice by the same weights, or lists
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import signal
@@ -457,6 +458,7 @@ def main() -> int:
     names = [name.strip() for name in arguments.only.split(",")] if arguments.only else [one.name for one in FAULTS]
     if unknown := set(names) - {one.name for one in FAULTS}:
         parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in FAULTS)}")
+    logging.getLogger("stream").setLevel(logging.ERROR)  # what this process itself meets is no news here
     chosen = [fault for fault in FAULTS if fault.name in names]
     try:
         rows = matrix(
