@@ -11,14 +11,17 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from model.vocabulary import grown
+from online.arrays import joined
 from online.checkpoint import Checkpoints
 from online.learner import Learner
 from online.scorer import VECTORS_WIDTH
 from online.seen import SeenEvents
 from online.settings import Settings, load_settings
+from online.shadow import Trial
 from online.status import memory_mb_max
 from stream.events import Click, encode
 from stream.log import LogProducer
@@ -63,6 +66,11 @@ def start(settings: Settings) -> Learner:
         touch(memory.state_tensors().values())
     touch([log.items, log.last, log.before, log.times, log.gaps, log.states, replay.features, replay.present])
     log.total, replay.filled = log.held, replay.held
+    fill_guard(learner)
+    reservoir = learner.reservoir
+    for part in (reservoir._rows, reservoir._types, reservoir._times):
+        part.fill(1)
+    reservoir.offered = reservoir.held
     measured_bytes = resident_bytes() - before
 
     K, F = settings.replay_candidates, len(scorer.inputs)
@@ -70,13 +78,32 @@ def start(settings: Settings) -> Learner:
         ("the Reformer's memories: users", settings.memory_users_held, learner.states.memory.bytes_per_user),
         ("recall: users", settings.recall_users_held, own.bytes_per_slot),
         ("recall: everybody's", 1, world.bytes_per_slot),
-        ("recall: moments", settings.moments_held, 24 + 2 * settings.width),
+        ("recall: moments", settings.moments_held, 26 + 2 * settings.width),  # with what the guard notes of each
         ("replay: clicks", settings.replay_held, 2 * K * F + K),
+        ("the guard: people, items and pairs", 3 * settings.guard_held, 24),
+        ("excerpts of histories: clicks", settings.finetune_reservoir_held * settings.history_max, 13),
     ]
     for what, count, each in parts:
         row(f"{what}: {count:,} x {each:,} B", None, count * each)
     row("all of these, filled", measured_bytes, sum(count * each for _, count, each in parts))
     return learner
+
+
+def fill_guard(learner: Learner) -> None:
+    guard = learner.guard
+    random = np.random.default_rng(0)
+    for buckets in guard._buckets().values():
+        buckets._keys[:] = random.integers(1, 2**62, buckets._keys.shape)
+        buckets._levels.fill(1)
+        buckets._at.fill(1.7e9)
+    guard._guarded.fill(True)
+
+
+def fill_shadow(learner: Learner) -> list[Trial]:
+    """A candidate, and the live weights' predecessor."""
+    settings = learner.settings
+    gates = (settings.candidate_gate, settings.rollback_gate)
+    return [Trial(learner, learner.weights.copy(), gate, facts={}) for gate in gates]
 
 
 def fill_histories(learner: Learner) -> None:
@@ -90,26 +117,37 @@ def fill_items(learner: Learner) -> None:
         learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
     learner._make_room()
     scorer = learner.scorer
-    touch([*scorer.counts._tensors().values(), scorer.blocked])
+    touch([*scorer.counts._tensors().values(), scorer.blocked, scorer.surprises._counts])
     scorer.own_memory.vectors(torch.tensor([len(scorer.counts) - 1]))  # everybody's share the table
-    scorer.gatherer.places.room(learner.settings.micro_batch_max * len(scorer.counts))
+    scorer.gatherer.places.room(queries_max(learner.settings) * len(scorer.counts))
     touch([scorer.gatherer.places._table])
 
 
 def bytes_per_row(settings: Settings) -> int:
     """Of what is kept for each row of the vocabulary, ids besides."""
     M, P, D, W = settings.successors_held, len(settings.popularity_half_lives), settings.width, VECTORS_WIDTH
-    network = 4 * D + 4 + 8  # vector, bias, and Adagrad's sums of both
-    vectors = 4 * W + 4 + 4  # recall's, likewise; its biases are not learned
+    weights = weights_per_row(settings)
     hashed = 2 * 2 * W
     tables = 8 * (2 * M + 3 * max(8, M // 2)) + 4 * 5  # two of M entries, three of half as many; totals
-    counts = 4 + 8 + 8 + 8 * P + 1  # clicks, first and last time, popularity; whether it may be listed
-    places = 4 * settings.micro_batch_max
-    return network + vectors + hashed + tables + counts + places
+    counts = 4 + 8 + 8 + 8 * P + 8 + 1  # clicks, first and last time, popularity, surprise; whether it may be listed
+    return weights + hashed + tables + counts + 4 * queries_max(settings)
 
 
-def on_disk(learner: Learner, folder: Path) -> None:
+def weights_per_row(settings: Settings) -> int:
+    """Of one version's weights."""
+    network = 4 * settings.width + 4 + 8  # vector, bias, and Adagrad's sums of both
+    return network + 4 * VECTORS_WIDTH + 4 + 4  # recall's, likewise; its biases are not learned
+
+
+def queries_max(settings: Settings) -> int:
+    """Of one ranking: each person's looks, and nobody's list."""
+    return settings.micro_batch_max * settings.looks_max + 1
+
+
+def on_disk(learner: Learner, trials: list[Trial], folder: Path) -> None:
     arrays, state = learner.to_state()
+    for name, trial in zip(("candidate", "predecessor"), trials, strict=True):
+        arrays |= joined({name: trial.to_state()[0]})
     saved = Checkpoints(folder, 1).save(arrays, {"learner": state})
     row("the process at its peak, while writing a checkpoint", 1e6 * memory_mb_max())
     row(f"a checkpoint on disk ({saved.seconds or 0:.1f} s)", saved.size_bytes)
@@ -141,12 +179,16 @@ def main() -> None:
     fill("histories: users, ids besides", settings.users_held, 21 * settings.history_max + 64, fill_histories)
     rows = grown(settings.items_held + 1, len(learner.counts))
     fill("items: rows, ids besides", rows, bytes_per_row(settings), fill_items)
+    trials: list[Trial] = []
+    what = "weights in the shadow, two sets: rows"
+    each = 2 * weights_per_row(settings)
+    fill(what, rows, each, lambda learner: trials.extend(fill_shadow(learner)))
     seen = SeenEvents(settings.event_ids_held)
     count = settings.event_ids_held
     ids = (f"event-{n}" for n in range(count))
     measured(f"event ids: {count:,} x 120 B", 120 * count, lambda: sum(map(seen.add, ids)))
     with tempfile.TemporaryDirectory() as folder:
-        on_disk(learner, Path(folder))
+        on_disk(learner, trials, Path(folder))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from model.vocabulary import grown
 
+PIECE = 4_096  # rows whose first vectors are made at a time: what comes in between stays in the cache
+
 
 class ItemTable(nn.Module):
     """`vectors` (V, D) and `biases` (V, 1). Row 0 (padding, unknown) is zero and gets no gradient.
@@ -73,6 +75,8 @@ def unit_vectors(rows: Tensor, width: int, *, seed: int) -> Tensor:
 
     Row 0 gets the zero vector. Normal numbers (Box and Muller 1958) from a counter hashed by splitmix64.
     """
+    if len(rows) > PIECE:
+        return torch.cat([unit_vectors(piece, width, seed=seed) for piece in torch.split(rows, PIECE)])
     cells = rows.cpu().numpy()[:, None] * width + np.arange(width)  # (N, width)
     counters = (2 * cells).astype(np.uint64) + np.uint64((seed << 40) % 2**64)
     radius = np.sqrt(-2 * np.log(_uniform(counters)))

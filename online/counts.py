@@ -18,6 +18,7 @@ from model.vocabulary import grown
 NEAR = 20  # clicks back in which two items count as near each other
 THIRD = slice(2, 5)  # distances 3 to 5, which share one table
 BACKWARD = 0.5  # what a neighbour counts that came after, not before
+FORGOTTEN_ROWS = 4_096  # gone through at a time, for rows that are to be forgotten
 OVERFLOW = 1e12  # of the popularity's weight, at which all are scaled down
 
 
@@ -102,8 +103,13 @@ class HeavyHitters:
     def forget(self, rows: Tensor) -> None:
         """Clears rows (K,), and what other rows counted of them: those places are free again, so that what had no place
         in such a row before, and comes back, counts from 0."""
-        gone = torch.isin(self.others, rows.to(torch.int32)) & (self.others > 0)
-        self.others[gone], self.counts[gone] = 0, 0
+        cleared = torch.zeros(len(self.others), dtype=torch.bool, device=rows.device)
+        cleared[rows] = True
+        cleared[0] = False
+        for start in range(0, len(self.others), FORGOTTEN_ROWS):  # looked up: to search for each took seconds
+            others, counts = (part[start : start + FORGOTTEN_ROWS] for part in (self.others, self.counts))
+            gone = cleared[others]
+            others[gone], counts[gone] = 0, 0
         self.others[rows], self.counts[rows], self.totals[rows] = 0, 0, 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -141,6 +147,7 @@ class Counts:
         self.last_at = torch.zeros(0, dtype=torch.float64, device=device)
         self._popular = torch.zeros(0, len(self.half_lives), dtype=torch.float64, device=device)  # (V, P), inflated
         self._weights = torch.ones(len(self.half_lives), dtype=torch.float64, device=device)  # what a click counts now
+        self._best: dict[tuple[int, int], tuple[Tensor, int, Tensor]] = {}  # what `popular` found since they moved
 
     def __len__(self) -> int:
         return len(self.clicks)
@@ -154,6 +161,7 @@ class Counts:
             table.grow(rows)
         for name in ("clicks", "first_at", "last_at", "_popular"):
             setattr(self, name, _grown(getattr(self, name), rows))
+        self._best.clear()
 
     def add(self, rows: Tensor, earlier: Tensor, times: Tensor) -> None:
         """A batch of clicks in order: rows (N,), what each person had clicked before (N, NEAR), latest first, 0 where
@@ -167,6 +175,7 @@ class Counts:
         self.first_at.scatter_reduce_(0, rows[fresh], times[fresh], "amin", include_self=False)
         for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
             cleared[0] = 0
+        self._best.clear()
 
     def _pairs(self, rows: Tensor, earlier: Tensor) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         """What clicks (N,) after others (N, NEAR) count in each table: rows, others, weights, (K,) each."""
@@ -197,6 +206,7 @@ class Counts:
         nobodys = rows[self.clicks[rows] <= 0]
         for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
             cleared[nobodys] = 0
+        self._best.clear()
 
     def _add_popularity(self, rows: Tensor) -> None:
         """Instead of letting all counts decay with each click, each click counts more than the one before it."""
@@ -216,17 +226,27 @@ class Counts:
             table.decay(factor)
         self.clicks *= factor
         self._popular *= factor
+        self._best.clear()
 
     def popularity(self, rows: Tensor) -> Tensor:
         """Clicks on rows (...), each counting half for every half-life of clicks since -> (..., P) float32."""
         return (self._popular[rows] / self._weights).float()
 
+    def popularity_by(self, half_life: int, rows: int) -> Tensor:
+        """The same by one of the half-lives (its place in `half_lives`), of the first `rows` rows, (rows,)."""
+        return (self._popular[:rows, half_life] / self._weights[half_life]).float()
+
     def popular(self, count: int, half_life: int, blocked: Tensor) -> Tensor:
         """The most popular rows by that half-life (its place in `half_lives`), best first, at most `count`, without
         the blocked (V,)."""
+        found = self._best.get((count, half_life))
+        if found is not None and found[0] is blocked and found[1] == blocked._version:
+            return found[2]
         column = torch.where(blocked, 0, self._popular[:, half_life])
         best = column.topk(min(count, len(column))).indices
-        return best[column[best] > 0]
+        best = best[column[best] > 0]
+        self._best[count, half_life] = blocked, blocked._version, best
+        return best
 
     def followers_of(self, rows: Tensor, count: int, *, filled_with: NDArray[np.int64]) -> NDArray[np.int64]:
         """(N, count): what followed each row (N,) most often, then `filled_with`, each once; 0 beyond."""
@@ -246,6 +266,7 @@ class Counts:
             table.forget(at)
         for cleared in (self.clicks, self.first_at, self.last_at, self._popular):
             cleared[at] = 0
+        self._best.clear()
 
     def _tensors(self) -> dict[str, Tensor]:
         named = {f"{name}.{part}": t for name, table in self.tables.items() for part, t in table.tensors().items()}
@@ -267,6 +288,7 @@ class Counts:
             table.load({part: tensors[f"{name}.{part}"] for part in table.tensors()})
         self.clicks, self.first_at, self.last_at = (tensors[name] for name in ("clicks", "first_at", "last_at"))
         self._popular, self._weights = tensors["popular"], tensors["weights"]
+        self._best.clear()
 
 
 def _grown(tensor: Tensor, rows: int) -> Tensor:

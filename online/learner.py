@@ -276,8 +276,7 @@ class Learner:
 
     def popularity(self) -> NDArray[np.float64]:
         """Recent clicks on all rows in use."""
-        rows = torch.arange(self.vocabulary.rows, device=self.device)
-        return self.counts.popularity(rows)[:, self._half_life].double().cpu().numpy()
+        return self.counts.popularity_by(self._half_life, self.vocabulary.rows).double().cpu().numpy()
 
     @property
     def _half_life(self) -> int:
