@@ -15,7 +15,7 @@ from online.edges import open_lists, open_producer, prepare_topics
 from online.settings import Settings, load_settings
 from online.town import Town
 from stream.events import encode
-from stream.lists import ListsError
+from stream.lists import Lists, ListsError
 
 SLICE_S = 0.05  # what falls due in it is sent together
 AHEAD = 3_000  # messages kept waiting while the rate is None
@@ -30,7 +30,7 @@ class Live:
         self.published = 0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._publish)
-        self._lists = open_lists(settings)
+        self._lists: Lists | None = None  # the embedded Redis comes with the worker
         self.failed: BaseException | None = None
 
     @property
@@ -41,6 +41,7 @@ class Live:
     def status(self) -> dict[str, Any] | None:
         """What the worker says of itself; None while it is not there yet."""
         try:
+            self._lists = self._lists or open_lists(self.settings)
             status = self._lists.status()
         except ListsError:
             return None
@@ -127,10 +128,10 @@ def live(folder: Path, *, kafka: str | None, redis: str | None, users: int, **se
     worker = Worker({f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}, folder / "worker.log")
     loaded = load_settings(**given)
     prepare_topics(loaded)
-    worker.start()
     running = Live(loaded, worker, Town(users=users, items=2_000, seed=11))
-    running.start()
+    worker.start()
     try:
+        running.start()
         yield running
     finally:
         running.close()

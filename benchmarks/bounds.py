@@ -125,7 +125,7 @@ def fill_items(learner: Learner) -> None:
 
 def bytes_per_row(settings: Settings) -> int:
     """Of what is kept for each row of the vocabulary, ids besides."""
-    M, P, D, W = settings.successors_held, len(settings.popularity_half_lives), settings.width, VECTORS_WIDTH
+    M, P, W = settings.successors_held, len(settings.popularity_half_lives), VECTORS_WIDTH
     weights = weights_per_row(settings)
     hashed = 2 * 2 * W
     tables = 8 * (2 * M + 3 * max(8, M // 2)) + 4 * 5  # two of M entries, three of half as many; totals
