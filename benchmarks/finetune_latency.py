@@ -20,7 +20,7 @@ import torch
 
 from online.checkpoint import Checkpoints
 from online.dead_letter_box import DeadLetterBox
-from online.edges import open_items, open_producer, open_reader, open_source, prepare_topics
+from online.edges import open_eraser, open_items, open_producer, open_reader, open_source, prepare_topics
 from online.loop import Loop
 from online.settings import Settings
 from online.town import Town
@@ -86,7 +86,7 @@ def run(rate: float, seconds: float, folder: Path) -> Iterator[str]:
             settings,
             source=source,
             items=parts.enter_context(closing(open_items(settings))),
-            dead_letters=DeadLetterBox(producer, reader, settings.dead_letters_topic),
+            dead_letters=DeadLetterBox(producer, reader, settings.dead_letters_topic, open_eraser(settings)),
             lists=Lists(redis.client, ttl_s=settings.list_ttl_s),
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept),
         )

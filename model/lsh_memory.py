@@ -241,14 +241,15 @@ class LSHMemory:
         return slots, evicted
 
     def clear(self, slots: Tensor) -> None:
-        """Forgets what the slots hold."""
-        self.counts[slots] = 0
-        self.clicks[slots] = 0
+        """Forgets what the slots hold, and overwrites it with zeros: it may be somebody's who is to be forgotten."""
+        held = slots[self.clicks[slots] > 0]  # memory that was never written costs nothing, and must not be written now
+        for name, tensor in self.state_tensors().items():
+            if name != "used":
+                tensor[held] = 0
 
     def free(self, slots: Tensor) -> None:
-        """Gives the slots back, and overwrites what they held with zeros."""
-        for tensor in self.state_tensors().values():
-            tensor[slots] = 0
+        """Gives the slots back."""
+        self.clear(slots)
         self.used[slots] = -1
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -44,7 +44,10 @@ class LocalMemory:
         self.clicks.scatter_reduce_(0, slots, numbers + 1, "amax")
 
     def clear(self, slots: Tensor) -> None:
-        self.clicks[slots] = 0
+        """Forgets what the slots hold, and overwrites it with zeros."""
+        held = slots[self.clicks[slots] > 0]
+        for tensor in self.state_tensors().values():
+            tensor[held] = 0
 
     def state_tensors(self) -> dict[str, Tensor]:
         return {"keys": self.keys, "values": self.values, "times": self.times, "clicks": self.clicks}
@@ -76,15 +79,17 @@ class ReformerMemory:
         self.clear(slots_[new_])
         return slots_, new_
 
-    def free(self, user_id: str) -> None:
-        """Forgets the person."""
+    def free(self, user_id: str) -> bool:
+        """Forgets the person -> whether they had a slot."""
         slot = self.directory.free(user_id)
         if slot is not None:
             self.clear(self.clicks.new_tensor([slot]))
+        return slot is not None
 
     def clear(self, slots: Tensor) -> None:
         """Slots (N,) know of no click any more."""
         self.clicks[slots] = 0
+        self.timestamps[slots] = 0
         for layer in self.layers:
             layer.clear(slots)
 

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from online.settings import Settings
-from stream.events import BadEvent, Click, Limits, encode, parse
+from stream.events import BadEvent, Click, Limits, encode, parse_click
 from stream.source import Producer, SourceError
 
 
@@ -25,7 +25,7 @@ class Clicks:
         body = await _body(request, self._limits.message_bytes_max)
         if body is None:
             return _refused(413, f"a click has at most {self._limits.message_bytes_max} bytes")
-        click = parse(body, limits=self._limits)
+        click = parse_click(body, limits=self._limits)  # nobody is forgotten from here
         if isinstance(click, BadEvent):
             return JSONResponse({"error": click.detail, "reason": click.reason}, status_code=422)
         try:

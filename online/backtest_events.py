@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from online.event_files import EventFile
 from online.seen import SeenEvents
 from online.settings import Settings
-from stream.events import BadEvent, Click, Limits, parse
+from stream.events import BadEvent, Click, Limits, parse_click
 
 TEACHES_ONLY = 0.2  # of the events: the first ones, which are not scored
 
@@ -41,7 +41,7 @@ def read_clicks(file: EventFile, settings: Settings, limit: int | None = None) -
     limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
     now = time.time()
     for message in islice(file.messages(), limit):
-        click = parse(message.value, now=now, limits=limits)
+        click = parse_click(message.value, now=now, limits=limits)
         if isinstance(click, BadEvent):
             read.unreadable[click.reason] += 1
         elif click.event_id is not None and not seen.add(click.event_id):

@@ -3,6 +3,8 @@
 A checkpoint is a folder: `arrays.safetensors`, `state.json`, and `manifest.json` with their sizes and SHA-256 sums. It
 is written under a temporary name, synced, and renamed; so a folder with its final name is complete, and the sums tell
 whether the disk has kept it, the manifest itself included. Nothing in it is executable: no pickle.
+
+One that must not be gone on from any more may be thinned: it holds what of it others still need.
 """
 
 import hashlib
@@ -11,19 +13,20 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from online.steps import Reached, nobody_looks
 
-FORMAT = 4
+FORMAT = 5
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 
@@ -61,6 +64,9 @@ class Checkpoints:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("writing-*"):
                 shutil.rmtree(leftover)
+            for thin in folder.glob("thin-*"):  # whole, but perhaps not in its place yet
+                self._path(int(thin.name.removeprefix("thin-"))).exists() or thin.rename(folder / thin.name[5:])
+                shutil.rmtree(thin, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(_cannot_write(folder, error)) from error
 
@@ -87,7 +93,23 @@ class Checkpoints:
         stood there before stays if it fails."""
         began = time.monotonic()
         number = self.next_number()
-        writing, final = self.folder / f"writing-{number}", self._path(number)
+        size = self._write(number, self._path(number), arrays, state)
+        self._reached("checkpoint_clean")
+        for old in set(self.numbers()[: -self.kept]) - set(pinned):
+            self.remove(old)
+        return Saved(number, size, time.monotonic() - began)
+
+    def _write(
+        self,
+        number: int,
+        final: Path,
+        arrays: Mapping[str, NDArray[Any]],
+        state: Mapping[str, Any],
+        *,
+        thinned: bool = False,
+    ) -> int:
+        """-> bytes."""
+        writing = self.folder / f"writing-{number}"
         try:
             self._reached("checkpoint")
             writing.mkdir()
@@ -96,7 +118,7 @@ class Checkpoints:
             (writing / STATE).write_text(json.dumps(state))
             self._reached("checkpoint_manifest")
             files = {name: _sum_and_size(writing / name) for name in (ARRAYS, STATE)}
-            (writing / MANIFEST).write_text(_manifest(files))
+            (writing / MANIFEST).write_text(_manifest(files, thinned=thinned))
             for name in (ARRAYS, STATE, MANIFEST):
                 _sync(writing / name)
             _sync(writing)
@@ -106,12 +128,44 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise CheckpointError(_cannot_write(self.folder, error)) from error
-        self._reached("checkpoint_clean")
-        for old in set(self.numbers()[: -self.kept]) - set(pinned):
-            self._remove(old)
-        return Saved(number, sum(size for _, size in files.values()), time.monotonic() - began)
+        return sum(size for _, size in files.values())
 
-    def _remove(self, number: int) -> None:
+    def thin(
+        self, number: int, keep: Callable[[str], bool], state_of: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        """Leaves of a checkpoint the arrays whose names `keep` wants, and what `state_of` makes of its state: `read`
+        gives that, and `load` passes it over.
+
+        Raises:
+            CheckpointError: it cannot be read, or the disk is full.
+        """
+        with self.opened(number, keep) as (state, arrays):
+            thin = self.folder / f"thin-{number:08d}"
+            self._write(number, thin, dict(zip(arrays.names, arrays, strict=True)), state_of(state), thinned=True)
+        self.remove(number)
+        thin.rename(self._path(number))
+        _sync(self.folder)
+
+    def thinned(self) -> set[int]:
+        """Numbers of those that were thinned."""
+        return {number for number in self.numbers() if _is_thinned(self._path(number))}
+
+    @contextmanager
+    def opened(self, number: int, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[dict[str, Any], "Arrays"]]:
+        """A checkpoint's state, and its arrays one at a time: it may be larger than what memory is free.
+
+        Raises:
+            CheckpointError: it is not there, or is not whole.
+        """
+        path = self._path(number)
+        try:
+            _check(path)
+            with safe_open(path / ARRAYS, "numpy") as file:
+                yield json.loads((path / STATE).read_text()), Arrays(file, wanted)
+        except _UNREADABLE as error:
+            raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from error
+
+    def remove(self, number: int) -> None:
         """Renamed first: a crash in between must not leave half a checkpoint under its final name."""
         leaving = self.folder / f"writing-{number}-removed"
         try:
@@ -141,6 +195,8 @@ class Checkpoints:
         for number in reversed(self.numbers()):
             path = self._path(number)
             try:
+                if _is_thinned(path):
+                    raise ValueError("it holds a version's weights only, since somebody was forgotten")
                 arrays, state = _read(path)
             except _UNREADABLE as error:
                 reasons.append(f"{path}: {error}")
@@ -155,23 +211,46 @@ class Checkpoints:
         return None
 
 
+class Arrays:
+    """A checkpoint's arrays, read one at a time."""
+
+    def __init__(self, file: Any, wanted: Callable[[str], bool]) -> None:
+        self._file = file
+        self.names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - no mapping
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return map(self._file.get_tensor, self.names)
+
+
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    _check(path)
+    return load_file(path / ARRAYS), json.loads((path / STATE).read_text())
+
+
+def _is_thinned(path: Path) -> bool:
+    """Not, where that cannot be read."""
+    try:
+        return bool(json.loads((path / MANIFEST).read_text())["thinned"])
+    except _UNREADABLE:
+        return False
+
+
+def _check(path: Path) -> None:
     text = (path / MANIFEST).read_text()
     manifest = json.loads(text)
     if manifest["format"] != FORMAT:
         raise ValueError(f"format {manifest['format']}, this version reads format {FORMAT}")
     sums = {name: (digest, size) for name, (digest, size) in manifest["files"].items()}
-    if text != _manifest(sums):
+    if text != _manifest(sums, thinned=manifest["thinned"]):
         raise ValueError(f"{MANIFEST} is not what was written (checksum differs)")
     for name in (ARRAYS, STATE):
         if _sum_and_size(path / name) != sums[name]:
             raise ValueError(f"{name} is not what was written (checksum or size differs)")
-    return load_file(path / ARRAYS), json.loads((path / STATE).read_text())
 
 
-def _manifest(files: Mapping[str, tuple[str, int]]) -> str:
+def _manifest(files: Mapping[str, tuple[str, int]], *, thinned: bool = False) -> str:
     """The manifest's text, which ends in a sum over what it says: so not a space of it can change unnoticed."""
-    content = {"format": FORMAT, "files": files}
+    content = {"format": FORMAT, "files": files, "thinned": thinned}
     return json.dumps(content | {"sum": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
 
 

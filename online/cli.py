@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -43,7 +42,10 @@ _EXPECTED = {
     "online.event_files": ("EventFileError",),
     "online.quarantine": ("InternalError",),
     "online.replay": ("ReplayError",),
-    "online.rollback_request": ("RollbackError",),
+    "online.forget_command": ("ForgetError",),
+    "online.letters_command": ("LettersError",),
+    "online.redrive": ("RedriveError",),
+    "online.requests": ("RequestError",),
     "online.serve": ("ServeError",),
     "online.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
@@ -362,41 +364,56 @@ def versions(
 
 
 @app.command("dead-letters", epilog="Example: nextclick dead-letters --reason malformed-json --limit 3")
-def dead_letters(
+def dead_letters(  # noqa: PLR0917 - typer's options
     reason: Annotated[str | None, typer.Option(help="Only those with this reason.")] = None,
+    topic: Annotated[str | None, typer.Option(help="Only messages of this topic.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only later ones: 30min, 2h, 3d, or ISO 8601.")] = None,
     limit: Annotated[int, typer.Option(help="How many of the latest to show.", min=0)] = 10,
+    redrive: Annotated[bool, typer.Option("--redrive", help="Send round again what can be read by now.")] = False,
+    with_: Annotated[Path | None, typer.Option("--with", help="Repaired messages, JSON lines; only these.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Also what came back after it had been sent.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print which messages could not be read, and why: counts by reason, and the latest of them."""
-    settings = _settings()
-    from online.edges import open_reader
-    from online.views import dead_letters_view, first_bytes
-    from stream.dead_letters import DeadLetter, dead_letter
+    """Print which messages could not be read, and why; or send them round again.
 
-    if not settings.kafka_bootstrap_servers and not settings.log_path.exists():
-        raise NothingThereError(
-            f"there is no click log {settings.log_path}: start `nextclick worker`, or set NEXTCLICK_DATA_DIR"
-        )
-    reasons: Counter[str] = Counter()
-    latest: deque[DeadLetter] = deque(maxlen=limit)
-    with closing(open_reader(settings, settings.dead_letters_topic)) as reader:
-        for letter in map(dead_letter, reader.read()):
-            if reason in (None, letter.reason):
-                reasons[letter.reason] += 1
-                latest.append(letter)
+    Each is sent once: what was sent is marked. What cannot be read stays as it is.
+    A line of the file given by --with: {"topic": "clicks", "partition": 0, "offset": 7, "value": {...}}
+    """
+    if not redrive and (with_ is not None or dry_run or again):
+        raise typer.BadParameter("--with, --dry-run and --again go with --redrive")
+    settings = _settings()
+    from online.letters_command import run_dead_letters
+
+    run_dead_letters(
+        out, settings,
+        reason=reason, topic=topic, since=since, limit=limit, as_json=as_json,
+        send=redrive, repaired=with_, again=again, dry_run=dry_run,
+    )  # fmt: skip
+
+
+@app.command(epilog="Example: nextclick forget ada-1")
+def forget(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker to do it.", min=1)] = 120,
+    count: Annotated[bool, typer.Option("--count/--no-count", help="Count their clicks in Kafka.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Forget a person: history, memories, list, dead letters, old checkpoints. Ends with a search of every store.
+
+    Exit status 0 only where nothing is found any more. What was learned by everybody's model stays, as it says.
+    """
+    settings = _settings()
+    from online.forget_command import forget as forget_person
+    from online.views import proof_view
+
+    proof = forget_person(settings, user, timeout_s=timeout, count_clicks=count)
     if as_json:
-        places = [
-            {
-                "topic": letter.topic, "partition": letter.partition, "offset": letter.offset, "reason": letter.reason,
-                "detail": letter.detail, "begins_with": first_bytes(letter.record.value),
-            }
-            for letter in latest
-        ]  # fmt: skip
-        _print_json({"total": reasons.total(), "reasons": dict(reasons), "latest": places})
-    elif not reasons:
-        out.print("there are no dead letters" + (f" with reason {reason}" if reason else ""), markup=False)
+        _print_json(proof.as_dict())
     else:
-        out.print(dead_letters_view(reasons, latest))
+        out.print(proof_view(proof.as_dict()))
+    if not proof.complete:
+        raise typer.Exit(1)
 
 
 def _settings(**overrides: Any) -> "Settings":

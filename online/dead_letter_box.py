@@ -1,12 +1,13 @@
 """Dead letters once each, although the worker may meet the same bad message again after a crash."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from online.backoff import Backoff
 from online.quarantine import Place, place
-from stream.dead_letters import DeadLetters, dead_letter
+from stream.dead_letters import DeadLetter, DeadLetters, dead_letter
+from stream.eraser import Eraser
 from stream.events import BadEvent
 from stream.readers import TopicReader
 from stream.source import Partition, Producer, Record, SourceError
@@ -23,9 +24,13 @@ class DeadLetterBox:
     the checkpoint before.
     """
 
-    def __init__(self, producer: Producer, reader: TopicReader, topic: str, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self, producer: Producer, reader: TopicReader, topic: str, eraser: Eraser, backoff: Backoff | None = None
+    ) -> None:
         self._producer = producer
         self._reader = reader
+        self._topic = topic
+        self._eraser = eraser
         self._letters = DeadLetters(producer, topic)
         self._backoff = backoff or Backoff(0.5, 5.0)
         self._ends: dict[Partition, int] = {}
@@ -87,6 +92,13 @@ class DeadLetterBox:
             log.warning("no clicks are taken until dead letters are: %s", error)
         self.waits_for = str(error)
 
+    def erase(self, gone: Callable[[DeadLetter], bool]) -> int:
+        """Takes dead letters out of their topic, once everything put is there -> how many. Raises SourceError."""
+        erased = self._eraser.erase(self._topic, lambda record: gone(dead_letter(record)))
+        if erased:
+            self._ends = self._reader.ends()
+        return erased
+
     def to_state(self) -> dict[str, list[list[Any]]]:
         return {
             "ends": [[topic, partition, offset] for (topic, partition), offset in self._ends.items()],
@@ -100,5 +112,5 @@ class DeadLetterBox:
         self._ends = {Partition(topic, partition): offset for topic, partition, offset in state.get("ends", [])}
         self._there = {(topic, partition, at): BadEvent(*why) for topic, partition, at, *why in state.get("there", [])}
         for letter in map(dead_letter, self._reader.read(self._ends)):
-            if letter.offset >= next_offsets.get(Partition(letter.topic, letter.partition), 0):
+            if not letter.is_mark and letter.offset >= next_offsets.get(Partition(letter.topic, letter.partition), 0):
                 self._there[letter.topic, letter.partition, letter.offset] = BadEvent(letter.reason, letter.detail)

@@ -29,7 +29,7 @@ from online.serve import Api
 from online.settings import Settings, load_settings
 from online.town import Town
 from online.worker import run_worker
-from stream.events import BadEvent, Click, encode, parse
+from stream.events import BadEvent, Click, encode, parse_click
 from stream.lists import Lists, TopList
 from stream.source import Producer
 
@@ -95,7 +95,7 @@ class Stream:
 
     def _of_file(self, file: EventFile) -> Iterator[Sent]:
         for message in file.messages():
-            click = parse(message.value)
+            click = parse_click(message.value)
             yield Sent(message.key, message.value, None if isinstance(click, BadEvent) else click)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from online.items_feed import ItemsFeed
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
+from stream.eraser import Eraser, KafkaEraser, LogEraser, retention_ms
 from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
@@ -67,6 +68,18 @@ def open_reader(settings: Settings, topic: str) -> TopicReader:
     if settings.kafka_bootstrap_servers:
         return KafkaReader(settings.kafka_bootstrap_servers, topic, kafka_options(settings))
     return LogReader(settings.log_path, topic)
+
+
+def open_eraser(settings: Settings) -> Eraser:
+    """Takes records out of topics."""
+    if settings.kafka_bootstrap_servers:
+        return KafkaEraser(settings.kafka_bootstrap_servers, kafka_options(settings))
+    return LogEraser(settings.log_path)
+
+
+def clicks_kept_ms(settings: Settings) -> int | None:
+    """How long Kafka keeps clicks, in milliseconds; None: it does not say, or for ever. Raises SourceError."""
+    return retention_ms(str(settings.kafka_bootstrap_servers), settings.clicks_topic, kafka_options(settings))
 
 
 def open_producer(settings: Settings, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:

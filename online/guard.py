@@ -35,6 +35,7 @@ from online.arrays import below, joined
 from online.counts import NEAR
 from online.history import Newest, earlier_in_batch
 from online.settings import Settings
+from stream.people import digest_of, owner_number
 
 REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
 WAYS = 4
@@ -65,7 +66,7 @@ class Contributed(NamedTuple):
 
 
 class Buckets:
-    """Leaky buckets of at most about `held` keys, 24 bytes each. In a full row of the table the emptiest makes room.
+    """Leaky buckets of at most about `held` keys, 32 bytes each. In a full row of the table the emptiest makes room.
 
     So who clicks most is remembered, and when there are too many, it is heard too much rather than too little.
     """
@@ -77,19 +78,20 @@ class Buckets:
         self._keys = np.zeros((rows, WAYS), np.int64)  # 0: free
         self._levels = np.zeros((rows, WAYS))  # (B, W) clicks
         self._at = np.zeros((rows, WAYS))  # (B, W) seconds: when the level was that
+        self._owners = np.zeros((rows, WAYS), np.int64)  # (B, W) 0: nobody's
 
-    def pour(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0) -> Floats:
+    def pour(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, owners: Keys | int = 0) -> Floats:
         """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
-        full each was just before, (K,) in clicks."""
-        clicks = np.broadcast_to(clicks, keys.shape)
+        full each was just before, (K,) in clicks. Whose buckets they are: `owners` (K,)."""
+        clicks, owners = np.broadcast_to(clicks, keys.shape), np.broadcast_to(owners, keys.shape)
         levels = np.zeros(len(keys))
         nth = earlier_in_batch(keys)
         for turn in range(int(nth.max(initial=-1)) + 1):
             at = np.flatnonzero(nth == turn)
-            levels[at] = self._pour_once(keys[at], now[at], clicks[at])
+            levels[at] = self._pour_once(keys[at], now[at], clicks[at], owners[at])
         return levels
 
-    def _pour_once(self, keys: Keys, now: Floats, clicks: Floats) -> Floats:
+    def _pour_once(self, keys: Keys, now: Floats, clicks: Floats, owners: Keys) -> Floats:
         """The same for different keys."""
         row = keys % len(self._keys)
         same = self._keys[row] == keys[:, None]  # (K, W)
@@ -99,9 +101,20 @@ class Buckets:
         way = np.where(known, same.argmax(1), left.argmin(1))
         level: Floats = np.where(known, left[np.arange(len(keys)), way], 0.0)
         self._at[row, way] = np.where(known, np.maximum(now, self._at[row, way]), now)
-        self._keys[row, way] = keys
+        self._keys[row, way], self._owners[row, way] = keys, owners
         self._levels[row, way] = np.clip(level + clicks, 0, FULL_MOST * self.size)
         return level
+
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's buckets are empty -> how many there were."""
+        mine = self._owners == owner
+        for part in (self._keys, self._levels, self._at, self._owners):
+            part[mine] = 0
+        return int(mine.sum())
+
+    def count_of(self, owner: int) -> int:
+        """How many buckets somebody has."""
+        return int((self._owners == owner).sum())
 
     @property
     def span_s(self) -> float:
@@ -111,14 +124,15 @@ class Buckets:
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Only what is in use."""
         at = np.flatnonzero(self._keys)
-        parts = {"keys": self._keys, "levels": self._levels, "at": self._at}
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "owners": self._owners}
         return {"rows": np.array([len(self._keys)]), "places": at} | {n: part.flat[at] for n, part in parts.items()}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Takes back what `to_state` gave; of a table of another size (settings have changed), nothing."""
         if int(arrays["rows"][0]) != len(self._keys):
             return
-        for name, part in (("keys", self._keys), ("levels", self._levels), ("at", self._at)):
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "owners": self._owners}
+        for name, part in parts.items():
             part[:] = 0
             part.flat[arrays["places"]] = arrays[name]
 
@@ -173,6 +187,15 @@ class Guard:
         self.total["taken-back"] += int(its.sum())
         return Contributed(rows[at], earlier[at], ages, numbers[its])
 
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's buckets go -> how many there were. Buckets of items are everybody's, and stay."""
+        owners_of.cache_clear()  # it holds names
+        return sum(part.forget_owner(owner) for part in self._buckets().values())
+
+    def count_of(self, owner: int) -> int:
+        """How many buckets are somebody's."""
+        return sum(part.count_of(owner) for part in self._buckets().values())
+
     def _heard_since(self, number: int) -> int:
         since = np.arange(number + 1, self._judged + 1)
         return int(np.count_nonzero(~self._guarded[since % self._moments_held]))
@@ -186,10 +209,10 @@ class Guard:
     def _found(self, users: Sequence[str], items: Sequence[str], now: Floats) -> tuple[Bools, ...]:
         """What each kind of bucket guards, (N,) each: what one guards does not reach the next. And which clicks show
         that their person does not stop clicking their item, (N,)."""
-        person, item = _keys(users), _keys(items)
-        rate = self._people.pour(person, now) + 1 > self._people.size
+        person, item = owners_of_all(users), _keys(items)
+        rate = self._people.pour(person, now, owners=person) + 1 > self._people.size
         heard = np.flatnonzero(~rate)
-        level = self._pairs.pour(_of_pairs(person[heard], item[heard]), now[heard])
+        level = self._pairs.pour(_of_pairs(person[heard], item[heard]), now[heard], owners=person[heard])
         repeats, caught, crowd = np.zeros((3, len(rate)), np.bool_)
         repeats[heard] = level + 1 > self._pairs.size
         most = CAUGHT * self._pairs.size
@@ -225,6 +248,17 @@ class Guard:
 def _key(name: str) -> int:
     """A number above 0 that is the same on every machine; nobody can choose names that share one."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1 or 1
+
+
+@lru_cache(maxsize=65_536)
+def owners_of(user_id: str) -> int:
+    """The number that what belongs to somebody carries."""
+    return owner_number(digest_of(user_id))
+
+
+def owners_of_all(users: Sequence[str]) -> Keys:
+    """Of people (N,)."""
+    return np.fromiter(map(owners_of, users), np.int64, len(users))
 
 
 def _keys(names: Sequence[str]) -> Keys:

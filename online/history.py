@@ -104,6 +104,22 @@ class UserHistories:
     def _arrays(self) -> list[NDArray[Any]]:
         return [self._rows, self._types, self._times, self._numbers, self._clicks, self.served, self.origins]
 
+    def forget(self, user: str) -> int:
+        """Nothing is known of the user any more -> clicks that were kept. Who had the last slot has theirs now."""
+        slot = self._slots.pop(user, None)
+        if slot is None:
+            return 0
+        kept = int(min(self._clicks[slot], self.history_max))
+        last = len(self._slots)
+        moved = self._users.pop()
+        if slot != last:
+            self._users[slot] = moved
+            self._slots[moved] = slot
+        for array in self._arrays():
+            array[slot] = array[last]
+            array[last] = 0
+        return kept
+
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Clicks kept of each slot, (N,)."""
         return np.minimum(self._clicks[slots], self.history_max)

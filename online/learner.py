@@ -3,6 +3,7 @@
 Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `C` candidates of all clicks.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from online.ahead import Ahead
 from online.arrays import as_tensor, below, joined
 from online.candidates import Asked
 from online.counts import Counts
-from online.guard import Guard
+from online.guard import Guard, owners_of_all
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 from online.item_rows import ClickedRows, ItemRows
 from online.learned import Batch, Learned, Lesson, Look, Ranking, Read
@@ -31,6 +32,7 @@ from online.settings import Settings
 from online.states import UserStates
 from online.weights import Weights
 from stream.events import Click
+from stream.people import digest_of, owner_number
 
 __all__ = ["EVENT_TYPES_MAX", "METHODS", "Learned", "Learner", "Ranking"]
 
@@ -138,7 +140,8 @@ class Learner:
         query = self.questions.at(users, slots, times, behind + 1, guesses)
         ahead = self.questions.ahead(batch, query.asked)
         query = query._replace(ahead=ahead)
-        self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses)
+        owners = owners_of_all(users)
+        self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses, self._tensor(owners))
         with torch.set_grad_enabled(train):
             scored = self.scorer.score(query)
         places = self._places(scored, targets)
@@ -149,7 +152,7 @@ class Learner:
         self._remember(batch, ahead)
         self._take_back(batch, caught)
         told = heard & ~self.mostly_guarded(slots)
-        self.reservoir.offer(self.histories, slots[told], behind[told])
+        self.reservoir.offer(self.histories, slots[told], behind[told], owners[told])
         had = (query.asked.lengths.cpu().numpy() > 0) & heard
         self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
         self._latest_at = max(self._latest_at, times.max())
@@ -158,6 +161,45 @@ class Learner:
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
         lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
         return Learned(lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, train, looked)
+
+    def forget(self, digest: str) -> dict[str, int]:
+        """Nothing of somebody (`stream.people.digest_of` their id) is left -> how much there was, by kind.
+
+        What stays are sums over everybody, which nobody can be told from: weights, counts, running scores.
+        """
+        owner = owner_number(digest)
+        found: Counter[str] = Counter()
+        for user in self.named(digest):
+            found["clicks"] += self.histories.forget(user)
+            found["attention"] += self.states.forget(user)
+            found["recall"] += self.scorer.own_memory.forget(user)
+        found["moments"] = self.scorer.log.forget_owner(owner)
+        found["replayed"] = self.scorer.replay.forget_owner(owner)
+        found["excerpts"] = self.reservoir.forget_owner(owner)
+        found["guard"] = self.guard.forget_owner(owner)
+        return dict(found)
+
+    def named(self, digest: str) -> set[str]:
+        """The id with that digest, where it stands anywhere here."""
+        users = {*self.histories.users(), *self.states.people(), *self.scorer.own_memory.directory.users()}
+        return {user for user in users if digest_of(user) == digest}
+
+    def holds(self, digest: str) -> dict[str, int]:
+        """How much there is of somebody, by kind of memory."""
+        owner = owner_number(digest)
+        users = {
+            "histories": self.histories.users(),
+            "attention's memories": self.states.people(),
+            "recall's memories": self.scorer.own_memory.directory.users(),
+        }
+        found = {kind: sum(digest_of(user) == digest for user in names) for kind, names in users.items()}
+        replay = self.scorer.replay
+        return found | {
+            "moments": int((self.scorer.log.owners == owner).sum()),
+            "clicks to replay": int((replay.owners[: replay.filled] == owner).sum()),
+            "excerpts for fine-tuning": self.reservoir.count_of(owner),
+            "the guard's buckets": self.guard.count_of(owner),
+        }
 
     def _observe(self, clicks: Sequence[Click]) -> ClickedRows:
         """Rows of the clicked items, given to those that are new.
@@ -203,7 +245,8 @@ class Learner:
         with torch.set_grad_enabled(train):
             loss, each, kept = self.weights.losses(scored, at, again)
         if kept is not None:
-            self.scorer.replay.add(*kept)
+            features, present, which = kept
+            self.scorer.replay.add(features, present, owners_of_all(batch.users)[which.cpu().numpy()])
         taught = taught & (batch.rows != 0) & batch.heard & train
         wanted = self._tensor(batch.rows[taught])
         guessing = negatives = None

@@ -20,6 +20,7 @@ from online.redis_link import RedisLink
 from online.refresh import RefreshSchedule, StreamClock
 from online.settings import Settings
 from stream.lists import PAGE, Lists, TopList
+from stream.people import digest_of
 
 PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
 
@@ -48,10 +49,12 @@ class ListWriter:
         self.clock = clock
         self.stale: dict[str, None] = {}  # users whose list in Redis is behind, longest first
         self.popular_stale = False  # whether the popular list is
+        self.unwanted: dict[str, None] = {}  # digests of people whose list must not stand; before they click anew
         self.latencies = Latencies()
         self.stream_clock = StreamClock(clock)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
         self.link = RedisLink(settings, lists, clock=clock, on_loss=self._lost, on_return=self._returned)
+        self.link.before = self._delete_unwanted
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
         self._owned: frozenset[int] | None = None  # partitions whose people's lists this worker writes; None: all
 
@@ -63,7 +66,7 @@ class ListWriter:
     @property
     def waiting(self) -> bool:
         """Whether there is something to write that Redis would take now."""
-        owed = bool(self.stale) or self.popular_stale or self.catalogue.sweeping
+        owed = bool(self.stale or self.unwanted) or self.popular_stale or self.catalogue.sweeping
         return owed and self.redis_waits_since is None and self.link.due
 
     @property
@@ -85,6 +88,7 @@ class ListWriter:
         return {
             "stale": list(self.stale),
             "popular_stale": self.popular_stale,
+            "unwanted": list(self.unwanted),
             "aging": self.aging.to_state(),
             "link": self.link.to_state(),
         }
@@ -93,6 +97,7 @@ class ListWriter:
         """Takes back what `to_state` gave; the learner has its histories back already."""
         self.stale = dict.fromkeys(state["stale"])
         self.popular_stale = state["popular_stale"]
+        self.unwanted = dict.fromkeys(state["unwanted"])
         self.stream_clock.saw(self.learner.histories.clicked_at().max(initial=-np.inf))
         self.aging.load_state(state["aging"])
         self.link.load_state(state["link"])
@@ -158,7 +163,7 @@ class ListWriter:
         if not self.link.due or (self.redis_waits_since is not None and not self.link.look()):
             return
         self.settle()
-        if not (self.stale or self.popular_stale) or not self.link.due:
+        if not (self.stale or self.popular_stale or self.unwanted) or not self.link.due:
             return
         users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
         histories = self.learner.histories
@@ -180,6 +185,27 @@ class ListWriter:
             self.ledger.refreshes += len(lists)
             for user in users:
                 self.stale.pop(user, None)
+
+    def forget(self, digest: str) -> None:
+        """No list of that person (`stream.people.digest_of` their id) is to stand: deleted once Redis answers."""
+        for user in self.people():
+            if digest_of(user) == digest:
+                self.stale.pop(user, None)
+                self._ready.pop(user, None)
+                self.aging.renewed([user])
+        self.link.forget(digest)
+        self.unwanted[digest] = None
+        self.link.do(lambda: None)  # unless it is away
+
+    def people(self) -> list[str]:
+        """Whose lists are to be written."""
+        return [*self.stale, *self._ready, *self.aging.people()]
+
+    def _delete_unwanted(self) -> None:
+        """Before anything else is written: whoever has clicked since gets a new list."""
+        if self.unwanted:
+            self.lists.forget(lambda user: digest_of(user) in self.unwanted)
+            self.unwanted.clear()
 
     def mind_items(self) -> None:
         """Takes in what came and went, and takes what went out of some of the lists that stand."""

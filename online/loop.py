@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from online.arrays import below, joined
-from online.arrived import Arrived, micro_batches
+from online.arrived import Arrived, ToForget, micro_batches
 from online.catalogue import Catalogue
 from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
+from online.forget import Forgetting
 from online.items_feed import ItemsFeed
 from online.learner import Learner
 from online.ledger import Ledger
@@ -28,7 +29,7 @@ from online.settings import Settings
 from online.steps import Reached, nobody_looks
 from online.supervisor import Supervisor
 from online.versions import Versions
-from stream.events import BadEvent, Click, Limits, parse
+from stream.events import BadEvent, Click, Forget, Limits, parse
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
 from stream.source import Gone, Partition, Record, Source, SourceError
@@ -101,6 +102,18 @@ class Loop:
             read_checkpoint=checkpoints.read,
             clock=clock,
         )
+        self.forgetting = Forgetting(
+            settings,
+            learner=self.learner,
+            ledger=self.ledger,
+            writer=self.writer,
+            supervisor=self.supervisor,
+            dead_letters=dead_letters,
+            checkpoints=checkpoints,
+            versions=self.versions,
+            tell=self.notices.tell,
+            clock=clock,
+        )
         self.last_saved: Saved | None = None
         self.unsaved_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
         self._saved_at = time.monotonic()
@@ -126,6 +139,7 @@ class Loop:
         self.overload.load_state(state["overload"])
         self.supervisor.load_state(below(arrays, "supervisor"), state["supervisor"])
         self.writer.load_state(state["lists"])
+        self.forgetting.load_state(state["forgetting"])
         self._saved_ledger = self.ledger.to_state()
         self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
         offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
@@ -184,24 +198,31 @@ class Loop:
         published = self.unsaved_since is None and self.supervisor.turn(shedding=self.overload.shedding)
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
-        # 7. Weights and offsets become the checkpoint, and then the commit.
-        if published or time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s:
+        # 7. Weights and offsets become the checkpoint, and then the commit. Without somebody who was forgotten at once:
+        # then those that know them may go.
+        due = time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s
+        if published or self.forgetting.unsaved or due:
             self._try_checkpoint()
+        self.forgetting.drop_checkpoints()
         self.overload.look(self.source)
         return len(records)
 
-    def _take_in(self, batch: Sequence[Arrived]) -> None:
-        """One micro-batch."""
+    def _take_in(self, batch: Sequence[Arrived] | ToForget) -> None:
+        """One micro-batch, or that somebody is to be forgotten."""
         try:
-            self._learn(batch)
+            if isinstance(batch, ToForget):
+                self.forgetting.forget(batch)
+            else:
+                self._learn(batch)
         except _NO_BUGS:
             raise
         except Exception as error:
-            aside = self._quarantine.failed([one.record for one in batch], error)
+            records = [batch.record] if isinstance(batch, ToForget) else [one.record for one in batch]
+            aside = self._quarantine.failed(records, error)
             then = "it goes to the dead letters" if aside else "they are tried again"
-            first = "{} partition {} offset {}".format(*place(batch[0].record))
+            first = "{} partition {} offset {}".format(*place(records[0]))
             raise HalfDoneError(
-                f"a bug of ours met {len(batch)} click(s), the first of them at {first}; {then}, everything goes on "
+                f"a bug of ours met {len(records)} click(s), the first of them at {first}; {then}, everything goes on "
                 f"from the checkpoint: {last_line(error)}"
             ) from error
 
@@ -235,10 +256,11 @@ class Loop:
         """
         self._saved_at = time.monotonic()
         self.writer.settle()
-        if self.ledger.to_state() != self._saved_ledger or self.versions.unsaved:
+        if self.ledger.to_state() != self._saved_ledger or self.versions.unsaved or self.forgetting.owes:
             self._reached("dead_letters")
             if not self.dead_letters.flush(self.ledger.next_offsets):
                 return False
+            self.forgetting.saving(self.checkpoints.next_number())
             self._save()
         mine = self.source.positions()
         if offsets := {p: offset for p, offset in self.ledger.next_offsets.items() if p in mine}:
@@ -277,6 +299,7 @@ class Loop:
             "supervisor": supervisor,
             "dead_letters": self.dead_letters.to_state(),
             "lists": self.writer.to_state(),
+            "forgetting": self.forgetting.to_state(),
             "shape": self._shape(),
         }
         try:
@@ -292,7 +315,7 @@ class Loop:
         if not self.checkpoint():
             log.warning("no last checkpoint, because dead letters wait; the clicks since the one before come again")
 
-    def _readable(self, records: Sequence[Record]) -> Iterator[Arrived]:
+    def _readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
         now = self.clock()
         for record in records:
             click = self._read(record, now)
@@ -301,13 +324,15 @@ class Loop:
                     self._put_aside(record, click)
                 self.dead_letters.put(record, click)
                 self.ledger.dead_letters[click.reason] += 1
+            elif isinstance(click, Forget):
+                yield ToForget(click, record)
             elif click.event_id is not None and not self.seen.add(click.event_id):
                 self.ledger.duplicates += 1
             else:
                 self.ledger.put_aside = 0
                 yield Arrived(self._not_ahead(click, record), record)
 
-    def _read(self, record: Record, now: float) -> Click | BadEvent:
+    def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
         detail = self._quarantine.aside(record)
         if detail is not None:
             return BadEvent(INTERNAL_ERROR, detail)

@@ -55,7 +55,7 @@ def cosines(
 
 
 class MomentLog:
-    """The latest `held` moments of everybody, in a ring: 25 bytes each, and 2 for each number of a state.
+    """The latest `held` moments of everybody, in a ring: 33 bytes each, and 2 for each number of a state.
 
     A moment has a number, counted from 1 in order of arrival, and is there until `held` others have come.
     """
@@ -70,19 +70,21 @@ class MomentLog:
         self.gaps = torch.zeros(held, device=device)
         self.states = torch.zeros(held, state_width, dtype=torch.float16, device=device)  # of unit length, or 0
         self.private = torch.zeros(held, dtype=torch.bool, device=device)  # nobody else is to be reminded of it
+        self.owners = torch.zeros(held, dtype=torch.int64, device=device)
 
     def next_numbers(self, count: int) -> NDArray[np.int64]:
         """The numbers that the next moments will have."""
         return np.arange(self.total + 1, self.total + 1 + count)
 
-    def append(self, items: Tensor, moments: Moments, states: Tensor | None) -> None:
-        """Clicked rows (N,), what stood before them, and the Reformer's states (N, D) then."""
+    def append(self, items: Tensor, moments: Moments, states: Tensor | None, owners: Tensor | int = 0) -> None:
+        """Clicked rows (N,), what stood before them, and the Reformer's states (N, D) then; whose they are (N,), as
+        `stream.people.owner_number` says, 0: nobody's."""
         at = torch.from_numpy(self.next_numbers(len(items))).to(self.device) % self.held
         self.items[at] = items.to(torch.int32)
         self.last[at], self.before[at] = moments.last.to(torch.int32), moments.before.to(torch.int32)
         self.times[at], self.gaps[at] = moments.times, moments.gaps
         self.states[at] = 0 if states is None else F.normalize(states.detach(), dim=-1).half()
-        self.private[at] = False
+        self.private[at], self.owners[at] = False, owners
         self.total += len(items)
 
     def holds(self, numbers: Tensor) -> Tensor:
@@ -101,6 +103,13 @@ class MomentLog:
         for part in (self.items, self.last, self.before):
             part[torch.isin(part, gone)] = 0
 
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's moments point at nothing any more, and nothing says what they were -> how many there were."""
+        mine = self.owners == owner
+        for name in _RINGS:
+            getattr(self, name)[mine] = 0
+        return int(mine.sum())
+
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Only what is there."""
         kept = min(self.total, self.held)
@@ -117,7 +126,7 @@ class MomentLog:
                 getattr(self, name)[_places(self, kept)] = part
 
 
-_RINGS = ("items", "last", "before", "times", "gaps", "states", "private")
+_RINGS = ("items", "last", "before", "times", "gaps", "states", "private", "owners")
 
 
 def _places(log: MomentLog, kept: int) -> Tensor:
@@ -174,6 +183,13 @@ class OwnMemory:
         found = np.array(slots, np.int64)
         self.memory.clear(torch.from_numpy(found[np.array(new, bool)]).to(self.memory.clicks.device))
         return found
+
+    def forget(self, user: str) -> bool:
+        """Nobody finds the person's moments here any more -> whether they had any."""
+        slot = self.directory.free(user)
+        if slot is not None:
+            self.memory.free(self.memory.clicks.new_tensor([slot]))
+        return slot is not None
 
     def store(self, slots: Tensor, moments: Moments, numbers: Tensor) -> None:
         """Moments (K,) of the owners of slots (K,), which may repeat."""

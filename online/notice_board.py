@@ -29,6 +29,7 @@ KINDS = {
     "published": "a new version makes the lists",
     "rejected": "a candidate was thrown away",
     "rolled_back": "the lists are made by an earlier version again",
+    "forgotten": "somebody was forgotten, because that was asked for",
     "guard": "an update was stopped, or a flood of clicks kept out",
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from stream.lists import Mark
+from stream.people import digest_of
 
 WRITES_HELD = 1_000  # latest writes whose users are remembered
 
@@ -41,6 +42,11 @@ class Receipts:
         if found is None or not self._latest or found < self._latest[0][0] - 1:
             return None
         return set(chain.from_iterable(users for number, users in self._latest if number > found))
+
+    def forget(self, digest: str) -> None:
+        """Nobody with that digest is remembered."""
+        for at, (number, users) in enumerate(self._latest):
+            self._latest[at] = number, tuple(user for user in users if digest_of(user) != digest)
 
     def to_state(self) -> dict[str, Any]:
         return {"id": self._id, "number": self._number}

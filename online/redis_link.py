@@ -34,6 +34,7 @@ class RedisLink:
         again, before anything else is done. `clock`: the computer's, in seconds since 1970."""
         self.lists = lists
         self.away_since: float | None = None
+        self.before: Callable[[], None] = lambda: None  # what is owed, and done before anything else
         self._clock = clock
         self._on_loss = on_loss
         self._on_return = on_return
@@ -69,6 +70,7 @@ class RedisLink:
         try:
             if self.away_since is not None:
                 self._come_back()
+            self.before()
             work()
         except ListsError as error:
             self._failed(error, time.monotonic() - began)
@@ -98,6 +100,10 @@ class RedisLink:
         elif time.monotonic() - self._said_at >= SAID_EVERY_S:
             self._said_at = time.monotonic()
             log.warning("still, after %.0f s: %s", self._clock() - self.away_since, error)
+
+    def forget(self, digest: str) -> None:
+        """Somebody's list may be lost from now on (`stream.people.digest_of` their id)."""
+        self._receipts.forget(digest)
 
     def to_state(self) -> dict[str, Any]:
         return self._receipts.to_state()

@@ -74,6 +74,10 @@ class RefreshSchedule:
         for user in users:
             self._waiting.pop(user, None)
 
+    def people(self) -> list[str]:
+        """Who waits."""
+        return list(self._waiting)
+
     def _look(self, histories: UserHistories) -> None:
         now, clicked_at, ages_s = self._clock.now(), histories.clicked_at(), self._returns.marks()
         passed = marks_passed(ages_s, now - clicked_at) > marks_passed(ages_s, self._looked_at - clicked_at)

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from online.event_files import EventFile
-from stream.events import BadEvent, Limits, parse
+from stream.events import BadEvent, Limits, parse_click
 from stream.source import Producer
 
 _UNACKNOWLEDGED_ROWS_MAX = 5_000
@@ -136,7 +136,7 @@ def replay(
     for message in file.messages(skip=rows):
         if limit is not None and message.row > limit:
             break
-        click = parse(message.value, limits=limits)
+        click = parse_click(message.value, limits=limits)
         timestamp = None if isinstance(click, BadEvent) else click.timestamp
         first_timestamp = timestamp if first_timestamp is None else first_timestamp
         early_s = started + pace.due_s(done.published + sent, first_timestamp, timestamp) - time.monotonic()

@@ -16,7 +16,8 @@ from online.history import Latest, UserHistories
 
 
 class Reservoir:
-    """K excerpts of at most L clicks, 13 bytes a click: after n clicks, each of them ends one with probability K / n.
+    """K excerpts of at most L clicks, 13 bytes a click and 16 besides: after n clicks, each of them ends one with
+    probability K / n.
 
     This is Vitter's algorithm R (1985): click n takes a random place out of n, if that is among the K.
     """
@@ -28,13 +29,21 @@ class Reservoir:
         self._types: NDArray[Any] = np.zeros((held, length), np.uint8)
         self._times: NDArray[Any] = np.zeros((held, length), np.float64)
         self._lengths = np.zeros(held, np.int64)
+        self._owners = np.zeros(held, np.int64)  # as `stream.people.owner_number` says
         self.random = np.random.default_rng(seed)
 
     def __len__(self) -> int:
         return min(self.offered, self.held)
 
-    def offer(self, histories: UserHistories, slots: NDArray[np.int64], behind: NDArray[np.int64]) -> None:
-        """N clicks in order: in the histories `slots` (N,), before `behind` (N,) later ones of the same person."""
+    def offer(
+        self,
+        histories: UserHistories,
+        slots: NDArray[np.int64],
+        behind: NDArray[np.int64],
+        owners: NDArray[np.int64] | int = 0,
+    ) -> None:
+        """N clicks in order: in the histories `slots` (N,), before `behind` (N,) later ones of the same person; whose
+        they are (N,), 0: nobody's."""
         numbers = self.offered + np.arange(1, len(slots) + 1)
         places = np.where(numbers <= self.held, numbers - 1, self.random.integers(0, numbers))
         self.offered += len(slots)
@@ -50,6 +59,7 @@ class Reservoir:
         ):
             mine[at, :L], mine[at, L:] = its, 0
         self._lengths[at] = latest.lengths
+        self._owners[at] = np.broadcast_to(owners, len(slots))[taken]
 
     def sample(self, count: int, random: np.random.Generator) -> Latest:
         """Different excerpts that have a next click to guess, `count` of them or all."""
@@ -64,8 +74,20 @@ class Reservoir:
         """Items that lost their row: their clicks become unknown ones (row 0)."""
         self._rows[np.isin(self._rows, rows)] = 0
 
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's excerpts go, and their places stay empty until a click takes them -> how many there were."""
+        at = np.flatnonzero(self._owners == owner)
+        for part in (self._rows, self._types, self._times, self._lengths, self._owners):
+            part[at] = 0
+        return len(at)
+
+    def count_of(self, owner: int) -> int:
+        """How many excerpts somebody has."""
+        return int((self._owners == owner).sum())
+
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         parts = {"rows": self._rows, "types": self._types, "times": self._times, "lengths": self._lengths}
+        parts["owners"] = self._owners
         arrays = {name: part[: len(self)].copy() for name, part in parts.items()}
         return arrays, {"offered": self.offered, "random": self.random.bit_generator.state}
 
@@ -77,4 +99,5 @@ class Reservoir:
         self.offered = state["offered"]
         self._rows[:filled], self._types[:filled] = arrays["rows"], arrays["types"]
         self._times[:filled], self._lengths[:filled] = arrays["times"], arrays["lengths"]
+        self._owners[:filled] = arrays["owners"]
         self.random.bit_generator.state = state["random"]

@@ -76,6 +76,9 @@ class Settings(SecuritySettings):
     micro_batch_max: Positive = Field(32, description="clicks learned in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
+    forget_checkpoints_s: Seconds = Field(
+        30.0, description="time in which checkpoints go that know somebody who was forgotten, once one is without them"
+    )
     sweep_lists_max: Positive = Field(
         2_000, description="lists looked at after each micro-batch, by the thousand, for items that are not available"
     )

@@ -75,6 +75,11 @@ class Trial:
         self.resting = False  # kept, with rows that follow the live ones, and not compared
         self._skipped = (self.weights.skipped, self.learner.weights.skipped)
 
+    def forget_lists(self) -> None:
+        """The latest lists, whose variety is looked at: somebody's is among them."""
+        for variety in (self.mine, self.live):
+            variety.load_state(np.zeros((0, K), np.int64))
+
     @property
     def decision(self) -> Decision:
         """Whether these weights may take the live ones' place."""

@@ -114,6 +114,16 @@ class UserStates:
                 self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
         return len(users)
 
+    def forget(self, user: str) -> bool:
+        """Nothing is remembered of the user -> whether there was something."""
+        self._built.pop(user, None)
+        wanted = self._wanted.pop(user, self) is None
+        return self.memory.free(user) or wanted
+
+    def people(self) -> set[str]:
+        """Everybody of whom something is remembered, or is to be."""
+        return {*self.memory.directory.users(), *self._built, *self._wanted}
+
     def weights_replaced(self) -> None:
         """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""
         self._fresh_since = self.weights.optimizer.steps + 1

@@ -131,6 +131,14 @@ class Supervisor:
             self._finetune()
         return self.learner.version != before
 
+    def forget(self) -> None:
+        """Somebody is forgotten: a fine-tuning under way may have read their clicks, and begins anew."""
+        if self.finetuning is not None:
+            self.finetuning, self._asked = None, self._asked or self._why
+        for trial in (self.candidate, self.predecessor):
+            if trial is not None:
+                trial.forget_lists()
+
     # Fine-tuning
 
     def _finetune(self) -> None:

@@ -115,17 +115,19 @@ class Versions:
         what = "makes the lists already" if version.state == LIVE else "is not kept any more"
         raise VersionError(f"version {number} {what}; {kept}")
 
+    @property
+    def pinned(self) -> set[int]:
+        """Checkpoints of versions that can be rolled back to, and the live one's."""
+        held = (version for version in self._held.values() if version.state != GONE)
+        return {version.checkpoint for version in held if version.checkpoint is not None}
+
     def saving(self, checkpoint: int) -> set[int]:
         """A checkpoint with that number is about to be written -> those to pin. The first since a version was published
         is that version's; the first version's is each of them, until another is published."""
         live = self.live
         if live.checkpoint is None or live.parent is None:
             self._held[live.number] = replace(live, checkpoint=checkpoint)
-        return {
-            version.checkpoint
-            for version in self._held.values()
-            if version.state != GONE and version.checkpoint is not None
-        }
+        return self.pinned
 
     def not_saved(self, checkpoint: int) -> None:
         """The checkpoint of that number could not be written."""

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -171,7 +171,9 @@ def figures_line(figures: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def dead_letters_view(reasons: Counter[str], latest: Iterable[DeadLetter]) -> RenderableType:
+def dead_letters_view(
+    reasons: Counter[str], latest: Iterable[DeadLetter], redriven: Collection[tuple[str, int, int]] = ()
+) -> RenderableType:
     """Counts by reason, then the latest letters: where they stood, what is wrong, how they begin."""
     counts = _pairs()
     for reason, count in reasons.most_common():
@@ -179,9 +181,24 @@ def dead_letters_view(reasons: Counter[str], latest: Iterable[DeadLetter]) -> Re
     lines = [Text()]
     for letter in latest:
         place = f"{plain(letter.topic)}:{letter.partition}:{letter.offset}"
-        lines.append(Text.assemble((place, "bold"), f"  {plain(letter.reason)}: {plain(letter.detail)}"))
+        sent = "  (sent round again)" if letter.place in redriven else ""
+        lines.append(Text.assemble((place, "bold"), f"  {plain(letter.reason)}: {plain(letter.detail)}{sent}"))
         lines.append(Text(f"  {first_bytes(letter.record.value)}", style="dim"))
     return Group(counts, *lines)
+
+
+def proof_view(proof: Mapping[str, Any]) -> RenderableType:
+    """Where somebody who is to be forgotten was looked for, how often they were found, and what stays."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("searched")
+    table.add_column("found", justify="right")
+    for where, count in proof["found"].items():
+        shown = "not searched" if count is None else f"{count:,}"
+        table.add_row(Text(plain(where)), Text(shown, style="" if count == 0 else "bold red"))
+    waits = [Text(f"still to be done: {plain(line)}", style="bold red") for line in proof["waits_for"]]
+    verdict = "forgotten: found nowhere any more" if proof["forgotten"] else "not forgotten yet, or not everywhere"
+    remains = [Text(), Text("what remains:"), *(Text(f"- {plain(line)}") for line in proof["remains"])]
+    return Group(table, *waits, Text(verdict, style="bold"), *remains)
 
 
 def first_bytes(value: bytes | None) -> str:

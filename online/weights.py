@@ -194,12 +194,13 @@ class Weights:
 
     def losses(
         self, scored: Scored, places: Tensor, again: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor] | None]:
+    ) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
         """What clicks cost, and what is to be learned from them.
 
         places (N,) of the clicked items among the candidates, −1 where they are not among them; again: clicks from the
         replay buffer -> the mean loss of those that were candidates, with gradients, replayed clicks added (None
-        without any); the losses of all (N,), in nats; and what the replay buffer may keep (None without any).
+        without any); the losses of all (N,), in nats; and what the replay buffer may keep, and of which clicks
+        (N,) that is (None without any).
 
         What is learned from are each click's strongest rivals, as many as are kept for replay: the others have next to
         no share of the softmax, and none of its gradient.
@@ -217,7 +218,7 @@ class Weights:
         loss = self.ranking_loss(inputs, present)
         if again is not None:
             loss = loss + self.ranking_loss(*again)
-        return loss, each, (inputs.detach(), present)
+        return loss, each, (inputs.detach(), present, hit)
 
     def ranking_loss(self, inputs: Tensor, present: Tensor) -> Tensor:
         """Features (N, K, F) of clicked items, which come first, and rivals; which are there (N, K) -> mean loss,

@@ -19,10 +19,20 @@ from online.backoff import Patience, StoppedError, backoff
 from online.checkpoint import CheckpointError, Checkpoints
 from online.cron import cron_trigger
 from online.dead_letter_box import DeadLetterBox
-from online.edges import open_items, open_lists, open_notices, open_producer, open_reader, open_source, prepare_topics
+from online.edges import (
+    open_eraser,
+    open_items,
+    open_lists,
+    open_notices,
+    open_producer,
+    open_reader,
+    open_source,
+    prepare_topics,
+)
 from online.loop import Loop
 from online.quarantine import HalfDoneError, InternalError, Quarantine
-from online.rollback_request import answer_rollback
+from online.requests import answer_request
+from online.rollback_request import rollback
 from online.settings import Settings
 from online.status import StatusReport, waiting_status
 from online.steps import Reached, nobody_looks
@@ -93,7 +103,8 @@ def _lives(
         producer = opened(partial(open_producer, settings, acknowledge_s_max=DEAD_LETTER_S_MAX))
         source = opened(partial(open_source, settings, [settings.clicks_topic], settings.consumer_group))
         reader = opened(partial(open_reader, settings, settings.dead_letters_topic))
-        box = DeadLetterBox(producer, reader, settings.dead_letters_topic, backoff(settings))
+        eraser = open_eraser(settings)
+        box = DeadLetterBox(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
         items = opened(partial(open_items, settings))
         notices = parts.enter_context(closing(open_notices(settings)))
         loop = Loop(
@@ -132,7 +143,8 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
         if (began := time.monotonic()) >= say_at:
             loop.writer.look()
             if loop.writer.redis_waits_since is None:
-                answer_rollback(loop.writer.lists, partial(roll_back, loop))
+                asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.forgetting.answer}
+                answer_request(loop.writer.lists, asked)
             _say(loop, report, "running")
             # With a Redis or a broker that takes its time this must not be all that the worker does.
             took_s = time.monotonic() - began

@@ -8,6 +8,10 @@ A dead letter has the message's own key and value, and these headers before the 
 | `reason` | one of `stream.events.REASONS` or `stream.items.REASONS` |
 | `detail` | a line for people |
 | `truncated` | only where the value was too large for the topic: how many bytes it had; the first ones are kept |
+
+A message that was sent round again carries a header of its own, `redriven-from`: `topic:partition:offset` of what it
+was. That this was done is said by a record on the dead letters' topic: a mark, with an empty key and value, the header
+`redriven`, and those that say where the message stood.
 """
 
 import logging
@@ -21,7 +25,9 @@ from stream.source import Partition, Producer, Record, Source, TooLargeError
 log = logging.getLogger(__name__)
 
 TOPIC = "clicks.dead"
-_OWN_HEADERS = ("topic", "partition", "offset", "reason", "detail", "truncated")
+REDRIVEN_FROM = "redriven-from"
+_REDRIVEN = "redriven"
+_OWN_HEADERS = ("topic", "partition", "offset", "reason", "detail", "truncated", _REDRIVEN)
 _TRUNCATED_BYTES = 64 * 1024
 
 
@@ -73,6 +79,33 @@ class DeadLetter:
     detail: str
     headers: tuple[tuple[str, bytes], ...] = ()
     truncated: int | None = None
+    is_mark: bool = False
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        return self.topic, self.partition, self.offset
+
+    @property
+    def came_back(self) -> bool:
+        """Whether it is one that was sent round again."""
+        return any(name == REDRIVEN_FROM for name, _ in self.headers)
+
+
+def send_again(
+    producer: Producer, letter: DeadLetter, value: bytes | None, key: bytes | None, partition: int | None = None
+) -> None:
+    """To the topic where the message stood, as it was but for key and value; `partition`: None: as the key says.
+    Raises SourceError."""
+    own = [(name, text) for name, text in letter.headers if name != REDRIVEN_FROM]
+    place = ":".join(map(str, letter.place)).encode()
+    producer.send(letter.topic, key=key, value=value, headers=[*own, (REDRIVEN_FROM, place)], partition=partition)
+
+
+def mark_redriven(producer: Producer, letter: DeadLetter, topic: str) -> None:
+    """Says on the dead letters' topic that this one was sent again. Raises SourceError."""
+    where = zip(("topic", "partition", "offset"), letter.place, strict=True)
+    headers = [(name, str(value).encode()) for name, value in where]
+    producer.send(topic, key=b"", value=b"", headers=[*headers, (_REDRIVEN, b"1")])
 
 
 def dead_letter(record: Record) -> DeadLetter:
@@ -94,6 +127,7 @@ def dead_letter(record: Record) -> DeadLetter:
         detail=fields.get("detail", ""),
         headers=tuple(others),
         truncated=None if truncated < 0 else truncated,
+        is_mark=_REDRIVEN in fields,
     )
 
 

@@ -1,8 +1,14 @@
 """Clicks as they stand on a topic: `parse` reads one, `encode` writes one.
 
 A message that is no click is a value (`BadEvent`), never an exception, so that one bad message cannot stop the stream.
+
+Among the clicks may stand that somebody is to be forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
+"timestamp": ...}`. It names nobody (stream/people.py), so that it may stay when all else is gone; and since it stands
+in order among the clicks, reading them again from the beginning forgets again. A click cannot be taken for it: it has
+neither `user_id` nor `item_id`, and a click with its event type is none.
 """
 
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -13,6 +19,9 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
+from stream.people import is_digest
+
+FORGET = "nextclick.forget"  # the event type
 EVENT_TYPE_BYTES_MAX = 64
 _DETAIL_CHARACTERS_MAX = 200
 _ISO_8601_CHARACTERS_MAX = 64
@@ -36,6 +45,7 @@ REASONS = frozenset(
         "invalid-event_id",
         "invalid-value",
         "internal-error",  # readable, but our own code fails on it; the detail is the traceback's last line
+        "invalid-forget",  # of the event type nextclick.forget, and no such event
     }
 )
 
@@ -49,6 +59,14 @@ class Click(BaseModel, frozen=True):
     event_type: str = Field(default="click", min_length=1)
     event_id: str | None = Field(default=None, min_length=1)
     value: float | None = Field(default=None, allow_inf_nan=False)
+
+
+class Forget(BaseModel, frozen=True):
+    """Everything known of somebody is to go. `user_sha256` is `stream.people.digest_of` their id; `timestamp` is when
+    that was asked for, in seconds since 1970."""
+
+    user_sha256: str
+    timestamp: float = Field(ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +89,10 @@ class Limits:
 _LIMITS = Limits()
 
 
-def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS) -> Click | BadEvent:
-    """Read a message's value as a click, or say why it is none. Never raises for any bytes; pure where `now` is given.
+def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS) -> Click | Forget | BadEvent:
+    """Read a message's value as a click (or as that somebody is to be forgotten), or say why it is none.
 
+    Never raises for any bytes; pure where `now` is given.
     `now` is in seconds since 1970 (None: this computer's clock). Unknown fields are ignored, an optional field that is
     null counts as absent, and of a field given twice the last one counts. Integer ids become their decimal text.
     """
@@ -83,14 +102,27 @@ def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LI
     if isinstance(fields, BadEvent):
         return fields
     try:
+        if fields.get("event_type") == FORGET:
+            return _forget(fields)
         return _click(fields, time.time() if now is None else now, limits)
     except _NoClickError as why:
         return why.event
 
 
+def parse_click(value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS) -> Click | BadEvent:
+    """As `parse`, for where only clicks may stand."""
+    found = parse(value, now=now, limits=limits)
+    return BadEvent("invalid-forget", f"{FORGET} may not stand here") if isinstance(found, Forget) else found
+
+
 def encode(click: Click) -> bytes:
     """The JSON that `parse` reads; absent optional fields are left out."""
     return click.model_dump_json(exclude_none=True).encode()
+
+
+def encode_forget(forget: Forget) -> bytes:
+    """The JSON that `parse` reads."""
+    return json.dumps({"event_type": FORGET, **forget.model_dump()}).encode()
 
 
 def json_object(value: bytes, bytes_max: int) -> dict[str, Any] | BadEvent:
@@ -123,6 +155,16 @@ def _click(fields: Mapping[str, Any], now: float, limits: Limits) -> Click:
         event_id=None if event_id is None else _id("event_id", event_id, limits.id_bytes_max),
         value=_value(fields.get("value")),
     )
+
+
+def _forget(fields: Mapping[str, Any]) -> Forget:
+    named = [name for name in ("user_id", "item_id") if fields.get(name) is not None]
+    if named:
+        raise _NoClickError("invalid-forget", f"{FORGET} has no {named[0]}: no click may have that event type")
+    if not is_digest(fields.get("user_sha256")):
+        raise _NoClickError("invalid-forget", "user_sha256 must be 64 hexadecimal digits, lower case")
+    # It may lie in the future: it must work whatever clock it was written by.
+    return Forget(user_sha256=fields["user_sha256"], timestamp=_seconds(fields.get("timestamp"), math.inf))
 
 
 def _id(name: str, value: Any, bytes_max: int) -> str:

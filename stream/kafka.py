@@ -310,8 +310,16 @@ class KafkaProducer:
         self._closed = False
 
     def send(
-        self, topic: str, *, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
     ) -> None:
+        """As `Producer.send`; `timestamp_ms`: milliseconds since 1970, None: now."""
         size = len(key or b"") + len(value or b"") + sum(len(name) + len(text) for name, text in headers)
         large = size >= _LARGE_BYTES
         with self._lock:
@@ -320,8 +328,9 @@ class KafkaProducer:
             self._raise_failure()
             try:
                 future = self._client.send(
-                    topic, value=value, key=b"" if key is None and value is None else key, headers=list(headers)
-                )
+                    topic, value=value, key=b"" if key is None and value is None else key, headers=list(headers),
+                    partition=partition, timestamp_ms=timestamp_ms,
+                )  # fmt: skip
                 if large:
                     future.get(timeout=self._acknowledge_s_max)
                     return

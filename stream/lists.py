@@ -17,7 +17,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,10 +27,12 @@ from pydantic import BaseModel, ValidationError
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from stream.people import people_in
 from stream.tls_errors import tls_trouble
 
 log = logging.getLogger(__name__)
 
+_OURS = "nextclick:*"
 _TOP = "nextclick:top:"
 POPULAR_KEY = "nextclick:popular"
 STATUS_KEY = "nextclick:status"
@@ -190,6 +192,30 @@ class Lists:
             values = self._client.mget(keys)
         found = {user_id: _parse(key, value) for user_id, key, value in zip(users, keys, values, strict=True)}
         return cursor, {user_id: top for user_id, top in found.items() if top is not None}
+
+    def forget(self, gone: Callable[[str], bool]) -> int:
+        """Delete the lists of those of whom `gone` says so -> how many. All keys are gone through, a page at a time."""
+        cursor, deleted = 0, 0
+        while True:
+            cursor, users = self._users(cursor)
+            keys = [top_key(user_id) for user_id in users if gone(user_id)]
+            if keys:
+                with self._clear_errors():
+                    deleted += self._client.delete(*keys)
+            if cursor == 0:
+                return deleted
+
+    def keys_naming(self, user_id: str) -> int:
+        """How many keys of ours are somebody's, or hold a JSON value with that id, lists apart: these hold items."""
+        found = 0
+        with self._clear_errors():
+            for key in self._client.scan_iter(match=_OURS, count=PAGE):
+                name = key.decode(errors="replace") if isinstance(key, bytes) else key
+                if name.startswith(_TOP) or name == POPULAR_KEY:
+                    found += name == top_key(user_id)
+                elif isinstance(value := self._client.get(key), bytes):
+                    found += user_id in people_in(None, b"[" + value + b"]")
+        return found
 
     def amend(self, lists: Mapping[str, TopList]) -> None:
         """Put lists in the place of those that stand, for as long as those have to live; whoever has none gets none.

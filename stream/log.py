@@ -144,14 +144,22 @@ class LogSource:
                 partition, self._extents[partition], self._positions[partition], max_records - len(records)
             )
             if batch:
-                # Trimmed since the last look?
-                at, end = self._positions[partition], self._extents[partition].end
-                next_offset(partition, at, max(at, batch[0].offset), end, self._on_gone)
+                if batch[0].offset > self._positions[partition]:
+                    self._look_for_loss(partition)
                 self._positions[partition] = batch[-1].offset + 1
                 records += batch
+            elif len(records) < max_records:  # all that was there has been taken out
+                self._positions[partition] = self._extents[partition].end
             if len(records) >= max_records:
                 break
         return records
+
+    def _look_for_loss(self, partition: Partition) -> None:
+        """Says what was trimmed since the last look; gaps that were made on purpose are no loss."""
+        earliest = self._log.extents([partition.topic])[partition].earliest
+        if earliest > self._positions[partition]:
+            at, end = self._positions[partition], self._extents[partition].end
+            next_offset(partition, at, earliest, end, self._on_gone)
 
 
 class LogProducer:
@@ -168,13 +176,19 @@ class LogProducer:
         self._closed = False
 
     def send(
-        self, topic: str, *, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
     ) -> None:
         with self._lock:
             # Emptied first: where that fails the record was not taken, and the buffer stays bounded.
             if len(self._buffer) >= _BUFFER_RECORDS_MAX or self._buffer_bytes >= _BUFFER_BYTES_MAX:
                 self._append()
-            self._buffer.append(Entry(topic, key, value, tuple(headers)))
+            self._buffer.append(Entry(topic, key, value, tuple(headers), partition))
             self._buffer_bytes += len(key or b"") + len(value or b"")
 
     def flush(self) -> None:

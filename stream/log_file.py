@@ -60,6 +60,7 @@ class Entry(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    partition: int | None = None  # None: by the key
 
 
 class Extent(NamedTuple):
@@ -101,6 +102,8 @@ class Log:
     def _prepare(self, durable: bool) -> None:
         self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self._db.execute("PRAGMA journal_size_limit = 67108864")
+        # What is deleted is overwritten with zeros: it may be somebody's who is to be forgotten.
+        self._db.execute("PRAGMA secure_delete = ON")
         with self._transaction():
             (owner,) = self._db.execute("PRAGMA application_id").fetchone()
             (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -153,9 +156,11 @@ class Log:
             extents = self._writable({entry.topic for entry in entries})
             ends = {topic: [extent.end for extent in of_topic] for topic, of_topic in extents.items()}
             rows = []
-            for topic, key, value, headers in entries:
+            for topic, key, value, headers, wanted in entries:
                 turn = next(self._turns) if key is None else zlib.crc32(key)
-                number = turn % len(ends[topic])
+                number = turn % len(ends[topic]) if wanted is None else wanted
+                if number >= len(ends[topic]):
+                    raise SourceError(f"{topic} has no partition {number} in the log {self.path}")
                 offset = ends[topic][number]
                 rows.append((extents[topic][number].id, offset, now_ms, key, value, _headers_to_text(headers)))
                 ends[topic][number] = offset + 1
@@ -195,6 +200,32 @@ class Log:
         with self._clear_errors(), self._transaction():
             for extent in self.extents([topic]).values():
                 self._db.execute(superseded, (extent.id,))
+
+    def erase(self, partition: Partition, offsets: Iterable[int]) -> None:
+        """Take records out; offsets stay as they are, with gaps between them."""
+        with self._clear_errors(), self._transaction():
+            extent = self.extents([partition.topic])[partition]
+            rows = [(extent.id, offset) for offset in offsets]
+            self._db.executemany("DELETE FROM records WHERE partition_id = ? AND offset = ?", rows)
+
+    def mentions(self, partition: Partition, words: Sequence[bytes]) -> Iterator[Record]:
+        """Records whose key or value holds one of the words as bytes, in whatever context, oldest first."""
+        extent = self.extents([partition.topic])[partition]
+        some = " OR ".join(["instr(key, ?) OR instr(value, ?)"] * len(words))
+        query = f"SELECT offset, timestamp_ms, key, value, headers FROM records WHERE partition_id = ? AND ({some})"
+        with self._clear_errors():
+            rows = self._db.execute(query, (extent.id, *(word for word in words for _ in range(2))))
+            for number, timestamp_ms, key, value, headers in rows:
+                yield Record(*partition, number, timestamp_ms, key, value, _headers_of_text(headers))
+
+    def scrub(self) -> None:
+        """Build the file anew from what is in it, so that no bytes of what was deleted stay, in its journal neither. It
+        needs as much room again; others wait."""
+        with self._clear_errors():
+            self._db.execute("VACUUM")
+            busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise SourceError(f"the journal of {self.path} is in use, and holds what was deleted: try again")
 
     def read(self, partition: Partition, extent: Extent, offset: int, records_max: int) -> list[Record]:
         """Up to `records_max` records from `offset` on."""

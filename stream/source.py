@@ -137,9 +137,15 @@ class Producer(Protocol):
     """Writes records. The partition follows from the key; records of one key keep their order."""
 
     def send(
-        self, topic: str, *, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+        self,
+        topic: str,
+        *,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+        partition: int | None = None,
     ) -> None:
-        """Hand over one record; it may wait in a bounded buffer until `flush`.
+        """Hand over one record; it may wait in a bounded buffer until `flush`. `partition`: None: as its key says.
 
         Raises SourceError, also for a record handed over earlier; TooLargeError where this one is too large.
         """

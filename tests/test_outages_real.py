@@ -10,6 +10,7 @@ from benchmarks.faults import FAULTS, holds, matrix
 from online.backoff import Backoff
 from online.dead_letter_box import DeadLetterBox
 from stream.dead_letters import dead_letter
+from stream.eraser import KafkaEraser
 from stream.events import BadEvent
 from stream.kafka import KafkaProducer, ensure_topics
 from stream.readers import KafkaReader
@@ -37,7 +38,7 @@ def test_dead_letters_wait_for_a_broker_that_is_away_and_stand_there_once_afterw
     ensure_topics(kafka_broker.bootstrap_servers, {topic: 1})
     producer = KafkaProducer(kafka_broker.bootstrap_servers, acknowledge_s_max=2.0)
     reader = KafkaReader(kafka_broker.bootstrap_servers, topic)
-    box = DeadLetterBox(producer, reader, topic, Backoff(1e-6, 1e-6))
+    box = DeadLetterBox(producer, reader, topic, KafkaEraser(kafka_broker.bootstrap_servers), Backoff(1e-6, 1e-6))
     box.load_state({}, {})
     box.put(Record("clicks", 0, 1, 0, b"k", b"v"), BadEvent("malformed-json", ""))
     offsets = {Partition("clicks", 0): 9}

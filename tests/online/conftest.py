@@ -7,7 +7,7 @@ import itertools
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from online.steps import Reached, nobody_looks
 from online.town import Town
 from stream.events import Click, encode
 from stream.lists import ListsError, Mark, TopList
-from stream.source import Partition, Record
+from stream.source import Partition, Record, SourceError
 
 NOW = 1_730_600_000.0  # two days after the town's first click
 ABORT = object()
+ERASED: Any = object()  # the value of what an eraser took out
 SMALL: dict[str, Any] = {
     "device": "cpu",
     "layers": ("lsh",),
@@ -201,10 +202,36 @@ class ListReader:
 
     def read(self, starts: Mapping[Partition, int] | None = None) -> Iterator[Record]:
         for partition in self._partitions():
-            yield from self.broker.records(partition)[(starts or {}).get(partition, 0) :]
+            for record in self.broker.records(partition)[(starts or {}).get(partition, 0) :]:
+                if record.value is not ERASED:
+                    yield record
 
     def close(self) -> None:
         pass
+
+
+class ListEraser:
+    """An `Eraser`, as Kafka's is: what stays is written again at the end, and what stood there goes. What is gone is
+    None, as far as the broker's own list is concerned."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.away = False
+
+    def erase(self, topic: str, gone: Callable[[Record], bool]) -> int:
+        if self.away:
+            raise SourceError("the broker refuses")
+        erased = 0
+        for partition in [one for one in self.broker.topics if one.topic == topic]:
+            held = self.broker.topics[partition]
+            there = [record for record in held if record.value is not ERASED]
+            kept = [record for record in there if not gone(record)]
+            if len(kept) < len(there):
+                held[:] = [replace(record, key=None, value=ERASED, headers=()) for record in held]
+                for record in kept:
+                    self.broker.append(topic, record.value, key=record.key, headers=record.headers)
+            erased += len(there) - len(kept)
+        return erased
 
 
 class ListFeed:
@@ -252,6 +279,14 @@ class MemoryLists:
         found = self.marks.get(mark.id)
         self.marks[mark.id] = mark.number
         return found
+
+    def forget(self, gone: Callable[[str], bool]) -> int:
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        mine = [user for user in self.held if gone(user)]
+        for user in mine:
+            del self.held[user]
+        return len(mine)
 
     def popular(self) -> TopList | None:
         if self.away:
@@ -306,7 +341,12 @@ class World:
 
     def loop(self, reached: Reached = nobody_looks, quarantine: Quarantine | None = None, **overrides: Any) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
-        box = DeadLetterBox(ListProducer(self.broker), ListReader(self.broker, self.dead_topic), self.dead_topic)
+        box = DeadLetterBox(
+            ListProducer(self.broker),
+            ListReader(self.broker, self.dead_topic),
+            self.dead_topic,
+            ListEraser(self.broker),
+        )
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
@@ -346,7 +386,7 @@ class World:
         return Partition(self.clicks_topic, number)
 
     def dead(self) -> list[Record]:
-        return self.broker.records(Partition(self.dead_topic, 0))
+        return [one for one in self.broker.records(Partition(self.dead_topic, 0)) if one.value is not ERASED]
 
     @staticmethod
     def crash(owner: Any, name: str, *, call: int, after: bool = False) -> None:

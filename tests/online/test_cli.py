@@ -333,10 +333,11 @@ def test_dead_letters_as_json(run: Run, tmp_path: Path) -> None:
     assert body == {
         "total": 3,
         "reasons": {"malformed-json": 2, "missing-user_id": 1},
+        "redriven": 0,
         "latest": [
             {
                 "topic": "clicks", "partition": 0, "offset": 2, "reason": "missing-user_id", "detail": "why it is none",
-                "begins_with": '{"item_id": "x"}',
+                "begins_with": '{"item_id": "x"}', "redriven": False,
             }
         ],
     }  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 from online.backoff import Backoff
 from online.dead_letter_box import DeadLetterBox
 from stream.dead_letters import dead_letter
+from stream.eraser import LogEraser
 from stream.events import BadEvent
 from stream.log import LogProducer
 from stream.readers import LogReader
@@ -29,7 +30,7 @@ class Worker:
 
     def crash(self):
         self.producer = LogProducer(self.path)
-        self.box = DeadLetterBox(self.producer, LogReader(self.path, TOPIC), TOPIC)
+        self.box = DeadLetterBox(self.producer, LogReader(self.path, TOPIC), TOPIC, LogEraser(self.path))
         self.box.load_state(*self.saved)
 
     def put(self, *places):

@@ -11,7 +11,8 @@ from rich.console import Console
 import online.cli
 from online.checkpoint import CheckpointError
 from online.cli import main
-from online.rollback_request import RollbackError, answer_rollback, ask_rollback
+from online.requests import answer_request
+from online.rollback_request import RollbackError, ask_rollback, rollback
 from online.versions import VersionError, Versions
 from online.views import figures_line
 from stream.lists import EmbeddedRedis, Lists, ListsError, connect
@@ -21,6 +22,10 @@ from stream.lists import EmbeddedRedis, Lists, ListsError, connect
 def lists():
     with EmbeddedRedis() as server:
         yield Lists(connect(server.url), ttl_s=60)
+
+
+def answer_rollback(lists, roll_back):
+    answer_request(lists, {"rollback": rollback(roll_back)})
 
 
 class Worker:

@@ -91,7 +91,7 @@ class Town:
         again = self.scorer.replay.sample(self.settings.replay_batch) if (places >= 0).any() else None
         loss, each, kept = self.scorer.weights.losses(scored, places, again)
         if kept is not None:
-            self.scorer.replay.add(*kept)
+            self.scorer.replay.add(*kept[:2])
         return loss, each
 
     def weights(self):

@@ -5,7 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.events import REASONS, BadEvent, Click, Limits, encode, parse
+from stream.events import (
+    FORGET,
+    REASONS,
+    BadEvent,
+    Click,
+    Forget,
+    Limits,
+    encode,
+    encode_forget,
+    parse,
+    parse_click,
+)
+from stream.people import digest_of
 
 NOW = 1_732_233_600.0
 GOOD = {"user_id": "u1", "item_id": "i9", "timestamp": NOW}
@@ -205,3 +217,34 @@ def test_limits_are_settings():
 
 def test_without_now_the_clock_of_this_computer_counts():
     assert isinstance(parse(message()), Click)
+
+
+def test_that_somebody_is_to_be_forgotten_stands_among_the_clicks():
+    forget = Forget(user_sha256=digest_of("u1"), timestamp=NOW)
+    value = encode_forget(forget)
+    assert parse(value, now=NOW) == forget
+    assert b"u1" not in value.replace(b"nextclick.forget", b"").replace(digest_of("u1").encode(), b"")
+    assert parse(value, now=0.0) == forget  # whatever clock it was written by
+    assert parse_click(value, now=NOW).reason == "invalid-forget"
+    assert parse_click(encode(Click(**GOOD)), now=NOW) == Click(**GOOD)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"event_type": FORGET},  # a click
+        {"event_type": FORGET, "item_id": None, "user_sha256": "0" * 64},
+        {"event_type": FORGET, "user_id": None, "user_sha256": "0" * 64},
+        {"event_type": FORGET, "user_id": None, "item_id": None},
+        {"event_type": FORGET, "user_id": None, "item_id": None, "user_sha256": "u1"},
+        {"event_type": FORGET, "user_id": None, "item_id": None, "user_sha256": "A" * 64},
+    ],
+)
+def test_what_is_neither_a_click_nor_that_is_a_bad_event(changes):
+    assert reason(message(**changes)) == "invalid-forget"
+
+
+def test_a_click_is_not_taken_for_it():
+    assert isinstance(parse(message(user_sha256="0" * 64, event_type="forget"), now=NOW), Click)
+    without = {"event_type": FORGET, "user_sha256": "0" * 64}
+    assert reason(json.dumps(without).encode()) == "missing-timestamp"

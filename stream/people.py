@@ -1,0 +1,74 @@
+"""Whom a message is about, by a digest: so that somebody can be recognised who is not to be named any more.
+
+The digest is the SHA-256 of the id. It names nobody, but whoever has the id can find out whether it is this one.
+"""
+
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+from pydantic_core import from_json
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_WORDS = re.compile(r"[^\s\"'{}\[\](),:;=<>]+")
+_NO_PEOPLE = ("item_id", "event_id", "event_type")  # fields whose values are other names
+
+
+def digest_of(user_id: str) -> str:
+    """64 hexadecimal digits."""
+    return sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_digest(text: Any) -> bool:
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
+
+
+def owner_number(digest: str) -> int:
+    """63 bits of a digest, never 0: what belongs to somebody can carry it in an array."""
+    return int(digest[:16], 16) >> 1 or 1
+
+
+def people_in(key: bytes | None, value: bytes | None) -> set[str]:
+    """The ids that a message may be about, however broken it is: its key; `user_id`; where that cannot be read, every
+    other value, and of what is no JSON every word."""
+    found = set() if key is None else {key.decode(errors="replace")}
+    if value is None:
+        return found
+    try:
+        fields = from_json(value)
+    except ValueError:
+        return found | set(_words(value.decode(errors="replace")))
+    user_id = _name(fields.get("user_id")) if isinstance(fields, dict) else None
+    return found | ({user_id} if user_id else set(_names(fields)))
+
+
+def _name(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value
+    is_integer = isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 1_024
+    return str(value) if is_integer else None
+
+
+def _names(value: Any) -> Iterator[str]:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting.extend(mine for name, mine in one.items() if name not in _NO_PEOPLE)
+        elif isinstance(one, list):
+            waiting.extend(one)
+        elif (name := _name(one)) is not None:
+            yield name
+
+
+def _words(text: str) -> Iterator[str]:
+    """Quoted texts, unescaped, and what stands between blanks and punctuation."""
+    for quoted in _QUOTED.findall(text):
+        yield quoted[1:-1]
+        try:
+            yield from_json(quoted)
+        except ValueError:
+            continue
+    yield from _WORDS.findall(text)
