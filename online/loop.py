@@ -288,8 +288,7 @@ class Loop:
         arrays, learner = self.learner.to_state()
         shadow, supervisor = self.supervisor.to_state()
         arrays |= joined({"supervisor": shadow}) | {"seen": self.seen.to_state()}
-        number = self.checkpoints.next_number()
-        pinned = self.versions.saving(number)
+        pinned = self.versions.saving(self.checkpoints.next_number())
         state: dict[str, Any] = {
             "learner": learner,
             "ledger": self.ledger.to_state(),
@@ -305,7 +304,7 @@ class Loop:
         try:
             self.last_saved = self.checkpoints.save(arrays, state, pinned)
         except CheckpointError:
-            self.versions.not_saved(number)
+            self.versions.not_saved()
             raise
         self._saved_ledger = self.ledger.to_state()
         self._quarantine.forget_before(self.ledger.next_offsets)

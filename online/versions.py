@@ -50,6 +50,7 @@ class Versions:
         self.kept = kept
         self.listed = listed
         self._held = {1: Version(1, at_ms, 0, "the beginning", None, None, LIVE)}
+        self._before_saving = self._held
 
     @property
     def live(self) -> Version:
@@ -124,16 +125,14 @@ class Versions:
     def saving(self, checkpoint: int) -> set[int]:
         """A checkpoint with that number is about to be written -> those to pin. The first since a version was published
         is that version's; the first version's is each of them, until another is published."""
-        live = self.live
+        live, self._before_saving = self.live, dict(self._held)
         if live.checkpoint is None or live.parent is None:
             self._held[live.number] = replace(live, checkpoint=checkpoint)
         return self.pinned
 
-    def not_saved(self, checkpoint: int) -> None:
-        """The checkpoint of that number could not be written."""
-        for version in self.all():
-            if version.checkpoint == checkpoint:
-                self._held[version.number] = replace(version, checkpoint=None)
+    def not_saved(self) -> None:
+        """The checkpoint that was about to be written could not be: what `saving` noted is not so."""
+        self._held = self._before_saving
 
     def _make_room(self) -> None:
         for number in list(self._held)[: -self.listed]:

@@ -254,7 +254,10 @@ def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_comm
     assert loop.unsaved_since is None
     assert loop.notices.counts == {"unsaved": 1, "saved_again": 1}
     assert world.broker.committed == {world.partition(): CLICKS}
-    assert what_was_learned(world, loop) == what_was_learned(quiet, quiet.run())
+    found, expected = (what_was_learned(*one) for one in ((world, loop), (quiet, quiet.run())))
+    assert {name for name in expected if found[name] != expected[name]} == {
+        "versions"
+    }  # fewer checkpoints were written
 
 
 def test_killed_while_no_checkpoint_can_be_written_nothing_is_lost_or_learned_twice(new_world, values):

@@ -145,3 +145,17 @@ def test_whatever_happens_numbers_rise_what_is_kept_is_there_and_the_disk_is_bou
                 assert max(row["number"] for row in disk.there[version.checkpoint]) == version.number
         assert len(disk.there) <= kept + checkpoints_kept
         assert len(disk.versions.all()) <= kept + 2
+
+
+def test_what_a_checkpoint_that_failed_would_have_held_is_not_noted():
+    versions = Versions(5, 20)
+    versions.saving(1)
+    before = versions.to_state()
+    versions.saving(2)
+    versions.not_saved()
+    assert versions.to_state() == before
+    versions.publish("better", at_ms=1, learned=1)
+    versions.saving(2)
+    versions.not_saved()
+    assert versions.unsaved
+    assert versions.saving(3) == {1, 3}
