@@ -36,8 +36,8 @@ def raising_on(*items, times=1_000_000, where="learn"):
         part, name = {"learn": (loop.learner, "learn"), "shadow": (loop.supervisor, "after")}[where]
         method = getattr(part, name)
 
-        def failing(clicks, *rest):
-            result = method(clicks, *rest)
+        def failing(clicks, *rest, **more):
+            result = method(clicks, *rest, **more)
             if left[0] and any(click.item_id in items for click in clicks):
                 left[0] -= 1
                 raise ZeroDivisionError("division\nby zero")
@@ -95,10 +95,10 @@ def test_a_bug_that_needs_several_clicks_at_once_puts_nobody_aside(world, values
     def broken(loop):
         learn = loop.learner.learn
 
-        def failing(clicks):
+        def failing(clicks, **more):
             if {"odd-40", values[42].item_id} <= {click.item_id for click in clicks}:
                 raise RuntimeError("these two")
-            return learn(clicks)
+            return learn(clicks, **more)
 
         loop.learner.learn = failing
 
@@ -176,7 +176,7 @@ def test_an_error_of_the_edges_is_no_bug_of_ours(world, values):
     world.publish(values)
     loop = world.begin(world.loop())
 
-    def full(_):
+    def full(*_, **__):
         raise MemoryError
 
     loop.learner.learn = full

@@ -200,10 +200,10 @@ def test_a_rollback_works_live_and_survives_a_restart(settings, publish, small):
 def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_clicks, monkeypatch, caplog):
     odd, learn = town_clicks[20], Learner.learn
 
-    def failing(self, clicks):
+    def failing(self, clicks, **more):
         if odd in clicks:
             raise RuntimeError("this one")
-        return learn(self, clicks)
+        return learn(self, clicks, **more)
 
     monkeypatch.setattr(Learner, "learn", failing)
     publish(0, 60)
