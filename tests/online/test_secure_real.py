@@ -407,7 +407,7 @@ def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
         for click in [*clicks, "broken"]:
             producer.send(settings.clicks_topic, key=b"u", value=json.dumps(click).encode())
     environment = {k: v for k, v in os.environ.items() if not k.startswith("NEXTCLICK_")}
-    environment |= {"NEXTCLICK_LOG_LEVEL": "debug", "NEXTCLICK_SECRETS_DIR": str(secrets), "PYTHONWARNINGS": "ignore"}
+    environment |= {"NEXTCLICK_LOG_LEVEL": "debug", "NEXTCLICK_SECRETS_DIR": str(secrets)}
     secrets.mkdir()
     for name, value in settings.model_dump(exclude_unset=True).items():
         if hasattr(value, "get_secret_value"):
