@@ -40,6 +40,8 @@ _LARGE_BYTES = 512 * 1024
 # topic takes (`max.message.bytes`).
 FETCH_BYTES_MAX = 8 * 2**20
 
+_AWAY = kafka_errors.KafkaConnectionError, kafka_errors.KafkaTimeoutError, kafka_errors.NodeNotReadyError
+
 _NO_OPTIONS: Mapping[str, Any] = {}
 _CONSUMER = {
     "metrics_enabled": False,
@@ -141,6 +143,8 @@ class KafkaSource:
             if not error.retriable:
                 raise source_error(self._servers, error) from error
             log.debug("Kafka at %s: %s", self._servers, error)
+            if isinstance(error, _AWAY):
+                self._fares(error)
             for where in fetched:  # what it gave before it failed is read again
                 if (partition := Partition(where.topic, where.partition)) in self._positions:
                     self.seek(partition, self._positions[partition])
@@ -152,6 +156,8 @@ class KafkaSource:
             if batch and partition in self._positions:
                 self._positions[partition] = batch[-1].offset + 1
                 records += [as_record(message) for message in batch]
+        if records:
+            self._fares(None)
         return records
 
     def _join_if_needed(self) -> None:
@@ -189,6 +195,8 @@ class KafkaSource:
             self._consumer.commit(there, timeout_ms=int(_ASK_S_MAX * 1_000))
         except (kafka_errors.RebalanceInProgressError, kafka_errors.IllegalGenerationError) as error:
             log.debug("positions are not committed while the group rebalances: %s", error)
+        except _AWAY as error:
+            self._fares(error)
         except kafka_errors.KafkaError as error:
             log.warning("positions are not committed to Kafka at %s: %s", self._servers, error)
 

@@ -55,9 +55,9 @@ _calm = _Calm()
 
 def _calm_down() -> None:
     """Route kafka-python's log through `_Calm`, unless somebody has set it up otherwise."""
-    for wire in _WIRE:
-        logging.getLogger(wire).setLevel(logging.INFO)
     theirs = logging.getLogger("kafka")
+    for wire in _WIRE:
+        logging.getLogger(wire).setLevel(max(logging.INFO, theirs.getEffectiveLevel()))
     configured = any(not isinstance(handler, logging.NullHandler) for handler in theirs.handlers)
     if not configured and theirs.level == logging.NOTSET:
         theirs.setLevel(logging.WARNING)
