@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_READY_S_MAX = 120
+_READY_S_MAX = 300
 
 
 def free_port(*, pair: bool = False) -> int:
@@ -76,7 +76,7 @@ def kafka_server(start: Path, folder: Path, *, inner: int, outer: int) -> Iterat
         f"log.message.timestamp.after.max.ms={2**63 - 1}",
     ]
     command = [str(start), str(folder), str(port), *options]
-    ready = [str(start.parent / "ready"), str(port), "60"]
+    ready = [str(start.parent / "ready"), str(port), "120"]
     with _running(Server(command, port, ready, folder / "output.log")) as server:
         yield server
 

@@ -92,6 +92,12 @@ class Stage:
         self.settings.append(load_settings(**given))
         return worker
 
+    def kill_workers(self) -> None:
+        """Those that still run, where a row was given up."""
+        for worker in self.workers:
+            if worker.process and worker.process.poll() is None:
+                worker.end(signal.SIGKILL)
+
     def make_topics(self, partitions: int) -> None:
         names = {"clicks_topic": self.topic, "items_topic": f"{self.topic}.items"}
         prepare_topics(
@@ -258,7 +264,7 @@ class Publisher:
             time.sleep(0.02)
 
     def _run(self) -> None:
-        patient = {"delivery_timeout_ms": 120_000, "max_block_ms": 60_000, "metadata_max_age_ms": 1_000}
+        patient = {"delivery_timeout_ms": 600_000, "max_block_ms": 60_000, "metadata_max_age_ms": 1_000}
         servers = self._stage.direct()
         with closing(KafkaProducer(bootstrap_servers=servers, enable_idempotence=True, **patient)) as producer:
             began = time.monotonic()
@@ -434,6 +440,7 @@ def matrix(
         stage = Stage(folder, kafka, there, proxies)
         say(COLUMNS)
         rows = []
+        stack.callback(stage.kill_workers)
         for fault in [UNDISTURBED, *faults]:
             row = run(stage, fault, town, rate)
             if not rows:
