@@ -63,8 +63,10 @@ class Live:
         self.wait_for(1)
         time.sleep(warm_up_s)
         first = self.wait_for(1)
-        time.sleep(seconds)
-        last = self.wait_for(1)
+        last = first
+        while last["written_at"] - first["written_at"] < 1000 * seconds:
+            time.sleep(0.5)
+            last = self.wait_for(1)
         return 1000 * float(last["learned"] - first["learned"]) / (last["written_at"] - first["written_at"])
 
     def resources(self) -> dict[str, float]:

@@ -60,3 +60,9 @@ def test_only_used_rows_have_a_gradient_and_row_0_never() -> None:
     for gradient in (table.vectors.grad, table.biases.grad):
         assert gradient.is_sparse
         assert set(gradient.coalesce().indices()[0].tolist()) <= {5, 7}
+
+
+def test_first_vectors_are_the_same_made_in_pieces(monkeypatch):
+    whole = unit_vectors(torch.arange(50), 8, seed=3)
+    monkeypatch.setattr("model.items.PIECE", 7)
+    assert torch.equal(unit_vectors(torch.arange(50), 8, seed=3), whole)

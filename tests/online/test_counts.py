@@ -341,3 +341,56 @@ class TestCounts:
         assert held_in(counts.tables["first"]) == {1: {2: 1.0, 2 * size - 1: 1.0}}
         assert counts.clicks[[1, 2, 2 * size - 1]].tolist() == [1.0, 1.0, 1.0]
         assert counts.popularity(torch.tensor([2 * size - 1])).shape == (1, 2)
+
+
+def test_rows_are_forgotten_in_pieces_as_they_would_be_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(4)
+    tables = []
+    for piece in (3, 4_096):
+        monkeypatch.setattr(counts_module, "FORGOTTEN_ROWS", piece)
+        table = HeavyHitters(6, torch.device("cpu"))
+        table.grow(40)
+        generator.manual_seed(4)
+        table.others.random_(0, 40, generator=generator)
+        table.counts.uniform_(0, 9, generator=generator)
+        gone = torch.tensor([0, 3, 7, 39])
+        slow_others, slow_counts = table.others.clone(), table.counts.clone()
+        table.forget(gone)
+        tables.append(table)
+    lost = torch.isin(slow_others, gone.int()) & (slow_others > 0)
+    slow_others[lost], slow_counts[lost] = 0, 0
+    slow_others[gone], slow_counts[gone] = 0, 0
+    assert all(torch.equal(table.others, slow_others) and torch.equal(table.counts, slow_counts) for table in tables)
+
+
+def test_what_is_popular_is_found_anew_whenever_counts_or_blocked_rows_move():
+    counts = Counts(8, (10, 100), torch.device("cpu"))
+    counts.grow(1_024)
+    blocked = torch.zeros(1_024, dtype=torch.bool)
+    nothing = torch.zeros(3, NEAR, dtype=torch.int64)
+
+    def add(*rows):
+        counts.add(torch.tensor(rows), nothing[: len(rows)], torch.full((len(rows),), 1e9, dtype=torch.float64))
+
+    def block():
+        blocked[5] = True
+
+    def popular():
+        return counts.popular(3, 1, blocked).tolist()
+
+    moves = [
+        (lambda: add(5, 5, 6), [5, 6]),
+        (lambda: add(6, 6), [6, 5]),
+        (block, [6]),
+        (lambda: counts.forget_rows([6]), []),
+        (lambda: add(9), [9]),
+        (lambda: counts.load_state({name: part.copy() for name, part in counts.to_state().items()}), [9]),
+        (lambda: counts.grow(3_000), None),
+    ]
+    for move, expected in moves:
+        popular()
+        move()
+        if expected is not None:
+            assert popular() == expected
+            assert counts.popular(3, 1, blocked) is counts.popular(3, 1, blocked)  # found once
+    assert counts.popular(3, 1, torch.zeros(len(counts), dtype=torch.bool)).tolist() == [5, 9]
