@@ -1,5 +1,6 @@
 """Settings of TLS, passwords and keys: what does not fit together is named, and no secret is ever shown."""
 
+import logging
 import traceback
 
 import pytest
@@ -9,6 +10,7 @@ from online.api_keys import make_key
 from online.edges import open_lists, prepare_topics
 from online.secure import kafka_options, redis_options
 from online.settings import PREFIX, Settings, SettingsError, load_settings
+from stream import kafka_errors
 from stream.lists import ListsError
 from stream.source import SourceError
 
@@ -143,3 +145,17 @@ def test_no_secret_is_shown_by_settings_or_by_what_fails_with_them(tmp_path, fre
         open_lists(plain)
     assert "planted" not in "".join([*shown, *traceback.format_exception(error.value)])
     assert isinstance(settings.kafka_sasl_password, SecretStr)
+
+
+def test_the_most_talkative_log_of_kafka_shows_no_password(free_port, monkeypatch, caplog):
+    """kafka-python logs the options it is given, and each request: PLAIN shows the password in one."""
+    monkeypatch.setitem(kafka_errors._COMMON, "bootstrap_timeout_ms", 300)
+    monkeypatch.setattr(logging.getLogger("kafka"), "propagate", True)
+    caplog.set_level(logging.DEBUG, logger="kafka")
+    settings = load_settings(**SASL, kafka_bootstrap_servers=f"127.0.0.1:{free_port}")
+    with pytest.raises(SourceError):
+        prepare_topics(settings)
+    assert "sasl_plain_password" in caplog.text
+    assert "planted" not in caplog.text
+    for wire in ("kafka.net.connection", "kafka.protocol.parser"):
+        assert not logging.getLogger(wire).isEnabledFor(logging.DEBUG)
