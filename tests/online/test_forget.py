@@ -308,9 +308,9 @@ def test_while_redis_is_away_the_list_is_owed_across_a_restart_and_nobody_writes
     world.publish([forget(user)])
     world.drain(loop)
     assert "Redis is away" in answered(loop, user, 49)["waits_for"][0]
+    assert user in world.lists.held
     world.lists.away = False
     loop = world.begin(world.loop(forget_checkpoints_s=0.0))
-    assert user in world.lists.held
     loop.writer.renew_all()  # everybody's
     while loop.turn() or loop.writer.waiting:
         pass

@@ -10,6 +10,8 @@ from stream.people import people_in
 from tests.online.conftest import SMALL
 from tests.online.test_forget_command import BROKEN, WAIT_S, clicks, publish, values, working
 
+LONG = "somebody-with-a-long-name-" * 6
+
 
 @pytest.fixture
 def settings(tmp_path, kafka_broker, redis_server):
@@ -45,12 +47,12 @@ def test_forgotten_live_and_again_when_all_is_read_from_the_beginning(settings, 
 
 
 @pytest.mark.real
-def test_a_click_that_lay_in_the_future_is_sent_round_again_and_learned(settings, capsys):
+def test_a_click_that_was_too_long_and_is_not_any_more_is_sent_round_again_and_learned(settings, capsys):
     from rich.console import Console  # noqa: PLC0415
 
     publish(settings, clicks(("u11",)))
-    strict = settings.model_copy(update={"message_bytes_max": 90})  # a click of some more bytes is a dead letter
-    long = clicks(("somebody-with-a-name",), 2)
+    strict = settings.model_copy(update={"message_bytes_max": 200})  # a longer click is a dead letter
+    long = clicks((LONG,), 2)
     publish(strict, long)
     with working(strict):
         assert forget(strict, "u1", timeout_s=WAIT_S).complete
@@ -61,4 +63,4 @@ def test_a_click_that_lay_in_the_future_is_sent_round_again_and_learned(settings
         assert f'"sent": {sent}' in capsys.readouterr().out
     with working(settings):
         assert forget(settings, "u1", timeout_s=WAIT_S).complete
-        assert "somebody-with-a-name" in set(open_lists(settings).users())
+        assert LONG in set(open_lists(settings).users())
