@@ -191,17 +191,21 @@ def through_worker(count: int, seed: int, folder: Path) -> dict[str, Any]:
     assert worker.process is not None
     memory, began = [], time.perf_counter()
     source = messages(count, seed)
-    with closing(open_producer(settings)) as producer:
-        for tenth in range(10):
-            end = (tenth + 1) * count // 10
-            for number, value in enumerate(islice(source, end - tenth * count // 10), tenth * count // 10 + 1):
-                producer.send(settings.clicks_topic, key=None, value=value)
-                if number % 1_000 == 0:
-                    producer.flush()
-                    _wait_until_taken(settings, number - BEHIND_MAX, worker)
-            producer.flush()
-            status = _wait_until_taken(settings, end, worker)
-            memory.append(rss_mb(worker.process.pid))
+    try:
+        with closing(open_producer(settings)) as producer:
+            for tenth in range(10):
+                end = (tenth + 1) * count // 10
+                for number, value in enumerate(islice(source, end - tenth * count // 10), tenth * count // 10 + 1):
+                    producer.send(settings.clicks_topic, key=None, value=value)
+                    if number % 1_000 == 0:
+                        producer.flush()
+                        _wait_until_taken(settings, number - BEHIND_MAX, worker)
+                producer.flush()
+                status = _wait_until_taken(settings, end, worker)
+                memory.append(rss_mb(worker.process.pid))
+    except BaseException:
+        worker.end(signal.SIGKILL)
+        raise
     spent = time.perf_counter() - began
     exit_status = worker.end(signal.SIGTERM)
     accounted = status["learned"] + status["duplicates"] + sum(status["dead_letters"].values())

@@ -76,6 +76,7 @@ class Run:
                 lately, progress = time.monotonic(), taken
             assert self.worker.process is not None
             if self.worker.process.poll() is not None or time.monotonic() - lately > STANDS_STILL_S:
+                self.worker.end(signal.SIGKILL)
                 raise TimeoutError(f"the worker stands still at {taken}: {self.worker.log.read_text()[-2_000:]}")
             time.sleep(0.1)
         exit_status = self.worker.end(signal.SIGTERM)
