@@ -71,8 +71,8 @@ SMALL: dict[str, Any] = {
 }
 
 
-class AbortedError(Exception):
-    """The crash that a test asked for."""
+class AbortedError(BaseException):
+    """The crash that a test asked for: nothing of ours catches it."""
 
 
 class Broker:
@@ -325,7 +325,7 @@ class World:
     items_topic: str = "items"
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
-    aborted: type[Exception] = AbortedError
+    aborted: type[BaseException] = AbortedError
 
     def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
         """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
