@@ -18,7 +18,7 @@ from stream.events import encode
 from stream.lists import Lists, ListsError
 
 SLICE_S = 0.05  # what falls due in it is sent together
-AHEAD = 3_000  # messages kept waiting while the rate is None
+AHEAD = 1_500  # messages kept waiting while the rate is None
 
 
 class Live:
