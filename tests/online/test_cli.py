@@ -39,6 +39,7 @@ COMMANDS = [
     "status",
     "versions",
     "dead-letters",
+    "forget",
 ]
 STATUS = {
     "state": "running", "started_at": 1, "written_at": 2, "version": 3, "learned": 12_345, "duplicates": 6,
