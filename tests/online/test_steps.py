@@ -72,10 +72,10 @@ def dead(world):
 
 
 def saved(loop):
-    """The latest checkpoint: arrays bit for bit, and the state, but for how far the dead letters' topic was read, and
-    since when it is looked for lists that have aged."""
+    """The latest checkpoint: arrays bit for bit, and the state, but for how far the dead letters' topic was read,
+    since when it is looked for lists that have aged, and the mark that Redis was left."""
     _, arrays, state = loop.checkpoints.load()
-    del state["dead_letters"], state["lists"]["aging"]["looked_at"]
+    del state["dead_letters"], state["lists"]["aging"]["looked_at"], state["lists"]["link"]
     return state | {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
