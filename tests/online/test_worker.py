@@ -94,7 +94,10 @@ def worker_thread(settings):
 
 
 def learned(lists):
-    return (lists.status() or {}).get("learned", 0)
+    try:
+        return (lists.status() or {}).get("learned", 0)
+    except ListsError:
+        return 0  # the embedded Redis answers from the worker's process, which may be busy for longer than is waited
 
 
 def saved_ledger(settings):
@@ -211,7 +214,8 @@ def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_cli
         wait_until("the others", lambda: learned(lists) == 59)
         status = lists.status()
         assert status["dead_letters"] == {"internal-error": 1}
-        assert status["notices"][-1]["text"] == "clicks partition 0 offset 20 is put aside: RuntimeError: this one"
+        (text,) = [notice["text"] for notice in status["notices"] if notice["kind"] == "internal_error"]
+        assert text == "clicks partition 0 offset 20 is put aside: RuntimeError: this one"
         publish(60, 70)
         wait_until("ten more", lambda: learned(lists) == 69)
     assert "a bug of ours met 1 click(s), the first of them at clicks partition 0 offset 20" in caplog.text
@@ -260,8 +264,8 @@ def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish
         wait_until("what is left", lambda: learned(lists) == 50)
         assert lists.status()["lost"] == 40
         assert "nextclick_lost_total 40.0" in generate_latest_text(lists)
-        told = lists.status()["notices"][-1]
-        assert (told["kind"], told["figures"]["records"], told["figures"]["earliest"]) == ("lost", 40, 60)
+        (told,) = [notice["figures"] for notice in lists.status()["notices"] if notice["kind"] == "lost"]
+        assert (told["records"], told["earliest"]) == (40, 60)
     assert saved_ledger(few)["lost"] == 40
 
 
