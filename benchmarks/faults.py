@@ -173,6 +173,8 @@ def partition_added(stage: Stage) -> Iterator[None]:
 @contextmanager
 def second_worker(stage: Stage) -> Iterator[None]:
     second = stage.add_worker()
+    number = second.process.pid if second.process else None
+    until("the second worker reports", lambda: (stage.lists.status() or {}).get("pid") == number, stage)
     yield
     second.end(signal.SIGTERM)
 
