@@ -402,4 +402,6 @@ def _address(client: redis.Redis) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    # A pipeline's error shows the command that was refused: a person's list, which is no matter of the log.
+    text = re.sub(r"^Command # \d+ \(.*\) of pipeline caused error: ", "", " ".join(str(error).split()))
+    return text or type(error).__name__

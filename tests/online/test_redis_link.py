@@ -74,7 +74,7 @@ def test_an_outage_is_said_once(tmp_path, caplog):
 
 
 @pytest.mark.real
-def test_a_full_or_read_only_redis_is_waited_for_and_an_emptied_one_is_noticed(redis_server, tmp_path):
+def test_a_full_or_read_only_redis_is_waited_for_and_an_emptied_one_is_noticed(redis_server, tmp_path, caplog):
     client = connect(redis_server.url)
     client.flushall()
     owner = Owner(Lists(client, ttl_s=60), tmp_path)
@@ -93,6 +93,8 @@ def test_a_full_or_read_only_redis_is_waited_for_and_an_emptied_one_is_noticed(r
             client.execute_command(*allow)
         assert comes_back(owner), refuse
     assert (owner.returns, owner.lost) == (4, [])
+    assert caplog.text.count("learning goes on") == 4
+    assert "nextclick:" not in caplog.text  # whose list it was, and what stood in it
     client.flushall()
     assert owner.link.look()
     assert owner.lost == [None]
