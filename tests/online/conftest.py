@@ -27,6 +27,7 @@ from stream.lists import ListsError, Mark, TopList
 from stream.source import Partition, Record, SourceError
 
 NOW = 1_730_600_000.0  # two days after the town's first click
+ARRIVED_MS = 1_000 * (int(NOW) + 86_400)  # of records: no click that can be read is ahead of that
 ABORT = object()
 ERASED: Any = object()  # the value of what an eraser took out
 SMALL: dict[str, Any] = {
@@ -88,7 +89,9 @@ class Broker:
         held = self.topics[Partition(topic, partition)]
         offset = sum(one is not ABORT for one in held)
         held.append(
-            ABORT if value is ABORT else Record(topic, partition, offset, 1_000 * offset, key, value, tuple(headers))
+            ABORT
+            if value is ABORT
+            else Record(topic, partition, offset, ARRIVED_MS + offset, key, value, tuple(headers))
         )
 
     def records(self, partition: Partition) -> list[Record]:
