@@ -16,6 +16,7 @@ from online.settings import Settings
 from stream.source import Partition, Record, Source, SourceError
 
 LOOK_S = 1.0  # between two looks at the lag: a broker has to be asked
+ASK_PAUSES = 4.0  # times as long as its answer took, before it is asked again: it may be slow
 
 
 class Lag(NamedTuple):
@@ -56,7 +57,7 @@ class Overload:
         self.shedding = False  # training is left out
         self._untrained_before = 0  # clicks that had not been trained on when this shedding began
         self._read_ms: dict[Partition, int] = {}  # when the message read last was written
-        self._looked_at = float("-inf")
+        self._look_at = float("-inf")  # not before
 
     def saw(self, records: Sequence[Record]) -> None:
         """Messages that were read, in order."""
@@ -65,12 +66,15 @@ class Overload:
 
     def measure(self, source: Source) -> Lag | None:
         """The lag now; None while the broker does not say."""
-        self._looked_at = time.monotonic()
+        began = time.monotonic()
         try:
             ends, positions = source.ends(), source.positions()
         except SourceError:
             self.lag = None
             return None
+        finally:
+            now = time.monotonic()
+            self._look_at = now + max(LOOK_S, ASK_PAUSES * (now - began))
         messages = {p: max(0, end - positions.get(p, end)) for p, end in ends.items()}
         now_ms = 1000 * self.clock()
         seconds = {p: round(max(0.0, now_ms - at) / 1000, 3) for p, at in self._read_ms.items() if messages.get(p)}
@@ -79,7 +83,7 @@ class Overload:
 
     def look(self, source: Source) -> None:
         """Once a turn; measures every `LOOK_S`, and decides."""
-        if time.monotonic() - self._looked_at < LOOK_S:
+        if time.monotonic() < self._look_at:
             return
         lag = self.measure(source)
         if lag is None:

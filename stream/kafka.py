@@ -28,7 +28,6 @@ from stream.source import (
 _POLL_SLICE_S = 0.5
 _JOIN_SLICE_MS = 2_000
 _ASK_S_MAX = 5.0
-_ASK_PAUSES = 4.0  # times as long as an answer took, before the same is asked again
 ACKNOWLEDGE_S_MAX = 30.0
 _DEAD_LETTER_BYTES_MAX = 2 * 2**20
 _BUFFER_BYTES_MAX = 8 * 2**20
@@ -114,7 +113,6 @@ class KafkaSource:
         self._on_gone: OnGone = warn_of
         self._positions: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
-        self._ends_due_at = 0.0
         self._trouble: str | None = None
         self._closed = False
 
@@ -212,17 +210,13 @@ class KafkaSource:
         return found
 
     def ends(self) -> dict[Partition, int]:
-        """As `Source.ends`; the last ones known while the broker is away, or so slow that asking takes much time."""
-        began = time.monotonic()
-        if began >= self._ends_due_at or not self._positions.keys() <= self._ends.keys():
-            try:
-                self._ends = self._offsets(self._consumer.end_offsets, list(self._positions))
-                if self._ends:
-                    self._fares(None)
-            except kafka_errors.KafkaError as error:
-                self._fares(error)
-            now = time.monotonic()
-            self._ends_due_at = now + _ASK_PAUSES * (now - began)
+        """As `Source.ends`; the last ones known while the broker is away."""
+        try:
+            self._ends = self._offsets(self._consumer.end_offsets, list(self._positions))
+            if self._ends:
+                self._fares(None)
+        except kafka_errors.KafkaError as error:
+            self._fares(error)
         return {partition: self._ends[partition] for partition in self._positions if partition in self._ends}
 
     def trouble(self) -> str | None:

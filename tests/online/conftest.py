@@ -80,6 +80,7 @@ class Broker:
     """Topics, what groups committed, and nothing that a crash of the worker could lose."""
 
     def __init__(self) -> None:
+        self.arrived_ms = ARRIVED_MS
         self.topics: dict[Partition, list[Any]] = defaultdict(list)
         self.committed: dict[Partition, int] = {}
 
@@ -91,7 +92,7 @@ class Broker:
         held.append(
             ABORT
             if value is ABORT
-            else Record(topic, partition, offset, ARRIVED_MS + offset, key, value, tuple(headers))
+            else Record(topic, partition, offset, self.arrived_ms + offset, key, value, tuple(headers))
         )
 
     def records(self, partition: Partition) -> list[Record]:

@@ -38,7 +38,7 @@ class At:
         self.position = {ONE: 5}
         self.end = {ONE: 5 + unread}
         self.overload.saw([Record(*ONE, 4, int(1000 * (self.now - waited_s)), None, b"")])
-        self.overload._looked_at = float("-inf")
+        self.overload._look_at = float("-inf")
         self.overload.look(self)
 
     @property
@@ -154,6 +154,7 @@ def test_a_list_after_clicks_that_were_not_trained_on_knows_of_them(small, town_
 
 def overloaded(world, clicks, **settings):
     """A worker that finds 400 clicks on the topic, as old as the world."""
+    world.broker.arrived_ms = 0
     world.publish(clicks)
     return world.begin(world.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, guard=False, **settings))
 
