@@ -45,7 +45,7 @@ class Live:
             status = self._lists.status()
         except ListsError:
             return None
-        return status if status is not None and status["pid"] == self.pid else None
+        return status if status is not None and status.get("pid") == self.pid else None
 
     def wait_for(self, learned: int, timeout_s: float = 600.0) -> dict[str, Any]:
         """Until so many clicks were learned. Raises TimeoutError."""

@@ -82,7 +82,9 @@ class Run:
         exit_status = self.worker.end(signal.SIGTERM)
         _, state = self.saved()
         ledger: dict[str, Any] = state["ledger"]
-        return ledger | {"exit_status": exit_status, "scored": state["learner"]["scores"]["scored"]}
+        learner = state["learner"]
+        scored = learner["scores"]["scored"] + sum(learner["guard"]["total"].values())  # guarded clicks are not
+        return ledger | {"exit_status": exit_status, "scored": scored}
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The last checkpoint's arrays and state."""
@@ -137,7 +139,7 @@ def run(
         "killed_before_a_list": kills - len(fresh),
         "clicks": clicks,
         "learned": ledger["learned"],
-        "scored": ledger["scored"],
+        "scored_or_guarded": ledger["scored"],
         "duplicates": ledger["duplicates"],
         "dead_letters": ledger["dead_letters"],
         "offsets": sum(offset for *_, offset in ledger["next_offsets"]),
@@ -149,7 +151,7 @@ def run(
 
 def adds_up(report: dict[str, Any]) -> bool:
     """Whether every click was learned once, by the weights that survived."""
-    counts = {report[name] for name in ("clicks", "learned", "scored", "offsets")}
+    counts = {report[name] for name in ("clicks", "learned", "scored_or_guarded", "offsets")}
     return (
         len(counts) == 1
         and not (report["duplicates"] or report["dead_letters"] or report["exit_status"])
