@@ -95,16 +95,16 @@ def handicap(weights: Weights, deviation: float, seed: int) -> None:
 class Stream:
     """A learner in a town, and the supervisor of its weights."""
 
-    def __init__(self, seed: int, clicks: int, *, drift: bool = False, **settings: Any) -> None:
+    def __init__(self, seed: int, clicks: int, **settings: Any) -> None:
         self.settings = Settings(seed=seed, **{**SETTINGS, **settings})
-        self.learner = Learner(self.settings, lists=drift)  # without drift nobody looks at lists
+        self.learner = Learner(self.settings)
         self.ledger, self.told = Ledger(), []
         self.supervisor = Supervisor(
             self.settings,
             learner=self.learner,
             ledger=self.ledger,
             versions=Versions(5, 20),
-            changes=Changes(self.settings, self.learner) if drift else None,
+            changes=Changes(self.settings, self.learner),
             tell=lambda kind, text, figures: self.told.append((kind, self.ledger.learned, text, figures)),
             read_checkpoint=None,
             clock=time.time,
@@ -114,6 +114,15 @@ class Stream:
         self.go_on(clicks)
 
     told: list[tuple[str, int, str, Any]]
+
+    def another(self) -> "Stream":
+        """The same, to go another way from here."""
+        twin = Stream(self.settings.seed, 0, **self.settings.model_dump(exclude={"seed", *SETTINGS}))
+        twin.learner.load_state(*self.learner.to_state())
+        twin.supervisor.load_state(*self.supervisor.to_state())
+        twin.ledger.learned = self.ledger.learned
+        deque(islice(twin._clicks, self.ledger.learned), maxlen=0)
+        return twin
 
     def go_on(self, clicks: int, until: Callable[[], bool] = lambda: False) -> int:
         """-> the clicks it took."""
@@ -136,10 +145,10 @@ class Stream:
         return {kind for kind, *_ in self.told}
 
 
-def candidates(seed: int, before: int, noise: float, **settings: Any) -> dict[str, dict[str, Any]]:
+def candidates(stream: Stream, noise: float) -> dict[str, dict[str, Any]]:
     """Sabotaged and honest candidates beside the same live model -> each one's decision and figures."""
-    stream = Stream(seed, before, **settings)
     learner, limits = stream.learner, stream.settings.candidate_gate
+    stream.supervisor.changes = None  # what is compared here must not react to the handicap
     trials = {}
     for name, sabotage in SABOTAGES.items():
         weights = learner.weights.copy()
@@ -156,7 +165,7 @@ def candidates(seed: int, before: int, noise: float, **settings: Any) -> dict[st
     stream.watch = follow  # type: ignore[method-assign]
     stream.go_on(limits.clicks_max + BATCH, until=lambda: not going)
     honest = going["honest"] = trials["honest"] = Trial(learner, learner.weights.copy(), limits, facts={})
-    handicap(learner.weights, noise, seed)
+    handicap(learner.weights, noise, stream.settings.seed)
     stream.go_on(limits.clicks_max + BATCH, until=lambda: not going)
     stream.watch = honest.follow  # type: ignore[method-assign]
     return {
@@ -164,11 +173,10 @@ def candidates(seed: int, before: int, noise: float, **settings: Any) -> dict[st
     }
 
 
-def rolled_back(seed: int, sabotage: str, before: int, after: int, **settings: Any) -> tuple[str, int]:
+def rolled_back(stream: Stream, sabotage: str, after: int) -> tuple[str, int]:
     """A copy of the live model is published; `after` clicks later it is sabotaged -> "rolled back", and the clicks
     until its predecessor has taken its place; "healed", and the clicks after which its loss was that of before, by
     learning; or "neither" within 5,000 clicks."""
-    stream = Stream(seed, before, drift=True, **{**settings, "gate": True})
     learner, supervisor = stream.learner, stream.supervisor
     supervisor.examine(learner.weights.copy(), "a copy", {})
     assert supervisor.candidate is not None
@@ -194,11 +202,12 @@ def rolled_back(seed: int, sabotage: str, before: int, after: int, **settings: A
 def run(seed: int, before: int, noise: float, after: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     which = list(SABOTAGES)[seed % len(SABOTAGES)]
+    stream = Stream(seed, before)
     return {
-        "candidates": candidates(seed, before, noise),
         "sabotage": which,
-        "at once": rolled_back(seed, which, before, 0),
-        "later": rolled_back(seed, which, before, after),
+        "at once": rolled_back(stream.another(), which, 0),
+        "later": rolled_back(stream.another(), which, after),
+        "candidates": candidates(stream, noise),
     }
 
 
