@@ -4,11 +4,9 @@ Real servers are named by the environment: KAFKA_START is a script `start DIR PO
 in the foreground, with `ready PORT [SECONDS]` beside it; REDIS_SERVER is the path of redis-server.
 """
 
-import contextlib
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from benchmarks._servers import free_port as _free_port
 
 # No timed test decides: a busy machine makes an example slow, not wrong.
 # CI looks at the same examples every time, so that it judges the change; at a desk each run looks at new ones.
@@ -34,19 +34,6 @@ def pytest_configure() -> None:
     """Two test runs on a small machine are slower together than apart when each takes all cores."""
     if importlib.util.find_spec("torch"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def _free_port(*, pair: bool = False) -> int:
-    """A port that nobody listens on; with `pair`, the next one is free too (Kafka's controller takes it)."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = int(first.getsockname()[1])
-            if not pair:
-                return port
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 import itertools
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from online.checkpoint import Checkpoints
+from online.cli import main
 from online.dead_letter_box import DeadLetterBox
 from online.loop import Loop
 from online.quarantine import Quarantine
@@ -469,3 +471,21 @@ def same() -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], boo
         }
 
     return compare
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs `nextclick ...` in this process -> exit status, standard output, standard error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["nextclick", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run

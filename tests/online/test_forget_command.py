@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-import sys
 import threading
 from contextlib import contextmanager
 
@@ -11,7 +10,6 @@ from rich.console import Console
 
 import online.cli
 from online import forget_command
-from online.cli import main
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
 from online.forget_command import ForgetError, forget
 from online.settings import Settings
@@ -109,28 +107,18 @@ def test_after_it_no_store_names_the_person_and_everybody_else_is_there(settings
     assert b'"u11"' in everything
 
 
-def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeypatch, capsys):
+def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeypatch, command):
     publish(settings, clicks())
     monkeypatch.setattr(online.cli, "out", Console(width=160, highlight=False))
     monkeypatch.setattr(online.cli, "_settings", lambda: settings)
 
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nextclick", "forget", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        return code, capsys.readouterr().out
-
     with working(settings):
-        code, shown = command("42", "--timeout", str(WAIT_S))
+        code, shown, _ = command("forget", "42", "--timeout", str(WAIT_S))
         assert code == 0, shown
         assert "forgotten: found nowhere any more" in shown
         assert "what remains" in shown
         assert "weights" in shown
-        code, shown = command("u11", "--json")
+        code, shown, _ = command("forget", "u11", "--json")
         assert (code, json.loads(shown)["forgotten"]) == (0, True)
 
 

@@ -1,12 +1,11 @@
 """Letters are sent round again once, those that can be read; and a crash in between costs one duplicate at most."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 
 import online.cli
-from online.cli import main
 from online.letters_command import LettersError, since_ms
 from online.redrive import RedriveError, Wanted, letters_in, read_repaired, reader_of, redrive
 from stream.dead_letters import DeadLetters
@@ -153,24 +152,12 @@ def test_a_file_that_cannot_be_used_says_which_line(tmp_path, line, wrong):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(monkeypatch, command, tmp_path):
     from rich.console import Console  # noqa: PLC0415
 
     monkeypatch.setattr(online.cli, "out", Console(width=160, highlight=False))
     monkeypatch.setenv("NEXTCLICK_DATA_DIR", str(tmp_path / "data"))
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nextclick", "dead-letters", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return command
+    return partial(command, "dead-letters")
 
 
 def test_the_command_sends_marks_and_says_so(run, letters, tmp_path):

@@ -1,16 +1,15 @@
 """A rollback is asked for from anywhere, done by the worker, and said in one line, whatever comes of it."""
 
 import json
-import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 from rich.console import Console
 
 import online.cli
 from online.checkpoint import CheckpointError
-from online.cli import main
 from online.requests import answer_request
 from online.rollback_request import RollbackError, ask_rollback, rollback
 from online.versions import VersionError, Versions
@@ -103,23 +102,11 @@ def test_a_redis_that_is_away_does_not_stop_the_worker(lists, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, lists):
+def run(monkeypatch, command, lists):
     """Runs `nextclick versions` in this process -> exit status, standard output, standard error."""
     monkeypatch.setattr(online.cli, "out", Console(width=200, highlight=False))
     monkeypatch.setenv("NEXTCLICK_REDIS_URL", lists.address)
-
-    def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["nextclick", "versions", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return command
+    return partial(command, "versions")
 
 
 @pytest.fixture
