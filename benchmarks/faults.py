@@ -3,8 +3,9 @@
     python -m benchmarks.faults --kafka-start PATH [--redis-server PATH] [--only NAME,NAME] [--json OUT]
 
 PATH runs one node of Apache Kafka: `PATH DIR PORT [name=value ...]`, in the foreground, with `ready PORT SECONDS`
-beside it. The same clicks come at the same rate in each row; the fault begins when a third of them are out. Afterwards
-Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
+beside it. The same clicks come at the same rate in each row; the fault begins when a third of them are out. Fresh again
+are lists from when, after the fault, each shows all that its owner clicked until two seconds ago, and goes on to. At the
+end Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
 
 Clicks are learned one by one (micro-batches and polls of 1) and ranked for the moment of their owner's last click, so
 that nothing depends on when a poll returned: lists have to be equal in items and scores, bit for bit. Where there are
@@ -51,6 +52,7 @@ SMALL: dict[str, Any] = {
     **{"micro_batch_max": 1, "poll_records_max": 1, "checkpoint_interval_s": 2, "future_s_max": 1e9},
 }
 SLACK_S = 2.0  # a click that is older and not in its owner's list makes lists not fresh
+STEADY_S = 10.0  # for so long lists have to stay fresh
 WAIT_S_MAX = 300.0
 
 
@@ -313,6 +315,20 @@ def until(what: str, true: Callable[[], bool], stage: Stage) -> float:
     return time.monotonic() - began
 
 
+def fresh_again(publisher: Publisher, stage: Stage) -> float:
+    """Waits until lists have been fresh for STEADY_S without a break -> seconds until that began."""
+    began = since = time.monotonic()
+
+    def steady() -> bool:
+        nonlocal since
+        if not publisher.fresh(SLACK_S):
+            since = time.monotonic()
+        return time.monotonic() - since >= STEADY_S
+
+    until("lists stay fresh", steady, stage)
+    return since - began
+
+
 def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[str, Any]:
     """One row."""
     stage.begin(fault.name, **fault.settings)
@@ -332,7 +348,7 @@ def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[st
     if fault.during is not None:
         with fault.during(stage), watching(stage, peak):
             time.sleep(fault.seconds)
-        recovered_s = until("lists are fresh", lambda: publisher.fresh(SLACK_S), stage)
+        recovered_s = fresh_again(publisher, stage)
     publisher.join()
     until("every list shows its owner's last click", lambda: publisher.fresh(0.0), stage)
     memory += [peak[0], stage.memory_mb()]
@@ -458,8 +474,8 @@ def main() -> int:
     parser.add_argument("--kafka-start", type=Path, default=os.environ.get("KAFKA_START"), metavar="PATH")
     parser.add_argument("--redis-server", default=os.environ.get("REDIS_SERVER") or shutil.which("redis-server"))
     parser.add_argument("--only", help="faults by name, with commas between")
-    parser.add_argument("--clicks", type=int, default=1_200)
-    parser.add_argument("--rate", type=float, default=40.0, help="clicks per second")
+    parser.add_argument("--clicks", type=int, default=600)
+    parser.add_argument("--rate", type=float, default=10.0, help="clicks per second")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     if not arguments.kafka_start or not arguments.redis_server:

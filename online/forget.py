@@ -20,8 +20,9 @@ from online.dead_letter_box import DeadLetterBox
 from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
+from online.notice_board import Tell
 from online.settings import Settings
-from online.supervisor import Supervisor, Tell
+from online.supervisor import Supervisor
 from online.versions import Versions
 from stream.dead_letters import DeadLetter
 from stream.people import digest_of, owner_number, people_in

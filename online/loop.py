@@ -7,7 +7,7 @@ lists are written again. Nothing is lost, and no click is in the surviving weigh
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from online.arrays import below, joined
@@ -16,23 +16,22 @@ from online.catalogue import Catalogue
 from online.checkpoint import CheckpointError, Checkpoints, Saved
 from online.dead_letter_box import DeadLetterBox
 from online.forget import Forgetting
+from online.intake import Intake
 from online.items_feed import ItemsFeed
 from online.learner import Learner
 from online.ledger import Ledger
 from online.list_writer import ListWriter
 from online.notice_board import NoticeBoard
 from online.overload import Overload
-from online.quarantine import INTERNAL_ERROR, HalfDoneError, InternalError, Quarantine, last_line, place
+from online.quarantine import HalfDoneError, Quarantine, last_line, place
 from online.reaction import Changes
-from online.seen import SeenEvents
 from online.settings import Settings
 from online.steps import Reached, nobody_looks
 from online.supervisor import Supervisor
 from online.versions import Versions
-from stream.events import BadEvent, Click, Forget, Limits, parse
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
-from stream.source import Gone, Partition, Record, Source, SourceError
+from stream.source import Gone, Partition, Source, SourceError
 
 # Weights saved with others cannot be loaded.
 SHAPED_BY = (
@@ -76,13 +75,19 @@ class Loop:
         self.clock = clock
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
-        self.limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         self.learner = Learner(settings)
-        self.seen = SeenEvents(settings.event_ids_held)
         self.ledger = Ledger()
         self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
         self.notices = NoticeBoard(
             settings.notices_held, ledger=self.ledger, versions=self.versions, clock=clock, writer=notices
+        )
+        self.intake = Intake(
+            settings,
+            dead_letters=dead_letters,
+            quarantine=self._quarantine,
+            ledger=self.ledger,
+            tell=self.notices.tell,
+            clock=clock,
         )
         self.overload = Overload(settings, ledger=self.ledger, tell=self.notices.tell, clock=clock)
         catalogue = Catalogue(
@@ -132,7 +137,7 @@ class Loop:
         self._check_shape(number, state["shape"])
         self.ledger.load_state(state["ledger"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)  # first: the broker may be away
-        self.seen.load_state(arrays.pop("seen"))
+        self.intake.seen.load_state(arrays.pop("seen"))
         self.learner.load_state(arrays, state["learner"])
         self.versions.load_state(state["versions"], self.checkpoints.numbers())
         self.notices.load_state(state["notices"])
@@ -175,7 +180,7 @@ class Loop:
         self.writer.owns({p.partition for p in positions if p.topic == self.settings.clicks_topic})
         # 2. Tell clicks from what cannot be read, and leave out what was learned before.
         self._reached("parse")
-        arrived = list(self._readable(records))
+        arrived = list(self.intake.readable(records))
         per_user_max = self.settings.history_max // 2
         for batch in micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone):
             self._take_in(batch)
@@ -287,7 +292,7 @@ class Loop:
     def _save(self) -> None:
         arrays, learner = self.learner.to_state()
         shadow, supervisor = self.supervisor.to_state()
-        arrays |= joined({"supervisor": shadow}) | {"seen": self.seen.to_state()}
+        arrays |= joined({"supervisor": shadow}) | {"seen": self.intake.seen.to_state()}
         pinned = self.versions.saving(self.checkpoints.next_number())
         state: dict[str, Any] = {
             "learner": learner,
@@ -313,59 +318,6 @@ class Loop:
         """Graceful end: a last checkpoint, and the commit. Raises as `checkpoint` does."""
         if not self.checkpoint():
             log.warning("no last checkpoint, because dead letters wait; the clicks since the one before come again")
-
-    def _readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
-        now = self.clock()
-        for record in records:
-            click = self._read(record, now)
-            if isinstance(click, BadEvent):
-                if click.reason == INTERNAL_ERROR:
-                    self._put_aside(record, click)
-                self.dead_letters.put(record, click)
-                self.ledger.dead_letters[click.reason] += 1
-            elif isinstance(click, Forget):
-                yield ToForget(click, record)
-            elif click.event_id is not None and not self.seen.add(click.event_id):
-                self.ledger.duplicates += 1
-            else:
-                self.ledger.put_aside = 0
-                yield Arrived(self._not_ahead(click, record), record)
-
-    def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
-        detail = self._quarantine.aside(record)
-        if detail is not None:
-            return BadEvent(INTERNAL_ERROR, detail)
-        found = self.dead_letters.found(record)
-        if found is not None:
-            return found  # what stands among the dead letters must not be learned too, though it could be read by now
-        try:
-            return parse(record.value, now=now, limits=self.limits)
-        except Exception as error:
-            log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
-            return BadEvent(INTERNAL_ERROR, last_line(error))
-
-    def _not_ahead(self, click: Click, record: Record) -> Click:
-        """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the
-        broker's clock. Where the two are further apart than any click may be, it is the broker's that is wrong."""
-        arrived_at = (record.timestamp_ms + 1) / 1_000  # within that millisecond
-        if 0 < click.timestamp - arrived_at <= self.settings.future_s_max:
-            return click.model_copy(update={"timestamp": arrived_at})
-        return click
-
-    def _put_aside(self, record: Record, why: BadEvent) -> None:
-        """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
-        where = "{} partition {} offset {}".format(*place(record))
-        figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-        self.ledger.put_aside += 1
-        if self.ledger.put_aside < self.settings.internal_errors_in_a_row_max:
-            self.notices.tell("internal_error", f"{where} is put aside: {why.detail}", figures)
-            return
-        text = f"{self.ledger.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
-        self.notices.tell("internal_error", f"{text}; the worker stops", figures)
-        raise InternalError(
-            f"{text}. The worker stops, so as not to empty the stream into {self.settings.dead_letters_topic}: "
-            "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to pass over them"
-        )
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}

@@ -42,6 +42,9 @@ GRAVE = frozenset(
 
 log = logging.getLogger(__name__)
 
+#: Tells people: a kind, a line, and figures.
+Tell = Callable[[str, str, Mapping[str, Any]], object]
+
 
 class NoticeBoard:
     """The latest `held` notices and how many there were of each kind; part of each checkpoint.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from online.ledger import Ledger
+from online.notice_board import Tell
 from online.settings import Settings
 from stream.source import Partition, Record, Source, SourceError
 
@@ -46,7 +47,7 @@ class Overload:
         settings: Settings,
         *,
         ledger: Ledger,
-        tell: Callable[[str, str, Mapping[str, Any]], object],
+        tell: Tell,
         clock: Callable[[], float],
     ) -> None:
         """`tell`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970."""

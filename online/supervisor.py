@@ -20,6 +20,7 @@ from online.flood import FloodWatch
 from online.learned import Learned
 from online.learner import Learner
 from online.ledger import Ledger
+from online.notice_board import Tell
 from online.reaction import Changes
 from online.settings import Settings
 from online.shadow import Trial
@@ -29,8 +30,6 @@ from stream.events import Click
 
 SKIPPED_TOLD_EACH = 1_000  # clicks between two notices of updates that were stopped
 
-#: Tells people: kind (online/notice_board.py), a line, and figures.
-Tell = Callable[[str, str, Mapping[str, Any]], object]
 #: Reads a checkpoint by its number -> arrays and state. Raises CheckpointError.
 ReadCheckpoint = Callable[[int], tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]
 

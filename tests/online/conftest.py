@@ -419,7 +419,7 @@ def known(loop: Loop) -> dict[str, Any]:
     arrays, state = loop.learner.to_state()
     shadow, supervisor = loop.supervisor.to_state()
     arrays |= {f"supervisor.{name}": array for name, array in shadow.items()}
-    arrays["seen"] = loop.seen.to_state()
+    arrays["seen"] = loop.intake.seen.to_state()
     return {
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         "learner": state,

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from online import loop as loop_module
+from online import intake as intake_module
 from online.arrived import Arrived, micro_batches
 from online.quarantine import HalfDoneError, InternalError, Quarantine, last_line
 from stream.dead_letters import dead_letter
@@ -157,14 +157,14 @@ def test_far_between_they_are_no_alarm(world, values):
 
 
 def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(world, values, monkeypatch, caplog):
-    parse = loop_module.parse
+    parse = intake_module.parse
 
     def failing(value, **rest):
         if value == encode(values[40]):
             raise KeyError("odd")
         return parse(value, **rest)
 
-    monkeypatch.setattr(loop_module, "parse", failing)
+    monkeypatch.setattr(intake_module, "parse", failing)
     world.publish(values)
     loop = world.run()
     assert loop.ledger.learned == len(values) - 2
