@@ -20,7 +20,7 @@ demo: $(READY) ## watch it learn: simulated clicks, everything in one process, n
 	@$(BIN)/nextclick demo $(ARGS)
 
 test: $(READY) ## run the tests that need no broker and no Redis (.ci/run has the others)
-	@$(BIN)/python -m pytest -m "not real" $(ARGS)
+	@$(BIN)/python -m pytest -m "not real" --numprocesses auto --dist worksteal $(ARGS)
 
 lint: $(READY) ## check style, formatting and types, and the pinned versions for known vulnerabilities
 	@$(BIN)/ruff check .

@@ -3,9 +3,9 @@
     python -m benchmarks.faults --kafka-start PATH [--redis-server PATH] [--only NAME,NAME] [--json OUT]
 
 PATH runs one node of Apache Kafka: `PATH DIR PORT [name=value ...]`, in the foreground, with `ready PORT SECONDS`
-beside it. The same clicks come at the same rate in each row; the fault begins when a third of them are out. Fresh again
-are lists from when, after the fault, each shows all that its owner clicked until two seconds ago, and goes on to. At the
-end Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
+beside it. The same clicks come at the same rate in each row; the fault begins when a third of them are out. Lists are
+fresh again from when, after the fault, each shows all that its owner clicked until two seconds ago, and goes on to. At
+the end Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
 
 Clicks are learned one by one (micro-batches and polls of 1) and ranked for the moment of their owner's last click, so
 that nothing depends on when a poll returned: lists have to be equal in items and scores, bit for bit. Where there are
@@ -474,8 +474,8 @@ def main() -> int:
     parser.add_argument("--kafka-start", type=Path, default=os.environ.get("KAFKA_START"), metavar="PATH")
     parser.add_argument("--redis-server", default=os.environ.get("REDIS_SERVER") or shutil.which("redis-server"))
     parser.add_argument("--only", help="faults by name, with commas between")
-    parser.add_argument("--clicks", type=int, default=600)
-    parser.add_argument("--rate", type=float, default=10.0, help="clicks per second")
+    parser.add_argument("--clicks", type=int, default=320)
+    parser.add_argument("--rate", type=float, default=4.0, help="clicks per second")
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments = parser.parse_args()
     if not arguments.kafka_start or not arguments.redis_server:
