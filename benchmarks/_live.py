@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.end_to_end import Worker
 from online.edges import open_lists, open_producer, prepare_topics
+from online.evaluation.town import Town
 from online.settings import Settings, load_settings
-from online.town import Town
 from stream.events import encode
 from stream.lists import Lists, ListsError
 

@@ -18,11 +18,11 @@ from model.vocabulary import grown
 from online.arrays import joined
 from online.checkpoint import Checkpoints
 from online.learner import Learner
-from online.scorer import VECTORS_WIDTH
-from online.seen import SeenEvents
+from online.ranking.scorer import VECTORS_WIDTH
 from online.settings import Settings, load_settings
-from online.shadow import Trial
-from online.status import memory_mb_max
+from online.turn.seen import SeenEvents
+from online.turn.status import memory_mb_max
+from online.upkeep.shadow import Trial
 from stream.events import Click, encode
 from stream.log import LogProducer
 

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from online import worlds
 from online.drift import Alarm
+from online.evaluation import worlds
+from online.evaluation.metrics import K
+from online.evaluation.town import Town
+from online.evaluation.worlds import World
 from online.learner import Learner
-from online.metrics import K
-from online.reaction import Changes
 from online.settings import Settings, load_settings
-from online.town import Town
-from online.worlds import World
+from online.upkeep.reaction import Changes
 from stream.events import Click
 
 RUNNING = 500  # clicks of the running mean

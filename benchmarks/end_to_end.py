@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
+from online.evaluation.town import Town
 from online.event_files import EventFile
 from online.settings import Settings, load_settings
-from online.town import Town
 from stream.dead_letters import dead_letter
 from stream.events import BadEvent, parse
 from stream.lists import ListsError

@@ -39,8 +39,8 @@ from benchmarks.end_to_end import Worker
 from benchmarks.proxy import Proxy
 from online.checkpoint import Checkpoints
 from online.edges import open_reader, prepare_topics
+from online.evaluation.town import Town
 from online.settings import Settings, load_settings
-from online.town import Town
 from stream.events import Click, encode
 from stream.lists import Lists, ListsError, TopList, connect
 

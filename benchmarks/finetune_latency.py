@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from online.checkpoint import Checkpoints
-from online.dead_letter_box import DeadLetterBox
 from online.edges import open_eraser, open_items, open_producer, open_reader, open_source, prepare_topics
+from online.evaluation.town import Town
 from online.loop import Loop
 from online.settings import Settings
-from online.town import Town
+from online.turn.dead_letter_box import DeadLetterBox
 from stream.events import Click, encode
 from stream.lists import EmbeddedRedis, Lists
 from stream.source import Producer

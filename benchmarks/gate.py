@@ -1,6 +1,6 @@
 """What the gate lets through, and how soon a bad live model is taken back: python -m benchmarks.gate [--seeds 20]
 
-In a town (online/town.py) a learner takes in some clicks. Then, for each seed:
+In a town (online/evaluation/town.py) a learner takes in some clicks. Then, for each seed:
 
 - three sabotaged copies of its weights ask to be published: none may be;
 - a copy of it asks while the live model is handicapped, so that the copy is measured to be about 5 % better: it should;
@@ -24,17 +24,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from online.learned import Learned
+from online.evaluation.town import Town
 from online.learner import Learner
-from online.ledger import Ledger
-from online.reaction import Changes
-from online.scored import Gathered, Scored
+from online.ranking.learned import Learned
+from online.ranking.scored import Gathered, Scored
+from online.ranking.weights import Weights
 from online.settings import Settings
-from online.shadow import Trial
-from online.supervisor import Supervisor
-from online.town import Town
-from online.versions import Versions
-from online.weights import Weights
+from online.turn.ledger import Ledger
+from online.upkeep.reaction import Changes
+from online.upkeep.shadow import Trial
+from online.upkeep.supervisor import Supervisor
+from online.upkeep.versions import Versions
 from stream.events import Click
 
 BATCH = 32

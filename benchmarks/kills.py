@@ -26,8 +26,8 @@ import numpy as np
 from benchmarks.end_to_end import Worker
 from online.checkpoint import Checkpoints
 from online.edges import open_lists, open_producer, prepare_topics
+from online.evaluation.town import Town
 from online.settings import Settings, load_settings
-from online.town import Town
 from stream.events import encode
 from stream.lists import EmbeddedRedis, TopList
 

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import torch
 
-from online.moments import HashedVectors, MomentLog, Moments, OwnMemory
+from online.ranking.moments import HashedVectors, MomentLog, Moments, OwnMemory
+from online.ranking.weights import VECTORS_WIDTH
 from online.settings import Settings
-from online.weights import VECTORS_WIDTH
 
 QUERIES, REPEATS, PIECE = 32, 20, 1_000
 

@@ -7,9 +7,9 @@ hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
 
 The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
 `micro_batches`), as a worker would that always finds clicks waiting. All clicks of a batch are asked for before any is
-learned. Histories, and what clicks ahead in the batch add to the counts, are those of the very moment (see
-`online/ahead.py`), as of a worker that keeps up; weights lag by a batch, and so does what is counted as near. So
-nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
+learned. Histories, and what clicks ahead in the batch add to the counts, are those of the very moment
+(`online/ranking/ahead.py`), as of a worker that keeps up; weights lag by a batch, and so does what is counted as near.
+So nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
 
 As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
 its age passed a mark (`refresh_ages_s`). It is ranked at the moment at which it falls due, from the clicks that had
@@ -31,14 +31,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from online import baselines
-from online.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
-from online.backtest_tuning import Tuning
-from online.baselines import Baselines
-from online.learned import Learned, Look
+from online.evaluation import baselines
+from online.evaluation.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
+from online.evaluation.backtest_tuning import Tuning
+from online.evaluation.baselines import Baselines
+from online.evaluation.metrics import hit_and_ndcg_at, ranks_in
 from online.learner import Learner
-from online.metrics import hit_and_ndcg_at, ranks_in
-from online.return_times import marks_passed
+from online.ranking.learned import Learned, Look
+from online.ranking.return_times import marks_passed
 from online.settings import Settings
 from stream.events import Click
 

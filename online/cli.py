@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from online.commands.replay import Replayed
     from online.event_files import EventFile
-    from online.replay import Replayed
     from online.settings import Settings
 
 app = typer.Typer(
@@ -36,18 +36,18 @@ out = Console(highlight=False, soft_wrap=False)
 #: Errors that people can mend: shown as one line. Looked up by name, because importing them all takes a second.
 _EXPECTED = {
     "online.settings": ("SettingsError",),
-    "online.backtest_events": ("BacktestError",),
+    "online.evaluation.backtest_events": ("BacktestError",),
     "online.checkpoint": ("CheckpointError",),
-    "online.demo": ("DemoError",),
+    "online.commands.demo": ("DemoError",),
     "online.event_files": ("EventFileError",),
-    "online.quarantine": ("InternalError",),
-    "online.replay": ("ReplayError",),
-    "online.forget_command": ("ForgetError",),
-    "online.letters_command": ("LettersError",),
-    "online.redrive": ("RedriveError",),
-    "online.requests": ("RequestError",),
+    "online.turn.quarantine": ("InternalError",),
+    "online.commands.replay": ("ReplayError",),
+    "online.commands.forget": ("ForgetError",),
+    "online.commands.dead_letters": ("LettersError",),
+    "online.commands.redrive": ("RedriveError",),
+    "online.turn.requests": ("RequestError",),
     "online.serve": ("ServeError",),
-    "online.tune_runs": ("TuneError",),
+    "online.evaluation.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
     "stream.lists": ("ListsError",),
 }
@@ -91,7 +91,7 @@ def demo(
 
     Embedded log and Redis: no broker, no server, nothing left behind.
     """
-    from online.demo import ConsoleLog, run_demo
+    from online.commands.demo import ConsoleLog, run_demo
 
     _log_to(ConsoleLog(out), "warning")
     stop = _stop_on_signals()
@@ -133,7 +133,7 @@ def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, di
 
     The API keeps only the key's hash. To take a key back, remove its entry and start the API again.
     """
-    from online.api_keys import make_key
+    from online.api.keys import make_key
 
     try:
         key, entry = make_key(name)
@@ -162,10 +162,10 @@ def replay(
     if rate is not None and speedup is not None:
         raise typer.BadParameter("choose --rate or --speedup, not both")
     settings = _settings()
+    from online.commands.replay import Pace, Progress
+    from online.commands.replay import replay as publish
     from online.edges import open_producer, prepare_topics
     from online.event_files import EventFile
-    from online.replay import Pace, Progress
-    from online.replay import replay as publish
     from stream.events import Limits
 
     events = EventFile(file)
@@ -240,7 +240,7 @@ def backtest(  # noqa: PLR0917 - typer's options
     """
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    from online.backtest_command import run_backtest
+    from online.commands.backtest import run_backtest
 
     run_backtest(
         out,
@@ -280,7 +280,7 @@ def tune(  # noqa: PLR0917 - typer's options
     """
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    from online.tune_command import run_tune
+    from online.commands.tune import run_tune
 
     stop = _stop_on_signals().is_set
     run_tune(
@@ -297,8 +297,8 @@ def top(
 ) -> None:
     """Print a person's list; the popular one for anybody without."""
     settings = _settings()
+    from online.commands.views import list_view
     from online.edges import open_lists
-    from online.views import list_view
 
     lists = open_lists(settings)
     own = lists.read(user)
@@ -317,8 +317,8 @@ def top(
 def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """Print what the worker says about itself; exit status 1 where none reports."""
     settings = _settings()
+    from online.commands.views import status_view
     from online.edges import open_lists
-    from online.views import status_view
 
     lists = open_lists(settings)
     report = lists.status()
@@ -342,9 +342,9 @@ def versions(
     Histories, counts and offsets stay: no click is lost or learned twice.
     """
     settings = _settings()
+    from online.commands.views import versions_view
     from online.edges import open_lists
-    from online.rollback_request import ask_rollback
-    from online.views import versions_view
+    from online.upkeep.rollback_request import ask_rollback
 
     lists = open_lists(settings)
     if rollback is not None:
@@ -383,7 +383,7 @@ def dead_letters(  # noqa: PLR0917 - typer's options
     if not redrive and (with_ is not None or dry_run or again):
         raise typer.BadParameter("--with, --dry-run and --again go with --redrive")
     settings = _settings()
-    from online.letters_command import run_dead_letters
+    from online.commands.dead_letters import run_dead_letters
 
     run_dead_letters(
         out, settings,
@@ -404,8 +404,8 @@ def forget(
     Exit status 0 only where nothing is found any more. What was learned by everybody's model stays, as it says.
     """
     settings = _settings()
-    from online.forget_command import forget as forget_person
-    from online.views import proof_view
+    from online.commands.forget import forget as forget_person
+    from online.commands.views import proof_view
 
     proof = forget_person(settings, user, timeout_s=timeout, count_clicks=count)
     if as_json:
@@ -483,7 +483,7 @@ def _replay_bar(file: "EventFile", limit: int | None) -> Iterator[Any]:
 
 
 def _say_replayed(done: "Replayed", file: Path, where: str) -> None:
-    from online.views import reasons_line
+    from online.commands.views import reasons_line
 
     if done.already_done:
         print(f"{file}: {done.rows:,} rows are already published to {where}; use --restart to publish them again")

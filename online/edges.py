@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 
-from online.items_feed import ItemsFeed
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
+from online.turn.items_feed import ItemsFeed
 from stream.eraser import Eraser, KafkaEraser, LogEraser, retention_ms
 from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect

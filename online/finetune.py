@@ -17,16 +17,16 @@ from torch.nn import functional as F
 
 from online.history import Latest
 from online.learner import Learner
-from online.next_item import Negatives, as_histories
+from online.ranking.next_item import Negatives, as_histories
+from online.ranking.weights import NormLevel, Weights, build_optimizer
 from online.settings import Settings
-from online.weights import NormLevel, Weights, build_optimizer
 
 ROWS_OF = ("network.items.", "vectors.")  # weights with a row for each item
 
 
 def examples(learner: Learner, recent_share: float, random: np.random.Generator) -> Latest | None:
     """Histories to learn from, at most `finetune_histories`: those of the people seen last, and a uniform sample of all
-    clicks so far with what led to them (online/reservoir.py). None: nobody has two clicks on known items yet.
+    clicks so far with what led to them (online/ranking/reservoir.py). None: nobody has two clicks on known items yet.
 
     Whose clicks are mostly guarded is in neither.
 

@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.vocabulary import Vocabulary
-from online.ahead import Ahead
 from online.arrays import as_tensor, below, joined
-from online.candidates import Asked
 from online.counts import Counts
-from online.guard import Guard, owners_of_all
+from online.evaluation.metrics import Scores, ranks_among, ranks_in
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
-from online.item_rows import ClickedRows, ItemRows
-from online.learned import Batch, Learned, Lesson, Look, Ranking, Read
-from online.metrics import Scores, ranks_among, ranks_in
-from online.next_item import Negatives
-from online.questions import Questions, StatesAround
-from online.reservoir import Reservoir
-from online.return_times import ReturnTimes
-from online.scored import Query, Scored
-from online.scorer import Scorer
+from online.ranking.ahead import Ahead
+from online.ranking.candidates import Asked
+from online.ranking.guard import Guard, owners_of_all
+from online.ranking.item_rows import ClickedRows, ItemRows
+from online.ranking.learned import Batch, Learned, Lesson, Look, Ranking, Read
+from online.ranking.next_item import Negatives
+from online.ranking.questions import Questions, StatesAround
+from online.ranking.reservoir import Reservoir
+from online.ranking.return_times import ReturnTimes
+from online.ranking.scored import Query, Scored
+from online.ranking.scorer import Scorer
+from online.ranking.states import UserStates
+from online.ranking.weights import Weights
 from online.settings import Settings
-from online.states import UserStates
-from online.weights import Weights
 from stream.events import Click
 from stream.people import digest_of, owner_number
 

@@ -11,24 +11,24 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from online.arrays import below, joined
-from online.arrived import Arrived, ToForget, micro_batches
-from online.catalogue import Catalogue
 from online.checkpoint import CheckpointError, Checkpoints, Saved
-from online.dead_letter_box import DeadLetterBox
-from online.forget import Forgetting
-from online.intake import Intake
-from online.items_feed import ItemsFeed
 from online.learner import Learner
-from online.ledger import Ledger
-from online.list_writer import ListWriter
-from online.notice_board import NoticeBoard
-from online.overload import Overload
-from online.quarantine import HalfDoneError, Quarantine, last_line, place
-from online.reaction import Changes
 from online.settings import Settings
-from online.steps import Reached, nobody_looks
-from online.supervisor import Supervisor
-from online.versions import Versions
+from online.turn.arrived import Arrived, ToForget, micro_batches
+from online.turn.catalogue import Catalogue
+from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.forget import Forgetting
+from online.turn.intake import Intake
+from online.turn.items_feed import ItemsFeed
+from online.turn.ledger import Ledger
+from online.turn.list_writer import ListWriter
+from online.turn.notice_board import NoticeBoard
+from online.turn.overload import Overload
+from online.turn.quarantine import HalfDoneError, Quarantine, last_line, place
+from online.turn.steps import Reached, nobody_looks
+from online.upkeep.reaction import Changes
+from online.upkeep.supervisor import Supervisor
+from online.upkeep.versions import Versions
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
 from stream.source import Gone, Partition, Source, SourceError
@@ -67,7 +67,7 @@ class Loop:
         reached: Reached = nobody_looks,
     ) -> None:
         """`quarantine`: what loops before this one failed on. `reached` is called with the name of each step
-        (online/steps.py) just before it is done."""
+        (online/turn/steps.py) just before it is done."""
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters

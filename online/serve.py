@@ -23,9 +23,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
 
-from online.api_clicks import Clicks
-from online.api_guard import Guard, Watched
-from online.api_metrics import Requests
+from online.api.clicks import Clicks
+from online.api.guard import Guard, Watched
+from online.api.metrics import Requests
 from online.settings import Settings
 from stream.events import Click
 from stream.lists import Lists, ListsError
@@ -33,7 +33,7 @@ from stream.source import Producer
 
 USER_BYTES_MAX = 256
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
-_PAGE = Path(__file__).with_name("dashboard.html")
+_PAGE = Path(__file__).parent / "api" / "dashboard.html"
 _START_S_MAX = 10.0
 _GOODBYE_S_MAX = 5  # for answers under way when the API is stopped
 

@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from online.cron import cron_trigger
-from online.env_file import EnvFile, Names, SecretsDir
-from online.gate import BLOCKS_MIN, GateLimits
+from online.commands.env_file import EnvFile, Names, SecretsDir
 from online.security_settings import SecuritySettings
+from online.upkeep.cron import cron_trigger
+from online.upkeep.gate import BLOCKS_MIN, GateLimits
 
 PREFIX = "NEXTCLICK_"
 ENV_FILE = "NEXTCLICK_ENV_FILE"  # names a file of settings; no setting itself

@@ -15,10 +15,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from online.backoff import Patience, StoppedError, backoff
 from online.checkpoint import CheckpointError, Checkpoints
-from online.cron import cron_trigger
-from online.dead_letter_box import DeadLetterBox
 from online.edges import (
     open_eraser,
     open_items,
@@ -30,13 +27,16 @@ from online.edges import (
     prepare_topics,
 )
 from online.loop import Loop
-from online.quarantine import HalfDoneError, InternalError, Quarantine
-from online.requests import answer_request
-from online.rollback_request import rollback
 from online.settings import Settings
-from online.status import StatusReport, waiting_status
-from online.steps import Reached, nobody_looks
-from online.versions import VersionError
+from online.turn.backoff import Patience, StoppedError, backoff
+from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.quarantine import HalfDoneError, InternalError, Quarantine
+from online.turn.requests import answer_request
+from online.turn.status import StatusReport, waiting_status
+from online.turn.steps import Reached, nobody_looks
+from online.upkeep.cron import cron_trigger
+from online.upkeep.rollback_request import rollback
+from online.upkeep.versions import VersionError
 from stream.lists import EmbeddedRedis, Lists, ListsError, RedisAwayError
 from stream.source import AwayError
 
@@ -62,8 +62,8 @@ def run_worker(
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
     Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read. `reached`
-    is called with each step's name (online/steps.py). Brokers and topics that are not there yet are waited for; without
-    Redis it begins all the same.
+    is called with each step's name (online/turn/steps.py). Brokers and topics that are not there yet are waited for;
+    without Redis it begins all the same.
 
     Raises:
         SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for people.

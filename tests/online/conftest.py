@@ -18,12 +18,12 @@ import torch
 
 from online.checkpoint import Checkpoints
 from online.cli import main
-from online.dead_letter_box import DeadLetterBox
+from online.evaluation.town import Town
 from online.loop import Loop
-from online.quarantine import Quarantine
 from online.settings import PREFIX, Settings
-from online.steps import Reached, nobody_looks
-from online.town import Town
+from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.quarantine import Quarantine
+from online.turn.steps import Reached, nobody_looks
 from stream.events import Click, encode
 from stream.lists import ListsError, Mark, TopList
 from stream.source import Partition, Record, SourceError

@@ -19,17 +19,17 @@ from rich.console import Console
 
 from online import backtest as module
 from online.backtest import ABLATIONS, AS_SERVED, METHODS, NEXTCLICK, LearnerRun, Outcome, Went, backtest, complete
-from online.backtest_command import run_backtest
-from online.backtest_events import BacktestError, facts_of, micro_batches, next_clicks, read_clicks
-from online.backtest_report import report
+from online.commands.backtest import run_backtest
+from online.evaluation.backtest_events import BacktestError, facts_of, micro_batches, next_clicks, read_clicks
+from online.evaluation.backtest_report import report
+from online.evaluation.town import Town
 from online.event_files import EventFile
 from online.history import SERVED
-from online.learned import Learned, Look
 from online.learner import Learner
-from online.return_times import ReturnTimes
+from online.ranking.learned import Learned, Look
+from online.ranking.return_times import ReturnTimes
+from online.ranking.weights import Weights
 from online.settings import Settings
-from online.town import Town
-from online.weights import Weights
 from stream.events import Click, encode
 
 OURS = [method for method in METHODS if method.startswith(NEXTCLICK)]

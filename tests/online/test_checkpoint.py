@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 import online
 from online import checkpoint as checkpoint_module
 from online.checkpoint import ARRAYS, MANIFEST, STATE, CheckpointError, Checkpoints
-from online.steps import STEPS
+from online.turn.steps import STEPS
 
 ODD = {
     "scalar": np.array(3, np.int64),

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import online.cli
-from online.api_keys import ApiKeys
+from online.api.keys import ApiKeys
 from online.cli import main
+from online.commands.views import ago, first_bytes, plain, status_view
 from online.settings import Settings
-from online.views import ago, first_bytes, plain, status_view
 from stream.events import BadEvent, parse
 from stream.lists import EmbeddedRedis, Lists, TopList, connect
 from stream.log import LogProducer, LogSource

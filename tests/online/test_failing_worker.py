@@ -14,9 +14,9 @@ import pytest
 import online
 from online.checkpoint import Checkpoints
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
-from online.seen import SeenEvents
 from online.settings import PREFIX
-from online.steps import STEPS
+from online.turn.seen import SeenEvents
+from online.turn.steps import STEPS
 from stream.dead_letters import dead_letter
 from stream.events import encode
 from stream.lists import EmbeddedRedis, ListsError

@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from online import redis_link
-from online.arrived import Arrived, micro_batches
 from online.checkpoint import CheckpointError
-from online.ledger import Ledger
+from online.turn import redis_link
+from online.turn.arrived import Arrived, micro_batches
+from online.turn.ledger import Ledger
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
 from stream.source import AwayError, Partition, Record
@@ -371,7 +371,7 @@ def test_nothing_but_broken_messages_moves_on_too(world):
 
 
 def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_world, values, caplog):
-    caplog.set_level(logging.INFO, "online.list_writer")
+    caplog.set_level(logging.INFO, "online.turn.list_writer")
     quiet, world = new_world(), new_world()
     quiet.publish(values)
     world.publish(values)
@@ -650,7 +650,7 @@ def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
 
 
 def test_asked_without_anybody_to_learn_from_nothing_happens(world, caplog):
-    caplog.set_level(logging.INFO, "online.notice_board")
+    caplog.set_level(logging.INFO, "online.turn.notice_board")
     world.publish([Click(user_id="a", item_id="i", timestamp=1)])
     loop = world.begin(world.loop())
     loop.supervisor.ask_finetuning("a test")

@@ -6,7 +6,7 @@ import traceback
 import pytest
 from pydantic import SecretStr
 
-from online.api_keys import make_key
+from online.api.keys import make_key
 from online.edges import open_lists, prepare_topics
 from online.secure import kafka_options, redis_options
 from online.settings import PREFIX, Settings, SettingsError, load_settings

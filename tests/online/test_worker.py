@@ -15,13 +15,13 @@ from pydantic import SecretStr
 
 import online
 from online import worker as worker_module
-from online.api_metrics import Requests
+from online.api.metrics import Requests
 from online.checkpoint import CheckpointError, Checkpoints
 from online.edges import open_lists, open_producer, open_reader
 from online.learner import Learner
-from online.rollback_request import RollbackError, ask_rollback
 from online.settings import PREFIX
-from online.status import waiting_status
+from online.turn.status import waiting_status
+from online.upkeep.rollback_request import RollbackError, ask_rollback
 from online.worker import only_worker, run_worker, scheduled
 from stream import kafka_errors
 from stream.events import Click, encode

@@ -1,0 +1,1 @@
+"""What serve is made of: keys and limits, clicks in, metrics, the dashboard."""

@@ -1,0 +1,123 @@
+"""The command `nextclick backtest`: reads the file, shows how far it is, prints the table, writes what is asked for."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from online.backtest import METHODS, OnProgress, backtest, runs_of
+from online.evaluation.backtest_events import BacktestError, Read, read_clicks
+from online.evaluation.backtest_report import remarks, report, table
+from online.event_files import EventFile
+from online.settings import Settings
+
+
+def run_backtest(
+    out: Console,
+    file: Path,
+    settings: Settings,
+    *,
+    limit: int | None = None,
+    methods: str | None = None,
+    jobs: int | None = None,
+    finetune_every: int = 0,
+    json_out: Path | None = None,
+    plots: Path | None = None,
+) -> None:
+    """`methods` comma-separated, None: all; `jobs` None: as many as cores; `finetune_every` in clicks, 0: never.
+
+    Raises EventFileError, and BacktestError for too few clicks, unknown methods, and what cannot be written.
+    """
+    wanted = METHODS if methods is None else _methods(methods)
+    _prepare(json_out, plots)
+    read = read_clicks(EventFile(file), settings, limit)
+    if not read.clicks:
+        raise BacktestError(f"{file} holds no click that can be read; " + "; ".join(left_out(read)))
+    with _bars(len(read.clicks), wanted) as on_progress:
+        outcome = backtest(
+            read.clicks,
+            settings,
+            methods=wanted,
+            jobs=jobs or os.cpu_count() or 1,
+            finetune_every=finetune_every,
+            on_progress=on_progress,
+        )
+    found = report(outcome) | {
+        "file": file.name,
+        "seed": settings.seed,
+        "finetune_every": finetune_every,
+        "unreadable": dict(read.unreadable),
+        "duplicates": read.duplicates,
+    }
+    out.print(table(found))
+    for line in (*remarks(found), *left_out(read)):
+        out.print(line, style="dim", markup=False)
+    if json_out is not None:
+        _write(json_out, json.dumps(found, indent=1) + "\n")
+    if plots is not None:
+        from online.evaluation.plots import save_plots  # noqa: PLC0415 - matplotlib takes a second to import
+
+        try:
+            saved = save_plots(plots, outcome, f"{file.name}: {len(read.clicks):,} clicks")
+        except OSError as error:
+            raise BacktestError(f"the plots cannot be saved in {plots}: {error.strerror}") from None
+        out.print("saved: " + ", ".join(map(str, saved)), markup=False)
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise BacktestError(f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(METHODS)}")
+    return tuple(method for method in METHODS if method in names)
+
+
+def _prepare(json_out: Path | None, plots: Path | None) -> None:
+    """What cannot be written is said before the work and not after it."""
+    if json_out is not None:
+        if not json_out.parent.is_dir():
+            raise BacktestError(f"--json {json_out}: there is no folder {json_out.parent}")
+        if json_out.is_dir():
+            raise BacktestError(f"--json {json_out} is a folder: name a file in it")
+    if plots is not None and plots.exists() and not plots.is_dir():
+        raise BacktestError(f"--plots {plots} is a file: name a folder")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise BacktestError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def left_out(read: Read) -> Iterator[str]:
+    if read.unreadable:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in read.unreadable.most_common())
+        yield f"left out, not readable as clicks: {reasons}"
+    if read.duplicates:
+        yield f"left out, with the event id of an earlier one: {read.duplicates:,}"
+
+
+@contextmanager
+def _bars(events: int, methods: Sequence[str]) -> Iterator[OnProgress]:
+    """A bar for each run, on a terminal; yields what is to be called with their progress."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=16), TaskProgressColumn(),
+        TextColumn("{task.fields[ndcg]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {
+            run.name: bars.add_task(run.name, total=events, ndcg="") for run in runs_of(methods)
+        }
+
+        def on_progress(name: str, done: int, ndcg: float) -> None:
+            fields: dict[str, Any] = {"ndcg": f"NDCG@10 {ndcg:.4f}"} if ndcg else {}
+            bars.update(tasks[name], completed=done, **fields)
+
+        yield on_progress

@@ -1,0 +1,224 @@
+"""`nextclick forget`: asked for on the topic of clicks, waited for, and proved by a search of every store."""
+
+import json
+import mmap
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from online.edges import clicks_kept_ms, open_lists, open_producer, open_reader, prepare_topics
+from online.settings import Settings
+from online.turn.forget import quoted_in
+from online.turn.requests import RequestError, ask_worker
+from stream.dead_letters import dead_letter
+from stream.events import Forget, Limits, encode_forget
+from stream.lists import Lists
+from stream.log_file import Log
+from stream.people import digest_of, people_in
+from stream.source import Partition, Record
+
+_ASK_EACH_S = 0.5
+REMAINS = (
+    "what the clicks have taught everybody's model: weights, and sums such as how often an item was clicked or "
+    "followed another. Nothing there says whose clicks they were, and nothing can be taken out of it again",
+    "ids of events, as 64-bit digests that belong to nobody, so that a redelivered click is not learned",
+    "the request itself on the topic of clicks: the SHA-256 of the id, so that reading the topic again forgets again",
+)
+
+
+class ForgetError(Exception):
+    """It cannot be asked for; one line that says why."""
+
+
+@dataclass
+class Proof:
+    """How often the person is found, store by store (None: it could not be searched), what is still to be done, and
+    what stays."""
+
+    found: dict[str, int | None] = field(default_factory=dict)
+    waits_for: list[str] = field(default_factory=list)
+    clicks: str = ""  # of the topic itself, where that is not ours to change
+
+    @property
+    def complete(self) -> bool:
+        return not self.waits_for and all(count == 0 for count in self.found.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        remains = [self.clicks, *REMAINS] if self.clicks else list(REMAINS)
+        return {"forgotten": self.complete, "found": self.found, "waits_for": self.waits_for, "remains": remains}
+
+
+def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: bool = True) -> Proof:
+    """Forgets somebody, and proves it. Without a worker it is only asked for, which is among what the proof waits for.
+
+    `count_clicks`: whether to read through the topic of clicks in Kafka, to say how many of theirs are there.
+    Raises ForgetError, SourceError, ListsError.
+    """
+    bytes_max = Limits().id_bytes_max
+    try:
+        length = len(user_id.encode())
+    except UnicodeEncodeError:
+        raise ForgetError("the user id is no UTF-8 text, so no click can have it") from None
+    if not 1 <= length <= bytes_max:
+        raise ForgetError(f"a user id has 1 to {bytes_max} bytes, this one has {length}")
+    lists = open_lists(settings)
+    prepare_topics(settings)
+    after = _publish(settings, digest_of(user_id))
+    request = {"forget": digest_of(user_id), "after": [[*partition, offset] for partition, offset in after.items()]}
+    proof = Proof()
+    _wait(lists, request, timeout_s, proof)
+    if not settings.kafka_bootstrap_servers:
+        _erase_clicks(settings, user_id, after)
+    _ask(lists, request | {"search": True}, timeout_s, proof)
+    proof.found["Redis: keys and what they hold"] = lists.keys_naming(user_id)
+    proof.found |= _found_on_topics(settings, user_id)
+    if settings.kafka_bootstrap_servers:
+        proof.clicks = _clicks_in_kafka(settings, user_id, count=count_clicks)
+    else:
+        proof.found |= _found_in_log(settings.log_path, user_id, settings.clicks_topic)
+    return proof
+
+
+def _publish(settings: Settings, digest: str) -> dict[Partition, int]:
+    """The request, in every partition of the clicks -> the next offset after it in each.
+
+    Who publishes clicks chooses their partition; wherever somebody's are, the request comes after them.
+    """
+    value = encode_forget(Forget(user_sha256=digest, timestamp=time.time()))
+    key, after = digest.encode(), {}
+    with closing(open_reader(settings, settings.clicks_topic)) as reader:
+        before = reader.ends()
+        with closing(open_producer(settings)) as producer:
+            for partition in before:
+                producer.send(settings.clicks_topic, key=key, value=value, partition=partition.partition)
+        for record in reader.read(before):
+            if record.key == key and record.value == value:
+                after[Partition(record.topic, record.partition)] = record.offset + 1
+    return after
+
+
+def _wait(lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Proof) -> None:
+    """Until the worker has done it, or the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while (left_s := deadline - time.monotonic()) > 0:
+        _ask(lists, request, left_s, proof)
+        if not proof.waits_for:
+            return
+        time.sleep(min(_ASK_EACH_S, max(0.0, left_s)))
+
+
+def _ask(lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Proof) -> None:
+    """What the worker says. Where none runs, nothing is known of its memory and its disk."""
+    try:
+        if lists.status() is None:
+            raise RequestError("no worker runs: the request stands on the topic, and is done when one starts")
+        answer = ask_worker(lists, request, max(1.0, timeout_s), "nextclick status")
+    except RequestError as error:
+        proof.waits_for = [str(error)]
+        if "search" in request:
+            proof.found["the worker's memory and checkpoints"] = None
+        return
+    proof.waits_for = list(answer["waits_for"])
+    proof.found |= {f"memory: {kind}": count for kind, count in answer.get("memory", {}).items()}
+    proof.found |= {f"checkpoint {number}": count for number, count in answer.get("checkpoints", {}).items()}
+
+
+def _found_on_topics(settings: Settings, user_id: str) -> dict[str, int]:
+    found = {}
+    letters, events = settings.dead_letters_topic, settings.events_topic
+    with closing(open_reader(settings, letters)) as reader:
+        found[f"topic {letters}"] = sum(_names(record, user_id, settings.items_topic) for record in reader.read())
+    with closing(open_reader(settings, events)) as reader:
+        found[f"topic {events}"] = sum(_quotes(record.value or b"", user_id) for record in reader.read())
+    return found
+
+
+def _quotes(value: bytes, user_id: str) -> bool:
+    """Whether a notice does, which are lines for people."""
+    try:
+        return user_id in quoted_in(str(json.loads(value)["text"]))
+    except (ValueError, TypeError, KeyError):
+        return user_id in people_in(None, value)
+
+
+def _names(record: Record, user_id: str, items_topic: str) -> bool:
+    """Whether it is about the person; of broken items the key is an item."""
+    key = None if dead_letter(record).topic == items_topic else record.key
+    return user_id in people_in(key, record.value)
+
+
+# --- the clicks themselves ---------------------------------------------------------------------------------------
+
+
+def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, int]) -> None:
+    """The embedded log is ours: the person's clicks before the request go, and their bytes with them."""
+    with closing(Log(settings.log_path)) as file:
+        for partition, offset in after.items():
+            mine = [one.offset for one in _records_of(file, partition, user_id) if one.offset < offset]
+            file.erase(partition, mine)
+        file.scrub()
+
+
+def _records_of(file: Log, partition: Partition, user_id: str) -> Iterator[Record]:
+    for record in file.mentions(partition, _spellings(user_id)):
+        if user_id in people_in(record.key, record.value):
+            yield record
+
+
+def _found_in_log(path: Path, user_id: str, topic: str) -> dict[str, int]:
+    """Records that are there, and bytes that look like the person's clicks, in the file and in its journal."""
+    with closing(Log(path)) as file:
+        found = {f"topic {topic}": sum(1 for one in file.extents([topic]) for _ in _records_of(file, one, user_id))}
+    pattern = _pattern(user_id)
+    for part in (path, path.with_name(path.name + "-wal")):
+        if part.exists():
+            found[f"bytes of {part.name}"] = _count(part, pattern)
+    return found
+
+
+def _spellings(user_id: str) -> list[bytes]:
+    """How an id may be written in a message."""
+    texts = {user_id, json.dumps(user_id)[1:-1], json.dumps(user_id, ensure_ascii=False)[1:-1]}
+    return [text.encode() for text in sorted(texts)]
+
+
+def _pattern(user_id: str) -> re.Pattern[bytes]:
+    """A click of the person as it stands in a file: with its quotes, so that no longer id is taken for it."""
+    values = [b'"' + re.escape(text) + b'"' for text in _spellings(user_id)]
+    if user_id.isascii() and user_id.isdigit():
+        values.append(user_id.encode() + rb"(?![0-9.eE])")
+    return re.compile(rb'"user_id"\s*:\s*(?:' + b"|".join(values) + b")")
+
+
+def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
+    if not path.stat().st_size:
+        return 0
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        return sum(1 for _ in pattern.finditer(held))
+
+
+def _clicks_in_kafka(settings: Settings, user_id: str, *, count: bool) -> str:
+    """What of the person stays in a topic that belongs to who publishes it, and until when."""
+    topic, kept_ms = settings.clicks_topic, clicks_kept_ms(settings)
+    words, number, latest_ms = _spellings(user_id), 0, 0
+    if count:
+        with closing(open_reader(settings, topic)) as reader:
+            for record in reader.read():
+                text = (record.key or b"") + b"\n" + (record.value or b"")
+                if any(word in text for word in words) and user_id in people_in(record.key, record.value):
+                    number, latest_ms = number + 1, max(latest_ms, record.timestamp_ms)
+    said = f"{number:,} messages" if count else "messages that were not counted"
+    if count and not number:
+        return ""
+    until = "until they are deleted there (retention.ms says no time)"
+    if kept_ms is not None:
+        day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime((latest_ms + kept_ms) / 1_000)) if count else ""
+        until = f"until {day} at the latest (retention.ms is {kept_ms:,})" if count else f"for {kept_ms:,} ms each"
+    return (
+        f"{said} about the person on the topic {topic} in Kafka, which belongs to who publishes it: {until}. "
+        "Read again, they are forgotten again"
+    )

@@ -1,0 +1,172 @@
+"""The command `nextclick tune`: reads the file, shows how far it is, prints what was found, writes it as settings."""
+
+import math
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from online.commands.backtest import left_out
+from online.commands.views import plain
+from online.evaluation.backtest_events import read_clicks
+from online.evaluation.tune import LATER, SEARCH, HowFar, OnProgress, Tuned, tune
+from online.evaluation.tune_runs import TuneError
+from online.event_files import EventFile
+from online.settings import ENV_FILE, PREFIX, Settings
+
+_MUCH_SLOWER = 0.8
+
+
+def run_tune(
+    out: Console,
+    file: Path,
+    settings: Settings,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    to: Path,
+    force: bool = False,
+    limit: int | None = None,
+    share: float = 0.5,
+    trials: int = 30,
+    jobs: int = 1,
+    timeout_s: float | None = None,
+) -> None:
+    """Writes the settings file `to`. `stop` ends the search with what it has.
+
+    Raises EventFileError, and TuneError for too few clicks and for a file that cannot be written or exists already.
+    """
+    _prepare(to, force)
+    read = read_clicks(EventFile(file), settings, limit)
+    if not read.clicks:
+        raise TuneError("; ".join([f"{file} holds no click that can be read", *left_out(read)]))
+    with _bar(trials) as on_progress:
+        tuned = tune(
+            read.clicks,
+            settings,
+            share=share,
+            trials=trials,
+            jobs=jobs,
+            timeout_s=math.inf if timeout_s is None else timeout_s,
+            stop=stop,
+            on_progress=on_progress,
+        )
+    out.print(table(tuned))
+    for line in (verdict(tuned), *remarks(tuned), *left_out(read)):
+        out.print(line, markup=False, soft_wrap=True)
+    _write(to, settings_file(tuned, settings, file.name), force)
+    out.print(
+        f"written: {to}; go by it: {ENV_FILE}={shlex.quote(str(to))} nextclick worker", markup=False, soft_wrap=True
+    )
+
+
+def _prepare(to: Path, force: bool) -> None:
+    """What cannot be written is said before the work and not after it."""
+    if to.is_dir():
+        raise TuneError(f"--out {to} is a folder: name a file in it")
+    if not to.parent.is_dir():
+        raise TuneError(f"--out {to}: there is no folder {to.parent}")
+    if to.exists() and not force:
+        raise TuneError(f"--out {to} exists already: name another file, or overwrite it with --force")
+    if not os.access(to if to.exists() else to.parent, os.W_OK):
+        raise TuneError(f"--out {to} cannot be written: you may not write there")
+
+
+def _write(to: Path, text: str, force: bool) -> None:
+    try:
+        with to.open("w" if force else "x", encoding="utf-8") as opened:
+            opened.write(text)
+    except FileExistsError:
+        raise TuneError(f"{to} has come into being meanwhile and is left as it is; this was for it:\n{text}") from None
+    except OSError as error:
+        raise TuneError(f"{to} cannot be written ({error.strerror}); this was for it:\n{text}") from None
+
+
+def table(tuned: Tuned) -> Table:
+    """Settings and figures, as they stand and as found, for a terminal of 80 columns."""
+    view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    view.add_column("", no_wrap=True)
+    for name in ("as it stands", "found"):
+        view.add_column(name, justify="right", no_wrap=True)
+    found = tuned.found
+    for name, stood in found.stood.items():
+        view.add_row(name, str(stood), str(found.best[name]), end_section=name == [*found.stood][-1])
+    view.add_row(f"NDCG@10, clicks searched ({tuned.searched:,})", f"{found.stood_ndcg:.4f}", f"{found.best_ndcg:.4f}")
+    later = f"later clicks ({tuned.events - tuned.searched:,})"
+    view.add_row(f"NDCG@10, {later}", f"{tuned.stood.ndcg:.4f}", f"{tuned.best.ndcg:.4f}", style="bold")
+    view.add_row(f"hit@10, {later}", f"{tuned.stood.hit:.4f}", f"{tuned.best.hit:.4f}")
+    view.add_row("clicks/s", f"{tuned.stood.events_per_s:,.0f}", f"{tuned.best.events_per_s:,.0f}", style="dim")
+    return view
+
+
+def verdict(tuned: Tuned) -> str:
+    """One line: whether what was found is better, on clicks that the search has not seen."""
+    if tuned.found.best == tuned.found.stood:
+        return "no trial was better on the searched clicks: the settings stay as they stand"
+    gain = f"NDCG@10 on later clicks {tuned.gain:+.4f} ({_error(tuned)})"
+    if not tuned.better:
+        return f"NOT better: {gain}; the settings stay as they stand"
+    doubt = "; less than two standard errors may be chance" if tuned.gain < 2 * tuned.gain_error else ""
+    return f"better: {gain}{doubt}"
+
+
+def remarks(tuned: Tuned) -> Iterator[str]:
+    """Lines that go below it."""
+    found = tuned.found
+    if tuned.better and tuned.best.events_per_s < _MUCH_SLOWER * tuned.stood.events_per_s:
+        yield f"slower: {tuned.best.events_per_s:,.0f} clicks/s, not {tuned.stood.events_per_s:,.0f}"
+    yield f"trials: {found.trials}, {found.pruned} of them given up early; {found.seconds:,.0f} s"
+
+
+def _error(tuned: Tuned) -> str:
+    return "one person only" if math.isinf(tuned.gain_error) else f"standard error {tuned.gain_error:.4f}"
+
+
+def settings_file(tuned: Tuned, settings: Settings, stream: str) -> str:
+    """`NEXTCLICK_NAME=value` lines for the worker and docker-compose, after comments that say where they come from.
+
+    Where what was found is not better on later clicks, the lines hold the settings as they stood, and comments say what
+    it was.
+    """
+    found, later = tuned.found, tuned.events - tuned.searched
+    seen = "left out" if settings.exclude_seen else "in the lists"
+    lines = [
+        "# Settings by `nextclick tune`: for NEXTCLICK_ENV_FILE, for env_file in docker-compose, or `set -a; . FILE`.",
+        f"# Stream: {plain(stream)}, {tuned.events:,} clicks; items seen before: {seen}; seed {settings.seed}.",
+        f"# NDCG@10 on the first {tuned.searched:,}, which were searched (trials: {found.trials}): "
+        f"as it stood {found.stood_ndcg:.5f}, found {found.best_ndcg:.5f}.",
+        f"# NDCG@10 on the {later:,} after them: as it stood {tuned.stood.ndcg:.5f}, found {tuned.best.ndcg:.5f}.",
+        f"# {verdict(tuned)}.",
+    ]
+    if tuned.kept != found.best:
+        lines.append("# So these are the settings AS THEY STOOD. What was found is:")
+        lines += [f"# {line}" for line in _assignments(found.best)]
+    return "\n".join([*lines, *_assignments(tuned.kept), ""])
+
+
+def _assignments(values: dict[str, Any]) -> list[str]:
+    return [f"{PREFIX}{name.upper()}={value}" for name, value in values.items()]
+
+
+@contextmanager
+def _bar(trials: int) -> Iterator[OnProgress]:
+    """A bar for the search and one for the later clicks, on a terminal; yields what is to be called with progress."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=16), TaskProgressColumn(),
+        TextColumn("{task.fields[note]}"), TimeRemainingColumn(),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {stage: bars.add_task(stage, total=1.0, note="") for stage in (SEARCH, LATER)}
+
+        def on_progress(now: HowFar) -> None:
+            note = f"{now.trials}/{trials} trials, best NDCG@10 {now.best:.4f}" if now.stage == SEARCH else ""
+            bars.update(tasks[now.stage], completed=now.share, note=note)
+
+        yield on_progress

@@ -1,0 +1,1 @@
+"""How good lists are: backtest, counting methods to compare with, search of settings, plots."""

@@ -1,0 +1,126 @@
+"""What a backtest goes through: the clicks of a file, what is known of each without any method, and their batches.
+
+Letters: `n` events.
+"""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.event_files import EventFile
+from online.settings import Settings
+from online.turn.seen import SeenEvents
+from stream.events import BadEvent, Click, Limits, parse_click
+
+TEACHES_ONLY = 0.2  # of the events: the first ones, which are not scored
+
+
+class BacktestError(Exception):
+    """A backtest that cannot be made. One line that says what is needed."""
+
+
+@dataclass
+class Read:
+    """What a file held."""
+
+    clicks: list[Click] = field(default_factory=list)
+    unreadable: Counter[str] = field(default_factory=Counter)  # by reason: a worker's dead letters
+    duplicates: int = 0  # by event id
+
+
+def read_clicks(file: EventFile, settings: Settings, limit: int | None = None) -> Read:
+    """The clicks of a file's first `limit` rows, judged as a worker judges them. Raises EventFileError."""
+    read = Read()
+    seen = SeenEvents(settings.event_ids_held)
+    limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+    now = time.time()
+    for message in islice(file.messages(), limit):
+        click = parse_click(message.value, now=now, limits=limits)
+        if isinstance(click, BadEvent):
+            read.unreadable[click.reason] += 1
+        elif click.event_id is not None and not seen.add(click.event_id):
+            read.duplicates += 1
+        else:
+            read.clicks.append(click)
+    return read
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each event without any method: (n,) each, but for the last."""
+
+    users: NDArray[np.int64]  # numbers in order of first appearance, as those of items
+    items: NDArray[np.int64]
+    earlier_of_user: NDArray[np.int64]  # this person's clicks before it
+    earlier_of_item: NDArray[np.int64]  # clicks on its item before it, by anybody
+    known: NDArray[np.int64]  # items that occurred before it
+    had: NDArray[np.int64]  # items that this person had before it
+    again: NDArray[np.bool_]  # whether its item is one of them
+    first_scored: int
+
+    @property
+    def scored(self) -> int:
+        return len(self.users) - self.first_scored
+
+
+def facts_of(clicks: Sequence[Click]) -> Facts:
+    """Raises BacktestError where there are too few clicks to score any."""
+    first_scored = math.ceil(TEACHES_ONLY * len(clicks))
+    if first_scored == len(clicks):
+        raise BacktestError(f"a backtest needs 2 clicks at least, here are {len(clicks)}: the first ones only teach")
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    of_user: Counter[int] = Counter()
+    of_item: Counter[int] = Counter()
+    had: dict[int, set[int]] = {}
+    rows = []
+    for click in clicks:
+        user, item = users.setdefault(click.user_id, len(users)), items.setdefault(click.item_id, len(items))
+        mine = had.setdefault(user, set())
+        rows.append((user, item, of_user[user], of_item[item], len(of_item), len(mine), item in mine))
+        of_user[user] += 1
+        of_item[item] += 1
+        mine.add(item)
+    user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, again = np.array(rows, np.int64).T
+    return Facts(
+        user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, again.astype(bool), first_scored
+    )
+
+
+def stream_times(clicks: Sequence[Click]) -> list[float]:
+    """What a clock would have said at each click: it never goes back, whatever late clicks say."""
+    return list(accumulate((click.timestamp for click in clicks), max))
+
+
+def next_clicks(clicks: Sequence[Click]) -> list[int]:
+    """The number of the same person's next click, for each click; the number of clicks where there is none."""
+    found = [len(clicks)] * len(clicks)
+    before: dict[str, int] = {}
+    for at, click in enumerate(clicks):
+        if click.user_id in before:
+            found[before[click.user_id]] = at
+        before[click.user_id] = at
+    return found
+
+
+def micro_batches(clicks: Sequence[Click], settings: Settings) -> Iterator[range]:
+    """Consecutive clicks that are learned in one step, as numbers: what a worker takes that finds clicks waiting.
+
+    A batch is as long as `micro_batch_max`, and as the worker's bound for one person, let it.
+    """
+    start = 0
+    of_user: Counter[str] = Counter()
+    for at, click in enumerate(clicks):
+        if at - start == settings.micro_batch_max or of_user[click.user_id] == settings.history_max // 2:
+            yield range(start, at)
+            start = at
+            of_user = Counter()
+        of_user[click.user_id] += 1
+    if start < len(clicks):
+        yield range(start, len(clicks))

@@ -1,0 +1,43 @@
+"""Fine-tuning in a backtest: the worker's supervisor, asked by the number of clicks and not by the clock."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from online.learner import Learner
+from online.ranking.learned import Learned
+from online.settings import Settings
+from online.turn.ledger import Ledger
+from online.upkeep.supervisor import Supervisor
+from online.upkeep.versions import Versions
+from stream.events import Click
+
+
+class Tuning:
+    """Asks for a fine-tuning every `every` clicks, and does all of it before the next one comes. What it gives goes
+    through the gate as a worker's does. Drift is not watched."""
+
+    def __init__(self, settings: Settings, learner: Learner, every: int) -> None:
+        self.every = every
+        self.told: list[tuple[str, int, str, Mapping[str, Any]]] = []  # kind, clicks until then, text, figures
+        self._ledger = Ledger()
+        self._supervisor = Supervisor(
+            settings,
+            learner=learner,
+            ledger=self._ledger,
+            versions=Versions(settings.versions_kept, settings.versions_listed),
+            changes=None,
+            tell=lambda kind, text, figures: self.told.append((kind, self._ledger.learned, text, figures)),
+            read_checkpoint=None,
+            clock=lambda: 0.0,
+        )
+
+    def after(self, clicks: Sequence[Click], learned: Learned) -> None:
+        """A micro-batch was learned."""
+        before = self._ledger.learned
+        self._ledger.learned += len(clicks)
+        self._supervisor.after(clicks, learned)
+        if self._ledger.learned // self.every > before // self.every:
+            self._supervisor.ask_finetuning(f"every {self.every:,} clicks")
+        self._supervisor.turn()
+        while self._supervisor.busy:
+            self._supervisor.turn()

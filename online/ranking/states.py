@@ -1,0 +1,230 @@
+"""What the Reformer makes of each person's clicks: continued from its memories where it can be, read anew elsewhere.
+
+Letters: `N` clicks of a micro-batch, `U` people in it, `L` clicks read of each, `D` width.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.reformer import Clicks
+from online.history import Latest, UserHistories
+from online.ranking.next_item import as_histories
+from online.ranking.weights import Weights
+from online.settings import Settings
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class UserStates:
+    """States before and after each click. Three kinds of people give the same numbers by different ways:
+
+    - whose history is no longer than `online_history`: it is read as a sequence;
+    - whose memory is at hand: only the new position is computed, whatever the history's length. The memory holds every
+      click but the latest. That one is computed twice: at once, to rank; and when the next click comes, with gradients
+      and the weights of then, to guess that click, after which it is stored;
+    - everybody else (no memory yet, or several clicks in one micro-batch): their latest clicks are read as a sequence,
+      and their memory is built from their history a little later, by `rebuild`.
+
+    Weights move while stored keys and values stay. So a memory is also rebuilt when it has been continued for
+    `memory_updates_max` updates of the weights, and after fine-tuning.
+    """
+
+    def __init__(self, settings: Settings, weights: Weights, histories: UserHistories) -> None:
+        self.settings = settings
+        self.weights = weights
+        self.histories = histories
+        self.memory = weights.network.memory(settings.memory_users_held, dtype=DTYPES[settings.memory_dtype])
+        self._built: dict[str, int] = {}  # users whose memory is whole, and the weights' updates when it was built
+        self._wanted: OrderedDict[str, None] = OrderedDict()  # users whose memory is to be built, latest last
+        self._fresh_since = 0  # memories built before so many updates are to be rebuilt
+
+    def read(
+        self, users: Sequence[str], slots: NDArray[np.int64], clicks: NDArray[np.int64]
+    ) -> tuple[Tensor, NDArray[np.bool_], Tensor]:
+        """States around the clicks that were just appended to the histories.
+
+        users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
+        the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
+        and the state after each user's last click (U, D), without.
+        """
+        continued = np.array([self._at_hand(user) for user in users]) & (clicks == 1)
+        before, after, anything = [], [], []
+        if continued.any():
+            states_before, states_after = self._continue(
+                [u for u, c in zip(users, continued, strict=True) if c], slots[continued]
+            )
+            before.append(states_before)
+            after.append(states_after)
+            anything.append(np.ones(int(continued.sum()), bool))
+        if not continued.all():
+            anew = ~continued
+            states_before, states_after, had = self.read_anew(self.weights, slots[anew], clicks[anew])
+            before.append(states_before)
+            after.append(states_after)
+            anything.append(had)
+            self._want([user for user, c in zip(users, continued, strict=True) if not c], slots[anew])
+        # Back from "continued first" to the order of users.
+        user_order = np.argsort(np.concatenate([np.flatnonzero(continued), np.flatnonzero(~continued)]))
+        of_click = np.repeat(np.arange(len(users)), clicks)
+        click_order = np.argsort(
+            np.concatenate([np.flatnonzero(continued[of_click]), np.flatnonzero(~continued[of_click])])
+        )
+        return torch.cat(before)[click_order], np.concatenate(anything)[click_order], torch.cat(after)[user_order]
+
+    @torch.no_grad()
+    def now(self, users: Sequence[str], slots: NDArray[np.int64]) -> Tensor:
+        """The state after the latest click of each of different users, (U, D)."""
+        at_hand = np.array([self._at_hand(user) for user in users])
+        states = torch.zeros(len(users), self.settings.width, device=self.weights.device)
+        if at_hand.any():
+            mine = [user for user, here in zip(users, at_hand, strict=True) if here]
+            # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
+            theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
+            clicks = self._click(theirs, self.histories.latest(slots[at_hand], 1), 0)
+            with self.weights.precision():
+                states[at_hand] = self.weights.network.append(self.memory, clicks, store=False)
+        if not at_hand.all():
+            latest = self.histories.latest(slots[~at_hand], self.settings.online_history)
+            read = self.weights.states(latest)
+            states[~at_hand] = read[np.arange(len(latest.lengths)), latest.lengths - 1]
+        return states
+
+    @torch.no_grad()
+    def rebuild(self) -> int:
+        """Builds the memories wanted most lately, at most `memory_rebuilds_max` -> how many."""
+        users: list[str] = []
+        while self._wanted and len(users) < self.settings.memory_rebuilds_max:
+            user, _ = self._wanted.popitem()
+            if user in self.histories:
+                users.append(user)
+        if users:
+            latest = self.histories.latest(self.histories.find(users), self.settings.history_max, 1)
+            with self.weights.precision():
+                self.weights.network.remember(
+                    self.memory, self._memory_slots(users), as_histories(latest, self.weights.device)
+                )
+            self._built |= dict.fromkeys(users, self.weights.optimizer.steps)
+            if len(self._built) > self.memory.directory.capacity:  # some have lost their slots meanwhile
+                self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
+        return len(users)
+
+    def forget(self, user: str) -> bool:
+        """Nothing is remembered of the user -> whether there was something."""
+        self._built.pop(user, None)
+        wanted = self._wanted.pop(user, self) is None
+        return self.memory.free(user) or wanted
+
+    def people(self) -> set[str]:
+        """Everybody of whom something is remembered, or is to be."""
+        return {*self.memory.directory.users(), *self._built, *self._wanted}
+
+    def weights_replaced(self) -> None:
+        """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""
+        self._fresh_since = self.weights.optimizer.steps + 1
+
+    def _continue(self, users: list[str], slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        latest = self.histories.latest(slots, 2)
+        memory_slots = self._memory_slots(users)
+        with self.weights.precision():
+            before = self.weights.network.append(self.memory, self._click(memory_slots, latest, 0))
+        with torch.no_grad(), self.weights.precision():
+            after = self.weights.network.append(self.memory, self._click(memory_slots, latest, 1), store=False)
+        updates = self.weights.optimizer.steps
+        for user in users:
+            built = self._built[user]
+            if updates - built > self.settings.memory_updates_max or built < self._fresh_since <= updates:
+                self._want_one(user)
+        return before, after
+
+    def read_anew(
+        self, weights: Weights, slots: NDArray[np.int64], clicks: NDArray[np.int64]
+    ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
+        """States by any weights, from the latest clicks alone: before each of the clicks (U,) just made (N, D), user
+        by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,)."""
+        latest = self.histories.latest(slots, self.settings.online_history + clicks)
+        states = weights.states(latest)  # (U, L, D)
+        users = np.arange(len(slots))
+        of_click = np.repeat(users, clicks)  # (N,)
+        nth = np.arange(len(of_click)) - np.repeat(np.cumsum(clicks) - clicks, clicks)
+        position = (latest.lengths - clicks)[of_click] + nth  # of the click itself; the state before stands one earlier
+        after = states[users, latest.lengths - 1].detach()
+        had = position >= 1
+        # A first click has no state before it: where its position is read, the state has seen the click itself.
+        before = states[of_click, np.maximum(position - 1, 0)] * torch.from_numpy(had[:, None]).to(states.device)
+        return before, after, had
+
+    def _click(self, memory_slots: Tensor, latest: Latest, position: int) -> Clicks:
+        rows, types, times = (
+            torch.from_numpy(np.ascontiguousarray(part[:, position])).to(self.weights.device) for part in latest[:3]
+        )
+        return Clicks(memory_slots, rows, types, times)
+
+    def _at_hand(self, user: str) -> bool:
+        return user in self._built and user in self.memory.directory
+
+    def _memory_slots(self, users: list[str]) -> Tensor:
+        slots, _ = self.memory.take(users)
+        return slots
+
+    def _want(self, users: list[str], slots: NDArray[np.int64]) -> None:
+        """Their memories lack what was just read as a sequence. Only histories that are longer than that need one."""
+        for user, length in zip(users, self.histories.lengths(slots).tolist(), strict=True):
+            self._built.pop(user, None)
+            if length > self.settings.online_history:
+                self._want_one(user)
+
+    def _want_one(self, user: str) -> None:
+        self._wanted[user] = None
+        self._wanted.move_to_end(user)
+        if len(self._wanted) > self.settings.memory_users_held:
+            self._wanted.popitem(last=False)
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """The slots in use, and who has them."""
+        directory = self.memory.directory.to_state()
+        used = 1 + max((int(slot) for slot in directory["slots"]), default=-1)
+        arrays = {name: _as_numpy(tensor[:used]) for name, tensor in self._kept().items()}
+        return arrays, {
+            "directory": directory,
+            "built": self._built,
+            "wanted": list(self._wanted),
+            "fresh_since": self._fresh_since,
+        }
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of each slot. Which was used last stands in the directory, in the users' order."""
+        tensors = self.memory.state_tensors().items()
+        return {name: tensor for name, tensor in tensors if tensor.dim() and not name.endswith(".used")}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave. Of other shapes (settings have changed), nothing: memories are rebuilt."""
+        tensors = self._kept()
+        fits = len(state["directory"]["slots"]) + len(state["directory"]["free"]) == self.memory.directory.capacity
+        fits = fits and all(
+            name in arrays
+            and arrays[name].shape[1:] == tensor.shape[1:]
+            and arrays[name].dtype == _as_numpy(tensor[:0]).dtype
+            for name, tensor in tensors.items()
+        )
+        if not fits:
+            return
+        self.memory.directory.load_state(state["directory"])
+        for name, tensor in tensors.items():
+            saved = torch.from_numpy(arrays[name].copy())
+            tensor[: len(saved)] = (saved.view(tensor.dtype) if tensor.element_size() == 2 else saved).to(tensor.device)
+        self._built = dict(state["built"])
+        self._wanted = OrderedDict.fromkeys(state["wanted"])
+        self._fresh_since = state["fresh_since"]
+
+
+def _as_numpy(tensor: Tensor) -> NDArray[Any]:
+    """16-bit floats as their bits: numpy has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    array: NDArray[Any] = (tensor.view(torch.int16) if tensor.element_size() == 2 else tensor).numpy()
+    return array

@@ -1,0 +1,94 @@
+"""From records to clicks: what cannot be read goes to the dead letters, what was learned before is left out."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from online.settings import Settings
+from online.turn.arrived import Arrived, ToForget
+from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.ledger import Ledger
+from online.turn.notice_board import Tell
+from online.turn.quarantine import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
+from online.turn.seen import SeenEvents
+from stream.events import BadEvent, Click, Forget, Limits, parse
+from stream.source import Record
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """What stands between the source and the learner. The ids it has seen are part of a checkpoint."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        dead_letters: DeadLetterBox,
+        quarantine: Quarantine,
+        ledger: Ledger,
+        tell: Tell,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock`: seconds since 1970."""
+        self.settings = settings
+        self.dead_letters = dead_letters
+        self.quarantine = quarantine
+        self.ledger = ledger
+        self.tell = tell
+        self.clock = clock
+        self.seen = SeenEvents(settings.event_ids_held)
+        self._limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+
+    def readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
+        """What can be learned of these, in their order. Raises InternalError."""
+        now = self.clock()
+        for record in records:
+            event = self._read(record, now)
+            if isinstance(event, BadEvent):
+                if event.reason == INTERNAL_ERROR:
+                    self._put_aside(record, event)
+                self.dead_letters.put(record, event)
+                self.ledger.dead_letters[event.reason] += 1
+            elif isinstance(event, Forget):
+                yield ToForget(event, record)
+            elif event.event_id is not None and not self.seen.add(event.event_id):
+                self.ledger.duplicates += 1
+            else:
+                self.ledger.put_aside = 0
+                yield Arrived(self._not_ahead(event, record), record)
+
+    def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
+        detail = self.quarantine.aside(record)
+        if detail is not None:
+            return BadEvent(INTERNAL_ERROR, detail)
+        found = self.dead_letters.found(record)
+        if found is not None:
+            return found  # what stands among the dead letters must not be learned too, though it could be read by now
+        try:
+            return parse(record.value, now=now, limits=self._limits)
+        except Exception as error:
+            log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
+            return BadEvent(INTERNAL_ERROR, last_line(error))
+
+    def _not_ahead(self, click: Click, record: Record) -> Click:
+        """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the
+        broker's clock. Where the two are further apart than any click may be, it is the broker's that is wrong."""
+        arrived_at = (record.timestamp_ms + 1) / 1_000  # within that millisecond
+        if 0 < click.timestamp - arrived_at <= self.settings.future_s_max:
+            return click.model_copy(update={"timestamp": arrived_at})
+        return click
+
+    def _put_aside(self, record: Record, why: BadEvent) -> None:
+        """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
+        where = "{} partition {} offset {}".format(*place(record))
+        figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        self.ledger.put_aside += 1
+        if self.ledger.put_aside < self.settings.internal_errors_in_a_row_max:
+            self.tell("internal_error", f"{where} is put aside: {why.detail}", figures)
+            return
+        text = f"{self.ledger.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
+        self.tell("internal_error", f"{text}; the worker stops", figures)
+        raise InternalError(
+            f"{text}. The worker stops, so as not to empty the stream into {self.settings.dead_letters_topic}: "
+            "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to pass over them"
+        )

@@ -1,0 +1,169 @@
+"""`nextclick forget` on a live worker: asked for, done, and proved by a search of every store."""
+
+import json
+import sqlite3
+import threading
+from contextlib import contextmanager
+
+import pytest
+from rich.console import Console
+
+import online.cli
+from online.commands import forget as forget_command
+from online.commands.forget import ForgetError, forget
+from online.edges import open_lists, open_producer, open_reader, prepare_topics
+from online.settings import Settings
+from online.worker import run_worker
+from stream.events import Click, encode
+from stream.lists import EmbeddedRedis
+from tests.online.conftest import SMALL
+
+START = 1_700_000_000.0
+USERS = ("u1", "u11", "xu1", "42")
+WAIT_S = 120.0
+
+
+def clicks(users=USERS, count=6):
+    return [
+        Click(user_id=user, item_id=f"i{n % 4}", timestamp=START + 60 * n, event_id=f"{user}-{n}")
+        for n in range(count)
+        for user in users
+    ]
+
+
+def publish(settings, some, broken=()):
+    prepare_topics(settings)
+    producer = open_producer(settings)
+    for click in some:
+        producer.send(settings.clicks_topic, key=click.user_id.encode(), value=encode(click))
+    for key, value in broken:
+        producer.send(settings.clicks_topic, key=key, value=value)
+    producer.close()
+
+
+BROKEN = [(b"u1", b"{"), (b"u11", b"{"), (None, b'{"user_id": "u1", "item_id": ""}'), (None, b'{"user_id": "u11"}')]
+
+
+@contextmanager
+def working(settings):
+    """A worker in a thread; whatever it raised is raised here."""
+    stop, ready, failed = threading.Event(), threading.Event(), []
+
+    def run():
+        try:
+            run_worker(settings, stop, ready=ready)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(WAIT_S) or failed
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(WAIT_S)
+        if failed:
+            raise failed[0]
+
+
+@pytest.fixture
+def settings(tmp_path, free_port):
+    quick = {
+        "checkpoint_interval_s": 0.0,
+        "status_interval_s": 0.0,
+        "poll_timeout_s": 0.01,
+        "forget_checkpoints_s": 0.0,
+    }
+    return Settings(**{"data_dir": tmp_path / "data", "embedded_redis_port": free_port, **SMALL, **quick})
+
+
+def values(settings, topic):
+    reader = open_reader(settings, topic)
+    found = [record.value for record in reader.read()]
+    reader.close()
+    return found
+
+
+def test_after_it_no_store_names_the_person_and_everybody_else_is_there(settings):
+    publish(settings, clicks(), BROKEN)
+    with working(settings):
+        proof = forget(settings, "u1", timeout_s=WAIT_S)
+        assert proof.complete, proof.as_dict()
+        places = " ".join(proof.found)
+        for part in ("memory: histories", "memory: moments", "checkpoint ", "Redis", "clicks.dead", "nextclick.events"):
+            assert part in places
+        assert {"bytes of log.db", "topic clicks"} <= proof.found.keys()
+        lists = open_lists(settings)
+        assert set(lists.users()) == set(USERS) - {"u1"}
+        assert forget(settings, "u1", timeout_s=WAIT_S).complete  # and again
+        assert forget(settings, "nobody", timeout_s=WAIT_S).complete
+    kept = values(settings, settings.clicks_topic)
+    assert sum(b'"u11"' in value for value in kept) == 7
+    assert not any(b'"u1"' in value for value in kept)
+    assert values(settings, settings.dead_letters_topic) == [b"{", b'{"user_id": "u11"}']
+    everything = b"".join(path.read_bytes() for path in settings.data_dir.rglob("*") if path.is_file())
+    assert b'"u1"' not in everything
+    assert b'"u11"' in everything
+
+
+def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeypatch, command):
+    publish(settings, clicks())
+    monkeypatch.setattr(online.cli, "out", Console(width=160, highlight=False))
+    monkeypatch.setattr(online.cli, "_settings", lambda: settings)
+
+    with working(settings):
+        code, shown, _ = command("forget", "42", "--timeout", str(WAIT_S))
+        assert code == 0, shown
+        assert "forgotten: found nowhere any more" in shown
+        assert "what remains" in shown
+        assert "weights" in shown
+        code, shown, _ = command("forget", "u11", "--json")
+        assert (code, json.loads(shown)["forgotten"]) == (0, True)
+
+
+def test_without_a_worker_it_is_only_asked_for_and_done_later(settings, free_port):
+    publish(settings, clicks())
+    with EmbeddedRedis(free_port):
+        proof = forget(settings, "u1", timeout_s=1.0)
+    assert not proof.complete
+    assert "no worker runs" in proof.waits_for[0]
+    assert proof.found["the worker's memory and checkpoints"] is None
+    with working(settings):
+        assert forget(settings, "u1", timeout_s=WAIT_S).complete
+        assert "u1" not in set(open_lists(settings).users())
+
+
+@pytest.mark.parametrize("user", ["", "x" * 257, "\udcff"])
+def test_what_is_no_user_id_is_refused_at_once(settings, user):
+    with pytest.raises(ForgetError):
+        forget(settings, user, timeout_s=1.0)
+
+
+def test_what_is_left_is_found(settings, free_port):
+    """The search is not blind: each of these is what a forgetting that did not happen would leave."""
+    publish(settings, clicks(), BROKEN)
+    found = forget_command._found_in_log(settings.log_path, "u1", settings.clicks_topic)
+    assert found["topic clicks"] == 8
+    assert sum(found[name] for name in found if name.startswith("bytes of")) >= 6
+    assert forget_command._found_in_log(settings.log_path, "1", settings.clicks_topic)["topic clicks"] == 0
+    number = b'{"user_id": 7, "item_id": "i", "timestamp": 1}'
+    publish(settings, [], [(None, number), (None, number.replace(b"7", b"77"))])
+    assert forget_command._found_in_log(settings.log_path, "7", settings.clicks_topic)["topic clicks"] == 1
+    publish(settings, clicks(("u1",), 1))
+    with EmbeddedRedis(free_port):
+        proof = forget(settings, "u1", timeout_s=1.0)
+        assert proof.found["topic clicks"] == 0  # the clicks of the log itself go without a worker, too
+        lists = open_lists(settings)
+        lists.ask({"id": "x", "user": "u1"}, 60)
+        assert lists.keys_naming("u1") == 1
+        assert lists.keys_naming("u11") == 0
+
+
+def test_clicks_that_come_after_it_are_found_and_said(settings):
+    publish(settings, clicks(("u1", "u11")))
+    with working(settings):
+        assert forget(settings, "u1", timeout_s=WAIT_S).complete
+        publish(settings, clicks(("u1",), 3))
+        assert forget(settings, "u1", timeout_s=WAIT_S).complete
+        assert sqlite3.connect(settings.log_path).execute("SELECT count(*) FROM records").fetchone()[0] > 6

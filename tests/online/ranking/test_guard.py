@@ -1,0 +1,246 @@
+"""The guard: honest streams pass, floods and pushed items do not, and others' lists stay as they are."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from online.counts import NEAR, Counts
+from online.evaluation import worlds
+from online.evaluation.town import Town
+from online.evaluation.worlds import Bot
+from online.learner import Learner
+from online.ranking.guard import CAUGHT, FULL_MOST, WAYS, Buckets, Guard
+from stream.events import Click
+
+AT_ONCE, REPEATS, INTERVAL_S = 20, 3, 100.0
+
+
+@pytest.fixture
+def guard(small):
+    return Guard(small(**LIMITS))
+
+
+LIMITS = {
+    "guard_clicks_at_once": AT_ONCE,
+    "guard_clicks_per_minute": 6.0,
+    "guard_repeats_at_once": REPEATS,
+    "guard_repeats_interval_s": INTERVAL_S,
+    "guard_late_s": 1_000.0,
+}
+
+
+def judge(guard, clicks, size=16):
+    """Clicks as (user, item, seconds) -> which are guarded, which show that somebody is caught."""
+    found = []
+    for start in range(0, len(clicks), size):
+        users, items, times = zip(*clicks[start : start + size], strict=True)
+        numbers = np.arange(start + 1, start + 1 + len(users))
+        found.append(guard.judge(list(map(str, users)), list(map(str, items)), np.array(times, float), numbers))
+    return np.concatenate([one.guarded for one in found]), np.concatenate([one.caught for one in found])
+
+
+# --- buckets -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_buckets_of_a_batch_are_those_of_clicks_one_by_one(batch):
+    random = np.random.default_rng(batch)
+    keys, now = random.integers(1, 9, 600), np.cumsum(random.exponential(2.0, 600)) - random.choice([0, 30], 600)
+    amounts = random.choice([1.0, 1.0, -1.0], 600)
+    buckets = Buckets(4, 10.0, 400)
+    parts = [slice(start, start + batch) for start in range(0, 600, batch)]
+    found = np.concatenate([buckets.pour(keys[part], now[part], amounts[part]) for part in parts])
+    held, expected = {}, []
+    for key, at, amount in zip(keys.tolist(), now.tolist(), amounts.tolist(), strict=True):
+        level, since = held.get(key, (0.0, at))
+        level = max(0.0, level - max(0.0, at - since) / 10.0)
+        expected.append(level)
+        held[key] = (min(max(level + amount, 0.0), FULL_MOST * 4.0), max(at, since))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_in_a_full_row_the_emptiest_makes_room():
+    buckets = Buckets(10, 1e9, WAYS)  # one row
+    for key in range(1, WAYS + 1):
+        buckets.pour(np.full(key + 1, key), np.zeros(key + 1))
+    newcomers = np.arange(100, 200)
+    assert buckets.pour(newcomers, np.zeros(100)).max() == 0
+    assert buckets.pour(np.arange(WAYS, 0, -1), np.zeros(WAYS)).tolist() == [*range(WAYS + 1, 2, -1), 0]
+
+
+# --- who is guarded ----------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_ratings_at_one_moment_and_clicks_out_of_order_are_honest(small):
+    guard = Guard(small())
+    ratings = [("rater", item, 5_000.0) for item in range(100)]
+    late = [("late", item, 5_000.0 - 60 * item) for item in range(100)]
+    assert not judge(guard, ratings + late)[0].any()
+
+
+def test_a_flood_is_heard_up_to_a_bucket_and_again_after_a_pause(guard):
+    flood = [("bot", item, item / 10) for item in range(1_000)]
+    guarded, _ = judge(guard, flood)
+    assert not guarded[:AT_ONCE].any()
+    assert guarded[AT_ONCE + 10 :].all()
+    assert guard.total["rate"] == guarded.sum()
+    after, _ = judge(guard, [("bot", 1, 100 + FULL_MOST * AT_ONCE * 10.0)])
+    assert not after.any()
+
+
+def test_an_item_is_heard_up_to_a_bucket_and_then_its_person_is_caught_once(guard):
+    guarded, caught = judge(guard, [("bot", "it", 8.0 * at) for at in range(100)])
+    assert guarded.tolist() == [False] * REPEATS + [True] * 97
+    assert np.flatnonzero(caught).tolist() == [CAUGHT * REPEATS]  # one has drained meanwhile, or part of it
+
+
+def test_what_many_repeat_is_heard_and_what_few_repeat_is_not(guard):
+    many = [(user, "song", 40.0 * user + at) for user in range(100) for at in range(2)]
+    assert not judge(guard, many)[0].any()
+    few = [(f"bot-{at % 20}", "spam", 5_000.0 + at) for at in range(20 * REPEATS)]
+    guarded, _ = judge(guard, few)
+    assert not guarded[:20].any()  # a click each: what a trend looks like
+    assert (~guarded[20:]).sum() <= 2 * REPEATS
+    assert guard.total["crowd"] == guarded.sum()
+
+
+def test_made_up_timestamps_gain_one_span_at_most(guard):
+    judge(guard, [("anybody", "else", 1e6)])
+    guarded, _ = judge(guard, [("bot", "it", 1_000.0 * at) for at in range(900)])
+    assert (~guarded).sum() <= REPEATS + 1_000.0 / INTERVAL_S + 1
+
+
+def test_without_it_everything_is_heard(small):
+    guard = Guard(small(guard=False))
+    guarded, caught = judge(guard, [("bot", "it", at) for at in range(500)])
+    assert not guarded.any()
+    assert not caught.any()
+    assert not guard.total
+
+
+# --- what was counted is taken back ------------------------------------------------------------------------------
+
+
+def test_taken_back_counts_are_as_if_those_clicks_had_not_been():
+    random = np.random.default_rng(0)
+    rows = random.integers(1, 12, 60)
+    earlier = np.zeros((60, NEAR), np.int64)
+    for at in range(60):
+        before = rows[max(0, at - NEAR) : at][::-1]
+        earlier[at, : len(before)] = before
+    pushed = rows == 3
+
+    def counted(mask):
+        counts = Counts(32, (10, 100), torch.device("cpu"))
+        counts.grow(20)
+        them = earlier if mask.all() else np.where(earlier == 3, 0, earlier)
+        at = torch.from_numpy(np.flatnonzero(mask))
+        times = torch.arange(1.0, 61.0, dtype=torch.float64)
+        counts.add(torch.from_numpy(rows)[at], torch.from_numpy(them)[at], times[at])
+        return counts
+
+    everything, others = counted(np.ones(60, bool)), counted(~pushed)
+    only = np.where(pushed[:, None] | (earlier == 3), earlier, 0)
+    at = np.flatnonzero(pushed | only.any(1))
+    ages = np.where(pushed, np.arange(59, -1, -1), -1)[at].astype(float)
+    everything.take_back(*(torch.from_numpy(part) for part in (rows[at], only[at], ages)))
+    for name, table in everything.tables.items():
+        expected = others.tables[name]
+        for row in range(20):
+            mine = dict(zip(table.others[row].tolist(), table.counts[row].tolist(), strict=True))
+            its = dict(zip(expected.others[row].tolist(), expected.counts[row].tolist(), strict=True))
+            assert mine == its, (name, row)
+        assert torch.equal(table.totals, expected.totals)
+    assert torch.equal(everything.clicks, others.clicks)
+    assert float(everything.popularity(torch.tensor([3])).max()) < 1e-6
+    assert everything.first_at[3] == everything.last_at[3] == 0
+
+
+# --- the learner -------------------------------------------------------------------------------------------------
+
+TOWN = Town(users=60, items=64)
+AT = 640
+
+
+def attacked(small, bot, *, guard, others=800, **overrides):
+    """A learner after an attack, and the share of other people's lists since it began that hold the bots' item."""
+    world = worlds.attack(1, change_at=AT, bot=bot, town=TOWN)
+    held = {"list_size": 10, "successors_held": 32, "users_held": 128, "history_max": 64, "moments_held": 5_000}
+    learner = Learner(small(guard=guard, **held, **overrides))
+    stream, found, seen = world.clicks(10**6), [], 0
+    while seen < AT + others:
+        batch = list(islice(stream, 16))
+        rankings = learner.learn(batch).rankings
+        theirs = [ranking for user, ranking in rankings.items() if user not in bot.user_ids]
+        seen += sum(click.user_id not in bot.user_ids for click in batch)
+        if seen > AT:
+            found += [bot.item_id in ranking.items for ranking in theirs]
+    return learner, sum(found) / len(found)
+
+
+POPULAR = tuple(TOWN.item_ids[:6])
+
+
+@pytest.mark.parametrize("accounts", [1, 20])
+def test_a_bots_item_stays_out_of_other_peoples_lists_and_without_the_guard_it_does_not(small, accounts):
+    bot = Bot(clicks=1_500, rate_hz=5.0, accounts=accounts, between=POPULAR)
+    assert attacked(small, bot, guard=False)[1] > 0.05
+    assert attacked(small, bot, guard=True)[1] < 0.01
+
+
+def test_nothing_that_others_see_is_left_of_an_account_that_was_caught(small):
+    bot = Bot(clicks=600, rate_hz=1.0, between=POPULAR)
+    learner, _ = attacked(small, bot, guard=True, guard_clicks_per_minute=600.0, guard_clicks_at_once=1_000)
+    row = learner.vocabulary.row_of(bot.item_id)
+    assert row > 0
+    assert learner.counts.clicks[row] == 0
+    assert learner.counts.popularity(torch.tensor([row])).max() == 0
+    for name, table in learner.counts.tables.items():
+        assert not (table.others == row).any(), name
+    assert learner.guard.total["taken-back"] >= learner.settings.guard_repeats_at_once
+
+
+def test_guarded_clicks_move_their_owners_history_and_list_but_no_weights_counts_or_scores(small):
+    town = list(TOWN.clicks(320))
+    learner = Learner(small(guard_repeats_at_once=2))
+    for start in range(0, 320, 16):
+        learner.learn(town[start : start + 16])
+    now = town[-1].timestamp
+    pushes = [Click(user_id="bot", item_id="spam", timestamp=now + at) for at in range(40)]
+    learner.learn(pushes[:16])
+    before = {name: array.tobytes() for name, array in learner.to_state()[0].items()}
+    scored = learner.scores.scored
+    learned = learner.learn(pushes[16:32])
+    after = {name: array.tobytes() for name, array in learner.to_state()[0].items()}
+    assert not learned.heard.any()
+    moved = [name for name in after if after[name] != before[name]]
+    shared = ("weights.", "scorer.counts.", "scorer.replay.", "scorer.world_memory.", "reservoir.", "returns.")
+    assert not [name for name in moved if name.startswith(shared)]
+    assert "history.rows" in moved
+    assert learner.scores.scored == scored
+    (slot,) = learner.histories.find(["bot"])
+    assert learner.histories.newest(np.array([slot]), 5).rows.tolist() == [[learner.vocabulary.row_of("spam")] * 5]
+    assert "spam" in learned.rankings["bot"].items
+
+
+def test_a_restart_in_the_middle_of_an_attack_goes_on_bit_for_bit(small, same):
+    bot = replace(Bot(clicks=700, rate_hz=1.0), accounts=3, between=POPULAR)
+    clicks = list(worlds.attack(2, change_at=160, bot=bot, town=TOWN).clicks(800))
+    settings = small(history_max=64, moments_held=5_000)
+    whole, *halves = (Learner(settings) for _ in range(3))
+    for start in range(0, 800, 16):
+        whole.learn(clicks[start : start + 16])
+    for start in range(0, 240, 16):
+        halves[0].learn(clicks[start : start + 16])
+    arrays, state = halves[0].to_state()
+    assert 0 < halves[0].guard.total["repeats"] < whole.guard.total["repeats"]
+    halves[1].load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
+    for start in range(240, 800, 16):
+        halves[1].learn(clicks[start : start + 16])
+    assert whole.guard.total["taken-back"]
+    assert same(whole.to_state()[0], halves[1].to_state()[0])
+    assert whole.to_state()[1] == halves[1].to_state()[1]
