@@ -1,11 +1,12 @@
 """Servers of one's own for a benchmark: Apache Kafka behind a proxy, and redis-server."""
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,21 +29,29 @@ def free_port(*, pair: bool = False) -> int:
 class Server:
     """A server process on `port` that can be killed and started again."""
 
-    def __init__(self, command: list[str], port: int, ready: list[str], log: Path) -> None:
+    def __init__(
+        self, command: list[str], port: int, ready: list[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`ready` succeeds once it answers. `environment` is added to this process's."""
         self.port = port
         self._command, self._ready, self._log = command, ready, log
+        self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Returns when it answers. Raises TimeoutError."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
         deadline = time.monotonic() + _READY_S_MAX
         while subprocess.run(self._ready, capture_output=True, check=False).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError(f"{self._command[0]} did not come up: {self._log.read_text()[-2_000:]}")
             time.sleep(0.1)
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         """As kill -9 does."""

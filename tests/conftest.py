@@ -6,16 +6,13 @@ in the foreground, with `ready PORT [SECONDS]` beside it; REDIS_SERVER is the pa
 
 import importlib.util
 import os
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from benchmarks._servers import Server
 from benchmarks._servers import free_port as _free_port
 
 # No timed test decides: a busy machine makes an example slow, not wrong.
@@ -42,40 +39,6 @@ def free_port() -> int:
     return _free_port()
 
 
-@dataclass
-class Server:
-    """A server process that can be killed and started again with the same data."""
-
-    command: list[str]
-    log: Path
-    ready: list[str]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = field(default=None)
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, env={**os.environ, **self.environment}
-            )
-        deadline = time.monotonic() + 180
-        while subprocess.run(self.ready, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                pytest.fail(f"{self.command[0]} did not come up: {self.log.read_text()[-2_000:]}")
-            time.sleep(0.1)
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """As kill -9 does."""
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 def _named_by(variable: str) -> str:
     path = os.environ.get(variable)
     if not path:
@@ -85,15 +48,16 @@ def _named_by(variable: str) -> str:
     return path
 
 
-@dataclass
 class KafkaBroker(Server):
-    bootstrap_servers: str = ""
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
 
-@dataclass
 class RedisServer(Server):
-    url: str = ""
-    port: int = 0
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +69,7 @@ def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBrok
         command=[str(start), str(folder), str(port), "auto.create.topics.enable=false"],
         log=folder / "output.log",
         ready=[str(start.parent / "ready"), str(port), "60"],
-        bootstrap_servers=f"127.0.0.1:{port}",
+        port=port,
     )
     broker.start()
     yield broker
@@ -121,7 +85,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         command=[program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
         log=folder / "output.log",
         ready=["bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{port}"],
-        url=f"redis://127.0.0.1:{port}/0",
+        port=port,
     )
     server.start()
     yield server
@@ -159,7 +123,7 @@ def start_kafka(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
                     f"--add-scram SCRAM-SHA-512=[name={user},password={password}]" for user, password in users.items()
                 )
             },
-            bootstrap_servers=f"127.0.0.1:{port}",
+            port=port,
         )
         broker.start()
         return broker, ports

@@ -134,7 +134,7 @@ def test_a_broker_that_hangs_does_not_hang_the_reader(kafka_world, kafka_broker)
     topic = kafka_world.topic()
     source = kafka_world.source(topic)
     kafka_world.settle(source, 1)
-    kafka_broker.process.send_signal(signal.SIGSTOP)
+    kafka_broker.signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
         assert source.poll(max_records=10, timeout_s=1.0) == []
@@ -142,7 +142,7 @@ def test_a_broker_that_hangs_does_not_hang_the_reader(kafka_world, kafka_broker)
         source.commit({Partition(topic, 0): 0})
         assert time.monotonic() - began < 30
     finally:
-        kafka_broker.process.send_signal(signal.SIGCONT)
+        kafka_broker.signal(signal.SIGCONT)
     kafka_world.fill(kafka_world.producer(), topic, [1])
     kafka_world.drain(source, 1, within_s=60)
 
