@@ -6,8 +6,10 @@
 import itertools
 import os
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,16 @@ import torch
 
 from online.checkpoint import Checkpoints
 from online.cli import main
+from online.edges import open_lists
 from online.evaluation.town import Town
 from online.loop import Loop
 from online.settings import PREFIX, Settings
 from online.turn.dead_letter_box import DeadLetterBox
 from online.turn.quarantine import Quarantine
 from online.turn.steps import Reached, nobody_looks
+from online.worker import run_worker
 from stream.events import Click, encode
-from stream.lists import ListsError, Mark, TopList
+from stream.lists import Lists, ListsError, Mark, TopList
 from stream.source import Partition, Record, SourceError
 
 NOW = 1_730_600_000.0  # two days after the town's first click
@@ -413,6 +417,35 @@ class World:
     def everything(self, loop: Loop) -> dict[str, Any]:
         """All that a worker knows and has said, as plain values that can be compared exactly."""
         return {**known(loop), "lists": dict(self.lists.held), "popular": self.lists.popular_list}
+
+
+WORKER_WAIT_S = 120.0  # on a busy machine
+
+
+@contextmanager
+def worker_thread(settings: Settings) -> Iterator[Lists]:
+    """A worker in a thread -> its lists; at the end it is stopped, and whatever it raised is raised here."""
+    stop, ready = threading.Event(), threading.Event()
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            run_worker(settings, stop, ready=ready)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(WORKER_WAIT_S) or failed
+    try:
+        if not failed:
+            yield open_lists(settings)
+    finally:
+        stop.set()
+        thread.join(WORKER_WAIT_S)
+        assert not thread.is_alive()
+        if failed:
+            raise failed[0]
 
 
 def known(loop: Loop) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -29,7 +29,7 @@ from stream.lists import ListsError
 from stream.log import LogProducer, LogSource
 from stream.notices import notice
 from stream.source import SourceError
-from tests.online.conftest import NOW
+from tests.online.conftest import NOW, worker_thread
 
 WAIT_S = 60.0  # on a busy machine; nothing waits so long elsewhere
 
@@ -66,31 +66,6 @@ def publish(settings, town_clicks):
         producer.close()
 
     return some
-
-
-@contextmanager
-def worker_thread(settings):
-    """A worker in a thread -> its lists; at the end it is stopped, and whatever it raised is raised here."""
-    stop, ready, failed = threading.Event(), threading.Event(), []
-
-    def run():
-        try:
-            run_worker(settings, stop, ready=ready)
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert ready.wait(WAIT_S) or failed
-    try:
-        if not failed:
-            yield open_lists(settings)
-    finally:
-        stop.set()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
-        if failed:
-            raise failed[0]
 
 
 def learned(lists):

@@ -2,8 +2,6 @@
 
 import json
 import sqlite3
-import threading
-from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
@@ -13,10 +11,9 @@ from online.commands import forget as forget_command
 from online.commands.forget import ForgetError, forget
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
 from online.settings import Settings
-from online.worker import run_worker
 from stream.events import Click, encode
 from stream.lists import EmbeddedRedis
-from tests.online.conftest import SMALL
+from tests.online.conftest import SMALL, worker_thread
 
 START = 1_700_000_000.0
 USERS = ("u1", "u11", "xu1", "42")
@@ -44,29 +41,6 @@ def publish(settings, some, broken=()):
 BROKEN = [(b"u1", b"{"), (b"u11", b"{"), (None, b'{"user_id": "u1", "item_id": ""}'), (None, b'{"user_id": "u11"}')]
 
 
-@contextmanager
-def working(settings):
-    """A worker in a thread; whatever it raised is raised here."""
-    stop, ready, failed = threading.Event(), threading.Event(), []
-
-    def run():
-        try:
-            run_worker(settings, stop, ready=ready)
-        except Exception as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    assert ready.wait(WAIT_S) or failed
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(WAIT_S)
-        if failed:
-            raise failed[0]
-
-
 @pytest.fixture
 def settings(tmp_path, free_port):
     quick = {
@@ -87,7 +61,7 @@ def values(settings, topic):
 
 def test_after_it_no_store_names_the_person_and_everybody_else_is_there(settings):
     publish(settings, clicks(), BROKEN)
-    with working(settings):
+    with worker_thread(settings):
         proof = forget(settings, "u1", timeout_s=WAIT_S)
         assert proof.complete, proof.as_dict()
         places = " ".join(proof.found)
@@ -112,7 +86,7 @@ def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeyp
     monkeypatch.setattr(online.cli, "out", Console(width=160, highlight=False))
     monkeypatch.setattr(online.cli, "_settings", lambda: settings)
 
-    with working(settings):
+    with worker_thread(settings):
         code, shown, _ = command("forget", "42", "--timeout", str(WAIT_S))
         assert code == 0, shown
         assert "forgotten: found nowhere any more" in shown
@@ -129,7 +103,7 @@ def test_without_a_worker_it_is_only_asked_for_and_done_later(settings, free_por
     assert not proof.complete
     assert "no worker runs" in proof.waits_for[0]
     assert proof.found["the worker's memory and checkpoints"] is None
-    with working(settings):
+    with worker_thread(settings):
         assert forget(settings, "u1", timeout_s=WAIT_S).complete
         assert "u1" not in set(open_lists(settings).users())
 
@@ -162,7 +136,7 @@ def test_what_is_left_is_found(settings, free_port):
 
 def test_clicks_that_come_after_it_are_found_and_said(settings):
     publish(settings, clicks(("u1", "u11")))
-    with working(settings):
+    with worker_thread(settings):
         assert forget(settings, "u1", timeout_s=WAIT_S).complete
         publish(settings, clicks(("u1",), 3))
         assert forget(settings, "u1", timeout_s=WAIT_S).complete

@@ -7,8 +7,8 @@ from online.commands.forget import forget
 from online.edges import open_lists
 from online.settings import Settings
 from stream.people import people_in
-from tests.online.commands.test_forget import BROKEN, WAIT_S, clicks, publish, values, working
-from tests.online.conftest import SMALL
+from tests.online.commands.test_forget import BROKEN, WAIT_S, clicks, publish, values
+from tests.online.conftest import SMALL, worker_thread
 
 LONG = "somebody-with-a-long-name-" * 6
 
@@ -27,7 +27,7 @@ def settings(tmp_path, kafka_broker, redis_server):
 @pytest.mark.real
 def test_forgotten_live_and_again_when_all_is_read_from_the_beginning(settings, tmp_path):
     publish(settings, clicks(), BROKEN)
-    with working(settings):
+    with worker_thread(settings):
         proof = forget(settings, "u1", timeout_s=WAIT_S)
         assert proof.complete, proof.as_dict()
         assert any("memory" in name for name in proof.found)
@@ -38,7 +38,7 @@ def test_forgotten_live_and_again_when_all_is_read_from_the_beginning(settings, 
         assert sorted(letters) == [b"{", b'{"user_id": "u11"}']
         assert any(b"forgotten" in value for value in values(settings, settings.events_topic))
     anew = settings.model_copy(update={"data_dir": tmp_path / "anew", "consumer_group": f"{tmp_path.name}-anew"})
-    with working(anew):  # knows nothing, and reads the clicks that Kafka still has
+    with worker_thread(anew):  # knows nothing, and reads the clicks that Kafka still has
         again = forget(anew, "u11", timeout_s=WAIT_S)
         assert again.complete, again.as_dict()
         lists = open_lists(anew)
@@ -54,13 +54,13 @@ def test_a_click_that_was_too_long_and_is_not_any_more_is_sent_round_again_and_l
     strict = settings.model_copy(update={"message_bytes_max": 200})  # a longer click is a dead letter
     long = clicks((LONG,), 2)
     publish(strict, long)
-    with working(strict):
+    with worker_thread(strict):
         assert forget(strict, "u1", timeout_s=WAIT_S).complete
     assert len(values(settings, settings.dead_letters_topic)) == 2
     options = {"reason": "too-large", "topic": None, "since": "1h", "limit": 10, "as_json": True, "send": True}
     for sent in (2, 0):
         run_dead_letters(Console(), settings, **options, repaired=None, again=False, dry_run=False)
         assert f'"sent": {sent}' in capsys.readouterr().out
-    with working(settings):
+    with worker_thread(settings):
         assert forget(settings, "u1", timeout_s=WAIT_S).complete
         assert LONG in set(open_lists(settings).users())
