@@ -266,7 +266,7 @@ def test_progress_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", b"", "is empty: it needs user_id or user, item_id or item, timestamp"),
-        ("a.csv.gz", gzip.compress(b""), "is empty"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), "is empty"),
         ("a.csv", HEADER.encode(), "no rows after its header"),
         ("a.csv", b"user,thing,timestamp\n1,2,3\n", "no column item_id or item: there are 'user, thing, timestamp'"),
         ("a.csv", b"user;item;timestamp\n1;2;3\n", "columns are separated by commas"),
