@@ -305,8 +305,8 @@ def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
     assert texts["state"] == "learning, and behind"
     assert texts["waits"] == "the oldest for 2.5 s, more come than can be learned"
     assert texts["rate"] == "432"
-    assert (texts["p50"], texts["p99"], texts["lag"]) == ("22", "88", "17")
-    assert (texts["served"], texts["popular"], texts["followed"]) == ("61.0 %", "12.0 %", "55.0 %")
+    assert (texts["p50"], texts["p99"], texts["lag"]) == ("22 ms", "88 ms", "17")
+    assert (texts["served"], texts["popular"], texts["followed"]) == ("61.0\u00a0%", "12.0\u00a0%", "55.0\u00a0%")
     assert "malformed-json" in page
     assert "lists: repeats</td><td>3</td>" in page
     assert "not trained on</td><td>90</td>" in page
