@@ -306,7 +306,7 @@ def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
     assert texts["waits"] == "the oldest for 2.5 s, more come than can be learned"
     assert texts["rate"] == "432"
     assert (texts["p50"], texts["p99"], texts["lag"]) == ("22 ms", "88 ms", "17")
-    assert (texts["served"], texts["popular"], texts["followed"]) == ("61.0\u00a0%", "12.0\u00a0%", "55.0\u00a0%")
+    assert (texts["served"], texts["popular"], texts["followed"]) == ("61.0&nbsp;%", "12.0&nbsp;%", "55.0&nbsp;%")
     assert "malformed-json" in page
     assert "lists: repeats</td><td>3</td>" in page
     assert "not trained on</td><td>90</td>" in page
