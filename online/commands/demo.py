@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -30,8 +30,10 @@ from online.serve import Api
 from online.settings import Settings, load_settings
 from online.worker import run_worker
 from stream.events import BadEvent, Click, encode, parse_click
-from stream.lists import Lists, TopList
+from stream.lists import Lists, RedisAwayError, TopList
 from stream.source import Producer
+
+T = TypeVar("T")
 
 _BURST = 32  # clicks sent together
 _TOWN_CLICKS_MAX = 100_000_000
@@ -123,7 +125,7 @@ class Publisher:
             if not one or stop.is_set():
                 return None
             click = one[0].click
-            before = None if click is None else self._lists.read(click.user_id)
+            before = None if click is None else _in_time(self._lists.read, click.user_id)
             started = time.perf_counter()
             after = self._send(one, stop)
             if click is not None and before is not None and after is not None:
@@ -140,7 +142,7 @@ class Publisher:
         click = next((sent.click for sent in reversed(messages) if sent.click is not None), None)
         deadline = time.monotonic() + _LIST_S_MAX
         while click is not None and not stop.is_set() and time.monotonic() < deadline:
-            top = self._lists.read(click.user_id)
+            top = _in_time(self._lists.read, click.user_id)
             if top is not None and top.written_at >= sent_at_ms and top.clicked_at == int(1_000 * click.timestamp):
                 return top
             time.sleep(_POLL_EVERY_S)
@@ -273,7 +275,7 @@ class Screen:
         elapsed_s, ended_ms = time.monotonic() - self._started, 1_000 * time.time()
         deadline = time.monotonic() + _REPORT_S_MAX
         while time.monotonic() < deadline and not self._stop.is_set():
-            status = self._lists.status()
+            status = _in_time(self._lists.status)
             if status is not None and status["written_at"] >= ended_ms:
                 break
             self._stop.wait(0.1)
@@ -286,7 +288,7 @@ class Screen:
         return course_line(self._hit_before, self._hit_lowest, self._hit)
 
     def _say(self, elapsed_s: float, *, last: bool = False) -> None:
-        status = self._lists.status()
+        status = _in_time(self._lists.status)
         if status is None:
             return
         self._hit = status["recent"]["served"]["hit@10"]
@@ -309,6 +311,14 @@ class ConsoleLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.print(Text(f"  {record.getMessage()}", style="yellow"))
+
+
+def _in_time(ask: Callable[..., T], *arguments: str) -> T | None:
+    """What the embedded Redis answers. None where it does not in time: on a busy machine that thread may wait long."""
+    try:
+        return ask(*arguments)
+    except RedisAwayError:
+        return None
 
 
 def _free_port(wanted: int) -> int:

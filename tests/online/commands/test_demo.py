@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from online.commands.demo_views import Story, story_view
 from online.evaluation.town import Town
 from online.serve import ServeError
 from stream.events import BadEvent, Click, parse
-from stream.lists import TopList
+from stream.lists import Lists, RedisAwayError, TopList
 
 ROOT = Path(__file__).parents[3]
 
@@ -51,6 +53,20 @@ def test_a_demo_shows_a_list_before_and_after_a_click_and_what_to_try_next(tmp_p
     assert re.search(r"hit@10: [\d.]+ % before fashion changed", shown)
     assert "Try next:" in shown
     assert list(tmp_path.glob("nextclick-*")) == []
+
+
+def test_an_embedded_redis_that_is_late_does_not_end_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = itertools.count()
+    for name in ("read", "status"):
+        answers = getattr(Lists, name)
+
+        def late(self: Lists, *arguments: str, answers: Callable[..., object] = answers) -> object:
+            if next(numbers) % 2:
+                raise RedisAwayError("it was busy")
+            return answers(self, *arguments)
+
+        monkeypatch.setattr(Lists, name, late)
+    assert "Try next:" in demo(seconds=2)
 
 
 def test_a_demo_of_a_file_ends_with_the_file_and_keeps_its_data_where_it_is_told(tmp_path: Path) -> None:
