@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from online.commands.env_file import EnvFile, Names, SecretsDir
+from online.env_file import EnvFile, Names, SecretsDir
 from online.security_settings import SecuritySettings
 from online.upkeep.cron import cron_trigger
 from online.upkeep.gate import BLOCKS_MIN, GateLimits

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from online.api.entries import Entries, Neighbours, Places
 from online.counts import THIRD
+from online.ranking.entries import Entries, Neighbours, Places
 
 
 class Ahead(NamedTuple):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from online.api.entries import Entries, Neighbours, Places
 from online.counts import NEAR, Counts
 from online.ranking.ahead import Ahead, Counted
+from online.ranking.entries import Entries, Neighbours, Places
 from online.ranking.features import COUNTED
 from online.ranking.moments import Moments
 

@@ -18,9 +18,9 @@ from online.ranking.guard import Contributed
 from online.ranking.moments import HashedVectors, MomentLog, Moments, OwnMemory, WorldMemory
 from online.ranking.replay_buffer import ReplayBuffer
 from online.ranking.scored import Found, Gathered, Query, Scored
+from online.ranking.surprise import Surprises
 from online.ranking.weights import VECTORS_WIDTH, Weights
 from online.settings import Settings
-from online.upkeep.surprise import Surprises
 
 
 class Scorer:

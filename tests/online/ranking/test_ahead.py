@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.api.entries import Places
 from online.counts import NEAR, Counts
 from online.ranking import candidates
 from online.ranking.ahead import Ahead, Counted
 from online.ranking.candidates import Asked, Candidates, Gatherer
+from online.ranking.entries import Places
 from online.ranking.features import COUNTED
 
 CPU = torch.device("cpu")

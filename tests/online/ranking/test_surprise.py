@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.upkeep.surprise import HALF_LIFE, PRIOR, Surprises
+from online.ranking.surprise import HALF_LIFE, PRIOR, Surprises
 
 ROWS = 6
 batches = st.lists(
