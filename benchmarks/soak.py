@@ -3,10 +3,11 @@
     python -m benchmarks.soak [--minutes 30] [--share 0.7] [--kafka HOST:PORT] [--redis URL]
 
 A real worker, on embedded parts or on those that are named, and a town that never stops clicking. First it is measured
-how fast the worker learns while clicks always wait (`--capacity-s`), then clicks come at a share of that. Each minute a
-line: resident memory, lag, time from click to list, open files, threads, disk. Exits with 1 where memory has grown by
-more than `--growth` from minute 5 (or a sixth of the time, if that is less) to the end, where the lag of the last
-third is more than a poll, where files or threads have grown, or where the worker did not end well.
+how fast the worker learns while clicks always wait (for `--capacity-s`, after `--warm-up-s` of them), then clicks come at
+a share of that. Each minute a line: resident memory, lag, time from click to list, open files, threads, disk. Exits
+with 1 where memory has grown by more than `--growth` from minute 5 (or a sixth of the time, if that is less) to the end,
+where the lag of the last third is more than a poll, where files or threads have grown, or where the worker did not end
+well.
 """
 
 import argparse
@@ -88,6 +89,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--share", type=float, default=0.7)
     parser.add_argument("--capacity-s", type=float, default=60.0)
+    parser.add_argument("--warm-up-s", type=float, default=300.0, help="before that: who has seen little is faster")
     parser.add_argument("--growth", type=float, default=0.1, help="of memory, that is accepted")
     parser.add_argument("--users", type=int, default=2_000)
     parser.add_argument("--kafka", metavar="HOST:PORT")
@@ -97,7 +99,7 @@ def main() -> int:
         tempfile.TemporaryDirectory() as folder,
         live(Path(folder), kafka=options.kafka, redis=options.redis, users=options.users) as worker,
     ):
-        capacity = worker.capacity(options.capacity_s, options.capacity_s / 3)
+        capacity = worker.capacity(options.capacity_s, options.warm_up_s)
         print(f"it can take {capacity:,.0f} clicks a second; {options.share:.0%} of that for {options.minutes} minutes")
         worker.rate = 0.0
         worker.wait_for(worker.published)
