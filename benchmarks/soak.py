@@ -3,11 +3,11 @@
     python -m benchmarks.soak [--minutes 30] [--share 0.7] [--kafka HOST:PORT] [--redis URL]
 
 A real worker, on embedded parts or on those that are named, and a town that never stops clicking. First it is measured
-how fast the worker learns while clicks always wait (for `--capacity-s`, after `--warm-up-s` of them), then clicks come at
-a share of that. Each minute a line: resident memory, lag, time from click to list, open files, threads, disk. Exits
-with 1 where memory has grown by more than `--growth` from minute 5 (or a sixth of the time, if that is less) to the end,
-where the lag of the last third is more than a poll, where files or threads have grown, or where the worker did not end
-well.
+how fast the worker learns while clicks always wait (for `--capacity-s`, after `--warm-up-s` of them), then clicks come
+at a share of that. Each minute a line: resident memory, lag, time from click to list, open files, threads, disk. Exits
+with 1 where memory has grown by more than `--growth` from minute 5 (or a sixth of the time, if that is less) to the
+end, where the lag of the last third is more than a poll, where files or threads have grown, or where the worker did
+not end well.
 """
 
 import argparse
