@@ -200,7 +200,7 @@ class Loop:
         # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now. While no
         # checkpoint can be written all that waits: a version is saved before lists name it.
         self._reached("decide")
-        published = self.unsaved_since is None and self.supervisor.turn(shedding=self.overload.shedding)
+        published = self.unsaved_since is None and self.supervisor.turn(late=self.overload.late)
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
         # 7. Weights and offsets become the checkpoint, and then the commit. Without somebody who was forgotten at once:

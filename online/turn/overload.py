@@ -4,7 +4,8 @@ The lag is what was written and not yet taken in: messages, and the age of the o
 message read last tells to a second or so. A turn that leaves less than a poll takes is no lag: the next one takes it.
 
 Behind, the worker keeps the order and goes on with everything (`overload` = fall-behind), or leaves out training until
-it has caught up (shed-training): histories, counts, memories and lists go on, weights wait.
+it has caught up (shed-training): histories, counts, memories and lists go on, weights wait. Either way fine-tuning
+rests as long as clicks are late.
 """
 
 import time
@@ -56,6 +57,7 @@ class Overload:
         self.lag: Lag | None = None  # as last measured; None while the broker does not say
         self.behind = False  # so far that people were told
         self.shedding = False  # training is left out
+        self.late = False  # fine-tuning rests
         self._untrained_before = 0  # clicks that had not been trained on when this shedding began
         self._read_ms: dict[Partition, int] = {}  # when the message read last was written
         self._look_at = float("-inf")  # not before
@@ -92,6 +94,7 @@ class Overload:
         settings = self.settings
         behind = bool(settings.lag_told_s) and self._too_far(lag, self.behind, settings.lag_told_s)
         shedding = settings.overload == "shed-training" and self._too_far(lag, self.shedding, settings.shed_lag_s)
+        self.late = self._too_far(lag, True, settings.lag_over_s)
         figures = {"messages": lag.total, "seconds": lag.oldest_s}
         how = f"{lag.total:,} messages wait, the oldest for {lag.oldest_s or 0.0:.0f} s"
         if behind != self.behind:
@@ -119,4 +122,5 @@ class Overload:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `to_state` gave: what people were told of is told to be over."""
         self.behind, self.shedding = state["behind"], state["shedding"]
+        self.late = self.behind or self.shedding  # until it is measured
         self._untrained_before = state["untrained_before"]

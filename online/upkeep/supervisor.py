@@ -116,8 +116,8 @@ class Supervisor:
         for notice in [] if self.changes is None else self.changes.silence(now):
             self._tell(notice.kind, str(notice), notice.as_dict())
 
-    def turn(self, *, shedding: bool = False) -> bool:
-        """Decides what is due, and does a slice of fine-tuning, unless training is left out -> whether another version
+    def turn(self, *, late: bool = False) -> bool:
+        """Decides what is due, and does a slice of fine-tuning, unless clicks are late -> whether another version
         serves now: it has to be saved before any list names it."""
         before = self.learner.version
         while not self._rollbacks.empty():
@@ -126,7 +126,7 @@ class Supervisor:
             self._judge_predecessor(self.predecessor)
         if self.candidate is not None:
             self._judge_candidate(self.candidate)
-        elif not shedding:
+        elif not late:
             self._finetune()
         return self.learner.version != before
 

@@ -77,6 +77,15 @@ def test_what_the_next_poll_takes_is_no_lag(small):
     assert not at.overload.shedding
 
 
+def test_fine_tuning_rests_while_clicks_are_late(small):
+    at, found = At(small), []
+    for unread, waited_s in ((500, 1.0), (500, 3.0), (5, 3.0), (500, 3.0), (500, 1.0)):
+        at.look(unread, waited_s)
+        found.append(at.overload.late)
+    assert found == [False, True, False, True, False]
+    assert at.told == []
+
+
 def test_training_is_left_out_between_two_limits_and_what_it_cost_is_told(small):
     at = At(small, overload="shed-training", shed_lag_s=10.0, lag_over_s=2.0)
     found = []
@@ -210,6 +219,21 @@ def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_wo
     assert late.ledger.untrained == 0
     assert late.notices.counts == {"behind": 1, "behind_over": 1}
     assert all(torch.equal(now, tensors(other.learner)[name]) for name, now in tensors(late.learner).items())
+
+
+@pytest.mark.usefixtures("_looks_each_turn")
+def test_fine_tuning_waits_until_a_worker_has_caught_up(world, town_clicks):
+    loop = overloaded(world, town_clicks)
+    loop.turn()
+    loop.supervisor.ask_finetuning("a test")
+    for _ in range(5):
+        loop.turn()
+        assert loop.supervisor.state == "asked"
+    while loop.turn():
+        pass
+    for _ in range(3):
+        loop.turn()
+    assert loop.ledger.finetunings == 1
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
