@@ -99,12 +99,14 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         fields = top.model_dump() | {"items": top.items[:k], "scores": top.scores[:k]}
         return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
 
-    @app.api_route("/healthz", methods=["GET", "HEAD"])
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
     async def alive() -> dict[str, str]:
         """This process answers, whatever Redis does."""
         return {"status": "ok"}
 
-    @app.api_route("/readyz", methods=["GET", "HEAD"])
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
     def ready() -> dict[str, str]:
         """Redis answers, and there is something to serve."""
         if lists.popular() is None and lists.status() is None:
