@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from benchmarks._servers import free_port
 from online.commands.demo import DemoError, Stream, run_demo
 from online.commands.demo_views import Story, story_view
 from online.evaluation.town import Town
@@ -36,9 +37,11 @@ def demo(stop: threading.Event | None = None, *, width: int = 100, seconds: floa
 
 
 @pytest.fixture(autouse=True)
-def _temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the demo leaves behind is left here."""
+def _of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the demo leaves behind is left here; its ports are not those that another test may choose meanwhile."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("NEXTCLICK_API_PORT", "NEXTCLICK_EMBEDDED_REDIS_PORT"):
+        monkeypatch.setenv(name, str(free_port()))
 
 
 def test_a_demo_shows_a_list_before_and_after_a_click_and_what_to_try_next(tmp_path: Path) -> None:
