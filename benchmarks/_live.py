@@ -1,7 +1,6 @@
 """A real worker as a process, and an endless town that publishes to it at any rate: for soak.py and overload.py."""
 
 import os
-import socket
 import threading
 import time
 import uuid
@@ -10,6 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks._servers import free_port
 from benchmarks.end_to_end import Worker
 from online.edges import open_lists, open_producer, prepare_topics
 from online.evaluation.town import Town
@@ -123,9 +123,7 @@ def live(folder: Path, *, kafka: str | None, redis: str | None, users: int, **se
     given = {"kafka_bootstrap_servers": kafka, "redis_url": redis, "data_dir": folder, "clicks_topic": topic}
     given |= {"dead_letters_topic": f"{topic}.dead", "events_topic": f"{topic}.events", "consumer_group": topic}
     if redis is None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            given["embedded_redis_port"] = listener.getsockname()[1]
+        given["embedded_redis_port"] = free_port()
     given = {name: value for name, value in (given | settings).items() if value is not None}
     worker = Worker({f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}, folder / "worker.log")
     loaded = load_settings(**given)

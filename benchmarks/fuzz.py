@@ -14,7 +14,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._servers import free_port
 from benchmarks.end_to_end import Worker
 from online.edges import open_lists, open_producer, prepare_topics
 from online.settings import Settings, load_settings
@@ -183,7 +183,7 @@ def through_parse(count: int, seed: int) -> dict[str, Any]:
 
 def through_worker(count: int, seed: int, folder: Path) -> dict[str, Any]:
     """Every message through a worker process on the embedded parts."""
-    given = {**SMALL, "data_dir": folder, "embedded_redis_port": _free_port()}
+    given = {**SMALL, "data_dir": folder, "embedded_redis_port": free_port()}
     worker = Worker({f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}, folder / "worker.log")
     settings = load_settings(**given)
     prepare_topics(settings)
@@ -243,12 +243,6 @@ def _wait_until_taken(settings: Settings, wanted: int, worker: Worker) -> dict[s
         if worker.process.poll() is not None or time.monotonic() - lately > STANDS_STILL_S:
             raise TimeoutError(f"the worker stands still at {taken}: {worker.log.read_text()[-2_000:]}")
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

@@ -3,12 +3,12 @@
     .venv/bin/python -m pip install --constraint constraints.txt atheris
     python -m benchmarks.fuzz_guided [--runs 10000000] [--seed 1]
 
-It begins with a few right and wrong messages and keeps what reaches a branch of stream/ that nothing has reached.
-What `parse` gives must be a click, a request to forget, or a reason of the fixed set, with a detail of one short line;
-a click must come back the same from what `encode` writes. What reads items, and
-what looks for people in dead letters, must not raise. Ends with a line of libFuzzer's, and with the memory this
-process held after a tenth of the runs and at the end; an error, or what is not so, ends it with a traceback and the
-message. Linux, and the Python versions that atheris has wheels for.
+It begins with a few right and wrong messages and keeps what reaches a branch of stream/ that nothing has reached. What
+`parse` gives must be a click, a request to forget, or a reason of the fixed set, with a detail of one short line; a
+click must come back the same from what `encode` writes. What reads items, and what looks for people in dead letters,
+must not raise. Ends with a line of libFuzzer's, and with the memory this process held after a tenth of the runs and at
+the end; an error, or what is not so, ends it with a traceback and the message. Linux, and the Python versions that
+atheris has wheels for.
 """
 
 import argparse

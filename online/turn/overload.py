@@ -92,9 +92,11 @@ class Overload:
         if lag is None:
             return
         settings = self.settings
-        behind = bool(settings.lag_told_s) and self._too_far(lag, self.behind, settings.lag_told_s)
-        shedding = settings.overload == "shed-training" and self._too_far(lag, self.shedding, settings.shed_lag_s)
-        self.late = self._too_far(lag, True, settings.lag_over_s)
+        self.late = self._waits_longer(lag, settings.lag_over_s)
+        told_s = settings.lag_over_s if self.behind else settings.lag_told_s
+        behind = bool(settings.lag_told_s) and self._waits_longer(lag, told_s)
+        shed_s = settings.lag_over_s if self.shedding else settings.shed_lag_s
+        shedding = settings.overload == "shed-training" and self._waits_longer(lag, shed_s)
         figures = {"messages": lag.total, "seconds": lag.oldest_s}
         how = f"{lag.total:,} messages wait, the oldest for {lag.oldest_s or 0.0:.0f} s"
         if behind != self.behind:
@@ -111,10 +113,9 @@ class Overload:
                 figures |= {"untrained": clicks}
                 self._tell("shedding_over", f"weights are trained again; {clicks:,} clicks they have not seen", figures)
 
-    def _too_far(self, lag: Lag, was: bool, limit_s: float) -> bool:
-        if lag.total <= self.settings.poll_records_max or lag.oldest_s is None:
-            return False
-        return lag.oldest_s > (self.settings.lag_over_s if was else limit_s)
+    def _waits_longer(self, lag: Lag, seconds: float) -> bool:
+        """Whether the next poll does not take all, and the oldest click waits for longer."""
+        return lag.total > self.settings.poll_records_max and lag.oldest_s is not None and lag.oldest_s > seconds
 
     def to_state(self) -> dict[str, Any]:
         return {"behind": self.behind, "shedding": self.shedding, "untrained_before": self._untrained_before}

@@ -4,6 +4,7 @@ from itertools import islice
 
 import pytest
 
+from benchmarks.extremes import new_items, one_item, one_person
 from online.evaluation.town import Town
 from online.learner import Learner
 
@@ -11,24 +12,6 @@ BATCH = 16
 #: All of them are reached before the flood, or within some hundred clicks of it.
 LIMITS = {"items_held": 64, "moments_held": 200, "recall_users_held": 16, "memory_users_held": 16, "replay_held": 64}
 LIMITS |= {"guard_held": 32, "finetune_reservoir_held": 16}
-
-
-def one_person(clicks):
-    """Nine clicks in ten are one person's."""
-    for number, click in enumerate(clicks):
-        yield click.model_copy(update={"user_id": "a bot"}) if number % 10 else click
-
-
-def one_item(clicks):
-    """Every other click is on one item."""
-    for number, click in enumerate(clicks):
-        yield click.model_copy(update={"item_id": "a hit"}) if number % 2 else click
-
-
-def new_items(clicks):
-    """Each click is on an item that nobody has seen."""
-    for number, click in enumerate(clicks):
-        yield click.model_copy(update={"item_id": f"new {number}"})
 
 
 def flooded(settings, flood):
