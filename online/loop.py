@@ -28,6 +28,7 @@ from online.turn.quarantine import HalfDoneError, Quarantine, last_line, place
 from online.turn.steps import Reached, nobody_looks
 from online.upkeep.reaction import Changes
 from online.upkeep.supervisor import Supervisor
+from online.upkeep.unreadable import UnreadableWatch
 from online.upkeep.versions import Versions
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
@@ -81,17 +82,33 @@ class Loop:
         self.notices = NoticeBoard(
             settings.notices_held, ledger=self.ledger, versions=self.versions, clock=clock, writer=notices
         )
+        self.unreadable = {
+            topic: UnreadableWatch(
+                topic,
+                share=settings.unreadable_share,
+                messages=settings.unreadable_messages,
+                tell=self.notices.tell,
+            )
+            for topic in (settings.clicks_topic, settings.items_topic)
+        }
         self.intake = Intake(
             settings,
             dead_letters=dead_letters,
             quarantine=self._quarantine,
             ledger=self.ledger,
+            unreadable=self.unreadable[settings.clicks_topic],
             tell=self.notices.tell,
             clock=clock,
         )
         self.overload = Overload(settings, ledger=self.ledger, tell=self.notices.tell, clock=clock)
         catalogue = Catalogue(
-            settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
+            settings,
+            feed=items,
+            learner=self.learner,
+            lists=lists,
+            dead_letters=dead_letters,
+            ledger=self.ledger,
+            unreadable=self.unreadable[settings.items_topic],
         )
         self.writer = ListWriter(
             settings, learner=self.learner, ledger=self.ledger, catalogue=catalogue, lists=lists, clock=clock
@@ -138,6 +155,9 @@ class Loop:
         self.ledger.load_state(state["ledger"])
         self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)  # first: the broker may be away
         self.intake.seen.load_state(arrays.pop("seen"))
+        for topic, unreadable in state.get("unreadable", {}).items():
+            if topic in self.unreadable:
+                self.unreadable[topic].load_state(unreadable)
         self.learner.load_state(arrays, state["learner"])
         self.versions.load_state(state["versions"], self.checkpoints.numbers())
         self.notices.load_state(state["notices"])
@@ -299,6 +319,7 @@ class Loop:
             "ledger": self.ledger.to_state(),
             "versions": self.versions.to_state(),
             "notices": self.notices.to_state(),
+            "unreadable": {topic: watch.to_state() for topic, watch in self.unreadable.items()},
             "overload": self.overload.to_state(),
             "supervisor": supervisor,
             "dead_letters": self.dead_letters.to_state(),

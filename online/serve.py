@@ -108,10 +108,12 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     def ready() -> dict[str, str]:
-        """Redis answers, and there is something to serve."""
-        if lists.popular() is None and lists.status() is None:
+        """Redis answers, and there is something to serve. `degraded`: but many messages cannot be read; still 200."""
+        status = lists.status()
+        if status is None and lists.popular() is None:
             raise _NothingLearnedError(NOTHING_LEARNED)
-        return {"status": "ready"}
+        unreadable = [str(found.get("text")) for found in (status or {}).get("unreadable") or ()]
+        return {"status": "degraded", "reason": " ".join(unreadable)} if unreadable else {"status": "ready"}
 
     @app.get("/metrics")
     def metrics() -> Response:

@@ -18,6 +18,8 @@ from online.env_file import EnvFile, Names, SecretsDir
 from online.security_settings import SecuritySettings
 from online.upkeep.cron import cron_trigger
 from online.upkeep.gate import BLOCKS_MIN, GateLimits
+from stream.click_fields import ClickFields, pairs_in
+from stream.events import Limits
 
 PREFIX = "NEXTCLICK_"
 ENV_FILE = "NEXTCLICK_ENV_FILE"  # names a file of settings; no setting itself
@@ -52,6 +54,14 @@ class Settings(SecuritySettings):
     embedded_redis_port: Port = Field(6390, description="port of the embedded Redis on 127.0.0.1")
     message_bytes_max: Positive = Field(65_536, description="larger messages are dead letters")
     future_s_max: Seconds = Field(86_400.0, description="a click further ahead of the clock is a dead letter")
+    click_fields: str = Field(
+        "",
+        description="where fields of a click stand in others' messages: user_id=user.id,timestamp=ts; empty: as ours",
+    )
+    unreadable_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="of the latest messages of a topic, at which a notice says that they cannot be read; 0: never"
+    )
+    unreadable_messages: Annotated[int, Field(ge=2)] = Field(1_000, description="these latest messages, at most")
     internal_errors_in_a_row_max: Positive = Field(
         10, description="events in a row that our own code fails on, at which the worker stops"
     )
@@ -270,6 +280,13 @@ class Settings(SecuritySettings):
             cron_trigger(value)
         return value
 
+    @field_validator("click_fields")
+    @classmethod
+    def _are_pairs(cls, value: str) -> str:
+        if value.strip():
+            pairs_in(value)
+        return value
+
     @field_validator("layers", "refresh_ages_s", "popularity_half_lives", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -333,6 +350,16 @@ class Settings(SecuritySettings):
             f"{PREFIX}{high.upper()} ({getattr(self, high):g}) must not be below "
             f"{PREFIX}{low.upper()} ({getattr(self, low):g})"
         ]
+
+    @property
+    def limits(self) -> Limits:
+        """What of a message is read."""
+        return Limits(message_bytes_max=self.message_bytes_max, future_s_max=self.future_s_max)
+
+    @property
+    def click_names(self) -> ClickFields:
+        """Where in the messages of the clicks topic a click's fields stand."""
+        return ClickFields(pairs_in(self.click_fields) if self.click_fields.strip() else {})
 
     @property
     def log_path(self) -> Path:

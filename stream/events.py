@@ -1,6 +1,8 @@
 """Clicks as they stand on a topic: `parse` reads one, `encode` writes one.
 
 A message that is no click is a value (`BadEvent`), never an exception, so that one bad message cannot stop the stream.
+Times are read by stream/timestamps.py, other people's names of fields by stream/click_fields.py; what is written is in
+seconds, under our names.
 
 Among the clicks may stand that somebody is to be forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
 "timestamp": ...}`. It names nobody (stream/people.py), so that it may stay when all else is gone; and since it stands
@@ -10,21 +12,31 @@ neither `user_id` nor `item_id`, and a click with its event type is none.
 
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic_core import from_json
 
+from stream.click_fields import NEEDED, ClickFields, as_setting, at, paths_in, suggested
+from stream.not_json import hint_of
 from stream.people import is_digest
+from stream.redact import BOM, kind
+from stream.timestamps import TimestampError, as_json, seconds_of
 
 FORGET = "nextclick.forget"  # the event type
 EVENT_TYPE_BYTES_MAX = 64
-_DETAIL_CHARACTERS_MAX = 200
-_ISO_8601_CHARACTERS_MAX = 64
+WHOLE_FLOATS_BELOW = 2**53  # beyond it a float is no certain integer
+_DETAIL_CHARACTERS_MAX = 120
+_HINT_CHARACTERS_MAX = 200
+_NUMERIC = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?")  # as text
+_NO_OBJECT_HINTS: dict[type, str] = {
+    list: "a batch of clicks: send each as a message of its own",
+    str: "if there is JSON in it, it was serialised twice",
+}
 
 #: Every `BadEvent.reason` there is; a fixed set, so that it can be a metric's label.
 REASONS = frozenset(
@@ -39,8 +51,8 @@ REASONS = frozenset(
         "missing-timestamp",
         "invalid-user_id",
         "invalid-item_id",
-        "invalid-timestamp",  # not finite, negative, no number and no ISO 8601 with an offset
-        "future-timestamp",  # later than Limits.future_s_max from now; often milliseconds by mistake
+        "invalid-timestamp",  # not finite, negative, a date by its digits, no number and no ISO 8601 with an offset
+        "future-timestamp",  # later than Limits.future_s_max from now
         "invalid-event_type",
         "invalid-event_id",
         "invalid-value",
@@ -55,7 +67,11 @@ class Click(BaseModel, frozen=True):
 
     user_id: str = Field(min_length=1)
     item_id: str = Field(min_length=1)
-    timestamp: float = Field(ge=0, allow_inf_nan=False)
+    timestamp: float = Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds since 1970; read too: milliseconds, microseconds, nanoseconds, ISO 8601 with an offset",
+    )
     event_type: str = Field(default="click", min_length=1)
     event_id: str | None = Field(default=None, min_length=1)
     value: float | None = Field(default=None, allow_inf_nan=False)
@@ -71,10 +87,12 @@ class Forget(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class BadEvent:
-    """Why a message is no click, or no item. `reason` is one of a fixed set; `detail` is a line for people."""
+    """Why a message is no click, or no item. `reason` is one of a fixed set; `detail` is a line for people, which may
+    quote the message; `hint`, a part of it that does not, says what to do."""
 
     reason: str
     detail: str
+    hint: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +105,19 @@ class Limits:
 
 
 _LIMITS = Limits()
+_OUR_NAMES = ClickFields({})
 
 
-def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS) -> Click | Forget | BadEvent:
+def parse(
+    value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS, names: ClickFields = _OUR_NAMES
+) -> Click | Forget | BadEvent:
     """Read a message's value as a click (or as that somebody is to be forgotten), or say why it is none.
 
     Never raises for any bytes; pure where `now` is given.
-    `now` is in seconds since 1970 (None: this computer's clock). Unknown fields are ignored, an optional field that is
-    null counts as absent, and of a field given twice the last one counts. Integer ids become their decimal text.
+    `now` is in seconds since 1970 (None: this computer's clock). `names`: where fields stand that are called otherwise.
+    Unknown fields are ignored, an optional field that is null counts as absent, and of a field given twice the last one
+    counts. Integer ids become their decimal text, and so do floats that are integers below 2**53 (17.0 is 17); other
+    ids are taken as they are, with their blanks. A `value` may be numeric text.
     """
     if value is None:
         return BadEvent("tombstone", "the message has no value")
@@ -104,9 +127,12 @@ def parse(value: bytes | None, *, now: float | None = None, limits: Limits = _LI
     try:
         if fields.get("event_type") == FORGET:
             return _forget(fields)
-        return _click(fields, time.time() if now is None else now, limits)
+        return _click(names.ours(fields) if names else fields, time.time() if now is None else now, limits)
+    except TimestampError as why:
+        bad = BadEvent(why.reason, why.detail, why.hint)
     except _NoClickError as why:
-        return why.event
+        bad = why.event
+    return _with_names(bad, fields, names) if bad.reason.startswith("missing-") else bad
 
 
 def parse_click(value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS) -> Click | BadEvent:
@@ -117,6 +143,9 @@ def parse_click(value: bytes | None, *, now: float | None = None, limits: Limits
 
 def encode(click: Click) -> bytes:
     """The JSON that `parse` reads; absent optional fields are left out."""
+    timestamp = as_json(click.timestamp)
+    if isinstance(timestamp, str):  # as a number it would be read as another time
+        return json.dumps(click.model_dump(exclude_none=True) | {"timestamp": timestamp}).encode()
     return click.model_dump_json(exclude_none=True).encode()
 
 
@@ -130,11 +159,13 @@ def json_object(value: bytes, bytes_max: int) -> dict[str, Any] | BadEvent:
     if len(value) > bytes_max:
         return BadEvent("too-large", f"{len(value)} bytes; at most {bytes_max} are read")
     try:
-        fields = from_json(value)
+        # A byte order mark means nothing in UTF-8, and some programs write one.
+        fields = from_json(value[len(BOM) :] if value.startswith(BOM) else value)
     except ValueError as error:
         return _no_json(value, error)
     if not isinstance(fields, dict):
-        return BadEvent("not-an-object", f"a JSON object is needed, this is {kind(fields)}")
+        hint = _NO_OBJECT_HINTS.get(type(fields), "")
+        return _bad("not-an-object", f"a JSON object is needed, this is {kind(fields)}", hint)
     return fields
 
 
@@ -145,12 +176,28 @@ class _NoClickError(Exception):
         self.event = BadEvent(reason, detail)
 
 
+def _bad(reason: str, detail: str, hint: str = "") -> BadEvent:
+    return BadEvent(reason, f"{detail}; {hint}" if hint else detail, hint)
+
+
+def _with_names(bad: BadEvent, message: Mapping[str, Any], names: ClickFields) -> BadEvent:
+    """A field that is missing may stand there under another name, and others too."""
+    field = bad.reason.removeprefix("missing-")
+    missing = [name for name in NEEDED if at(message, names.paths.get(name, name)) is None]
+    found = suggested(paths_in(message), missing)
+    said = f"NEXTCLICK_CLICK_FIELDS says that it is {names.paths[field]}" if field in names.paths else ""
+    setting = as_setting({name: path for name, path in names.paths.items() if name not in missing} | found)
+    asked = f"is it {found[field]}? Then set {setting}" if field in found else ""
+    hint = "; ".join(part for part in (said, asked) if part)
+    return _bad(bad.reason, bad.detail, hint if len(hint) <= _HINT_CHARACTERS_MAX else "")
+
+
 def _click(fields: Mapping[str, Any], now: float, limits: Limits) -> Click:
     event_id = fields.get("event_id")
     return Click(
         user_id=_id("user_id", fields.get("user_id"), limits.id_bytes_max),
         item_id=_id("item_id", fields.get("item_id"), limits.id_bytes_max),
-        timestamp=_seconds(fields.get("timestamp"), now + limits.future_s_max),
+        timestamp=seconds_of(fields.get("timestamp"), now=now, ahead_s_max=limits.future_s_max),
         event_type=_event_type(fields.get("event_type")),
         event_id=None if event_id is None else _id("event_id", event_id, limits.id_bytes_max),
         value=_value(fields.get("value")),
@@ -164,13 +211,16 @@ def _forget(fields: Mapping[str, Any]) -> Forget:
     if not is_digest(fields.get("user_sha256")):
         raise _NoClickError("invalid-forget", "user_sha256 must be 64 hexadecimal digits, lower case")
     # It may lie in the future: it must work whatever clock it was written by.
-    return Forget(user_sha256=fields["user_sha256"], timestamp=_seconds(fields.get("timestamp"), math.inf))
+    timestamp = seconds_of(fields.get("timestamp"), now=0.0, ahead_s_max=math.inf)
+    return Forget(user_sha256=fields["user_sha256"], timestamp=timestamp)
 
 
 def _id(name: str, value: Any, bytes_max: int) -> str:
     """An id as text: a string, or an integer in decimal."""
     if value is None:
         raise _NoClickError(f"missing-{name}", f"{name} is missing or null")
+    if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE_FLOATS_BELOW:
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         # A decimal digit holds 3.3 bits. Checked before str(), which takes quadratic time and refuses long numbers.
         value = str(value) if value.bit_length() <= 4 * bytes_max else "9" * (bytes_max + 1)
@@ -183,79 +233,41 @@ def _id(name: str, value: Any, bytes_max: int) -> str:
     return value
 
 
-def _seconds(value: Any, latest: float) -> float:
-    """A time in seconds since 1970 from a number of seconds or from ISO 8601 with an offset, at most `latest`."""
-    if value is None:
-        raise _NoClickError("missing-timestamp", "timestamp is missing or null")
-    seconds = _seconds_of_iso_8601(value) if isinstance(value, str) else value
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise _NoClickError("invalid-timestamp", f"timestamp must be a number or ISO 8601, this is {kind(value)}")
-    # Compared before it becomes a float: an integer of a thousand digits does not fit one.
-    if not seconds >= 0 or seconds == math.inf:
-        raise _NoClickError("invalid-timestamp", "timestamp is negative or not finite")
-    if seconds > latest:
-        hint = "; milliseconds?" if seconds <= 1_000 * latest else ""
-        raise _NoClickError("future-timestamp", f"timestamp lies too far in the future{hint}: {_short(value)}")
-    return float(seconds)
-
-
-def _seconds_of_iso_8601(text: str) -> float:
-    """A leap second counts as the first second of the next day, as POSIX has it: those since 1970 know of none."""
-    leap = text[16:19] == ":60"
-    try:
-        if len(text) > _ISO_8601_CHARACTERS_MAX:
-            raise ValueError
-        moment = datetime.fromisoformat(text[:16] + ":59" + text[19:] if leap else text)
-    except ValueError:
-        raise _NoClickError("invalid-timestamp", f"timestamp is no ISO 8601 time: {_short(text)}") from None
-    if moment.tzinfo is None:
-        raise _NoClickError("invalid-timestamp", f"timestamp has no offset from UTC (as in +00:00): {_short(text)}")
-    seconds = moment.timestamp() + leap
-    if leap and int(seconds) % 86_400:
-        raise _NoClickError("invalid-timestamp", f"leap seconds end a day in UTC: {_short(text)}")
-    return seconds
-
-
 def _event_type(value: Any) -> str:
     if value is None:
         return "click"
-    if not isinstance(value, str) or not 1 <= len(value.encode()) <= EVENT_TYPE_BYTES_MAX:
-        raise _NoClickError("invalid-event_type", f"event_type must be 1 to {EVENT_TYPE_BYTES_MAX} bytes of text")
+    if not isinstance(value, str):
+        raise _NoClickError("invalid-event_type", f"event_type must be text, this is {kind(value)}")
+    if not 1 <= len(value.encode()) <= EVENT_TYPE_BYTES_MAX:
+        size = "too long" if value else "empty; leave it out or say null for a click"
+        raise _NoClickError(
+            "invalid-event_type", f"event_type must have 1 to {EVENT_TYPE_BYTES_MAX} bytes, it is {size}"
+        )
+    if value == FORGET:
+        raise _NoClickError("invalid-forget", f"no click may have the event type {FORGET}")
     return value
 
 
 def _value(value: Any) -> float | None:
     if value is None:
         return None
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
-    except OverflowError:
-        number = math.inf
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            number = float(value) if not isinstance(value, str) or _NUMERIC.fullmatch(value.strip()) else math.nan
+        except OverflowError:
+            number = math.inf
     if not math.isfinite(number):
-        raise _NoClickError("invalid-value", f"value must be a finite number or null, this is {kind(value)}")
+        what = "text that is no number" if isinstance(value, str) else kind(value)
+        raise _NoClickError("invalid-value", f"value must be a finite number or null, this is {what}")
     return number
 
 
 def _no_json(value: bytes, error: ValueError) -> BadEvent:
+    """Why a value is no JSON, and what it may be instead."""
+    hint = hint_of(value)
     try:
         value.decode()
     except UnicodeDecodeError as why:
-        return BadEvent("invalid-utf8", f"{why.reason} at byte {why.start}")
-    return BadEvent("malformed-json", str(error)[:_DETAIL_CHARACTERS_MAX])
-
-
-def kind(value: Any) -> str:
-    """What people call a JSON value."""
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a number that is not finite"
-    names = {type(None): "null", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return names[type(value)]
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "an integer of hundreds of digits"
-    text = repr(value)
-    return text if len(text) <= 64 else text[:61] + "..."
+        return _bad("invalid-utf8", f"{why.reason} at byte {why.start}", hint or "is it Avro or Protobuf?")
+    return _bad("malformed-json", str(error)[:_DETAIL_CHARACTERS_MAX], hint)

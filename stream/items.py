@@ -11,7 +11,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from stream.events import BadEvent, Limits, json_object, kind
+from stream.events import BadEvent, Limits, json_object
+from stream.redact import kind
 
 #: Every `BadEvent.reason` there is of an item, beside those that say why a value is no JSON object.
 REASONS = frozenset(

@@ -10,6 +10,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from stream.click_fields import at
+from stream.redact import BOM
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORDS = re.compile(r"[^\s\"'{}\[\](),:;=<>]+")
@@ -30,23 +33,28 @@ def owner_number(digest: str) -> int:
     return int(digest[:16], 16) >> 1 or 1
 
 
-def people_in(key: bytes | None, value: bytes | None) -> set[str]:
-    """The ids that a message may be about, however broken it is: its key; `user_id`; where that cannot be read, every
-    other value, and of what is no JSON every word."""
+def people_in(key: bytes | None, value: bytes | None, user_path: str | None = None) -> set[str]:
+    """The ids that a message may be about, however broken it is: its key; `user_id`; what stands at `user_path`, where
+    users are called otherwise (stream/click_fields.py); where that cannot be read, every other value, and of what is no
+    JSON every word."""
     found = set() if key is None else {key.decode(errors="replace")}
     if value is None:
         return found
     try:
-        fields = from_json(value)
+        fields = from_json(value.removeprefix(BOM))
     except ValueError:
         return found | set(_words(value.decode(errors="replace")))
-    user_id = _name(fields.get("user_id")) if isinstance(fields, dict) else None
-    return found | ({user_id} if user_id else set(_names(fields)))
+    if not isinstance(fields, dict):
+        return found | set(_names(fields))
+    at_names = [fields.get("user_id"), at(fields, user_path) if user_path else None]
+    return found | ({name for name in map(_name, at_names) if name} or set(_names(fields)))
 
 
 def _name(value: Any) -> str | None:
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))  # as stream/events.py reads it
     is_integer = isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 1_024
     return str(value) if is_integer else None
 

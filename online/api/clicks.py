@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from online.settings import Settings
-from stream.events import BadEvent, Click, Limits, encode, parse_click
+from stream.events import BadEvent, Click, encode, parse_click
 from stream.source import Producer, SourceError
 
 
@@ -14,7 +14,7 @@ class Clicks:
 
     def __init__(self, settings: Settings, producer: Producer) -> None:
         self._topic = settings.clicks_topic
-        self._limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+        self._limits = settings.limits
         self._producer = producer
 
     async def accept(self, request: Request) -> JSONResponse:

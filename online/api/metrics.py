@@ -40,6 +40,7 @@ _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
     (CounterMetricFamily, "nextclick_dead_letters", "dead_letters", "reason", "Messages that could not be read"),
     (CounterMetricFamily, "nextclick_guarded", "guarded", "reason", "Clicks not learned from, or taken back"),
     (CounterMetricFamily, "nextclick_notices", "notice_counts", "kind", "What happened to the model, by kind"),
+    (GaugeMetricFamily, "nextclick_unreadable_share", "unreadable_share_of", "topic", "Of its latest messages"),
     (GaugeMetricFamily, "nextclick_partition_lag", "lag_of", "partition", "The lag of each partition"),
     (GaugeMetricFamily, "nextclick_partition_lag_seconds", "lag_s_of", "partition", "The same in seconds"),
 )

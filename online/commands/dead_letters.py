@@ -15,7 +15,6 @@ from online.commands.views import dead_letters_view, first_bytes, reasons_line
 from online.edges import open_producer, open_reader
 from online.settings import Settings
 from stream.dead_letters import DeadLetter
-from stream.events import Limits
 
 _UNITS_S = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
@@ -67,14 +66,13 @@ def run_dead_letters(
     letters = [letter for letter in everything if wanted(letter)]
     if send:
         values = None if repaired is None else read_repaired(repaired)
-        limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
         with closing(open_producer(settings)) as producer:
             done = redrive(
                 letters,
                 marked,
                 producer,
                 settings.dead_letters_topic,
-                check=reader_of(settings.clicks_topic, settings.items_topic, limits),
+                check=reader_of(settings.clicks_topic, settings.items_topic, settings.limits, settings.click_names),
                 repaired=values,
                 again=again,
                 dry_run=dry_run,

@@ -79,7 +79,7 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
     if settings.kafka_bootstrap_servers:
         proof.clicks = _clicks_in_kafka(settings, user_id, count=count_clicks)
     else:
-        proof.found |= _found_in_log(settings.log_path, user_id, settings.clicks_topic)
+        proof.found |= _found_in_log(settings, user_id)
     return proof
 
 
@@ -131,7 +131,7 @@ def _found_on_topics(settings: Settings, user_id: str) -> dict[str, int]:
     found = {}
     letters, events = settings.dead_letters_topic, settings.events_topic
     with closing(open_reader(settings, letters)) as reader:
-        found[f"topic {letters}"] = sum(_names(record, user_id, settings.items_topic) for record in reader.read())
+        found[f"topic {letters}"] = sum(_names(record, user_id, settings) for record in reader.read())
     with closing(open_reader(settings, events)) as reader:
         found[f"topic {events}"] = sum(_quotes(record.value or b"", user_id) for record in reader.read())
     return found
@@ -145,10 +145,15 @@ def _quotes(value: bytes, user_id: str) -> bool:
         return user_id in people_in(None, value)
 
 
-def _names(record: Record, user_id: str, items_topic: str) -> bool:
+def _names(record: Record, user_id: str, settings: Settings) -> bool:
     """Whether it is about the person; of broken items the key is an item."""
-    key = None if dead_letter(record).topic == items_topic else record.key
-    return user_id in people_in(key, record.value)
+    key = None if dead_letter(record).topic == settings.items_topic else record.key
+    return user_id in people_in(key, record.value, _user_path(settings))
+
+
+def _user_path(settings: Settings) -> str | None:
+    """Where users stand in other people's messages."""
+    return settings.click_names.paths.get("user_id")
 
 
 # --- the clicks themselves ---------------------------------------------------------------------------------------
@@ -158,22 +163,24 @@ def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, in
     """The embedded log is ours: the person's clicks before the request go, and their bytes with them."""
     with closing(Log(settings.log_path)) as file:
         for partition, offset in after.items():
-            mine = [one.offset for one in _records_of(file, partition, user_id) if one.offset < offset]
+            mine = [one.offset for one in _records_of(file, partition, user_id, settings) if one.offset < offset]
             file.erase(partition, mine)
         file.scrub()
 
 
-def _records_of(file: Log, partition: Partition, user_id: str) -> Iterator[Record]:
-    for record in file.mentions(partition, _spellings(user_id)):
-        if user_id in people_in(record.key, record.value):
+def _records_of(file: Log, partition: Partition, user_id: str, settings: Settings) -> Iterator[Record]:
+    for record in file.mentions(partition, _words(user_id)):
+        if user_id in people_in(record.key, record.value, _user_path(settings)):
             yield record
 
 
-def _found_in_log(path: Path, user_id: str, topic: str) -> dict[str, int]:
+def _found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
     """Records that are there, and bytes that look like the person's clicks, in the file and in its journal."""
+    path, topic = settings.log_path, settings.clicks_topic
     with closing(Log(path)) as file:
-        found = {f"topic {topic}": sum(1 for one in file.extents([topic]) for _ in _records_of(file, one, user_id))}
-    pattern = _pattern(user_id)
+        mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
+        found = {f"topic {topic}": sum(1 for records in mine for _ in records)}
+    pattern = _pattern(user_id, _user_path(settings))
     for part in (path, path.with_name(path.name + "-wal")):
         if part.exists():
             found[f"bytes of {part.name}"] = _count(part, pattern)
@@ -186,12 +193,26 @@ def _spellings(user_id: str) -> list[bytes]:
     return [text.encode() for text in sorted(texts)]
 
 
-def _pattern(user_id: str) -> re.Pattern[bytes]:
+def _words(user_id: str) -> list[bytes]:
+    """Bytes one of which stands in each message about the person: an id as it is, or what JSON may write it with, which
+    is an escape in any text, and an exponent in a number."""
+    exponents = [f"{digit}{e}".encode() for digit in range(10) for e in "eE"] if _is_integer(user_id) else []
+    return [*_spellings(user_id), b"\\", *exponents]
+
+
+def _is_integer(user_id: str) -> bool:
+    return user_id.removeprefix("-").isascii() and user_id.removeprefix("-").isdigit()
+
+
+def _pattern(user_id: str, user_path: str | None = None) -> re.Pattern[bytes]:
     """A click of the person as it stands in a file: with its quotes, so that no longer id is taken for it."""
     values = [b'"' + re.escape(text) + b'"' for text in _spellings(user_id)]
-    if user_id.isascii() and user_id.isdigit():
-        values.append(user_id.encode() + rb"(?![0-9.eE])")
-    return re.compile(rb'"user_id"\s*:\s*(?:' + b"|".join(values) + b")")
+    if _is_integer(user_id):
+        values.append(user_id.encode() + rb"(?:\.0+)?(?![0-9.eE])")
+    parts = (user_path or "user_id").split(".")
+    fields = {"user_id", *(".".join(parts[at:]) for at in range(len(parts)))}  # a field's name may hold dots
+    names = b"|".join(re.escape(field.encode()) for field in sorted(fields))
+    return re.compile(rb'"(?:' + names + rb')"\s*:\s*(?:' + b"|".join(values) + b")")
 
 
 def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
@@ -204,12 +225,12 @@ def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
 def _clicks_in_kafka(settings: Settings, user_id: str, *, count: bool) -> str:
     """What of the person stays in a topic that belongs to who publishes it, and until when."""
     topic, kept_ms = settings.clicks_topic, clicks_kept_ms(settings)
-    words, number, latest_ms = _spellings(user_id), 0, 0
+    words, user_path, number, latest_ms = _words(user_id), _user_path(settings), 0, 0
     if count:
         with closing(open_reader(settings, topic)) as reader:
             for record in reader.read():
                 text = (record.key or b"") + b"\n" + (record.value or b"")
-                if any(word in text for word in words) and user_id in people_in(record.key, record.value):
+                if any(word in text for word in words) and user_id in people_in(record.key, record.value, user_path):
                     number, latest_ms = number + 1, max(latest_ms, record.timestamp_ms)
     said = f"{number:,} messages" if count else "messages that were not counted"
     if count and not number:

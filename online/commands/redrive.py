@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stream import items
+from stream.click_fields import ClickFields
 from stream.dead_letters import DeadLetter, dead_letter, mark_redriven, send_again
 from stream.events import BadEvent, Click, Forget, Limits, parse
 from stream.source import Producer, Record
@@ -131,13 +132,14 @@ def _mark(producer: Producer, letters: list[DeadLetter], topic: str) -> None:
 
 
 def reader_of(
-    clicks_topic: str, items_topic: str, limits: Limits
+    clicks_topic: str, items_topic: str, limits: Limits, names: ClickFields | None = None
 ) -> Callable[[str, bytes | None, bytes | None], Found]:
-    """Reads a message as the worker does."""
+    """Reads a message as the worker does. `names`: where fields of clicks stand that are called otherwise."""
+    names = names or ClickFields({})
 
     def check(topic: str, key: bytes | None, value: bytes | None) -> Found:
         if topic == clicks_topic:
-            return parse(value, limits=limits)
+            return parse(value, limits=limits, names=names)
         return items.parse(key, value, limits=limits) if topic == items_topic else None
 
     return check

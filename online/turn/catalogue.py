@@ -12,7 +12,8 @@ from online.turn.dead_letter_box import DeadLetterBox
 from online.turn.items_feed import ItemsFeed
 from online.turn.ledger import Ledger
 from online.turn.quarantine import INTERNAL_ERROR, last_line
-from stream.events import BadEvent, Limits
+from online.upkeep.unreadable import UnreadableWatch
+from stream.events import BadEvent
 from stream.items import Item, parse
 from stream.lists import PAGE, Lists, ListsError, TopList
 from stream.source import Partition, Record
@@ -39,6 +40,7 @@ class Catalogue:
         lists: Lists,
         dead_letters: DeadLetterBox,
         ledger: Ledger,
+        unreadable: UnreadableWatch,
     ) -> None:
         self._settings = settings
         self._feed = feed
@@ -46,7 +48,8 @@ class Catalogue:
         self._lists = lists
         self._dead_letters = dead_letters
         self._ledger = ledger
-        self._limits = Limits(message_bytes_max=settings.message_bytes_max)
+        self.unreadable = unreadable
+        self._limits = settings.limits
         self._asked = False  # for a sweep that begins with the first page
         self._cursor: int | None = None  # of the next page, while sweeping
         self._amended = 0
@@ -73,6 +76,7 @@ class Catalogue:
         moved = False
         for record in self._feed.take():
             item = self._read(record)
+            self.unreadable.update(item if isinstance(item, BadEvent) else None, record.value)
             if isinstance(item, BadEvent):
                 self._dead_letters.put(record, item)
                 self._ledger.dead_letters[item.reason] += 1

@@ -32,7 +32,7 @@ WEIGHTS = "weights."  # arrays of a checkpoint that are nobody's
 #: Parts of a checkpoint's state whose texts name items, topics and our own words; nobody stands there.
 NAMES_OF_OTHERS = {
     *(("learner", "items"), ("learner", "event_types")),
-    *(("ledger",), ("forgetting",), ("shape",), ("versions",)),
+    *(("ledger",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
 }
 QUOTING = (("notices",), ("dead_letters",))  # a line for people may quote an id; the rest are our own words
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -101,7 +101,8 @@ class Forgetting:
         mine = [one for one in self._letters if one[1:3] == (letter.topic, letter.partition) and letter.offset < one[3]]
         if not mine:
             return False
-        names = people_in(letter.record.key, letter.record.value)
+        user_path = self.settings.click_names.paths.get("user_id")
+        names = people_in(letter.record.key, letter.record.value, user_path)
         return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in mine)
 
     def drop_checkpoints(self) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget
 from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.first_messages import FirstMessages
 from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
 from online.turn.quarantine import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
 from online.turn.seen import SeenEvents
-from stream.events import BadEvent, Click, Forget, Limits, parse
+from online.upkeep.unreadable import UnreadableWatch
+from stream.events import BadEvent, Click, Forget, parse
 from stream.source import Record
 
 log = logging.getLogger(__name__)
@@ -26,6 +28,7 @@ class Intake:
         dead_letters: DeadLetterBox,
         quarantine: Quarantine,
         ledger: Ledger,
+        unreadable: UnreadableWatch,
         tell: Tell,
         clock: Callable[[], float],
     ) -> None:
@@ -34,16 +37,23 @@ class Intake:
         self.dead_letters = dead_letters
         self.quarantine = quarantine
         self.ledger = ledger
+        self.unreadable = unreadable
         self.tell = tell
         self.clock = clock
         self.seen = SeenEvents(settings.event_ids_held)
-        self._limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+        self._limits, self._names = settings.limits, settings.click_names
+        self._first = FirstMessages(self._names, tell)
 
     def readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
         """What can be learned of these, in their order. Raises InternalError."""
         now = self.clock()
+        if not records:
+            self._first.nothing_more(learned=self.ledger.learned)
         for record in records:
             event = self._read(record, now)
+            self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
+            if not self._first.done and not isinstance(event, Forget):
+                self._first.saw(record.value, event)
             if isinstance(event, BadEvent):
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)
@@ -62,13 +72,16 @@ class Intake:
         if detail is not None:
             return BadEvent(INTERNAL_ERROR, detail)
         found = self.dead_letters.found(record)
-        if found is not None:
-            return found  # what stands among the dead letters must not be learned too, though it could be read by now
+        if found is not None and found.reason == INTERNAL_ERROR:
+            return found
         try:
-            return parse(record.value, now=now, limits=self._limits)
+            event = parse(record.value, now=now, limits=self._limits, names=self._names)
         except Exception as error:
             log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
-            return BadEvent(INTERNAL_ERROR, last_line(error))
+            event = BadEvent(INTERNAL_ERROR, last_line(error))
+        if found is None or (isinstance(event, BadEvent) and event.reason == found.reason):
+            return event
+        return found  # what stands among the dead letters must not be learned too, though it could be read by now
 
     def _not_ahead(self, click: Click, record: Record) -> Click:
         """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the

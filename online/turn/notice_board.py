@@ -31,13 +31,19 @@ KINDS = {
     "rolled_back": "the lists are made by an earlier version again",
     "forgotten": "somebody was forgotten, because that was asked for",
     "guard": "an update was stopped, or a flood of clicks kept out",
+    "unreadable": "a large share of a topic's messages cannot be read: see the reason",
+    "unreadable_over": "its messages can be read again",
+    "first_messages": "the first messages lack a field that a click needs, or their times are of 1970",
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",
     "saved_again": "checkpoints can be written again",
     "lost": "messages were gone before they were read",
 }
 GRAVE = frozenset(
-    {"alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"}
+    {
+        *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"),
+        *("unreadable", "first_messages"),
+    }
 )
 
 log = logging.getLogger(__name__)

@@ -44,6 +44,8 @@ class StatusReport:
             "untrained": ledger.untrained,
             "duplicates": ledger.duplicates,
             "dead_letters": dict(ledger.dead_letters),
+            "unreadable_share_of": {topic: watch.figures["share"] for topic, watch in loop.unreadable.items()},
+            "unreadable": [found for watch in loop.unreadable.values() if (found := watch.describe())],
             "users": len(learner.histories),
             "items": len(learner.vocabulary),
             "unavailable": len(learner.unavailable),
