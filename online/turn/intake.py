@@ -10,6 +10,7 @@ from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
 from online.turn.quarantine import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
 from online.turn.seen import SeenEvents
+from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
 from stream.events import BadEvent, Click, Forget, Limits, parse
 from stream.source import Record
 
@@ -47,6 +48,8 @@ class Intake:
             if isinstance(event, BadEvent):
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)
+                elif event.reason == UNDECODABLE_BATCH:
+                    self.tell("undecodable", *undecodable_notice(record, event))
                 self.dead_letters.put(record, event)
                 self.ledger.dead_letters[event.reason] += 1
             elif isinstance(event, Forget):
@@ -61,7 +64,7 @@ class Intake:
         detail = self.quarantine.aside(record)
         if detail is not None:
             return BadEvent(INTERNAL_ERROR, detail)
-        found = self.dead_letters.found(record)
+        found = self.dead_letters.found(record) or undecodable(record)
         if found is not None:
             return found  # what stands among the dead letters must not be learned too, though it could be read by now
         try:
