@@ -109,6 +109,7 @@ class Loop:
             dead_letters=dead_letters,
             ledger=self.ledger,
             unreadable=self.unreadable[settings.items_topic],
+            tell=self.notices.tell,
         )
         self.writer = ListWriter(
             settings, learner=self.learner, ledger=self.ledger, catalogue=catalogue, lists=lists, clock=clock
@@ -213,8 +214,7 @@ class Loop:
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         self._reached("offsets")
-        for record in records:
-            self.ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
+        self.ledger.passed(self.source.positions())
         self._reached("refresh")
         self.writer.refresh()
         # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now. While no

@@ -5,9 +5,13 @@ A dead letter has the message's own key and value, and these headers before the 
 | header | value (UTF-8) |
 | --- | --- |
 | `topic`, `partition`, `offset` | where the message stands |
-| `reason` | one of `stream.events.REASONS` or `stream.items.REASONS` |
+| `reason` | one of `stream.events.REASONS` or `stream.items.REASONS`, or `undecodable-batch` |
 | `detail` | a line for people |
 | `truncated` | only where the value was too large for the topic: how many bytes it had; the first ones are kept |
+
+A letter with the reason `undecodable-batch` stands for messages that cannot be decoded, at the last of their offsets;
+its `detail` says which offsets, and why. Their bytes stay in the topic alone: compressed, they could not be searched
+for somebody who is to be forgotten.
 
 A message that was sent round again carries a header of its own, `redriven-from`: `topic:partition:offset` of what it
 was. That this was done is said by a record on the dead letters' topic: a mark, with an empty key and value, the header
@@ -18,6 +22,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from stream.events import BadEvent
 from stream.source import Partition, Producer, Record, Source, TooLargeError
@@ -29,6 +34,7 @@ REDRIVEN_FROM = "redriven-from"
 _REDRIVEN = "redriven"
 _OWN_HEADERS = ("topic", "partition", "offset", "reason", "detail", "truncated", _REDRIVEN)
 _TRUNCATED_BYTES = 64 * 1024
+UNDECODABLE_BATCH = "undecodable-batch"
 
 
 class DeadLetters:
@@ -108,8 +114,23 @@ def mark_redriven(producer: Producer, letter: DeadLetter, topic: str) -> None:
     producer.send(topic, key=b"", value=b"", headers=[*headers, (_REDRIVEN, b"1")])
 
 
+def undecodable(record: Record) -> BadEvent | None:
+    """What is wrong with a record that stands for what cannot be decoded; None: it is no such record."""
+    return None if record.undecodable is None else BadEvent(UNDECODABLE_BATCH, str(record.undecodable))
+
+
+def undecodable_notice(record: Record, bad: BadEvent) -> tuple[str, dict[str, Any]]:
+    """The line for people, and its figures."""
+    figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+    figures |= {"messages": record.undecodable.records if record.undecodable else 1}
+    return f"{record.topic} partition {record.partition}: {bad.detail}; put aside, reading goes on behind", figures
+
+
 def dead_letter(record: Record) -> DeadLetter:
-    """Read a record of the dead letters' topic. What others put there has empty fields and -1 for numbers."""
+    """Read a record of the dead letters' topic. What others put there has empty fields and -1 for numbers, and so have
+    letters that cannot be decoded themselves."""
+    if bad := undecodable(record):
+        return DeadLetter(record, topic="", partition=-1, offset=-1, reason=bad.reason, detail=bad.detail)
     fields: dict[str, str] = {}
     others: list[tuple[str, bytes]] = []
     for name, value in record.headers:

@@ -63,7 +63,7 @@ class KafkaEraser:
                 return 0
             ends = reader.ends()
             with closing(KafkaProducer(self._servers, self._options)) as producer:
-                for record in _once(record for record in reader.read() if not gone(record)):
+                for record in _once(record for record in reader.read() if not (record.undecodable or gone(record))):
                     at = record.partition
                     if record.offset < ends.get(Partition(topic, at), 0):
                         producer.send(

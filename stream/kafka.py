@@ -11,6 +11,7 @@ from kafka import KafkaProducer as Client
 from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
+from stream.batches import put_aside_undecodable, undecodable_of
 from stream.kafka_errors import connected, log, source_error
 from stream.source import (
     AwayError,
@@ -106,7 +107,7 @@ class KafkaSource:
     ) -> None:
         self._servers = bootstrap_servers
         self._topics = list(topics)
-        self._consumer = connected(KafkaConsumer, bootstrap_servers, {**_CONSUMER, "group_id": group, **client_options})
+        self._consumer = open_consumer(bootstrap_servers, {**_CONSUMER, "group_id": group, **client_options})
         self._listener = _Listener(self._consumer)
         self._on_assigned: OnAssigned | None = None
         self._on_revoked: OnRevoked | None = None
@@ -136,7 +137,8 @@ class KafkaSource:
             self._join_if_needed()
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             self._act_on_decisions()
-            self._look_for_what_is_gone(fetched)
+            positions = self._consumers_positions()
+            self._look_for_what_is_gone(fetched, positions)
         except kafka_errors.KafkaError as error:
             if not error.retriable:
                 raise source_error(self._servers, error) from error
@@ -152,11 +154,20 @@ class KafkaSource:
         for where, batch in fetched.items():
             partition = Partition(where.topic, where.partition)
             if batch and partition in self._positions:
-                self._positions[partition] = batch[-1].offset + 1
                 records += [as_record(message) for message in batch]
+        self._positions = positions
         if records:
             self._fares(None)
         return records
+
+    def _consumers_positions(self) -> dict[Partition, int]:
+        """They pass what no message comes of: marks of transactions, aborted messages, what was compacted away."""
+        found = dict(self._positions)
+        for partition in found:
+            state = self._consumer._subscription.assignment.get(TopicPartition(*partition))
+            if state is not None and state.position is not None:
+                found[partition] = state.position.offset
+        return found
 
     def _join_if_needed(self) -> None:
         """Take part in a rebalance, before kafka-python's own `poll` does, for two reasons.
@@ -267,11 +278,13 @@ class KafkaSource:
             self._positions[partition] = offset
             self._ends[partition] = ends[partition]
 
-    def _look_for_what_is_gone(self, fetched: Mapping[TopicPartition, Sequence[Any]]) -> None:
+    def _look_for_what_is_gone(
+        self, fetched: Mapping[TopicPartition, Sequence[Any]], positions: Mapping[Partition, int]
+    ) -> None:
         """Where reading jumped, kafka-python went on from the earliest record by itself, unless the gap is one of
         transactions' marks, or of compaction."""
         firsts = {Partition(where.topic, where.partition): batch[0].offset for where, batch in fetched.items() if batch}
-        jumped = {p: at for p, at in firsts.items() if at != self._positions.get(p, at)}
+        jumped = {p: at for p, at in {**positions, **firsts}.items() if at != self._positions.get(p, at)}
         for partition, earliest in self._offsets(self._consumer.beginning_offsets, list(jumped)).items():
             wanted, at = self._positions[partition], jumped[partition]
             # It lies before where it was where the topic was made anew.
@@ -421,12 +434,21 @@ def ensure_topics(
         admin.close()
 
 
+def open_consumer(bootstrap_servers: str, options: Mapping[str, Any]) -> KafkaConsumer:
+    """A consumer of kafka-python that nothing it reads can stop. Raises SourceError where no broker answers."""
+    consumer = connected(KafkaConsumer, bootstrap_servers, options)
+    put_aside_undecodable(consumer)
+    return consumer
+
+
 def as_record(message: Any) -> Record:
     """A message of kafka-python's consumer as ours."""
     headers = tuple((name, value or b"") for name, value in message.headers or ())
+    timestamp_ms = -1 if message.timestamp is None else message.timestamp  # formats before Kafka 0.10 have none
     return Record(
-        message.topic, message.partition, message.offset, message.timestamp, message.key, message.value, headers
-    )
+        message.topic, message.partition, message.offset, timestamp_ms, message.key, message.value, headers,
+        undecodable_of(message),
+    )  # fmt: skip
 
 
 def _sorted(partitions: set[TopicPartition]) -> list[Partition]:

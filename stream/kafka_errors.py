@@ -75,6 +75,8 @@ class _Connections(KafkaConnectionManager):  # type: ignore[misc]
         self.connecting = True
         self.why: dict[str, BaseException] = {}  # by server
         super().__init__(net, **settings)
+        # kafka-python 3.0 does not pass it on, and asking for a topic that is gone would make it again.
+        self.cluster.config["allow_auto_create_topics"] = settings.get("allow_auto_create_topics", False)
 
     def get_connection(self, node_id: str, *arguments: Any, **options: Any) -> Any:
         if self.connecting:

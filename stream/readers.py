@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
-from stream.kafka import FETCH_BYTES_MAX, as_record
-from stream.kafka_errors import connected, source_error
+from stream.kafka import FETCH_BYTES_MAX, as_record, open_consumer
+from stream.kafka_errors import source_error
 from stream.log_file import Log
 from stream.source import AwayError, Partition, Record
 
@@ -66,7 +66,7 @@ class KafkaReader:
         options: dict[str, Any] = {"group_id": None, "enable_auto_commit": False, "isolation_level": "read_committed"}
         options |= {"auto_offset_reset": "earliest", "allow_auto_create_topics": False, "metrics_enabled": False}
         options["fetch_max_bytes"] = FETCH_BYTES_MAX
-        self._consumer = connected(KafkaConsumer, bootstrap_servers, {**options, **client_options})
+        self._consumer = open_consumer(bootstrap_servers, {**options, **client_options})
 
     def ends(self) -> dict[Partition, int]:
         try:

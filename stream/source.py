@@ -31,8 +31,27 @@ class Partition(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Undecodable:
+    """Messages that the broker has and that cannot be decoded: offsets `first` to `last`, of which `records` hold one
+    as far as is known."""
+
+    first: int
+    last: int
+    records: int
+    why: str
+
+    def __str__(self) -> str:
+        where = f"offset {self.last}" if self.first == self.last else f"offsets {self.first} to {self.last}"
+        return f"{where}, {self.records:,} message{'' if self.records == 1 else 's'}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One message. `timestamp_ms` is when it was appended or created, in milliseconds since 1970."""
+    """One message. `timestamp_ms` is when it was appended or created, in milliseconds since 1970; -1: not known.
+
+    `undecodable`: this stands for messages that cannot be decoded, at the last of their offsets, with neither key nor
+    value.
+    """
 
     topic: str
     partition: int
@@ -41,6 +60,7 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    undecodable: Undecodable | None = None
 
 
 #: Given the partitions that were assigned, returns the positions to start from (missing ones: the earliest retained).

@@ -13,7 +13,7 @@ from typing import Any
 
 from stream import items
 from stream.click_fields import ClickFields
-from stream.dead_letters import DeadLetter, dead_letter, mark_redriven, send_again
+from stream.dead_letters import UNDECODABLE_BATCH, DeadLetter, dead_letter, mark_redriven, send_again
 from stream.events import BadEvent, Click, Forget, Limits, parse
 from stream.source import Producer, Record
 
@@ -115,6 +115,8 @@ def _why_not(letter: DeadLetter, found: Found, marked: set[Place], *, again: boo
         return "sent again already"
     if letter.came_back and not again:
         return "came back (--again)"
+    if letter.reason == UNDECODABLE_BATCH and not whole:
+        return "stands for a batch that cannot be decoded"
     if letter.truncated is not None and not whole:
         return "its end is cut off"
     if found is None:

@@ -11,8 +11,10 @@ from online.settings import Settings
 from online.turn.dead_letter_box import DeadLetterBox
 from online.turn.items_feed import ItemsFeed
 from online.turn.ledger import Ledger
+from online.turn.notice_board import Tell
 from online.turn.quarantine import INTERNAL_ERROR, last_line
 from online.upkeep.unreadable import UnreadableWatch
+from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
 from stream.events import BadEvent
 from stream.items import Item, parse
 from stream.lists import PAGE, Lists, ListsError, TopList
@@ -41,6 +43,7 @@ class Catalogue:
         dead_letters: DeadLetterBox,
         ledger: Ledger,
         unreadable: UnreadableWatch,
+        tell: Tell,
     ) -> None:
         self._settings = settings
         self._feed = feed
@@ -49,6 +52,7 @@ class Catalogue:
         self._dead_letters = dead_letters
         self._ledger = ledger
         self.unreadable = unreadable
+        self._tell = tell
         self._limits = settings.limits
         self._asked = False  # for a sweep that begins with the first page
         self._cursor: int | None = None  # of the next page, while sweeping
@@ -80,6 +84,8 @@ class Catalogue:
             if isinstance(item, BadEvent):
                 self._dead_letters.put(record, item)
                 self._ledger.dead_letters[item.reason] += 1
+                if item.reason == UNDECODABLE_BATCH:
+                    self._tell("undecodable", *undecodable_notice(record, item))
             elif item.available == (item.item_id in self._learner.unavailable):
                 moved = self._move(item) or moved
             self._ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
@@ -87,7 +93,7 @@ class Catalogue:
 
     def _read(self, record: Record) -> Item | BadEvent:
         try:
-            return parse(record.key, record.value, limits=self._limits)
+            return undecodable(record) or parse(record.key, record.value, limits=self._limits)
         except Exception as error:  # a bug of ours is no reason to stop either
             log.exception("a bug of ours: %s offset %d cannot be read", record.topic, record.offset)
             return BadEvent(INTERNAL_ERROR, last_line(error))

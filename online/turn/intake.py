@@ -12,6 +12,7 @@ from online.turn.notice_board import Tell
 from online.turn.quarantine import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
 from online.turn.seen import SeenEvents
 from online.upkeep.unreadable import UnreadableWatch
+from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
 from stream.events import BadEvent, Click, Forget, parse
 from stream.source import Record
 
@@ -57,6 +58,8 @@ class Intake:
             if isinstance(event, BadEvent):
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)
+                elif event.reason == UNDECODABLE_BATCH:
+                    self.tell("undecodable", *undecodable_notice(record, event))
                 self.dead_letters.put(record, event)
                 self.ledger.dead_letters[event.reason] += 1
             elif isinstance(event, Forget):
@@ -71,8 +74,8 @@ class Intake:
         detail = self.quarantine.aside(record)
         if detail is not None:
             return BadEvent(INTERNAL_ERROR, detail)
-        found = self.dead_letters.found(record)
-        if found is not None and found.reason == INTERNAL_ERROR:
+        found = self.dead_letters.found(record) or undecodable(record)
+        if found is not None and found.reason in (INTERNAL_ERROR, UNDECODABLE_BATCH):
             return found
         try:
             event = parse(record.value, now=now, limits=self._limits, names=self._names)

@@ -31,6 +31,13 @@ class Ledger:
         """Where to go on, of those partitions that have been read before."""
         return {partition: self.next_offsets[partition] for partition in partitions if partition in self.next_offsets}
 
+    def passed(self, positions: Mapping[Partition, int]) -> None:
+        """All before these positions was taken in, or is nothing to take in: marks of transactions, aborted messages.
+        A partition that holds nothing is none that was read."""
+        for partition, offset in positions.items():
+            if offset or partition in self.next_offsets:
+                self.next_offsets[partition] = offset
+
     def to_state(self) -> dict[str, Any]:
         return {
             "next_offsets": [[topic, partition, offset] for (topic, partition), offset in self.next_offsets.items()],

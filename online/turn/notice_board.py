@@ -38,11 +38,12 @@ KINDS = {
     "unsaved": "no checkpoint can be written",
     "saved_again": "checkpoints can be written again",
     "lost": "messages were gone before they were read",
+    "undecodable": "messages could not be decoded and were put aside",
 }
 GRAVE = frozenset(
     {
         *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"),
-        *("unreadable", "first_messages"),
+        *("unreadable", "first_messages", "undecodable"),
     }
 )
 

@@ -65,7 +65,11 @@ class Overload:
     def saw(self, records: Sequence[Record]) -> None:
         """Messages that were read, in order."""
         for record in records:
-            self._read_ms[Partition(record.topic, record.partition)] = record.timestamp_ms
+            partition = Partition(record.topic, record.partition)
+            if record.timestamp_ms >= 0:
+                self._read_ms[partition] = record.timestamp_ms
+            else:  # some producers say no time, and then nobody knows how old what follows is
+                self._read_ms.pop(partition, None)
 
     def measure(self, source: Source) -> Lag | None:
         """The lag now; None while the broker does not say."""
