@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget
 from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.event_time import not_ahead
 from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
 from online.turn.quarantine import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
@@ -71,12 +72,8 @@ class Intake:
             return BadEvent(INTERNAL_ERROR, last_line(error))
 
     def _not_ahead(self, click: Click, record: Record) -> Click:
-        """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the
-        broker's clock. Where the two are further apart than any click may be, it is the broker's that is wrong."""
-        arrived_at = (record.timestamp_ms + 1) / 1_000  # within that millisecond
-        if 0 < click.timestamp - arrived_at <= self.settings.future_s_max:
-            return click.model_copy(update={"timestamp": arrived_at})
-        return click
+        seconds = not_ahead(click.timestamp, record, self.settings.future_s_max)
+        return click if seconds == click.timestamp else click.model_copy(update={"timestamp": seconds})
 
     def _put_aside(self, record: Record, why: BadEvent) -> None:
         """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
