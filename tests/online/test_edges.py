@@ -9,8 +9,8 @@ from online.edges import open_lists, open_producer, open_reader, open_source, pr
 from online.settings import Settings
 from stream.lists import EmbeddedRedis, ListsError
 from stream.log import LogProducer
-from stream.merge import MergedSource
 from stream.log_file import Log
+from stream.merge import MergedSource
 from stream.readers import LogReader
 from stream.source import Partition, SourceError
 

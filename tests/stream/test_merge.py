@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stream import merge
 from stream.merge import MergedSource
-from stream.source import OnAssigned, OnRevoked, Partition, Record
+from stream.source import OnAssigned, OnGone, OnRevoked, Partition, Record, warn_of
 
 WAIT_S = 1.0
 
@@ -56,8 +56,8 @@ class Source:
         self.polls: list[float] = []  # how long each could have waited
         self.turn = 0
 
-    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: object = None) -> None:
-        self.on_assigned, self.on_revoked = on_assigned, on_revoked
+    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
+        self.on_assigned, self.on_revoked, self.on_gone = on_assigned, on_revoked, on_gone
         self.assign(list(self.broker.logs))
 
     def assign(self, partitions: Sequence[Partition]) -> None:
@@ -261,7 +261,7 @@ def test_who_does_not_come_holds_the_others_up_once_and_not_at_each_record():
     # It counts again as soon as it delivers.
     broker.append(0, [600.0])
     broker.away = {at(2)}
-    broker.lets_through = lambda where: 1
+    broker.lets_through = lambda _: 1
     assert [event_time(one) for one in application.poll()] == [0.0]
     broker.away |= {at(1)}
     began = broker.now
@@ -309,7 +309,8 @@ def test_marks_of_transactions_at_the_end_of_a_partition_count_as_read():
     assert application.merged.positions() == {at(0): 2, at(1): 1}
 
 
-def test_a_full_buffer_pauses_its_partition_alone(small_buffers):
+@pytest.mark.usefixtures("small_buffers")
+def test_a_full_buffer_pauses_its_partition_alone():
     broker = Broker([[100.0] * 50, [1.0] * 50])
     broker.lets_through = lambda where: 3 if where == at(0) else 1
     application = Application(broker)
