@@ -9,15 +9,17 @@ from functools import partial
 
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
+from online.turn.event_time import event_time
 from online.turn.items_feed import ItemsFeed
 from stream.eraser import Eraser, KafkaEraser, LogEraser, retention_ms
 from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
+from stream.merge import MergedSource
 from stream.notices import NoticeWriter
 from stream.readers import KafkaReader, LogReader, TopicReader
-from stream.source import Producer, Source
+from stream.source import PausableSource, Producer, Source
 
 ITEMS_TOPIC = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * 86_400_000)}  # tombstones for a week
 LOG_PARTITIONS = 1  # one worker reads them all; a single partition keeps the order of all clicks
@@ -56,11 +58,14 @@ def open_items(settings: Settings) -> ItemsFeed:
 
 
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
-    """Reads topics as a member of a consumer group. Raises SourceError."""
+    """Reads topics as a member of a consumer group, all partitions by event time. Raises SourceError."""
+    source: PausableSource
     if settings.kafka_bootstrap_servers:
         options = kafka_options(settings)
-        return KafkaSource(settings.kafka_bootstrap_servers, topics, group, client_options=options)
-    return LogSource(settings.log_path, topics, group)
+        source = KafkaSource(settings.kafka_bootstrap_servers, topics, group, client_options=options)
+    else:
+        source = LogSource(settings.log_path, topics, group)
+    return MergedSource(source, event_time(settings), wait_s=settings.merge_wait_s)
 
 
 def open_reader(settings: Settings, topic: str) -> TopicReader:

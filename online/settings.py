@@ -83,6 +83,10 @@ class Settings(SecuritySettings):
     # The loop.
     poll_records_max: Positive = Field(512, description="messages taken from the broker at a time")
     poll_timeout_s: Seconds = Field(0.05, description="longest wait for a first message")
+    merge_wait_s: Seconds = Field(
+        1.0,
+        description="longest wait for a partition that has more, before later clicks of others are taken; 0: none",
+    )
     micro_batch_max: Positive = Field(32, description="clicks learned in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -51,7 +52,7 @@ _CONSUMER = {
     "allow_auto_create_topics": False,
     # A topic or partition that is made later is seen within this time.
     "metadata_max_age_ms": 5_000,
-    # Small, so that partitions that are behind take turns: one read to its end before the next would mix up times.
+    # Small, so that partitions that are behind take turns, and all of them are soon there to be merged.
     "max_partition_fetch_bytes": 64 * 2**10,
     "fetch_max_bytes": FETCH_BYTES_MAX,
     # After a kill -9 the group waits this long for the dead member before its successor gets the partitions.
@@ -91,7 +92,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 class KafkaSource:
-    """A `Source` that is one member of a consumer group.
+    """A `PausableSource` that is one member of a consumer group.
 
     Raises SourceError where no broker answers at first. When one goes away later, `poll` returns nothing until it is
     back; `client_options` are kafka-python's own (security_protocol, sasl_*, ssl_*).
@@ -109,11 +110,14 @@ class KafkaSource:
         self._topics = list(topics)
         self._consumer = open_consumer(bootstrap_servers, {**_CONSUMER, "group_id": group, **client_options})
         self._listener = _Listener(self._consumer)
+        fetcher = self._consumer._fetcher
+        fetcher._parse_fetched_data = self._noting_ends(fetcher._parse_fetched_data)
         self._on_assigned: OnAssigned | None = None
         self._on_revoked: OnRevoked | None = None
         self._on_gone: OnGone = warn_of
         self._positions: dict[Partition, int] = {}
         self._ends: dict[Partition, int] = {}
+        self._paused: set[Partition] = set()
         self._trouble: str | None = None
         self._closed = False
 
@@ -230,6 +234,31 @@ class KafkaSource:
             self._fares(error)
         return {partition: self._ends[partition] for partition in self._positions if partition in self._ends}
 
+    def known_ends(self) -> dict[Partition, int]:
+        return {partition: self._ends[partition] for partition in self._positions if partition in self._ends}
+
+    def _noting_ends(self, parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Takes note of how far a partition can be read, which stands in every answer to a fetch. kafka-python offers
+        the high watermark alone; what lies between the two belongs to transactions that are still open."""
+
+        def parse_noting(fetched: Any) -> Any:
+            where, stable = fetched.topic_partition, fetched.partition_data.last_stable_offset
+            partition = Partition(where.topic, where.partition)
+            # The answer may be older than one to `ends`.
+            self._ends[partition] = max(self._ends.get(partition, 0), stable)
+            return parse(fetched)
+
+        return parse_noting
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        undecided = {partition for _, some in self._listener.decisions for partition in some}
+        wanted = set(partitions) & self._positions.keys()
+        for partition in (wanted ^ self._paused) - undecided:  # those begin anew at the next poll
+            change = self._consumer.pause if partition in wanted else self._consumer.resume
+            with suppress(KeyError):  # taken away since the last poll; the next one says so
+                change(TopicPartition(*partition))
+        self._paused = wanted
+
     def trouble(self) -> str | None:
         return self._trouble
 
@@ -261,6 +290,7 @@ class KafkaSource:
             self._on_revoked(partitions)
         for partition in partitions:
             self._positions.pop(partition, None)
+            self._paused.discard(partition)
 
     def _assign(self, partitions: list[Partition]) -> None:
         # Asked first: where the broker does not answer this raises, and the whole is tried again at the next poll.
@@ -277,6 +307,7 @@ class KafkaSource:
                 continue  # taken away again meanwhile; the decision that says so is next
             self._positions[partition] = offset
             self._ends[partition] = ends[partition]
+            self._paused.discard(partition)
 
     def _look_for_what_is_gone(
         self, fetched: Mapping[TopicPartition, Sequence[Any]], positions: Mapping[Partition, int]

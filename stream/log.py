@@ -6,7 +6,7 @@ Unlike Kafka, a group is not split: every source of a group reads all partitions
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from stream.log_file import RECORDS_MAX, Entry, Extent, Log
@@ -32,7 +32,7 @@ _POLL_EVERY_S = 0.004
 
 
 class LogSource:
-    """A `Source` over a log file. Every source of a group reads all partitions, those added later too."""
+    """A `PausableSource` over a log file. Every source of a group reads all partitions, those added later too."""
 
     def __init__(self, path: str | Path, topics: Sequence[str], group: str) -> None:
         # Positions decide nothing, so committing them need not wait for the disk.
@@ -43,6 +43,7 @@ class LogSource:
         self._on_gone: OnGone = warn_of
         self._extents: dict[Partition, Extent] = {}
         self._positions: dict[Partition, int] = {}
+        self._paused: frozenset[Partition] = frozenset()
         self._version = -1
         self._turn = 0
         self._trouble: str | None = None
@@ -75,7 +76,7 @@ class LogSource:
         deadline = time.monotonic() + timeout_s
         while True:
             version = self._log.version()
-            if version != self._version or self._lag():
+            if version != self._version or self._behind():
                 self._version = version
                 self._refresh()
                 records = self._read(max_records)
@@ -108,6 +109,12 @@ class LogSource:
         extents = self._log.extents(self._topics)
         return {partition: extents[partition].end for partition in self._positions if partition in extents}
 
+    def known_ends(self) -> dict[Partition, int]:
+        return {partition: extent.end for partition, extent in self._extents.items()}
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        self._paused = frozenset(partitions)
+
     def trouble(self) -> str | None:
         return self._trouble
 
@@ -116,8 +123,10 @@ class LogSource:
             self._closed = True
             self._log.close()
 
-    def _lag(self) -> bool:
-        return any(extent.end != self._positions[partition] for partition, extent in self._extents.items())
+    def _behind(self) -> list[Partition]:
+        """Partitions that are not paused, nor read to their end."""
+        behind = [at for at, extent in self._extents.items() if extent.end != self._positions[at]]
+        return [partition for partition in behind if partition not in self._paused]
 
     def _refresh(self) -> None:
         """Take note of what was appended, trimmed and added meanwhile; partitions that are new are assigned."""
@@ -136,7 +145,7 @@ class LogSource:
     def _read(self, max_records: int) -> list[Record]:
         # A busy partition must not starve the others: each poll begins with another one.
         self._turn += 1
-        behind = [partition for partition, extent in self._extents.items() if extent.end > self._positions[partition]]
+        behind = [at for at in self._behind() if self._extents[at].end > self._positions[at]]
         start = self._turn % len(behind) if behind else 0
         records: list[Record] = []
         for partition in behind[start:] + behind[:start]:

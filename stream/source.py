@@ -4,7 +4,7 @@ A position is always the *next* offset to read: after record 41 it is 42. Commit
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -151,6 +151,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Leave the group, without calling back, and free everything. Does no harm the second time."""
+
+
+class PausableSource(Source, Protocol):
+    """A source of which some partitions can be left out for a while, and that knows of more than it has fetched."""
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        """From now on `poll` gives nothing of these partitions, and of all others what there is. What is assigned anew
+        is not paused. Those that are not assigned (any more) are passed over."""
+
+    def known_ends(self) -> dict[Partition, int]:
+        """As `ends`, as far as it is known without asking the broker: what was told with the latest records."""
 
 
 class Producer(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget
 from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.event_time import not_ahead
 from online.turn.first_messages import FirstMessages
 from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
@@ -87,12 +88,8 @@ class Intake:
         return found  # what stands among the dead letters must not be learned too, though it could be read by now
 
     def _not_ahead(self, click: Click, record: Record) -> Click:
-        """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the
-        broker's clock. Where the two are further apart than any click may be, it is the broker's that is wrong."""
-        arrived_at = (record.timestamp_ms + 1) / 1_000  # within that millisecond
-        if 0 < click.timestamp - arrived_at <= self.settings.future_s_max:
-            return click.model_copy(update={"timestamp": arrived_at})
-        return click
+        seconds = not_ahead(click.timestamp, record, self.settings.future_s_max)
+        return click if seconds == click.timestamp else click.model_copy(update={"timestamp": seconds})
 
     def _put_aside(self, record: Record, why: BadEvent) -> None:
         """Tells of an event that our own code fails on. Raises InternalError where there are too many."""

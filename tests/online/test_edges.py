@@ -8,8 +8,9 @@ import pytest
 from online.edges import open_lists, open_producer, open_reader, open_source, prepare_topics
 from online.settings import Settings
 from stream.lists import EmbeddedRedis, ListsError
-from stream.log import LogProducer, LogSource
+from stream.log import LogProducer
 from stream.log_file import Log
+from stream.merge import MergedSource
 from stream.readers import LogReader
 from stream.source import Partition, SourceError
 
@@ -30,7 +31,7 @@ def test_without_a_broker_the_embedded_log_stands_in(embedded):
     producer = open_producer(embedded)
     source = open_source(embedded, ["clicks"], "group")
     reader = open_reader(embedded, "clicks")
-    assert [type(part) for part in (producer, source, reader)] == [LogProducer, LogSource, LogReader]
+    assert [type(part) for part in (producer, source, reader)] == [LogProducer, MergedSource, LogReader]
     producer.send("clicks", key=b"u", value=b"1")
     producer.flush()
     source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)

@@ -17,6 +17,7 @@ from kafka import KafkaAdminClient, TopicPartition
 import stream
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
 from stream.log import Log, LogProducer, LogSource
+from stream.merge import MergedSource
 from stream.source import Partition, Producer, Record, Source
 
 WRITER = """
@@ -35,13 +36,17 @@ producer.close()
 """
 
 
+def appended_s(record: Record) -> float:
+    return record.timestamp_ms / 1_000
+
+
 @dataclass
 class World:
     """A place where topics are, whatever is behind it. `close` closes all that was opened."""
 
     kind: str
     where: str
-    make_source: Callable[[Sequence[str], str], Source]
+    make_source: Callable[[Sequence[str], str], Any]
     make_producer: Callable[[], Producer]
     make_topic: Callable[[str, int], None]
     add_partitions: Callable[[str, int], None]
@@ -72,6 +77,12 @@ class World:
 
         source.start(on_assigned=on_assigned, on_revoked=lambda _: None)
         return source
+
+    def merged(self) -> "World":
+        """With sources that merge by the time at which records were appended."""
+        make = self.make_source
+        self.make_source = lambda topics, group: MergedSource(make(topics, group), appended_s, wait_s=1.0)
+        return self
 
     def close(self) -> None:
         for one in reversed(self.opened):
@@ -108,9 +119,15 @@ class World:
 
 
 @pytest.fixture(params=["log", pytest.param("kafka", marks=pytest.mark.real)])
-def world(request: pytest.FixtureRequest) -> World:
+def broker_world(request: pytest.FixtureRequest) -> World:
     """Each kind of world in turn."""
     return request.getfixturevalue(f"{request.param}_world")
+
+
+@pytest.fixture(params=["", "merged"])
+def world(request: pytest.FixtureRequest, broker_world: World) -> World:
+    """The same, and with sources that merge partitions by event time."""
+    return broker_world.merged() if request.param else broker_world
 
 
 @pytest.fixture
