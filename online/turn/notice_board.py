@@ -31,13 +31,20 @@ KINDS = {
     "rolled_back": "the lists are made by an earlier version again",
     "forgotten": "somebody was forgotten, because that was asked for",
     "guard": "an update was stopped, or a flood of clicks kept out",
+    "abuse_share": "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit",
+    "abuse_share_over": "the limits on abuse fit the stream again",
+    "expired": "many items went at once, because nobody had clicked them for long",
+    "aged": "many lists have aged at once, and are ranked anew",
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",
     "saved_again": "checkpoints can be written again",
     "lost": "messages were gone before they were read",
 }
 GRAVE = frozenset(
-    {"alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"}
+    {
+        *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "abuse_share", "expired"),
+        *("internal_error", "unsaved", "lost"),
+    }
 )
 
 log = logging.getLogger(__name__)
