@@ -40,6 +40,7 @@ from online.learner import Learner
 from online.ranking.learned import Learned, Look
 from online.ranking.return_times import marks_passed
 from online.settings import Settings
+from online.stream_time import ActiveClock
 from stream.events import Click
 
 NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
@@ -77,11 +78,11 @@ class LearnerRun:
         self.learner = Learner(settings, lists=False)
         self.tuning = Tuning(settings, self.learner, finetune_every) if finetune_every else None
         self.times = stream_times(clicks)
+        self._active = ActiveClock().update_all(click.timestamp for click in clicks)
         self.refreshes = 0  # as many as a worker's
         self._next = next_clicks(clicks)
-        self._due: list[
-            tuple[int, float, int]
-        ] = []  # a heap: clicks that have come, the time, the click that will look
+        # A heap: clicks that have come, the active time, the moment, and the click that will look.
+        self._due: list[tuple[int, float, float, int]] = []
         self._standing: dict[int, NDArray[np.int64]] = {}  # by the click that will look at it: a list's first rows
 
     def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
@@ -98,11 +99,14 @@ class LearnerRun:
         due = []
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
-        looks = [Look(self.clicks[look].user_id, came - batch.start, written_at) for came, written_at, look in due]
+        looks = [
+            Look(self.clicks[look].user_id, came - batch.start, written_at, active)
+            for came, active, written_at, look in due
+        ]
         learned = self._learn(clicks, looks)
         assert learned.looked is not None
         *lists, anybodys = learned.looked
-        self._standing |= {look: rows for (_, _, look), rows in zip(due, lists, strict=True)}
+        self._standing |= {look: rows for (*_, look), rows in zip(due, lists, strict=True)}
         stood = np.stack([self._standing.pop(at, anybodys) for at in batch])
         return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
 
@@ -115,15 +119,16 @@ class LearnerRun:
     def _schedule(self, at: int) -> None:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
         the one that is then looked at is written, if it still stands by then."""
-        now, following = self.times[at], self._next[at]
-        away = self.times[min(following, len(self.times) - 1)] - now
-        passed = int(marks_passed(self.learner.returns.marks(), away))
-        self.refreshes += passed
-        if following < len(self.times):
-            written_at = now + float(self.learner.returns.written(np.array([away]))[0])
-            if now + away - written_at <= self.settings.list_ttl_s:
-                came = max(at + 1, bisect_right(self.times, written_at, at + 1, following))
-                heapq.heappush(self._due, (came, written_at, following))
+        active, following = self._active, self._next[at]
+        away = active[min(following, len(active) - 1)] - active[at]  # lists age in active time
+        self.refreshes += int(marks_passed(self.learner.returns.marks(), away))
+        if following < len(active):
+            age_s = float(self.learner.returns.written(np.array([away]))[0])
+            due = active[at] + age_s
+            came = max(at + 1, bisect_right(active, due, at + 1, following))
+            written_at = max(self.times[at], self.times[came - 1] + due - active[came - 1])
+            if self.times[following] - written_at <= self.settings.list_ttl_s:
+                heapq.heappush(self._due, (came, due, self.times[at] + age_s, following))
 
 
 class Given(NamedTuple):

@@ -26,7 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from online.turn.steps import Reached, nobody_looks
 
-FORMAT = 5
+FORMAT = 6
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 

@@ -143,7 +143,7 @@ class Counts:
             "near": HeavyHitters(held, device),  # within NEAR clicks, before or after
         }
         self.clicks = torch.zeros(0, device=device)  # (V,) ever
-        self.first_at = torch.zeros(0, dtype=torch.float64, device=device)  # (V,) seconds; 0: never
+        self.first_at = torch.zeros(0, dtype=torch.float64, device=device)  # (V,) active time, seconds; 0: never
         self.last_at = torch.zeros(0, dtype=torch.float64, device=device)
         self._popular = torch.zeros(0, len(self.half_lives), dtype=torch.float64, device=device)  # (V, P), inflated
         self._weights = torch.ones(len(self.half_lives), dtype=torch.float64, device=device)  # what a click counts now
@@ -165,7 +165,7 @@ class Counts:
 
     def add(self, rows: Tensor, earlier: Tensor, times: Tensor) -> None:
         """A batch of clicks in order: rows (N,), what each person had clicked before (N, NEAR), latest first, 0 where
-        there was nothing; times (N,) float64 seconds."""
+        there was nothing; times (N,) float64 active time, seconds."""
         for name, (known, others, weights) in self._pairs(rows, earlier).items():
             self.tables[name].add(known, others, weights)
         self.clicks.index_add_(0, rows, torch.ones(len(rows), device=self.device))

@@ -41,7 +41,7 @@ class Newest(NamedTuple):
 
 
 class UserHistories:
-    """The latest `history_max` clicks of at most `users_held` users: 21 bytes a click, and 64 a user besides.
+    """The latest `history_max` clicks of at most `users_held` users: 21 bytes a click, and 72 a user besides.
 
     Clicks stand in the order in which they arrived, whatever their timestamps say.
     """
@@ -62,6 +62,7 @@ class UserHistories:
         self._clicks = np.zeros(slots, np.int64)  # ever made; the ring's place is this modulo H
         self.served = np.zeros((slots, SERVED), np.int32)  # rows of the list that stands in Redis, best first
         self.origins = np.zeros((slots, 2), np.int64)  # of the latest click: its partition, and the offset after it
+        self.active_at = np.zeros(slots)  # of the latest click: the stream's active time, in seconds
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -102,7 +103,8 @@ class UserHistories:
             new[: len(old)] = old
 
     def _arrays(self) -> list[NDArray[Any]]:
-        return [self._rows, self._types, self._times, self._numbers, self._clicks, self.served, self.origins]
+        rings: list[NDArray[Any]] = [self._rows, self._types, self._times, self._numbers]
+        return [*rings, self._clicks, self.served, self.origins, self.active_at]
 
     def forget(self, user: str) -> int:
         """Nothing is known of the user any more -> clicks that were kept. Who had the last slot has theirs now."""
@@ -175,6 +177,10 @@ class UserHistories:
         slots = np.arange(len(self._slots))
         return self._times[slots, (self._clicks[slots] - 1) % self.history_max]
 
+    def clicked_active_at(self) -> NDArray[np.float64]:
+        """The same in active time."""
+        return self.active_at[: len(self._slots)]
+
     def users_of(self, slots: Iterable[int]) -> list[str]:
         """Whose slots they are."""
         return [self._users[slot] for slot in slots]
@@ -199,6 +205,7 @@ class UserHistories:
             "lengths": latest.lengths,
             "served": self.served[slots],
             "origins": self.origins[slots],
+            "active_at": self.active_at[slots],
             "rows": latest.rows[inside].astype(np.int32),
             "types": latest.event_types[inside].astype(np.uint8),
             "times": latest.timestamps[inside],
@@ -235,6 +242,7 @@ class UserHistories:
             self._clicks[slot] = clicks
             self.served[slot] = arrays["served"][index]
             self.origins[slot] = arrays["origins"][index]
+            self.active_at[slot] = arrays["active_at"][index]
 
 
 def next_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:

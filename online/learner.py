@@ -31,6 +31,7 @@ from online.ranking.scorer import Scorer
 from online.ranking.states import UserStates
 from online.ranking.weights import Weights
 from online.settings import Settings
+from online.stream_time import ActiveClock
 from stream.events import Click
 from stream.people import digest_of, owner_number
 
@@ -67,7 +68,9 @@ class Learner:
             settings, self.histories, scorer=self.scorer, states=self.states, returns=self.returns, guard=self.guard
         )
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
-        self._latest_at = 0.0  # of all clicks, in stream time
+        self.clock = ActiveClock()
+        self._now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
+        self.expired = 0  # items that lost their rows because nobody had clicked them for long
         self.event_types: dict[str, int] = {}
         self._make_room()
 
@@ -121,23 +124,25 @@ class Learner:
         """
         users = [click.user_id for click in clicks]
         slots = self.histories.slots(users)  # (N,), of each click
-        clicked = self._observe(clicks)
+        active = self.clock.update_all(click.timestamp for click in clicks)  # (N,)
+        clicked = self._observe(clicks, active)
         rows, targets = clicked.rows, clicked.targets  # (N,) each
         types = [self._event_type(click.event_type) for click in clicks]
         times = np.array([click.timestamp for click in clicks])
         numbers = self.scorer.log.next_numbers(len(clicks))
         self.histories.append(slots, rows, types, times, numbers)
+        self.histories.active_at[slots] = active  # of each user's last click, which comes last
         behind = earlier_in_batch(slots[::-1])[::-1]
         guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
         heard = ~guarded
-        batch = Batch(users, slots, rows, targets, times, behind, numbers, heard)
+        batch = Batch(users, slots, rows, targets, times, active, behind, numbers, heard)
         last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
         listed = [users[at] for at in last]
         read = _read(slots, last) if self.deep_state else None
         with torch.set_grad_enabled(train):
             guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
 
-        query = self.questions.at(users, slots, times, behind + 1, guesses)
+        query = self.questions.at(users, slots, times, behind + 1, guesses, active=active)
         ahead = self.questions.ahead(batch, query.asked)
         query = query._replace(ahead=ahead)
         owners = owners_of_all(users)
@@ -155,12 +160,14 @@ class Learner:
         self.reservoir.offer(self.histories, slots[told], behind[told], owners[told])
         had = (query.asked.lengths.cpu().numpy() > 0) & heard
         self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
-        self._latest_at = max(self._latest_at, times.max())
+        self._now = self.clock.latest, self.clock.now
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
         lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
-        return Learned(lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, train, looked)
+        return Learned(
+            lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, train, clicked.expired, looked
+        )
 
     def forget(self, digest: str) -> dict[str, int]:
         """Nothing of somebody (`stream.people.digest_of` their id) is left -> how much there was, by kind.
@@ -201,12 +208,13 @@ class Learner:
             "the guard's buckets": self.guard.count_of(owner),
         }
 
-    def _observe(self, clicks: Sequence[Click]) -> ClickedRows:
+    def _observe(self, clicks: Sequence[Click], active: NDArray[np.float64]) -> ClickedRows:
         """Rows of the clicked items, given to those that are new.
 
         Rows that change hands are cleared everywhere before anybody uses them.
         """
-        clicked = self.items.observe(clicks)
+        clicked = self.items.observe(clicks, active)
+        self.expired += clicked.expired
         self._make_room()
         if clicked.freed:
             self._for_anybody = None
@@ -272,8 +280,9 @@ class Learner:
                 leaving = left.numbers[gone, W]
                 owners = np.array([place[batch.users[at]] for at in gone], np.int64)
         heard = self._tensor(batch.heard)
-        rows, earlier, numbers = (part[heard] for part in (clicked.rows, clicked.earlier, clicked.numbers))
-        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners))
+        told = (clicked.rows, clicked.earlier, clicked.times, clicked.numbers)
+        rows, earlier, times, numbers = (part[heard] for part in told)
+        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners), times=times)
 
     def _take_back(self, batch: Batch, caught: NDArray[np.bool_]) -> None:
         """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
@@ -336,9 +345,11 @@ class Learner:
         """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
         the one for anybody."""
         clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
-        query, people = self.questions.at_looks(users, slots, now - clicked_at, 0, states)
+        ages_s = now - clicked_at
+        active = self.histories.active_at[slots] + ages_s
+        query, people = self.questions.at_looks(users, slots, ages_s, 0, states, active=active)
         people = np.append(people, len(users))
-        rows, scores = self._best(query.with_nobody(self._latest_at), people, self.settings.list_size)
+        rows, scores = self._best(query.with_nobody(*self._now), people, self.settings.list_size)
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
         self.histories.served[slots] = 0
@@ -385,7 +396,8 @@ class Learner:
             states = None if guesses is None else guesses[self._tensor(following)].detach()
             with torch.no_grad():
                 who, behind = [batch.users[at] for at in again], batch.behind[again]
-                between, people = self.questions.at_looks(who, batch.slots[again], np.zeros(len(again)), behind, states)
+                slots, ages_s, active = batch.slots[again], np.zeros(len(again)), batch.active[again]
+                between, people = self.questions.at_looks(who, slots, ages_s, behind, states, active=active)
                 served[following] = self._best(between, people, SERVED)[0]
         served = np.where(served.any(1, keepdims=True), served, anybodys)
         followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
@@ -409,7 +421,7 @@ class Learner:
         for start in range(0, max(1, len(held)), size):
             part = held[start : start + size]
             asked, lists = self.questions.at_looks_between(batch, [looks[at] for at in part], ahead, around)
-            rows, _ = self._best(asked.with_nobody(self._latest_at), np.append(lists, len(part)), SERVED)
+            rows, _ = self._best(asked.with_nobody(*self._now), np.append(lists, len(part)), SERVED)
             found[[*part, len(looks)]] = rows
         found[np.setdiff1d(np.arange(len(looks)), held)] = found[-1]
         return found
@@ -459,7 +471,8 @@ class Learner:
             "items": self.items.to_state(),
             "scores": self.scores.to_state(),
             "event_types": self.event_types,
-            "latest_at": self._latest_at,
+            "clock": self.clock.to_state(),
+            "expired": self.expired,
         }
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
@@ -477,7 +490,9 @@ class Learner:
         self.returns.load_state(below(arrays, "returns"))
         anybodys = below(arrays, "anybody")
         self._for_anybody = anybodys["rows"].copy(), anybodys["scores"].copy()
-        self._latest_at = state["latest_at"]
+        self.clock.load_state(state["clock"])
+        self._now = (self.clock.latest, self.clock.now) if len(self.histories) else (0.0, 0.0)
+        self.expired = state["expired"]
         self.event_types = dict(state["event_types"])
         self._make_room()
         self._block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])

@@ -17,6 +17,7 @@ from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget, micro_batches
 from online.turn.catalogue import Catalogue
 from online.turn.dead_letter_box import DeadLetterBox
+from online.turn.departures import Departures
 from online.turn.forget import Forgetting
 from online.turn.intake import Intake
 from online.turn.items_feed import ItemsFeed
@@ -32,7 +33,7 @@ from online.upkeep.unreadable import UnreadableWatch
 from online.upkeep.versions import Versions
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
-from stream.source import Gone, Partition, Source, SourceError
+from stream.source import Gone, Partition, Record, Source, SourceError
 
 # Weights saved with others cannot be loaded.
 SHAPED_BY = (
@@ -64,16 +65,18 @@ class Loop:
         checkpoints: Checkpoints,
         notices: NoticeWriter | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         quarantine: Quarantine | None = None,
         reached: Reached = nobody_looks,
     ) -> None:
-        """`quarantine`: what loops before this one failed on. `reached` is called with the name of each step
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: one that nobody sets, for how long things take.
+        `quarantine`: what loops before this one failed on. `reached` is called with the name of each step
         (online/turn/steps.py) just before it is done."""
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
         self.checkpoints = checkpoints
-        self.clock = clock
+        self.clock, self.monotonic = clock, monotonic
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
         self.learner = Learner(settings)
@@ -111,8 +114,16 @@ class Loop:
             unreadable=self.unreadable[settings.items_topic],
             tell=self.notices.tell,
         )
+        self.departures = Departures(self.notices.tell, monotonic)
         self.writer = ListWriter(
-            settings, learner=self.learner, ledger=self.ledger, catalogue=catalogue, lists=lists, clock=clock
+            settings,
+            learner=self.learner,
+            ledger=self.ledger,
+            catalogue=catalogue,
+            lists=lists,
+            departures=self.departures,
+            clock=clock,
+            monotonic=monotonic,
         )
         self.changes = Changes(settings, self.learner)
         self.supervisor = Supervisor(
@@ -135,11 +146,13 @@ class Loop:
             checkpoints=checkpoints,
             versions=self.versions,
             tell=self.notices.tell,
-            clock=clock,
+            monotonic=monotonic,
         )
         self.last_saved: Saved | None = None
         self.unsaved_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
-        self._saved_at = time.monotonic()
+        self._unsaved_at = 0.0  # the same, by the monotonic clock
+        self._saved_at = monotonic()
+        self._heard_at = monotonic()  # when messages came last, or it was not known whether any wait
         self._saved_ledger = self.ledger.to_state()
 
     def restore(self) -> int | None:
@@ -210,7 +223,7 @@ class Loop:
         if not arrived:
             self._reached("items")
             self.writer.mind_items()
-            self.supervisor.silence(self.writer.stream_clock.now())
+        self._listen(records)
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         self._reached("offsets")
@@ -225,7 +238,7 @@ class Loop:
             self.writer.renew_all()  # what the version that was given up has written must not stand
         # 7. Weights and offsets become the checkpoint, and then the commit. Without somebody who was forgotten at once:
         # then those that know them may go.
-        due = time.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s
+        due = self.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s
         if published or self.forgetting.unsaved or due:
             self._try_checkpoint()
         self.forgetting.drop_checkpoints()
@@ -263,7 +276,16 @@ class Loop:
         self.writer.publish(batch, learned.rankings)
         # 5. The shadow learns the same; drift: an alarm begins a reaction, and asks for fine-tuning.
         self._reached("shadow")
-        self.supervisor.after(clicks, learned)
+        self.supervisor.after(clicks, learned, [one.record.timestamp_ms / 1_000 for one in batch])
+        self.departures.expired(learned.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
+
+    def _listen(self, records: Sequence[Record]) -> None:
+        """Whether clicks are missing: only where all there is was read, and the broker answers."""
+        lag = self.overload.lag
+        if records or (lag is not None and lag.total) or self.source.trouble() or not self.source.positions():
+            self._heard_at = self.monotonic()
+        else:
+            self.supervisor.silence(self.monotonic() - self._heard_at)
 
     def _held_up(self) -> bool:
         """While dead letters wait for their topic no clicks are taken: no checkpoint could follow."""
@@ -279,7 +301,7 @@ class Loop:
 
         Returns whether that is done; not while dead letters wait for their topic: the offsets must not pass them.
         """
-        self._saved_at = time.monotonic()
+        self._saved_at = self.monotonic()
         self.writer.settle()
         if self.ledger.to_state() != self._saved_ledger or self.versions.unsaved or self.forgetting.owes:
             self._reached("dead_letters")
@@ -299,14 +321,14 @@ class Loop:
             self.checkpoint()
         except CheckpointError as error:
             if self.unsaved_since is None:
-                self.unsaved_since = self.clock()
+                self.unsaved_since, self._unsaved_at = self.clock(), self.monotonic()
                 text = f"{error}; learning goes on, and would begin again at the latest checkpoint"
                 self.notices.tell("unsaved", text, {})
             else:
                 log.warning("still: %s", error)
             return
         if self.unsaved_since is not None:
-            seconds, self.unsaved_since = self.clock() - self.unsaved_since, None
+            seconds, self.unsaved_since = self.monotonic() - self._unsaved_at, None
             self.notices.tell("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
 
     def _save(self) -> None:

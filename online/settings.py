@@ -266,8 +266,17 @@ class Settings(SecuritySettings):
         5, description="clicks of a person on one item at once that others' lists learn from"
     )
     guard_repeats_interval_s: Rate = Field(300.0, description="time after which they learn from one more of these")
-    guard_late_s: Seconds = Field(86_400.0, description="a click counts as made at most so long before the latest one")
+    guard_late_s: Seconds = Field(
+        86_400.0,
+        description="a click counts as made at most so long before a quarter of the latest users' clicks",
+    )
     guard_held: Positive = Field(131_072, description="people, items, and pairs of both whose clicks are watched")
+    abuse_share_max: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.05, description="share of the latest clicks that may be flagged as abuse; more, of many users, is a misfit"
+    )
+    abuse_share_exceeded: Literal["let-through", "keep-out"] = Field(
+        "let-through", description="what becomes of flagged clicks while more than that share is flagged"
+    )
 
     # What a person sees.
     api_host: str = Field("127.0.0.1", description="address the API listens on")

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
-from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
@@ -36,6 +35,7 @@ from online.turn.status import StatusReport, waiting_status
 from online.turn.steps import Reached, nobody_looks
 from online.upkeep.cron import cron_trigger
 from online.upkeep.rollback_request import rollback
+from online.upkeep.scheduler import SteadyScheduler
 from online.upkeep.versions import VersionError
 from stream.lists import EmbeddedRedis, Lists, ListsError, RedisAwayError
 from stream.source import AwayError
@@ -217,7 +217,7 @@ def only_worker(settings: Settings) -> Iterator[None]:
 def scheduled(loop: Loop) -> Iterator[None]:
     """APScheduler asks by the clock; the loop does what is asked, because weights and lists have one writer."""
     settings = loop.settings
-    scheduler = BackgroundScheduler(timezone="UTC")
+    scheduler = SteadyScheduler(timezone="UTC")
 
     def at(trigger: BaseTrigger, ask: Callable[[], None], name: str) -> None:
         # Late is better than never, and several that were missed are one: asking twice is asking once.

@@ -33,12 +33,19 @@ _COUNTERS = (
     ("nextclick_lost", "lost", "Messages that the broker did not keep until they were read"),
     ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
     ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
+    (
+        "nextclick_click_to_list_unknown",
+        "click_to_list_unknown",
+        "Lists of which clocks do not tell how long they took",
+    ),
+    ("nextclick_expired", "expired", "Items that lost their rows because nobody had clicked them for long"),
     ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
 )
 #: (family, metric, field of the status that is an object, its label, help)
 _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
     (CounterMetricFamily, "nextclick_dead_letters", "dead_letters", "reason", "Messages that could not be read"),
     (CounterMetricFamily, "nextclick_guarded", "guarded", "reason", "Clicks not learned from, or taken back"),
+    (CounterMetricFamily, "nextclick_let_through", "let_through", "reason", "Flagged clicks learned from all the same"),
     (CounterMetricFamily, "nextclick_notices", "notice_counts", "kind", "What happened to the model, by kind"),
     (GaugeMetricFamily, "nextclick_unreadable_share", "unreadable_share_of", "topic", "Of its latest messages"),
     (GaugeMetricFamily, "nextclick_partition_lag", "lag_of", "partition", "The lag of each partition"),

@@ -107,13 +107,23 @@ class Scores:
 
 
 class Latencies:
-    """Quantiles over the latest 10,000 values."""
+    """Quantiles over the latest 10,000 values.
+
+    Two clocks tell one: that of whoever wrote the message, and this computer's. Where they disagree so much that a
+    message would have been answered before it was written, how long it took cannot be known: it is only counted.
+    """
 
     def __init__(self) -> None:
         self._values: deque[float] = deque(maxlen=10_000)
+        self.unknown = 0
 
-    def add(self, values_ms: Iterable[float]) -> None:
-        self._values.extend(values_ms)
+    def add(self, spans_ms: Iterable[tuple[float, float]]) -> None:
+        """Beginnings and ends, in ms since 1970; a beginning that is not above 0 is not known."""
+        for began_ms, ended_ms in spans_ms:
+            if 0 < began_ms <= ended_ms:
+                self._values.append(ended_ms - began_ms)
+            else:
+                self.unknown += 1
 
     def quantiles(self) -> dict[str, float | None]:
         if not self._values:

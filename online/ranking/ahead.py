@@ -24,7 +24,7 @@ class Ahead(NamedTuple):
     rows: Tensor  # (B,) int64, clicked; 0: an item without a row
     heard: Tensor  # (B,) bool: of the others, which are guarded, nobody else learns
     earlier: Tensor  # (B, NEAR) int64: what each person had clicked before, latest first, 0 where there was nothing
-    times: Tensor  # (B,) float64 seconds
+    times: Tensor  # (B,) float64 active time, seconds
     numbers: Tensor  # (B,) int64 of their moments
     came: Tensor  # (N,) int64
 

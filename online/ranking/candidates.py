@@ -26,6 +26,7 @@ class Asked(NamedTuple):
     times: Tensor  # (N, L) float64 seconds
     lengths: Tensor  # (N,) int64
     now: Tensor  # (N,) float64 seconds
+    active: Tensor  # (N,) float64 active time then (online/stream_time.py), for what ages with the stream
 
     def gaps(self) -> Tensor:
         """log(1 + seconds since the last click), 0 where there is none, (N,)."""
@@ -91,7 +92,7 @@ class Gatherer:
             counted.find(self.places)
             clicks, last_at, first_at = counted.items(clicks, last_at, first_at)
             popularity = counted.popularity(popularity, owners, self.counts.half_lives)
-        now = asked.now[owners]
+        now = asked.active[owners]
         columns = self._of_neighbours(found, totals, latest, owners)
         columns |= self._of_history(asked, own, latest, owners, rows)
         columns |= {

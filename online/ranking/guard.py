@@ -15,9 +15,13 @@ that of one item to twice its size is caught, and what their clicks on it have c
 clicks still move their owner's history, and so their own list. Not seen: a few clicks each of very many people; that is
 what a trend is. Nor those of some who wait between their clicks, which count as any patient person's do.
 
-Time is the stream's: a click's timestamp, but never before the person's latest one, and at most `guard_late_s` before
-the latest of all. So what comes out of order, or at equal times, does no harm, and made-up timestamps gain one such
-span at most.
+Time is each user's own: the event times of that user's clicks (of an item: of its clicks), which never go back,
+whatever other users' clocks say; so an archive may come in pieces. Times may be made up, so a click counts as made at
+most `guard_late_s` before what recent users agree on (online/ranking/recent_users.py): made-up times gain one such
+span. Where these go back further, as from one piece of an archive to the next, so do the buckets' clocks. Of the time
+between two clicks on an item an hour counts at most: silence drains nothing.
+
+When far more is flagged than abuse can be, flagged clicks are let through (online/ranking/safety_net.py).
 
 Letters: `N` clicks of a micro-batch, `K` keys poured at once, `B` rows of the table, `W` ways (entries) of a row.
 """
@@ -34,7 +38,10 @@ from numpy.typing import NDArray
 from online.arrays import below, joined
 from online.counts import NEAR
 from online.history import Newest, earlier_in_batch
+from online.ranking.recent_users import RecentUsers
+from online.ranking.safety_net import SafetyNet
 from online.settings import Settings
+from online.stream_time import STREAM_GAP_S_MAX
 from stream.people import digest_of, owner_number
 
 REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
@@ -71,9 +78,14 @@ class Buckets:
     So who clicks most is remembered, and when there are too many, it is heard too much rather than too little.
     """
 
-    def __init__(self, size: int, drained_each_s: float, held: int) -> None:
-        """`size`: clicks that a bucket holds; `drained_each_s`: seconds in which one of them drains."""
+    def __init__(
+        self, size: int, drained_each_s: float, held: int, *, late_s: float = np.inf, gap_s_max: float = np.inf
+    ) -> None:
+        """`size`: clicks that a bucket holds; `drained_each_s`: seconds in which one of them drains; `late_s`: a click
+        so long before a bucket's latest one takes the bucket's clock back with it, without draining anything;
+        `gap_s_max`: what counts at most of the time between two clicks."""
         self.size, self.drained_each_s = size, drained_each_s
+        self._late_s, self._gap_s_max = late_s, gap_s_max
         rows = max(1, held // WAYS)
         self._keys = np.zeros((rows, WAYS), np.int64)  # 0: free
         self._levels = np.zeros((rows, WAYS))  # (B, W) clicks
@@ -95,12 +107,13 @@ class Buckets:
         """The same for different keys."""
         row = keys % len(self._keys)
         same = self._keys[row] == keys[:, None]  # (K, W)
-        drained = np.maximum(now[:, None] - self._at[row], 0) / self.drained_each_s
+        drained = np.clip(now[:, None] - self._at[row], 0, self._gap_s_max) / self.drained_each_s
         left = np.maximum(self._levels[row] - drained, 0)  # (K, W)
         known = same.any(1)
         way = np.where(known, same.argmax(1), left.argmin(1))
         level: Floats = np.where(known, left[np.arange(len(keys)), way], 0.0)
-        self._at[row, way] = np.where(known, np.maximum(now, self._at[row, way]), now)
+        before = self._at[row, way]
+        self._at[row, way] = np.where(known & (now >= before - self._late_s), np.maximum(now, before), now)
         self._keys[row, way], self._owners[row, way] = keys, owners
         self._levels[row, way] = np.clip(level + clicks, 0, FULL_MOST * self.size)
         return level
@@ -143,23 +156,36 @@ class Guard:
     def __init__(self, settings: Settings) -> None:
         self.on, self.late_s = settings.guard, settings.guard_late_s
         self.total: Counter[str] = Counter()  # guarded clicks, by reason
-        self._now = 0.0  # the latest timestamp so far
+        self._recent = RecentUsers()
+        through = settings.abuse_share_exceeded == "let-through"
+        self.net = SafetyNet(settings.abuse_share_max, lets_through=through, reasons=REASONS)
         self._moments_held = settings.moments_held
         self._guarded = np.zeros(settings.moments_held, np.bool_)  # of each moment, at its number modulo the length
         self._judged = 0  # the latest moment's number
         held, size = settings.guard_held, settings.guard_repeats_at_once
-        self._people = Buckets(settings.guard_clicks_at_once, 60 / settings.guard_clicks_per_minute, held)
-        self._pairs = Buckets(size, settings.guard_repeats_interval_s, held)
-        self._items = Buckets(CROWD * size, settings.guard_repeats_interval_s, held)
+        interval_s, late_s, gap_s = settings.guard_repeats_interval_s, self.late_s, STREAM_GAP_S_MAX
+        per_click_s = 60 / settings.guard_clicks_per_minute
+        self._people = Buckets(settings.guard_clicks_at_once, per_click_s, held, late_s=late_s)
+        self._pairs = Buckets(size, interval_s, held, late_s=late_s)
+        self._items = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
 
     def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
         """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
         guarded, caught = np.zeros((2, len(users)), np.bool_)
         if self.on:
-            *found, caught = self._found(users, items, self._clocks(times))
-            for reason, some in zip(REASONS, found, strict=True):
-                guarded |= some
-                self.total[reason] += int(some.sum())
+            people = owners_of_all(users)
+            self._recent.update(people, times)
+            now = np.maximum(times, self._recent.agreed() - self.late_s)
+            *found, caught = self._found(people, _keys(items), now)
+            flagged = np.zeros(len(users), np.int8)
+            for number, some in enumerate(found, 1):  # a click has one reason at most
+                flagged[some] = number
+            if self.net.update(people, flagged, len(self._recent)):
+                caught = np.zeros_like(caught)
+            else:
+                guarded[:] = flagged > 0
+                for reason, some in zip(REASONS, found, strict=True):
+                    self.total[reason] += int(some.sum())
         self._guarded[numbers % self._moments_held] = guarded
         self._judged = int(numbers[-1])
         return Judged(guarded, caught)
@@ -190,26 +216,21 @@ class Guard:
     def forget_owner(self, owner: int) -> int:
         """Somebody's buckets go -> how many there were. Buckets of items are everybody's, and stay."""
         owners_of.cache_clear()  # it holds names
-        return sum(part.forget_owner(owner) for part in self._buckets().values())
+        found = sum(part.forget_owner(owner) for part in self._buckets().values())
+        return found + self._recent.forget(owner) + self.net.forget(owner)
 
     def count_of(self, owner: int) -> int:
-        """How many buckets are somebody's."""
-        return sum(part.count_of(owner) for part in self._buckets().values())
+        """How many buckets are somebody's, and marks of theirs on recent clicks."""
+        found = sum(part.count_of(owner) for part in self._buckets().values())
+        return found + self._recent.count_of(owner) + self.net.count_of(owner)
 
     def _heard_since(self, number: int) -> int:
         since = np.arange(number + 1, self._judged + 1)
         return int(np.count_nonzero(~self._guarded[since % self._moments_held]))
 
-    def _clocks(self, times: Floats) -> Floats:
-        latest = np.maximum.accumulate(np.maximum(times, self._now))
-        self._now = float(latest[-1])
-        clocks: Floats = np.maximum(times, latest - self.late_s)
-        return clocks
-
-    def _found(self, users: Sequence[str], items: Sequence[str], now: Floats) -> tuple[Bools, ...]:
+    def _found(self, person: Keys, item: Keys, now: Floats) -> tuple[Bools, ...]:
         """What each kind of bucket guards, (N,) each: what one guards does not reach the next. And which clicks show
         that their person does not stop clicking their item, (N,)."""
-        person, item = owners_of_all(users), _keys(items)
         rate = self._people.pour(person, now, owners=person) + 1 > self._people.size
         heard = np.flatnonzero(~rate)
         level = self._pairs.pour(_of_pairs(person[heard], item[heard]), now[heard], owners=person[heard])
@@ -228,14 +249,18 @@ class Guard:
         """Arrays by name, and a JSON object."""
         parts = {name: part.to_state() for name, part in self._buckets().items()}
         numbers = np.arange(max(1, self._judged - self._moments_held + 1), self._judged + 1)
+        parts["recent"] = self._recent.to_state()
+        parts["net"], net = self.net.to_state()
         arrays = joined(parts) | {"guarded": numbers[self.was_guarded(numbers)]}
-        return arrays, {"now": self._now, "judged": self._judged, "total": dict(self.total)}
+        return arrays, {"judged": self._judged, "total": dict(self.total), "net": net}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Takes back what `to_state` gave; with fewer moments held the latest."""
         for name, part in self._buckets().items():
             part.load_state(below(arrays, name))
-        self._now, self._judged, self.total = state["now"], state["judged"], Counter(state["total"])
+        self._recent.load_state(below(arrays, "recent"))
+        self.net.load_state(below(arrays, "net"), state["net"])
+        self._judged, self.total = state["judged"], Counter(state["total"])
         numbers = arrays["guarded"][arrays["guarded"] > self._judged - self._moments_held]
         self._guarded[:] = False
         self._guarded[numbers % self._moments_held] = True

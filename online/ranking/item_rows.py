@@ -21,6 +21,7 @@ class ClickedRows(NamedTuple):
     targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
     freed: list[int]  # rows that lost their items: what is kept by row has to be cleared before it is used
     taken: list[int]  # rows that belong to other items than before, or to the same ones again
+    expired: int  # items that lost theirs because nobody had clicked them for long
 
 
 class ItemRows:
@@ -30,24 +31,26 @@ class ItemRows:
         self.settings = settings
         self.vocabulary = Vocabulary(**self._limits())
         self.unavailable: set[str] = set()
-        self._expired_at = 0.0  # when idle items last lost their rows, in stream time
+        self._expired_at = 0.0  # when idle items last lost their rows, in active time
 
     def _limits(self) -> dict[str, int]:
         held = self.settings.items_held
         return {"min_count": self.settings.item_min_count, "capacity_max": held, "waiting_max": held}
 
-    def observe(self, clicks: Sequence[Click]) -> ClickedRows:
-        """Counts a micro-batch of clicks in order of arrival."""
+    def observe(self, clicks: Sequence[Click], active: NDArray[np.float64]) -> ClickedRows:
+        """Counts a micro-batch of clicks in order of arrival, and the active time (N,) at each: items that nobody has
+        clicked for long lose their rows by it, and not by a silence of the whole stream."""
         before = [self.vocabulary.row_of(click.item_id) for click in clicks]
         # Rows are freed many at a time: to clear them, everything that is kept by row has to be searched.
         new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
         surplus = len(self.vocabulary) + new - self.settings.items_held
         if surplus > 0:
             self.vocabulary.free_oldest(max(surplus, self.settings.items_held // 64))
-        rows = [self.vocabulary.observe(click.item_id, click.timestamp) for click in clicks]
-        now = max(click.timestamp for click in clicks)
+        rows = [self.vocabulary.observe(click.item_id, at) for click, at in zip(clicks, active.tolist(), strict=True)]
+        now = float(active[-1])
+        expired: list[int] = []
         if now - self._expired_at > self.settings.item_idle_s_max / 64:
-            self.vocabulary.expire(now - self.settings.item_idle_s_max)
+            expired = self.vocabulary.expire(now - self.settings.item_idle_s_max)
             self._expired_at = now
         freed = self.vocabulary.take_reset()
         # Within one micro-batch a newcomer may have taken the row of an item that was clicked just before it.
@@ -59,7 +62,7 @@ class ItemRows:
             targets.append(row if had == row or row in seen else 0)
             seen.add(row)
         taken = {row for row, had in zip(rows, before, strict=True) if row and had != row} | (seen & set(freed))
-        return ClickedRows(np.array(rows, np.int64), np.array(targets, np.int64), freed, sorted(taken))
+        return ClickedRows(np.array(rows, np.int64), np.array(targets, np.int64), freed, sorted(taken), len(expired))
 
     def set_available(self, item_id: str, available: bool) -> None:
         """Whether an item may be listed. At most `items_held` are known as unavailable."""

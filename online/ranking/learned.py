@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
     targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
     times: NDArray[np.float64]  # (N,) seconds since 1970
+    active: NDArray[np.float64]  # (N,) active time (online/stream_time.py)
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come after
     numbers: NDArray[np.int64]  # (N,) of their moments
     heard: NDArray[np.bool_]  # (N,) to be learned from: not guarded
@@ -58,7 +59,8 @@ class Look(NamedTuple):
 
     user_id: str
     came: int  # clicks of the micro-batch that had come
-    written_at: float  # stream time in seconds
+    written_at: float  # seconds since 1970
+    active: float  # active time then
 
 
 @dataclass(frozen=True)
@@ -85,4 +87,5 @@ class Learned:
     heard: NDArray[np.bool_]  # (N,) which clicks were learned from; the others, guarded, say nothing of the lists
     lesson: Lesson
     trained: bool = True  # whether the weights were trained on it
+    expired: int = 0  # items that lost their rows, because nobody had clicked them for long
     looked: NDArray[np.int64] | None = None  # (looks + 1, SERVED) rows of the lists asked for; last, of anybody's

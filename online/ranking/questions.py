@@ -56,11 +56,13 @@ class Questions:
         now: NDArray[np.float64],
         behind: NDArray[np.int64] | int,
         states: Tensor | None,
+        *,
+        active: NDArray[np.float64],
     ) -> Query:
-        """People (N,) as they were before their very last `behind` (N,) clicks, asked about at `now` (N,); states
-        (N, D)."""
+        """People (N,) as they were before their very last `behind` (N,) clicks, asked about at `now` (N,), which is
+        the active time `active` (N,); states (N, D)."""
         newest = self.histories.newest(slots, self.settings.history_max, behind)
-        asked = Asked(*map(self._tensor, (newest.rows, newest.timestamps, newest.lengths, now)))
+        asked = Asked(*map(self._tensor, (newest.rows, newest.timestamps, newest.lengths, now, active)))
         numbers = self._tensor(newest.numbers[:, : self.settings.recall_latest])
         return Query(asked, numbers, self._tensor(self.scorer.own_memory.slots(users)), states)
 
@@ -71,16 +73,19 @@ class Questions:
         ages_s: NDArray[np.float64],
         behind: NDArray[np.int64] | int,
         states: Tensor | None,
+        *,
+        active: NDArray[np.float64],
     ) -> tuple[Query, NDArray[np.int64]]:
-        """The same people (U,), whose lists are written at ages (U,), at the moments at which these are likely to be
-        looked at -> N queries, and whom each is about (N,), rising from 0."""
+        """The same people (U,), whose lists are written at ages (U,) and at these active times (U,), at the moments at
+        which these are likely to be looked at -> N queries, and whom each is about (N,), rising from 0."""
         people, looked_at = self.returns.looks(ages_s)
         clicked_at = self.histories.newest(slots, 1, behind).timestamps[:, 0]
         if not isinstance(behind, int):
             behind = behind[people]
         who = [users[at] for at in people.tolist()]
         states = None if states is None else states[self._tensor(people)]
-        return self.at(who, slots[people], clicked_at[people] + looked_at, behind, states), people
+        active = (active - ages_s)[people] + looked_at
+        return self.at(who, slots[people], clicked_at[people] + looked_at, behind, states, active=active), people
 
     def ahead(self, batch: Batch, asked: Asked) -> Ahead:
         """What the clicks (B,), asked for one by one, are to each other."""
@@ -89,7 +94,7 @@ class Questions:
         before = self.guard.was_guarded(self.histories.newest(batch.slots, NEAR, batch.behind + 1).numbers)
         earlier[:, : before.shape[1]][self._tensor(before)] = 0
         rows, heard, numbers = self._tensor(batch.rows), self._tensor(batch.heard), self._tensor(batch.numbers)
-        return Ahead(rows, heard, earlier, asked.now, numbers, torch.arange(len(rows), device=self.device))
+        return Ahead(rows, heard, earlier, asked.active, numbers, torch.arange(len(rows), device=self.device))
 
     def at_looks_between(
         self, batch: Batch, looks: Sequence[Look], ahead: Ahead, around: StatesAround | None
@@ -104,7 +109,8 @@ class Questions:
         ages_s = np.array([look.written_at for look in looks])
         ages_s -= self.histories.newest(slots, 1, behind).timestamps[:, 0]
         states = None if around is None else self._states_between(batch, users, slots, later, around)
-        query, lists = self.at_looks(users, slots, ages_s, behind, states)
+        active = np.array([look.active for look in looks])
+        query, lists = self.at_looks(users, slots, ages_s, behind, states, active=active)
         return query._replace(ahead=ahead._replace(came=self._tensor(came[lists]))), lists
 
     def _states_between(

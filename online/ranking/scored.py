@@ -23,11 +23,10 @@ class Query(NamedTuple):
     states: Tensor | None  # (N, D) the Reformer's; None: without
     ahead: Ahead | None = None  # where they are asked about in the middle of a micro-batch
 
-    def with_nobody(self, now: float) -> "Query":
-        """The same with one more, of whom nothing is known."""
-        rows, times, lengths, moments = self.asked
-        asked = Asked(_and_zero(rows), _and_zero(times), _and_zero(lengths), _and_zero(moments))
-        asked.now[-1] = now
+    def with_nobody(self, now: float, active: float) -> "Query":
+        """The same with one more, of whom nothing is known, at a moment and the active time then."""
+        asked = Asked(*map(_and_zero, self.asked))
+        asked.now[-1], asked.active[-1] = now, active
         states = None if self.states is None else _and_zero(self.states)
         ahead = None if self.ahead is None else self.ahead._replace(came=_and_zero(self.ahead.came))
         slots = torch.cat([self.slots, self.slots.new_full((1,), -1)])

@@ -119,16 +119,18 @@ class Scorer:
         self.surprises.add(rows[told], scored.shares()[told], rows[places[places >= 0]])
 
     @torch.no_grad()
-    def observe(self, rows: Tensor, earlier: Tensor, numbers: Tensor, leaving: Tensor, slots: Tensor) -> None:
+    def observe(
+        self, rows: Tensor, earlier: Tensor, numbers: Tensor, leaving: Tensor, slots: Tensor, *, times: Tensor
+    ) -> None:
         """A micro-batch becomes part of counts and memories, after it was scored.
 
         rows (N,) clicked, earlier (N, NEAR) what each person had clicked before, latest first, numbers (N,) of their
-        moments; leaving (K,): numbers of moments that are no longer among their owner's latest W, slots (K,) the
-        owners' in the memory of older ones. Guarded clicks are no part of it, and 0 in `earlier`.
+        moments, times (N,) active time; leaving (K,): numbers of moments that are no longer among their owner's latest
+        W, slots (K,) the owners' in the memory of older ones. Guarded clicks are no part of it, and 0 in `earlier`.
         """
-        _, moments = self.log.read(numbers)
-        self.counts.add(rows, earlier, moments.times)
+        self.counts.add(rows, earlier, times)
         if self.settings.reformer:
+            _, moments = self.log.read(numbers)
             known = (earlier[:, 0] > 0) & (rows > 0)
             self.world_memory.store(Moments(*(part[known] for part in moments)), numbers[known])
             if len(leaving):

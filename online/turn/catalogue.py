@@ -57,6 +57,7 @@ class Catalogue:
         self._asked = False  # for a sweep that begins with the first page
         self._cursor: int | None = None  # of the next page, while sweeping
         self._amended = 0
+        self.emptied = 0  # lists that the latest sweep has left without items, and so taken away
         self._began_at = 0.0
         self._full = False  # whether it was said that there is no room for more
 
@@ -116,6 +117,7 @@ class Catalogue:
         """Amends the next lists -> users whose list has become short. Raises ListsError; then all begins anew."""
         if self._cursor is None:
             self._asked, self._cursor, self._amended, self._began_at = False, 0, 0, time.monotonic()
+            self.emptied = 0
         short: list[str] = []
         try:
             for _ in range(max(1, self._settings.sweep_lists_max // PAGE)):
@@ -123,6 +125,7 @@ class Catalogue:
                 amended = {user: less for user, top in page.items() if (less := self._without(top)) is not top}
                 self._lists.amend(amended)
                 self._amended += len(amended)
+                self.emptied += sum(not less.items for less in amended.values())
                 short += [user for user, less in amended.items() if 2 * len(less.items) < self._settings.list_size]
                 self._cursor = cursor or None
                 if self._cursor is None:

@@ -9,6 +9,7 @@ vocabulary, stays. What cannot be done now (Redis is away, the broker refuses) i
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,13 +57,13 @@ class Forgetting:
         checkpoints: Checkpoints,
         versions: Versions,
         tell: Tell,
-        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock`: the computer's, in seconds since 1970."""
+        """`monotonic`: a clock that nobody sets, in seconds: what has to go must go, whatever the other one says."""
         self.settings, self.learner, self.ledger, self.writer = settings, learner, ledger, writer
         self.supervisor, self.dead_letters = supervisor, dead_letters
         self.checkpoints, self.versions = checkpoints, versions
-        self._tell, self._clock = tell, clock
+        self._tell, self._clock = tell, monotonic
         self._letters: set[tuple[str, str, int, int]] = set()  # digest; dead letters of topic, partition, before offset
         self._before: tuple[int, float] | None = None  # checkpoints with lower numbers are to go, and when
         self.unsaved = False  # whether somebody was forgotten after the latest checkpoint
@@ -174,12 +175,16 @@ class Forgetting:
         return found
 
     def to_state(self) -> dict[str, Any]:
-        return {"letters": sorted(map(list, self._letters)), "before": self._before}
+        return {
+            "letters": sorted(map(list, self._letters)),
+            "before": None if self._before is None else self._before[0],
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `to_state` gave."""
         self._letters = {(digest, topic, number, offset) for digest, topic, number, offset in state["letters"]}
-        self._before = None if state["before"] is None else tuple(state["before"])
+        # A restart has come by with what they are kept for: going on from one of the later ones.
+        self._before = None if state["before"] is None else (state["before"], self._clock())
 
 
 def _is_nobodys(name: str) -> bool:

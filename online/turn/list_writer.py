@@ -5,6 +5,7 @@ Redis may be away at any time. Learning goes on then; whose list is behind is re
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from online.learner import Learner, Ranking
 from online.settings import Settings
 from online.turn.arrived import Arrived
 from online.turn.catalogue import Catalogue
+from online.turn.departures import Departures
 from online.turn.ledger import Ledger
 from online.turn.redis_link import RedisLink
 from online.turn.refresh import RefreshSchedule, StreamClock
@@ -38,20 +40,23 @@ class ListWriter:
         ledger: Ledger,
         catalogue: Catalogue,
         lists: Lists,
+        departures: Departures,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock`: the computer's, in seconds since 1970."""
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: one that nobody sets."""
         self.settings = settings
         self.learner = learner
         self.ledger = ledger
         self.catalogue = catalogue
         self.lists = lists
+        self.departures = departures
         self.clock = clock
         self.stale: dict[str, None] = {}  # users whose list in Redis is behind, longest first
         self.popular_stale = False  # whether the popular list is
         self.unwanted: dict[str, None] = {}  # digests of people whose list must not stand; before they click anew
         self.latencies = Latencies()
-        self.stream_clock = StreamClock(clock)
+        self.stream_clock = StreamClock(learner.clock, monotonic)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
         self.link = RedisLink(settings, lists, clock=clock, on_loss=self._lost, on_return=self._returned)
         self.link.before = self._delete_unwanted
@@ -98,13 +103,11 @@ class ListWriter:
         self.stale = dict.fromkeys(state["stale"])
         self.popular_stale = state["popular_stale"]
         self.unwanted = dict.fromkeys(state["unwanted"])
-        self.stream_clock.saw(self.learner.histories.clicked_at().max(initial=-np.inf))
         self.aging.load_state(state["aging"])
         self.link.load_state(state["link"])
 
     def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of those who clicked, and the popular one; it owes them where Redis does not take them."""
-        self.stream_clock.saw(max(one.click.timestamp for one in batch))
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
         histories = self.learner.histories
         origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
@@ -128,7 +131,7 @@ class ListWriter:
         ready, self._ready = self._ready, {}
         if self.link.write({user: top for user, (top, _) in ready.items()}, self._popular()):
             written_ms = 1000 * self.clock()
-            self.latencies.add(written_ms - came_ms for _, came_ms in ready.values())
+            self.latencies.add((came_ms, written_ms) for _, came_ms in ready.values())
             self.popular_stale = False
         else:
             self._owe(ready)
@@ -160,6 +163,7 @@ class ListWriter:
         """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
         if self.redis_waits_since is None:
             self._owe(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
+            self.departures.aged(self.aging.take_count(), len(self.learner.histories))
         if not self.link.due or (self.redis_waits_since is not None and not self.link.look()):
             return
         self.settle()
@@ -172,7 +176,8 @@ class ListWriter:
             held = [user for user, mine in zip(held, self._of(held, self._owned), strict=True) if mine]
         slots = histories.find(held)
         clicked_at = histories.newest(slots, 1).timestamps[:, 0]
-        moments = np.maximum(self.stream_clock.now(), clicked_at).tolist()
+        ages_s = np.maximum(self.stream_clock.now() - histories.active_at[slots], 0.0)
+        moments = (clicked_at + ages_s).tolist()
         clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()
         lists = {
             user: self._top_list(ranking, f"{partition}:{offset}", at_ms, PERSONAL)
@@ -217,6 +222,8 @@ class ListWriter:
     def _sweep(self) -> None:
         # What is left of a list is in the right order; only a short one is worth ranking anew.
         self._owe(user for user in self.catalogue.sweep() if user in self.learner.histories)
+        if not self.catalogue.sweeping:
+            self.departures.deleted(self.catalogue.emptied)
 
     def _lost(self, users: Collection[str] | None) -> None:
         """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""

@@ -34,6 +34,10 @@ KINDS = {
     "unreadable": "a large share of a topic's messages cannot be read: see the reason",
     "unreadable_over": "its messages can be read again",
     "first_messages": "the first messages lack a field that a click needs, or their times are of 1970",
+    "abuse_share": "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit",
+    "abuse_share_over": "the limits on abuse fit the stream again",
+    "expired": "many items went at once, because nobody had clicked them for long",
+    "aged": "many lists have aged at once, and are ranked anew",
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",
     "saved_again": "checkpoints can be written again",
@@ -42,8 +46,8 @@ KINDS = {
 }
 GRAVE = frozenset(
     {
-        *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"),
-        *("unreadable", "first_messages", "undecodable"),
+        *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "abuse_share", "expired"),
+        *("internal_error", "unsaved", "lost", "unreadable", "first_messages", "undecodable"),
     }
 )
 

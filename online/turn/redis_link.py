@@ -40,7 +40,7 @@ class RedisLink:
         self._on_return = on_return
         self._backoff = backoff(settings)
         self._receipts = Receipts()
-        self._said_at = 0.0
+        self._said_at = self._away_at = 0.0
         self._pause_until = 0.0
 
     @property
@@ -95,11 +95,11 @@ class RedisLink:
         self._backoff.failed(took_s)
         if self.away_since is None:
             self.away_since = self._clock()
-            self._said_at = time.monotonic()
+            self._said_at = self._away_at = time.monotonic()
             log.warning("%s; learning goes on, lists will be brought up to date", error)
         elif time.monotonic() - self._said_at >= SAID_EVERY_S:
             self._said_at = time.monotonic()
-            log.warning("still, after %.0f s: %s", self._clock() - self.away_since, error)
+            log.warning("still, after %.0f s: %s", self._said_at - self._away_at, error)
 
     def forget(self, digest: str) -> None:
         """Somebody's list may be lost from now on (`stream.people.digest_of` their id)."""

@@ -4,6 +4,7 @@ Here is what time it is in the stream, and whose list has become old; `ListWrite
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
@@ -12,37 +13,39 @@ import numpy as np
 
 from online.history import UserHistories
 from online.ranking.return_times import ReturnTimes, marks_passed
+from online.stream_time import STREAM_GAP_S_MAX, ActiveClock
 
 
 class StreamClock:
-    """What time it is in the stream: the latest timestamp seen, and the time that has passed since it was seen.
+    """What time it is in the stream: the active time of its clicks, and the time that has passed since the latest one.
 
-    So a replay of old clicks ages lists as a live stream does. It never goes back, whatever late clicks say. Of clicks
-    that are ahead of the computer's clock it believes no more than that clock: one wrong phone must not age everybody.
+    So a replay of old clicks ages lists as a live stream does, and an archive's lists do not become a year older by the
+    first click of today. While no click comes it runs on for at most `STREAM_GAP_S_MAX`, as that silence will have
+    counted once a click ends it. It never goes back. What passes is told by a clock that nobody sets.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock`: the computer's, in seconds since 1970."""
-        self._clock = clock
-        self._ahead_s = -np.inf  # of the computer's clock
+    def __init__(self, active: ActiveClock, monotonic: Callable[[], float] = time.monotonic) -> None:
+        """`active`: the clicks'; `monotonic`: seconds of no particular beginning."""
+        self._active, self._monotonic = active, monotonic
         self._latest = -np.inf
-
-    def saw(self, timestamp: float) -> None:
-        """A click was made then, in seconds since 1970."""
-        self._ahead_s = max(self._ahead_s, min(timestamp - self._clock(), 0.0))
+        self._at = 0.0  # by the monotonic clock: when it was that
 
     def now(self) -> float:
-        """Seconds since 1970; -inf before the first click."""
-        self._latest = max(self._latest, self._clock() + self._ahead_s)
-        return self._latest
+        """Active time in seconds; -inf before the first click."""
+        at, active = self._monotonic(), self._active.now
+        if self._latest > -np.inf:
+            passed = min(self._latest + max(0.0, at - self._at), active + STREAM_GAP_S_MAX)
+            active = max(active, self._latest, passed)
+        self._latest, self._at = active, at
+        return active
 
 
 class RefreshSchedule:
     """Whose list has passed one of a few ages since the last look, longest waiting first.
 
-    A list's age counts from its owner's latest click. So a click causes at most as many refreshes as there are ages,
-    nobody is refreshed forever, and whoever passes several of them between two looks is refreshed once. All follows
-    from the histories, the time of the last look, and who still waits; that is nobody but who has a history.
+    A list's age counts from its owner's latest click, in active time. So a click causes at most as many refreshes as
+    there are ages, nobody is refreshed forever, and whoever passes several of them between two looks is refreshed once.
+    All follows from the histories, the time of the last look, and who still waits, who has a history.
     """
 
     def __init__(self, returns: ReturnTimes, clock: StreamClock) -> None:
@@ -52,6 +55,7 @@ class RefreshSchedule:
         self._asked = threading.Event()
         self._looked_at = -np.inf
         self._waiting: dict[str, None] = {}
+        self._aged = 0  # lists, at the latest look
 
     def ask(self) -> None:
         """Something may be taken again. May be called from any thread; asked twice before that, it counts once."""
@@ -69,6 +73,11 @@ class RefreshSchedule:
         self.renewed(users)
         return users
 
+    def take_count(self) -> int:
+        """How many lists the latest look has found to have aged; 0 when asked again."""
+        aged, self._aged = self._aged, 0
+        return aged
+
     def renewed(self, users: Iterable[str]) -> None:
         """These users get new lists: whoever waited does not any more."""
         for user in users:
@@ -79,9 +88,9 @@ class RefreshSchedule:
         return list(self._waiting)
 
     def _look(self, histories: UserHistories) -> None:
-        now, clicked_at, ages_s = self._clock.now(), histories.clicked_at(), self._returns.marks()
+        now, clicked_at, ages_s = self._clock.now(), histories.clicked_active_at(), self._returns.marks()
         passed = marks_passed(ages_s, now - clicked_at) > marks_passed(ages_s, self._looked_at - clicked_at)
-        self._looked_at = now
+        self._looked_at, self._aged = now, int(passed.sum())
         self._waiting |= dict.fromkeys(histories.users_of(np.flatnonzero(passed).tolist()))
         if len(self._waiting) > len(histories):  # some have made room since
             self._waiting = {user: None for user in self._waiting if user in histories}

@@ -1,4 +1,10 @@
-"""Tells a stream that runs dry from a world that changes: how fast clicks come, against how fast they used to."""
+"""Tells a stream that runs dry from a world that changes: how fast clicks arrive, against how fast they used to.
+
+It goes by arrivals: when messages reached the broker. Event times say nothing of it, since an archive of a year may
+arrive in a second. So only clicks that arrive within `LIVE_S` of being made count at all. While messages wait to be
+read, nothing is missing: the broker knows when each arrived, and silence is told only of a stream that is read to its
+end.
+"""
 
 import math
 from collections import deque
@@ -6,10 +12,32 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 OUTAGE, OVER = "outage", "outage over"
+LIVE_S = 3_600.0  # a click that arrives later than so long after it was made is of an archive
 LEARNED_EACH = 0.05  # what the latest spell counts in the expected rate; during an outage a tenth of it
-SPELLS_MIN = 5  # spells that have to be known before anything is expected
+SPELLS_MIN, SPELLS_S_MIN = 5, 60.0  # spells that have to be known, and their seconds, before anything is expected
 BACK = 2.0  # an outage is over when the rate is so many times the one that it begins at
+_SPELL_S_MIN = 1e-3
+
+_UNITS = (("second", 1.0), ("minute", 60.0), ("hour", 3_600.0), ("day", 86_400.0))
+
+
+def spoken_rate(hz: float) -> str:
+    """Clicks a second as people say it, to two digits: "3,900 a second", "12 a minute", "none"."""
+    if hz <= 0:
+        return "none"
+    for unit, seconds in _UNITS:
+        number = float(f"{hz * seconds:.2g}")
+        if number >= 1:
+            return f"{number:,.0f} a {unit}" if number >= 10 else f"{number:g} a {unit}"
+    return "less than 1 a day"
+
+
+def is_live(event_time: float, arrived_at: float) -> bool:
+    """Whether a click arrived about when it was made, both in seconds since 1970."""
+    return abs(arrived_at - event_time) <= LIVE_S
 
 
 @dataclass(frozen=True)
@@ -18,7 +46,7 @@ class RateNotice:
 
     kind: str  # OUTAGE or OVER
     at: int  # clicks counted so far
-    at_s: float  # stream time, seconds since 1970
+    at_s: float  # seconds since 1970, by arrivals
     expected_hz: float
     rate_hz: float
 
@@ -27,15 +55,18 @@ class RateNotice:
 
     def __str__(self) -> str:
         what = "clicks come as they used to again" if self.kind == OVER else "clicks are missing"
-        return f"{what}: {self.rate_hz:.3g} a second, {self.expected_hz:.3g} expected (after {self.at:,} clicks)"
+        rate, expected = spoken_rate(self.rate_hz), spoken_rate(self.expected_hz)
+        return f"{what}: {rate}, about {expected} expected (after {self.at:,} clicks)"
 
 
 class RateWatch:
     """An outage is noticed when the latest `clicks_each` clicks took more than 1 / `share` of the time expected, be it
     that they came slowly or that none comes any more.
 
-    What is expected is the geometric mean, exponentially weighted, over spells of `clicks_each` clicks: so a gap of a
-    week does not spoil it. Time is stream time and never runs backwards: a click that comes late counts as one now.
+    What is expected is the geometric mean, exponentially weighted, over spells of `clicks_each` clicks, each by the
+    time it took, up to a limit: so neither a gap of a week nor a burst of a second spoils it. Arrivals never run
+    backwards. The longest gap among the latest clicks is left out: a broker's clock that is set forward makes one, and
+    a silence that has just ended is none any more. What is told of a silence, `silence` tells while it lasts.
     """
 
     def __init__(self, share: float, clicks_each: int) -> None:
@@ -48,11 +79,14 @@ class RateWatch:
         self._latest: deque[float] = deque(maxlen=clicks_each + 1)  # seconds
         self._log_spell = 0.0  # log of the seconds that a spell is expected to take
         self._spells = 0
+        self._spells_s = 0.0  # that they took
 
     @property
     def expected_hz(self) -> float | None:
         """Clicks a second; None while too little is known."""
-        return self.clicks_each / math.exp(self._log_spell) if self._spells >= SPELLS_MIN else None
+        if self._spells < SPELLS_MIN or self._spells_s < SPELLS_S_MIN:
+            return None
+        return self.clicks_each / math.exp(self._log_spell)
 
     @property
     def missing(self) -> bool:
@@ -60,28 +94,32 @@ class RateWatch:
         return self.falling or self.silent
 
     def update(self, times: Iterable[float]) -> list[RateNotice]:
-        """Takes the stream times of some clicks, in order of arrival."""
+        """Takes when some live clicks arrived, in order, in seconds since 1970."""
         found: list[RateNotice] = []
         for time_s in times:
             self._latest.append(max(float(time_s), self._latest[-1] if self._latest else 0.0))
             self.counted += 1
-            found += self._look(self._latest[-1])
+            found += self._look()
             if self.counted % self.clicks_each == 0 and len(self._latest) > self.clicks_each:
                 self._learn()
         return found
 
-    def silence(self, now: float) -> RateNotice | None:
-        """To be asked while no click comes; `now` is stream time too. A silence is told once."""
-        if self.falling or self.silent or not self._latest or now <= self._latest[-1]:
+    def silence(self, idle_s: float) -> RateNotice | None:
+        """To be asked while nothing waits and nothing comes; `idle_s`: seconds for which nothing has come, of the time
+        in which somebody listened. A silence is told once."""
+        if self.falling or self.silent or not self._latest or idle_s <= 0:
             return None
-        notice = self._notice(now)
+        notice = self._notice(self._latest[-1] - self._latest[0] + idle_s, self._latest[-1] + idle_s)
         self.silent = notice.rate_hz < self.share * notice.expected_hz
         return notice if self.silent else None
 
-    def _look(self, now: float) -> list[RateNotice]:
-        notice = self._notice(now)
+    def _look(self) -> list[RateNotice]:
         was_falling, told = self.falling, self.missing
-        self.falling = notice.rate_hz < self.share * notice.expected_hz * (BACK if was_falling else 1.0)
+        notice = self._notice(self._latest[-1] - self._latest[0], self._latest[-1])
+        least_hz = self.share * notice.expected_hz * (BACK if was_falling else 1.0)
+        if notice.rate_hz < least_hz:  # seldom, and it takes longer to know
+            notice = self._notice(self._took_s(), self._latest[-1])
+        self.falling = notice.rate_hz < least_hz
         self.silent = False
         if self.falling and not was_falling:
             self.outages += 1
@@ -90,16 +128,23 @@ class RateWatch:
             return []
         return [notice if self.falling else replace(notice, kind=OVER)]
 
-    def _notice(self, now: float) -> RateNotice:
+    def _notice(self, took_s: float, now: float) -> RateNotice:
         """How things stand, as the notice of an outage."""
-        rate_hz = (len(self._latest) - 1) / max(now - self._latest[0], 1e-3)
+        rate_hz = (len(self._latest) - 1) / max(took_s, _SPELL_S_MIN)
         return RateNotice(OUTAGE, self.counted, now, self.expected_hz or 0.0, rate_hz)
 
     def _learn(self) -> None:
-        took = math.log(max(self._latest[-1] - self._latest[0], 1e-3))
-        each = max(LEARNED_EACH, 1 / (self._spells + 1)) if not self.falling else LEARNED_EACH / 10
-        self._log_spell += each * (took - self._log_spell)
+        took_s = max(self._took_s(), _SPELL_S_MIN)
         self._spells += 1
+        self._spells_s += took_s
+        share = LEARNED_EACH * min(1.0, took_s / math.exp(self._log_spell))
+        share = share / 10 if self.falling else max(share, took_s / self._spells_s)
+        self._log_spell += share * (math.log(took_s) - self._log_spell)
+
+    def _took_s(self) -> float:
+        """That the latest clicks took, without the longest gap."""
+        gaps = np.diff(self._latest)
+        return float(gaps.sum() - gaps.max()) if len(gaps) > 1 else float(gaps.sum())
 
     def to_state(self) -> dict[str, Any]:
         return {
@@ -111,15 +156,16 @@ class RateWatch:
             "latest": list(self._latest),
             "log_spell": self._log_spell,
             "spells": self._spells,
+            "spells_s": self._spells_s,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `to_state` gave; with other spells, the rate is learned anew."""
         self.counted, self.outages = state["counted"], state["outages"]
         self.falling, self.last_outage = state["falling"], state["last_outage"]
-        self._log_spell, self._spells = state["log_spell"], state["spells"]
+        self._log_spell, self._spells, self._spells_s = state["log_spell"], state["spells"], state["spells_s"]
         self._latest.clear()
         self._latest.extend(state["latest"])
         if state["clicks_each"] != self.clicks_each:
             self._latest.clear()
-            self._spells, self.falling = 0, False
+            self._spells, self._spells_s, self.falling = 0, 0.0, False

@@ -15,7 +15,7 @@ from online.evaluation.metrics import K
 from online.learner import Learner
 from online.ranking.learned import Learned
 from online.settings import Settings
-from online.upkeep.rates import RateNotice, RateWatch
+from online.upkeep.rates import RateNotice, RateWatch, is_live
 from stream.events import Click
 
 
@@ -78,16 +78,23 @@ class Changes:
         self.rates = RateWatch(settings.outage_share, settings.outage_clicks)
         self.reaction = Reaction(settings, learner)
 
-    def update(self, clicks: Sequence[Click], learned: Learned) -> list[Alarm | RateNotice]:
-        """What a micro-batch brought to light, the reaction begun where one is due. Guarded clicks say nothing: when a
+    def update(
+        self, clicks: Sequence[Click], learned: Learned, arrived_at: Sequence[float] | None = None
+    ) -> list[Alarm | RateNotice]:
+        """`arrived_at`: when each click reached the broker, in seconds since 1970; None: when it was made, as in worlds
+        that nothing delays.
+
+        What a micro-batch brought to light, the reaction begun where one is due. Guarded clicks say nothing: when a
         bot stops, the world has not changed, and no clicks are missing. Nor do clicks that weights were not trained on
         say anything of drift: it is not the world that goes on without them."""
         heard = np.flatnonzero(learned.heard).tolist()
         times, types = ([getattr(clicks[at], name) for at in heard] for name in ("timestamp", "event_type"))
+        arrived = times if arrived_at is None else [arrived_at[at] for at in heard]
+        live = [came for made, came in zip(times, arrived, strict=True) if is_live(made, came)]
         if not learned.trained:
-            return [*self.rates.update(times)]
+            return [*self.rates.update(live)]
         losses, hits = [learned.losses[at] for at in heard], (learned.served_ranks[heard] < K).tolist()
-        found: list[Alarm | RateNotice] = [*self.rates.update(times)]
+        found: list[Alarm | RateNotice] = [*self.rates.update(live)]
         self.reaction.after(len(clicks))
         for alarm in self.drift.update(types, losses, hits, times):
             # What is seen in an outage is not the world: nothing is to be forgotten for it.
@@ -96,9 +103,9 @@ class Changes:
             found.append(alarm)
         return found
 
-    def silence(self, now: float) -> list[RateNotice]:
-        """To be asked while no clicks come; `now` is stream time, seconds since 1970."""
-        notice = self.rates.silence(now)
+    def silence(self, idle_s: float) -> list[RateNotice]:
+        """To be asked while no messages come; `idle_s`: seconds for which none has come."""
+        notice = self.rates.silence(idle_s)
         return [] if notice is None else [notice]
 
     def to_state(self) -> dict[str, Any]:

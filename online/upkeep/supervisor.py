@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from online.arrays import below, joined
 from online.checkpoint import CheckpointError
-from online.drift import Alarm
 from online.finetune import FineTuning, examples
 from online.learner import Learner
 from online.ranking.learned import Learned
@@ -23,6 +22,7 @@ from online.settings import Settings
 from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
 from online.upkeep.flood import FloodWatch
+from online.upkeep.rates import LIVE_S, OUTAGE, RateNotice
 from online.upkeep.reaction import Changes
 from online.upkeep.shadow import Trial
 from online.upkeep.versions import VersionError, Versions
@@ -66,6 +66,7 @@ class Supervisor:
         self._asked: dict[str, Any] | None = None
         self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
         self._flood = FloodWatch()
+        self._outage_told = False  # and not yet that it is over
         self._skipped_told = (0, -SKIPPED_TOLD_EACH)  # updates stopped, and clicks learned, at the latest notice
 
     # Asking
@@ -96,10 +97,15 @@ class Supervisor:
         """Whether there is something to do without any click."""
         return self.finetuning is not None or (self._asked is not None and self.candidate is None)
 
+    @property
+    def outage(self) -> bool:
+        """Whether clicks are missing, as far as people were told."""
+        return self._outage_told
+
     # What the loop calls
 
-    def after(self, clicks: Sequence[Click], learned: Learned) -> None:
-        """A micro-batch was learned, and its lists are out."""
+    def after(self, clicks: Sequence[Click], learned: Learned, arrived_at: Sequence[float] | None = None) -> None:
+        """A micro-batch was learned, and its lists are out; `arrived_at`: as `Changes.update` takes it."""
         lesson = learned.lesson
         if self.finetuning is not None:
             self.finetuning.rows_changed.update(lesson.freed, lesson.taken)
@@ -108,12 +114,13 @@ class Supervisor:
                 trial.follow(learned)
         self._look_at_live(learned)
         if self.changes is not None:
-            for notice in self.changes.update(clicks, learned):
+            for notice in self.changes.update(clicks, learned, arrived_at):
                 self._notice(notice)
 
-    def silence(self, now: float) -> None:
-        """No clicks come; `now` is stream time, seconds since 1970."""
-        for notice in [] if self.changes is None else self.changes.silence(now):
+    def silence(self, idle_s: float) -> None:
+        """No messages come, and none wait; `idle_s`: seconds for which none has come."""
+        for notice in [] if self.changes is None else self.changes.silence(idle_s):
+            self._outage_told = True
             self._tell(notice.kind, str(notice), notice.as_dict())
 
     def turn(self, *, late: bool = False) -> bool:
@@ -272,16 +279,27 @@ class Supervisor:
             self._skipped_told = (skipped, self.ledger.learned)
         if (flood := self._flood.update(self.ledger.learned, self.learner.guard.total)) is not None:
             self._tell("guard", *flood)
+        if (turned := self.learner.guard.net.take_notice()) is not None:
+            self._tell(*turned)
 
     def _notice(self, notice: Any) -> None:
         """Of drift, or of clicks that are missing."""
-        if not isinstance(notice, Alarm):
-            self._tell(notice.kind, str(notice), notice.as_dict())
+        if isinstance(notice, RateNotice):
+            self._notice_of_rate(notice)
             return
         self._tell("alarm", str(notice), notice.as_dict())
         if notice.worse:
             self.ask_finetuning("drift", drift=True)
             self._compare_with_predecessor()
+
+    def _notice_of_rate(self, notice: RateNotice) -> None:
+        """An outage that was over long before it was read is told no more: that is catching up. What was told to begin
+        is told to end."""
+        begins = notice.kind == OUTAGE
+        if begins == self._outage_told or (begins and self.clock() - notice.at_s > LIVE_S):
+            return
+        self._outage_told = begins
+        self._tell(notice.kind, str(notice), notice.as_dict())
 
     def _compare_with_predecessor(self) -> None:
         """Perhaps it is not the world that got worse."""
@@ -304,6 +322,7 @@ class Supervisor:
             "asked": self._why if self.finetuning is not None else self._asked,
             "skipped_told": list(self._skipped_told),
             "flood": self._flood.to_state(),
+            "outage_told": self._outage_told,
             "changes": None if self.changes is None else self.changes.to_state(),
         }
 
@@ -317,8 +336,10 @@ class Supervisor:
         skipped, at = state["skipped_told"]
         self._skipped_told = (skipped, at)
         self._flood.load_state(state["flood"])
+        self._outage_told = state["outage_told"]
         if self.changes is not None:
             self.changes.load_state(state["changes"])
+            self.changes.rates.silent = self._outage_told and not self.changes.rates.falling
 
 
 def _compared(figures: Mapping[str, Any]) -> str:

@@ -260,7 +260,7 @@ def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
         def shutdown(self, **_):
             pass
 
-    monkeypatch.setattr(worker_module, "BackgroundScheduler", Scheduler)
+    monkeypatch.setattr(worker_module, "SteadyScheduler", Scheduler)
     loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *", finetune_jitter_s=20)
     with scheduled(loop):
         assert jobs.keys() == {"finetune-interval", "finetune-cron", "refresh"}
