@@ -94,7 +94,13 @@ class Loop:
             settings, feed=items, learner=self.learner, lists=lists, dead_letters=dead_letters, ledger=self.ledger
         )
         self.writer = ListWriter(
-            settings, learner=self.learner, ledger=self.ledger, catalogue=catalogue, lists=lists, clock=clock
+            settings,
+            learner=self.learner,
+            ledger=self.ledger,
+            catalogue=catalogue,
+            lists=lists,
+            tell=self.notices.tell,
+            clock=clock,
         )
         self.changes = Changes(settings, self.learner)
         self.supervisor = Supervisor(

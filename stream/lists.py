@@ -16,7 +16,7 @@ as long to write.
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -70,6 +70,21 @@ class TopList(BaseModel, frozen=True):
     clicked_at: int
     written_at: int
     source: str
+
+
+class Memory(NamedTuple):
+    """How full a Redis is, as it says."""
+
+    run_id: str  # of the process: its counters begin anew with it
+    evicted: int  # keys that had to make room so far
+    used_bytes: int
+    bytes_max: int  # maxmemory; 0: no limit
+    policy: str  # maxmemory-policy
+
+    @property
+    def limited(self) -> bool:
+        """Whether it may evict."""
+        return self.bytes_max > 0 and self.policy != "noeviction"
 
 
 class Mark(NamedTuple):
@@ -131,22 +146,31 @@ class Lists:
         self.address = _address(client)
 
     def write(
-        self, lists: Mapping[str, TopList], popular: TopList | None = None, *, mark: Mark | None = None
+        self,
+        lists: Mapping[str, TopList],
+        popular: TopList | None = None,
+        *,
+        mark: Mark | None = None,
+        replacing: Collection[str] = (),
     ) -> int | None:
         """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists), and at last
         the mark -> the number that the mark had before; None: there was none.
 
         Not a transaction: each list is right by itself, and Redis may serve readers in between. What keeps Redis keeps
-        it in order: where the mark is there, so are the lists.
+        it in order: where the mark is there, so are the lists. A list without items is none: the one that stands goes,
+        and its owner is served the popular one. `replacing`: users whose list is only to replace one that stands.
         """
-        values = [(top_key(user_id), top.model_dump_json()) for user_id, top in lists.items()]
+        values = [(top_key(user_id), top, user_id in replacing) for user_id, top in lists.items()]
         if popular is not None:
-            values.append((POPULAR_KEY, popular.model_dump_json()))
+            values.append((POPULAR_KEY, popular, False))
         found = None
         for start in range(0, max(1, len(values)), PAGE):
             with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
-                for key, value in values[start : start + PAGE]:
-                    pipeline.set(key, value, ex=self._ttl_s)
+                for key, top, only_standing in values[start : start + PAGE]:
+                    if top.items or key == POPULAR_KEY:
+                        pipeline.set(key, top.model_dump_json(), ex=self._ttl_s, xx=only_standing)
+                    else:
+                        pipeline.delete(key)
                 if mark is not None and start + PAGE >= len(values):
                     pipeline.set(_MARK + mark.id, mark.number, ex=self._ttl_s, get=True)
                 answers = pipeline.execute()
@@ -154,8 +178,8 @@ class Lists:
         return int(found) if found is not None and found.isdigit() else None
 
     def read(self, user_id: str) -> TopList | None:
-        """One person's list; None where there is none."""
-        return self._list(top_key(user_id))
+        """One person's list; None where there is none, or one without items."""
+        return _own(self._list(top_key(user_id)))
 
     def popular(self) -> TopList | None:
         """The list for anybody; None before the first one is written."""
@@ -166,7 +190,7 @@ class Lists:
         key = top_key(user_id)
         with self._clear_errors():
             own, popular = self._client.mget(key, POPULAR_KEY)
-        return _parse(key, own) or _parse(POPULAR_KEY, popular)
+        return _own(_parse(key, own)) or _parse(POPULAR_KEY, popular)
 
     def users(self) -> Iterator[str]:
         """The ids of everybody who has a list, each once. Redis is asked for a page at a time, so nobody waits."""
@@ -270,6 +294,23 @@ class Lists:
         """What came of a request; None as long as that is not known."""
         return _object(_ANSWER + request_id, self._value(_ANSWER + request_id))
 
+    def standing(self, user_ids: Collection[str]) -> int:
+        """How many of these have a list, empty ones too."""
+        with self._clear_errors():
+            return int(self._client.exists(*map(top_key, user_ids))) if user_ids else 0
+
+    def memory(self) -> Memory:
+        """How full Redis is. Raises ListsError too where its user may not ask (INFO), or it does not say."""
+        if isinstance(self._client, fakeredis.FakeRedis):
+            return Memory("embedded", evicted=0, used_bytes=0, bytes_max=0, policy="noeviction")
+        with self._clear_errors():
+            info = self._client.info()
+        try:
+            evicted, used, most = (int(info[name]) for name in ("evicted_keys", "used_memory", "maxmemory"))
+            return Memory(str(info["run_id"]), evicted, used, most, str(info["maxmemory_policy"]))
+        except (KeyError, TypeError, ValueError):
+            raise ListsError(f"Redis at {self.address} does not say how full it is") from None
+
     def check(self) -> None:
         """Returns when Redis lets us read lists: what readers do, and not only an answer to PING."""
         self._value(top_key(""))
@@ -355,6 +396,11 @@ class EmbeddedRedis:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _own(top: TopList | None) -> TopList | None:
+    """A person's list where it has items: nobody is better served with an empty one than with the popular one."""
+    return top if top is not None and top.items else None
 
 
 def _parse(key: str, value: bytes | str | None) -> TopList | None:

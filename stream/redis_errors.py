@@ -55,12 +55,14 @@ def _no_answer(error: Exception, text: str, address: str) -> ListsError:
     if trouble := tls_trouble(str(error)):
         advice = "check NEXTCLICK_REDIS_URL and NEXTCLICK_REDIS_SSL_*"
         return ListsError(f"Redis at {address} cannot be trusted or does not trust us: {trouble}; {advice}")
-    if "closed by server" in text or isinstance(error.__context__, ConnectionResetError | BrokenPipeError):
+    if re.search(r"closed by server|reset by peer|Broken pipe", text):
         return RedisAwayError(
-            f"Redis at {address} ended the connection instead of answering: see its log, and that of what stands "
-            f"between (a proxy has to pass pipelines on; a port that wants TLS needs rediss://)"
+            f"Redis at {address} ended the connection instead of answering, see its log: it may be in protected mode, "
+            "or want TLS (rediss://); a proxy in between has to pass pipelines on"
         )
     advice = f"start it, or {_URL}"
+    if address.startswith("rediss:") and "Timeout" in text:
+        advice += " (rediss:// where it does not speak TLS?)"
     if "_ssl.c" in str(error):  # it hung up before it could say why
         advice += ", and NEXTCLICK_REDIS_SSL_CERTFILE where it asks for a certificate"
     return RedisSilentError(f"no Redis answers at {address}: {advice} ({text})")
@@ -82,8 +84,14 @@ def _says(pattern: str) -> Callable[[Exception, str], bool]:
 
 
 _NO_DATABASE = "has no database of that number (its setting `databases`): check the end of NEXTCLICK_REDIS_URL"
-#: What a server refuses, by redis-py's class or by its words; what is passing is waited for.
+_PRIMARY = f"{_URL}, it has to name the primary"
+#: What a server refuses, by redis-py's class or by its words; what may be mended without a new start is waited for.
 _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str], ...] = (
+    (
+        _is(redis.exceptions.MasterDownError),
+        RedisAwayError,
+        f"is a replica that has lost its primary: {_PRIMARY}",
+    ),
     (
         lambda error, text: isinstance(error, _CLUSTER) or "in cluster mode" in text,
         RedisAwayError,
@@ -92,17 +100,12 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
     (
         _is(redis.exceptions.ReadOnlyError),
         RedisAwayError,
-        f"is a read-only replica, which takes no lists: {_URL}, it has to name the primary",
-    ),
-    (
-        _is(redis.exceptions.MasterDownError),
-        RedisAwayError,
-        f"is a replica that has lost its primary: {_URL}, it has to name the primary",
+        f"is a read-only replica, which takes no lists: {_PRIMARY}",
     ),
     (
         _is(redis.exceptions.OutOfMemoryError),
         RedisAwayError,
-        "is full and may not evict enough: raise its maxmemory, or set its maxmemory-policy to allkeys-lru",
+        "is full (maxmemory) and may not evict enough: raise its maxmemory, or set its maxmemory-policy to allkeys-lru",
     ),
     (
         _says(r"^MISCONF\b"),
@@ -117,14 +120,14 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
     (_says(r"^(BUSY|UNKILLABLE)\b"), RedisAwayError, "is held up by a script or a module (BUSY)"),
     (
         _says(r"^DENIED\b"),
-        ListsError,
-        "is in protected mode, and lets only its own machine in: give it a password, or bind it to an address",
+        RedisAwayError,
+        "is in protected mode, and lets only its own machine in: give it a password, or set what it binds to",
     ),
     (
         _is(redis.exceptions.NoPermissionError),
-        ListsError,
-        "does not allow that to its user (NOPERM: {text}): OPERATING.md, "
-        "'Kafka and Redis', has the rules that are enough",
+        RedisAwayError,
+        "does not allow that to its user (NOPERM: {text}): OPERATING.md, 'Kafka and Redis', has the rules that are "
+        "enough",
     ),
     (
         _says(r"(?i)unknown (command|subcommand)|^syntax error"),
@@ -132,7 +135,11 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
         "does not know a command that is needed ({text}): nextclick needs Redis 6.2 or later, without renamed commands",
     ),
     (_says(r"(?i)DB index|Invalid Database"), ListsError, _NO_DATABASE),
-    (_says(r"^NOPROTO\b"), ListsError, f"does not speak this protocol: {_URL}, ?protocol=2 is understood everywhere"),
+    (
+        _says(r"^NOPROTO\b"),
+        ListsError,
+        f"does not speak this protocol: {_URL}, ?protocol=2 is understood everywhere",
+    ),
     (
         _says(r"(?i)AUTH.*(no password|without any password)|operation not permitted"),
         ListsError,

@@ -34,10 +34,12 @@ KINDS = {
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",
     "saved_again": "checkpoints can be written again",
+    "evicting": "Redis is too small and evicts lists: raise its maxmemory",
+    "evicting_over": "Redis has room again",
     "lost": "messages were gone before they were read",
 }
 GRAVE = frozenset(
-    {"alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "lost"}
+    {"alarm", "outage", "behind", "shedding", "rolled_back", "guard", "internal_error", "unsaved", "evicting", "lost"}
 )
 
 log = logging.getLogger(__name__)
