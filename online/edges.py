@@ -6,6 +6,7 @@ Whatever opens one raises SettingsError too, where a certificate or key cannot b
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
@@ -110,14 +111,15 @@ def open_lists(settings: Settings, *, there: bool = True) -> Lists:
     `there`: false where the Redis that is named may be away as yet.
     """
     limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
+    waits: dict[str, Any] = {"connect_s_max": settings.redis_connect_s_max, "answer_s_max": settings.redis_answer_s_max}
     if settings.redis_url is not None:
-        lists = Lists(connect(settings.redis_url.get_secret_value(), redis_options(settings)), **limits)
+        lists = Lists(connect(settings.redis_url.get_secret_value(), redis_options(settings), **waits), **limits)
         if there:
-            lists.ping()
+            lists.check()
         return lists
-    lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0"), **limits)
+    lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0", **waits), **limits)
     try:
-        lists.ping()
+        lists.check()
     except ListsError as error:
         raise ListsError(
             f"the embedded Redis does not answer on 127.0.0.1:{settings.embedded_redis_port}: "

@@ -5,6 +5,7 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `C` 
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -352,9 +353,38 @@ class Learner:
         rows, scores = self._best(query.with_nobody(*self._now), people, self.settings.list_size)
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
+        popular = np.zeros(len(rows), bool)
+        if self.settings.exclude_seen:
+            rows, scores, popular = self._with_unseen(slots, rows, scores)
         self.histories.served[slots] = 0
         self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
-        return [self._named(mine[mine > 0], its[mine > 0]) for mine, its in zip(rows, scores, strict=True)]
+        return [
+            replace(self._named(mine[mine > 0], its[mine > 0]), popular=bool(filled))
+            for mine, its, filled in zip(rows, scores, popular, strict=True)
+        ]
+
+    def _with_unseen(
+        self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
+        """Lists (U, count) and their scores, with what is popular and not clicked by them for users whose candidates
+        they have all clicked; and whose lists these are (U,). Who has clicked everything keeps an empty one."""
+        empty: NDArray[np.bool_] = ~rows.any(axis=1)
+        if not empty.any():
+            return rows, scores, empty
+        count = self.settings.list_size
+        missing = ((0, 0), (0, count - rows.shape[1]))
+        rows, scores = np.pad(rows, missing), np.pad(scores, missing)
+        shares = self.popularity()
+        shares[self.scorer.blocked[: len(shares)].cpu().numpy()] = 0
+        shares /= max(shares.sum(), 1e-12)
+        for at in np.flatnonzero(empty).tolist():
+            unseen = shares.copy()
+            unseen[self.histories.newest(slots[at : at + 1], self.histories.history_max).rows] = 0
+            best = np.argsort(-unseen, kind="stable")[:count]
+            best = best[unseen[best] > 0]
+            rows[at, : len(best)], scores[at, : len(best)] = best, unseen[best]
+        filled: NDArray[np.bool_] = empty & rows.any(axis=1)
+        return rows, scores, filled
 
     def _anybodys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and scores of the list for anybody unknown, as of the latest ranking, without what is unavailable."""

@@ -122,6 +122,7 @@ class Loop:
             catalogue=catalogue,
             lists=lists,
             departures=self.departures,
+            tell=self.notices.tell,
             clock=clock,
             monotonic=monotonic,
         )

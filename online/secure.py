@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from online.settings import Settings, SettingsError
+from stream.addresses import redis_address
 
 
 class _Hidden(str):
@@ -45,7 +46,7 @@ def redis_options(settings: Settings) -> Mapping[str, Any]:
         options["username"] = settings.redis_username
     if settings.redis_password is not None:
         options["password"] = _revealed(settings.redis_password)
-    if settings.redis_url is not None and settings.redis_url.get_secret_value().startswith("rediss://"):
+    if settings.redis_url is not None and redis_address(settings.redis_url.get_secret_value()).tls:
         files = settings.redis_ssl_cafile, settings.redis_ssl_certfile, settings.redis_ssl_keyfile
         tls_context("REDIS", *files, settings.redis_ssl_password)  # redis-py makes its own, and says less
         names = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")

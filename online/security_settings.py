@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode
+
+from stream.addresses import redis_address
 
 _API_KEY = re.compile(r"([A-Za-z0-9._-]{1,64}):([0-9a-f]{64})")
 _HERE = ("127.0.0.1", "::1", "localhost")
@@ -41,6 +42,12 @@ class SecuritySettings(BaseSettings):
     redis_ssl_certfile: Path | None = Field(None, description="our certificate (PEM), where Redis asks for one")
     redis_ssl_keyfile: Path | None = Field(None, description="its private key (PEM); unset: in the same file")
     redis_ssl_password: SecretStr | None = Field(None, min_length=1, description="what that key is encrypted with")
+    redis_connect_s_max: Annotated[float, Field(gt=0, le=60)] = Field(
+        1.0, description="longest wait for a connection to Redis"
+    )
+    redis_answer_s_max: Annotated[float, Field(gt=0, le=60)] = Field(
+        2.0, description="longest wait for an answer of Redis"
+    )
     redis_value_bytes_max: Annotated[int, Field(gt=0)] = Field(
         4 * 2**20, description="of a list or a report in Redis no more is read; a larger one counts as absent"
     )
@@ -112,15 +119,12 @@ class SecuritySettings(BaseSettings):
 
     def _redis_problems(self) -> Iterator[str]:
         secret: SecretStr | None = getattr(self, "redis_url")  # noqa: B009 - a field of the whole
-        try:
-            url = urlsplit(secret.get_secret_value() if secret else "rediss:")
-        except ValueError:
-            return  # `connect` says so
-        if (url.username or url.password) and (self.redis_username or self.redis_password):
+        address = redis_address(secret.get_secret_value()) if secret else None
+        if address is not None and address.password and (self.redis_username or self.redis_password):
             yield "NEXTCLICK_REDIS_URL has a user or password beside NEXTCLICK_REDIS_USERNAME or _PASSWORD: use one"
         if self.redis_username and not self.redis_password:
             yield "NEXTCLICK_REDIS_USERNAME needs NEXTCLICK_REDIS_PASSWORD"
-        if url.scheme != "rediss":
+        if address is not None and not address.tls:
             for name in _given(self, "redis_ssl_"):
                 yield f"NEXTCLICK_{name.upper()} needs a NEXTCLICK_REDIS_URL that begins with rediss://"
         yield from self._key_problems("redis")

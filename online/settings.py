@@ -18,6 +18,7 @@ from online.env_file import EnvFile, Names, SecretsDir
 from online.security_settings import SecuritySettings
 from online.upkeep.cron import cron_trigger
 from online.upkeep.gate import BLOCKS_MIN, GateLimits
+from stream.addresses import kafka_servers, redis_address
 from stream.click_fields import ClickFields, pairs_in
 from stream.events import Limits
 
@@ -38,7 +39,9 @@ class SettingsError(Exception):
 class Settings(SecuritySettings):
     """What can be set, with defaults that run everything on embedded parts in this folder."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     # The edges. Without a broker or a Redis, the embedded parts stand in.
     kafka_bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; unset: the embedded log")
@@ -285,6 +288,18 @@ class Settings(SecuritySettings):
     notices_waiting_max: Positive = Field(1_000, description="notices kept for a broker that is away")
     status_interval_s: Seconds = Field(1.0, description="time between two reports of the worker about itself")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            redis_address(value.get_secret_value())
+        return value
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _are_kafka_servers(cls, value: str | None) -> str | None:
+        return None if value is None else kafka_servers(value)
 
     @field_validator("finetune_cron")
     @classmethod

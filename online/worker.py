@@ -142,7 +142,7 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
         loop.turn()
         if (began := time.monotonic()) >= say_at:
             loop.writer.look()
-            if loop.writer.redis_waits_since is None:
+            if loop.writer.link.answers:
                 asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.forgetting.answer}
                 answer_request(loop.writer.lists, asked)
             _say(loop, report, "running")
@@ -173,7 +173,7 @@ def _say_waiting(lists: Lists, line: str | None) -> None:
 
 
 def _say(loop: Loop, report: StatusReport, state: str) -> None:
-    if loop.writer.redis_waits_since is not None:
+    if not loop.writer.link.answers:
         return
     try:
         loop.writer.lists.write_status(report.describe(state), STATUS_TTL_S)

@@ -15,9 +15,8 @@ as long to write.
 
 import json
 import logging
-import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -27,8 +26,11 @@ from pydantic import BaseModel, ValidationError
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_address
 from stream.people import people_in
-from stream.tls_errors import tls_trouble
+from stream.redis_errors import ListsError, RedisAwayError, lists_error
+
+__all__ = ["EmbeddedRedis", "Lists", "ListsError", "Mark", "RedisAwayError", "TopList", "connect", "top_key"]
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,11 @@ _ANSWER = "nextclick:answer:"
 _MARK = "nextclick:mark:"
 _ANSWER_TTL_S = 60
 
-_CONNECT_S_MAX = 1.0
-_ANSWER_S_MAX = 2.0
+CONNECT_S_MAX = 1.0
+ANSWER_S_MAX = 2.0
 _NO_OPTIONS: Mapping[str, Any] = {}
 VALUE_BYTES_MAX = 4 * 2**20
 PAGE = 1_000  # keys in one round trip
-# What a server refuses for a while: by redis-py's classes, and by the word that an error without one begins with.
-_PASSING = redis.exceptions.ReadOnlyError, redis.exceptions.OutOfMemoryError
-_PASSING_WORDS = re.compile(r"(^|: )(NOREPLICAS|MISCONF|BUSY)\b")
 
 
 def top_key(user_id: str) -> str:
@@ -73,6 +72,21 @@ class TopList(BaseModel, frozen=True):
     source: str
 
 
+class Memory(NamedTuple):
+    """How full a Redis is, as it says."""
+
+    run_id: str  # of the process: its counters begin anew with it
+    evicted: int  # keys that had to make room so far
+    used_bytes: int
+    bytes_max: int  # maxmemory; 0: no limit
+    policy: str  # maxmemory-policy
+
+    @property
+    def limited(self) -> bool:
+        """Whether it may evict."""
+        return self.bytes_max > 0 and self.policy != "noeviction"
+
+
 class Mark(NamedTuple):
     """What a write leaves in Redis, for the next one to see whether anything was lost in between."""
 
@@ -80,36 +94,40 @@ class Mark(NamedTuple):
     number: int  # of the write, rising from 1
 
 
-class ListsError(Exception):
-    """Redis cannot do what was asked. One line that names it, without its password, and says what to do."""
+def connect(
+    url: str,
+    options: Mapping[str, Any] = _NO_OPTIONS,
+    *,
+    connect_s_max: float = CONNECT_S_MAX,
+    answer_s_max: float = ANSWER_S_MAX,
+) -> redis.Redis:
+    """A client for `url` (stream/addresses.py says what it may hold) that gives up on a dead server within seconds.
 
+    It connects when it is first used.
 
-class RedisAwayError(ListsError):
-    """It does not answer, or takes nothing now (loading, read-only, out of memory): that may pass by itself."""
+    Args:
+        options: redis-py's own (username, password, ssl_*); they win over the URL.
+        connect_s_max: longest wait for a connection, in seconds.
+        answer_s_max: longest wait for an answer, in seconds.
 
-
-def connect(url: str, options: Mapping[str, Any] = _NO_OPTIONS) -> redis.Redis:
-    """A client for `url` (redis://, rediss:// or unix://) that gives up on a dead server within a few seconds.
-
-    `options` are redis-py's own (username, password, ssl_*). It connects when it is first used. Raises ListsError for a
-    URL that is none.
+    Raises:
+        ListsError: the URL cannot be used.
     """
+    try:
+        address = redis_address(url)
+    except AddressError as error:
+        raise ListsError(f"NEXTCLICK_REDIS_URL cannot be used: {error}") from None
+    given = {**address.options(), **options}
     # One retry: it serves the connection that a restarted server has closed, and hardly delays the news of a dead one.
     # Not of an answer that did not come in time: the next one would not either.
-    try:
-        return redis.Redis.from_url(
-            url,
-            socket_connect_timeout=_CONNECT_S_MAX,
-            socket_timeout=_ANSWER_S_MAX,
-            retry=Retry(ConstantBackoff(0.05), 1, supported_errors=(redis.ConnectionError,)),
-            health_check_interval=30,
-            **options,
-        )
-    except ValueError:
-        # Neither redis-py's message nor the URL is shown: either may contain the password.
-        raise ListsError(
-            "the Redis URL is not valid: it looks like redis://HOST:PORT/0 (check NEXTCLICK_REDIS_URL)"
-        ) from None
+    return redis.Redis(
+        ssl=address.tls,
+        socket_connect_timeout=connect_s_max,
+        socket_timeout=answer_s_max,
+        retry=Retry(ConstantBackoff(0.05), 1, supported_errors=(redis.ConnectionError,)),
+        health_check_interval=30,
+        **given,
+    )
 
 
 class Lists:
@@ -128,22 +146,31 @@ class Lists:
         self.address = _address(client)
 
     def write(
-        self, lists: Mapping[str, TopList], popular: TopList | None = None, *, mark: Mark | None = None
+        self,
+        lists: Mapping[str, TopList],
+        popular: TopList | None = None,
+        *,
+        mark: Mark | None = None,
+        replacing: Collection[str] = (),
     ) -> int | None:
         """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists), and at last
         the mark -> the number that the mark had before; None: there was none.
 
         Not a transaction: each list is right by itself, and Redis may serve readers in between. What keeps Redis keeps
-        it in order: where the mark is there, so are the lists.
+        it in order: where the mark is there, so are the lists. A list without items is none: the one that stands goes,
+        and its owner is served the popular one. `replacing`: users whose list is only to replace one that stands.
         """
-        values = [(top_key(user_id), top.model_dump_json()) for user_id, top in lists.items()]
+        values = [(top_key(user_id), top, user_id in replacing) for user_id, top in lists.items()]
         if popular is not None:
-            values.append((POPULAR_KEY, popular.model_dump_json()))
+            values.append((POPULAR_KEY, popular, False))
         found = None
         for start in range(0, max(1, len(values)), PAGE):
             with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
-                for key, value in values[start : start + PAGE]:
-                    pipeline.set(key, value, ex=self._ttl_s)
+                for key, top, only_standing in values[start : start + PAGE]:
+                    if top.items or key == POPULAR_KEY:
+                        pipeline.set(key, top.model_dump_json(), ex=self._ttl_s, xx=only_standing)
+                    else:
+                        pipeline.delete(key)
                 if mark is not None and start + PAGE >= len(values):
                     pipeline.set(_MARK + mark.id, mark.number, ex=self._ttl_s, get=True)
                 answers = pipeline.execute()
@@ -151,8 +178,8 @@ class Lists:
         return int(found) if found is not None and found.isdigit() else None
 
     def read(self, user_id: str) -> TopList | None:
-        """One person's list; None where there is none."""
-        return self._list(top_key(user_id))
+        """One person's list; None where there is none, or one without items."""
+        return _own(self._list(top_key(user_id)))
 
     def popular(self) -> TopList | None:
         """The list for anybody; None before the first one is written."""
@@ -163,7 +190,7 @@ class Lists:
         key = top_key(user_id)
         with self._clear_errors():
             own, popular = self._client.mget(key, POPULAR_KEY)
-        return _parse(key, own) or _parse(POPULAR_KEY, popular)
+        return _own(_parse(key, own)) or _parse(POPULAR_KEY, popular)
 
     def users(self) -> Iterator[str]:
         """The ids of everybody who has a list, each once. Redis is asked for a page at a time, so nobody waits."""
@@ -267,10 +294,27 @@ class Lists:
         """What came of a request; None as long as that is not known."""
         return _object(_ANSWER + request_id, self._value(_ANSWER + request_id))
 
-    def ping(self) -> None:
-        """Return when Redis answers."""
+    def standing(self, user_ids: Collection[str]) -> int:
+        """How many of these have a list, empty ones too."""
         with self._clear_errors():
-            self._client.ping()
+            return int(self._client.exists(*map(top_key, user_ids))) if user_ids else 0
+
+    def memory(self) -> Memory:
+        """How full Redis is. Raises ListsError too where its user may not ask (INFO), or it does not say."""
+        if isinstance(self._client, fakeredis.FakeRedis):
+            return Memory("embedded", evicted=0, used_bytes=0, bytes_max=0, policy="noeviction")
+        with self._clear_errors():
+            info = self._client.info()
+        try:
+            evicted, used, most = (int(info[name]) for name in ("evicted_keys", "used_memory", "maxmemory"))
+            return Memory(str(info["run_id"]), evicted, used, most, str(info["maxmemory_policy"]))
+        except (KeyError, TypeError, ValueError):
+            raise ListsError(f"Redis at {self.address} does not say how full it is") from None
+
+    def check(self) -> None:
+        """Returns when Redis lets us read lists: what readers do, and not only an answer to PING."""
+        self._value(top_key(""))
+        self._value(POPULAR_KEY)
 
     def _users(self, cursor: int) -> tuple[int, list[str]]:
         """A page of SCAN, and the cursor of the next one."""
@@ -296,23 +340,9 @@ class Lists:
         """Turn whatever Redis raises into one line."""
         try:
             yield
-        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            advice = "check NEXTCLICK_REDIS_USERNAME and _PASSWORD (or those in _URL), and what that user may do"
-            raise ListsError(f"Redis at {self.address} refuses: {_line(error)}; {advice}") from error
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            if trouble := tls_trouble(str(error)):
-                advice = "check NEXTCLICK_REDIS_URL and NEXTCLICK_REDIS_SSL_*"
-                raise ListsError(
-                    f"Redis at {self.address} cannot be trusted or does not trust us: {trouble}; {advice}"
-                ) from error
-            advice = "start it, or check NEXTCLICK_REDIS_URL"
-            if "_ssl.c" in str(error):  # it hung up before it could say why
-                advice += ", and NEXTCLICK_REDIS_SSL_CERTFILE where it asks for a certificate"
-            raise RedisAwayError(f"no Redis answers at {self.address}: {advice} ({_line(error)})") from error
-        except redis.RedisError as error:
-            passing = isinstance(error, _PASSING) or _PASSING_WORDS.search(str(error))
-            kind = RedisAwayError if passing else ListsError
-            raise kind(f"Redis at {self.address} refuses: {_line(error)}") from error
+        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+            password = self._client.connection_pool.connection_kwargs.get("password")
+            raise lists_error(error, self.address, [password] if password else []) from error
 
 
 class EmbeddedRedis:
@@ -332,7 +362,7 @@ class EmbeddedRedis:
             self._server = fakeredis.TcpFakeServer(("127.0.0.1", self._port))
         except (OSError, OverflowError) as error:
             raise ListsError(
-                f"the embedded Redis cannot listen on 127.0.0.1:{self._port}: {_line(error)}; choose another port"
+                f"the embedded Redis cannot listen on 127.0.0.1:{self._port}: {error}; choose another port"
             ) from error
         self._port = int(self._server.server_address[1])
         self._thread = threading.Thread(
@@ -350,7 +380,7 @@ class EmbeddedRedis:
         """A client to the same data that does not go through the network."""
         if self._server is None:
             raise ListsError("the embedded Redis is not running: call start() first")
-        return fakeredis.FakeRedis(server=self._server.fake_server)
+        return fakeredis.FakeRedis(server=self._server.fake_server, host="127.0.0.1", port=self._port)
 
     def close(self) -> None:
         """Stop listening, end connections, free the port. Does no harm the second time."""
@@ -366,6 +396,11 @@ class EmbeddedRedis:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _own(top: TopList | None) -> TopList | None:
+    """A person's list where it has items: nobody is better served with an empty one than with the popular one."""
+    return top if top is not None and top.items else None
 
 
 def _parse(key: str, value: bytes | str | None) -> TopList | None:
@@ -395,13 +430,8 @@ def _object(key: str, value: bytes | str | None) -> dict[str, Any] | None:
 def _address(client: redis.Redis) -> str:
     """Where a client connects to, as a URL without user and password."""
     where = client.connection_pool.connection_kwargs
+    db = where.get("db") or 0
     if "path" in where:
-        return f"unix://{where['path']}"
+        return f"unix://{where['path']}" + (f"?db={db}" if db else "")
     scheme = "rediss" if "ssl_ca_certs" in where or "ssl_cert_reqs" in where else "redis"
-    return f"{scheme}://{where.get('host', 'localhost')}:{where.get('port', 6379)}/{where.get('db') or 0}"
-
-
-def _line(error: BaseException) -> str:
-    # A pipeline's error shows the command that was refused: a person's list, which is no matter of the log.
-    text = re.sub(r"^Command # \d+ \(.*\) of pipeline caused error: ", "", " ".join(str(error).split()))
-    return text or type(error).__name__
+    return f"{scheme}://{host_and_port(where.get('host', 'localhost'), where.get('port', REDIS_PORT))}/{db}"

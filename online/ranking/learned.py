@@ -69,6 +69,7 @@ class Ranking:
 
     items: list[str]
     scores: list[float]  # shares: how likely each is the next click, if that is a candidate; 6 significant digits
+    popular: bool = False  # whether it is what is popular, without what the user has clicked: no candidate was left
 
 
 @dataclass(frozen=True)

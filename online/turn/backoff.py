@@ -62,9 +62,9 @@ class Backoff:
         self._next_s, self._due_at = self._first_s, 0.0
 
 
-def backoff(settings: Settings) -> Backoff:
+def backoff(settings: Settings, monotonic: Callable[[], float] = time.monotonic) -> Backoff:
     """As the settings say."""
-    return Backoff(settings.retry_s_min, settings.retry_s_max)
+    return Backoff(settings.retry_s_min, settings.retry_s_max, monotonic=monotonic)
 
 
 class Patience:

@@ -68,8 +68,9 @@ class Catalogue:
         self.look_again()
 
     def look_again(self) -> None:
-        """Lists may have come from elsewhere: those with items that are not available are looked for."""
-        self._asked = self._asked or bool(self._learner.unavailable)
+        """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,
+        which earlier versions left for people who had clicked everything."""
+        self._asked = self._asked or bool(self._learner.unavailable) or self._settings.exclude_seen
 
     @property
     def sweeping(self) -> bool:
@@ -137,9 +138,9 @@ class Catalogue:
         return short
 
     def _without(self, top: TopList) -> TopList:
-        """The list without what is not available; the same one where it holds no such item."""
+        """The list without what is not available; the same one where it holds items, and none of these."""
         unavailable = self._learner.unavailable
-        if unavailable.isdisjoint(top.items):
+        if top.items and unavailable.isdisjoint(top.items):
             return top
         kept = [pair for pair in zip(top.items, top.scores, strict=False) if pair[0] not in unavailable]
         return top.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})

@@ -5,8 +5,10 @@ Redis may be away at any time. Learning goes on then; whose list is behind is re
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +18,18 @@ from online.evaluation.metrics import Latencies
 from online.learner import Learner, Ranking
 from online.settings import Settings
 from online.turn.arrived import Arrived
+from online.turn.backoff import SAID_EVERY_S
 from online.turn.catalogue import Catalogue
 from online.turn.departures import Departures
+from online.turn.eviction_watch import SAMPLE, EvictionWatch
 from online.turn.ledger import Ledger
+from online.turn.notice_board import Tell
 from online.turn.redis_link import RedisLink
 from online.turn.refresh import RefreshSchedule, StreamClock
 from stream.lists import PAGE, Lists, TopList
 from stream.people import digest_of
 
+PROBE_LISTS = 8  # written in an attempt to find out whether Redis takes lists again
 PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
 
 log = logging.getLogger(__name__)
@@ -41,6 +47,7 @@ class ListWriter:
         catalogue: Catalogue,
         lists: Lists,
         departures: Departures,
+        tell: Tell,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,27 +59,38 @@ class ListWriter:
         self.lists = lists
         self.departures = departures
         self.clock = clock
-        self.stale: dict[str, None] = {}  # users whose list in Redis is behind, longest first
+        # Users whose list in Redis is behind, longest first, and whether that is by a click: while Redis evicts, the
+        # lists of the others are only to replace one that stands.
+        self.stale: dict[str, bool] = {}
         self.popular_stale = False  # whether the popular list is
         self.unwanted: dict[str, None] = {}  # digests of people whose list must not stand; before they click anew
         self.latencies = Latencies()
         self.stream_clock = StreamClock(learner.clock, monotonic)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
-        self.link = RedisLink(settings, lists, clock=clock, on_loss=self._lost, on_return=self._returned)
+        self._loss_said_at = -math.inf
+        self.link = RedisLink(
+            settings,
+            lists,
+            clock=clock,
+            on_loss=self._lost,
+            on_return=self._returned,
+            monotonic=monotonic,
+        )
         self.link.before = self._delete_unwanted
+        self.evictions = EvictionWatch(lists, tell=tell, on_room=self.renew_all, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
         self._owned: frozenset[int] | None = None  # partitions whose people's lists this worker writes; None: all
 
     @property
     def redis_waits_since(self) -> float | None:
-        """Since when Redis takes nothing, in seconds since 1970; None: it does."""
+        """Since when Redis takes no lists, in seconds since 1970; None: it does."""
         return self.link.away_since
 
     @property
     def waiting(self) -> bool:
         """Whether there is something to write that Redis would take now."""
         owed = bool(self.stale or self.unwanted) or self.popular_stale or self.catalogue.sweeping
-        return owed and self.redis_waits_since is None and self.link.due
+        return owed and self.link.taking and self.link.due
 
     @property
     def behind(self) -> int:
@@ -86,8 +104,10 @@ class ListWriter:
 
     def look(self) -> None:
         """Sees whether Redis has lost anything, however quietly. To be called about once a second."""
-        if self.link.due:
-            self.link.look()
+        if self.link.due and self.link.look():
+            self.evictions.look()
+            if self.evictions.since is not None:
+                self.popular_stale = True  # what most are served must not be missing for longer
 
     def to_state(self) -> dict[str, Any]:
         return {
@@ -100,7 +120,7 @@ class ListWriter:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Takes back what `to_state` gave; the learner has its histories back already."""
-        self.stale = dict.fromkeys(state["stale"])
+        self.stale = dict.fromkeys(state["stale"], True)
         self.popular_stale = state["popular_stale"]
         self.unwanted = dict.fromkeys(state["unwanted"])
         self.aging.load_state(state["aging"])
@@ -113,15 +133,13 @@ class ListWriter:
         origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
         histories.origins[histories.find(list(lasts))] = origins
         self.ledger.latest_offset, self.ledger.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
-        lists = {
-            user: self._top_list(rankings[user], one.offset, one.clicked_at_ms, PERSONAL) for user, one in lasts.items()
-        }
+        lists = {user: self._top_list(rankings[user], one.offset, one.clicked_at_ms) for user, one in lasts.items()}
         self.aging.renewed(lists)
         self.popular_stale = True
         for user, one in lasts.items():
             self.stale.pop(user, None)
             self._ready[user] = lists[user], one.record.timestamp_ms
-        if self.link.due or self.redis_waits_since is not None or len(self._ready) >= PAGE:
+        if self.link.due or not self.link.taking or len(self._ready) >= PAGE:
             self.settle()
 
     def settle(self) -> None:
@@ -134,10 +152,12 @@ class ListWriter:
             self.latencies.add((came_ms, written_ms) for _, came_ms in ready.values())
             self.popular_stale = False
         else:
-            self._owe(ready)
+            self._owe(ready, clicked=True)
 
-    def _owe(self, users: Iterable[str]) -> None:
-        self.stale |= dict.fromkeys(users)
+    def _owe(self, users: Iterable[str], *, clicked: bool = False) -> None:
+        """`clicked`: whether it is a click that their lists lack."""
+        for user in users:
+            self.stale[user] = clicked or self.stale.get(user, False)
         while len(self.stale) > self.settings.users_held:
             del self.stale[next(iter(self.stale))]
 
@@ -161,15 +181,20 @@ class ListWriter:
 
     def refresh(self) -> None:
         """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
-        if self.redis_waits_since is None:
+        if self.link.taking:
             self._owe(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
             self.departures.aged(self.aging.take_count(), len(self.learner.histories))
-        if not self.link.due or (self.redis_waits_since is not None and not self.link.look()):
+        if not self.link.due:
             return
         self.settle()
-        if not (self.stale or self.popular_stale or self.unwanted) or not self.link.due:
+        taking = self.link.taking
+        if (taking and not (self.stale or self.popular_stale or self.unwanted)) or not self.link.due:
             return
-        users = list(itertools.islice(self.stale, self.settings.refresh_lists_max))
+        count = self.settings.refresh_lists_max
+        count = count if taking else min(count, PROBE_LISTS)
+        # Only lists that it took show that Redis is back: where none is behind, some are written all the same.
+        users = list(itertools.islice(self.stale, count))
+        users = users or ([] if taking else self.learner.histories.users()[-count:])
         histories = self.learner.histories
         held = [user for user in users if user in histories]  # the others made room since
         if self._owned is not None:  # of the others, another worker takes care
@@ -180,12 +205,15 @@ class ListWriter:
         moments = (clicked_at + ages_s).tolist()
         clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()
         lists = {
-            user: self._top_list(ranking, f"{partition}:{offset}", at_ms, PERSONAL)
+            user: self._top_list(ranking, f"{partition}:{offset}", at_ms)
             for user, ranking, (partition, offset), at_ms in zip(
                 held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
             )
         }
-        if self.link.write(lists, self._popular() if self.popular_stale and self.ledger.learned else None):
+        evicting = self.evictions.since is not None
+        replacing = [user for user in lists if evicting and not self.stale.get(user, False)]
+        popular = self._popular() if (self.popular_stale or not taking) and self.ledger.learned else None
+        if self.link.write(lists, popular, replacing=replacing):
             self.popular_stale = False
             self.ledger.refreshes += len(lists)
             for user in users:
@@ -227,16 +255,21 @@ class ListWriter:
 
     def _lost(self, users: Collection[str] | None) -> None:
         """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
+        if users is None and self.evictions.has_evicted(self.link.recent_users(SAMPLE)):
+            self.popular_stale = True
+            return
         if users is None:
             self.renew_all()
         else:
             self._owe(users)
             self.popular_stale = True
-        log.info("Redis has lost lists: %d will be written anew", len(self.stale))
+        if time.monotonic() - self._loss_said_at >= SAID_EVERY_S:
+            self._loss_said_at = time.monotonic()
+            log.info("Redis has lost lists: %d will be written anew", len(self.stale))
 
-    def _returned(self) -> None:
+    def _returned(self, seconds: float) -> None:
         self.catalogue.look_again()
-        log.info("Redis answers again; %d lists are behind", self.behind)
+        log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
 
     def renew_all(self) -> None:
         """Everybody's list is behind: little by little they are ranked anew."""
@@ -244,11 +277,10 @@ class ListWriter:
         self.popular_stale = True
 
     def _popular(self) -> TopList:
-        return self._top_list(
-            self.learner.popular(), self.ledger.latest_offset, self.ledger.latest_clicked_at_ms, POPULAR
-        )
+        popular = replace(self.learner.popular(), popular=True)
+        return self._top_list(popular, self.ledger.latest_offset, self.ledger.latest_clicked_at_ms)
 
-    def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int, source: str) -> TopList:
+    def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int) -> TopList:
         return TopList(
             items=ranking.items,
             scores=ranking.scores,
@@ -256,5 +288,5 @@ class ListWriter:
             offset=offset,
             clicked_at=clicked_at_ms,
             written_at=int(1000 * self.clock()),
-            source=source,
+            source=POPULAR if ranking.popular else PERSONAL,
         )

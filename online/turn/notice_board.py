@@ -41,13 +41,15 @@ KINDS = {
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",
     "saved_again": "checkpoints can be written again",
+    "evicting": "Redis is too small and evicts lists: raise its maxmemory",
+    "evicting_over": "Redis has room again",
     "lost": "messages were gone before they were read",
     "undecodable": "messages could not be decoded and were put aside",
 }
 GRAVE = frozenset(
     {
         *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "abuse_share", "expired"),
-        *("internal_error", "unsaved", "lost", "unreadable", "first_messages", "undecodable"),
+        *("internal_error", "unsaved", "lost", "unreadable", "first_messages", "undecodable", "evicting"),
     }
 )
 

@@ -1,5 +1,6 @@
 """What Redis was given, to find out what it has lost: all of it, or only what came last."""
 
+import itertools
 import uuid
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -42,6 +43,11 @@ class Receipts:
         if found is None or not self._latest or found < self._latest[0][0] - 1:
             return None
         return set(chain.from_iterable(users for number, users in self._latest if number > found))
+
+    def recent_users(self, users_max: int) -> list[str]:
+        """Whose lists the latest writes held, without the very last write; newest first."""
+        earlier = itertools.islice(reversed(self._latest), 1, None)
+        return list(itertools.islice(chain.from_iterable(users for _, users in earlier), users_max))
 
     def forget(self, digest: str) -> None:
         """Nobody with that digest is remembered."""

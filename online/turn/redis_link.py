@@ -1,6 +1,8 @@
-"""The way to Redis: whether it takes anything, how much of the worker's time it may cost, and what it has lost.
+"""The way to Redis: whether it takes lists, how much of the worker's time it may cost, and what it has lost.
 
-It may be away, full, read-only, slow, or back with less than it had, at any time; learning goes on meanwhile.
+It may be away, full, read-only, slow, half-working, or back with less than it had, at any time; learning goes on
+meanwhile. Only lists that were taken prove that it is back: a Redis that answers a ping, or takes the mark, may refuse
+them all the same. One that takes lists and refuses them by turns counts as away until it has taken all for a while.
 """
 
 import logging
@@ -12,8 +14,13 @@ from online.settings import Settings
 from online.turn.backoff import SAID_EVERY_S, backoff
 from online.turn.receipts import Receipts
 from stream.lists import Lists, ListsError, TopList
+from stream.redis_errors import RedisSilentError
 
 SLOW_S = 0.05  # an answer that takes longer is followed by a pause as long as it took
+RELAPSE_S = 60.0  # what fails again so soon has not been back
+SETTLED_S = 10.0  # after a relapse it has to take everything for so long, after the next one for twice as long
+SETTLED_S_MAX = 300.0
+REASONS_MAX = 8  # different reasons of one outage that are said at once; the others wait their turn
 
 log = logging.getLogger(__name__)
 
@@ -28,78 +35,134 @@ class RedisLink:
         *,
         clock: Callable[[], float],
         on_loss: Callable[[Collection[str] | None], None],
-        on_return: Callable[[], None],
+        on_return: Callable[[float], None],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`on_loss` gets the users whose lists Redis has lost, None for all; `on_return` is called when it answers
-        again, before anything else is done. `clock`: the computer's, in seconds since 1970."""
+        """
+        Args:
+            settings: how long to wait between attempts.
+            lists: where lists go.
+            clock: the computer's, in seconds since 1970.
+            on_loss: gets the users whose lists Redis has lost, None for all.
+            on_return: called when lists are taken again, with the seconds for which they were not.
+            monotonic: in seconds, from any beginning.
+        """
         self.lists = lists
-        self.away_since: float | None = None
+        self.away_since: float | None = None  # seconds since 1970; None: it is not away, or was not long enough ago
+        self.trouble: str | None = None  # why, in a line for people
         self.before: Callable[[], None] = lambda: None  # what is owed, and done before anything else
         self._clock = clock
+        self._monotonic = monotonic
         self._on_loss = on_loss
         self._on_return = on_return
-        self._backoff = backoff(settings)
+        self._backoff = backoff(settings, monotonic)
         self._receipts = Receipts()
-        self._said_at = self._away_at = 0.0
+        self._failing = False  # whether the latest attempt has failed
+        self._silent = False  # whether that was because no answer came
+        self._taking_since = 0.0  # when it took lists again
+        self._back_at = -RELAPSE_S  # when it was last said to be back
+        self._began_at = self._began = 0.0  # the outage that lasts, or was the last: by both clocks, in seconds
+        self._settle_s = 0.0  # how long it has to take everything before it is back
+        self._reasons: set[str] = set()  # that were said in this outage
+        self._said_at = 0.0
         self._pause_until = 0.0
+
+    @property
+    def taking(self) -> bool:
+        """Whether it took what it was last given."""
+        return not self._failing
+
+    @property
+    def answers(self) -> bool:
+        """Whether asking something else than to take lists is worth the time: it may refuse them and still answer."""
+        return not (self._failing and self._silent)
 
     @property
     def due(self) -> bool:
         """Whether it may be asked now: not with every micro-batch while it is away, and while it is slow for at most
         half of the time."""
-        return self._backoff.due if self.away_since is not None else time.monotonic() >= self._pause_until
+        return self._backoff.due if self._failing else self._monotonic() >= self._pause_until
 
-    def write(self, lists: Mapping[str, TopList], popular: TopList | None) -> bool:
-        """Writes lists -> whether Redis took them."""
+    def write(self, lists: Mapping[str, TopList], popular: TopList | None, *, replacing: Collection[str] = ()) -> bool:
+        """Writes lists -> whether Redis took them. `replacing`: users whose list is only to replace one that stands.
+
+        While it is away these are the attempts that show whether it is back: give it lists, where there are any.
+        """
 
         def work() -> None:
-            found = self.lists.write(lists, popular, mark=self._receipts.mark())
+            found = self.lists.write(lists, popular, mark=self._receipts.mark(), replacing=replacing)
             self._account(found, lists)
 
-        return self.do(work)
+        return self._attempt(work)
 
     def look(self) -> bool:
-        """Writes the mark alone, to see whether anything was lost -> whether Redis takes it."""
-        return self.write({}, None)
+        """Writes the mark alone, to see whether anything was lost -> whether that was done; not while it is away."""
+        return not self._failing and self.write({}, None)
 
     def do(self, work: Callable[[], None]) -> bool:
-        """Does what needs Redis -> whether it is done; not, and at once, while an attempt is not due."""
-        if self.away_since is not None and not self._backoff.due:
+        """Does what needs Redis -> whether it is done; not, and at once, while it is away."""
+        return not self._failing and self._attempt(work)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        if self._failing and not self._backoff.due:
             return False
-        began = time.monotonic()
+        began = self._monotonic()
         try:
-            if self.away_since is not None:
-                self._come_back()
             self.before()
             work()
         except ListsError as error:
-            self._failed(error, time.monotonic() - began)
+            self._failed(error, self._monotonic() - began)
             return False
-        self._backoff.succeeded()
-        now = time.monotonic()
-        self._pause_until = now + (now - began if now - began > SLOW_S else 0.0)
+        self._succeeded(began)
         return True
-
-    def _come_back(self) -> None:
-        found = self.lists.write({}, None, mark=self._receipts.mark())
-        self.away_since = None
-        self._account(found, ())
-        self._on_return()
 
     def _account(self, found: int | None, users: Collection[str]) -> None:
         lost = self._receipts.took(found, users)
         if lost is None or lost:
             self._on_loss(lost)
 
+    def recent_users(self, users_max: int) -> list[str]:
+        """Whose lists were written last, without those of the very last write."""
+        return self._receipts.recent_users(users_max)
+
+    def _succeeded(self, began: float) -> None:
+        now = self._monotonic()
+        self._pause_until = now + (now - began if now - began > SLOW_S else 0.0)
+        if self._failing:
+            self._failing, self._taking_since = False, now
+        if self.away_since is None:
+            if now - self._back_at >= RELAPSE_S:
+                self._backoff.succeeded()
+                self._settle_s = 0.0
+        elif now - self._taking_since >= self._settle_s:
+            self.away_since = self.trouble = None
+            self._back_at = now
+            self._on_return(now - self._began)
+
     def _failed(self, error: ListsError, took_s: float) -> None:
         self._backoff.failed(took_s)
+        self._failing, self._silent, self.trouble = True, isinstance(error, RedisSilentError), str(error)
+        now = self._monotonic()
         if self.away_since is None:
-            self.away_since = self._clock()
-            self._said_at = self._away_at = time.monotonic()
+            self._goes_away(error, now)
+        elif now - self._said_at >= SAID_EVERY_S:
+            self._said_at = now
+            log.warning("still, after %.0f s: %s", now - self._began, error)
+        elif str(error) not in self._reasons and len(self._reasons) < REASONS_MAX:
+            self._reasons.add(str(error))
+            log.warning("now: %s", error)
+
+    def _goes_away(self, error: ListsError, now: float) -> None:
+        if now - self._back_at >= RELAPSE_S:
+            self._began_at, self._began = self._clock(), now
+            self._said_at, self._reasons = now, {str(error)}
             log.warning("%s; learning goes on, lists will be brought up to date", error)
-        elif time.monotonic() - self._said_at >= SAID_EVERY_S:
-            self._said_at = time.monotonic()
-            log.warning("still, after %.0f s: %s", self._said_at - self._away_at, error)
+        else:  # the same outage
+            if not self._settle_s:
+                self._said_at = now
+                log.warning("%s; it takes lists and refuses them by turns, and is left in peace more and more", error)
+            self._settle_s = min(max(SETTLED_S, 2 * self._settle_s), SETTLED_S_MAX)
+        self.away_since = self._began_at
 
     def forget(self, digest: str) -> None:
         """Somebody's list may be lost from now on (`stream.people.digest_of` their id)."""

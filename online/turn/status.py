@@ -88,8 +88,11 @@ class StatusReport:
             "let_through": dict(learner.guard.net.let_through),
             "expired": learner.expired,
             "outage": loop.supervisor.outage,
-            "waits_for": [line for line in (loop.source.trouble(), loop.dead_letters.waits_for) if line],
+            "waits_for": [
+                line for line in (loop.source.trouble(), loop.dead_letters.waits_for, loop.writer.link.trouble) if line
+            ],
             "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
+            "redis_memory": loop.writer.evictions.figures(),
             "versions": loop.versions.as_dicts(),
             "notices": [notice.as_dict() for notice in loop.notices.latest],
             "notice_counts": dict(loop.notices.counts),

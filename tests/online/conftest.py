@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from online.turn.quarantine import Quarantine
 from online.turn.steps import Reached, nobody_looks
 from online.worker import run_worker
 from stream.events import Click, encode
-from stream.lists import Lists, ListsError, Mark, TopList
+from stream.lists import Lists, ListsError, Mark, Memory, TopList
 from stream.source import Partition, Record, SourceError
 
 NOW = 1_730_600_000.0  # two days after the town's first click
@@ -276,12 +276,23 @@ class MemoryLists:
         self.marks: dict[str, int] = {}
         self.away = False
 
+    address = "memory"
+
     def write(
-        self, lists: Mapping[str, TopList], popular: TopList | None = None, *, mark: Mark | None = None
+        self,
+        lists: Mapping[str, TopList],
+        popular: TopList | None = None,
+        *,
+        mark: Mark | None = None,
+        replacing: Collection[str] = (),
     ) -> int | None:
         if self.away:
             raise ListsError("no Redis answers at memory")
-        self.held |= lists
+        for user, top in lists.items():
+            if not top.items:
+                self.held.pop(user, None)
+            elif user in self.held or user not in replacing:
+                self.held[user] = top
         if popular is not None:
             self.popular_list = popular
         if mark is None:
@@ -289,6 +300,12 @@ class MemoryLists:
         found = self.marks.get(mark.id)
         self.marks[mark.id] = mark.number
         return found
+
+    def standing(self, user_ids: Collection[str]) -> int:
+        return sum(user in self.held for user in user_ids)
+
+    def memory(self) -> Memory:
+        return Memory("memory", evicted=0, used_bytes=0, bytes_max=0, policy="noeviction")
 
     def forget(self, gone: Callable[[str], bool]) -> int:
         if self.away:

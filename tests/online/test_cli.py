@@ -141,7 +141,7 @@ def test_top_as_json_is_json(run: Run, lists: Lists) -> None:
 
 
 def test_top_before_anything_is_learned_says_so(run: Run, lists: Lists) -> None:
-    lists.ping()
+    lists.check()
     code, shown, error = run("top", "ada")
     assert (code, shown) == (1, "")
     assert error.startswith("nextclick: nothing has been learned yet")

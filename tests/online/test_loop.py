@@ -402,7 +402,7 @@ def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_wor
     assert world.lists.popular_list == quiet.lists.popular_list
     assert [record.message for record in caplog.records if "Redis" in record.message] == [
         "no Redis answers at memory; learning goes on, lists will be brought up to date",
-        f"Redis answers again; {len(behind)} lists are behind",
+        f"Redis takes lists again after 0 s; {len(behind)} lists are behind",
     ]
 
 

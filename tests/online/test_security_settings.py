@@ -1,10 +1,11 @@
 """Settings of TLS, passwords and keys: what does not fit together is named, and no secret is ever shown."""
 
 import logging
+import re
 import traceback
 
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from online.api.keys import make_key
 from online.edges import open_lists, prepare_topics
@@ -159,3 +160,41 @@ def test_the_most_talkative_log_of_kafka_shows_no_password(free_port, monkeypatc
     assert "planted" not in caplog.text
     for wire in ("kafka.net.connection", "kafka.protocol.parser"):
         assert not logging.getLogger(wire).isEnabledFor(logging.DEBUG)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"redis_url": "rediss://u:planted@h/0?ssl_cert_reqs=none"}, "NEXTCLICK_REDIS_URL: .*always checked"),
+        ({"redis_url": "rediss://u:planted@h/0?ssl_check_hostname=false"}, "NEXTCLICK_REDIS_URL: .*always checked"),
+        (
+            {"redis_url": "redis://u:planted@h/0?socket_timeout=x"},
+            "NEXTCLICK_REDIS_URL: .*NEXTCLICK_REDIS_ANSWER_S_MAX",
+        ),
+        ({"redis_url": "redis://:plan/planted@h:6379/0"}, "NEXTCLICK_REDIS_URL: .*NEXTCLICK_REDIS_PASSWORD"),
+        ({"redis_url": "redis://:planted@h:6379/prod"}, "NEXTCLICK_REDIS_URL: .*number of a database"),
+        ({"kafka_bootstrap_servers": "u:planted@h:9092"}, "NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS: .*SASL_PASSWORD"),
+        ({"kafka_bootstrap_servers": "kafka://planted:9092"}, "NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS: .*like a URL"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line_when_settings_are_read(monkeypatch, given, says):
+    (line,) = problems(**given)
+    assert re.fullmatch(says + ".*", line)
+    ((name, value),) = given.items()
+    monkeypatch.setenv(PREFIX + name.upper(), value)
+    assert problems() == [line]
+    with pytest.raises(ValidationError) as error:
+        Settings(**given)
+    assert "planted" not in f"{error.value}{error.value!r}"
+
+
+def test_what_a_url_says_reaches_the_client_and_checks_stay(tmp_path):
+    settings = load_settings(
+        redis_url="rediss://u:p%2F@[::1]:7/3?protocol=3", redis_answer_s_max=0.5, data_dir=tmp_path
+    )
+    lists = open_lists(settings, there=False)
+    options = lists._client.connection_pool.connection_kwargs
+    wanted = {"host": "::1", "port": 7, "db": 3, "protocol": 3, "password": "p/", "ssl_check_hostname": True}
+    wanted |= {"ssl_cert_reqs": "required", "socket_timeout": 0.5, "socket_connect_timeout": 1.0}
+    assert {name: options[name] for name in wanted} == wanted
+    assert lists.address == "rediss://[::1]:7/3"

@@ -192,7 +192,7 @@ def test_a_redis_that_is_not_there_is_named_soon_without_its_password(free_port)
     lists = Lists(connect(f"redis://somebody:s3cret@127.0.0.1:{port}/2"), ttl_s=60)
     began = time.monotonic()
     for attempt in (
-        lists.ping,
+        lists.check,
         lambda: lists.write({"u1": LIST}),
         lambda: lists.read("u1"),
         lambda: list(lists.users()),
@@ -222,7 +222,7 @@ def test_the_embedded_redis_frees_its_port_and_names_a_taken_one(free_port):
     with pytest.raises(ListsError, match="not running"):
         _ = first.client
     with EmbeddedRedis(port) as second:
-        Lists(connect(second.url), ttl_s=1).ping()
+        Lists(connect(second.url), ttl_s=1).check()
 
 
 def test_what_the_process_writes_other_clients_of_the_embedded_redis_read():

@@ -22,7 +22,7 @@ class Owner:
             settings, lists, clock=lambda: 1_000.0, on_loss=self.lost.append, on_return=self.has_returned
         )
 
-    def has_returned(self):
+    def has_returned(self, _):
         self.returns += 1
 
 
@@ -32,7 +32,7 @@ class Memory:
     def __init__(self, *answers):
         self.answers = list(answers)
 
-    def write(self, *_, mark):
+    def write(self, *_, mark, replacing=()):  # noqa: ARG002
         answer = self.answers.pop(0) if self.answers else mark.number - 1
         if isinstance(answer, Exception):
             raise answer
