@@ -38,6 +38,7 @@ _EXPECTED = {
     "online.settings": ("SettingsError",),
     "online.evaluation.backtest_events": ("BacktestError",),
     "online.checkpoint": ("CheckpointError",),
+    "online.start": ("StartError",),
     "online.commands.demo": ("DemoError",),
     "online.event_files": ("EventFileError",),
     "online.turn.quarantine": ("InternalError",),
@@ -52,6 +53,11 @@ _EXPECTED = {
     "stream.lists": ("ListsError",),
 }
 _INTERRUPTED = 130
+
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of the state; else NEXTCLICK_DATA_DIR, else the user's own.")
+]
 
 
 class NothingThereError(Exception):
@@ -98,13 +104,26 @@ def demo(
     run_demo(out, stop, seconds=seconds, seed=seed, data=data, data_dir=data_dir, port=port)
 
 
-@app.command(epilog="Example: nextclick worker")
-def worker() -> None:
-    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM)."""
-    settings = _settings()
-    from online.worker import run_worker
+@app.command(epilog="Example: nextclick worker --data-dir /var/lib/nextclick")
+def worker(
+    data_dir: DataDir = None,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="Without a checkpoint: learn from the earliest click that is kept.")
+    ] = False,
+) -> None:
+    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM).
 
-    run_worker(settings, _stop_on_signals())
+    It goes on from the latest checkpoint in its data folder. Where the group has read clicks and there is none, it
+    stops, and says how to go on. A checkpoint of another topic or cluster is gone on from with --from-beginning only.
+    """
+    settings = _folder_settings(data_dir)
+    stop = _stop_on_signals()
+    from online.start import announce
+
+    announce(settings)
+    from online.worker import run_worker  # takes seconds
+
+    run_worker(settings, stop, from_beginning=from_beginning)
 
 
 @app.command(epilog="Example: nextclick serve --port 8080")
@@ -424,6 +443,15 @@ def _settings(**overrides: Any) -> "Settings":
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     _log_to(handler, settings.log_level)
+    return settings
+
+
+def _folder_settings(data_dir: Path | None, **overrides: Any) -> "Settings":
+    """The same, of a command that uses the data folder."""
+    settings = _settings(**overrides, **({} if data_dir is None else {"data_dir": data_dir}))
+    from online.start import look_at_folder
+
+    look_at_folder(settings)
     return settings
 
 

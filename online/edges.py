@@ -9,9 +9,11 @@ from functools import partial
 
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
+from online.start import EMBEDDED, Stream
 from online.turn.items_feed import ItemsFeed
 from stream.eraser import Eraser, KafkaEraser, LogEraser, retention_ms
 from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
+from stream.kafka_group import cluster_and_committed
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
@@ -61,6 +63,15 @@ def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source
         options = kafka_options(settings)
         return KafkaSource(settings.kafka_bootstrap_servers, topics, group, client_options=options)
     return LogSource(settings.log_path, topics, group)
+
+
+def look_at_stream(settings: Settings) -> Stream:
+    """Which stream this is, and what the group has committed there. Raises SourceError."""
+    if settings.kafka_bootstrap_servers:
+        group, options = settings.consumer_group, kafka_options(settings)
+        return Stream(*cluster_and_committed(settings.kafka_bootstrap_servers, group, options))
+    with closing(Log(settings.log_path)) as log:
+        return Stream(EMBEDDED, log.stored_positions(settings.consumer_group))
 
 
 def open_reader(settings: Settings, topic: str) -> TopicReader:

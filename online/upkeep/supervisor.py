@@ -96,6 +96,11 @@ class Supervisor:
         """Whether there is something to do without any click."""
         return self.finetuning is not None or (self._asked is not None and self.candidate is None)
 
+    @property
+    def flooded(self) -> bool:
+        """Whether clicks that look like a bot's come just now."""
+        return self._flood.lasts
+
     # What the loop calls
 
     def after(self, clicks: Sequence[Click], learned: Learned) -> None:
@@ -278,7 +283,7 @@ class Supervisor:
         if not isinstance(notice, Alarm):
             self._tell(notice.kind, str(notice), notice.as_dict())
             return
-        self._tell("alarm", str(notice), notice.as_dict())
+        self._tell("alarm" if notice.worse else "improvement", str(notice), notice.as_dict())
         if notice.worse:
             self.ask_finetuning("drift", drift=True)
             self._compare_with_predecessor()
