@@ -113,7 +113,7 @@ def open_notices(settings: Settings) -> NoticeWriter:
 def open_lists(settings: Settings, *, there: bool = True) -> Lists:
     """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError.
 
-    `there`: false where the Redis that is named may be away as yet.
+    `there`: false where it may be away as yet.
     """
     limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
     if settings.redis_url is not None:
@@ -123,9 +123,10 @@ def open_lists(settings: Settings, *, there: bool = True) -> Lists:
         return lists
     lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0"), **limits)
     try:
-        lists.ping()
+        if there:
+            lists.ping()
     except ListsError as error:
-        raise ListsError(
+        raise type(error)(
             f"the embedded Redis does not answer on 127.0.0.1:{settings.embedded_redis_port}: "
             "start `nextclick worker` or `nextclick demo`, or set NEXTCLICK_REDIS_URL"
         ) from error
