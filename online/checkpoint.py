@@ -7,6 +7,7 @@ whether the disk has kept it, the manifest itself included. Nothing in it is exe
 One that must not be gone on from any more may be thinned: it holds what of it others still need.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -35,6 +36,10 @@ log = logging.getLogger(__name__)
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be written or read; one line that names the path and says what to do."""
+
+
+class DiskFullError(CheckpointError):
+    """There is no room for it now: that passes once somebody frees some."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,14 @@ class Checkpoints:
                 self._path(int(thin.name.removeprefix("thin-"))).exists() or thin.rename(folder / thin.name[5:])
                 shutil.rmtree(thin, ignore_errors=True)
         except OSError as error:
-            raise CheckpointError(_cannot_write(folder, error)) from error
+            raise _cannot_write(folder, error) from error
 
     def numbers(self) -> list[int]:
         """Numbers of the complete checkpoints, oldest first. Raises CheckpointError."""
         try:
             return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit())
         except OSError as error:
-            raise CheckpointError(_cannot_write(self.folder, error)) from error
+            raise _cannot_write(self.folder, error) from error
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:08d}"
@@ -127,7 +132,7 @@ class Checkpoints:
             _sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(writing, ignore_errors=True)
-            raise CheckpointError(_cannot_write(self.folder, error)) from error
+            raise _cannot_write(self.folder, error) from error
         return sum(size for _, size in files.values())
 
     def thin(
@@ -267,6 +272,12 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(folder: Path, error: Exception) -> str:
+def no_room(error: Exception) -> bool:
+    """Whether it says that the disk, or the user's share of it, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
     reason = getattr(error, "strerror", None) or error
-    return f"cannot write checkpoints to {folder} ({reason}): free space or set NEXTCLICK_DATA_DIR"
+    kind = DiskFullError if no_room(error) else CheckpointError
+    return kind(f"cannot write checkpoints to {folder} ({reason}): free space or set NEXTCLICK_DATA_DIR")

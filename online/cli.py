@@ -38,6 +38,7 @@ _EXPECTED = {
     "online.settings": ("SettingsError",),
     "online.evaluation.backtest_events": ("BacktestError",),
     "online.checkpoint": ("CheckpointError",),
+    "online.start": ("StartError",),
     "online.commands.demo": ("DemoError",),
     "online.event_files": ("EventFileError",),
     "online.turn.quarantine": ("InternalError",),
@@ -52,6 +53,11 @@ _EXPECTED = {
     "stream.lists": ("ListsError",),
 }
 _INTERRUPTED = 130
+
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Folder of the state; else NEXTCLICK_DATA_DIR, else the user's own.")
+]
 
 
 class NothingThereError(Exception):
@@ -98,33 +104,45 @@ def demo(
     run_demo(out, stop, seconds=seconds, seed=seed, data=data, data_dir=data_dir, port=port)
 
 
-@app.command(epilog="Example: nextclick worker")
-def worker() -> None:
-    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM)."""
-    settings = _settings()
-    from online.worker import run_worker
+@app.command(epilog="Example: nextclick worker --data-dir /var/lib/nextclick")
+def worker(
+    data_dir: DataDir = None,
+    from_beginning: Annotated[
+        bool, typer.Option("--from-beginning", help="Without a checkpoint: learn from the earliest click that is kept.")
+    ] = False,
+) -> None:
+    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM).
 
-    run_worker(settings, _stop_on_signals())
+    It goes on from the latest checkpoint in its data folder. Where the group has read clicks and there is none, it
+    stops, and says how to go on. A checkpoint of another topic or cluster is gone on from with --from-beginning only.
+    """
+    settings = _folder_settings(data_dir)
+    stop = _stop_on_signals()
+    from online.start import announce
+
+    announce(settings)
+    from online.worker import run_worker  # takes seconds
+
+    run_worker(settings, stop, from_beginning=from_beginning)
 
 
 @app.command(epilog="Example: nextclick serve --port 8080")
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65_535)] = None,
+    data_dir: DataDir = None,
 ) -> None:
-    """Serve lists, health, metrics and the dashboard over HTTP."""
-    given = {"api_host": host, "api_port": port}
-    settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    from online.edges import open_lists, open_producer, prepare_topics
-    from online.serve import run_api
+    """Serve lists, health, metrics and the dashboard over HTTP.
 
-    lists, stop = open_lists(settings), _stop_on_signals()
-    if settings.api_read_only:
-        run_api(settings, lists, stop)
-        return
-    prepare_topics(settings)
-    with closing(open_producer(settings)) as producer:
-        run_api(settings, lists, stop, producer)
+    It starts whatever is there: until Redis answers (and Kafka, where it takes clicks), /readyz is 503 and says why.
+    """
+    given = {"api_host": host, "api_port": port}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = _folder_settings(data_dir, log_only=True, **given)
+    stop = _stop_on_signals()
+    from online.serve import serve as serve_until
+
+    serve_until(settings, stop)
 
 
 @app.command("api-key", epilog="Example: nextclick api-key shop")
@@ -144,12 +162,13 @@ def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, di
 
 
 @app.command(epilog="Example: nextclick replay clicks.csv.gz --rate 500")
-def replay(
+def replay(  # noqa: PLR0917 - typer's options
     file: Annotated[Path, typer.Argument(help="CSV or JSON lines (also .gz, .xz) or Parquet: user, item, timestamp.")],
     rate: Annotated[float | None, typer.Option(help="Events per second.", min=1e-6)] = None,
     speedup: Annotated[float | None, typer.Option(help="Times faster than it happened.", min=1e-6)] = None,
     limit: Annotated[int | None, typer.Option(help="Publish the file's first N rows only.", min=1)] = None,
     restart: Annotated[bool, typer.Option("--restart/--resume", help="From the beginning, or where it ended.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Publish a file of events to the clicks topic, as fast as it takes them or at a pace.
 
@@ -161,7 +180,7 @@ def replay(
     """
     if rate is not None and speedup is not None:
         raise typer.BadParameter("choose --rate or --speedup, not both")
-    settings = _settings()
+    settings = _folder_settings(data_dir)
     from online.commands.replay import Pace, Progress
     from online.commands.replay import replay as publish
     from online.edges import open_producer, prepare_topics
@@ -192,18 +211,19 @@ def replay(
 
 
 @app.command(epilog="Example: nextclick item i9 --unavailable")
-def item(
+def item(  # noqa: PLR0917 - typer's options
     item_id: Annotated[str, typer.Argument(help="Item id.")],
     available: Annotated[bool, typer.Option("--available/--unavailable", help="Whether lists may hold it.")] = True,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Publish a tombstone: it is no item any more.")] = False,
     title: Annotated[str | None, typer.Option(help="What people call it.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Publish one record to the items topic: all there is to say of an item, instead of what was said before.
 
     What is withdrawn or not available leaves every list within seconds, until it is published as available.
     """
-    settings = _settings()
+    settings = _folder_settings(data_dir, log_only=True)
     from online.edges import open_producer, prepare_topics
     from stream.events import BadEvent
     from stream.items import Item, encode, parse
@@ -374,6 +394,7 @@ def dead_letters(  # noqa: PLR0917 - typer's options
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Also what came back after it had been sent.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Print which messages could not be read, and why; or send them round again.
 
@@ -382,7 +403,7 @@ def dead_letters(  # noqa: PLR0917 - typer's options
     """
     if not redrive and (with_ is not None or dry_run or again):
         raise typer.BadParameter("--with, --dry-run and --again go with --redrive")
-    settings = _settings()
+    settings = _folder_settings(data_dir, log_only=True)
     from online.commands.dead_letters import run_dead_letters
 
     run_dead_letters(
@@ -398,12 +419,13 @@ def forget(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker to do it.", min=1)] = 120,
     count: Annotated[bool, typer.Option("--count/--no-count", help="Count their clicks in Kafka.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Forget a person: history, memories, list, dead letters, old checkpoints. Ends with a search of every store.
 
     Exit status 0 only where nothing is found any more. What was learned by everybody's model stays, as it says.
     """
-    settings = _settings()
+    settings = _folder_settings(data_dir, log_only=True)
     from online.commands.forget import forget as forget_person
     from online.commands.views import proof_view
 
@@ -424,6 +446,16 @@ def _settings(**overrides: Any) -> "Settings":
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     _log_to(handler, settings.log_level)
+    return settings
+
+
+def _folder_settings(data_dir: Path | None, *, log_only: bool = False, **overrides: Any) -> "Settings":
+    """The same, of a command that uses the data folder; `log_only`: only where the log in it stands in for Kafka."""
+    settings = _settings(**overrides, **({} if data_dir is None else {"data_dir": data_dir}))
+    if not (log_only and settings.kafka_bootstrap_servers):
+        from online.start import look_at_folder
+
+        look_at_folder(settings)
     return settings
 
 

@@ -50,9 +50,11 @@ class Alarm:
 
     def __str__(self) -> str:
         of = "" if self.event_type is None else f" of {self.event_type!r}"
+        moved = "has risen" if self.after > self.before else "has fallen"
+        means = "are foreseen less well" if self.worse else "are foreseen better"
         return (
-            f"the {self.signal}{of} is {self.direction}: {self.before:.3f} before click {self.since:,}, "
-            f"{self.after:.3f} since (by {self.detector}, {self.at - self.since:,} clicks later)"
+            f"the {self.signal}{of} {moved} from {self.before:.3f} to {self.after:.3f}: clicks {means} since click "
+            f"{self.since:,} (found by {self.detector}, {self.at - self.since:,} clicks later)"
         )
 
 

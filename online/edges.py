@@ -10,10 +10,12 @@ from typing import Any
 
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
+from online.start import EMBEDDED, Stream
 from online.turn.event_time import event_time
 from online.turn.items_feed import ItemsFeed
 from stream.eraser import Eraser, KafkaEraser, LogEraser, retention_ms
 from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
+from stream.kafka_group import cluster_and_committed
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
@@ -69,6 +71,15 @@ def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source
     return MergedSource(source, event_time(settings), wait_s=settings.merge_wait_s)
 
 
+def look_at_stream(settings: Settings) -> Stream:
+    """Which stream this is, and what the group has committed there. Raises SourceError."""
+    if settings.kafka_bootstrap_servers:
+        group, options = settings.consumer_group, kafka_options(settings)
+        return Stream(*cluster_and_committed(settings.kafka_bootstrap_servers, group, options))
+    with closing(Log(settings.log_path)) as log:
+        return Stream(EMBEDDED, log.stored_positions(settings.consumer_group))
+
+
 def open_reader(settings: Settings, topic: str) -> TopicReader:
     """Reads what a topic holds, as nobody's member. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
@@ -108,7 +119,7 @@ def open_notices(settings: Settings) -> NoticeWriter:
 def open_lists(settings: Settings, *, there: bool = True) -> Lists:
     """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError.
 
-    `there`: false where the Redis that is named may be away as yet.
+    `there`: false where it may be away as yet.
     """
     limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
     waits: dict[str, Any] = {"connect_s_max": settings.redis_connect_s_max, "answer_s_max": settings.redis_answer_s_max}
@@ -119,9 +130,10 @@ def open_lists(settings: Settings, *, there: bool = True) -> Lists:
         return lists
     lists = Lists(connect(f"redis://127.0.0.1:{settings.embedded_redis_port}/0", **waits), **limits)
     try:
-        lists.check()
+        if there:
+            lists.check()
     except ListsError as error:
-        raise ListsError(
+        raise type(error)(
             f"the embedded Redis does not answer on 127.0.0.1:{settings.embedded_redis_port}: "
             "start `nextclick worker` or `nextclick demo`, or set NEXTCLICK_REDIS_URL"
         ) from error

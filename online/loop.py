@@ -149,6 +149,7 @@ class Loop:
             tell=self.notices.tell,
             monotonic=monotonic,
         )
+        self.read_from: dict[str, str] = {}  # cluster, topic, group: what the offsets belong to
         self.last_saved: Saved | None = None
         self.unsaved_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
         self._unsaved_at = 0.0  # the same, by the monotonic clock
@@ -180,18 +181,24 @@ class Loop:
         self.supervisor.load_state(below(arrays, "supervisor"), state["supervisor"])
         self.writer.load_state(state["lists"])
         self.forgetting.load_state(state["forgetting"])
+        self.read_from = state.get("read_from", {})
         self._saved_ledger = self.ledger.to_state()
         self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
         offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
         log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.ledger.learned, offsets)
         return number
 
+    def leave_stream(self) -> None:
+        """Between `restore` and `start`: the clicks to come are of another stream. What was learned stays."""
+        self.ledger.next_offsets.clear()
+        self.dead_letters.load_state({}, {})
+
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record. That goes for
         those of another worker of the group too: who takes them over learns all that is kept of them.
         """
         self.writer.start()
-        self.source.start(on_assigned=self.ledger.starts, on_revoked=self._revoked, on_gone=self._gone)
+        self.source.start(on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._gone)
 
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on.
@@ -349,6 +356,7 @@ class Loop:
             "lists": self.writer.to_state(),
             "forgetting": self.forgetting.to_state(),
             "shape": self._shape(),
+            "read_from": self.read_from,
         }
         try:
             self.last_saved = self.checkpoints.save(arrays, state, pinned)
@@ -376,6 +384,13 @@ class Loop:
                 f"checkpoint {number} in {self.checkpoints.folder} was made with {', '.join(others)}: "
                 "set it back, or set NEXTCLICK_DATA_DIR to another folder to start anew"
             )
+
+    def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        """Where they begin."""
+        starts = self.ledger.starts(partitions)
+        places = (f"{p.partition} from {starts[p]:,}" if p in starts else f"{p.partition} anew" for p in partitions)
+        log.info("reads topic %s, partition %s", self.settings.clicks_topic, ", ".join(places))
+        return starts
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
         """Another worker takes over: it must not be told less than was learned here."""

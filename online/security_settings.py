@@ -62,7 +62,12 @@ class SecuritySettings(BaseSettings):
     )
     api_requests_at_once: Annotated[int, Field(gt=0)] = Field(2_000, description="the same, at once")
     api_addresses_held: Annotated[int, Field(gt=0)] = Field(10_000, description="addresses whose requests are counted")
-    api_connections_max: Annotated[int, Field(gt=0)] = Field(1_000, description="connections beyond are answered 503")
+    api_connections_max: Annotated[int, Field(gt=0)] = Field(
+        1_000, description="with more, the one silent for longest makes room; none silent: the new one is answered 503"
+    )
+    api_request_s_max: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        10.0, description="time in which a whole request has to come, and an answer to be read"
+    )
     api_header_bytes_max: Annotated[int, Field(ge=1_024)] = Field(
         16_384, description="a request whose first line and headers are longer is refused"
     )

@@ -9,9 +9,11 @@ import contextlib
 import hashlib
 import logging
 import re
+import resource
 import socket
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,19 +24,25 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
 
 from online.api.clicks import Clicks
-from online.api.guard import Guard, Watched
+from online.api.guard import Guard, Watched, answer
+from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
+from online.api.protocol import bounded_protocol
+from online.edges import open_lists
 from online.settings import Settings
-from stream.events import Click
-from stream.lists import Lists, ListsError
-from stream.source import Producer
+from stream.events import Click, id_problem
+from stream.lists import Lists, ListsError, RedisAwayError
+from stream.source import AwayError, Producer, SourceError
 
-USER_BYTES_MAX = 256
+NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
 _PAGE = Path(__file__).parent / "api" / "dashboard.html"
 _START_S_MAX = 10.0
+_ACCEPTED_AT_ONCE = 128  # connections, before those too many are closed
+_OTHER_FILES = 4 * _ACCEPTED_AT_ONCE  # open beside the connections
 _GOODBYE_S_MAX = 5  # for answers under way when the API is stopped
 
 log = logging.getLogger(__name__)
@@ -76,21 +84,23 @@ class Recommendation(BaseModel):
 def create_app(settings: Settings, lists: Lists, producer: Producer | None = None) -> FastAPI:
     """The API over `lists`; where it may write, clicks go to `producer`."""
     # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
-    app = FastAPI(title="nextclick", docs_url=None, redoc_url=None)
+    app = FastAPI(title="nextclick", docs_url=None, redoc_url=None, redirect_slashes=False)
     requests = Requests(lists)
     page = _PAGE.read_text()
     page_policy = _content_security_policy(page)
-    app.add_exception_handler(ListsError, _redis_away)
+    app.state.requests = requests
+    for error, code, headers in _ERRORS:
+        app.add_exception_handler(error, _answered(code, headers))
     app.add_exception_handler(RequestValidationError, _wrong_request)
+    app.add_exception_handler(HTTPException, _not_here)
 
     @app.get("/recommend/{user:text}")
     def recommend(
         user: str, k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10
     ) -> Recommendation:
         """What to show this person now; the popular list for anybody unknown."""
-        length = len(user.encode(errors="replace"))
-        if not 1 <= length <= USER_BYTES_MAX:
-            raise _BadUserError(f"user: an id has 1 to {USER_BYTES_MAX} bytes, this one has {length}")
+        if (problem := id_problem(user)) is not None:
+            raise _BadUserError(f"user: {problem}")
         own = lists.read(user)
         top = own or lists.popular()
         if top is None:
@@ -107,13 +117,17 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
 
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
-    def ready() -> dict[str, str]:
-        """Redis answers, and there is something to serve. `degraded`: but many messages cannot be read; still 200."""
+    def ready() -> dict[str, Any]:
+        """Redis answers, there is something to serve, and clicks can be taken where they may be; what is wrong with the
+        worker is listed, without its texts where keys are needed elsewhere: this needs none."""
+        if isinstance(producer, LateProducer) and producer.waits_for is not None:
+            raise AwayError(producer.waits_for)
         status = lists.status()
         if status is None and lists.popular() is None:
             raise _NothingLearnedError(NOTHING_LEARNED)
-        unreadable = [str(found.get("text")) for found in (status or {}).get("unreadable") or ()]
-        return {"status": "degraded", "reason": " ".join(unreadable)} if unreadable else {"status": "ready"}
+        problems = [NO_WORKER] if status is None else status.get("problems", [])
+        shown = ("kind", "since") if settings.api_keys else ("kind", "since", "text")
+        return {"status": "ready", "problems": [{name: one.get(name) for name in shown} for one in problems]}
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -136,8 +150,6 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
         clicks = Clicks(settings, producer)
         app.post("/click", status_code=202, openapi_extra={"requestBody": shape})(clicks.accept)
-    app.add_exception_handler(_NothingLearnedError, _nothing_learned)
-    app.add_exception_handler(_BadUserError, _bad_user)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Watched, requests=requests)
     return app
@@ -154,17 +166,21 @@ class Api:
         host, port = self._socket.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = create_app(settings, lists, producer)
         config = uvicorn.Config(
-            create_app(settings, lists, producer),
+            app,
             log_config=None,
             access_log=False,
+            backlog=_ACCEPTED_AT_ONCE,
             server_header=False,
             lifespan="off",
-            # Named, so that the limits hold whatever else is installed.
-            http="h11",
+            http=bounded_protocol(
+                connections_max=settings.api_connections_max,
+                request_s_max=settings.api_request_s_max,
+                refused=lambda status: app.state.requests.answered("none", status, 0.0),
+            ),
             ws="none",
             h11_max_incomplete_event_size=settings.api_header_bytes_max,
-            limit_concurrency=settings.api_connections_max,
             proxy_headers=settings.api_trusted_proxies is not None,
             forwarded_allow_ips=settings.api_trusted_proxies,
             timeout_graceful_shutdown=_GOODBYE_S_MAX,
@@ -196,6 +212,24 @@ class Api:
         self._socket.close()
 
 
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """The command: serves until `stop` is set, whether or not Redis and the broker are there yet.
+
+    Raises ServeError; ListsError and SourceError where one of them refuses, which waiting does not mend.
+    """
+    settings = _with_room(settings)
+    try:
+        lists = open_lists(settings)
+    except RedisAwayError as error:
+        log.warning("%s; until then /readyz and lists are answered with 503", error)
+        lists = open_lists(settings, there=False)
+    if settings.api_read_only:
+        run_api(settings, lists, stop)
+        return
+    with contextlib.closing(LateProducer(settings)) as producer:
+        run_api(settings, lists, stop, producer)
+
+
 def run_api(settings: Settings, lists: Lists, stop: threading.Event, producer: Producer | None = None) -> None:
     """Serve until `stop` is set. Raises ServeError."""
     api = Api(settings, lists, producer)
@@ -203,9 +237,28 @@ def run_api(settings: Settings, lists: Lists, stop: threading.Event, producer: P
         api.start()
         log.info("API at %s (dashboard at /, lists at /recommend/USER)", api.url)
         while not stop.wait(0.5):
+            if isinstance(producer, LateProducer) and producer.refusal is not None:
+                raise producer.refusal
             if not api.alive:
                 raise ServeError(f"the API at {api.url} has ended by itself: the log says why")
     log.info("API stopped")
+
+
+def _with_room(settings: Settings) -> Settings:
+    """Each connection is an open file to the system, which allows 1,024 in many places unless it is asked for more.
+    Where it does not allow as many as are set, there are fewer connections."""
+    wanted = settings.api_connections_max + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed >= wanted:
+        return settings
+    most = max(1, allowed - _OTHER_FILES)
+    log.warning("the system allows %d open files (ulimit -n): so %d connections at most", allowed, most)
+    return settings.model_copy(update={"api_connections_max": most})
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -239,22 +292,37 @@ class _BadUserError(Exception):
     pass
 
 
-async def _nothing_learned(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "5"})
+#: What is raised, the status it is answered with, and headers.
+_ERRORS: tuple[tuple[type[Exception], int, dict[str, str]], ...] = (
+    (_NothingLearnedError, 503, {"Retry-After": "5"}),
+    (ListsError, 503, {"Retry-After": "1"}),
+    (SourceError, 503, {"Retry-After": "1"}),
+    (_BadUserError, 422, {}),
+)
 
 
-async def _redis_away(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
+def _answered(status: int, headers: dict[str, str]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handler(_: Request, error: Exception) -> JSONResponse:
+        return answer(status, str(error), headers)
+
+    return handler
 
 
-async def _bad_user(_: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error)}, status_code=422)
+async def _not_here(request: Request, error: Exception) -> JSONResponse:
+    """Of what no route takes; Starlette's own answers have another shape."""
+    assert isinstance(error, HTTPException)
+    told = error.detail
+    if error.status_code == 404:
+        told = "there is nothing at this path: /openapi.json lists what there is"
+    elif error.status_code == 405:
+        told = f"{request.method} is not for this path: {(error.headers or {}).get('Allow', 'others')} is"
+    return answer(error.status_code, told, error.headers or {})
 
 
 async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     problems = [f"{detail['loc'][-1]}: {detail['msg']}" for detail in error.errors()]
-    return JSONResponse({"error": "; ".join(problems)}, status_code=422)
+    return answer(422, "; ".join(problems), {})
 
 
 def _content_security_policy(page: str) -> str:

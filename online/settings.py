@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from online.data_folder import default_data_dir
 from online.env_file import EnvFile, Names, SecretsDir
 from online.security_settings import SecuritySettings
 from online.upkeep.cron import cron_trigger
@@ -37,7 +38,7 @@ class SettingsError(Exception):
 
 
 class Settings(SecuritySettings):
-    """What can be set, with defaults that run everything on embedded parts in this folder."""
+    """What can be set, with defaults that run everything on embedded parts, in a folder of this user's."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, hide_input_in_errors=True
@@ -46,7 +47,10 @@ class Settings(SecuritySettings):
     # The edges. Without a broker or a Redis, the embedded parts stand in.
     kafka_bootstrap_servers: str | None = Field(None, description="host:port[,host:port]; unset: the embedded log")
     redis_url: SecretStr | None = Field(None, description="redis://host:port/0; unset: the embedded Redis")
-    data_dir: Path = Field(Path("data"), description="folder of the checkpoints and of the embedded log")
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="folder of the checkpoints and of the embedded log; unset: the user's, ~/.local/share/nextclick",
+    )
     clicks_topic: str = Field("clicks", min_length=1, description="topic the clicks come from")
     items_topic: str = Field("items", min_length=1, description="compacted topic that says which items are available")
     dead_letters_topic: str = Field("clicks.dead", min_length=1, description="topic for what could not be read")
@@ -301,6 +305,15 @@ class Settings(SecuritySettings):
     def _are_kafka_servers(cls, value: str | None) -> str | None:
         return None if value is None else kafka_servers(value)
 
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        """So that messages say where it is, whichever folder one stands in."""
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError as error:  # ~ of a user without a home
+            raise ValueError(str(error)) from error
+
     @field_validator("finetune_cron")
     @classmethod
     def _comes(cls, value: str | None) -> str | None:
@@ -428,7 +441,9 @@ def load_settings(**overrides: Any) -> Settings:
         # Whether settings fit together is only looked at once each is right by itself: so the wrong ones stand aside.
         wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]} & set(Settings.model_fields)
         try:
-            Settings(**given | {name: Settings.model_fields[name].get_default() for name in wrong})
+            Settings(
+                **given | {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in wrong}
+            )
         except ValidationError as others:
             problems += [line for line in _lines(others) if line not in problems]
         raise SettingsError(_report(problems)) from None

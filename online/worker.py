@@ -14,8 +14,9 @@ import torch
 from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
-from online.checkpoint import CheckpointError, Checkpoints
+from online.checkpoint import CheckpointError, Checkpoints, DiskFullError, no_room
 from online.edges import (
+    look_at_stream,
     open_eraser,
     open_items,
     open_lists,
@@ -27,6 +28,7 @@ from online.edges import (
 )
 from online.loop import Loop
 from online.settings import Settings
+from online.start import check_start
 from online.turn.backoff import Patience, StoppedError, backoff
 from online.turn.dead_letter_box import DeadLetterBox
 from online.turn.quarantine import HalfDoneError, InternalError, Quarantine
@@ -57,27 +59,38 @@ log = logging.getLogger(__name__)
 
 
 def run_worker(
-    settings: Settings, stop: threading.Event, *, ready: threading.Event | None = None, reached: Reached = nobody_looks
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    from_beginning: bool = False,
+    ready: threading.Event | None = None,
+    reached: Reached = nobody_looks,
 ) -> None:
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
     Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read. `reached`
     is called with each step's name (online/turn/steps.py). Brokers and topics that are not there yet are waited for;
-    without Redis it begins all the same.
+    without Redis it begins all the same; so is a disk that is full. `from_beginning`: as `online.start.check_start`.
 
     Raises:
+        StartError: the data folder does not fit the stream; one line for people.
         SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for people.
         InternalError: our own code fails on one event after the other; likewise.
     """
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
     with suppress(StoppedError), ExitStack() as parts:
-        parts.enter_context(only_worker(settings))
-        Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)  # before the rest: whether it can be written
+        disk = Patience(settings, stop, (DiskFullError,))  # only in the log: the folder is not ours yet
+        disk.until_done(lambda: parts.enter_context(only_worker(settings)))
+        disk.until_done(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         lists = _lists(settings, parts)
-        patience = Patience(settings, stop, (AwayError,), partial(_say_waiting, lists))
+        patience = Patience(settings, stop, (AwayError, DiskFullError), partial(_say_waiting, lists))
         patience.until_done(partial(prepare_topics, settings))
-        while not _lives(settings, stop, patience, lists=lists, quarantine=quarantine, ready=ready, reached=reached):
+        stream = patience.until_done(partial(look_at_stream, settings))
+        fits = partial(check_start, stream=stream, from_beginning=from_beginning)
+        while not _lives(
+            settings, stop, patience, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
+        ):
             gc.collect()  # what was half learned goes before all is loaded again
 
 
@@ -88,6 +101,7 @@ def _lives(
     *,
     lists: Lists,
     quarantine: Quarantine,
+    fits: Callable[[Loop, int | None], None],
     ready: threading.Event | None,
     reached: Reached,
 ) -> bool:
@@ -118,8 +132,9 @@ def _lives(
             quarantine=quarantine,
             reached=reached,
         )
-        if patience.until_done(loop.restore) is None:
-            log.info("no checkpoint in %s: begins with the earliest click", settings.checkpoints_dir)
+        fits(loop, patience.until_done(loop.restore))
+        device = loop.learner.device
+        log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
         loop.start()
         parts.enter_context(scheduled(loop))
         report = StatusReport(loop)
@@ -200,9 +215,10 @@ def only_worker(settings: Settings) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
     except OSError as error:
-        raise CheckpointError(
-            f"cannot write to {settings.data_dir} ({error.strerror}): set NEXTCLICK_DATA_DIR to a folder of yours"
-        ) from error
+        line = f"cannot write to {settings.data_dir} ({error.strerror})"
+        if no_room(error):
+            raise DiskFullError(f"{line}: free space, or set NEXTCLICK_DATA_DIR to another folder") from error
+        raise CheckpointError(f"{line}: set NEXTCLICK_DATA_DIR to a folder of yours") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -233,6 +233,16 @@ def _id(name: str, value: Any, bytes_max: int) -> str:
     return value
 
 
+def id_problem(value: str) -> str | None:
+    """Why nothing can have this id; None: it may."""
+    try:
+        length = len(value.encode())
+    except UnicodeEncodeError:
+        return "an id is UTF-8 text, this one is not"
+    bytes_max = _LIMITS.id_bytes_max
+    return None if 1 <= length <= bytes_max else f"an id has 1 to {bytes_max} bytes, this one has {length}"
+
+
 def _event_type(value: Any) -> str:
     if value is None:
         return "click"

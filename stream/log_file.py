@@ -5,6 +5,7 @@ written. A key's partition is crc32(key) modulo the number of partitions; record
 partition keeps its latest `records_max` records.
 """
 
+import errno
 import itertools
 import json
 import sqlite3
@@ -291,7 +292,8 @@ class Log:
         except sqlite3.Error as error:
             raise SourceError(f"the click log {self.path} cannot be used: {error}") from error
         except OSError as error:
-            raise SourceError(f"the click log {self.path} cannot be made: {error.strerror or error}") from error
+            kind = AwayError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SourceError
+            raise kind(f"the click log {self.path} cannot be made: {error.strerror or error}") from error
 
 
 def _headers_to_text(headers: tuple[tuple[str, bytes], ...]) -> str | None:

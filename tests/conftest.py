@@ -6,6 +6,7 @@ in the foreground, with `ready PORT [SECONDS]` beside it; REDIS_SERVER is the pa
 
 import importlib.util
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,8 +28,14 @@ settings.register_profile(
 settings.load_profile("nextclick")
 
 
-def pytest_configure() -> None:
-    """Two test runs on a small machine are slower together than apart when each takes all cores."""
+def pytest_configure(config: pytest.Config) -> None:
+    """No test writes to the user's own data folder.
+
+    Two test runs on a small machine are slower together than apart when each takes all cores.
+    """
+    home = tempfile.TemporaryDirectory(prefix="nextclick-tests-")
+    config.add_cleanup(home.cleanup)
+    os.environ["XDG_DATA_HOME"] = home.name
     if importlib.util.find_spec("torch"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -4,6 +4,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from online.api.guard import answer
 from online.settings import Settings
 from stream.events import BadEvent, Click, encode, parse_click
 from stream.source import Producer, SourceError
@@ -21,17 +22,17 @@ class Clicks:
         """202 once the broker has it; otherwise what is wrong with it, or that the broker is away."""
         # A page of another site can send anything but this type without being allowed to.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return _refused(415, "send the click as Content-Type: application/json")
+            return answer(415, "send the click as Content-Type: application/json", {})
         body = await _body(request, self._limits.message_bytes_max)
         if body is None:
-            return _refused(413, f"a click has at most {self._limits.message_bytes_max} bytes")
+            return answer(413, f"a click has at most {self._limits.message_bytes_max} bytes", {})
         click = parse_click(body, limits=self._limits)  # nobody is forgotten from here
         if isinstance(click, BadEvent):
             return JSONResponse({"error": click.detail, "reason": click.reason}, status_code=422)
         try:
             await run_in_threadpool(self._publish, click)
         except SourceError as error:
-            return JSONResponse({"error": str(error)}, status_code=503, headers={"Retry-After": "1"})
+            return answer(503, str(error), {"Retry-After": "1"})
         return JSONResponse({"status": "accepted"}, status_code=202)
 
     def _publish(self, click: Click) -> None:
@@ -50,7 +51,3 @@ async def _body(request: Request, bytes_max: int) -> bytes | None:
             return None
         body += piece
     return bytes(body)
-
-
-def _refused(status: int, error: str) -> JSONResponse:
-    return JSONResponse({"error": error}, status_code=status)

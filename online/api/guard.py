@@ -6,7 +6,9 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from urllib.parse import unquote_to_bytes
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +18,7 @@ from online.settings import Settings
 
 HEALTH = ("/healthz", "/readyz")  # asked by machines that must learn it whatever else happens
 PAGE = "/"  # shows nothing by itself: what it fetches needs the key
+CLIENT_GONE = 499  # nginx's word for it: only counted
 _READING = ("GET", "HEAD", "OPTIONS")
 
 #: Of every answer that does not set them itself. Strict-Transport-Security is missing on purpose: TLS ends at the proxy
@@ -86,14 +89,14 @@ class Guard:
         name = None if key is None else self._keys.name_of(key)
         wait = self._of_addresses.wait_s(_address(scope)) if name is None else self._of_keys.wait_s(name)
         if wait > 0:
-            return _answer(429, "too many requests: ask again later", {"Retry-After": str(math.ceil(wait))})
+            return answer(429, "too many requests: ask again later", {"Retry-After": str(math.ceil(wait))})
         if len(self._keys) and name is None and (scope["path"] != PAGE or scope["method"] not in _READING):
             what = "an API key is needed" if key is None else "this API key is not valid"
             how = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
-            return _answer(401, f"{what}: {how}", {"WWW-Authenticate": "Bearer"})
+            return answer(401, f"{what}: {how}", {"WWW-Authenticate": "Bearer"})
         if self._read_only and scope["method"] not in _READING:
-            return _answer(403, "this API only reads: NEXTCLICK_API_READ_ONLY=false lets it write", {})
-        return None
+            return answer(403, "this API only reads: NEXTCLICK_API_READ_ONLY=false lets it write", {})
+        return None if _is_text(scope) else answer(400, "the path is not UTF-8 text, percent-encoded", {})
 
 
 class Watched:
@@ -121,16 +124,27 @@ class Watched:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = status or CLIENT_GONE  # nobody is left to be answered
         except Exception:
             # Starlette's own answer would come from outside of this, without the headers.
             log.exception("%s of the API failed", scope["method"])
             if status:
                 raise
-            await _answer(500, "something is wrong here: the log says what", {})(scope, receive, send_with_headers)
+            await answer(500, "something is wrong here: the log says what", {})(scope, receive, send_with_headers)
         finally:
             # The route's pattern, not the path: a label for each user would drown Prometheus.
             route = getattr(scope.get("route"), "path", "none")
             self._requests.answered(route, status or 500, time.perf_counter() - started)
+
+
+def _is_text(scope: Scope) -> bool:
+    """Whether the path is text: what decoded it has put U+FFFD for what is not, and asks for somebody else."""
+    try:
+        unquote_to_bytes(scope.get("raw_path") or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _key(headers: Mapping[bytes, bytes]) -> bytes | None:
@@ -153,5 +167,6 @@ def _address(scope: Scope) -> str:
     return str(address)
 
 
-def _answer(status: int, error: str, headers: Mapping[str, str]) -> JSONResponse:
+def answer(status: int, error: str, headers: Mapping[str, str]) -> JSONResponse:
+    """An error, in the one shape that all errors of the API have."""
     return JSONResponse({"error": error}, status_code=status, headers=headers)

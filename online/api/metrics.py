@@ -32,7 +32,8 @@ _COUNTERS = (
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
     ("nextclick_lost", "lost", "Messages that the broker did not keep until they were read"),
     ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
-    ("nextclick_drift_alarms", "alarms", "Times the loss was found to have changed"),
+    ("nextclick_drift_alarms", "alarms", "Times that clicks were found to be foreseen less well than before"),
+    ("nextclick_drift_improvements", "improvements", "Times that they were found to be foreseen better"),
     (
         "nextclick_click_to_list_unknown",
         "click_to_list_unknown",
@@ -134,6 +135,10 @@ def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:
 
 
 def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
+    problems = GaugeMetricFamily("nextclick_problem", "1 for each kind of problem that is open", labels=["kind"])
+    for problem in status.get("problems") or ():
+        problems.add_metric([str(problem.get("kind"))], 1)
+    yield problems
     for make, name, field, label, text in _LABELLED:
         labelled = make(name, text, labels=[label])
         for one, count in _object(status, field).items():

@@ -16,6 +16,7 @@ from online.edges import open_producer, open_reader
 from online.settings import Settings
 from stream.dead_letters import DeadLetter
 
+_NAMED = 3  # letters in a line
 _UNITS_S = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}
 
 
@@ -78,6 +79,10 @@ def run_dead_letters(
                 dry_run=dry_run,
             )
         _say_redriven(out, done, as_json=as_json, dry_run=dry_run)
+        if done.missing:
+            named = ", ".join(f"{topic} partition {number} offset {at}" for topic, number, at in done.missing[:_NAMED])
+            more = f" and {len(done.missing) - _NAMED:,} more" if len(done.missing) > _NAMED else ""
+            raise LettersError(f"{repaired}: there is no such dead letter as {named}{more}")
         return
     _show(out, letters, marked, wanted, limit=limit, as_json=as_json)
 

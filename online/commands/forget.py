@@ -15,7 +15,7 @@ from online.settings import Settings
 from online.turn.forget import quoted_in
 from online.turn.requests import RequestError, ask_worker
 from stream.dead_letters import dead_letter
-from stream.events import Forget, Limits, encode_forget
+from stream.events import Forget, encode_forget, id_problem
 from stream.lists import Lists
 from stream.log_file import Log
 from stream.people import digest_of, people_in
@@ -58,13 +58,8 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
     `count_clicks`: whether to read through the topic of clicks in Kafka, to say how many of theirs are there.
     Raises ForgetError, SourceError, ListsError.
     """
-    bytes_max = Limits().id_bytes_max
-    try:
-        length = len(user_id.encode())
-    except UnicodeEncodeError:
-        raise ForgetError("the user id is no UTF-8 text, so no click can have it") from None
-    if not 1 <= length <= bytes_max:
-        raise ForgetError(f"a user id has 1 to {bytes_max} bytes, this one has {length}")
+    if (problem := id_problem(user_id)) is not None:
+        raise ForgetError(f"no user can have this id: {problem}")
     lists = open_lists(settings)
     prepare_topics(settings)
     after = _publish(settings, digest_of(user_id))

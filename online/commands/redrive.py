@@ -49,6 +49,7 @@ class Redriven:
 
     sent: int = 0
     stay: Counter[str] = field(default_factory=Counter)
+    missing: list[Place] = field(default_factory=list)  # places that were named, where no letter came from
 
     def as_dict(self) -> dict[str, Any]:
         return {"sent": self.sent, "stay": dict(self.stay)}
@@ -105,8 +106,9 @@ def redrive(
         if len(waiting) == SENT_AT_ONCE:
             _mark(producer, waiting, topic)
     _mark(producer, waiting, topic)
-    for _ in (repaired or {}).keys() - {letter.place for letter in letters}:
-        done.stay["there is no such letter"] += 1
+    done.missing = sorted((repaired or {}).keys() - {letter.place for letter in letters})
+    if done.missing:
+        done.stay["there is no such letter"] += len(done.missing)
     return done
 
 

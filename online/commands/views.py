@@ -56,13 +56,15 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row(
         "worker", f"{status.get('state')}, up {uptime}, reported {ago(now - status.get('written_at', now))} ago{waits}"
     )
-    for line in status.get("waits_for") or ():
-        table.add_row("waits for", Text(plain(str(line))))
+    for problem in status.get("problems") or ():
+        label = "waits for" if problem.get("kind") == "waiting" else f"problem: {plain(str(problem.get('kind')))}"
+        lasts = ago(now - problem.get("since", now))
+        table.add_row(label, Text(f"{plain(str(problem.get('text')))} (for {lasts})", style="red"))
     table.add_row(
         "model",
         f"version {status.get('version')}, {_count(status.get('users'))} people, {_count(status.get('items'))} items",
     )
-    table.add_row("withdrawn", f"{_count(status.get('unavailable'))} items are not available")
+    table.add_row("unavailable", f"{_count(status.get('unavailable'))} items: published as such, or withdrawn")
     table.add_row(
         "learned", f"{_count(status.get('learned'))} clicks, {_count(status.get('events_per_s'))} per second now"
     )
@@ -86,8 +88,6 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         table.add_row("candidate", gate_line(gate))
     saved = status.get("checkpoint")
     table.add_row("checkpoint", f"{saved.get('number')}, {saved.get('bytes', 0) / 1e6:.1f} MB" if saved else "none yet")
-    if since := status.get("unsaved_since"):
-        table.add_row("no checkpoint since", Text(f"{ago(now - since)}: free space, see the notices", style="red"))
     if lost := status.get("lost"):
         table.add_row("lost", f"{_count(lost)} messages were gone before they were read")
     table.add_row("memory", f"{_count(status.get('memory_mb_max'))} MB at most")
@@ -226,11 +226,11 @@ def _pairs() -> Table:
 
 def _drift(status: Mapping[str, Any]) -> str:
     last = status.get("last_alarm")
-    text = f"alarms: {_count(status.get('alarms'))}"
+    text = f"alarms: {_count(status.get('alarms'))}, improvements: {_count(status.get('improvements'))}"
     if not isinstance(last, dict):
         return text
     before, after = last.get("before", 0), last.get("after", 0)
-    return f"{text}; in the last one the {last.get('signal', 'loss')} went from {before:.3f} to {after:.3f}"
+    return f"{text}; in the last alarm the {last.get('signal', 'loss')} went from {before:.3f} to {after:.3f}"
 
 
 def _figure(value: Any) -> str:

@@ -17,7 +17,8 @@ from stream.notices import Notice, NoticeWriter
 
 #: Each kind, and what it means and asks of people.
 KINDS = {
-    "alarm": "the stream has changed",
+    "alarm": "the stream has changed: clicks are foreseen less well",
+    "improvement": "clicks are foreseen better than before",
     "outage": "clicks are missing: look upstream",
     "outage_over": "clicks come again",
     "behind": "more clicks come than can be learned: lists are late",
@@ -80,6 +81,7 @@ class NoticeBoard:
         self._writer = writer
         self.latest: deque[Notice] = deque(maxlen=held)
         self.counts: Counter[str] = Counter()
+        self.last: dict[str, Notice] = {}  # of each kind
         self._told_at = 0  # clicks learned when the latest notice was told
         self._told_there: Counter[str] = Counter()  # notices of each kind at that click
 
@@ -107,6 +109,7 @@ class NoticeBoard:
             figures=_finite(dict(figures or {})),
         )
         self.latest.append(notice)
+        self.last[kind] = notice
         self.counts[kind] += 1
         log.log(logging.WARNING if kind in GRAVE else logging.INFO, "%s: %s", kind, text)
         if self._writer is not None:
@@ -117,6 +120,7 @@ class NoticeBoard:
         return {
             "latest": [notice.as_dict() for notice in self.latest],
             "counts": dict(self.counts),
+            "last": [notice.as_dict() for notice in self.last.values()],
             "told": [self._told_at, dict(self._told_there)],
         }
 
@@ -124,6 +128,7 @@ class NoticeBoard:
         self.latest.clear()
         self.latest.extend(Notice(**fields) for fields in state["latest"])
         self.counts = Counter(state["counts"])
+        self.last = {one.kind: one for one in (Notice(**fields) for fields in state.get("last", state["latest"]))}
         self._told_at, told_there = state["told"]
         self._told_there = Counter(told_there)
 

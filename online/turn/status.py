@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from online.loop import Loop
+from online.turn.problems import Problem, Problems
 from stream.source import Partition
 
 RATE_WINDOW_S = 10.0
@@ -17,7 +18,9 @@ RATE_WINDOW_S = 10.0
 def waiting_status(line: str) -> dict[str, Any]:
     """What a worker says that has not begun, because something it needs is not there yet: `line` says what."""
     now_ms = int(1000 * time.time())
-    return {"state": "waiting", "pid": os.getpid(), "written_at": now_ms, "waits_for": [line], "redis": "ok"}
+    problems = [Problem("waiting", now_ms, line).as_dict()]
+    report = {"state": "waiting", "pid": os.getpid(), "written_at": now_ms, "waits_for": [line], "redis": "ok"}
+    return report | {"problems": problems}
 
 
 class StatusReport:
@@ -26,6 +29,7 @@ class StatusReport:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.started_at = time.time()
+        self._problems = Problems(loop)
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.ledger.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class StatusReport:
             "recent": learner.scores.recent(),
             "loss": loop.changes.drift.mean_loss,
             "alarms": loop.changes.drift.alarms,
+            "improvements": loop.changes.drift.improvements,
             "last_alarm": loop.changes.drift.last_alarm,
             "finetune": {
                 "state": supervisor.state,
@@ -87,10 +92,11 @@ class StatusReport:
             "abuse_share_exceeded": learner.guard.net.open,
             "let_through": dict(learner.guard.net.let_through),
             "expired": learner.expired,
-            "outage": loop.supervisor.outage,
+            "outage": supervisor.outage,
             "waits_for": [
                 line for line in (loop.source.trouble(), loop.dead_letters.waits_for, loop.writer.link.trouble) if line
             ],
+            "problems": [problem.as_dict() for problem in self._problems.now(int(1000 * time.time()))],
             "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
             "redis_memory": loop.writer.evictions.figures(),
             "versions": loop.versions.as_dicts(),

@@ -24,6 +24,11 @@ class FloodWatch:
         self._at = 0  # clicks so far when it was looked at last, and the totals then
         self._before: Counter[str] = Counter()
 
+    @property
+    def lasts(self) -> bool:
+        """Whether one has begun and is not over."""
+        return self._began is not None
+
     def update(self, clicks: int, total: Mapping[str, int]) -> Told | None:
         """Clicks learned so far, and the guarded ones among them by reason."""
         now = Counter({reason: count for reason, count in total.items() if reason != "taken-back"})

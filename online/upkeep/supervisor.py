@@ -102,6 +102,11 @@ class Supervisor:
         """Whether clicks are missing, as far as people were told."""
         return self._outage_told
 
+    @property
+    def flooded(self) -> bool:
+        """Whether clicks that look like a bot's come just now."""
+        return self._flood.lasts
+
     # What the loop calls
 
     def after(self, clicks: Sequence[Click], learned: Learned, arrived_at: Sequence[float] | None = None) -> None:
@@ -287,7 +292,7 @@ class Supervisor:
         if isinstance(notice, RateNotice):
             self._notice_of_rate(notice)
             return
-        self._tell("alarm", str(notice), notice.as_dict())
+        self._tell("alarm" if notice.worse else "improvement", str(notice), notice.as_dict())
         if notice.worse:
             self.ask_finetuning("drift", drift=True)
             self._compare_with_predecessor()

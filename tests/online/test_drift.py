@@ -50,7 +50,7 @@ def test_a_sudden_rise_of_the_loss_is_one_alarm_with_its_size_and_its_window(see
     assert alarm.after == pytest.approx(4.0, abs=0.7)
     assert alarm.size == pytest.approx(alarm.after - alarm.before, abs=1e-4)
     assert (drift.alarms, drift.last_alarm) == (1, alarm.as_dict())
-    assert f"before click {alarm.since:,}" in str(alarm)
+    assert f"since click {alarm.since:,}" in str(alarm)
 
 
 @pytest.mark.parametrize("seed", range(5))

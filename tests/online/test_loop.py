@@ -608,7 +608,7 @@ def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, 
     assert loop.ledger.finetunings == 1
     assert loop.learner.version == 2
     assert loop.supervisor.state == "idle"
-    assert "alarm: the loss is worse:" in caplog.text
+    assert "alarm: the loss has risen from " in caplog.text
     loop.turn()
     assert {top.version for top in world.lists.held.values()} >= {2}
 

@@ -1,6 +1,7 @@
 """The API serves what stands in Redis, says clearly why it cannot, and tells strangers nothing they can misuse."""
 
 import base64
+import contextlib
 import hashlib
 import re
 import shutil
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,10 +22,17 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
-from online.serve import Api, ServeError, create_app, run_api
+from benchmarks._servers import free_port
+from online.api import late_producer
+from online.api.keys import make_key
+from online.edges import prepare_topics
+from online.serve import Api, ServeError, create_app, run_api, serve
 from online.settings import Settings
-from stream.lists import POPULAR_KEY, Lists, TopList, connect
+from stream.lists import POPULAR_KEY, EmbeddedRedis, Lists, TopList, connect
+from stream.log import LogProducer
+from stream.source import AwayError, SourceError
 
 SETTINGS = Settings(api_port=0, list_size=20)
 
@@ -140,6 +148,48 @@ def test_wrong_requests_are_told_what_is_wrong(api: TestClient, path: str, messa
     assert message in answer.json()["error"]
 
 
+def test_where_keys_are_needed_ready_says_less_to_who_has_none(lists: Lists) -> None:
+    lists.write_status({**STATUS, "problems": [{"kind": "waiting", "since": 1, "text": "no Kafka at secret.host"}]}, 30)
+    _, entry = make_key("shop")
+    answer = TestClient(create_app(SETTINGS.model_copy(update={"api_keys": (entry,)}), lists)).get("/readyz")
+    assert answer.json() == {"status": "ready", "problems": [{"kind": "waiting", "since": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "word"),
+    [
+        ("GET", "/nosuch", 404, "/openapi.json"),
+        ("GET", "/recommend", 404, "/openapi.json"),
+        ("PUT", "/recommend/ada", 405, "PUT is not for this path: GET is"),
+        ("DELETE", "/healthz", 405, "DELETE"),
+        ("GET", "/click", 405, "POST is"),
+        ("GET", "/recommend/%ff", 400, "not UTF-8"),
+        ("GET", "/recommend/a%ed%a0%80", 400, "not UTF-8"),
+        ("GET", "/%ff", 400, "not UTF-8"),
+        ("GET", "/recommend/ada?k=x", 422, "k: "),
+        ("GET", "/recommend/ada", 503, "nothing has been learned yet"),
+        ("POST", "/click", 415, "application/json"),
+    ],
+)
+def test_every_error_has_one_shape(  # noqa: PLR0917
+    lists: Lists, tmp_path: Path, method: str, path: str, status: int, word: str
+) -> None:
+    open_to_writing = SETTINGS.model_copy(update={"api_read_only": False})
+    with contextlib.closing(LogProducer(tmp_path / "log.db")) as producer:
+        answer = TestClient(create_app(open_to_writing, lists, producer)).request(method, path)
+    assert answer.status_code == status
+    assert answer.json().keys() == {"error"}
+    assert word in answer.json()["error"]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_bug_of_ours_has_that_shape_too(lists: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "read", lambda _: 1 / 0)
+    answer = TestClient(create_app(SETTINGS, lists), raise_server_exceptions=False).get("/recommend/ada")
+    assert (answer.status_code, answer.json()) == (500, {"error": "something is wrong here: the log says what"})
+
+
 def test_before_anything_is_learned_the_api_says_so(api: TestClient) -> None:
     for path in ("/recommend/ada", "/readyz"):
         answer = api.get(path)
@@ -162,11 +212,14 @@ def test_without_redis_the_api_lives_and_says_what_is_missing(no_redis: TestClie
 
 @pytest.mark.parametrize("what", ["list", "status"])
 def test_it_is_ready_when_there_is_a_list_or_a_worker(api: TestClient, lists: Lists, what: str) -> None:
+    problems = [{"kind": "behind", "since": 1_700_000_000_000, "text": "more clicks come than can be learned"}]
     if what == "list":
         lists.write({}, top())
+        problems = [{"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}]
     else:
-        lists.write_status(STATUS, 30)
-    assert api.get("/readyz").json() == {"status": "ready"}
+        lists.write_status({**STATUS, "problems": problems}, 30)
+        assert 'nextclick_problem{kind="behind"} 1.0' in api.get("/metrics").text
+    assert api.get("/readyz").json() == {"status": "ready", "problems": problems}
     assert api.head("/readyz").status_code == 200
 
 
@@ -279,6 +332,92 @@ def test_a_port_that_is_taken_is_one_clear_line() -> None:
 def test_an_unknown_host_is_one_clear_line() -> None:
     with pytest.raises(ServeError, match=r"cannot listen on no\.such\.host\.invalid"):
         Api(SETTINGS.model_copy(update={"api_host": "no.such.host.invalid"}), Lists(redis.Redis(), ttl_s=60))
+
+
+@contextlib.contextmanager
+def serving(settings: Settings) -> Iterator[httpx.Client]:
+    """The command in a thread."""
+    stop, failed = threading.Event(), list[Exception]()
+
+    def run() -> None:
+        try:
+            serve(settings, stop)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{settings.api_port}") as client:
+            until("it listens", lambda: client.get("/healthz").status_code == 200)
+            yield client
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not failed
+
+
+def until(what: str, true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if true():
+                return
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["embedded Redis", "a Redis by its URL"])
+def test_serve_starts_before_redis_and_is_ready_when_that_comes(
+    tmp_path: Path, named: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    url = SecretStr(f"redis://127.0.0.1:{port}/0") if named else None
+    settings = Settings(api_port=free_port(), embedded_redis_port=port, redis_url=url, data_dir=tmp_path)
+    with serving(settings) as client:
+        for path in ("/readyz", "/recommend/ada"):
+            answer = client.get(path)
+            assert (answer.status_code, f"127.0.0.1:{port}" in answer.json()["error"]) == (503, True)
+        assert f"127.0.0.1:{port}" in caplog.text
+        with EmbeddedRedis(port) as redis_server:
+            Lists(redis_server.client, ttl_s=60).write({"ada": top()}, top())
+            until("it is ready", lambda: client.get("/readyz").status_code == 200)
+            assert client.get("/recommend/ada").status_code == 200
+
+
+def test_serve_starts_before_its_broker_and_takes_clicks_when_that_comes(
+    tmp_path: Path, lists: Lists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = threading.Event()
+
+    def prepare(settings: Settings) -> None:
+        if not there.is_set():
+            raise AwayError("no Kafka answers at k:9092: start it")
+        prepare_topics(settings)
+
+    monkeypatch.setattr(late_producer, "prepare_topics", prepare)
+    monkeypatch.setattr("online.serve.open_lists", lambda *_, **__: lists)
+    lists.write({}, top())
+    settings = Settings(api_port=free_port(), data_dir=tmp_path, api_read_only=False, retry_s_min=0.05, retry_s_max=0.1)
+    click = {"user_id": "ada", "item_id": "i", "timestamp": 1}
+    with serving(settings) as client:
+        until("it says why", lambda: "no Kafka answers" in client.get("/readyz").text)
+        answer = client.post("/click", json=click)
+        assert (answer.status_code, answer.json()) == (503, {"error": "no Kafka answers at k:9092: start it"})
+        assert client.get("/recommend/ada").status_code == 200
+        there.set()
+        until("it is ready", lambda: client.get("/readyz").status_code == 200)
+        assert client.post("/click", json=click).status_code == 202
+
+
+def test_a_broker_that_refuses_ends_serve(tmp_path: Path, lists: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Settings) -> None:
+        raise SourceError("Kafka at k:9092 refuses user or password")
+
+    monkeypatch.setattr(late_producer, "prepare_topics", refuse)
+    monkeypatch.setattr("online.serve.open_lists", lambda *_, **__: lists)
+    with pytest.raises(SourceError, match="refuses user"):
+        serve(Settings(api_port=0, data_dir=tmp_path, api_read_only=False), threading.Event())
 
 
 @pytest.mark.real

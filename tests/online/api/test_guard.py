@@ -276,17 +276,3 @@ def test_an_address_forwarded_by_a_trusted_proxy_is_believed() -> None:
         assert [answer.status_code for answer in seen] == [200, 200, 429]
     finally:
         api.close()
-
-
-def test_beyond_so_many_connections_the_server_says_that_it_is_busy() -> None:
-    api = Api(Settings(api_port=0, api_connections_max=3), lists()).start()
-    port = int(api.url.rpartition(":")[2])
-    held = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(5)]
-    try:
-        for connection in held:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert any(connection.recv(100).startswith(b"HTTP/1.1 503 ") for connection in held)
-    finally:
-        for connection in held:
-            connection.close()
-        api.close()

@@ -1,0 +1,156 @@
+"""HTTP/1.1 as uvicorn speaks it, with limits on how long a client may take and on how many hold a connection.
+
+uvicorn has a limit for idle connections between two requests, and none for a first request, a body or an answer that is
+not read: some hundred silent sockets would shut everybody else out.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from online.api.guard import HEADERS, answer
+
+TOLD_EVERY_S = 30.0  # that connections were closed
+BUSY = "too many connections: ask again later"
+SLOW = "the request did not come in time"
+
+log = logging.getLogger(__name__)
+
+
+def bounded_protocol(
+    *, connections_max: int, request_s_max: float, refused: Callable[[int], None] = lambda _: None
+) -> type[H11Protocol]:
+    """The protocol of one server.
+
+    Args:
+        connections_max: With more, the connection that has been silent for longest makes room; where all are being
+            answered, a new one gets 503.
+        request_s_max: Seconds in which a request has to come, from its first byte (of a new connection: from its
+            beginning) to the end of its body, and in which an answer has to be read.
+        refused: Called with the status of an answer that no request was handled for.
+    """
+    # In the order in which they fell silent: those that never sent a whole request, and those between two requests.
+    newcomers: dict[H11Protocol, None] = {}
+    idle: dict[H11Protocol, None] = {}
+    told = _Told()
+
+    class Bounded(H11Protocol):
+        _deadline: asyncio.TimerHandle | None = None
+        _unread: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > connections_max:
+                silent = next(iter(newcomers), None) or next(iter(idle), None)
+                if isinstance(silent, Bounded):
+                    silent._refuse(HTTPStatus.SERVICE_UNAVAILABLE, BUSY)
+                else:
+                    self.app = _busy
+            newcomers[self] = None
+            self._expect_request()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget_timers()
+            newcomers.pop(self, None)
+            idle.pop(self, None)
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            if self.conn.their_state is h11.IDLE:
+                self._expect_request()
+            super().data_received(data)
+            self._look()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+                idle[self] = None
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._unread = self._unread or self.loop.call_later(request_s_max, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._unread is not None:
+                self._unread.cancel()
+                self._unread = None
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(HTTPStatus.BAD_REQUEST, f"{msg[:1].lower()}{msg[1:].rstrip('.')}")
+
+        def _expect_request(self) -> None:
+            if self._deadline is None:
+                self._deadline = self.loop.call_later(request_s_max, self._too_slow)
+
+        def _look(self) -> None:
+            """Whether the whole request is there."""
+            if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+                if self._deadline is not None:
+                    self._deadline.cancel()
+                    self._deadline = None
+                newcomers.pop(self, None)
+                idle.pop(self, None)
+
+        def _too_slow(self) -> None:
+            self._deadline = None
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, SLOW)
+
+        def _refuse(self, status: HTTPStatus, error: str) -> None:
+            """Answers, unless an answer has begun, and closes."""
+            newcomers.pop(self, None)
+            idle.pop(self, None)
+            if self.transport.is_closing():
+                return
+            refused(status)
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:
+                told.closed()
+            body = json.dumps({"error": error}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+            headers += [*HEADERS.items(), (b"connection", b"close")]
+            response = h11.Response(status_code=status, headers=headers, reason=status.phrase.encode())
+            try:
+                for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                    self.transport.write(self.conn.send(event) or b"")
+            except h11.LocalProtocolError:
+                pass  # an answer has begun, and cannot be ended rightly any more
+            self.transport.close()
+
+        def _forget_timers(self) -> None:
+            for timer in (self._deadline, self._unread):
+                if timer is not None:
+                    timer.cancel()
+            self._deadline = self._unread = None
+
+    return Bounded
+
+
+class _Told:
+    """Says now and then how many connections had to make room."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._next_at = 0.0
+
+    def closed(self) -> None:
+        self._count += 1
+        if (now := time.monotonic()) >= self._next_at:
+            log.warning("too many connections: %d that were silent made room for others lately", self._count)
+            self._count, self._next_at = 0, now + TOLD_EVERY_S
+
+
+async def _busy(scope: Scope, receive: Receive, send: Send) -> Any:
+    """Instead of the API, for a connection too many."""
+    response = answer(503, BUSY, {"Connection": "close", "Retry-After": "1"})
+    response.raw_headers += HEADERS.items()
+    await response(scope, receive, send)
