@@ -24,6 +24,8 @@ from online.event_files.text import LINE_BYTES_MAX
 QUOTED_LINES_MAX = 200
 QUOTED_CHARACTERS_MAX = 65_536
 
+HIDDEN = " \t\xa0"  # around a cell
+
 _LINES_LOOKED_AT = 200  # for the delimiter
 _CHARACTERS_LOOKED_AT = 65_536
 _WAY_ON = 'close it, or double it ("") where it belongs to the text'
@@ -72,7 +74,7 @@ class CsvRows:
         for field, place in self._places.items():
             if place >= len(cells):
                 continue
-            cell = cells[place].strip(" \t\xa0") if plain else cells[place]
+            cell = cells[place].strip(HIDDEN) if plain else cells[place]
             if cell or field in NEEDED:
                 numeric = field in ("timestamp", "value")
                 fields[field] = number_of(cell, decimal_comma=self.delimiter != ",") if numeric else cell

@@ -22,8 +22,8 @@ PIPED_BYTES_MAX = 1 << 30
 SAMPLE_BYTES = 1 << 18  # looked at to tell what a file is
 
 _PIECE = 1 << 16
-# zstd packs 128 KiB into 4 bytes at best: what one piece of so many bytes unpacks to stays below 16 MiB.
-_ZSTD_PIECE = 512
+# zstd packs 128 KiB into 4 bytes at best: what one piece of so many bytes unpacks to stays below 8 MiB.
+_ZSTD_PIECE = 256
 _PACKINGS = {
     b"\x1f\x8b": "gzip",
     b"\xfd7zXZ\x00": "xz",
@@ -195,32 +195,27 @@ class _Zstd(io.RawIOBase):
 
         self._raw, self._unpacker, self._error = raw, zstandard.ZstdDecompressor(), zstandard.ZstdError
         self._frame: Any = None  # None between two frames
-        self._ready = b""
+        self._ready = io.BytesIO()
 
     def readable(self) -> bool:
         return True
 
     def read(self, n: int = -1) -> bytes:
-        rest = b""
-        while not self._ready:
-            piece = rest or self._raw.read(_ZSTD_PIECE)
+        while not (unpacked := self._ready.read(n)):
+            piece = self._raw.read(_ZSTD_PIECE)
             if not piece:
                 if self._frame is not None:
                     raise EOFError
                 return b""
             self._frame = self._frame or self._unpacker.decompressobj()
             try:
-                self._ready = self._frame.decompress(piece)
+                self._ready = io.BytesIO(self._frame.decompress(piece))
             except self._error as error:
                 raise OSError(str(error)) from None
-            rest = self._frame.unused_data if self._frame.eof else b""
-            if rest:
-                self._raw.seek(-len(rest), os.SEEK_CUR)
-                rest = b""
             if self._frame.eof:
+                self._raw.seek(-len(self._frame.unused_data), os.SEEK_CUR)
                 self._frame = None
-        got, self._ready = self._ready[:n], self._ready[n:]
-        return got
+        return unpacked
 
 
 def _packing(head: bytes) -> str:

@@ -70,11 +70,7 @@ class ParquetRows:
         for field, place in found.items():
             if not _fits(field, paths[place][1]):
                 fits = _NEEDED_TYPE.get(field, _ID_TYPE)
-                without = (
-                    ""
-                    if field in ("user_id", "item_id", "timestamp")
-                    else f"; {columns_option({field: ''})} leaves it out"
-                )
+                without = "" if field in NEEDED else f"; {columns_option({field: ''})} leaves it out"
                 raise EventFileError(
                     f"{self._name}: column {shown(names[place])!r} is of the type {shown(paths[place][1])}, and "
                     f"{field} needs {fits}{without}"

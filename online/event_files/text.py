@@ -74,7 +74,7 @@ def lines_of(opened: Opened, encoding: str) -> Generator[str]:
             except UnicodeError as error:
                 reason = getattr(error, "reason", str(error))
                 raise EventFileError(
-                    f"{opened.name}: after line {number:,} comes what is no {encoding} ({reason}); --encoding says another"
+                    f"{opened.name}: after line {number:,} it is no {encoding} ({reason}); --encoding says another"
                 ) from None
             if not line:
                 return
