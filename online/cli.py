@@ -8,8 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +18,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from online.commands.file_options import (
+    BAD_ROWS_MAX,
+    BadRowsOption,
+    ColumnsOption,
+    DelimiterOption,
+    EncodingOption,
+    FileArgument,
+    SortOption,
+    TimezoneOption,
+    bad_rows_share,
+    open_file,
+)  # fmt: skip
+
 if TYPE_CHECKING:
-    from online.commands.replay import Replayed
-    from online.event_files import EventFile
     from online.settings import Settings
 
 app = typer.Typer(
@@ -42,7 +52,7 @@ _EXPECTED = {
     "online.commands.demo": ("DemoError",),
     "online.event_files": ("EventFileError",),
     "online.turn.quarantine": ("InternalError",),
-    "online.commands.replay": ("ReplayError",),
+    "online.commands.replay_progress": ("ReplayError",),
     "online.commands.forget": ("ForgetError",),
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
@@ -52,7 +62,8 @@ _EXPECTED = {
     "stream.source": ("SourceError",),
     "stream.lists": ("ListsError",),
 }
-_INTERRUPTED = 130
+
+_DEMO_ROWS_CHECKED = 20_000  # a demo of a long file begins soon
 
 
 DataDir = Annotated[
@@ -86,22 +97,33 @@ def _nextclick(version: Annotated[bool, typer.Option("--version", help="Print th
 
 
 @app.command(epilog="Example: nextclick demo --seconds 30")
-def demo(
+def demo(  # noqa: PLR0917 - typer's options
     seconds: Annotated[float, typer.Option(help="How long clicks come.", min=1)] = 45,
     seed: Annotated[int, typer.Option(help="Which town, and which network.", min=0)] = 0,
     data: Annotated[Path | None, typer.Option(help="Clicks of a file (as for replay) instead of a town's.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep log and checkpoints there; else they go.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API; 0: any free one.", min=0, max=65_535)] = None,
+    columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    timezone: TimezoneOption = None,
+    bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
 ) -> None:
     """Show it all in one process: simulated clicks, learning, and what one click changes.
 
     Embedded log and Redis: no broker, no server, nothing left behind.
     """
+    share = bad_rows_share(bad_rows_max)
+    events = open_file(data, columns, delimiter, encoding, timezone) if data is not None else None
+    if events is not None:
+        from online.event_files import check_rows
+
+        check_rows(events, limit=_DEMO_ROWS_CHECKED).refuse_if_bad(events, share)
     from online.commands.demo import ConsoleLog, run_demo
 
     _log_to(ConsoleLog(out), "warning")
     stop = _stop_on_signals()
-    run_demo(out, stop, seconds=seconds, seed=seed, data=data, data_dir=data_dir, port=port)
+    run_demo(out, stop, seconds=seconds, seed=seed, data=events, data_dir=data_dir, port=port)
 
 
 @app.command(epilog="Example: nextclick worker --data-dir /var/lib/nextclick")
@@ -163,51 +185,38 @@ def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, di
 
 @app.command(epilog="Example: nextclick replay clicks.csv.gz --rate 500")
 def replay(  # noqa: PLR0917 - typer's options
-    file: Annotated[Path, typer.Argument(help="CSV or JSON lines (also .gz, .xz) or Parquet: user, item, timestamp.")],
+    file: FileArgument,
     rate: Annotated[float | None, typer.Option(help="Events per second.", min=1e-6)] = None,
     speedup: Annotated[float | None, typer.Option(help="Times faster than it happened.", min=1e-6)] = None,
     limit: Annotated[int | None, typer.Option(help="Publish the file's first N rows only.", min=1)] = None,
     restart: Annotated[bool, typer.Option("--restart/--resume", help="From the beginning, or where it ended.")] = False,
     data_dir: DataDir = None,
+    columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    timezone: TimezoneOption = None,
+    bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
 ) -> None:
     """Publish a file of events to the clicks topic, as fast as it takes them or at a pace.
 
-    Needed columns: user (or user_id), item (or item_id), timestamp.
+    Needed columns: user (or user_id), item (or item_id), timestamp; others are named by --columns.
     Read where present: event_type, event_id, value (or rating).
 
-    Interrupt it at any time: the same command goes on where it ended.
+    The file is looked at first: what cannot be read is refused before anything is published.
+    Interrupt it at any time: the same command goes on where it ended, also when the file has grown.
     Publishing twice is harmless: the worker knows each row by its event id.
     """
     if rate is not None and speedup is not None:
         raise typer.BadParameter("choose --rate or --speedup, not both")
-    settings = _folder_settings(data_dir)
-    from online.commands.replay import Pace, Progress
-    from online.commands.replay import replay as publish
-    from online.edges import open_producer, prepare_topics
-    from online.event_files import EventFile
-    from stream.events import Limits
+    share = bad_rows_share(bad_rows_max)
+    events, settings = open_file(file, columns, delimiter, encoding, timezone), _folder_settings(data_dir)
+    from online.commands.replay import Pace
+    from online.commands.replay_run import run_replay
 
-    events = EventFile(file)
-    where = settings.kafka_bootstrap_servers or str(settings.log_path)
-    progress = Progress(settings.data_dir / "replay", events, f"{where} {settings.clicks_topic}")
-    rows, complete = progress.load()
-    if rows and not complete and not restart:
-        out.print(f"goes on after {rows:,} rows that are published already (--restart begins anew)", style="dim")
-    prepare_topics(settings)
-    with closing(open_producer(settings)) as producer, _replay_bar(events, limit) as on_progress:
-        done = publish(
-            events,
-            producer,
-            settings.clicks_topic,
-            progress,
-            pace=Pace(rate, speedup),
-            limit=limit,
-            restart=restart,
-            stop=_stop_on_signals(),
-            limits=Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max),
-            on_progress=on_progress,
-        )
-    _say_replayed(done, file, f"topic {settings.clicks_topic} ({where})")
+    run_replay(
+        out, events, settings, _stop_on_signals(),
+        pace=Pace(rate, speedup), limit=limit, restart=restart, bad_rows_max=share,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: nextclick item i9 --unavailable")
@@ -242,7 +251,7 @@ def item(  # noqa: PLR0917 - typer's options
 
 @app.command(epilog="Example: nextclick backtest clicks.csv.gz --limit 20000 --plots plots")
 def backtest(  # noqa: PLR0917 - typer's options
-    file: Annotated[Path, typer.Argument(help="CSV or JSON lines (also .gz, .xz) or Parquet: user, item, timestamp.")],
+    file: FileArgument,
     limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
     exclude_seen: Annotated[
         bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
@@ -253,19 +262,29 @@ def backtest(  # noqa: PLR0917 - typer's options
     methods: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Processes beside each other; else as many as cores.", min=1)] = None,
     finetune_every: Annotated[int, typer.Option(help="Clicks between two fine-tunings; 0: none.", min=0)] = 0,
+    columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    timezone: TimezoneOption = None,
+    bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
+    sort: SortOption = False,
 ) -> None:
     """Test, then learn, over a file: how well it foresees each click, beside counting methods.
 
     The first fifth only teaches. Nothing is read or written but the file and what is asked for.
     """
+    share_max = bad_rows_share(bad_rows_max)
+    events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     from online.commands.backtest import run_backtest
 
     run_backtest(
         out,
-        file,
+        events,
         settings,
+        bad_rows_max=share_max,
+        sort=sort,
         limit=limit,
         methods=methods,
         jobs=jobs,
@@ -277,7 +296,7 @@ def backtest(  # noqa: PLR0917 - typer's options
 
 @app.command(epilog="Example: nextclick tune clicks.csv.gz --limit 50000 --timeout 3600")
 def tune(  # noqa: PLR0917 - typer's options
-    file: Annotated[Path, typer.Argument(help="CSV or JSON lines (also .gz, .xz) or Parquet: user, item, timestamp.")],
+    file: FileArgument,
     to: Annotated[Path, typer.Option("--out", help="Write the settings there.")] = Path("nextclick.env"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
     share: Annotated[float, typer.Option(help="Of the clicks: the first ones, to search on.", min=0.1, max=0.9)] = 0.5,
@@ -289,6 +308,12 @@ def tune(  # noqa: PLR0917 - typer's options
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.", min=0)] = None,
     jobs: Annotated[int, typer.Option(help="Processes beside each other; the result depends on it.", min=1)] = 1,
+    columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    timezone: TimezoneOption = None,
+    bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
+    sort: SortOption = False,
 ) -> None:
     """Search settings that suit a file, judge them on its later clicks, and write them as a settings file.
 
@@ -298,13 +323,16 @@ def tune(  # noqa: PLR0917 - typer's options
     Ctrl-C ends the search early and goes on with what it has.
     Learning rates, what is remembered and batches are searched; the network's shape is not.
     """
+    share_max = bad_rows_share(bad_rows_max)
+    events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     from online.commands.tune import run_tune
 
     stop = _stop_on_signals().is_set
     run_tune(
-        out, file, settings, stop,
+        out, events, settings, stop,
+        bad_rows_max=share_max, sort=sort,
         to=to, force=force, limit=limit, share=share, trials=trials, jobs=jobs, timeout_s=timeout,
     )  # fmt: skip
 
@@ -491,42 +519,6 @@ def _stop_on_signals() -> threading.Event:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask)
     return stop
-
-
-@contextmanager
-def _replay_bar(file: "EventFile", limit: int | None) -> Iterator[Any]:
-    """Shows how far a replay is, on a terminal; yields what is to be called with its progress."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rows]} rows"),
-        TextColumn("{task.fields[rate]} events/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(file.path.name, total=1.0, rows="0", rate="?")
-
-        def on_progress(done: "Replayed") -> None:
-            share = max(file.fraction, done.rows / limit if limit else 0.0)
-            rate = f"{done.published / max(done.seconds, 1e-3):,.0f}"
-            bar.update(task, completed=min(1.0, share), rows=f"{done.rows:,}", rate=rate)
-
-        yield on_progress
-
-
-def _say_replayed(done: "Replayed", file: Path, where: str) -> None:
-    from online.commands.views import reasons_line
-
-    if done.already_done:
-        print(f"{file}: {done.rows:,} rows are already published to {where}; use --restart to publish them again")
-        return
-    rate = done.published / max(done.seconds, 1e-3)
-    print(f"{file}: {done.published:,} events published to {where} in {done.seconds:.1f} s ({rate:,.0f}/s)")
-    if done.broken:
-        print(f"not readable as clicks, so they will be dead letters: {reasons_line(done.broken)}")
-    if done.stopped:
-        print(f"stopped after row {done.rows:,}: the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED)
 
 
 def _print_json(value: Any) -> None:

@@ -14,14 +14,17 @@ from online.backtest import METHODS, OnProgress, backtest, runs_of
 from online.evaluation.backtest_events import BacktestError, Read, read_clicks
 from online.evaluation.backtest_report import remarks, report, table
 from online.event_files import EventFile
+from online.event_files.tally import BAD_ROWS_MAX
 from online.settings import Settings
 
 
 def run_backtest(
     out: Console,
-    file: Path,
+    file: EventFile,
     settings: Settings,
     *,
+    bad_rows_max: float = BAD_ROWS_MAX,
+    sort: bool = False,
     limit: int | None = None,
     methods: str | None = None,
     jobs: int | None = None,
@@ -35,9 +38,9 @@ def run_backtest(
     """
     wanted = METHODS if methods is None else _methods(methods)
     _prepare(json_out, plots)
-    read = read_clicks(EventFile(file), settings, limit)
+    read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
-        raise BacktestError(f"{file} holds no click that can be read; " + "; ".join(left_out(read)))
+        raise BacktestError(f"{file.name} holds no click that can be read; " + "; ".join(left_out(read)))
     with _bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(
             read.clicks,
@@ -48,14 +51,16 @@ def run_backtest(
             on_progress=on_progress,
         )
     found = report(outcome) | {
-        "file": file.name,
+        "file": file.path.name,
         "seed": settings.seed,
         "finetune_every": finetune_every,
         "unreadable": dict(read.unreadable),
         "duplicates": read.duplicates,
+        "backward": read.tally.backward,  # clicks earlier than one before them, as the file has them
+        "sorted": read.sorted,
     }
     out.print(table(found))
-    for line in (*remarks(found), *left_out(read)):
+    for line in (*remarks(found), *left_out(read), *file.remarks()):
         out.print(line, style="dim", markup=False)
     if json_out is not None:
         _write(json_out, json.dumps(found, indent=1) + "\n")
@@ -63,7 +68,7 @@ def run_backtest(
         from online.evaluation.plots import save_plots  # noqa: PLC0415 - matplotlib takes a second to import
 
         try:
-            saved = save_plots(plots, outcome, f"{file.name}: {len(read.clicks):,} clicks")
+            saved = save_plots(plots, outcome, f"{file.path.name}: {len(read.clicks):,} clicks")
         except OSError as error:
             raise BacktestError(f"the plots cannot be saved in {plots}: {error.strerror}") from None
         out.print("saved: " + ", ".join(map(str, saved)), markup=False)
@@ -101,6 +106,9 @@ def left_out(read: Read) -> Iterator[str]:
         yield f"left out, not readable as clicks: {reasons}"
     if read.duplicates:
         yield f"left out, with the event id of an earlier one: {read.duplicates:,}"
+    order = read.tally.order_line()
+    if order is not None:
+        yield f"{order}: " + ("sorted by time first" if read.sorted else "these figures are NOT by time (--sort sorts)")
 
 
 @contextmanager

@@ -63,11 +63,12 @@ class Sent(NamedTuple):
 class Stream:
     """The messages of the demo: a town's, or a file's."""
 
-    def __init__(self, *, seed: int, data: Path | None) -> None:
+    def __init__(self, *, seed: int, data: EventFile | Path | None) -> None:
         self.town = None if data is not None else Town(seed=seed)
         self.taken = 0
         self._fashion_is_due = False
-        self._messages = self._of_town() if data is None else self._of_file(EventFile(data))
+        file = EventFile(data) if isinstance(data, Path) else data
+        self._messages = self._of_town() if file is None else self._of_file(file)
 
     def take(self, n: int) -> list[Sent]:
         """The next `n`, or what is left of them."""
@@ -174,7 +175,7 @@ def run_demo(
     *,
     seconds: float = 45.0,
     seed: int = 0,
-    data: Path | None = None,
+    data: EventFile | Path | None = None,
     data_dir: Path | None = None,
     port: int | None = None,
 ) -> None:

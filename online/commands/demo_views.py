@@ -37,7 +37,7 @@ class Story:
     best_next: str | None
 
 
-def welcome(settings: Settings, api_url: str, data: Path | None, town: Town | None) -> RenderableType:
+def welcome(settings: Settings, api_url: str, data: object, town: Town | None) -> RenderableType:
     """What runs, and how to look at it meanwhile."""
     who = f"a town of {town.users} shoppers (simulated)" if town is not None else f"the events in {data}"
     user = town.user_ids[0] if town is not None else "USER"

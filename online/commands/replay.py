@@ -4,27 +4,20 @@ The order is: rows are sent, the broker acknowledges them, then the progress fil
 rows are published again with the same event ids, by which the worker recognises them.
 """
 
-import json
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from pathlib import Path
 
-from online.event_files import EventFile
+from online.commands.replay_progress import Progress
+from online.event_files import EventFile, RowTally
 from stream.events import BadEvent, Limits, parse_click
 from stream.source import Producer
 
 _UNACKNOWLEDGED_ROWS_MAX = 5_000
 _UNACKNOWLEDGED_S_MAX = 1.0
 _SHORTEST_SLEEP_S = 0.02  # what falls due in this time is sent together
-
-
-class ReplayError(Exception):
-    """A replay that cannot begin or go on; one line for people."""
 
 
 @dataclass(frozen=True)
@@ -47,38 +40,6 @@ _AT_ONCE = Pace()
 _LIMITS = Limits()
 
 
-class Progress:
-    """How many rows of a file have reached one topic, on disk in `folder`.
-
-    `target` names the broker and topic: the same file may be published to several.
-    """
-
-    def __init__(self, folder: Path, file: EventFile, target: str) -> None:
-        self._file = file
-        self._target = target
-        where = blake2b(target.encode(), digest_size=4).hexdigest()
-        self._path = folder / f"{file.content_id}-{where}.json"
-
-    def load(self) -> tuple[int, bool]:
-        """Rows acknowledged, and whether these are all; (0, False) where nothing readable is there."""
-        try:
-            saved = json.loads(self._path.read_bytes())
-            return max(0, int(saved["rows"])), bool(saved["complete"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, False
-
-    def save(self, rows: int, complete: bool) -> None:
-        """Replace what is on disk at once, never half. Raises ReplayError when the disk refuses."""
-        saved = {"file": str(self._file.path), "target": self._target, "rows": rows, "complete": complete}
-        aside = self._path.with_suffix(".tmp")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            aside.write_text(json.dumps(saved, indent=1))
-            os.replace(aside, self._path)
-        except OSError as error:
-            raise ReplayError(f"the progress of the replay cannot be kept in {self._path}: {error.strerror}") from error
-
-
 @dataclass
 class Replayed:
     """What a replay has done: `rows` of the file are on the topic, `published` of them in this run."""
@@ -93,6 +54,8 @@ class Replayed:
     already_done: bool = False
     #: Rows sent in this run that will be dead letters, by reason.
     broken: Counter[str] = field(default_factory=Counter)
+    #: All rows of the file so far, those of runs before too.
+    tally: RowTally = field(default_factory=RowTally)
 
 
 def replay(
@@ -103,20 +66,19 @@ def replay(
     *,
     pace: Pace = _AT_ONCE,
     limit: int | None = None,
-    restart: bool = False,
     stop: threading.Event | None = None,
     limits: Limits = _LIMITS,
     on_progress: Callable[[Replayed], None] = lambda _: None,
 ) -> Replayed:
     """Publish the rows of `file` that `progress` does not have yet; only the file's first `limit`, where given.
 
-    Ends early when `stop` is set; what is acknowledged by then is kept. Raises EventFileError, SourceError or
-    ReplayError; the next run goes on where this one ended, in each case.
+    Begins after the rows that `progress` has loaded. Ends early when `stop` is set; what is acknowledged by then is
+    kept. Raises EventFileError, SourceError or ReplayError; the next run goes on where this one ended, in each case.
     """
     stop = stop or threading.Event()
-    rows, complete = (0, False) if restart else progress.load()
-    done = Replayed(rows=rows, resumed_at=rows, complete=complete)
-    if complete or (limit is not None and rows >= limit):
+    rows = progress.rows
+    done = Replayed(rows=rows, resumed_at=rows, tally=RowTally(rows=rows, bad=progress.bad.copy()))
+    if limit is not None and rows >= limit:
         done.already_done = True
         return done
     started = acknowledged_at = time.monotonic()
@@ -128,7 +90,7 @@ def replay(
         if sent:
             producer.flush()
             done.rows, done.published, sent = done.rows + sent, done.published + sent, 0
-            progress.save(done.rows, False)
+            progress.save(done.tally.bad)
         acknowledged_at = time.monotonic()
         done.seconds = acknowledged_at - started
         on_progress(done)
@@ -147,7 +109,9 @@ def replay(
             done.stopped = True
             break
         producer.send(topic, key=message.key, value=message.value)
+        progress.add(message)
         sent += 1
+        done.tally.add(message, click)
         if isinstance(click, BadEvent):
             done.broken[click.reason] += 1
         if sent >= _UNACKNOWLEDGED_ROWS_MAX or time.monotonic() - acknowledged_at > _UNACKNOWLEDGED_S_MAX:
@@ -155,6 +119,5 @@ def replay(
     else:
         done.complete = True
     acknowledge()
-    if done.complete:
-        progress.save(done.rows, True)
+    done.already_done = done.complete and done.published == 0
     return done

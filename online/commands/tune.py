@@ -19,6 +19,7 @@ from online.evaluation.backtest_events import read_clicks
 from online.evaluation.tune import LATER, SEARCH, HowFar, OnProgress, Tuned, tune
 from online.evaluation.tune_runs import TuneError
 from online.event_files import EventFile
+from online.event_files.tally import BAD_ROWS_MAX
 from online.settings import ENV_FILE, PREFIX, Settings
 
 _MUCH_SLOWER = 0.8
@@ -26,11 +27,13 @@ _MUCH_SLOWER = 0.8
 
 def run_tune(
     out: Console,
-    file: Path,
+    file: EventFile,
     settings: Settings,
     stop: Callable[[], bool] = lambda: False,
     *,
     to: Path,
+    bad_rows_max: float = BAD_ROWS_MAX,
+    sort: bool = False,
     force: bool = False,
     limit: int | None = None,
     share: float = 0.5,
@@ -43,9 +46,9 @@ def run_tune(
     Raises EventFileError, and TuneError for too few clicks and for a file that cannot be written or exists already.
     """
     _prepare(to, force)
-    read = read_clicks(EventFile(file), settings, limit)
+    read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
-        raise TuneError("; ".join([f"{file} holds no click that can be read", *left_out(read)]))
+        raise TuneError("; ".join([f"{file.name} holds no click that can be read", *left_out(read)]))
     with _bar(trials) as on_progress:
         tuned = tune(
             read.clicks,
@@ -58,9 +61,9 @@ def run_tune(
             on_progress=on_progress,
         )
     out.print(table(tuned))
-    for line in (verdict(tuned), *remarks(tuned), *left_out(read)):
+    for line in (verdict(tuned), *remarks(tuned), *left_out(read), *file.remarks()):
         out.print(line, markup=False, soft_wrap=True)
-    _write(to, settings_file(tuned, settings, file.name), force)
+    _write(to, settings_file(tuned, settings, file.path.name), force)
     out.print(
         f"written: {to}; go by it: {ENV_FILE}={shlex.quote(str(to))} nextclick worker", markup=False, soft_wrap=True
     )

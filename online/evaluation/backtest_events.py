@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from online.event_files import EventFile
+from online.event_files import EventFile, RowTally
+from online.event_files.tally import BAD_ROWS_MAX
 from online.settings import Settings
 from online.turn.seen import SeenEvents
 from stream.events import BadEvent, Click, Limits, parse_click
@@ -30,24 +32,45 @@ class Read:
     """What a file held."""
 
     clicks: list[Click] = field(default_factory=list)
-    unreadable: Counter[str] = field(default_factory=Counter)  # by reason: a worker's dead letters
     duplicates: int = 0  # by event id
+    tally: RowTally = field(default_factory=RowTally)
+    sorted: bool = False
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """By reason: a worker's dead letters."""
+        return self.tally.bad
 
 
-def read_clicks(file: EventFile, settings: Settings, limit: int | None = None) -> Read:
-    """The clicks of a file's first `limit` rows, judged as a worker judges them. Raises EventFileError."""
+def read_clicks(
+    file: EventFile,
+    settings: Settings,
+    limit: int | None = None,
+    *,
+    bad_rows_max: float = BAD_ROWS_MAX,
+    sort: bool = False,
+) -> Read:
+    """The clicks of a file's first `limit` rows, judged as a worker judges them; by time, stably, where `sort` says so.
+
+    Raises EventFileError, also where a larger share than `bad_rows_max` of the rows are no clicks.
+    """
     read = Read()
     seen = SeenEvents(settings.event_ids_held)
     limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
     now = time.time()
     for message in islice(file.messages(), limit):
         click = parse_click(message.value, now=now, limits=limits)
+        read.tally.add(message, click)
         if isinstance(click, BadEvent):
-            read.unreadable[click.reason] += 1
-        elif click.event_id is not None and not seen.add(click.event_id):
+            continue
+        if click.event_id is not None and not seen.add(click.event_id):
             read.duplicates += 1
         else:
             read.clicks.append(click)
+    read.tally.refuse_if_bad(file, bad_rows_max)
+    if sort and read.tally.backward:
+        read.clicks.sort(key=attrgetter("timestamp"))
+        read.sorted = True
     return read
 
 

@@ -23,7 +23,7 @@ from online.commands.backtest import run_backtest
 from online.evaluation.backtest_events import BacktestError, facts_of, micro_batches, next_clicks, read_clicks
 from online.evaluation.backtest_report import report
 from online.evaluation.town import Town
-from online.event_files import EventFile
+from online.event_files import EventFile, EventFileError
 from online.history import SERVED
 from online.learner import Learner
 from online.ranking.learned import Learned, Look
@@ -403,7 +403,7 @@ class TestFile:
         clicks = stream("ada tea", "ben tea", "ada cup")
         lines = [encode(click.model_copy(update={"event_id": f"e{at % 2}"})) for at, click in enumerate(clicks)]
         path.write_bytes(b"\n".join([*lines, b'{"user_id": "ada", "item_id": "tea", "timestamp": "soon"}', b"{"]))
-        read = read_clicks(EventFile(path), settings())
+        read = read_clicks(EventFile(path), settings(), bad_rows_max=0.5)
         assert [click.item_id for click in read.clicks] == ["tea", "tea"]
         assert read.duplicates == 1
         assert read.unreadable == {"invalid-timestamp": 1, "malformed-json": 1}
@@ -416,7 +416,8 @@ class TestCommand:
         rows = [f"{click.user_id},{click.item_id},{click.timestamp}" for click in town(300)]
         path.write_text("\n".join(["user,item,timestamp", *rows]))
         shown = io.StringIO()
-        run_backtest(Console(width=80, file=shown), path, settings(), json_out=tmp_path / "out.json", jobs=1, **given)
+        given = {"json_out": tmp_path / "out.json", "jobs": 1, **given}
+        run_backtest(Console(width=80, file=shown), EventFile(path), settings(), **given)
         return shown.getvalue(), json.loads((tmp_path / "out.json").read_text())
 
     def test_json_keeps_the_contract(self, tmp_path: Path) -> None:
@@ -443,8 +444,10 @@ class TestCommand:
     def test_a_file_without_a_click_says_why(self, tmp_path: Path) -> None:
         path = tmp_path / "clicks.csv"
         path.write_text("user,item,timestamp\nada,tea,soon\nben,,1\n")
+        with pytest.raises(EventFileError, match=r"2 of 2 rows \(100%\).* 1 invalid-timestamp, 1 invalid-item_id"):
+            run_backtest(Console(quiet=True), EventFile(path), settings())
         with pytest.raises(BacktestError, match=r"no click that can be read.* 1 invalid-timestamp, 1 invalid-item_id"):
-            run_backtest(Console(quiet=True), path, settings())
+            run_backtest(Console(quiet=True), EventFile(path), settings(), bad_rows_max=1)
 
     def test_what_cannot_be_done_is_said_before_the_work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "backtest", None)
@@ -456,7 +459,7 @@ class TestCommand:
             with pytest.raises(BacktestError, match=words):
                 self.run(tmp_path, **wrong)
         with pytest.raises(BacktestError, match="there is no folder"):
-            run_backtest(Console(quiet=True), tmp_path / "x.csv", settings(), json_out=tmp_path / "no" / "out.json")
+            self.run(tmp_path, json_out=tmp_path / "no" / "out.json")
 
 
 def test_the_order_of_methods_is_ours_then_counting() -> None:

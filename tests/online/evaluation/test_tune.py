@@ -24,6 +24,7 @@ from online.evaluation.metrics import hit_and_ndcg_at
 from online.evaluation.town import Town
 from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, HowFar, Tuned, _gain, tune
 from online.evaluation.tune_runs import STEPS, Notes, Runs, TuneError
+from online.event_files import EventFile, EventFileError
 from online.ranking.learned import Learned, Look
 from online.settings import Settings, load_settings
 from stream.events import Click
@@ -306,7 +307,7 @@ class TestCommand:
     def run(self, **given: Any) -> str:
         shown = io.StringIO()
         given = {"to": Path("found.env"), "trials": 8, **given}
-        run_tune(Console(width=80, file=shown), Path("clicks.csv"), settings(), **given)
+        run_tune(Console(width=80, file=shown), EventFile(Path("clicks.csv")), settings(), **given)
         return shown.getvalue()
 
     def test_what_was_found_is_printed_and_written_and_can_be_gone_by(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,8 +394,10 @@ class TestCommand:
 
     def test_a_file_without_a_click_says_why(self) -> None:
         Path("clicks.csv").write_text("user,item,timestamp\nada,tea,soon\n")
-        with pytest.raises(TuneError, match=r"no click that can be read; .*1 invalid-timestamp$"):
+        with pytest.raises(EventFileError, match=r"1 of 1 rows \(100%\) cannot be read as clicks: 1 invalid-timestamp"):
             self.run()
+        with pytest.raises(TuneError, match=r"no click that can be read; .*1 invalid-timestamp$"):
+            self.run(bad_rows_max=1)
 
 
 def tuned(**fields: Any) -> Tuned:
