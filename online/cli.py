@@ -98,7 +98,7 @@ def _nextclick(version: Annotated[bool, typer.Option("--version", help="Print th
 
 @app.command(epilog="Example: nextclick demo --seconds 30")
 def demo(  # noqa: PLR0917 - typer's options
-    seconds: Annotated[float, typer.Option(help="How long clicks come.", min=1)] = 45,
+    seconds: Annotated[float, typer.Option(help="How long clicks come; 0: no limit, a file to its end.", min=0)] = 45,
     seed: Annotated[int, typer.Option(help="Which town, and which network.", min=0)] = 0,
     data: Annotated[Path | None, typer.Option(help="Clicks of a file (as for replay) instead of a town's.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Keep log and checkpoints there; else they go.")] = None,
@@ -108,6 +108,12 @@ def demo(  # noqa: PLR0917 - typer's options
     encoding: EncodingOption = None,
     timezone: TimezoneOption = None,
     bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
+    stay: Annotated[
+        bool | None,
+        typer.Option(
+            "--stay/--no-stay", help="Serve the dashboard on until Ctrl-C; as it is: at a terminal.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Show it all in one process: simulated clicks, learning, and what one click changes.
 
@@ -119,11 +125,13 @@ def demo(  # noqa: PLR0917 - typer's options
         from online.event_files import check_rows
 
         check_rows(events, limit=_DEMO_ROWS_CHECKED).refuse_if_bad(events, share)
-    from online.commands.demo import ConsoleLog, run_demo
+    out.print("loading PyTorch and the rest …", style="dim")
+    from online.commands.demo import ConsoleLog, run_demo, stays
 
     _log_to(ConsoleLog(out), "warning")
     stop = _stop_on_signals()
-    run_demo(out, stop, seconds=seconds, seed=seed, data=events, data_dir=data_dir, port=port)
+    stay = stays(out) if stay is None else stay
+    run_demo(out, stop, seconds=seconds, seed=seed, data=events, data_dir=data_dir, port=port, stay=stay)
 
 
 @app.command(epilog="Example: nextclick worker --data-dir /var/lib/nextclick")

@@ -1,153 +1,58 @@
-"""The demo: log, Redis, worker and API in one process, a town of shoppers clicking, and what one click changes.
-
-The publisher waits for the lists of what it sent before it sends more. So the rate is what this computer can do, and
-the time from click to list is not that of a queue.
-"""
+"""The demo: log, Redis, worker and API in one process, a town of shoppers clicking, and what one click changes."""
 
 import contextlib
 import logging
 import math
+import os
 import socket
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from online.commands.demo_views import FASHION_CHANGES, Story, course_line, live_line, next_steps, story_view, welcome
-from online.edges import open_lists, open_producer
-from online.evaluation.town import Town
+from online.commands.demo_stream import Publisher, Stream, in_time
+from online.commands.demo_views import (
+    FASHION_CHANGES,
+    Running,
+    Story,
+    bad_rows_line,
+    course_line,
+    dashboard_stays,
+    live_line,
+    next_steps,
+    stopped_line,
+    story_view,
+    welcome,
+)
+from online.edges import open_lists, open_producer, open_reader
 from online.event_files import EventFile
 from online.serve import Api
 from online.settings import Settings, load_settings
 from online.worker import run_worker
-from stream.events import BadEvent, Click, encode, parse_click
-from stream.lists import Lists, RedisAwayError, TopList
-from stream.source import Producer
+from stream.lists import Lists
+from stream.source import Partition
 
-T = TypeVar("T")
-
-_BURST = 32  # clicks sent together
-_TOWN_CLICKS_MAX = 100_000_000
 _CHANGE_AT = 0.5  # share of the time after which fashion changes
-_STORY_SEARCH_MAX = 500  # clicks looked through for one whose owner has a list already
-_LIST_S_MAX = 5.0  # a list that has not come within this time is not waited for
-_POLL_EVERY_S = 0.002
+_CHANGE_AFTER_S = 60.0  # where the time is not limited
+_FIRST_STORY_AFTER_S = 4.0
+_BAD_ROWS_TOLD = 10  # so many are said at once
 _REFRESH_EVERY_S = 0.5
 _PLAIN_LINE_EVERY_S = 5.0
 _START_S_MAX = 60.0
 _REPORT_S_MAX = 5.0  # the worker reports about every second
+_LAST_BURST_S_MAX = 30.0  # it waits for nothing once it is to stop
 _GOODBYE_S_MAX = 30.0
 
 
 class DemoError(Exception):
     """The demo cannot go on; one line for people."""
-
-
-class Sent(NamedTuple):
-    """A message for the clicks topic, and the click in it where there is one."""
-
-    key: bytes | None
-    value: bytes
-    click: Click | None
-
-
-class Stream:
-    """The messages of the demo: a town's, or a file's."""
-
-    def __init__(self, *, seed: int, data: EventFile | Path | None) -> None:
-        self.town = None if data is not None else Town(seed=seed)
-        self.taken = 0
-        self._fashion_is_due = False
-        file = EventFile(data) if isinstance(data, Path) else data
-        self._messages = self._of_town() if file is None else self._of_file(file)
-
-    def take(self, n: int) -> list[Sent]:
-        """The next `n`, or what is left of them."""
-        messages = list(islice(self._messages, n))
-        self.taken += len(messages)
-        return messages
-
-    def change_fashion(self) -> None:
-        """In a town, fashion changes with what is taken next."""
-        self._fashion_is_due = True
-
-    def best_next(self, item_id: str) -> str | None:
-        """What most often follows; None where nobody knows."""
-        return None if self.town is None else self.town.best_next(item_id, self.taken)
-
-    def _of_town(self) -> Iterator[Sent]:
-        assert self.town is not None
-        clicks, number = self.town.clicks(_TOWN_CLICKS_MAX), 0
-        while (click := next(clicks, None)) is not None:
-            yield Sent(click.user_id.encode(), encode(click), click)
-            number += 1
-            if self._fashion_is_due:
-                # The clicks so far are the same in a town whose fashion changes now.
-                self._fashion_is_due = False
-                self.town = replace(self.town, fashion_change_at=number)
-                clicks = islice(self.town.clicks(_TOWN_CLICKS_MAX), number, None)
-
-    def _of_file(self, file: EventFile) -> Iterator[Sent]:
-        for message in file.messages():
-            click = parse_click(message.value)
-            yield Sent(message.key, message.value, None if isinstance(click, BadEvent) else click)
-
-
-class Publisher:
-    """Sends the stream's messages in bursts, and waits for what they change."""
-
-    def __init__(self, stream: Stream, producer: Producer, lists: Lists, topic: str) -> None:
-        self._stream = stream
-        self._producer = producer
-        self._lists = lists
-        self._topic = topic
-
-    def run(self, stop: threading.Event) -> None:
-        """Burst after burst, until `stop` is set or the stream ends."""
-        while not stop.is_set():
-            burst = self._stream.take(_BURST)
-            if not burst:
-                return
-            self._send(burst, stop)
-
-    def story(self, stop: threading.Event) -> Story | None:
-        """Send one click at a time until somebody clicks who has a list; None where nobody does."""
-        for _ in range(_STORY_SEARCH_MAX):
-            one = self._stream.take(1)
-            if not one or stop.is_set():
-                return None
-            click = one[0].click
-            before = None if click is None else _in_time(self._lists.read, click.user_id)
-            started = time.perf_counter()
-            after = self._send(one, stop)
-            if click is not None and before is not None and after is not None:
-                milliseconds = 1_000 * (time.perf_counter() - started)
-                return Story(click, before, after, milliseconds, self._stream.best_next(click.item_id))
-        return None
-
-    def _send(self, messages: list[Sent], stop: threading.Event) -> TopList | None:
-        """Publish; return the list that follows from the last click as soon as it stands in Redis."""
-        sent_at_ms = int(1_000 * time.time())
-        for sent in messages:
-            self._producer.send(self._topic, key=sent.key, value=sent.value)
-        self._producer.flush()
-        click = next((sent.click for sent in reversed(messages) if sent.click is not None), None)
-        deadline = time.monotonic() + _LIST_S_MAX
-        while click is not None and not stop.is_set() and time.monotonic() < deadline:
-            top = _in_time(self._lists.read, click.user_id)
-            if top is not None and top.written_at >= sent_at_ms and top.clicked_at == int(1_000 * click.timestamp):
-                return top
-            time.sleep(_POLL_EVERY_S)
-        return None
 
 
 class Background(threading.Thread):
@@ -178,33 +83,74 @@ def run_demo(
     data: EventFile | Path | None = None,
     data_dir: Path | None = None,
     port: int | None = None,
+    stay: bool = False,
 ) -> None:
-    """Run for `seconds`, or until `stop` is set or the file `data` ends; show what happens; clean up.
+    """Run for `seconds` (0: no limit), or until `stop` is set or the file `data` ends; show what happens; clean up.
+
+    With `stay` the dashboard is served on until `stop` is set.
 
     Raises EventFileError, ServeError, SourceError, ListsError, SettingsError or DemoError.
     """
     stream = Stream(seed=seed, data=data)
     with contextlib.ExitStack() as cleanup:
         folder = data_dir or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nextclick-demo-")))
-        settings = _settings(console, folder, seed, port)
+        settings, outside = _settings(console, folder, seed, port)
         console.print("starting the log, Redis, the worker and the API …", style="dim")
         worker = _start_worker(settings, stop, cleanup)
         lists = open_lists(settings)
         api = cleanup.enter_context(contextlib.closing(Api(settings, lists).start()))
         producer = cleanup.enter_context(contextlib.closing(open_producer(settings)))
-        screen = Screen(console, stop, lists, stream)
-        publisher = Publisher(stream, producer, lists, settings.clicks_topic)
-        console.print(welcome(settings, api.url, data, stream.town))
-        screen.show(worker, publisher, seconds)
+        topic = settings.clicks_topic
+        publisher = Publisher(stream, producer, lists, topic, end=_end(settings))
+        screen = Screen(console, stop, lists, stream, publisher)
+        running = Running(api.url, settings, outside, stream.user_id)
+        console.print(welcome(running, stream.who), soft_wrap=True)
+        screen.show(worker, seconds)
+        if stream.file is not None:
+            _say_how_far(console, stream, stream.file.path, None if stop.is_set() else seconds)
         if not stop.is_set():
-            console.print(story_view(publisher.story(stop)))
+            screen.last_story()
             console.print(screen.course())
+        if stay and not stop.is_set():
+            console.print(dashboard_stays(running), soft_wrap=True)
+            _stay(worker, api, stop)
     worker.check()  # its last checkpoint too
-    console.print(next_steps(data_dir), crop=False)
+    console.print(next_steps(outside, data_dir), soft_wrap=True)
 
 
-def _settings(console: Console, folder: Path, seed: int, port: int | None) -> Settings:
-    """Embedded parts in `folder`, on free ports; fine-tuning often enough to be seen."""
+def stays(console: Console) -> bool:
+    """Whether there is somebody at a terminal who can look at the dashboard, and end it with Ctrl-C."""
+    try:
+        in_front = os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):  # no terminal, or none of ours
+        return False
+    return in_front and console.file.isatty() and not os.environ.get("CI")
+
+
+def _stay(worker: Background, api: Api, stop: threading.Event) -> None:
+    while not stop.wait(0.5):
+        worker.check()
+        if not api.alive:
+            raise DemoError(f"the API at {api.url} has ended by itself")
+
+
+def _say_how_far(console: Console, stream: Stream, data: Path, seconds: float | None) -> None:
+    """Where in the file it stopped, and how many of its rows were no clicks. Raises DemoError where all were."""
+    taken, bad = stream.taken, stream.bad.total()
+    if bad and bad == taken:
+        raise DemoError(f"{data}: none of the {bad:,} rows read is a click; {stream.first_bad}")
+    if bad:
+        console.print(bad_rows_line(stream.bad, taken, stream.first_bad), soft_wrap=True)
+    fraction = stream.fraction  # before the rest of the rows is counted
+    if stream.ended or (rows := stream.rows()) == taken:
+        console.print(f"the whole file was read: {taken:,} rows")
+    else:
+        console.print(stopped_line(data, seconds, taken, rows, fraction), soft_wrap=True)
+
+
+def _settings(console: Console, folder: Path, seed: int, port: int | None) -> tuple[Settings, Settings]:
+    """Embedded parts in `folder`, on free ports, fine-tuning often enough to be seen; and the settings outside."""
+    outside = load_settings()
     wanted = load_settings(
         kafka_bootstrap_servers=None, redis_url=None, data_dir=folder, seed=seed, finetune_interval_s=15.0
     )
@@ -217,7 +163,13 @@ def _settings(console: Console, folder: Path, seed: int, port: int | None) -> Se
     ):
         if port is None and default not in (0, free):
             console.print(f"port {default} is taken, so {name} listens on {free}", style="dim")
-    return wanted.model_copy(update={"embedded_redis_port": redis_port, "api_port": api_port})
+    return wanted.model_copy(update={"embedded_redis_port": redis_port, "api_port": api_port}), outside
+
+
+def _end(settings: Settings) -> int:
+    """The offset that the next click gets."""
+    with contextlib.closing(open_reader(settings, settings.clicks_topic)) as reader:
+        return reader.ends().get(Partition(settings.clicks_topic, 0), 0)
 
 
 def _start_worker(settings: Settings, stop: threading.Event, cleanup: contextlib.ExitStack) -> Background:
@@ -242,45 +194,74 @@ def _start_worker(settings: Settings, stop: threading.Event, cleanup: contextlib
 class Screen:
     """Says how it goes: a line that stays up to date, or plain lines now and then where there is no terminal."""
 
-    def __init__(self, console: Console, stop: threading.Event, lists: Lists, stream: Stream) -> None:
+    def __init__(
+        self, console: Console, stop: threading.Event, lists: Lists, stream: Stream, publisher: Publisher
+    ) -> None:
         self._console = console
         self._stop = stop
         self._lists = lists
         self._stream = stream
+        self._publisher = publisher
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._said_at = self._started = time.monotonic()
+        self._told: Story | None = None
+        self._bad_told = False
         # Hit rates of the lists as served: now, before fashion changed, and the lowest since.
         self._hit = math.nan
         self._hit_before: float | None = None
         self._hit_lowest = math.inf
 
-    def show(self, worker: Background, publisher: Publisher, seconds: float) -> None:
-        """Publish for `seconds`, or until the stream ends or `stop` is set."""
+    def show(self, worker: Background, seconds: float) -> None:
+        """Publish for `seconds` (0: no limit), or until the stream ends or `stop` is set."""
         enough = threading.Event()
-        publishing = Background("publisher", partial(publisher.run, enough))
+        publishing = Background("publisher", partial(self._publisher.run, enough))
         publishing.start()
+        change_at = _CHANGE_AT * seconds if seconds else _CHANGE_AFTER_S
         with self._live or contextlib.nullcontext():
             while publishing.is_alive() and not self._stop.wait(_REFRESH_EVERY_S):
                 worker.check()
                 elapsed_s = time.monotonic() - self._started
-                if elapsed_s >= seconds:
+                if seconds and elapsed_s >= seconds:
                     break
-                if self._hit_before is None and elapsed_s >= _CHANGE_AT * seconds and self._stream.town is not None:
+                if self._hit_before is None and elapsed_s >= change_at and self._stream.town is not None:
                     self._stream.change_fashion()
                     self._hit_before = self._hit
                     self._console.print(FASHION_CHANGES)
+                if self._told is None and elapsed_s >= _FIRST_STORY_AFTER_S:
+                    self._tell_story()
+                self._tell_bad_rows()
                 self._say(elapsed_s)
             enough.set()
-            publishing.join(_LIST_S_MAX + 1)
+            publishing.join(_LAST_BURST_S_MAX)
         publishing.check()
         elapsed_s, ended_ms = time.monotonic() - self._started, 1_000 * time.time()
         deadline = time.monotonic() + _REPORT_S_MAX
         while time.monotonic() < deadline and not self._stop.is_set():
-            status = _in_time(self._lists.status)
+            status = in_time(self._lists.status)
             if status is not None and status["written_at"] >= ended_ms:
                 break
             self._stop.wait(0.1)
         self._say(elapsed_s, last=True)
+
+    def last_story(self) -> None:
+        """The click that changed most, unless that is told already; a line where there is none."""
+        self._tell_story()
+        if self._told is None:
+            self._console.print("no user with a list has clicked, so there are no lists to compare", style="dim")
+
+    def _tell_story(self) -> None:
+        story = self._publisher.best_story
+        if story is not None and story is not self._told:
+            if self._told is not None:
+                self._console.print("\n  The click that has changed most since:", style="dim")
+            self._told = story
+            self._console.print(story_view(story))
+
+    def _tell_bad_rows(self) -> None:
+        bad = self._stream.bad
+        if not self._bad_told and bad.total() >= _BAD_ROWS_TOLD:
+            self._bad_told = True
+            self._console.print(bad_rows_line(bad, self._stream.taken, self._stream.first_bad), soft_wrap=True)
 
     def course(self) -> Text:
         """How the lists came through the change of fashion; nothing where there was none."""
@@ -289,7 +270,7 @@ class Screen:
         return course_line(self._hit_before, self._hit_lowest, self._hit)
 
     def _say(self, elapsed_s: float, *, last: bool = False) -> None:
-        status = _in_time(self._lists.status)
+        status = in_time(self._lists.status)
         if status is None:
             return
         self._hit = status["recent"]["served"]["hit@10"]
@@ -312,14 +293,6 @@ class ConsoleLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._console.print(Text(f"  {record.getMessage()}", style="yellow"))
-
-
-def _in_time(ask: Callable[..., T], *arguments: str) -> T | None:
-    """What the embedded Redis answers. None where it does not in time: on a busy machine that thread may wait long."""
-    try:
-        return ask(*arguments)
-    except RedisAwayError:
-        return None
 
 
 def _free_port(wanted: int) -> int:

@@ -1,18 +1,20 @@
 """What the demo prints."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from online.commands.views import plain
-from online.evaluation.town import Town
-from online.settings import Settings
+from online.commands.demo_commands import shown_command, shown_program
+from online.commands.views import plain, reasons_line
+from online.settings import PREFIX, Settings
 from stream.events import Click
 from stream.lists import TopList
 
@@ -36,22 +38,58 @@ class Story:
     milliseconds: float
     best_next: str | None
 
+    @property
+    def change(self) -> float:
+        """How much it shows, at most 1: how far up what follows has come, or the share of places with another item."""
+        before, after = self.before.items, self.after.items
+        if self.best_next is not None:
+            return _reciprocal_rank(after, self.best_next) - _reciprocal_rank(before, self.best_next)
+        shown = after[:_SHOWN]
+        same = sum(one == other for one, other in zip(shown, before, strict=False))
+        return 1.0 - same / max(1, len(shown))
 
-def welcome(settings: Settings, api_url: str, data: object, town: Town | None) -> RenderableType:
+
+class Running(NamedTuple):
+    """A demo that runs: its settings, those that commands outside of it have, and an example of a user."""
+
+    url: str
+    settings: Settings
+    outside: Settings
+    user_id: str | None
+
+    def command(self, *arguments: str) -> str:
+        """A `nextclick` command that asks this demo."""
+        port = self.settings.embedded_redis_port
+        if self.outside.redis_url is not None:
+            variables = {f"{PREFIX}REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+        elif self.outside.embedded_redis_port != port:
+            variables = {f"{PREFIX}EMBEDDED_REDIS_PORT": str(port)}
+        else:
+            variables = {}
+        return shown_command(*arguments, variables=variables)
+
+    def list_commands(self) -> list[str]:
+        """Commands that show a list, as far as their programs are installed."""
+        if self.user_id is None:
+            return []
+        redis = f"redis://127.0.0.1:{self.settings.embedded_redis_port}/0"
+        found = [
+            None if self.outside.api_keys else shown_program("curl", f"{self.url}/recommend/{quote(self.user_id, '')}"),
+            shown_program("redis-cli", "-u", redis, "GET", f"nextclick:top:{self.user_id}"),
+        ]
+        return [command for command in found if command is not None] or [self.command("top", self.user_id)]
+
+
+def welcome(running: Running, who: str) -> RenderableType:
     """What runs, and how to look at it meanwhile."""
-    who = f"a town of {town.users} shoppers (simulated)" if town is not None else f"the events in {data}"
-    user = town.user_ids[0] if town is not None else "USER"
-    redis = f"redis://127.0.0.1:{settings.embedded_redis_port}/0"
-    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
-    table.add_column(style="dim")
-    table.add_column()
-    table.add_row("clicks of", Text(who))
-    table.add_row("list in", "median time from a click to its new list in Redis")
-    table.add_row("hit@10", "how often the next click was in the top ten served (last 1,000)")
-    table.add_row("dashboard", Text(f"{api_url}/"))
-    table.add_row("a list", Text(f"curl {api_url}/recommend/{user}"))
-    table.add_row("", Text(f"redis-cli -u {redis} GET nextclick:top:{user}"))
-    return Group(Text(), table, Text())
+    lines = [
+        ("clicks of", who),
+        ("list in", "median time from a click to its new list in Redis"),
+        ("hit@10", "how often the next click was in the top ten served (last 1,000)"),
+        ("dashboard", f"{running.url}/"),
+    ]
+    lines += [("a list" if not number else "", line) for number, line in enumerate(running.list_commands())]
+    return Group(Text(), *(Text.assemble((f"  {name:<11}", "dim"), line) for name, line in lines), Text())
 
 
 def live_line(elapsed_s: float, status: Mapping[str, Any]) -> Text:
@@ -65,10 +103,8 @@ def live_line(elapsed_s: float, status: Mapping[str, Any]) -> Text:
     return line
 
 
-def story_view(story: Story | None) -> RenderableType:
+def story_view(story: Story) -> RenderableType:
     """The list before a click, the click, and the list after, with what has changed."""
-    if story is None:
-        return Text("nobody with a list clicked in the end, so there is no list to compare", style="dim")
     before, after = story.before.items, story.after.items
     item = story.click.item_id
     table = Table(box=None, padding=(0, 3, 0, 2), header_style="dim")
@@ -89,7 +125,7 @@ def story_view(story: Story | None) -> RenderableType:
     if story.best_next is not None:
         lines.append(Text(f"  in this town {plain(story.best_next)} mostly follows {plain(item)}:"))
         lines.append(Text(f"  {_rank(before, story.best_next)} before, {_rank(after, story.best_next)} now"))
-    return Group(Text(), *lines)
+    return Group(Text(), *lines, Text())
 
 
 def course_line(before: float, lowest: float, latest: float) -> Text:
@@ -100,21 +136,53 @@ def course_line(before: float, lowest: float, latest: float) -> Text:
     )
 
 
-def next_steps(data_dir: Path | None) -> RenderableType:
+def bad_rows_line(bad: Counter[str], rows: int, first: str) -> Text:
+    """How many rows were no clicks, why, and which was the first."""
+    text = f"rows that are no clicks: {reasons_line(bad)} of {rows:,}; the first is {plain(first)}"
+    return Text(text, style="yellow")
+
+
+def stopped_line(data: Path, seconds: float | None, row: int, rows: int | None, fraction: float) -> Text:
+    """Where in a file the demo stopped (`seconds`: because its time was up), and how to go on."""
+    after = "" if seconds is None else f" after {seconds:g} s"
+    where = f"{row:,} (about {fraction:.0%})" if rows is None else f"{row:,} of {rows:,} ({row / max(1, rows):.0%})"
+    command = shown_command("demo", "--data", str(data), "--seconds", "0")
+    return Text(f"stopped{after} at row {where} of {plain(str(data))}; to its end: {command}", style="yellow")
+
+
+def dashboard_stays(running: Running) -> RenderableType:
+    """What can be done with a demo whose clicks have ended."""
+    commands = [(command, "a list, as JSON") for command in running.list_commands()[:1]]
+    if running.user_id is not None:
+        commands += [(running.command("top", running.user_id), "the same, for people")]
+    commands += [(running.command("status"), "what the worker does")]
+    says = f"No more clicks come. The dashboard stays at {running.url}/ until Ctrl-C. Meanwhile, in another terminal:"
+    return Group(Text(), Text(says, style="bold"), *_commands(commands))
+
+
+def next_steps(outside: Settings, data_dir: Path | None) -> RenderableType:
     """Commands that work now that the demo has ended."""
-    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
-    table.add_column()
-    table.add_column(style="dim")
-    table.add_row("nextclick demo --data FILE.csv", "with your own clicks")
-    table.add_row("nextclick worker", "learn, and keep it in ./data")
-    table.add_row("nextclick replay FILE.csv --rate 200", "publish clicks, in another terminal")
-    table.add_row("nextclick serve", "API and dashboard, in a third")
-    lines: list[RenderableType] = [Text("\nTry next:"), table]
+    where = outside.kafka_bootstrap_servers
+    source = "" if where is None else f" from Kafka at {where}"
+    commands = [
+        (shown_command("demo", "--data", "FILE.csv"), "with your own clicks"),
+        (shown_command("worker"), f"learn{source}, and keep it in {outside.data_dir}"),
+        (shown_command("replay", "FILE.csv", "--rate", "200"), "publish clicks, in another terminal"),
+        (shown_command("serve"), "API and dashboard, in a third"),
+    ]
     if data_dir is not None:
-        # In one piece however narrow the terminal is, so that it can be copied.
-        command = f"  NEXTCLICK_DATA_DIR={data_dir} nextclick worker"
-        lines.append(Text.assemble(command, ("  goes on from here", "dim"), no_wrap=True, overflow="ignore"))
-    return Group(*lines)
+        # Where Kafka is named, this log is not read.
+        without = ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "ENV_FILE", "SECRETS_DIR") if where else ()
+        variables = {f"{PREFIX}DATA_DIR": str(data_dir.absolute())}
+        command = shown_command("worker", variables=variables, without=[PREFIX + name for name in without])
+        commands += [(command, "goes on from here")]
+    return Group(Text("\nTry next:"), *_commands(commands))
+
+
+def _commands(commands: Sequence[tuple[str, str]]) -> list[Text]:
+    """Each on one line, which can be copied as a whole."""
+    width = max(len(command) for command, _ in commands)
+    return [Text.assemble(f"  {command:<{width}}  ", (f"# {about}", "dim")) for command, about in commands]
 
 
 def _place(rank: int, item: str) -> Text:
@@ -135,3 +203,7 @@ def _stood(items: list[str], item: str) -> str:
 
 def _rank(items: list[str], item: str) -> str:
     return f"rank {items.index(item) + 1}" if item in items else "not listed"
+
+
+def _reciprocal_rank(items: list[str], item: str) -> float:
+    return 1.0 / (1 + items.index(item)) if item in items else 0.0

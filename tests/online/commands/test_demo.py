@@ -1,16 +1,20 @@
 """The demo runs everything in one process, shows what a click changes, and leaves nothing behind."""
 
+import contextlib
 import gzip
 import io
 import itertools
 import os
+import pty
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,10 +22,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks._servers import free_port
-from online.commands.demo import DemoError, Stream, run_demo
-from online.commands.demo_views import Story, story_view
+from online.commands.demo import DemoError, run_demo, stays
+from online.commands.demo_commands import shown_command, shown_program
+from online.commands.demo_stream import Stream
+from online.commands.demo_views import Story, next_steps, story_view
 from online.evaluation.town import Town
 from online.serve import ServeError
+from online.settings import Settings
 from stream.events import BadEvent, Click, parse
 from stream.lists import Lists, RedisAwayError, TopList
 
@@ -72,15 +79,113 @@ def test_an_embedded_redis_that_is_late_does_not_end_the_demo(monkeypatch: pytes
     assert "Try next:" in demo(seconds=2)
 
 
+def town_file(path: Path, clicks: int, more: str = "") -> Path:
+    rows = "".join(f"{click.user_id},{click.item_id},{click.timestamp}\n" for click in Town(users=20).clicks(clicks))
+    path.write_bytes(gzip.compress(("user,item,timestamp\n" + rows + more).encode()))
+    return path
+
+
 def test_a_demo_of_a_file_ends_with_the_file_and_keeps_its_data_where_it_is_told(tmp_path: Path) -> None:
-    rows = "".join(f"{click.user_id},{click.item_id},{click.timestamp}\n" for click in Town(users=20).clicks(300))
-    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(("user,item,timestamp\n" + rows + ",broken,5\n").encode()))
-    shown = demo(seconds=120, data=tmp_path / "a.csv.gz", data_dir=tmp_path / "kept")
+    data = town_file(tmp_path / "a.csv.gz", 300, ",broken,5\n")
+    shown = demo(seconds=120, data=data, data_dir=tmp_path / "kept it")
     assert re.search(r" 300 clicks ", shown)
     assert "fashion" not in shown
-    assert f"NEXTCLICK_DATA_DIR={tmp_path / 'kept'} nextclick worker" in shown
-    assert (tmp_path / "kept" / "log.db").exists()
-    assert list((tmp_path / "kept" / "checkpoints").iterdir())
+    assert "the list before" in shown
+    assert "the whole file was read: 301 rows" in shown
+    assert re.search(r"rows that are no clicks: 1 \(1 \S+\) of 301; the first is row 301: ", shown)
+    (line,) = [line for line in shown.splitlines() if "goes on from here" in line]
+    assert f"NEXTCLICK_DATA_DIR='{tmp_path / 'kept it'}' " in line
+    assert (tmp_path / "kept it" / "log.db").exists()
+    assert list((tmp_path / "kept it" / "checkpoints").iterdir())
+
+
+def test_a_demo_that_stops_in_the_middle_of_a_file_says_where_and_how_to_go_on(tmp_path: Path) -> None:
+    data = town_file(tmp_path / "two words.csv.gz", 20_000)
+    shown = demo(seconds=2, data=data)
+    row, percent = re.search(  # type: ignore[union-attr]
+        r"stopped after 2 s at row ([\d,]+) of 20,000 \((\d+)%\) of .*; to its end: \S+ demo --data '.*' --seconds 0\n",
+        shown,
+    ).groups()
+    assert 0 < int(row.replace(",", "")) < 20_000
+    assert int(percent) == round(int(row.replace(",", "")) / 200)
+    assert "whole file" not in shown
+    stop = threading.Event()
+    threading.Timer(4, stop.set).start()
+    assert re.search(r"stopped at row [\d,]+ of 20,000", demo(stop, seconds=0, data=data))
+
+
+def test_many_rows_that_are_no_clicks_are_said_at_once_and_a_file_of_them_alone_is_an_error(tmp_path: Path) -> None:
+    bad = ",broken,5\n" * 40
+    data = town_file(tmp_path / "a.csv.gz", 4_000, bad)
+    data.write_bytes(gzip.compress(("user,item,timestamp\n" + bad).encode() + gzip.decompress(data.read_bytes())[20:]))
+    shown = demo(seconds=3, data=data)
+    said, ended = (place.start() for place in itertools.islice(re.finditer("rows that are no clicks: ", shown), 2))
+    assert said < shown.index("the list before") < ended
+    only = tmp_path / "only.csv"
+    only.write_text("user,item,timestamp\n" + bad)
+    with pytest.raises(DemoError, match=r"only.csv: none of the 40 rows read is a click; row 1: "):
+        demo(data=only)
+
+
+def test_what_was_learned_before_does_not_hold_a_file_up(tmp_path: Path) -> None:
+    data = town_file(tmp_path / "a.csv.gz", 200)
+    demo(seconds=60, data=data, data_dir=tmp_path / "kept")
+    began = time.monotonic()
+    assert "the whole file was read: 200 rows" in demo(seconds=1_000, data=data, data_dir=tmp_path / "kept")
+    assert time.monotonic() - began < 200  # not until its time is up
+
+
+def test_the_story_comes_while_clicks_go_on_and_once_more_only_where_it_is_better() -> None:
+    shown = demo(seconds=12)
+    assert shown.index("ms after the click") < shown.rindex(" clicks/s" if " clicks/s" in shown else "list in ")
+    assert shown.count("ms after the click") == 1 + shown.count("The click that has changed most since")
+
+
+def until(true: Callable[[], bool], thread: threading.Thread) -> None:
+    while not true():
+        assert thread.is_alive()
+        time.sleep(0.1)
+
+
+def printed_commands(text: str) -> list[str]:
+    return [line.partition("  # ")[0].strip() for line in text.splitlines() if "  # " in line]
+
+
+def run_as_printed(command: str) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+    )
+    assert done.returncode == 0, (command, done)
+    assert done.stdout, command
+    return done.stdout.decode()
+
+
+def test_the_dashboard_stays_until_it_is_stopped_and_printed_commands_can_be_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown, stop = io.StringIO(), threading.Event()
+    console = Console(file=shown, width=60, highlight=False)  # narrower than the commands
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")  # no nextclick there
+    monkeypatch.chdir(ROOT)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that commands need a variable
+        monkeypatch.setenv("NEXTCLICK_EMBEDDED_REDIS_PORT", str(taken.getsockname()[1]))
+        thread = threading.Thread(target=lambda: run_demo(console, stop, seconds=1, stay=True))
+        thread.start()
+        try:
+            until(lambda: "what the worker does" in shown.getvalue(), thread)
+            commands = printed_commands(shown.getvalue().partition("until Ctrl-C")[2])
+            assert [name for name in ("top", "status") if any(f"nextclick {name}" in each for each in commands)] == [
+                "top",
+                "status",
+            ]
+            for command in commands:
+                run_as_printed(command)
+            assert thread.is_alive()
+        finally:
+            stop.set()
+            thread.join(60)
+    assert not thread.is_alive()
+    assert "Try next:" in shown.getvalue()
 
 
 def test_ports_that_are_taken_are_exchanged_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +258,65 @@ def test_a_stream_of_a_file_passes_on_what_is_no_click(tmp_path: Path) -> None:
     assert good.click.user_id == "u"
     assert bad.click is None
     assert isinstance(parse(bad.value), BadEvent)
+
+
+def test_commands_are_printed_as_they_have_to_be_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    script = folder / "nextclick"
+    script.write_text('#!/bin/sh\necho $NEXTCLICK_DATA_DIR$NEXTCLICK_ENV_FILE "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "demo"])
+    monkeypatch.setenv("NEXTCLICK_ENV_FILE", "not-this")
+    command = shown_command("top", "it's me", variables={"NEXTCLICK_DATA_DIR": "a b"}, without=["NEXTCLICK_ENV_FILE"])
+    assert run_as_printed(command) == "a b top it's me\n"
+    assert f"'{script}' top" in command
+    monkeypatch.chdir(tmp_path)
+    assert shown_command("top").startswith("'a folder/nextclick' ")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    assert shown_command("top") == "nextclick top"
+    monkeypatch.setattr(sys, "argv", ["online/__main__.py"])  # another one is on PATH
+    assert shown_command("top") != "nextclick top"
+    assert shown_program("no-such-program", "x") is None
+
+
+def test_commands_after_a_demo_leave_out_a_kafka_that_the_demo_did_not_use() -> None:
+    shown = io.StringIO()
+    outside = Settings(kafka_bootstrap_servers="broker:9092")
+    Console(file=shown, width=40).print(next_steps(outside, Path("kept")), soft_wrap=True)
+    *_, line = shown.getvalue().splitlines()
+    assert "env -u NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS " in line
+    assert f"NEXTCLICK_DATA_DIR={Path('kept').absolute()} " in line
+    assert "learn from Kafka at broker:9092" in shown.getvalue()
+
+
+def test_the_dashboard_stays_only_where_somebody_can_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    assert not stays(Console(file=io.StringIO()))
+    script = (
+        "import os, signal, sys\n"
+        "from rich.console import Console\n"
+        "from online.commands.demo import stays\n"
+        "print('stays', stays(Console()), flush=True)\n"
+    )
+    for redirected, expected in (("", True), ("</dev/null", False), ("| cat", False)):
+        command = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} {redirected}"
+        assert f"stays {expected}" in in_a_terminal(command), redirected
+
+
+def in_a_terminal(command: str) -> str:
+    """What a shell prints that has a terminal."""
+    process, terminal = pty.fork()
+    if process == 0:
+        os.chdir(ROOT)
+        os.execve("/bin/bash", ["bash", "-c", command], {**os.environ, "PYTHONPATH": str(ROOT)})
+    said = b""
+    with contextlib.suppress(OSError):  # it ends
+        while more := os.read(terminal, 4_096):
+            said += more
+    os.waitpid(process, 0)
+    os.close(terminal)
+    return said.decode()
 
 
 def test_a_story_marks_what_has_changed() -> None:
