@@ -12,6 +12,7 @@ import re
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,8 +113,8 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         status = lists.status()
         if status is None and lists.popular() is None:
             raise _NothingLearnedError(NOTHING_LEARNED)
-        unreadable = [str(found.get("text")) for found in (status or {}).get("unreadable") or ()]
-        return {"status": "degraded", "reason": " ".join(unreadable)} if unreadable else {"status": "ready"}
+        unreadable = "; ".join(map(_unreadable_line, (status or {}).get("unreadable") or ()))
+        return {"status": "degraded", "reason": unreadable} if unreadable else {"status": "ready"}
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -225,6 +226,12 @@ def _listen(host: str, port: int) -> socket.socket:
             " stop what listens there, or choose another with NEXTCLICK_API_PORT or --port"
         ) from None
     return listener
+
+
+def _unreadable_line(found: Mapping[str, Any]) -> str:
+    """Without the example: who asks for this needs no key."""
+    share = f"{100 * found.get('share', 0):.0f} % of the latest {found.get('messages', 0):,} messages"
+    return f"{share} on {found.get('topic')} cannot be read: {found.get('reason')}"
 
 
 def _now_ms() -> int:

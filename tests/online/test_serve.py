@@ -53,6 +53,7 @@ STATUS: dict[str, Any] = {
         {"id": "rolled_back-9500-0", "kind": "rolled_back", "at": 1_700_000_050_000, "text": "3 is 1", "version": 3},
     ],
     "notice_counts": {"alarm": 4, "rolled_back": 1}, "notices_dropped": 2,
+    "unreadable_share_of": {"clicks": 0.25, "items": 0.0},
 }  # fmt: skip
 
 
@@ -170,6 +171,22 @@ def test_it_is_ready_when_there_is_a_list_or_a_worker(api: TestClient, lists: Li
     assert api.head("/readyz").status_code == 200
 
 
+UNREADABLE = {
+    "topic": "clicks", "share": 0.97, "messages": 200, "reason": "invalid-timestamp", "reasons": {}, "hint": "a hint",
+    "example": "{user_id: text x9}", "text": "97 % of the latest 200 messages on clicks cannot be read: <b>such",
+}  # fmt: skip
+
+
+def test_it_is_degraded_while_many_messages_cannot_be_read(api: TestClient, lists: Lists) -> None:
+    lists.write_status(STATUS | {"unreadable": [UNREADABLE]}, 30)
+    answer = api.get("/readyz")
+    reason = "97 % of the latest 200 messages on clicks cannot be read: invalid-timestamp"
+    assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "reason": reason})
+    assert 'nextclick_unreadable_share{topic="clicks"} 0.25' in api.get("/metrics").text
+    lists.write_status(STATUS | {"unreadable": []}, 30)
+    assert api.get("/readyz").json() == {"status": "ready"}
+
+
 def test_a_damaged_value_in_redis_is_no_error() -> None:
     client = fakeredis.FakeRedis()
     lists = Lists(client, ttl_s=60)
@@ -281,18 +298,18 @@ def test_an_unknown_host_is_one_clear_line() -> None:
         Api(SETTINGS.model_copy(update={"api_host": "no.such.host.invalid"}), Lists(redis.Redis(), ttl_s=60))
 
 
-@pytest.mark.real
-def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
+def in_browser(tmp_path: Path, status: dict[str, Any]) -> str:
+    """The dashboard as a browser shows it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium here: the dashboard is not looked at in a browser")
     lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
     now = int(time.time() * 1_000)
-    lists.write_status({**STATUS, "started_at": now - 90_000, "written_at": now}, 30)
+    lists.write_status({**status, "started_at": now - 90_000, "written_at": now}, 30)
     api = Api(SETTINGS, lists).start()
     quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
     try:
-        page = subprocess.run(
+        return subprocess.run(
             [
                 chromium, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), f"--user-data-dir={tmp_path}",
                 "--virtual-time-budget=3000", "--dump-dom", api.url,
@@ -301,6 +318,20 @@ def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
         ).stdout  # fmt: skip
     finally:
         api.close()
+
+
+@pytest.mark.real
+def test_a_browser_shows_that_messages_cannot_be_read(tmp_path: Path) -> None:
+    texts = dict(
+        re.findall(r'id="([\w-]+)"[^>]*>([^<]*)<', in_browser(tmp_path, STATUS | {"unreadable": [UNREADABLE]}))
+    )
+    assert texts["state"] == "many messages cannot be read"
+    assert texts["unreadable"] == "97 % of the latest 200 messages on clicks cannot be read: &lt;b&gt;such"
+
+
+@pytest.mark.real
+def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
+    page = in_browser(tmp_path, STATUS)
     texts = dict(re.findall(r'id="([\w-]+)"[^>]*>([^<]*)<', page))
     assert texts["state"] == "learning, and behind"
     assert texts["waits"] == "the oldest for 2.5 s, more come than can be learned"
