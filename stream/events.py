@@ -269,7 +269,7 @@ def _value(value: Any) -> float:
 
 def _no_json(value: bytes, error: ValueError) -> BadEvent:
     """Why a value is no JSON, and what it may be instead."""
-    hint = hint_of(value)
+    hint = hint_of(value, str(error))
     try:
         value.decode()
     except UnicodeDecodeError as why:
