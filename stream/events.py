@@ -192,7 +192,7 @@ def _with_names(bad: BadEvent, message: Mapping[str, Any], names: ClickFields) -
     found = suggested(paths_in(message), missing)
     said = f"NEXTCLICK_CLICK_FIELDS says that it is {names.paths[field]}" if field in names.paths else ""
     setting = as_setting({name: path for name, path in names.paths.items() if name not in missing} | found)
-    asked = f"is it {found[field]}? Then set {setting}" if field in found else ""
+    asked = f"is it {found[field]}? For a topic, set {setting}" if field in found else ""
     hint = "; ".join(part for part in (said, asked) if part)
     return _bad(bad.reason, bad.detail, hint if len(hint) <= _HINT_CHARACTERS_MAX else "")
 

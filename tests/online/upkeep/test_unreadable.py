@@ -70,7 +70,10 @@ def test_a_share_among_good_ones_is_told_and_so_is_its_end():
         feed(one, 1)
         feed(one, 1, THEIRS)
     (began,) = told
-    assert "missing-user_id; is it userId? Then set NEXTCLICK_CLICK_FIELDS=user_id=userId,item_id=itemId" in began[1]
+    assert (
+        "missing-user_id; is it userId? For a topic, set NEXTCLICK_CLICK_FIELDS=user_id=userId,item_id=itemId"
+        in began[1]
+    )
     assert one.describe()["reason"] == "missing-user_id"
     feed(one, 2_000)
     kind, text, figures = told[-1]
