@@ -84,6 +84,9 @@ class Grammar:
             b"1e999",
             b"\xff\xfe",
             b'"\\ud800"',
+            b"{'user_id': 'u1'}",
+            b'\xef\xbb\xbf{"user_id": 17.0}',
+            b"\0\0\0\0\x07{}",
         ]
         return self.random.choice(odd)
 
@@ -98,6 +101,10 @@ class Grammar:
             str(self.random.uniform(0, 2e9)),
             str(10 ** self.random.randrange(400)),
             f'"2024-12-31T23:59:60{offset}"',
+            f"{NOW * 1_000:.0f}",
+            f'"{NOW * 1_000:.0f}"',
+            f"{NOW:.0f}250000000",
+            "20261128",
         ]
         odd += [f'"2024-11-2{self.random.randrange(10)}T10:00:00.{self.random.randrange(10**9)}{offset}"', "-1", "0"]
         return str(NOW + self.random.randrange(10**6)) if self.random.random() < 0.85 else self.random.choice(odd)

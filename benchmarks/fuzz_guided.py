@@ -5,10 +5,10 @@
 
 It begins with a few right and wrong messages and keeps what reaches a branch of stream/ that nothing has reached. What
 `parse` gives must be a click, a request to forget, or a reason of the fixed set, with a detail of one short line; a
-click must come back the same from what `encode` writes. What reads items, and what looks for people in dead letters,
-must not raise. Ends with a line of libFuzzer's, and with the memory this process held after a tenth of the runs and at
-the end; an error, or what is not so, ends it with a traceback and the message. Linux, and the Python versions that
-atheris has wheels for.
+click must come back the same from what `encode` writes. What reads items, what reads others' names of fields, what
+redacts, and what looks for people in dead letters, must not raise. Ends with a line of libFuzzer's, and with the memory
+this process held after a tenth of the runs and at the end; an error, or what is not so, ends it with a traceback and
+the message. Linux, and the Python versions that atheris has wheels for.
 """
 
 import argparse
@@ -24,20 +24,25 @@ except ImportError:
 with atheris.instrument_imports(include=["stream"]):
     from benchmarks.fuzz import NOW, rss_mb
     from stream import items
+    from stream.click_fields import ClickFields
     from stream.events import REASONS, BadEvent, Click, encode, parse
     from stream.people import people_in
+    from stream.redact import redacted
 
 SEEDS = [
     b'{"user_id": "u1", "item_id": "i1", "timestamp": 1732233600.25}',
     b'{"user_id": 7, "item_id": "i1", "timestamp": "2024-11-22T00:00:00+01:00", "event_type": "buy", "value": 2}',
     b'{"user_id": "u1", "item_id": "i1", "timestamp": 1732233600, "event_id": "e1", "x": [{"y": null}]}',
     b'{"event_type": "nextclick.forget", "user_sha256": "' + b"0f" * 32 + b'", "timestamp": 1}',
+    b'{"x": {"y": "u1"}, "item_id": {"x": 7.0}, "ts": "1732233600250"}',
     b'{"item_id": "i1", "available": false, "title": "\\u00e9"}',
     b'[1e999, NaN, "\xff"]',
 ]
 WORDS = ["user_id", "item_id", "timestamp", "event_type", "event_id", "value", "user_sha256", "nextclick.forget"]
-WORDS += ["available", "null", "true", "1e400", "NaN", "-Infinity", "T00:00:00Z", "+14:00", "\\\\ud800", "\\\\u0000"]
+WORDS += ["available", "null", "true", "1e400", "NaN", "-Infinity", "T00:00:00Z", "+14:00", "20261128"]
+WORDS += ["\\\\ud800", "\\\\u0000"]
 LONGEST = 4_096  # bytes
+OTHERS = ClickFields({"user_id": "x.y", "item_id": "item_id.x", "timestamp": "ts"})
 
 
 class Target:
@@ -67,7 +72,9 @@ def check(value: bytes) -> None:
         assert parse(encode(event), now=NOW) == event
     item = items.parse(b"i1", value)
     assert not isinstance(item, BadEvent) or "\n" not in item.detail, item
-    people_in(b"u1", value)
+    people_in(b"u1", value, "x.y")
+    parse(value, now=NOW, names=OTHERS)
+    assert redacted(value).isprintable(), value
 
 
 def main() -> None:

@@ -118,8 +118,9 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     def ready() -> dict[str, Any]:
-        """Redis answers, there is something to serve, and clicks can be taken where they may be; what is wrong with the
-        worker is listed, without its texts where keys are needed elsewhere: this needs none."""
+        """Redis answers, there is something to serve, and clicks can be taken where they may be. `degraded`, still with
+        status 200: something is wrong with the worker. It is listed, without its texts where keys are needed elsewhere:
+        this needs none."""
         if isinstance(producer, LateProducer) and producer.waits_for is not None:
             raise AwayError(producer.waits_for)
         status = lists.status()
@@ -127,7 +128,8 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
             raise _NothingLearnedError(NOTHING_LEARNED)
         problems = [NO_WORKER] if status is None else status.get("problems", [])
         shown = ("kind", "since") if settings.api_keys else ("kind", "since", "text")
-        return {"status": "ready", "problems": [{name: one.get(name) for name in shown} for one in problems]}
+        listed = [{name: one.get(name) for name in shown} for one in problems]
+        return {"status": "degraded" if listed else "ready", "problems": listed}
 
     @app.get("/metrics")
     def metrics() -> Response:

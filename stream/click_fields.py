@@ -6,6 +6,7 @@ longest name that an object has is taken first.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from stream.redact import is_name
@@ -104,20 +105,27 @@ def paths_in(message: Mapping[str, Any]) -> Iterator[str]:
 
 def suggested(paths: Iterable[str], fields: Iterable[str] = NEEDED) -> dict[str, str]:
     """Which of these paths each field most likely stands at; fields that none is likely for are left out."""
-    candidates = [path for path in paths if is_name(path) and _OTHER_BRANCHES.isdisjoint(path.lower().split("."))]
+    ranks = [(path, _ranks(path)) for path in paths if is_name(path)]
     found = {}
     for field in fields:
-        ranked = [(rank, path.count("."), path) for path in candidates if (rank := _rank(field, path)) is not None]
-        if ranked:
-            found[field] = min(ranked, key=lambda one: one[:2])[2]
+        likely = [(rank[field], path.count("."), path) for path, rank in ranks if field in rank]
+        if likely:
+            found[field] = min(likely, key=lambda one: one[:2])[2]
     return found
 
 
-def _rank(field: str, path: str) -> int | None:
-    """How likely: 0 the most; None: not at all. `user.id` is taken as `userid`."""
+@lru_cache(maxsize=1_024)
+def _ranks(path: str) -> dict[str, int]:
+    """How likely it is that a field stands there, 0 the most, of those it may be. `user.id` is taken as `userid`."""
     names = path.lower().split(".")
+    if not _OTHER_BRANCHES.isdisjoint(names):
+        return {}
     spelled = {_LETTERS.sub("", names[-1]), _LETTERS.sub("", "".join(names[-2:]))}
-    return next((rank for rank, alias in enumerate(_ALIASES.get(field, ())) if alias in spelled), None)
+    return {
+        field: next(rank for rank, alias in enumerate(aliases) if alias in spelled)
+        for field, aliases in _ALIASES.items()
+        if not spelled.isdisjoint(aliases)
+    }
 
 
 def as_setting(paths: Mapping[str, str]) -> str:

@@ -127,7 +127,7 @@ def parse(
     try:
         if fields.get("event_type") == FORGET:
             return _forget(fields)
-        return _click(names.ours(fields) if names else fields, time.time() if now is None else now, limits)
+        return _click(names.ours(fields) if names.paths else fields, time.time() if now is None else now, limits)
     except TimestampError as why:
         bad = BadEvent(why.reason, why.detail, why.hint)
     except _NoClickError as why:
@@ -159,10 +159,15 @@ def json_object(value: bytes, bytes_max: int) -> dict[str, Any] | BadEvent:
     if len(value) > bytes_max:
         return BadEvent("too-large", f"{len(value)} bytes; at most {bytes_max} are read")
     try:
-        # A byte order mark means nothing in UTF-8, and some programs write one.
-        fields = from_json(value[len(BOM) :] if value.startswith(BOM) else value)
+        fields = from_json(value)
     except ValueError as error:
-        return _no_json(value, error)
+        try:
+            # A byte order mark means nothing in UTF-8, and some programs write one.
+            fields = from_json(value.removeprefix(BOM)) if value.startswith(BOM) else None
+        except ValueError:
+            fields = None
+        if fields is None:
+            return _no_json(value, error)
     if not isinstance(fields, dict):
         hint = _NO_OBJECT_HINTS.get(type(fields), "")
         return _bad("not-an-object", f"a JSON object is needed, this is {kind(fields)}", hint)
@@ -187,20 +192,20 @@ def _with_names(bad: BadEvent, message: Mapping[str, Any], names: ClickFields) -
     found = suggested(paths_in(message), missing)
     said = f"NEXTCLICK_CLICK_FIELDS says that it is {names.paths[field]}" if field in names.paths else ""
     setting = as_setting({name: path for name, path in names.paths.items() if name not in missing} | found)
-    asked = f"is it {found[field]}? Then set {setting}" if field in found else ""
+    asked = f"is it {found[field]}? For a topic, set {setting}" if field in found else ""
     hint = "; ".join(part for part in (said, asked) if part)
     return _bad(bad.reason, bad.detail, hint if len(hint) <= _HINT_CHARACTERS_MAX else "")
 
 
 def _click(fields: Mapping[str, Any], now: float, limits: Limits) -> Click:
-    event_id = fields.get("event_id")
+    event_type, event_id, value = fields.get("event_type"), fields.get("event_id"), fields.get("value")
     return Click(
         user_id=_id("user_id", fields.get("user_id"), limits.id_bytes_max),
         item_id=_id("item_id", fields.get("item_id"), limits.id_bytes_max),
         timestamp=seconds_of(fields.get("timestamp"), now=now, ahead_s_max=limits.future_s_max),
-        event_type=_event_type(fields.get("event_type")),
+        event_type="click" if event_type is None else _event_type(event_type),
         event_id=None if event_id is None else _id("event_id", event_id, limits.id_bytes_max),
-        value=_value(fields.get("value")),
+        value=None if value is None else _value(value),
     )
 
 
@@ -217,20 +222,23 @@ def _forget(fields: Mapping[str, Any]) -> Forget:
 
 def _id(name: str, value: Any, bytes_max: int) -> str:
     """An id as text: a string, or an integer in decimal."""
+    text = value if isinstance(value, str) else _id_of_number(name, value, bytes_max)
+    length = len(text) if text.isascii() else len(text.encode())
+    if not 1 <= length <= bytes_max:
+        size = "empty" if length == 0 else "too long"
+        raise _NoClickError(f"invalid-{name}", f"{name} is {size}: it must have 1 to {bytes_max} bytes")
+    return text
+
+
+def _id_of_number(name: str, value: Any, bytes_max: int) -> str:
     if value is None:
         raise _NoClickError(f"missing-{name}", f"{name} is missing or null")
     if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE_FLOATS_BELOW:
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        # A decimal digit holds 3.3 bits. Checked before str(), which takes quadratic time and refuses long numbers.
-        value = str(value) if value.bit_length() <= 4 * bytes_max else "9" * (bytes_max + 1)
-    if not isinstance(value, str):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise _NoClickError(f"invalid-{name}", f"{name} must be a string or an integer, this is {kind(value)}")
-    length = len(value.encode())
-    if not 1 <= length <= bytes_max:
-        size = "empty" if length == 0 else "too long"
-        raise _NoClickError(f"invalid-{name}", f"{name} is {size}: it must have 1 to {bytes_max} bytes")
-    return value
+    # A decimal digit holds 3.3 bits. Checked before str(), which takes quadratic time and refuses long numbers.
+    return str(value) if value.bit_length() <= 4 * bytes_max else "9" * (bytes_max + 1)
 
 
 def id_problem(value: str) -> str | None:
@@ -244,8 +252,6 @@ def id_problem(value: str) -> str | None:
 
 
 def _event_type(value: Any) -> str:
-    if value is None:
-        return "click"
     if not isinstance(value, str):
         raise _NoClickError("invalid-event_type", f"event_type must be text, this is {kind(value)}")
     if not 1 <= len(value.encode()) <= EVENT_TYPE_BYTES_MAX:
@@ -258,9 +264,7 @@ def _event_type(value: Any) -> str:
     return value
 
 
-def _value(value: Any) -> float | None:
-    if value is None:
-        return None
+def _value(value: Any) -> float:
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
@@ -275,7 +279,7 @@ def _value(value: Any) -> float | None:
 
 def _no_json(value: bytes, error: ValueError) -> BadEvent:
     """Why a value is no JSON, and what it may be instead."""
-    hint = hint_of(value)
+    hint = hint_of(value, str(error))
     try:
         value.decode()
     except UnicodeDecodeError as why:

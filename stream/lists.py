@@ -27,7 +27,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_address
-from stream.people import people_in
+from stream.people import texts_in
 from stream.redis_errors import ListsError, RedisAwayError, lists_error
 
 __all__ = ["EmbeddedRedis", "Lists", "ListsError", "Mark", "RedisAwayError", "TopList", "connect", "top_key"]
@@ -233,7 +233,7 @@ class Lists:
                 return deleted
 
     def keys_naming(self, user_id: str) -> int:
-        """How many keys of ours are somebody's, or hold a JSON value with that id, lists apart: these hold items."""
+        """How many keys of ours are somebody's, or hold a JSON text with that id, lists apart: these hold items."""
         found = 0
         with self._clear_errors():
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
@@ -241,7 +241,7 @@ class Lists:
                 if name.startswith(_TOP) or name == POPULAR_KEY:
                     found += name == top_key(user_id)
                 elif isinstance(value := self._client.get(key), bytes):
-                    found += user_id in people_in(None, b"[" + value + b"]")
+                    found += user_id in texts_in(value)
         return found
 
     def amend(self, lists: Mapping[str, TopList]) -> None:

@@ -2,15 +2,25 @@
 
 from collections.abc import Callable
 
-from pydantic_core import from_json
-
 _PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"\x04\x22\x4d\x18": "lz4"}
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def hint_of(value: bytes) -> str:
-    """One line; empty where it looks like nothing in particular."""
+def hint_of(value: bytes, why: str) -> str:
+    """One line; empty where it looks like nothing in particular. `why`: what pydantic's parser says of it."""
+    text = value.lstrip()
+    if text[:1] == b"{":
+        return _object(text, why)
     return next((hint for look in _LOOKS if (hint := look(value))), "")
+
+
+def _object(text: bytes, why: str) -> str:
+    """Begins as one."""
+    if why.startswith("trailing characters"):  # also JSON lines
+        return "more follows after the first JSON object: send each click as a message of its own"
+    if text[1:66].lstrip()[:1] == b"'":
+        return "names and texts stand in single quotes, as Python prints them: JSON has double quotes"
+    return "it looks like UTF-16 or UTF-32: JSON is UTF-8" if text[1:2] == b"\0" else ""
 
 
 def _empty(value: bytes) -> str:
@@ -36,35 +46,10 @@ def _packed(value: bytes) -> str:
     return "" if packing is None else f"it is packed by {packing}: leave that to compression.type of the producer"
 
 
-def _single_quotes(value: bytes) -> str:
-    text = value.lstrip()
-    found = text[:1] == b"{" and text[1:].lstrip()[:1] == b"'"
-    return "names and texts stand in single quotes, as Python prints them: JSON has double quotes" if found else ""
-
-
-def _several(value: bytes) -> str:
-    """Also JSON lines."""
-    if value.lstrip()[:1] == b"{":
-        try:
-            from_json(value)
-        except ValueError as error:
-            if str(error).startswith("trailing characters"):
-                return "more follows after the first JSON object: send each click as a message of its own"
-    return ""
-
-
 def _csv(value: bytes) -> str:
     text = value.lstrip()
-    found = text[:1] not in (b"{", b"[", b'"') and max(map(text.count, (b",", b";", b"\t"))) >= 2
+    found = text[:1] not in (b"[", b'"') and max(map(text.count, (b",", b";", b"\t"))) >= 2
     return "it looks like a line of CSV: a click is a JSON object" if found else ""
 
 
-_LOOKS: tuple[Callable[[bytes], str], ...] = (
-    _empty,
-    _schema_registry,
-    _utf_16,
-    _packed,
-    _single_quotes,
-    _several,
-    _csv,
-)
+_LOOKS: tuple[Callable[[bytes], str], ...] = (_empty, _schema_registry, _utf_16, _packed, _csv)

@@ -4,7 +4,7 @@ The digest is the SHA-256 of the id. It names nobody, but whoever has the id can
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any
 
@@ -50,6 +50,19 @@ def people_in(key: bytes | None, value: bytes | None, user_path: str | None = No
     return found | ({name for name in map(_name, at_names) if name} or set(_names(fields)))
 
 
+def texts_in(value: bytes) -> set[str]:
+    """Every text in a JSON value; of what is no JSON every word. A number counts as none: it is a count, or a time."""
+    try:
+        fields = from_json(value)
+    except ValueError:
+        return set(_words(value.decode(errors="replace")))
+    return set(_names(fields, _text))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 def _name(value: Any) -> str | None:
     if isinstance(value, str):
         return value
@@ -59,7 +72,7 @@ def _name(value: Any) -> str | None:
     return str(value) if is_integer else None
 
 
-def _names(value: Any) -> Iterator[str]:
+def _names(value: Any, name_of: Callable[[Any], str | None] = _name) -> Iterator[str]:
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -67,7 +80,7 @@ def _names(value: Any) -> Iterator[str]:
             waiting.extend(mine for name, mine in one.items() if name not in _NO_PEOPLE)
         elif isinstance(one, list):
             waiting.extend(one)
-        elif (name := _name(one)) is not None:
+        elif (name := name_of(one)) is not None:
             yield name
 
 

@@ -31,6 +31,7 @@ UNITS = (
     (10**20, 10**9, "nanoseconds"),
 )
 _NO_DATE_FROM, _SECONDS_BELOW = 1e8, 1e11  # whole numbers in between are seconds, and dates of none of the forms
+_NUMBERS = (float, int)
 _DATE_FORMS = {
     8: "YYYYMMDD",
     12: "YYYYMMDDhhmm",
@@ -86,6 +87,8 @@ def seconds_of(value: Any, *, now: float, ahead_s_max: float) -> float:
     Raises:
         TimestampError: it is missing, no time, or too far ahead.
     """
+    if type(value) in _NUMBERS and _NO_DATE_FROM <= value < _SECONDS_BELOW and value <= now + ahead_s_max:
+        return float(value)  # as nearly all are
     if value is None:
         raise TimestampError("missing-timestamp", "is missing or null")
     seconds, unit = _in_text(value) if isinstance(value, str) else _in_seconds(value, value)
@@ -126,8 +129,6 @@ def _in_seconds(number: Any, value: Any) -> tuple[float, str | None]:
     """-> seconds, and the unit they were told in, if one. `value`: as it stood there, for people."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise TimestampError("invalid-timestamp", f"is {kind(number)}; {_NEEDED}")
-    if _NO_DATE_FROM <= number < _SECONDS_BELOW:
-        return float(number), "seconds"
     # Compared before it becomes a float: an integer of a thousand digits does not fit one.
     if not number >= 0 or number == math.inf:
         raise TimestampError("invalid-timestamp", "is negative or not finite", value)
@@ -145,7 +146,7 @@ def _in_text(text: str) -> tuple[float, str | None]:
     stripped = text.strip()
     if len(stripped) > _TEXT_CHARACTERS_MAX:
         raise TimestampError("invalid-timestamp", f"has {len(text):,} characters; {_NEEDED}")
-    if _NUMBER.fullmatch(stripped):
+    if stripped[4:5] != "-" and _NUMBER.fullmatch(stripped):
         return _in_seconds(int(stripped) if stripped.isdecimal() else float(stripped), text)
     seconds = _moment(stripped, text)
     if seconds < 0:

@@ -73,8 +73,6 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row("click to list", f"{_ms(quantiles.get('p50'))} (p50), {_ms(quantiles.get('p99'))} (p99)")
     letters = {reason: n for reason, n in (status.get("dead_letters") or {}).items() if n}
     table.add_row("dead letters", reasons_line(letters) if letters else "none")
-    for found in status.get("unreadable") or ():
-        table.add_row("cannot be read", Text(plain(str(found.get("text"))), style="red"))
     table.add_row("duplicates", f"{_count(status.get('duplicates'))} left out")
     table.add_row("refreshed", f"{_count(status.get('refreshes'))} lists without a click")
     guarded = {reason: n for reason, n in (status.get("guarded") or {}).items() if n}

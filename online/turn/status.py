@@ -49,7 +49,6 @@ class StatusReport:
             "duplicates": ledger.duplicates,
             "dead_letters": dict(ledger.dead_letters),
             "unreadable_share_of": {topic: watch.figures["share"] for topic, watch in loop.unreadable.items()},
-            "unreadable": [found for watch in loop.unreadable.values() if (found := watch.describe())],
             "users": len(learner.histories),
             "items": len(learner.vocabulary),
             "unavailable": len(learner.unavailable),
@@ -92,7 +91,6 @@ class StatusReport:
             "abuse_share_exceeded": learner.guard.net.open,
             "let_through": dict(learner.guard.net.let_through),
             "expired": learner.expired,
-            "outage": supervisor.outage,
             "waits_for": [
                 line for line in (loop.source.trouble(), loop.dead_letters.waits_for, loop.writer.link.trouble) if line
             ],

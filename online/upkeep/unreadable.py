@@ -93,14 +93,6 @@ class UnreadableWatch:
         reasons = self._reasons[0] + self._reasons[1]
         return max(reasons.items(), key=lambda one: (one[1], one[0]), default=("", 0))
 
-    def describe(self) -> dict[str, Any] | None:
-        """For the status, while it lasts; None: most messages can be read."""
-        if not self.began:
-            return None
-        reason, _ = self._commonest
-        example = self._examples.get(reason, Example("", ""))
-        return self.figures | {"reason": reason, "hint": example.hint, "example": example.message, "text": self.text}
-
     def to_state(self) -> dict[str, Any]:
         return {
             "began": self.began,

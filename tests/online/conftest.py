@@ -477,6 +477,7 @@ def known(loop: Loop) -> dict[str, Any]:
         "supervisor": supervisor,
         "versions": loop.versions.to_state(),
         "notices": loop.notices.to_state(),
+        "unreadable": {topic: watch.to_state() for topic, watch in loop.unreadable.items()},
     }
 
 

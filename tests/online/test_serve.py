@@ -61,6 +61,7 @@ STATUS: dict[str, Any] = {
         {"id": "rolled_back-9500-0", "kind": "rolled_back", "at": 1_700_000_050_000, "text": "3 is 1", "version": 3},
     ],
     "notice_counts": {"alarm": 4, "rolled_back": 1}, "notices_dropped": 2,
+    "unreadable_share_of": {"clicks": 0.25, "items": 0.0},
 }  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def test_where_keys_are_needed_ready_says_less_to_who_has_none(lists: Lists) -> 
     lists.write_status({**STATUS, "problems": [{"kind": "waiting", "since": 1, "text": "no Kafka at secret.host"}]}, 30)
     _, entry = make_key("shop")
     answer = TestClient(create_app(SETTINGS.model_copy(update={"api_keys": (entry,)}), lists)).get("/readyz")
-    assert answer.json() == {"status": "ready", "problems": [{"kind": "waiting", "since": 1}]}
+    assert answer.json() == {"status": "degraded", "problems": [{"kind": "waiting", "since": 1}]}
 
 
 @pytest.mark.parametrize(
@@ -219,8 +220,24 @@ def test_it_is_ready_when_there_is_a_list_or_a_worker(api: TestClient, lists: Li
     else:
         lists.write_status({**STATUS, "problems": problems}, 30)
         assert 'nextclick_problem{kind="behind"} 1.0' in api.get("/metrics").text
-    assert api.get("/readyz").json() == {"status": "ready", "problems": problems}
+    assert api.get("/readyz").json() == {"status": "degraded", "problems": problems}
     assert api.head("/readyz").status_code == 200
+
+
+UNREADABLE = {
+    "kind": "unreadable",
+    "since": 1_700_000_000_000,
+    "text": "97 % of the latest 200 messages on clicks cannot be read: <b>such",
+}
+
+
+def test_it_is_degraded_while_many_messages_cannot_be_read(api: TestClient, lists: Lists) -> None:
+    lists.write_status(STATUS | {"problems": [UNREADABLE]}, 30)
+    answer = api.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "problems": [UNREADABLE]})
+    assert 'nextclick_unreadable_share{topic="clicks"} 0.25' in api.get("/metrics").text
+    lists.write_status(STATUS | {"problems": []}, 30)
+    assert api.get("/readyz").json() == {"status": "ready", "problems": []}
 
 
 def test_a_damaged_value_in_redis_is_no_error() -> None:
@@ -420,18 +437,18 @@ def test_a_broker_that_refuses_ends_serve(tmp_path: Path, lists: Lists, monkeypa
         serve(Settings(api_port=0, data_dir=tmp_path, api_read_only=False), threading.Event())
 
 
-@pytest.mark.real
-def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
+def in_browser(tmp_path: Path, status: dict[str, Any]) -> str:
+    """The dashboard as a browser shows it."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no chromium here: the dashboard is not looked at in a browser")
     lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
     now = int(time.time() * 1_000)
-    lists.write_status({**STATUS, "started_at": now - 90_000, "written_at": now}, 30)
+    lists.write_status({**status, "started_at": now - 90_000, "written_at": now}, 30)
     api = Api(SETTINGS, lists).start()
     quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
     try:
-        page = subprocess.run(
+        return subprocess.run(
             [
                 chromium, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), f"--user-data-dir={tmp_path}",
                 "--virtual-time-budget=3000", "--dump-dom", api.url,
@@ -440,6 +457,20 @@ def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
         ).stdout  # fmt: skip
     finally:
         api.close()
+
+
+@pytest.mark.real
+def test_a_browser_shows_that_messages_cannot_be_read(tmp_path: Path) -> None:
+    page = in_browser(tmp_path, STATUS | {"behind": False, "problems": [UNREADABLE]})
+    texts = dict(re.findall(r'id="([\w-]+)"[^>]*>([^<]*)<', page))
+    assert texts["state"] == "learning, with problems"
+    (row,) = rows_of(page, "problems")
+    assert row[1:] == ["unreadable", "97 % of the latest 200 messages on clicks cannot be read: &lt;b&gt;such"]
+
+
+@pytest.mark.real
+def test_a_browser_shows_the_numbers(tmp_path: Path) -> None:
+    page = in_browser(tmp_path, STATUS)
     texts = dict(re.findall(r'id="([\w-]+)"[^>]*>([^<]*)<', page))
     assert texts["state"] == "learning, and behind"
     assert texts["waits"] == "the oldest for 2.5 s, more come than can be learned"

@@ -43,6 +43,26 @@ def test_gates_and_versions_have_to_fit_their_limits():
     assert (settings.candidate_gate.margin, settings.rollback_gate.margin) == (0.03, -0.04)
 
 
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("userid=a", "a click has no field 'userid'; it has user_id, item_id, timestamp, event_type, event_id, value"),
+        ("user_id=a,user=b", "user_id is given twice: 'a' and 'b'"),
+        ("user_id=", "'user_id=' is no pair of a field and where it stands, as in user_id=user.id"),
+        ("user.id", "'user.id' is no pair of a field and where it stands, as in user_id=user.id"),
+    ],
+)
+def test_names_of_fields_that_cannot_be_meant_are_one_line(monkeypatch, value, line):
+    monkeypatch.setenv("NEXTCLICK_CLICK_FIELDS", value)
+    assert problems() == [f"NEXTCLICK_CLICK_FIELDS: {line}"]
+
+
+def test_names_of_fields_are_read(monkeypatch):
+    assert not load_settings().click_names
+    monkeypatch.setenv("NEXTCLICK_CLICK_FIELDS", " user=user.id , timestamp=ts")
+    assert load_settings().click_names.paths == {"user_id": "user.id", "timestamp": "ts"}
+
+
 def test_every_wrong_variable_is_listed_at_once_by_name(monkeypatch):
     wrong = {
         "WIDTH": "wide", "HEADS": "0", "LAYERS": "local,global", "DROPOUT": "1", "API_PORT": "70000",

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.people import digest_of, is_digest, owner_number, people_in
+from stream.people import digest_of, is_digest, owner_number, people_in, texts_in
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
@@ -58,3 +58,32 @@ def test_an_id_within_another_is_not_found():
 @given(st.binary(max_size=80), st.binary(max_size=200))
 def test_any_bytes_will_do(key, value):
     assert all(isinstance(name, str) for name in people_in(key, value))
+
+
+@pytest.mark.parametrize(
+    ("value", "people"),
+    [
+        (b'{"user_id": 17.0}', {"17"}),  # as it is read
+        (b'{"user_id": 1.7e1}', {"17"}),
+        (b'{"user_id": 17.5, "who": "u2"}', {"u2"}),
+        (b'\xef\xbb\xbf{"user_id": "u1", "x": "y"}', {"u1"}),
+        (b'{"user_id": "u1", "user": {"id": 17}, "x": "y"}', {"u1", "17"}),
+        (b'{"user": {"id": "u2"}, "event_id": "e"}', {"u2"}),
+        (b'{"user.id": "u3", "x": "y"}', {"u3"}),
+        (b'{"user": {"name": "u1"}}', {"u1"}),
+    ],
+)
+def test_who_stands_elsewhere_is_found(value, people):
+    assert people_in(None, value, "user.id") == people
+
+
+def test_somebody_is_found_wherever_their_click_is_read_from():
+    value = b'{"item_id": {"user": "u1"}, "event_id": "u9", "timestamp": 1}'
+    assert "u1" not in people_in(None, value)
+    assert people_in(None, value, "item_id.user") == {"u1"}
+
+
+def test_counts_are_nobody_s_id():
+    status = b'{"learned": 42, "share": 1.0, "notices": [{"text": "u1"}], "user": "42a"}'
+    assert texts_in(status) == {"u1", "42a"}
+    assert texts_in(b"u1 42") == {"u1", "42"}

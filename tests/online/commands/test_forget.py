@@ -117,13 +117,13 @@ def test_what_is_no_user_id_is_refused_at_once(settings, user):
 def test_what_is_left_is_found(settings, free_port):
     """The search is not blind: each of these is what a forgetting that did not happen would leave."""
     publish(settings, clicks(), BROKEN)
-    found = forget_command._found_in_log(settings.log_path, "u1", settings.clicks_topic)
+    found = forget_command._found_in_log(settings, "u1")
     assert found["topic clicks"] == 8
     assert sum(found[name] for name in found if name.startswith("bytes of")) >= 6
-    assert forget_command._found_in_log(settings.log_path, "1", settings.clicks_topic)["topic clicks"] == 0
+    assert forget_command._found_in_log(settings, "1")["topic clicks"] == 0
     number = b'{"user_id": 7, "item_id": "i", "timestamp": 1}'
     publish(settings, [], [(None, number), (None, number.replace(b"7", b"77"))])
-    assert forget_command._found_in_log(settings.log_path, "7", settings.clicks_topic)["topic clicks"] == 1
+    assert forget_command._found_in_log(settings, "7")["topic clicks"] == 1
     publish(settings, clicks(("u1",), 1))
     with EmbeddedRedis(free_port):
         proof = forget(settings, "u1", timeout_s=1.0)
@@ -132,6 +132,45 @@ def test_what_is_left_is_found(settings, free_port):
         lists.ask({"id": "x", "user": "u1"}, 60)
         assert lists.keys_naming("u1") == 1
         assert lists.keys_naming("u11") == 0
+
+
+@pytest.mark.parametrize(
+    ("user", "value"),
+    [
+        ("7", b'{"user_id": 7.0, "item_id": "i", "timestamp": 1}'),
+        ("12345678", b'{"user_id": 1.2345678E7, "item_id": "i", "timestamp": 1}'),
+        ("-7", b'{"user_id": -7, "item_id": "i", "timestamp": 1}'),
+        ("a/b", b'{"user_id": "a\\/b", "item_id": "i", "timestamp": 1}'),  # as PHP writes it
+        ("a<b", b'{"user_id": "a\\u003cb", "item_id": "i", "timestamp": 1}'),  # as Go does
+        ("u1", b'\xef\xbb\xbf{"user_id": "u1", "item_id": "i", "timestamp": 1}'),
+        ("ann", b'{"user": {"id": "ann"}, "user_id": "another", "item_id": "i", "timestamp": 1}'),
+    ],
+)
+def test_somebody_is_found_however_their_producer_writes_it(settings, user, value):
+    settings = settings.model_copy(update={"click_fields": "user=user.id"})
+    publish(settings, [], [(None, value), (None, value.replace(b"7", b"6").replace(b"a", b"c").replace(b"u1", b"u2"))])
+    assert forget_command._found_in_log(settings, user)["topic clicks"] == 1
+
+
+def test_where_fields_are_called_otherwise_they_are_forgotten_too(settings):
+    settings = settings.model_copy(update={"click_fields": "user_id=who.id,item_id=what,timestamp=ts"})
+    theirs = [
+        json.dumps({"who": {"id": user}, "user_id": "x", "what": f"i{n % 4}", "ts": 1_000 * (START + 60 * n)}).encode()
+        for n in range(6)
+        for user in ("u1", "u11", 42)
+    ]
+    bad = [b'{"who": {"id": "u1"}, "user_id": "x", "what": 7}', b'{"who": {"id": "u11"}, "user_id": "x", "what": 7}']
+    publish(settings, clicks(("u2", "u1"), 2), [(None, value) for value in [*theirs, *bad]])
+    found = forget_command._found_in_log(settings, "u1")
+    assert found["topic clicks"] == 9
+    assert sum(found[name] for name in found if name.startswith("bytes of")) >= 9
+    with worker_thread(settings) as lists:
+        assert forget(settings, "u1", timeout_s=WAIT_S).complete
+        assert forget(settings, "42", timeout_s=WAIT_S).complete
+        assert set(lists.users()) == {"u2", "u11"}
+    left = values(settings, settings.clicks_topic)
+    assert not any(b'"u1"' in value or b'"id": 42' in value for value in left)
+    assert values(settings, settings.dead_letters_topic) == bad[1:]
 
 
 def test_clicks_that_come_after_it_are_found_and_said(settings):

@@ -8,6 +8,7 @@ import pytest
 import online.cli
 from online.commands.dead_letters import LettersError, since_ms
 from online.commands.redrive import RedriveError, Wanted, letters_in, read_repaired, reader_of, redrive
+from stream.click_fields import ClickFields
 from stream.dead_letters import DeadLetters
 from stream.events import BadEvent, Limits
 from stream.log import LogProducer
@@ -55,6 +56,17 @@ def test_what_can_be_read_is_sent_once_and_what_cannot_stays(letters):
     done = letters.redrive()
     assert (done.sent, done.stay["sent again already"]) == (0, 1)
     assert len(letters.on("clicks")) == 1
+
+
+def test_what_a_mapping_of_fields_makes_readable_is_sent(letters):
+    theirs = b'{"userId": "u1", "item_id": "i1", "timestamp": 1700000000000}'
+    letters.put(3, theirs, "missing-user_id")
+    assert letters.redrive().stay == {"missing-user_id": 1}
+    found, marked = letters_in(letters.on("clicks.dead"))
+    check = reader_of("clicks", "items", Limits(), ClickFields({"user_id": "userId"}))
+    assert redrive(found, marked, letters.producer, "clicks.dead", check=check).sent == 1
+    (sent,) = letters.on("clicks")
+    assert sent.value == theirs
 
 
 def test_what_comes_back_is_not_sent_again_unless_asked(letters):

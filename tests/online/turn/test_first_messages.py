@@ -136,4 +136,4 @@ def test_with_the_setting_they_are_learned(world):
     loop = world.run(click_fields="user=userId,item=itemId,timestamp=ts")
     assert loop.ledger.learned == 150
     assert "first_messages" not in loop.notices.counts
-    assert loop.writer.stream_clock.now() == pytest.approx(NOW + 0.149)
+    assert loop.ledger.latest_clicked_at_ms == 1_000 * NOW + 149

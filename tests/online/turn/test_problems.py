@@ -24,10 +24,10 @@ def test_a_problem_is_open_while_its_cause_lasts(world):
     assert problem["since"] == loop.notices.last["behind"].at
     loop.unsaved_since = 1.0
     loop.notices.tell("unsaved", "no space")
-    loop.changes.rates.falling = True
+    loop.supervisor._outage_told = True
     assert kinds(report) == ["unsaved", "outage", "behind"]
     assert set(kinds(report)) <= set(KINDS)
-    loop.unsaved_since, loop.overload.behind, loop.changes.rates.falling = None, False, False
+    loop.unsaved_since, loop.overload.behind, loop.supervisor._outage_told = None, False, False
     assert kinds(report) == []
 
 
