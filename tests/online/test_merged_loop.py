@@ -135,5 +135,3 @@ def test_what_cannot_be_read_has_no_time(small, monkeypatch):
 
     monkeypatch.setattr("online.turn.event_time.parse", bug)
     assert read(small, encode(Click(user_id="u", item_id="i", timestamp=1.0)), 0) is None
-
-
