@@ -106,8 +106,8 @@ class Broker:
 
 
 class ListSource:
-    """A `PausableSource` of full polls. It takes the record of the partition that is least far, so that what a poll returns
-    follows from the positions alone."""
+    """A `PausableSource` of full polls. It takes the record of the partition that is least far, so that what a poll
+    returns follows from the positions alone."""
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self.broker = broker
