@@ -119,7 +119,7 @@ def _taken(settings: Settings, worker: Worker, count: int) -> dict[str, Any]:
 
 def compare(file: EventFile, options: argparse.Namespace) -> bool:
     """Prints a line for each number of partitions -> whether they agree."""
-    print("partitions  learned  not learned from   hit@10  NDCG@10 as served  of the first  by reason")
+    print("partitions  learned  not learned from   hit@10  NDCG@10 as served  of the first  refreshes  by reason")
     first: tuple[int, float] | None = None
     agree = True
     for partitions in options.partitions:
@@ -132,7 +132,7 @@ def compare(file: EventFile, options: argparse.Namespace) -> bool:
         reasons = json.dumps(status["guarded"])
         print(
             f"{partitions:10} {status['learned']:8,} {flagged:17,} {served['hit@10']:8.4f} {served['ndcg@10']:18.4f} "
-            f"{ratio:13.3f}  {reasons}",
+            f"{ratio:13.3f} {status['refreshes']:10,}  {reasons}",
             flush=True,
         )
     return agree

@@ -139,6 +139,7 @@ class KafkaSource:
         fetched: dict[TopicPartition, list[Any]] = {}
         try:
             self._join_if_needed()
+            self._unpark()
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             self._act_on_decisions()
             positions = self._consumers_positions()
@@ -258,6 +259,13 @@ class KafkaSource:
             with suppress(KeyError):  # taken away since the last poll; the next one says so
                 change(TopicPartition(*partition))
         self._paused = wanted
+
+    def _unpark(self) -> None:
+        """What kafka-python 3.0 has parsed of a partition before it was paused comes back only while it holds no answer
+        of another one, and it takes one that is used up for such: the partition would never come back."""
+        fetcher = self._consumer._fetcher
+        if not fetcher._next_partition_records:
+            fetcher._next_partition_records = None
 
     def trouble(self) -> str | None:
         return self._trouble

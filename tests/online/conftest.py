@@ -106,13 +106,14 @@ class Broker:
 
 
 class ListSource:
-    """A `Source` of full polls. It takes the record of the partition that is least far, so that what a poll returns
-    follows from the positions alone."""
+    """A `PausableSource` of full polls. It takes the record of the partition that is least far, so that what a poll
+    returns follows from the positions alone."""
 
     def __init__(self, broker: Broker, topic: str) -> None:
         self.broker = broker
         self.topic = topic
         self.at: dict[Partition, int] = {}
+        self.paused: frozenset[Partition] = frozenset()
         self.revoking: list[Partition] = []
         self.assigning: list[Partition] | None = None
         self.began_at: list[dict[Partition, int]] = []
@@ -135,7 +136,8 @@ class ListSource:
             self.revoking = []
         found: list[Record] = []
         while len(found) < max_records:
-            behind = {p: at for p, at in self.at.items() if at < len(self.broker.records(p))}
+            there = {p: at for p, at in self.at.items() if p not in self.paused}
+            behind = {p: at for p, at in there.items() if at < len(self.broker.records(p))}
             if not behind:
                 break
             partition = min(behind, key=lambda one: (self.at[one], one))
@@ -168,6 +170,12 @@ class ListSource:
 
     def ends(self) -> dict[Partition, int]:
         return {partition: len(self.broker.records(partition)) for partition in self.at}
+
+    def known_ends(self) -> dict[Partition, int]:
+        return self.ends()
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        self.paused = frozenset(partitions)
 
     def trouble(self) -> str | None:
         return None

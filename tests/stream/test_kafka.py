@@ -37,8 +37,8 @@ def test_a_broker_that_is_not_there_is_named(make, free_port, monkeypatch):
 class Member:
     """A member of a consumer group that keeps its positions as a worker keeps its checkpoint."""
 
-    def __init__(self, world, topic, group, checkpoint):
-        self.source = KafkaSource(world.where, [topic], group)
+    def __init__(self, world, topic, group, checkpoint, source=None):
+        self.source = source or KafkaSource(world.where, [topic], group)
         world.opened.append(self.source)
         self.checkpoint = checkpoint
         self.records = []
