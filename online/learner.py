@@ -521,7 +521,7 @@ class Learner:
         anybodys = below(arrays, "anybody")
         self._for_anybody = anybodys["rows"].copy(), anybodys["scores"].copy()
         self.clock.load_state(state["clock"])
-        self._now = (self.clock.latest, self.clock.now) if len(self.histories) else (0.0, 0.0)
+        self._now = (self.clock.latest, self.clock.now) if self.clock.latest > -np.inf else (0.0, 0.0)
         self.expired = state["expired"]
         self.event_types = dict(state["event_types"])
         self._make_room()

@@ -136,6 +136,7 @@ class Loop:
             tell=self.notices.tell,
             read_checkpoint=checkpoints.read,
             clock=clock,
+            monotonic=monotonic,
         )
         self.forgetting = Forgetting(
             settings,

@@ -5,7 +5,8 @@ many users are flagged, something does not fit: a clock, an archive that is repl
 for what people do here. So the net opens when both hold, over the latest `WINDOW` clicks:
 
 - more than `share_max` of the clicks are flagged (before there are `WINDOW_MIN`, of so many);
-- those flagged are of more than a few users: more than `FEW`, or more than half of the users who clicked lately.
+- those flagged are of more than a few users: more than `FEW`, or more than half of the users who clicked lately, and
+  never of one alone.
 
 It closes when one of the two has come down to half. While it is open, flagged clicks are let through, unless a setting
 says otherwise; either way it is told, with the reasons.
@@ -57,7 +58,7 @@ class SafetyNet:
         self._flagged[at], self._owners[at] = flagged, np.where(flagged > 0, owners, 0)
         self._clicks += len(flagged)
         share, accounts = self.share, len(np.unique(self._owners[self._owners > 0]))
-        few = min(FEW, recent_users / 2)
+        few = max(1.0, min(FEW, recent_users / 2))
         if not self.open and share > self.share_max and accounts > few:
             self._turn(True, share, accounts)
         elif self.open and (share <= self.share_max / 2 or accounts <= few / 2):

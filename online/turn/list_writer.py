@@ -128,6 +128,7 @@ class ListWriter:
 
     def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of those who clicked, and the popular one; it owes them where Redis does not take them."""
+        self.stream_clock.now()  # from here on time passes until the next click
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
         histories = self.learner.histories
         origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]

@@ -31,7 +31,8 @@ class StreamClock:
         self._at = 0.0  # by the monotonic clock: when it was that
 
     def now(self) -> float:
-        """Active time in seconds; -inf before the first click."""
+        """Active time in seconds; -inf before the first click. To be asked after each micro-batch: what passes until
+        the next one counts from there."""
         at, active = self._monotonic(), self._active.now
         if self._latest > -np.inf:
             passed = min(self._latest + max(0.0, at - self._at), active + STREAM_GAP_S_MAX)

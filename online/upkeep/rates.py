@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from online.stream_time import STREAM_GAP_S_MAX
+
 OUTAGE, OVER = "outage", "outage over"
 LIVE_S = 3_600.0  # a click that arrives later than so long after it was made is of an archive
 LEARNED_EACH = 0.05  # what the latest spell counts in the expected rate; during an outage a tenth of it
@@ -64,9 +66,8 @@ class RateWatch:
     that they came slowly or that none comes any more.
 
     What is expected is the geometric mean, exponentially weighted, over spells of `clicks_each` clicks, each by the
-    time it took, up to a limit: so neither a gap of a week nor a burst of a second spoils it. Arrivals never run
-    backwards. The longest gap among the latest clicks is left out: a broker's clock that is set forward makes one, and
-    a silence that has just ended is none any more. What is told of a silence, `silence` tells while it lasts.
+    active time it took, up to a limit: so neither a gap of a week nor a burst of a second spoils it. Arrivals never run
+    backwards: a click that arrived before the one before it counts as one now.
     """
 
     def __init__(self, share: float, clicks_each: int) -> None:
@@ -107,7 +108,7 @@ class RateWatch:
     def silence(self, idle_s: float) -> RateNotice | None:
         """To be asked while nothing waits and nothing comes; `idle_s`: seconds for which nothing has come, of the time
         in which somebody listened. A silence is told once."""
-        if self.falling or self.silent or not self._latest or idle_s <= 0:
+        if self.silent or not self._latest or idle_s <= 0:
             return None
         notice = self._notice(self._latest[-1] - self._latest[0] + idle_s, self._latest[-1] + idle_s)
         self.silent = notice.rate_hz < self.share * notice.expected_hz
@@ -116,10 +117,7 @@ class RateWatch:
     def _look(self) -> list[RateNotice]:
         was_falling, told = self.falling, self.missing
         notice = self._notice(self._latest[-1] - self._latest[0], self._latest[-1])
-        least_hz = self.share * notice.expected_hz * (BACK if was_falling else 1.0)
-        if notice.rate_hz < least_hz:  # seldom, and it takes longer to know
-            notice = self._notice(self._took_s(), self._latest[-1])
-        self.falling = notice.rate_hz < least_hz
+        self.falling = notice.rate_hz < self.share * notice.expected_hz * (BACK if was_falling else 1.0)
         self.silent = False
         if self.falling and not was_falling:
             self.outages += 1
@@ -134,17 +132,12 @@ class RateWatch:
         return RateNotice(OUTAGE, self.counted, now, self.expected_hz or 0.0, rate_hz)
 
     def _learn(self) -> None:
-        took_s = max(self._took_s(), _SPELL_S_MIN)
+        took_s = max(float(np.minimum(np.diff(self._latest), STREAM_GAP_S_MAX).sum()), _SPELL_S_MIN)
         self._spells += 1
         self._spells_s += took_s
         share = LEARNED_EACH * min(1.0, took_s / math.exp(self._log_spell))
         share = share / 10 if self.falling else max(share, took_s / self._spells_s)
         self._log_spell += share * (math.log(took_s) - self._log_spell)
-
-    def _took_s(self) -> float:
-        """That the latest clicks took, without the longest gap."""
-        gaps = np.diff(self._latest)
-        return float(gaps.sum() - gaps.max()) if len(gaps) > 1 else float(gaps.sum())
 
     def to_state(self) -> dict[str, Any]:
         return {

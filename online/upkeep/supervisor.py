@@ -5,6 +5,8 @@ Whatever is decided is told in one line with its figures.
 """
 
 import queue
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,12 +24,13 @@ from online.settings import Settings
 from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
 from online.upkeep.flood import FloodWatch
-from online.upkeep.rates import LIVE_S, OUTAGE, RateNotice
+from online.upkeep.rates import OUTAGE, RateNotice
 from online.upkeep.reaction import Changes
 from online.upkeep.shadow import Trial
 from online.upkeep.versions import VersionError, Versions
 from stream.events import Click
 
+SLOW_HERE = 0.5  # of the expected rate: clicks that are read faster are not missing
 SKIPPED_TOLD_EACH = 1_000  # clicks between two notices of updates that were stopped
 
 #: Reads a checkpoint by its number -> arrays and state. Raises CheckpointError.
@@ -52,9 +55,10 @@ class Supervisor:
         tell: Tell,
         read_checkpoint: ReadCheckpoint | None,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`changes`: None: drift is not watched. `read_checkpoint`: None: there are none, so none to roll back to.
-        `clock`: the computer's, in seconds since 1970."""
+        `clock`: the computer's, in seconds since 1970; `monotonic`: one that nobody sets."""
         self.settings, self.learner, self.ledger, self.versions = settings, learner, ledger, versions
         self.changes, self.clock = changes, clock
         self._tell, self._read_checkpoint = tell, read_checkpoint
@@ -67,6 +71,8 @@ class Supervisor:
         self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
         self._flood = FloodWatch()
         self._outage_told = False  # and not yet that it is over
+        self._monotonic = monotonic
+        self._read_at = deque([monotonic()], maxlen=settings.outage_clicks + 1)  # when the latest clicks were, here
         self._skipped_told = (0, -SKIPPED_TOLD_EACH)  # updates stopped, and clicks learned, at the latest notice
 
     # Asking
@@ -111,6 +117,7 @@ class Supervisor:
 
     def after(self, clicks: Sequence[Click], learned: Learned, arrived_at: Sequence[float] | None = None) -> None:
         """A micro-batch was learned, and its lists are out; `arrived_at`: as `Changes.update` takes it."""
+        self._read_at.extend([self._monotonic()] * len(clicks))
         lesson = learned.lesson
         if self.finetuning is not None:
             self.finetuning.rows_changed.update(lesson.freed, lesson.taken)
@@ -124,7 +131,7 @@ class Supervisor:
 
     def silence(self, idle_s: float) -> None:
         """No messages come, and none wait; `idle_s`: seconds for which none has come."""
-        for notice in [] if self.changes is None else self.changes.silence(idle_s):
+        for notice in [] if self.changes is None or self._outage_told else self.changes.silence(idle_s):
             self._outage_told = True
             self._tell(notice.kind, str(notice), notice.as_dict())
 
@@ -298,10 +305,12 @@ class Supervisor:
             self._compare_with_predecessor()
 
     def _notice_of_rate(self, notice: RateNotice) -> None:
-        """An outage that was over long before it was read is told no more: that is catching up. What was told to begin
-        is told to end."""
+        """An outage is told if clicks are read slowly here too: else the worker catches up with what came slowly once,
+        or the broker's clock was set. What was told to begin is told to end."""
         begins = notice.kind == OUTAGE
-        if begins == self._outage_told or (begins and self.clock() - notice.at_s > LIVE_S):
+        took_s = self._monotonic() - self._read_at[0]
+        slow_here = len(self._read_at) - 1 < SLOW_HERE * notice.expected_hz * took_s
+        if begins == self._outage_told or (begins and not slow_here):
             return
         self._outage_told = begins
         self._tell(notice.kind, str(notice), notice.as_dict())

@@ -78,7 +78,7 @@ def test_a_clock_that_is_years_late_is_taken_and_is_nobody_else_s(world, ago):
     assert loop.writer.stream_clock.now() == NOW - 30  # the latest of all
     assert [at for _, at in stands(loop, "lost")] == [NOW - ago] * 3
     assert len(loop.learner.vocabulary) == 3  # no item has expired
-    assert loop.learner.guard._now == NOW - 30
+    assert loop.learner.clock.now == NOW - 30
     healthy(world, loop)
     loop.writer.aging.ask()
     loop.turn()
@@ -93,7 +93,7 @@ def test_a_clock_that_is_ahead_by_less_than_a_day_counts_as_the_time_of_arrival(
     loop = world.run()
     assert stands(loop, "ahead") == [("b", pytest.approx(NOW - 50, abs=0.01))]
     assert loop.writer.stream_clock.now() == NOW - 40
-    assert loop.learner.guard._now == NOW - 40
+    assert loop.learner.clock.now == NOW - 40
     assert loop.changes.rates._latest[-1] == NOW - 40
     assert loop.ledger.learned == 3
 

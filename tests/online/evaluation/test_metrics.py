@@ -94,7 +94,16 @@ def test_restored_from_json_it_goes_on_as_if_nothing_had_happened():
 def test_quantiles_of_latencies():
     latencies = Latencies()
     assert latencies.quantiles() == {"p50": None, "p99": None}
-    latencies.add(float(value) for value in range(101))
+    latencies.add((1_000.0, 1_000.0 + value) for value in range(101))
     assert latencies.quantiles() == {"p50": 50.0, "p99": 99.0}
-    latencies.add([7.0] * 20_000)
+    latencies.add([(1_000.0, 1_007.0)] * 20_000)
     assert latencies.quantiles() == {"p50": 7.0, "p99": 7.0}
+    assert latencies.unknown == 0
+
+
+@pytest.mark.parametrize("began_ms", [1_000_593.246, -1.0, 0.0], ids=["a clock that is ahead", "none given", "1970"])
+def test_a_latency_that_clocks_do_not_tell_is_left_out_and_counted(began_ms):
+    latencies = Latencies()
+    latencies.add([(began_ms, 1_000_000.0), (999_990.0, 1_000_000.0), (began_ms, 1_000_000.0)])
+    assert latencies.quantiles() == {"p50": 10.0, "p99": 10.0}
+    assert latencies.unknown == 2

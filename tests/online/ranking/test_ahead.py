@@ -104,7 +104,7 @@ def gathered(
     flags = torch.zeros(len(counts), dtype=torch.bool)
     flags[blocked] = True
     recalled = torch.tensor([[query.recalled] for query in queries])
-    asked = Asked(rows.long(), times, lengths, now)
+    asked = Asked(rows.long(), times, lengths, now, now)
     return Gatherer(counts).gather(asked, recalled, flags, exclude_seen=exclude_seen, ahead=ahead)
 
 

@@ -48,7 +48,7 @@ def asked_of(group: Sequence[Person], length: int = NEAR + 5) -> Asked:
             rows[at, age], times[at, age] = clicked, time
     lengths = torch.tensor([len(person.clicks) for person in group])
     now = torch.tensor([person.now for person in group], dtype=torch.float64)
-    return Asked(torch.from_numpy(rows), torch.from_numpy(times), lengths, now)
+    return Asked(torch.from_numpy(rows), torch.from_numpy(times), lengths, now, now)
 
 
 def counts_of(clicks: Clicks, held: int = 4) -> Counts:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,11 @@ def clicks_of(items, at=0.0):
     return [Click(user_id="a", item_id=f"i{item}", timestamp=at + number) for number, item in enumerate(items)]
 
 
+def observe(items, clicks):
+    """In a stream without gaps, whose active time is that of its clicks."""
+    return items.observe(clicks, np.maximum.accumulate([click.timestamp for click in clicks]))
+
+
 batches = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=9), max_size=8)
 
 
@@ -27,7 +33,7 @@ def test_rows_are_of_their_items_and_whatever_changed_is_told(batches, item_min_
     owners = {}  # of rows, before each batch
     for number, batch in enumerate(batches):
         clicks = clicks_of(batch, 10.0 * number)
-        clicked = items.observe(clicks)
+        clicked = observe(items, clicks)
         now = {row: items.vocabulary.item_of(row) for row in range(1, items.vocabulary.rows)}
         now = {row: item for row, item in now.items() if item is not None}
         assert len(now) <= 6
@@ -47,9 +53,9 @@ def test_rows_are_of_their_items_and_whatever_changed_is_told(batches, item_min_
 
 def test_an_item_may_get_back_the_row_that_it_has_just_lost():
     items = rows_of()
-    items.observe(clicks_of(range(6)))
+    observe(items, clicks_of(range(6)))
     row = items.vocabulary.row_of("i0")
-    clicked = items.observe(clicks_of([0, 9], 10.0))
+    clicked = observe(items, clicks_of([0, 9], 10.0))
     assert row in clicked.freed
     assert row in clicked.taken
     assert clicked.rows[0] == row == items.vocabulary.row_of("i0")
@@ -57,9 +63,9 @@ def test_an_item_may_get_back_the_row_that_it_has_just_lost():
 
 def test_items_lose_their_rows_when_nobody_has_clicked_them_for_long():
     items = rows_of(item_idle_s_max=100.0)
-    items.observe(clicks_of([1, 2]))
-    assert items.observe(clicks_of([3], 90.0)).freed == []
-    assert sorted(items.observe(clicks_of([3], 150.0)).freed) == [1, 2]
+    observe(items, clicks_of([1, 2]))
+    assert observe(items, clicks_of([3], 90.0)).freed == []
+    assert sorted(observe(items, clicks_of([3], 150.0)).freed) == [1, 2]
     assert len(items.vocabulary) == 1
 
 
@@ -79,9 +85,9 @@ def test_restored_they_go_on_as_if_nothing_had_happened(before, after):
     items, again = rows_of(), rows_of()
     items.set_available("i3", False)
     for number, batch in enumerate(before):
-        items.observe(clicks_of(batch, 10.0 * number))
+        observe(items, clicks_of(batch, 10.0 * number))
     again.load_state(json.loads(json.dumps(items.to_state())))
     for number, batch in enumerate(after, len(before)):
-        mine, its = (one.observe(clicks_of(batch, 10.0 * number)) for one in (items, again))
+        mine, its = (observe(one, clicks_of(batch, 10.0 * number)) for one in (items, again))
         assert [list(part) for part in mine] == [list(part) for part in its]
     assert again.to_state() == items.to_state()

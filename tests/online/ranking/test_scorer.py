@@ -51,7 +51,7 @@ class Town:
             W = self.settings.recall_latest
             numbers.append([number for number, *_ in newest[:W]] + [0] * (W - len(newest[:W])))
         lengths = [min(LENGTH, len(self.clicks.get(person, []))) for person in people]
-        asked = Asked(*(torch.from_numpy(np.array(part)) for part in (rows, times, lengths, now)))
+        asked = Asked(*(torch.from_numpy(np.array(part)) for part in (rows, times, lengths, now, now)))
         slots = torch.from_numpy(self.scorer.own_memory.slots(people))
         return Query(asked, torch.tensor(numbers), slots, self.states(len(people)) if deep else None)
 
@@ -63,7 +63,9 @@ class Town:
         self.scorer.log.append(torch.tensor([row]), stood, query.states)
         earlier = torch.nn.functional.pad(query.asked.rows, (0, NEAR - LENGTH))
         nothing = torch.zeros(0, dtype=torch.int64)
-        self.scorer.observe(torch.tensor([row]), earlier, torch.tensor([number]), nothing, nothing)
+        self.scorer.observe(
+            torch.tensor([row]), earlier, torch.tensor([number]), nothing, nothing, times=stood.times
+        )
         state = self.scorer.log.states[number % self.settings.moments_held]
         self.moments[number] = (row, *(part[0].item() for part in stood), state)
         self.clicks.setdefault(person, []).append((number, row, time))
@@ -181,7 +183,8 @@ def test_moments_that_the_log_has_lost_are_not_remembered_as_somebodys_older_one
     slots = torch.from_numpy(town.scorer.own_memory.take(["a"])).expand(2)
     nothing = torch.zeros(0, dtype=torch.int64)
     leaving = torch.tensor([20, 21])  # of 30, the latest ten are held
-    town.scorer.observe(nothing, torch.zeros(0, NEAR, dtype=torch.int64), nothing, leaving, slots)
+    earlier, times = torch.zeros(0, NEAR, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+    town.scorer.observe(nothing, earlier, nothing, leaving, slots, times=times)
     assert town.scorer.own_memory.memory.clicks.tolist()[int(slots[0])] == 1
     assert 21 in town.scorer.own_memory.recall(slots[:1], town.scorer.log.read(leaving[1:])[1])
 
@@ -192,7 +195,7 @@ def test_nobody_can_be_asked_beside_people_or_alone():
     slots = torch.from_numpy(town.scorer.own_memory.take(["a"]))
     town.scorer.own_memory.store(slots.expand(4), town.scorer.log.read(older)[1], older)
     query = town.query("ab", [START + 1e5] * 2)
-    both = town.scorer.score(query.with_nobody(START + 1e5))
+    both = town.scorer.score(query.with_nobody(START + 1e5, START + 1e5))
     stranger = town.query(["stranger"], [START + 1e5])._replace(states=torch.zeros(1, WIDTH))
     expected = town.scorer.score(stranger)
     nobody = both.candidates.owners == 2

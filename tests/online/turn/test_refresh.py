@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from online.history import UserHistories
 from online.ranking.return_times import ReturnTimes, marks_passed
+from online.stream_time import STREAM_GAP_S_MAX, ActiveClock
 from online.turn.refresh import RefreshSchedule, StreamClock
 
 MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
@@ -29,39 +30,54 @@ class Computer:
 
 
 def test_before_the_first_click_there_is_no_time():
-    assert StreamClock(Computer()).now() == -np.inf
+    assert StreamClock(ActiveClock(), Computer()).now() == -np.inf
 
 
 def test_after_a_click_time_passes_as_on_the_computer_however_old_the_click_is():
-    computer = Computer()
-    clock = StreamClock(computer)
-    clock.saw(5.0)
+    computer, active = Computer(), ActiveClock()
+    clock = StreamClock(active, computer)
+    active.update(5.0)
     assert clock.now() == 5.0
     computer.now += 90.0
     assert clock.now() == 95.0
-    clock.saw(60.0)  # came late, and changes nothing
+    active.update(60.0)  # came late, and changes nothing
     assert clock.now() == 95.0
-    clock.saw(1_000.0)  # a replay at speed
+    active.update(1_000.0)  # a replay at speed
     assert clock.now() == 1_000.0
 
 
-def test_a_click_from_the_future_counts_as_one_of_now():
-    computer = Computer()
-    clock = StreamClock(computer)
-    clock.saw(computer.now + DAY)
-    assert clock.now() == computer.now
+def test_a_click_from_the_future_ages_nobody_by_more_than_a_gap_may_count():
+    computer, active = Computer(), ActiveClock()
+    clock = StreamClock(active, computer)
+    active.update(1_000.0)
+    assert clock.now() == 1_000.0
+    active.update(1_000.0 + DAY)
+    assert clock.now() == 1_000.0 + STREAM_GAP_S_MAX
     computer.now += 7.0
-    clock.saw(computer.now)
-    assert clock.now() == computer.now
+    active.update(1_007.0)
+    assert clock.now() == 1_007.0 + STREAM_GAP_S_MAX
+
+
+def test_a_silence_counts_for_an_hour_while_it_lasts_and_when_a_click_has_ended_it():
+    computer, active = Computer(), ActiveClock()
+    clock = StreamClock(active, computer)
+    active.update(1_000.0)
+    clock.now()
+    computer.now += 180 * DAY
+    assert clock.now() == 1_000.0 + STREAM_GAP_S_MAX
+    active.update(1_000.0 + 180 * DAY)
+    assert clock.now() == 1_000.0 + STREAM_GAP_S_MAX
+    computer.now += 60.0
+    assert clock.now() == 1_060.0 + STREAM_GAP_S_MAX
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(-1e6, 1e6)), max_size=30))
 def test_it_never_goes_back_whatever_comes_and_whatever_happens_to_the_computer_s_clock(steps):
-    computer = Computer(0.0)
-    clock, told = StreamClock(computer), -np.inf
+    computer, active = Computer(0.0), ActiveClock()
+    clock, told = StreamClock(active, computer), -np.inf
     for is_click, value in steps:
         if is_click:
-            clock.saw(value)
+            active.update(value)
         else:
             computer.now += value
         assert clock.now() >= told
@@ -72,22 +88,31 @@ def test_it_never_goes_back_whatever_comes_and_whatever_happens_to_the_computer_
 
 
 class Town:
-    """Histories, a clock that follows the computer's, and a schedule that is asked at every step."""
+    """Histories, a busy stream's clock, and a schedule that is asked at every step."""
 
     def __init__(self, ages_s=AGES, users_held=100):
         self.histories = UserHistories(users_held, 4)
         self.computer = Computer()
-        self.clock = StreamClock(self.computer)
-        self.clock.saw(self.computer.now)
+        self.active = ActiveClock()
+        self.clock = StreamClock(self.active, self.computer)
+        self.active.update(self.computer.now)
+        self.clock.now()
         self.schedule = RefreshSchedule(ReturnTimes(ages_s), self.clock)
 
     def click(self, user, ago_s=0.0):
         slots = self.histories.slots([user])
         self.histories.append(slots, [1], [0], [self.computer.now - ago_s])
+        self.histories.active_at[slots] = self.computer.now - ago_s
+        self.active.update(self.computer.now)
+        self.clock.now()
         self.schedule.renewed([user])
 
     def after(self, seconds, count_max=100):
-        self.computer.now += seconds
+        """Others click all the while."""
+        for _ in range(int(seconds // HOUR)):
+            self.computer.now += HOUR
+            self.active.update(self.computer.now)
+        self.computer.now += seconds % HOUR
         self.schedule.ask()
         return self.schedule.take(self.histories, count_max)
 

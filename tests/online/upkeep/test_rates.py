@@ -45,12 +45,12 @@ def test_a_rate_that_falls_to_a_half_is_none():
 
 def test_silence_is_noticed_while_it_lasts_and_told_once():
     rates, end = watched()
-    assert rates.silence(end + 100.0) is None
-    notice = rates.silence(end + 1_000.0)
+    assert rates.silence(100.0) is None
+    notice = rates.silence(1_000.0)
     assert notice is not None
     assert (notice.kind, notice.at, notice.at_s) == ("outage", 3_000, end + 1_000.0)
     assert "clicks are missing" in str(notice)
-    assert rates.silence(end + 2_000.0) is None
+    assert rates.silence(2_000.0) is None
     assert rates.missing
     after = rates.update(poisson(1, 2.0, 300, end + 5_000.0))
     assert (rates.outages, rates.missing) == (1, False)
@@ -60,14 +60,14 @@ def test_silence_is_noticed_while_it_lasts_and_told_once():
 
 def test_after_a_silence_that_was_only_a_delay_it_is_over_with_the_first_click():
     rates, end = watched()
-    assert rates.silence(end + 1_000.0) is not None
+    assert rates.silence(1_000.0) is not None
     assert [(notice.kind, notice.at) for notice in rates.update(poisson(1, 2.0, 5, end))] == [("outage over", 3_001)]
 
 
 def test_what_the_clock_has_told_is_not_in_the_state():
     rates, end = watched()
     before = json.dumps(rates.to_state())
-    rates.silence(end + 1_000.0)
+    rates.silence(1_000.0)
     assert json.dumps(rates.to_state()) == before
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_expected_before_enough_was_seen():
     times = poisson(0, 2.0, 400, START)
     assert rates.update(times) == []
     assert rates.expected_hz is None
-    assert rates.silence(times[-1] + 1e6) is None
+    assert rates.silence(1e6) is None
 
 
 def test_a_rate_that_stays_low_becomes_the_expected_one():
