@@ -108,7 +108,8 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     def ready() -> dict[str, str]:
-        """Redis answers, and there is something to serve."""
+        """Redis lets us read lists, and there is something to serve."""
+        lists.check()
         if lists.popular() is None and lists.status() is None:
             raise _NothingLearnedError(NOTHING_LEARNED)
         return {"status": "ready"}

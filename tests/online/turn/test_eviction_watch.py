@@ -176,11 +176,12 @@ def test_without_leave_to_ask_it_is_over_after_a_long_time_without_loss():
 
 
 def works(loop, lists, seconds=0.0):
-    """Turns with a look between them, until clicks and time are over; the popular list is always there."""
-    until = time.monotonic() + seconds
+    """Turns with a look between them, until clicks and time are over -> how often the popular list was missing."""
+    until, missing = time.monotonic() + seconds, 0
     while loop.turn() or time.monotonic() < until:
         loop.writer.look()
-        assert lists.popular() is not None or not loop.ledger.learned
+        missing += lists.popular() is None
+    return missing
 
 
 @pytest.mark.real
@@ -200,7 +201,8 @@ def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room
     world.publish(clicks)
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 250_000)
     loop = world.begin(world.loop(users_held=500, list_size=60, moments_held=2_000))
-    works(loop, lists, seconds=1.0)
+    missing = works(loop, lists, seconds=1.0)
+    assert not missing or policy == "allkeys-random"
     stand = set(lists.users())
     assert 0 < len(stand) < 0.8 * len(users)
     if policy == "allkeys-lru":
