@@ -24,8 +24,9 @@ from online.evaluation.town import Town
 from online.loop import Loop
 from online.settings import Settings
 from online.turn.dead_letter_box import DeadLetterBox
+from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
-from stream.lists import EmbeddedRedis, Lists
+from stream.lists import Lists
 from stream.source import Producer
 
 BEFORE = 3_000  # clicks that are learned before anything is measured

@@ -28,8 +28,9 @@ from online.checkpoint import Checkpoints
 from online.edges import open_lists, open_producer, prepare_topics
 from online.evaluation.town import Town
 from online.settings import Settings, load_settings
+from stream.embedded_redis import EmbeddedRedis
 from stream.events import encode
-from stream.lists import EmbeddedRedis, TopList
+from stream.lists import TopList
 
 STANDS_STILL_S = 600.0  # also while a busy machine starts the worker
 #: What follows the computer's clock is left out, so that two runs can be compared.

@@ -368,7 +368,7 @@ class Learner:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Lists (U, count) and their scores, with what is popular and not clicked by them for users whose candidates
         they have all clicked; and whose lists these are (U,). Who has clicked everything keeps an empty one."""
-        empty: NDArray[np.bool_] = ~rows.any(axis=1)
+        empty = np.count_nonzero(rows, axis=1) == 0
         if not empty.any():
             return rows, scores, empty
         count = self.settings.list_size
@@ -383,8 +383,7 @@ class Learner:
             best = np.argsort(-unseen, kind="stable")[:count]
             best = best[unseen[best] > 0]
             rows[at, : len(best)], scores[at, : len(best)] = best, unseen[best]
-        filled: NDArray[np.bool_] = empty & rows.any(axis=1)
-        return rows, scores, filled
+        return rows, scores, empty & (np.count_nonzero(rows, axis=1) > 0)
 
     def _anybodys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and scores of the list for anybody unknown, as of the latest ranking, without what is unavailable."""

@@ -118,9 +118,10 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     def ready() -> dict[str, Any]:
-        """Redis answers, there is something to serve, and clicks can be taken where they may be. `degraded`, still with
-        status 200: something is wrong with the worker. It is listed, without its texts where keys are needed elsewhere:
-        this needs none."""
+        """Redis lets us read lists, there is something to serve, and clicks can be taken where they may be. `degraded`,
+        still with status 200: something is wrong with the worker. It is listed, without its texts where keys are needed
+        elsewhere: this needs none."""
+        lists.check()
         if isinstance(producer, LateProducer) and producer.waits_for is not None:
             raise AwayError(producer.waits_for)
         status = lists.status()

@@ -39,7 +39,8 @@ from online.upkeep.cron import cron_trigger
 from online.upkeep.rollback_request import rollback
 from online.upkeep.scheduler import SteadyScheduler
 from online.upkeep.versions import VersionError
-from stream.lists import EmbeddedRedis, Lists, ListsError, RedisAwayError
+from stream.embedded_redis import EmbeddedRedis
+from stream.lists import Lists, ListsError, RedisAwayError
 from stream.source import AwayError
 
 

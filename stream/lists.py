@@ -15,7 +15,6 @@ as long to write.
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_addr
 from stream.people import texts_in
 from stream.redis_errors import ListsError, RedisAwayError, lists_error
 
-__all__ = ["EmbeddedRedis", "Lists", "ListsError", "Mark", "RedisAwayError", "TopList", "connect", "top_key"]
+__all__ = ["Lists", "ListsError", "Mark", "RedisAwayError", "TopList", "connect", "top_key"]
 
 log = logging.getLogger(__name__)
 
@@ -343,59 +342,6 @@ class Lists:
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
             password = self._client.connection_pool.connection_kwargs.get("password")
             raise lists_error(error, self.address, [password] if password else []) from error
-
-
-class EmbeddedRedis:
-    """A Redis in this process, reachable by this process through `client` and by others at `url`.
-
-    It keeps everything in memory, has no passwords, and listens on 127.0.0.1 only. `port` 0 takes any free one; a taken
-    one makes `start` raise ListsError.
-    """
-
-    def __init__(self, port: int = 0) -> None:
-        self._port = port
-        self._server: fakeredis.TcpFakeServer | None = None
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> "EmbeddedRedis":
-        try:
-            self._server = fakeredis.TcpFakeServer(("127.0.0.1", self._port))
-        except (OSError, OverflowError) as error:
-            raise ListsError(
-                f"the embedded Redis cannot listen on 127.0.0.1:{self._port}: {error}; choose another port"
-            ) from error
-        self._port = int(self._server.server_address[1])
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, name="embedded-redis", daemon=True
-        )
-        self._thread.start()
-        return self
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self._port}/0"
-
-    @property
-    def client(self) -> redis.Redis:
-        """A client to the same data that does not go through the network."""
-        if self._server is None:
-            raise ListsError("the embedded Redis is not running: call start() first")
-        return fakeredis.FakeRedis(server=self._server.fake_server, host="127.0.0.1", port=self._port)
-
-    def close(self) -> None:
-        """Stop listening, end connections, free the port. Does no harm the second time."""
-        if self._server is None or self._thread is None:
-            return
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-        self._server = self._thread = None
-
-    def __enter__(self) -> "EmbeddedRedis":
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _own(top: TopList | None) -> TopList | None:

@@ -18,6 +18,7 @@ _CLUSTER = (
     redis.exceptions.ClusterCrossSlotError,
     redis.exceptions.TryAgainError,
 )
+SECRET_LENGTH_MIN = 4  # a shorter one is part of many words
 _URL = "check NEXTCLICK_REDIS_URL"
 _USER = "check NEXTCLICK_REDIS_USERNAME and _PASSWORD (or those in _URL)"
 
@@ -157,6 +158,6 @@ def _server_words(error: BaseException, secrets: Collection[str]) -> str:
     text = re.sub(r"nextclick:.*", "nextclick:…", text)
     text = re.sub(r"^Error (-?\d+ )?connecting to \S+?\.( |$)", "", text)
     text = re.sub(r"(reading|writing) (from|to) \S+", r"\1", text)
-    for secret in secrets:
+    for secret in filter(lambda secret: len(secret) >= SECRET_LENGTH_MIN, secrets):
         text = text.replace(secret, "…")
     return text.rstrip(". ") or type(error).__name__

@@ -139,15 +139,19 @@ def start_kafka(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple
 
 
 @pytest.fixture(scope="session")
-def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Sequence[str]], RedisServer]:
-    """Starts a redis-server that speaks TLS alone, with more arguments."""
+def start_redis(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RedisServer]:
+    """Starts a redis-server with more arguments, which speaks TLS alone, or no TLS at all."""
     program = _named_by("REDIS_SERVER")
 
-    def started(arguments: Sequence[str]) -> RedisServer:
+    def started(arguments: Sequence[str], *, tls: bool = True) -> RedisServer:
+        # With the port of the cluster's bus, ten thousand above it.
         folder, port = tmp_path_factory.mktemp("redis"), _free_port()
+        while port > 55_000:
+            port = _free_port()
+        ports = ("--port", "0", "--tls-port", str(port)) if tls else ("--port", str(port))
         server = RedisServer(
             command=[
-                *(program, "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1"),
+                *(program, *ports, "--bind", "127.0.0.1"),
                 *("--save", "", "--dir", str(folder), *arguments),
             ],
             log=folder / "output.log",

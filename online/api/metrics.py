@@ -21,7 +21,7 @@ _GAUGES = (
     ("nextclick_users", "users", "People whose history is held"),
     ("nextclick_items", "items", "Items that have a row"),
     ("nextclick_loss", "loss", "Mean next-item loss in the drift detector's window"),
-    ("nextclick_waiting", "waiting", "1 while the worker waits for Kafka, a topic or its dead letters' topic"),
+    ("nextclick_waiting", "waiting", "1 while the worker waits for Kafka, Redis, a topic or its dead letters' topic"),
     ("nextclick_lists_behind", "lists_behind", "Lists kept for later because Redis did not take them"),
     ("nextclick_worker_memory_megabytes_max", "memory_mb_max", "Most memory the worker has held so far, resident"),
 )
@@ -145,6 +145,13 @@ def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
             labelled.add_metric([one], count)
         yield labelled
     yield from _gate(_object(status, "gate"))
+    memory = _object(status, "redis_memory")
+    if (evicted := _number(memory.get("evicted"))) is not None:
+        text = "Keys, whosever, that Redis has evicted since the worker began to look"
+        yield CounterMetricFamily("nextclick_redis_evicted_keys", text, value=evicted)
+        text = "1 while Redis is too small and evicts lists"
+        evicting = int(memory.get("evicting_since") is not None)
+        yield GaugeMetricFamily("nextclick_redis_evicting", text, value=evicting)
     quantiles = GaugeMetricFamily(
         "nextclick_click_to_list_milliseconds",
         "From a click's arrival on the topic to its list in Redis, latest 10,000",

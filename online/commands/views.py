@@ -88,6 +88,11 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row("checkpoint", f"{saved.get('number')}, {saved.get('bytes', 0) / 1e6:.1f} MB" if saved else "none yet")
     if lost := status.get("lost"):
         table.add_row("lost", f"{_count(lost)} messages were gone before they were read")
+    if (redis := status.get("redis_memory") or {}).get("evicting_since"):
+        evicts = (
+            f"it evicts lists since {ago(now - redis['evicting_since'])}, {_count(redis.get('evicted'))} keys so far"
+        )
+        table.add_row("Redis is too small", Text(f"{evicts}: raise its maxmemory", style="red"))
     table.add_row("memory", f"{_count(status.get('memory_mb_max'))} MB at most")
     for partition, offset in (status.get("positions") or {}).items():
         table.add_row(Text(f"next of {plain(partition)}"), _count(offset))

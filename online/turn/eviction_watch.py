@@ -20,6 +20,7 @@ LOOK_S = 5.0  # between two looks at how full it is
 ROOM_SHARE = 0.9  # of its memory, below which it has room again
 OVER_S = 10.0  # there must be room for so long; after the next time twice as long
 OVER_S_MAX = 3_600.0
+UNKNOWN_FACTOR = 60.0  # times as long, where it does not say whether it has room
 LOSSES_MAX = 3  # times that all was lost within LOSSES_S: whoever cannot say why is too small, or as good as
 LOSSES_S = 60.0
 SAMPLE = 100  # lists written lately that are looked for where all seem lost
@@ -71,7 +72,7 @@ class EvictionWatch:
                 self._begin(f"{rose:,} keys had to make room within {LOOK_S:.0f} s")
         elif rose or not self._has_room():
             self._full_at = self._monotonic()
-        elif self._monotonic() - self._full_at >= self._over_s:
+        elif self._monotonic() - self._full_at >= self._over_s * (UNKNOWN_FACTOR if self.memory is None else 1):
             self._end()
 
     def has_evicted(self, recent_users: Sequence[str]) -> bool:
@@ -87,6 +88,8 @@ class EvictionWatch:
         unknown = before is None or self.memory is None
         if self.since is None and (often or (stand and (rose or unknown))):
             self._begin(f"{rose:,} keys had to make room" if rose else "it loses what it is given")
+        if self.memory is None:
+            self._full_at = now
         # What was emptied while it evicted is filled again: nothing stands, and there is room.
         return self.since is not None and (often or stand or not self._has_room())
 

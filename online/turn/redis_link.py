@@ -17,10 +17,10 @@ from stream.lists import Lists, ListsError, TopList
 from stream.redis_errors import RedisSilentError
 
 SLOW_S = 0.05  # an answer that takes longer is followed by a pause as long as it took
-RELAPSE_S = 60.0  # what fails again so soon has not been back
+RELAPSE_S = 60.0  # what fails again so soon, for the same reason, has not been back
 SETTLED_S = 10.0  # after a relapse it has to take everything for so long, after the next one for twice as long
 SETTLED_S_MAX = 300.0
-REASONS_MAX = 8  # different reasons of one outage that are said at once; the others wait their turn
+REASONS_MAX = 8  # different reasons that are said at once; the others wait their turn
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class RedisLink:
         self._back_at = -RELAPSE_S  # when it was last said to be back
         self._began_at = self._began = 0.0  # the outage that lasts, or was the last: by both clocks, in seconds
         self._settle_s = 0.0  # how long it has to take everything before it is back
-        self._reasons: set[str] = set()  # that were said in this outage
+        self._reasons: set[str] = set()  # that were said in this outage, or in those just before it
         self._said_at = 0.0
         self._pause_until = 0.0
 
@@ -154,14 +154,17 @@ class RedisLink:
 
     def _goes_away(self, error: ListsError, now: float) -> None:
         if now - self._back_at >= RELAPSE_S:
-            self._began_at, self._began = self._clock(), now
-            self._said_at, self._reasons = now, {str(error)}
-            log.warning("%s; learning goes on, lists will be brought up to date", error)
-        else:  # the same outage
+            self._reasons = set()
+        if str(error) in self._reasons or len(self._reasons) >= REASONS_MAX:  # the same outage
             if not self._settle_s:
                 self._said_at = now
                 log.warning("%s; it takes lists and refuses them by turns, and is left in peace more and more", error)
             self._settle_s = min(max(SETTLED_S, 2 * self._settle_s), SETTLED_S_MAX)
+        else:
+            self._began_at, self._began = self._clock(), now
+            self._said_at, self._settle_s = now, 0.0
+            self._reasons.add(str(error))
+            log.warning("%s; learning goes on, lists will be brought up to date", error)
         self.away_since = self._began_at
 
     def forget(self, digest: str) -> None:

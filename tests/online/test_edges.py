@@ -7,7 +7,8 @@ import pytest
 
 from online.edges import open_lists, open_producer, open_reader, open_source, prepare_topics
 from online.settings import Settings
-from stream.lists import EmbeddedRedis, ListsError
+from stream.embedded_redis import EmbeddedRedis
+from stream.lists import ListsError
 from stream.log import LogProducer
 from stream.log_file import Log
 from stream.merge import MergedSource

@@ -18,8 +18,9 @@ from online.settings import PREFIX
 from online.turn.seen import SeenEvents
 from online.turn.steps import STEPS
 from stream.dead_letters import dead_letter
+from stream.embedded_redis import EmbeddedRedis
 from stream.events import encode
-from stream.lists import EmbeddedRedis, ListsError
+from stream.lists import ListsError
 
 ROOT = Path(online.__file__).parent.parent
 WAIT_S = 600.0  # on a busy machine; nothing waits so long elsewhere

@@ -30,7 +30,8 @@ from online.api.keys import make_key
 from online.edges import prepare_topics
 from online.serve import Api, ServeError, create_app, run_api, serve
 from online.settings import Settings
-from stream.lists import POPULAR_KEY, EmbeddedRedis, Lists, TopList, connect
+from stream.embedded_redis import EmbeddedRedis
+from stream.lists import POPULAR_KEY, Lists, TopList, connect
 from stream.log import LogProducer
 from stream.source import AwayError, SourceError
 
@@ -51,6 +52,7 @@ STATUS: dict[str, Any] = {
     "finetune": {"state": "running", "done": 2, "last_at": None},
     "checkpoint": {"number": 8, "bytes": 1_500_000, "seconds": 0.1},
     "lists_behind": 0, "refreshes": 7, "guarded": {"rate": 40, "repeats": 3}, "redis": "ok", "memory_mb_max": 321.0,
+    "redis_memory": {"evicting_since": 7, "evicted": 9, "bytes_max": 1, "used_bytes": 1, "policy": "allkeys-lru"},
     "gate": {"clicks": 1_250, "live": 0.31, "candidate": 0.33, "interval": [-0.01, 0.05], "decision": "go on"},
     "versions": [
         {"number": 2, "state": "kept", "at_ms": 1_700_000_010_000, "learned": 9_000, "why": "fine-tuned", "parent": 1},
@@ -240,6 +242,25 @@ def test_it_is_degraded_while_many_messages_cannot_be_read(api: TestClient, list
     assert api.get("/readyz").json() == {"status": "ready", "problems": []}
 
 
+def test_it_is_not_ready_where_redis_refuses_to_read_lists_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that answers PING and gives the popular list out, but not the lists of people."""
+    client = fakeredis.FakeRedis()
+    lists = Lists(client, ttl_s=60)
+    lists.write({}, top(source="popular"))
+    getrange = client.getrange
+
+    def refusing(key: str, *place: int) -> Any:
+        if key.startswith("nextclick:top:"):
+            raise redis.exceptions.MovedError("3999 127.0.0.1:7001")
+        return getrange(key, *place)
+
+    monkeypatch.setattr(client, "getrange", refusing)
+    api = TestClient(create_app(SETTINGS, lists))
+    for path in ("/readyz", "/recommend/ada"):
+        assert api.get(path).status_code == 503
+        assert "is a cluster (MOVED" in api.get(path).json()["error"]
+
+
 def test_a_damaged_value_in_redis_is_no_error() -> None:
     client = fakeredis.FakeRedis()
     lists = Lists(client, ttl_s=60)
@@ -280,6 +301,7 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     assert values["nextclick_click_to_list_milliseconds", "0.99"] == 88
     assert values["nextclick_drift_alarms_total",] == 1
     assert values["nextclick_version",] == 3
+    assert (values["nextclick_redis_evicting",], values["nextclick_redis_evicted_keys_total",]) == (1, 9)
     assert values["nextclick_notices_total", "alarm"] == 4
     assert values["nextclick_notices_dropped_total",] == 2
     assert (values["nextclick_gate_clicks",], values["nextclick_gate_score", "candidate"]) == (1_250, 0.33)

@@ -10,11 +10,11 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.embedded_redis import EmbeddedRedis
 from stream.lists import (
     POPULAR_KEY,
     REQUEST_KEY,
     STATUS_KEY,
-    EmbeddedRedis,
     Lists,
     ListsError,
     TopList,

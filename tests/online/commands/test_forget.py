@@ -11,8 +11,8 @@ from online.commands import forget as forget_command
 from online.commands.forget import ForgetError, forget
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
 from online.settings import Settings
+from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
-from stream.lists import EmbeddedRedis
 from tests.online.conftest import SMALL, worker_thread
 
 START = 1_700_000_000.0

@@ -14,7 +14,8 @@ from online.commands.views import figures_line
 from online.turn.requests import answer_request
 from online.upkeep.rollback_request import RollbackError, ask_rollback, rollback
 from online.upkeep.versions import VersionError, Versions
-from stream.lists import EmbeddedRedis, Lists, ListsError, connect
+from stream.embedded_redis import EmbeddedRedis
+from stream.lists import Lists, ListsError, connect
 
 
 @pytest.fixture
