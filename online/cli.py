@@ -321,6 +321,10 @@ def top(
     settings = _settings()
     from online.commands.views import list_view
     from online.edges import open_lists
+    from stream.events import id_problem
+
+    if (problem := id_problem(user)) is not None:
+        raise typer.BadParameter(problem)
 
     lists = open_lists(settings)
     own = lists.read(user)

@@ -19,9 +19,10 @@ from online.checkpoint import Checkpoints, DiskFullError
 from online.data_folder import WITHOUT_HOME, default_data_dir
 from online.edges import open_producer
 from online.settings import Settings, load_settings
-from online.start import StartError, Stream, announce, look_at_folder, redis_place
+from online.start import StartError, announce, look_at_folder, redis_place
 from online.worker import run_worker
 from stream.events import encode
+from stream.origin import Origin
 from stream.source import Partition
 from tests.online.conftest import worker_thread
 from tests.online.test_worker import learned, wait_until
@@ -197,7 +198,7 @@ def test_a_checkpoint_of_the_embedded_log_is_none_of_kafkas(settings, publish, m
     """Tried without a broker first, and then with one: its positions are others."""
     publish(0, 30)
     learn(settings, 30)
-    monkeypatch.setattr(worker_module, "look_at_stream", lambda _: Stream("XyZ", {}))
+    monkeypatch.setattr(worker_module, "look_at_stream", lambda _: Origin("XyZ", {}))
     with pytest.raises(StartError, match=r"has read the embedded log, not Kafka cluster XyZ"):
         start_and_stop(settings)
 
@@ -209,7 +210,7 @@ def test_a_folder_that_is_behind_its_group_is_told_in_one_line(  # noqa: PLR0917
     publish(0, 30)
     learn(settings, 30)
     monkeypatch.setattr(
-        worker_module, "look_at_stream", lambda _: Stream("embedded log", {Partition("clicks", 0): committed})
+        worker_module, "look_at_stream", lambda _: Origin("embedded log", {Partition("clicks", 0): committed})
     )
     monkeypatch.setattr("online.start.BEHIND_TOLD", 90)
     caplog.clear()
@@ -223,7 +224,7 @@ def test_a_folder_that_is_far_ahead_of_its_group_is_told(settings, publish, monk
     publish(0, 30)
     learn(settings, 30)
     monkeypatch.setattr("online.start.AHEAD_TOLD", 10)
-    monkeypatch.setattr(worker_module, "look_at_stream", lambda _: Stream("embedded log", {Partition("clicks", 0): 5}))
+    monkeypatch.setattr(worker_module, "look_at_stream", lambda _: Origin("embedded log", {Partition("clicks", 0): 5}))
     start_and_stop(settings)
     assert "the checkpoint decides" in caplog.text
 
@@ -274,9 +275,8 @@ def tiny_disk(tmp_path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=16", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a tiny disk here")
-    with (folder / "filler").open("wb", buffering=0) as filler, pytest.raises(OSError, match="No space left"):
-        filler.write(b"x" * 2 * 2**20)
-        filler.write(b"x")
+    with (folder / "filler").open("wb", buffering=0) as filler:
+        filler.write(b"x" * 2 * 2**20)  # as much as there is room for
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
