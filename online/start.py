@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BEFORE = Path("data")  # the default folder of before, in whichever folder one stood
 _STATE = ("checkpoints", "log.db", "worker.lock")
+_NAMED = 4  # partitions in a line
 BEHIND_TOLD = 100  # records that the checkpoint may be behind: a broker's own markers have offsets too
 AHEAD_TOLD = 10_000  # records that it may be ahead: a commit that failed is made good by the next one
 _REDIS_URL = re.compile(
@@ -173,5 +174,7 @@ def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> N
 
 
 def _places(offsets: Mapping[Partition, int]) -> str:
-    """`clicks:0 up to 1,287, clicks:1 up to 4`."""
-    return ", ".join(f"{p.topic}:{p.partition} up to {offset:,}" for p, offset in sorted(offsets.items()))
+    """`clicks:0 up to 1,287, clicks:1 up to 4`, and how many more."""
+    places = [f"{p.topic}:{p.partition} up to {offset:,}" for p, offset in sorted(offsets.items())]
+    more = len(places) - _NAMED
+    return ", ".join(places[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,5 +1,6 @@
 """The worker's start: what it says first, and what it does where the folder does not fit the stream."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -281,10 +282,18 @@ def tiny_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_worker_on_a_disk_that_is_really_full_waits_and_goes_on(settings, small, tiny_disk, caplog):
-    """With folders there already: then it is the embedded log that finds no room."""
-    for name in ("one", "two", "three"):
-        (tiny_disk / name).mkdir()
+@pytest.mark.parametrize("what", ["bytes", "files"])
+def test_a_worker_on_a_disk_that_is_really_full_waits_and_goes_on(settings, small, tiny_disk, caplog, what):
+    """Out of room for bytes, or for files."""
+    others = []
+    if what == "files":
+        (tiny_disk / "filler").write_bytes(b"")
+        (tiny_disk / "checkpoints").mkdir()
+        (tiny_disk / "worker.lock").touch()
+        with contextlib.suppress(OSError):
+            for number in range(100):
+                others.append(tiny_disk / f"other-{number}")
+                others[-1].touch()
     full = small(**{**settings.model_dump(), "data_dir": tiny_disk, "checkpoint_interval_s": 3_600.0})
     stop, ready = threading.Event(), threading.Event()
     thread = threading.Thread(target=run_worker, args=(full, stop), kwargs={"ready": ready})
@@ -293,7 +302,8 @@ def test_a_worker_on_a_disk_that_is_really_full_waits_and_goes_on(settings, smal
     time.sleep(0.2)
     assert thread.is_alive()
     assert not ready.is_set()
-    (tiny_disk / "filler").unlink()
+    for other in [tiny_disk / "filler", *others]:
+        other.unlink(missing_ok=True)
     assert ready.wait(60)
     stop.set()
     thread.join(60)
