@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,8 @@ LARGE = ("too-large", b'{"user_id": "u1", "padding": "' + b"x" * 1_000_000 + b'"
 class Worker:
     """`nextclick worker` as a process that can be killed and started again."""
 
-    def __init__(self, environment: dict[str, str], log: Path) -> None:
+    def __init__(self, environment: dict[str, str], log: Path, arguments: Sequence[str] = ()) -> None:
+        self.arguments = arguments
         self.environment = {**os.environ, **environment}
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
@@ -61,7 +62,7 @@ class Worker:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "online", "worker"], env=self.environment, stderr=log
+                [sys.executable, "-m", "online", "worker", *self.arguments], env=self.environment, stderr=log
             )
 
     def end(self, number: int) -> int:

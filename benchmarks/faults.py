@@ -88,7 +88,10 @@ class Stage:
         given |= {"items_topic": f"{self.topic}.items", "dead_letters_topic": f"{self.topic}.dead"}
         given |= {"kafka_bootstrap_servers": f"127.0.0.1:{self.kafka_proxy.port}"}
         given |= {"redis_url": f"redis://127.0.0.1:{self.redis_proxy.port}/0"}
-        worker = Worker({f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}, data / "worker.log")
+        # A second one finds what the first has committed, and has nothing of its own yet.
+        anew = ["--from-beginning"] if self.workers else []
+        environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
+        worker = Worker(environment, data / "worker.log", anew)
         worker.start()
         self.workers.append(worker)
         self.settings.append(load_settings(**given))

@@ -309,7 +309,9 @@ def tune(  # noqa: PLR0917 - typer's options
     force: Annotated[bool, typer.Option("--force", help="Overwrite that file.")] = False,
     share: Annotated[float, typer.Option(help="Of the clicks: the first ones, to search on.", min=0.1, max=0.9)] = 0.5,
     trials: Annotated[int, typer.Option(help="Settings tried.", min=1)] = 30,
-    timeout: Annotated[float | None, typer.Option(help="Seconds after which the search ends.", min=0)] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds after which the search ends; comparing comes on top.", min=0)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
     exclude_seen: Annotated[
         bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
@@ -355,6 +357,10 @@ def top(
     settings = _settings()
     from online.commands.views import list_view
     from online.edges import open_lists
+    from stream.events import id_problem
+
+    if (problem := id_problem(user)) is not None:
+        raise typer.BadParameter(problem)
 
     lists = open_lists(settings)
     own = lists.read(user)

@@ -10,17 +10,17 @@ from typing import Any
 
 from online.secure import kafka_options, redis_options
 from online.settings import Settings
-from online.start import EMBEDDED, Stream
 from online.turn.event_time import event_time
 from online.turn.items_feed import ItemsFeed
 from stream.eraser import Eraser, KafkaEraser, LogEraser, retention_ms
 from stream.kafka import ACKNOWLEDGE_S_MAX, KafkaProducer, KafkaSource, ensure_topics
-from stream.kafka_group import cluster_and_committed
+from stream.kafka_group import group_origin
 from stream.lists import Lists, ListsError, connect
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
 from stream.merge import MergedSource
 from stream.notices import NoticeWriter
+from stream.origin import EMBEDDED, Origin
 from stream.readers import KafkaReader, LogReader, TopicReader
 from stream.source import PausableSource, Producer, Source
 
@@ -71,13 +71,13 @@ def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source
     return MergedSource(source, event_time(settings), wait_s=settings.merge_wait_s)
 
 
-def look_at_stream(settings: Settings) -> Stream:
+def look_at_stream(settings: Settings) -> Origin:
     """Which stream this is, and what the group has committed there. Raises SourceError."""
     if settings.kafka_bootstrap_servers:
         group, options = settings.consumer_group, kafka_options(settings)
-        return Stream(*cluster_and_committed(settings.kafka_bootstrap_servers, group, options))
+        return group_origin(settings.kafka_bootstrap_servers, group, options)
     with closing(Log(settings.log_path)) as log:
-        return Stream(EMBEDDED, log.stored_positions(settings.consumer_group))
+        return Origin(EMBEDDED, log.stored_positions(settings.consumer_group))
 
 
 def open_reader(settings: Settings, topic: str) -> TopicReader:

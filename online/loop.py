@@ -190,9 +190,12 @@ class Loop:
         return number
 
     def leave_stream(self) -> None:
-        """Between `restore` and `start`: the clicks to come are of another stream. What was learned stays."""
+        """Between `restore` and `start`: the clicks to come are of another stream. What was learned stays.
+
+        Raises SourceError; it may be tried again.
+        """
+        self.dead_letters.load_state({}, {})  # first: the broker may be away, and this is tried again
         self.ledger.next_offsets.clear()
-        self.dead_letters.load_state({}, {})
 
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record. That goes for

@@ -10,14 +10,18 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from online.settings import Settings
+from stream.origin import EMBEDDED, Origin
 from stream.source import Partition
 
 if TYPE_CHECKING:
     from online.loop import Loop
 
+BEFORE = Path("data")  # the default folder of before, in whichever folder one stood
+_STATE = ("checkpoints", "log.db", "worker.lock")
+_NAMED = 4  # partitions in a line
 BEHIND_TOLD = 100  # records that the checkpoint may be behind: a broker's own markers have offsets too
 AHEAD_TOLD = 10_000  # records that it may be ahead: a commit that failed is made good by the next one
 _REDIS_URL = re.compile(
@@ -29,18 +33,6 @@ log = logging.getLogger(__name__)
 
 class StartError(Exception):
     """What is in the data folder does not fit the stream; one line that says the ways on."""
-
-
-class Stream(NamedTuple):
-    """What the clicks come from, and what the group has committed there."""
-
-    cluster: str  # Kafka's id of it, EMBEDDED, or "" where the broker does not say
-    committed: Mapping[Partition, int]
-
-
-EMBEDDED = "embedded log"
-BEFORE = Path("data")  # the default folder of before, in whichever folder one stood
-_STATE = ("checkpoints", "log.db", "worker.lock")
 
 
 def announce(settings: Settings) -> None:
@@ -92,7 +84,7 @@ def look_at_folder(settings: Settings) -> None:
         )
 
 
-def check_start(loop: "Loop", number: int | None, stream: Stream, *, from_beginning: bool) -> None:
+def check_start(loop: "Loop", number: int | None, stream: Origin, *, from_beginning: bool) -> None:
     """Whether the checkpoint that was restored (`number`; None: there is none) belongs to this stream and group.
 
     `from_beginning`: learn everything anew, or, with a checkpoint of another stream, keep what was learned and read
@@ -141,7 +133,7 @@ def _check_new(settings: Settings, committed: Mapping[Partition, int], *, from_b
     )
 
 
-def _of_another_stream(loop: "Loop", stream: Stream) -> str | None:
+def _of_another_stream(loop: "Loop", stream: Origin) -> str | None:
     """What the checkpoint has read instead, as the end of a sentence; None: this one."""
     topic, was = loop.settings.clicks_topic, loop.read_from
     besides = {loop.settings.items_topic}
@@ -182,5 +174,7 @@ def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> N
 
 
 def _places(offsets: Mapping[Partition, int]) -> str:
-    """`clicks:0 up to 1,287, clicks:1 up to 4`."""
-    return ", ".join(f"{p.topic}:{p.partition} up to {offset:,}" for p, offset in sorted(offsets.items()))
+    """`clicks:0 up to 1,287, clicks:1 up to 4`, and how many more."""
+    places = [f"{p.topic}:{p.partition} up to {offset:,}" for p, offset in sorted(offsets.items())]
+    more = len(places) - _NAMED
+    return ", ".join(places[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -133,7 +133,8 @@ def _lives(
             quarantine=quarantine,
             reached=reached,
         )
-        fits(loop, patience.until_done(loop.restore))
+        number = patience.until_done(loop.restore)
+        patience.until_done(partial(fits, loop, number))
         device = loop.learner.device
         log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
         loop.start()

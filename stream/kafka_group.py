@@ -8,6 +8,7 @@ from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
 from stream.kafka_errors import connected, source_error
+from stream.origin import Origin
 from stream.source import Partition
 
 _NO_OPTIONS: Mapping[str, Any] = {}
@@ -15,10 +16,8 @@ _COORDINATOR_S_MAX = 10.0  # a broker that has just started makes the topic of t
 _LOOK_S = 0.2
 
 
-def cluster_and_committed(
-    bootstrap_servers: str, group: str, client_options: Mapping[str, Any] = _NO_OPTIONS
-) -> tuple[str, dict[Partition, int]]:
-    """The cluster's id ("" where it does not say), and the group's committed offsets. Raises SourceError."""
+def group_origin(bootstrap_servers: str, group: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> Origin:
+    """Asks the broker. Raises SourceError."""
     admin = connected(KafkaAdminClient, bootstrap_servers, dict(client_options))
     deadline = time.monotonic() + _COORDINATOR_S_MAX
     try:
@@ -36,4 +35,4 @@ def cluster_and_committed(
     finally:
         admin.close()
     offsets = {Partition(where.topic, where.partition): int(at.offset) for where, at in committed.items()}
-    return str(cluster), {partition: at for partition, at in offsets.items() if at >= 0}
+    return Origin(str(cluster), {partition: at for partition, at in offsets.items() if at >= 0})

@@ -8,6 +8,7 @@ partition keeps its latest `records_max` records.
 import errno
 import itertools
 import json
+import os
 import sqlite3
 import time
 import zlib
@@ -20,6 +21,7 @@ from stream.source import AwayError, Partition, Record, SourceError
 
 RECORDS_MAX = 1_000_000
 _LOCK_WAIT_S_MAX = 30.0
+_ROOM_BYTES_MIN = 2**16  # with less SQLite cannot make its files
 _PASSING = {"database or disk is full", "database is locked"}
 
 # "nxcl": SQLite's own way to say whose file this is.
@@ -261,6 +263,14 @@ class Log:
     def close(self) -> None:
         self._db.close()
 
+    def _is_full(self) -> bool:
+        """SQLite says so of data alone: of its journal or its index it says that they cannot be opened, or read."""
+        try:
+            disk = os.statvfs(self.path.parent)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize < _ROOM_BYTES_MIN or (disk.f_files > 0 and disk.f_ffree == 0)
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._db.execute("BEGIN IMMEDIATE")
@@ -283,7 +293,7 @@ class Log:
                 "database is locked": "another program holds it: end that one, or choose another path",
             }.get(str(error), "check that the folder is there and may be written to")
             # A lock passes, and so does a full disk.
-            kind = AwayError if str(error) in _PASSING else SourceError
+            kind = AwayError if str(error) in _PASSING or self._is_full() else SourceError
             raise kind(f"the click log {self.path} cannot be used: {error}; {advice}") from error
         except sqlite3.DatabaseError as error:
             raise SourceError(

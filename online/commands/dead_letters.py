@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from online.commands.redrive import Redriven, Wanted, letters_in, read_repaired, reader_of, redrive
+from online.commands.redrive import SENT_ALREADY, Redriven, Wanted, letters_in, read_repaired, reader_of, redrive
 from online.commands.views import dead_letters_view, first_bytes, reasons_line
 from online.edges import open_producer, open_reader
 from online.settings import Settings
@@ -79,12 +79,20 @@ def run_dead_letters(
                 dry_run=dry_run,
             )
         _say_redriven(out, done, as_json=as_json, dry_run=dry_run)
-        if done.missing:
-            named = ", ".join(f"{topic} partition {number} offset {at}" for topic, number, at in done.missing[:_NAMED])
-            more = f" and {len(done.missing) - _NAMED:,} more" if len(done.missing) > _NAMED else ""
-            raise LettersError(f"{repaired}: there is no such dead letter as {named}{more}")
+        if repaired is not None:
+            _all_sent(repaired, done)
         return
     _show(out, letters, marked, wanted, limit=limit, as_json=as_json)
+
+
+def _all_sent(repaired: Path, done: Redriven) -> None:
+    """Raises LettersError where one that was named was not sent, and has not been before."""
+    if done.missing:
+        named = ", ".join(f"{topic} partition {number} offset {at}" for topic, number, at in done.missing[:_NAMED])
+        more = f" and {len(done.missing) - _NAMED:,} more" if len(done.missing) > _NAMED else ""
+        raise LettersError(f"{repaired}: there is no such dead letter as {named}{more}")
+    if why := {reason: count for reason, count in done.stay.items() if reason != SENT_ALREADY}:
+        raise LettersError(f"{repaired}: not sent: {reasons_line(why)}")
 
 
 def _say_redriven(out: Console, done: Redriven, *, as_json: bool, dry_run: bool) -> None:

@@ -18,6 +18,7 @@ from stream.events import BadEvent, Click, Forget, Limits, parse
 from stream.source import Producer, Record
 
 SENT_AT_ONCE = 500  # before they are marked: so many a crash may send twice
+SENT_ALREADY = "sent again already"
 
 Place = tuple[str, int, int]
 Found = BadEvent | Click | Forget | items.Item | None
@@ -114,7 +115,7 @@ def redrive(
 
 def _why_not(letter: DeadLetter, found: Found, marked: set[Place], *, again: bool, whole: bool) -> str | None:
     if letter.place in marked:
-        return "sent again already"
+        return SENT_ALREADY
     if letter.came_back and not again:
         return "came back (--again)"
     if letter.reason == UNDECODABLE_BATCH and not whole:

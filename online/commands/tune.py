@@ -16,7 +16,7 @@ from rich.table import Table
 from online.commands.backtest import left_out
 from online.commands.views import plain
 from online.evaluation.backtest_events import read_clicks
-from online.evaluation.tune import LATER, SEARCH, HowFar, OnProgress, Tuned, tune
+from online.evaluation.tune import CONFIDENCE, LATER, SEARCH, HowFar, OnProgress, Tuned, tune
 from online.evaluation.tune_runs import TuneError
 from online.event_files import EventFile
 from online.event_files.tally import BAD_ROWS_MAX
@@ -112,11 +112,13 @@ def verdict(tuned: Tuned) -> str:
     """One line: whether what was found is better, on clicks that the search has not seen."""
     if tuned.found.best == tuned.found.stood:
         return "no trial was better on the searched clicks: the settings stay as they stand"
-    gain = f"NDCG@10 on later clicks {tuned.gain:+.4f} ({_error(tuned)})"
-    if not tuned.better:
-        return f"NOT better: {gain}; the settings stay as they stand"
-    doubt = "; less than two standard errors may be chance" if tuned.gain < 2 * tuned.gain_error else ""
-    return f"better: {gain}{doubt}"
+    low, high = tuned.interval
+    between = "one person only" if math.isinf(low) else f"{100 * CONFIDENCE:.0f} % interval {low:+.4f} to {high:+.4f}"
+    gain = f"NDCG@10 on later clicks {tuned.gain:+.4f} ({between})"
+    if tuned.better:
+        return f"better: {gain}"
+    told = "worse" if tuned.worse else "no difference that can be told from chance"
+    return f"{told}: {gain}; the settings stay as they stand"
 
 
 def remarks(tuned: Tuned) -> Iterator[str]:
@@ -124,11 +126,9 @@ def remarks(tuned: Tuned) -> Iterator[str]:
     found = tuned.found
     if tuned.better and tuned.best.events_per_s < _MUCH_SLOWER * tuned.stood.events_per_s:
         yield f"slower: {tuned.best.events_per_s:,.0f} clicks/s, not {tuned.stood.events_per_s:,.0f}"
-    yield f"trials: {found.trials}, {found.pruned} of them given up early; {found.seconds:,.0f} s"
-
-
-def _error(tuned: Tuned) -> str:
-    return "one person only" if math.isinf(tuned.gain_error) else f"standard error {tuned.gain_error:.4f}"
+    yield f"trials: {found.trials}, {found.pruned} of them given up early"
+    took = f"{found.seconds:,.0f} s to search, {tuned.judging_s:,.0f} s to compare on all clicks"
+    yield f"took {found.seconds + tuned.judging_s:,.0f} s: {took}"
 
 
 def settings_file(tuned: Tuned, settings: Settings, stream: str) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from pydantic import ValidationError
+from scipy.stats import t as student_t
 
 from online.backtest import NEXTCLICK, Went
 from online.evaluation.backtest_events import facts_of
@@ -28,6 +29,7 @@ from online.evaluation.tune_runs import Notes, Runs, TuneError
 from online.settings import Settings
 from stream.events import Click
 
+CONFIDENCE = 0.95  # of the interval that a gain has to lie in, above 0
 CLICKS_MIN = 20  # fewer leave nothing to search on, or nothing to judge by
 SEARCH, LATER = "search", "later clicks"
 
@@ -108,10 +110,25 @@ class Tuned:
     best: Figures
     gain: float  # in NDCG@10, of the settings found over those that stand
     gain_error: float  # its standard error, clicks of one person taken together; inf where there is one person
+    people: int  # whose clicks these are
+    judging_s: float  # how long it took to go through all clicks, after the search
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the gain lies, at `CONFIDENCE`: Student's t, because people may be few."""
+        if math.isinf(self.gain_error):
+            return -math.inf, math.inf
+        wide = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, self.people - 1))) * self.gain_error
+        return self.gain - wide, self.gain + wide
 
     @property
     def better(self) -> bool:
-        return self.gain > 0
+        """Whether the gain can be told from chance."""
+        return self.interval[0] > 0
+
+    @property
+    def worse(self) -> bool:
+        return self.interval[1] < 0
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -143,6 +160,7 @@ def tune(
     deadline = time.monotonic() + timeout_s
     search = _Search(clicks[:searched], settings, trials=trials, deadline=deadline, stop=stop, on_progress=on_progress)
     found = search.run(jobs)
+    judging = time.monotonic()
     each = [settings] if found.best == found.stood else [settings, changed(settings, found.best)]
     ended_search = stop()  # then it says no more
     went = _through_all(
@@ -154,9 +172,11 @@ def tune(
     )
     ranks = [one.ranks[NEXTCLICK][searched:] for one in went]
     (_, stood), (_, best) = hit_and_ndcg_at(ranks[0]), hit_and_ndcg_at(ranks[-1])
-    gain, error = _gain(best - stood, facts_of(clicks).users[searched:])
+    users = facts_of(clicks).users[searched:]
+    gain, error = _gain(best - stood, users)
     figures = [_figures(one, searched) for one in went]
-    return Tuned(len(clicks), searched, found, figures[0], figures[-1], gain, error)
+    took_s = time.monotonic() - judging
+    return Tuned(len(clicks), searched, found, figures[0], figures[-1], gain, error, len(np.unique(users)), took_s)
 
 
 def changed(settings: Settings, changes: dict[str, Any]) -> Settings:

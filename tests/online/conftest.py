@@ -448,14 +448,14 @@ WORKER_WAIT_S = 120.0  # on a busy machine
 
 
 @contextmanager
-def worker_thread(settings: Settings) -> Iterator[Lists]:
+def worker_thread(settings: Settings, *, from_beginning: bool = False) -> Iterator[Lists]:
     """A worker in a thread -> its lists; at the end it is stopped, and whatever it raised is raised here."""
     stop, ready = threading.Event(), threading.Event()
     failed: list[Exception] = []
 
     def run() -> None:
         try:
-            run_worker(settings, stop, ready=ready)
+            run_worker(settings, stop, from_beginning=from_beginning, ready=ready)
         except Exception as error:
             failed.append(error)
 

@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -99,6 +101,21 @@ def test_every_command_shows_an_example(run: Run, command: str) -> None:
     code, shown, _ = run(command, "--help")
     assert code == 0
     assert re.search(rf"Example: nextclick {command}\b", shown)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_example_is_one_that_the_command_takes(command: str) -> None:
+    """Its words alone are read: nothing runs."""
+    known: Any = typer.main.get_command(online.cli.app)
+    example = str(known.commands[command].epilog).removeprefix("Example: nextclick ").split()
+    assert example[0] == command
+    with known.commands[command].make_context(command, example[1:]) as context:
+        assert context.params
+
+
+@pytest.mark.parametrize("user", ["", "x" * 257, "\udcff"])
+def test_a_user_that_cannot_exist_has_no_list(run: Run, user: str) -> None:
+    assert run("top", user)[0] == 2
 
 
 def test_the_readme_mentions_every_command() -> None:

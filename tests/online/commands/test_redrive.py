@@ -195,3 +195,24 @@ def test_options_of_sending_need_it(run, letters):
     code, _, error = run("--since", "last week")
     assert (code, error.startswith("nextclick: --since last week: give a span")) == (1, True)
     assert "no dead letters" in run("--since", "2100-01-01T00:00:00+00:00")[1]
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "line"),
+    [
+        (99, json.loads(GOOD), "there is no such dead letter as clicks partition 0 offset 99"),
+        (4, [], "not sent: 1 (1 not-an-object)"),
+    ],
+)
+def test_a_letter_that_was_named_and_not_sent_is_an_error(  # noqa: PLR0917
+    run, letters, tmp_path, offset, value, line
+):
+    letters.put(4, b"{", "malformed-json")
+    path = tmp_path / "repaired.jsonl"
+    path.write_text(json.dumps({"topic": "clicks", "partition": 0, "offset": offset, "value": value}) + "\n")
+    code, _, error = run("--redrive", "--with", str(path))
+    assert (code, error) == (1, f"nextclick: {path}: {line}\n")
+    letters.put(5, b"{", "malformed-json")
+    good = [json.dumps({"topic": "clicks", "partition": 0, "offset": 5, "value": json.loads(GOOD)})]
+    path.write_text("\n".join(good))
+    assert [run("--redrive", "--with", str(path))[0] for _ in range(2)] == [0, 0]

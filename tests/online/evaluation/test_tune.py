@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from online import backtest as backtest_module
 from online.backtest import NEXTCLICK, backtest
 from online.cli import main
-from online.commands.tune import run_tune, settings_file, verdict
+from online.commands.tune import remarks, run_tune, settings_file, verdict
 from online.evaluation.metrics import hit_and_ndcg_at
 from online.evaluation.town import Town
 from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, HowFar, Tuned, _gain, tune
@@ -338,9 +339,9 @@ class TestCommand:
         self, foresight: type[Foresight], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(foresight, "turns_at", stream(100)[50].timestamp)
-        assert "NOT better: NDCG@10 on later clicks -" in self.run()
+        assert "worse: NDCG@10 on later clicks -" in self.run()
         text = Path("found.env").read_text()
-        assert "# NOT better" in text
+        assert "# worse" in text
         assert "AS THEY STOOD" in text
         assert "\n# NEXTCLICK_LEARNING_RATE=" in text
         monkeypatch.setenv("NEXTCLICK_ENV_FILE", "found.env")
@@ -409,9 +410,25 @@ def tuned(**fields: Any) -> Tuned:
 @pytest.mark.usefixtures("foresight")
 class TestVerdict:
     def test_a_gain_within_chance_is_called_that(self) -> None:
-        assert "chance" in verdict(tuned(gain=0.01, gain_error=0.006))
-        assert "chance" not in verdict(tuned(gain=0.01, gain_error=0.004))
+        for gain, error, people, begins in (
+            (0.0031, 0.0038, 500, "no difference that can be told from chance: NDCG@10 on later clicks +0.0031 (95 %"),
+            (-0.0031, 0.0038, 500, "no difference that can be told from chance"),
+            (0.01, 0.006, 500, "no difference"),
+            (0.01, 0.004, 500, "better: "),
+            (0.01, 0.004, 3, "no difference"),  # of three people two standard errors say little
+            (-0.01, 0.004, 500, "worse: "),
+            (0.01, math.inf, 1, "no difference"),
+        ):
+            result = tuned(gain=gain, gain_error=error, people=people)
+            assert verdict(result).startswith(begins), (gain, error, people)
+            assert result.better == begins.startswith("better")
+            assert result.kept == (result.found.best if result.better else result.found.stood)
         assert "one person only" in verdict(tuned(gain=0.01, gain_error=math.inf))
+
+    def test_the_time_it_took_is_all_of_it(self) -> None:
+        result = tuned(judging_s=31.0)
+        result = tuned(judging_s=31.0, found=replace(result.found, seconds=14.0))
+        assert "took 45 s: 14 s to search, 31 s to compare on all clicks" in list(remarks(result))
 
     def test_the_name_of_a_stream_adds_no_line(self) -> None:
         text = settings_file(tuned(), settings(), "a\nNEXTCLICK_WIDTH=1.csv")
