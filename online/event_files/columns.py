@@ -170,7 +170,7 @@ def value_at(values: Mapping[str, Any], path: str) -> Any:
 def paths_of(values: Mapping[str, Any], depth: int = 3) -> Iterable[str]:
     """The names of what an object holds, of what objects in it hold as dotted paths."""
     for name, value in values.items():
-        if isinstance(value, dict) and depth > 1:
+        if isinstance(value, dict) and value and depth > 1:
             yield from (f"{name}.{inner}" for inner in paths_of(value, depth - 1))
         else:
             yield name

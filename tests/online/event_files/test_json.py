@@ -68,7 +68,7 @@ def test_whole_floats_are_whole_numbers_and_codes_of_types_are_text(read: Read) 
     assert found == {"user_id": 12, "item_id": 1000, "timestamp": 5, "event_type": "2"}
     assert are_clicks([found])
     for odd in ("12.5", "1e300", "true", "[1]", "{}"):
-        (found,) = read('{"user": %s, "item": 1, "timestamp": 5}\n' % odd)
+        (found,) = read(LINE.replace('"u"', odd))
         assert not are_clicks([found])
 
 
