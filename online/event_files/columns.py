@@ -122,7 +122,9 @@ def suggestion(names: Sequence[str], missing: Iterable[str], options: ReadOption
         ranked = [
             (rank[1], place)
             for place, column in enumerate(names)
-            if place not in taken and (rank := _RANKS.get(_NO_ALIAS_PART.sub("", _last_part(column)))) is not None
+            if place not in taken
+            and column.isprintable()
+            and (rank := _RANKS.get(_NO_ALIAS_PART.sub("", _last_part(column)))) is not None
             if rank[0] == name
         ]
         if not ranked:
@@ -197,7 +199,7 @@ def _place(names: Sequence[str], wanted: str, field: str, file: str, *, exact: b
         if places:
             where = " and ".join(f"{shown(names[at])!r} (column {at + 1})" for at in places[:3])
             way_on = columns_option({field: str(places[0] + 1) if numbered else names[places[0]]})
-            if not numbered and len({names[at] for at in places}) == 1:
+            if not numbered and (len({names[at] for at in places}) == 1 or not names[places[0]].isprintable()):
                 way_on = "rename one of them"
             raise EventFileError(f"{file} has {len(places)} columns of one name, {where}: say which, as in {way_on}")
     if numbered and exact and wanted.isdecimal() and 1 <= int(wanted) <= len(names):
