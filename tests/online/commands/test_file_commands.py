@@ -13,7 +13,7 @@ from rich.console import Console
 import online.cli
 from online.cli import main
 from online.evaluation.backtest_events import read_clicks
-from online.event_files import EventFile
+from online.event_files import EventFile, RowTally
 from online.settings import load_settings
 from stream.log import LogSource
 
@@ -140,20 +140,34 @@ def test_replay_after_the_quote_is_closed_publishes_everything_once(run: Run, tm
     assert len(found) == len({row["event_id"] for row in found}) == 2_000
 
 
-def test_a_fault_beyond_the_rows_looked_at_first_loses_nothing(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [(), ("--restart",)])
+def test_a_fault_far_down_is_found_before_the_first_row_is_out(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr("online.event_files.tally.CHECKED_ROWS_MAX", 100)
+    (tmp_path / "a.csv").write_text(HEADER + rows(999) + 'u1,"i1,1700000999\n' + rows(1_000, 1_000))
+    code, _, error = run("replay", "a.csv", *options)
+    assert (code, error.count("\n")) == (1, 1)
+    assert published(tmp_path / "data") == []
+
+
+def test_a_fault_that_comes_while_rows_are_published_loses_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("online.commands.replay_run.check_rows", lambda *_, **__: RowTally())
     monkeypatch.setattr("online.commands.replay._UNACKNOWLEDGED_ROWS_MAX", 50)
     path = tmp_path / "a.csv"
     path.write_text(HEADER + rows(999) + 'u1,"i1,1700000999\n' + rows(1_000, 1_000))
     code, _, error = run("replay", "a.csv")
     assert (code, error.count("\n")) == (1, 1)
     assert "line 1,001: the quote that opens here" in error
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEXTCLICK_DATA_DIR", str(tmp_path / "data"))
     path.write_text(HEADER + rows(999) + "u1,i1,1700000999\n" + rows(1_000, 1_000))
     code, shown, _ = run("replay", "a.csv")
     assert code == 0
-    assert "goes on after 999 rows" in shown
+    assert "1,001 events published" in shown
     found = published(tmp_path / "data")
     assert len(found) == len({row["event_id"] for row in found}) == 2_000
 
