@@ -21,6 +21,7 @@ COLUMNS = {
 }
 NEEDED = ("user_id", "item_id", "timestamp")
 NAMES_SHOWN_MAX = 20
+_UNKNOWN = "COLUMN"
 
 # What others call them, compared by their letters and digits. Offered in the error, never taken without asking.
 _ALIASES = {
@@ -116,7 +117,7 @@ def find_columns(names: Sequence[str], options: ReadOptions, file: str, *, numbe
 
 
 def suggestion(names: Sequence[str], missing: Iterable[str], options: ReadOptions, taken: set[int]) -> str:
-    """An option ready to be pasted, where every missing field has a column that others call so; else nothing."""
+    """An option ready to be pasted, as far as each missing field has a column that others call so."""
     guessed: dict[str, str] = {}
     for name in missing:
         ranked = [
@@ -127,10 +128,9 @@ def suggestion(names: Sequence[str], missing: Iterable[str], options: ReadOption
             and (rank := _RANKS.get(_NO_ALIAS_PART.sub("", _last_part(column)))) is not None
             if rank[0] == name
         ]
-        if not ranked:
-            return ""
-        guessed[name] = names[min(ranked)[1]]
-    return f"; did you mean {columns_option({**options.columns, **guessed})} ?"
+        guessed[name] = names[min(ranked)[1]] if ranked else _UNKNOWN
+    option = columns_option({**options.columns, **guessed})
+    return f"; say which they are: {option}" if _UNKNOWN in guessed.values() else f"; did you mean {option} ?"
 
 
 def columns_option(columns: Mapping[str, str]) -> str:
