@@ -222,7 +222,7 @@ def replay(  # noqa: PLR0917 - typer's options
     from online.commands.replay_run import run_replay
 
     run_replay(
-        out, events, settings, _stop_on_signals(),
+        out, events, settings, _stop_on_signals,
         pace=Pace(rate, speedup), limit=limit, restart=restart, bad_rows_max=share,
     )  # fmt: skip
 

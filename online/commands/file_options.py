@@ -12,7 +12,7 @@ FileArgument = Annotated[
     Path, typer.Argument(help="CSV, JSON lines (also packed) or Parquet with user, item, timestamp; - reads stdin.")
 ]
 ColumnsOption = Annotated[
-    str | None, typer.Option("--columns", help="Other names: user=visitorid,item=itemid,timestamp=ts; or numbers.")
+    str | None, typer.Option("--columns", help="Names of others, as in user=uid,item=sku or by number.")
 ]
 DelimiterOption = Annotated[
     str | None, typer.Option("--delimiter", help="Of a CSV: , ; | :: tab space. Else it is found in the file.")

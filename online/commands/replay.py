@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from online.commands.replay_progress import Progress
-from online.event_files import EventFile, RowTally
+from online.event_files import EventFile, EventFileError, RowTally
 from stream.events import BadEvent, Limits, parse_click
 from stream.source import Producer
 
@@ -95,29 +95,33 @@ def replay(
         done.seconds = acknowledged_at - started
         on_progress(done)
 
-    for message in file.messages(skip=rows):
-        if limit is not None and message.row > limit:
-            break
-        click = parse_click(message.value, limits=limits)
-        timestamp = None if isinstance(click, BadEvent) else click.timestamp
-        first_timestamp = timestamp if first_timestamp is None else first_timestamp
-        early_s = started + pace.due_s(done.published + sent, first_timestamp, timestamp) - time.monotonic()
-        if early_s > 0:
-            acknowledge()
-            stop.wait(max(early_s, _SHORTEST_SLEEP_S))
-        if stop.is_set():
-            done.stopped = True
-            break
-        producer.send(topic, key=message.key, value=message.value)
-        progress.add(message)
-        sent += 1
-        done.tally.add(message, click)
-        if isinstance(click, BadEvent):
-            done.broken[click.reason] += 1
-        if sent >= _UNACKNOWLEDGED_ROWS_MAX or time.monotonic() - acknowledged_at > _UNACKNOWLEDGED_S_MAX:
-            acknowledge()
-    else:
-        done.complete = True
+    try:
+        for message in file.messages(skip=rows):
+            if limit is not None and message.row > limit:
+                break
+            click = parse_click(message.value, limits=limits)
+            timestamp = None if isinstance(click, BadEvent) else click.timestamp
+            first_timestamp = timestamp if first_timestamp is None else first_timestamp
+            early_s = started + pace.due_s(done.published + sent, first_timestamp, timestamp) - time.monotonic()
+            if early_s > 0:
+                acknowledge()
+                stop.wait(max(early_s, _SHORTEST_SLEEP_S))
+            if stop.is_set():
+                done.stopped = True
+                break
+            producer.send(topic, key=message.key, value=message.value)
+            progress.add(message)
+            sent += 1
+            done.tally.add(message, click)
+            if isinstance(click, BadEvent):
+                done.broken[click.reason] += 1
+            if sent >= _UNACKNOWLEDGED_ROWS_MAX or time.monotonic() - acknowledged_at > _UNACKNOWLEDGED_S_MAX:
+                acknowledge()
+        else:
+            done.complete = True
+    except EventFileError:  # what was sent before the fault is not sent again once it is mended
+        acknowledge()
+        raise
     acknowledge()
     done.already_done = done.complete and done.published == 0
     return done

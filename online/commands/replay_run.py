@@ -25,14 +25,14 @@ def run_replay(
     out: Console,
     file: EventFile,
     settings: Settings,
-    stop: threading.Event,
+    stop_on_signals: Callable[[], threading.Event],
     *,
     pace: Pace,
     limit: int | None = None,
     restart: bool = False,
     bad_rows_max: float,
 ) -> None:
-    """Publish what `file` has that is not published yet.
+    """Publish what `file` has that is not published yet. Signals stop it once it publishes.
 
     Nothing is published of a file that cannot be read, or with a larger share than `bad_rows_max` of rows that are no
     clicks, as far as that shows in the rows looked at before. Exits with 130 when it was stopped. Raises
@@ -44,7 +44,7 @@ def run_replay(
     rows = 0 if restart else progress.load()
     if progress.remark is not None:
         out.print(progress.remark, markup=False)
-    ahead = check_rows(file, limits=limits, skip=rows, bad_before=progress.bad, limit=limit, stop=stop.is_set)
+    ahead = check_rows(file, limits=limits, skip=rows, bad_before=progress.bad, limit=limit)
     ahead.refuse_if_bad(file, bad_rows_max, "; nothing was published" if rows == 0 else "; no more was published")
     _say(out, file.remarks())
     if rows and ahead.rows > rows:
@@ -53,7 +53,7 @@ def run_replay(
     with closing(open_producer(settings)) as producer, _bar(file, limit) as on_progress:
         done = replay(
             file, producer, settings.clicks_topic, progress,
-            pace=pace, limit=limit, stop=stop, limits=limits, on_progress=on_progress,
+            pace=pace, limit=limit, stop=stop_on_signals(), limits=limits, on_progress=on_progress,
         )  # fmt: skip
     _say_replayed(done, file, f"topic {settings.clicks_topic} ({where})")
     done.tally.refuse_if_bad(file, bad_rows_max, "; they are published, and will be dead letters")

@@ -21,6 +21,7 @@ COLUMNS = {
 }
 NEEDED = ("user_id", "item_id", "timestamp")
 NAMES_SHOWN_MAX = 20
+_UNKNOWN = "COLUMN"
 
 # What others call them, compared by their letters and digits. Offered in the error, never taken without asking.
 _ALIASES = {
@@ -116,19 +117,20 @@ def find_columns(names: Sequence[str], options: ReadOptions, file: str, *, numbe
 
 
 def suggestion(names: Sequence[str], missing: Iterable[str], options: ReadOptions, taken: set[int]) -> str:
-    """An option ready to be pasted, where every missing field has a column that others call so; else nothing."""
+    """An option ready to be pasted, as far as each missing field has a column that others call so."""
     guessed: dict[str, str] = {}
     for name in missing:
         ranked = [
             (rank[1], place)
             for place, column in enumerate(names)
-            if place not in taken and (rank := _RANKS.get(_NO_ALIAS_PART.sub("", _last_part(column)))) is not None
+            if place not in taken
+            and column.isprintable()
+            and (rank := _RANKS.get(_NO_ALIAS_PART.sub("", _last_part(column)))) is not None
             if rank[0] == name
         ]
-        if not ranked:
-            return ""
-        guessed[name] = names[min(ranked)[1]]
-    return f"; did you mean {columns_option({**options.columns, **guessed})} ?"
+        guessed[name] = names[min(ranked)[1]] if ranked else _UNKNOWN
+    option = columns_option({**options.columns, **guessed})
+    return f"; say which they are: {option}" if _UNKNOWN in guessed.values() else f"; did you mean {option} ?"
 
 
 def columns_option(columns: Mapping[str, str]) -> str:
@@ -170,7 +172,7 @@ def value_at(values: Mapping[str, Any], path: str) -> Any:
 def paths_of(values: Mapping[str, Any], depth: int = 3) -> Iterable[str]:
     """The names of what an object holds, of what objects in it hold as dotted paths."""
     for name, value in values.items():
-        if isinstance(value, dict) and depth > 1:
+        if isinstance(value, dict) and value and depth > 1:
             yield from (f"{name}.{inner}" for inner in paths_of(value, depth - 1))
         else:
             yield name
@@ -197,7 +199,7 @@ def _place(names: Sequence[str], wanted: str, field: str, file: str, *, exact: b
         if places:
             where = " and ".join(f"{shown(names[at])!r} (column {at + 1})" for at in places[:3])
             way_on = columns_option({field: str(places[0] + 1) if numbered else names[places[0]]})
-            if not numbered and len({names[at] for at in places}) == 1:
+            if not numbered and (len({names[at] for at in places}) == 1 or not names[places[0]].isprintable()):
                 way_on = "rename one of them"
             raise EventFileError(f"{file} has {len(places)} columns of one name, {where}: say which, as in {way_on}")
     if numbered and exact and wanted.isdecimal() and 1 <= int(wanted) <= len(names):

@@ -144,7 +144,7 @@ class CsvRows:
         where = f"{self._name}, line {self._opened_at(pending):,}"
         if "unexpected end" in str(error) or len(pending) > 1:
             raise EventFileError(f"{where}: the quote that opens here is never closed: {_WAY_ON}") from None
-        raise EventFileError(f"{where}: {error}: {_WAY_ON}") from None
+        raise EventFileError(f"{where}: a quote stands inside a quoted cell: {_WAY_ON}") from None
 
     def _check_lines(self, pending: Sequence[str], cells: Sequence[str]) -> None:
         """A field of several lines is text, unless its lines look like rows of their own: then a quote is left open."""

@@ -119,13 +119,11 @@ class EventFile:
         return likely_encoding(self._opened.sample) if self._parquet is None else None
 
     def _is_json(self) -> bool:
-        """Whether more lines begin as an object does than do not, or the whole is one array."""
+        """Whether the first line begins as an object or an array does, or most lines as an object."""
         sample = self._opened.sample.decode(self._encoding, "replace")
         lines = [line.strip() for line in sample.splitlines()[:_LINES_COUNTED] if line.strip()]
         objects = sum(line.startswith("{") for line in lines)
-        if not lines:
-            return False
-        return lines[0] in ("{", "[") or lines[0].startswith(("[{", "[ {")) or 2 * objects > len(lines)
+        return bool(lines) and (lines[0].startswith(("{", "[")) or 2 * objects > len(lines))
 
     def _with_what_its_name_says(self, error: EventFileError) -> EventFileError:
         """A name that promises another kind than the content is worth a word, where the content cannot be read."""

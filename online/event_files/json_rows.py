@@ -30,7 +30,8 @@ class JsonRows:
                 names[path] = None
         if not names:
             first = next(filter(None, searched), "")
-            why = "holds one JSON array" if first.startswith("[") else "holds no JSON object in its first lines"
+            array = first == "[" or first.startswith(("[{", "[ {"))
+            why = "holds one JSON array" if array else "holds no JSON object in its first lines"
             raise EventFileError(f"{self._name} {why}: it needs an object on each line, with {needed()}; {_WAY_ON}")
         found = find_columns(list(names), self._options, self._name)
         self.names = {field: list(names)[place] for field, place in found.items()}

@@ -39,6 +39,7 @@ def test_a_line_that_lacks_a_named_path_lacks_the_field(read: Read) -> None:
         ('[\n  {\n    "user": "u",\n    "item": "i"\n  }\n]\n', "holds one JSON array"),
         ('{\n  "user": "u",\n  "item": "i"\n}\n', "holds no JSON object in its first lines"),
         ('{"user": "u", "item": "i"\n' * 3, "holds no JSON object in its first lines"),
+        ('["u", "i", 5]\n["u", "i", 6]\n', "holds no JSON object in its first lines"),
     ],
 )
 def test_json_that_is_no_lines_says_so_with_the_way_on(read: Read, text: str, said: str) -> None:
@@ -68,7 +69,7 @@ def test_whole_floats_are_whole_numbers_and_codes_of_types_are_text(read: Read) 
     assert found == {"user_id": 12, "item_id": 1000, "timestamp": 5, "event_type": "2"}
     assert are_clicks([found])
     for odd in ("12.5", "1e300", "true", "[1]", "{}"):
-        (found,) = read('{"user": %s, "item": 1, "timestamp": 5}\n' % odd)
+        (found,) = read(LINE.replace('"u"', odd))
         assert not are_clicks([found])
 
 

@@ -166,7 +166,7 @@ def test_two_columns_of_one_name_are_refused_where_they_are_needed(tmp_path: Pat
     assert triple(read(write("x", "user", "x", "item", "timestamp"))[0]) == ("user", "item", 5)
 
 
-def test_text_that_is_no_utf_8_is_a_broken_row(tmp_path: Path, read: Read) -> None:
+def test_text_that_is_no_utf_8_is_a_broken_row(tmp_path: Path) -> None:
     bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
     path = table(tmp_path, user=bad)
     (message,) = EventFile(path).messages()
