@@ -49,6 +49,8 @@ BROKEN = [
 ]
 LARGE = ("too-large", b'{"user_id": "u1", "padding": "' + b"x" * 1_000_000 + b'"}')
 
+_STANDS_STILL_S_MAX = 600  # a busy machine makes it slow, not wrong
+
 
 class Worker:
     """`nextclick worker` as a process that can be killed and started again."""
@@ -225,7 +227,7 @@ def _wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict
             return status
         if taken != progress:
             lately, progress = time.monotonic(), taken
-        if time.monotonic() - lately > 120 or worker.process.poll() is not None:
+        if time.monotonic() - lately > _STANDS_STILL_S_MAX or worker.process.poll() is not None:
             said = worker.log.read_text()[-2_000:]
             raise TimeoutError(f"the worker stands still at {taken} of {messages} messages: {said}")
         time.sleep(0.05)

@@ -11,6 +11,7 @@ STREAM = Path(__file__).parents[2] / "shared" / "data" / "gowalla-1000.csv.xz"
 
 
 @pytest.mark.real
+@pytest.mark.timeout(3_600)
 def test_a_worker_killed_three_times_learns_every_click_once_and_buries_every_broken_message_once(
     tmp_path: Path, kafka_broker: Any, redis_server: Any
 ) -> None:
