@@ -98,7 +98,8 @@ def demo(  # noqa: PLR0917 - typer's options
     Embedded log and Redis: no broker, no server, nothing left behind.
     """
     out.print("loading PyTorch and the rest …", style="dim")
-    from online.commands.demo import ConsoleLog, run_demo, stays
+    from online.commands.demo import ConsoleLog, run_demo
+    from online.commands.demo_terminal import stays
 
     _log_to(ConsoleLog(out), "warning")
     stop = _stop_on_signals()

@@ -22,9 +22,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks._servers import free_port
-from online.commands.demo import DemoError, run_demo, stays
-from online.commands.demo_commands import shown_command, shown_program
+from online.commands.demo import DemoError, run_demo
 from online.commands.demo_stream import Stream
+from online.commands.demo_terminal import shown_command, shown_program, stays
 from online.commands.demo_views import Story, next_steps, story_view
 from online.evaluation.town import Town
 from online.serve import ServeError
@@ -304,7 +304,7 @@ def test_the_dashboard_stays_only_where_somebody_can_end_it(monkeypatch: pytest.
     script = (
         "import os, signal, sys\n"
         "from rich.console import Console\n"
-        "from online.commands.demo import stays\n"
+        "from online.commands.demo_terminal import stays\n"
         "print('stays', stays(Console()), flush=True)\n"
     )
     for redirected, expected in (("", True), ("</dev/null", False), ("| cat", False)):
