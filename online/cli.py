@@ -126,7 +126,8 @@ def demo(  # noqa: PLR0917 - typer's options
 
         check_rows(events, limit=_DEMO_ROWS_CHECKED).refuse_if_bad(events, share)
     out.print("loading PyTorch and the rest …", style="dim")
-    from online.commands.demo import ConsoleLog, run_demo, stays
+    from online.commands.demo import ConsoleLog, run_demo
+    from online.commands.demo_terminal import stays
 
     _log_to(ConsoleLog(out), "warning")
     stop = _stop_on_signals()

@@ -40,6 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests may take longest come first, so that at the end nobody waits for one that has just begun."""
+    longest: dict[Path, float] = {}
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        longest[item.path] = max(longest.get(item.path, 0.0), float(mark.args[0]) if mark and mark.args else 0.0)
+    items.sort(key=lambda item: -longest[item.path])
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""

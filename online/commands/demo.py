@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import math
-import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -116,15 +114,6 @@ def run_demo(
             _stay(worker, api, stop)
     worker.check()  # its last checkpoint too
     console.print(next_steps(outside, data_dir), soft_wrap=True)
-
-
-def stays(console: Console) -> bool:
-    """Whether there is somebody at a terminal who can look at the dashboard, and end it with Ctrl-C."""
-    try:
-        in_front = os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, ValueError):  # no terminal, or none of ours
-        return False
-    return in_front and console.file.isatty() and not os.environ.get("CI")
 
 
 def _stay(worker: Background, api: Api, stop: threading.Event) -> None:
@@ -255,7 +244,7 @@ class Screen:
             if self._told is not None:
                 self._console.print("\n  The click that has changed most since:", style="dim")
             self._told = story
-            self._console.print(story_view(story))
+            self._console.print(story_view(story), Text())
 
     def _tell_bad_rows(self) -> None:
         bad = self._stream.bad

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from online.commands.demo_commands import shown_command, shown_program
+from online.commands.demo_terminal import shown_command, shown_program
 from online.commands.views import plain, reasons_line
 from online.settings import PREFIX, Settings
 from stream.events import Click
@@ -125,7 +125,7 @@ def story_view(story: Story) -> RenderableType:
     if story.best_next is not None:
         lines.append(Text(f"  in this town {plain(story.best_next)} mostly follows {plain(item)}:"))
         lines.append(Text(f"  {_rank(before, story.best_next)} before, {_rank(after, story.best_next)} now"))
-    return Group(Text(), *lines, Text())
+    return Group(Text(), *lines)
 
 
 def course_line(before: float, lowest: float, latest: float) -> Text:

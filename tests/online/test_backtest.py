@@ -360,6 +360,12 @@ def in_town() -> Outcome:
     return backtest(town(2_500), settings(micro_batch_max=32))
 
 
+@pytest.fixture(scope="module")
+def short() -> Outcome:
+    """Every method over the same 300 clicks."""
+    return backtest(town(300), settings(seed=3))
+
+
 class TestTown:
     def test_we_find_what_counting_finds_and_more(self, in_town: Outcome) -> None:
         found = report(in_town)
@@ -371,24 +377,21 @@ class TestTown:
         assert found["among_candidates"][NEXTCLICK] > 0.95
         assert found["never_seen"] < 0.02
 
-    def test_runs_beside_each_other_find_the_same(self) -> None:
-        clicks = town(300)
+    def test_runs_beside_each_other_find_the_same(self, short: Outcome) -> None:
         told: dict[str, int] = {}
 
         def listen(name: str, done: int, _: float) -> None:
             told[name] = done
 
-        alone = backtest(clicks, settings())
-        together = backtest(clicks, settings(), jobs=2, on_progress=listen)
+        together = backtest(town(300), settings(seed=3), jobs=2, on_progress=listen)
         for method in METHODS:
-            np.testing.assert_array_equal(alone.ranks[method], together.ranks[method], method)
+            np.testing.assert_array_equal(short.ranks[method], together.ranks[method], method)
         assert set(told.values()) == {300}
 
-    def test_a_seed_repeats(self) -> None:
-        clicks = town(300)
-        one, same = (backtest(clicks, settings(seed=3), methods=OURS) for _ in range(2))
+    def test_a_seed_repeats(self, short: Outcome) -> None:
+        same = backtest(town(300), settings(seed=3), methods=OURS)
         for method in OURS:
-            np.testing.assert_array_equal(one.ranks[method], same.ranks[method], method)
+            np.testing.assert_array_equal(short.ranks[method], same.ranks[method], method)
 
 
 def test_ablations_change_settings_that_exist() -> None:
@@ -410,35 +413,44 @@ class TestFile:
         assert len(read_clicks(EventFile(path), settings(), limit=1).clicks) == 1
 
 
-class TestCommand:
-    def run(self, tmp_path: Path, **given: Any) -> tuple[str, dict[str, Any]]:
-        path = tmp_path / "town.csv"
-        rows = [f"{click.user_id},{click.item_id},{click.timestamp}" for click in town(300)]
-        path.write_text("\n".join(["user,item,timestamp", *rows]))
-        shown = io.StringIO()
-        given = {"json_out": tmp_path / "out.json", "jobs": 1, **given}
-        run_backtest(Console(width=80, file=shown), EventFile(path), settings(), **given)
-        return shown.getvalue(), json.loads((tmp_path / "out.json").read_text())
+Command = tuple[str, dict[str, Any]]
 
-    def test_json_keeps_the_contract(self, tmp_path: Path) -> None:
-        _, found = self.run(tmp_path)
+
+def command(folder: Path, **given: Any) -> Command:
+    """What `nextclick backtest` shows, and the JSON it writes."""
+    path = folder / "town.csv"
+    rows = [f"{click.user_id},{click.item_id},{click.timestamp}" for click in town(300)]
+    path.write_text("\n".join(["user,item,timestamp", *rows]))
+    shown = io.StringIO()
+    given = {"json_out": folder / "out.json", "jobs": 1, **given}
+    run_backtest(Console(width=80, file=shown), EventFile(path), settings(), **given)
+    return shown.getvalue(), json.loads((folder / "out.json").read_text())
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    def with_all_methods(self, tmp_path_factory: pytest.TempPathFactory) -> Command:
+        return command(tmp_path_factory.mktemp("backtest"))
+
+    def test_json_keeps_the_contract(self, with_all_methods: Command) -> None:
+        _, found = with_all_methods
         assert {key: found[key] for key in ("events", "scored", "users", "exclude_seen")} == {
             "events": 300, "scored": 240, "users": 20, "exclude_seen": False,
         }  # fmt: skip
         assert list(found["methods"]) == list(METHODS)
         assert all(set(figures) == {"hit@10", "ndcg@10"} for figures in found["methods"].values())
 
-    def test_the_table_fits_80_columns(self, tmp_path: Path) -> None:
-        shown, found = self.run(tmp_path)
+    def test_the_table_fits_80_columns(self, with_all_methods: Command) -> None:
+        shown, found = with_all_methods
         assert max(map(len, shown.splitlines())) <= 80
         assert "…" not in shown
         for method, figures in found["methods"].items():
             assert re.search(rf"^ {method} +{figures['hit@10']:.4f} +{figures['ndcg@10']:.4f}", shown, re.MULTILINE)
 
     def test_only_the_methods_asked_for(self, tmp_path: Path) -> None:
-        _, found = self.run(tmp_path, methods="own, nextclick")
+        _, found = command(tmp_path, methods="own, nextclick")
         assert list(found["methods"]) == ["nextclick", "own"]
-        _, found = self.run(tmp_path, methods="popular")
+        _, found = command(tmp_path, methods="popular")
         assert list(found["methods"]) == ["popular"]
 
     def test_a_file_without_a_click_says_why(self, tmp_path: Path) -> None:
@@ -457,9 +469,9 @@ class TestCommand:
             ({"plots": tmp_path / "file"}, "is a file: name a folder"),
         ]:
             with pytest.raises(BacktestError, match=words):
-                self.run(tmp_path, **wrong)
+                command(tmp_path, **wrong)
         with pytest.raises(BacktestError, match="there is no folder"):
-            self.run(tmp_path, json_out=tmp_path / "no" / "out.json")
+            command(tmp_path, json_out=tmp_path / "no" / "out.json")
 
 
 def test_the_order_of_methods_is_ours_then_counting() -> None:

@@ -22,9 +22,9 @@ import pytest
 from rich.console import Console
 
 from benchmarks._servers import free_port
-from online.commands.demo import DemoError, run_demo, stays
-from online.commands.demo_commands import shown_command, shown_program
+from online.commands.demo import DemoError, run_demo
 from online.commands.demo_stream import Stream
+from online.commands.demo_terminal import shown_command, shown_program, stays
 from online.commands.demo_views import Story, next_steps, story_view
 from online.evaluation.town import Town
 from online.serve import ServeError
@@ -52,7 +52,7 @@ def _of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_demo_shows_a_list_before_and_after_a_click_and_what_to_try_next(tmp_path: Path) -> None:
-    shown = demo(seed=1)
+    shown = demo(seed=1, seconds=7)
     assert re.search(
         r"\d+ s +[\d,]+ clicks +[\d,]+/s +hit@10 +[\d.]+ % \(popularity +[\d.]+ %\) +list in [\d,]+ ms", shown
     )
@@ -63,6 +63,9 @@ def test_a_demo_shows_a_list_before_and_after_a_click_and_what_to_try_next(tmp_p
     assert re.search(r"hit@10: [\d.]+ % before fashion changed", shown)
     assert "Try next:" in shown
     assert list(tmp_path.glob("nextclick-*")) == []
+    # The story comes while clicks go on, and another one only where it is better.
+    assert shown.index("ms after the click") < shown.rindex("list in ")
+    assert shown.count("ms after the click") == 1 + shown.count("The click that has changed most since")
 
 
 def test_an_embedded_redis_that_is_late_does_not_end_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,26 +102,37 @@ def test_a_demo_of_a_file_ends_with_the_file_and_keeps_its_data_where_it_is_told
     assert list((tmp_path / "kept it" / "checkpoints").iterdir())
 
 
-def test_a_demo_that_stops_in_the_middle_of_a_file_says_where_and_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("counted_in_time", [True, False])
+def test_a_demo_that_stops_in_the_middle_of_a_file_says_where_and_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counted_in_time: bool
+) -> None:
+    monkeypatch.setattr("online.commands.demo_stream._COUNT_S_MAX", 1e9 if counted_in_time else 0.0)
     data = town_file(tmp_path / "two words.csv.gz", 20_000)
     shown = demo(seconds=2, data=data)
-    row, percent = re.search(  # type: ignore[union-attr]
-        r"stopped after 2 s at row ([\d,]+) of 20,000 \((\d+)%\) of .*; to its end: \S+ demo --data '.*' --seconds 0\n",
-        shown,
-    ).groups()
-    assert 0 < int(row.replace(",", "")) < 20_000
-    assert int(percent) == round(int(row.replace(",", "")) / 200)
+    (line,) = [line for line in shown.splitlines() if line.startswith("stopped after 2 s at row ")]
+    assert f" of {data}; to its end: " in line
+    assert line.endswith(f" demo --data '{data}' --seconds 0")
     assert "whole file" not in shown
+    row = int(line.split()[6].replace(",", ""))
+    assert 0 < row < 20_000
+    if counted_in_time:
+        assert f"row {row:,} of 20,000 ({row / 20_000:.0%}) of" in line
+    else:
+        assert re.search(rf"row {row:,} \(about \d+%\) of", line)
+
+
+def test_a_demo_of_a_file_that_is_stopped_says_where(tmp_path: Path) -> None:
     stop = threading.Event()
     threading.Timer(4, stop.set).start()
-    assert re.search(r"stopped at row [\d,]+ of 20,000", demo(stop, seconds=0, data=data))
+    data = town_file(tmp_path / "a.csv.gz", 20_000)
+    assert re.search(r"^stopped at row [\d,]+ ", demo(stop, seconds=0, data=data), re.MULTILINE)
 
 
 def test_many_rows_that_are_no_clicks_are_said_at_once_and_a_file_of_them_alone_is_an_error(tmp_path: Path) -> None:
     bad = ",broken,5\n" * 40
     data = town_file(tmp_path / "a.csv.gz", 4_000, bad)
     data.write_bytes(gzip.compress(("user,item,timestamp\n" + bad).encode() + gzip.decompress(data.read_bytes())[20:]))
-    shown = demo(seconds=3, data=data)
+    shown = demo(seconds=7, data=data)
     said, ended = (place.start() for place in itertools.islice(re.finditer("rows that are no clicks: ", shown), 2))
     assert said < shown.index("the list before") < ended
     only = tmp_path / "only.csv"
@@ -133,12 +147,6 @@ def test_what_was_learned_before_does_not_hold_a_file_up(tmp_path: Path) -> None
     began = time.monotonic()
     assert "the whole file was read: 200 rows" in demo(seconds=1_000, data=data, data_dir=tmp_path / "kept")
     assert time.monotonic() - began < 200  # not until its time is up
-
-
-def test_the_story_comes_while_clicks_go_on_and_once_more_only_where_it_is_better() -> None:
-    shown = demo(seconds=12)
-    assert shown.index("ms after the click") < shown.rindex(" clicks/s" if " clicks/s" in shown else "list in ")
-    assert shown.count("ms after the click") == 1 + shown.count("The click that has changed most since")
 
 
 def until(true: Callable[[], bool], thread: threading.Thread) -> None:
@@ -296,7 +304,7 @@ def test_the_dashboard_stays_only_where_somebody_can_end_it(monkeypatch: pytest.
     script = (
         "import os, signal, sys\n"
         "from rich.console import Console\n"
-        "from online.commands.demo import stays\n"
+        "from online.commands.demo_terminal import stays\n"
         "print('stays', stays(Console()), flush=True)\n"
     )
     for redirected, expected in (("", True), ("</dev/null", False), ("| cat", False)):

@@ -1,10 +1,22 @@
-"""Commands as the demo prints them: each can be copied, and works where it is pasted."""
+"""The terminal of a demo: commands that work when they are pasted there, and whether it can be ended there."""
 
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
+from rich.console import Console
+
+
+def stays(console: Console) -> bool:
+    """Whether there is somebody at a terminal who can look at the dashboard, and end it with Ctrl-C."""
+    try:
+        in_front = os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):  # no terminal, or none of ours
+        return False
+    return in_front and console.file.isatty() and not os.environ.get("CI")
 
 
 def shown_command(*arguments: str, variables: Mapping[str, str] | None = None, without: Sequence[str] = ()) -> str:
