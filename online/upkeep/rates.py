@@ -23,7 +23,7 @@ SPELLS_MIN, SPELLS_S_MIN = 5, 60.0  # spells that have to be known, and their se
 BACK = 2.0  # an outage is over when the rate is so many times the one that it begins at
 _SPELL_S_MIN = 1e-3
 
-_UNITS = (("second", 1.0), ("minute", 60.0), ("hour", 3_600.0), ("day", 86_400.0))
+_UNITS = (("a second", 1.0), ("a minute", 60.0), ("an hour", 3_600.0), ("a day", 86_400.0))
 
 
 def spoken_rate(hz: float) -> str:
@@ -33,7 +33,7 @@ def spoken_rate(hz: float) -> str:
     for unit, seconds in _UNITS:
         number = float(f"{hz * seconds:.2g}")
         if number >= 1:
-            return f"{number:,.0f} a {unit}" if number >= 10 else f"{number:g} a {unit}"
+            return f"{number:,.0f} {unit}" if number >= 10 else f"{number:g} {unit}"
     return "less than 1 a day"
 
 

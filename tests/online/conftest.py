@@ -390,6 +390,7 @@ class World:
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
             clock=lambda: NOW,
+            monotonic=lambda: 0.0,
             quarantine=quarantine,
             reached=reached,
         )

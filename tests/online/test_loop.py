@@ -851,23 +851,23 @@ AGES = {"refresh_ages_s": (30.0, 120.0), "poll_records_max": 8}
 
 def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
     world.publish(town_clicks[:20])
-    loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
+    loop = world.begin(world.loop(refresh_ages_s=(600.0, 2_400.0)))
     start = loop.clock()
     times = [start]
     loop.clock = loop.writer.clock = lambda: times[0]
-    loop.writer.stream_clock._clock = loop.clock
+    loop.writer.stream_clock._monotonic = loop.clock
     world.drain(loop)
     before, last = dict(world.lists.held), max(click.timestamp for click in town_clicks[:20])
     moments = []
     rank = loop.learner.rank
     loop.learner.rank = lambda users, now: (moments.append(dict(zip(users, now, strict=True))), rank(users, now))[1]
 
-    times[0] += 4_000.0
+    times[0] += 3_000.0
     loop.turn()
     assert world.lists.held == before  # nobody asked
     loop.writer.aging.ask()
     loop.turn()
-    assert moments == [dict.fromkeys(before, last + 4_000.0)]
+    assert moments == [dict.fromkeys(before, pytest.approx(last + 3_000.0))]
     for user, top in world.lists.held.items():
         assert (top.clicked_at, top.offset) == (before[user].clicked_at, before[user].offset)
         assert (top.written_at, before[user].written_at) == (int(1000 * times[0]), int(1000 * start))

@@ -1,4 +1,4 @@
-"""Silence is not age: archives, gaps of weeks, and clicks that are far ahead make nothing old that the stream did not."""
+"""Silence is not age: archives, gaps of weeks, and clicks that are far ahead make nothing old."""
 
 import json
 

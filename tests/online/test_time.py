@@ -6,6 +6,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from online.stream_time import STREAM_GAP_S_MAX
+from online.turn.status import StatusReport
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
 from stream.source import Record
@@ -142,3 +144,140 @@ def test_whatever_the_timestamps_each_click_is_learned_and_nothing_is_broken(tmp
     loop.writer.aging.ask()
     loop.turn()
     healthy(world, loop)
+
+
+# --- outages are about arrivals ----------------------------------------------------------------------------------
+
+
+class Steady:
+    """Seconds that nobody sets, but tests; and a worker that reads what arrives at once."""
+
+    def __init__(self, world, **settings):
+        self.world, self.now = world, 0.0
+        self.wall_ahead_s = 0.0
+        self.loop = world.loop(outage_clicks=20, **settings)
+        self.loop.monotonic = self.loop.supervisor._monotonic = lambda: self.now
+        self.loop.supervisor._read_at.clear()
+        self.loop.supervisor._read_at.append(0.0)
+        self.loop._heard_at = 0.0
+        if world.partition() not in world.broker.topics:
+            arrive(world, [click("u0", "i0", NOW)])
+        world.begin(self.loop)
+
+    def live(self, count, every_s):
+        """Clicks that arrive as they are made, one after the other."""
+        for number in range(count):
+            self.now += every_s
+            at = NOW + self.now + self.wall_ahead_s
+            arrive(self.world, [click(f"u{number % 5}", f"i{number % 7}", at)], at=at)
+            self.loop.clock = self.loop.intake.clock = lambda at=at: at
+            self.loop.turn()
+
+    def idle(self, seconds, every_s=1.0):
+        for _ in range(int(seconds / every_s)):
+            self.now += every_s
+            self.loop.turn()
+
+    def told(self):
+        return [notice.kind for notice in self.loop.notices.latest if notice.kind.startswith("outage")]
+
+
+def test_a_burst_that_covers_months_is_no_outage_and_neither_is_its_end(world):
+    steady = Steady(world)
+    old = NOW - 200 * DAY_S
+    gaps = np.random.default_rng(0).exponential(1.0, 2_000) ** 8  # clicks in bursts, and weeks without any
+    for number, at in enumerate(np.cumsum(gaps * 100 * DAY_S / gaps.sum())):
+        arrive(world, [click(f"u{number % 5}", f"i{number % 7}", old + at)], at=NOW + number / 3_900)
+    while steady.loop.turn():
+        steady.now += 0.01
+    steady.idle(3_600, every_s=60.0)
+    steady.live(60, every_s=30.0)
+    assert steady.told() == []
+
+
+def test_clicks_that_waited_while_the_worker_was_away_are_no_outage(world):
+    """They arrived slowly once, or with a gap: that is over when they are read, and reading them is catching up."""
+    steady = Steady(world)
+    steady.live(200, every_s=1.0)
+    for number in range(100):
+        at = NOW + 200.0 + 60.0 * number
+        arrive(world, [click(f"u{number % 5}", "i1", at)], at=at)
+    steady.loop.clock = steady.loop.intake.clock = lambda: NOW + 6_300.0
+    while steady.loop.turn():
+        steady.now += 0.01
+    assert steady.told() == []
+
+
+def test_clicks_that_stop_arriving_are_one_outage_and_it_closes_when_they_come_again(world):
+    steady = Steady(world)
+    steady.live(200, every_s=1.0)
+    steady.idle(600)
+    assert steady.told() == ["outage"]
+    (text,) = [notice.text for notice in steady.loop.notices.latest if notice.kind == "outage"]
+    assert "60 a minute expected" in text or "1 a second expected" in text
+    steady.live(60, every_s=1.0)
+    steady.idle(30)
+    assert steady.told() == ["outage", "outage_over"]
+    assert not steady.loop.supervisor.outage
+
+
+def test_clicks_that_arrive_slowly_are_one_outage_which_closes(world):
+    steady = Steady(world)
+    steady.live(200, every_s=1.0)
+    steady.live(60, every_s=20.0)
+    assert steady.told() == ["outage"]
+    steady.live(60, every_s=1.0)
+    assert steady.told() == ["outage", "outage_over"]
+
+
+def test_an_outage_that_a_restart_falls_into_closes_afterwards(world):
+    steady = Steady(world)
+    steady.live(200, every_s=1.0)
+    steady.live(30, every_s=20.0)
+    steady.loop.finish()
+    again = Steady(world)
+    again.now = steady.now
+    again.loop.supervisor._read_at.append(again.now)
+    assert again.loop.supervisor.outage
+    again.live(60, every_s=1.0)
+    assert again.told() == ["outage", "outage_over"]
+
+
+@pytest.mark.parametrize("set_by_s", [3_600.0, DAY_S, -3_600.0])
+def test_a_clock_that_is_set_is_no_outage_and_ages_nothing(world, set_by_s):
+    """The broker's and the worker's, as on one computer."""
+    steady = Steady(world, item_idle_s_max=DAY_S / 4, refresh_ages_s=(7_200.0,))
+    steady.live(200, every_s=1.0)
+    items, before = len(steady.loop.learner.vocabulary), steady.loop.learner.clock.now
+    steady.wall_ahead_s = set_by_s
+    steady.live(60, every_s=1.0)
+    steady.idle(30)
+    assert steady.told() == []
+    assert len(steady.loop.learner.vocabulary) == items
+    assert steady.loop.learner.clock.now - before <= STREAM_GAP_S_MAX + 60.0
+    steady.loop.writer.aging.ask()
+    steady.loop.turn()
+    assert steady.loop.ledger.refreshes == 0
+
+
+def test_while_the_broker_is_away_nobody_knows_whether_clicks_are_missing(world):
+    steady = Steady(world)
+    steady.live(200, every_s=1.0)
+    steady.loop.source.trouble = lambda: "no broker answers"
+    steady.idle(600)
+    steady.loop.source.trouble = lambda: None
+    steady.idle(5)
+    assert steady.told() == []
+
+
+def test_a_producers_clock_that_is_ahead_gives_no_latency_and_is_counted(world):
+    arrive(world, [click("u", "a", NOW - 60), click("v", "b", NOW - 50)], at=NOW + 593.246)
+    arrive(world, [click("w", "c", NOW - 40)], at=NOW - 0.5)
+    loop = world.run()
+    assert loop.writer.latencies.quantiles() == {
+        "p50": pytest.approx(500.0, abs=1.0),
+        "p99": pytest.approx(500.0, abs=1.0),
+    }
+    status = StatusReport(loop).describe("running")
+    assert status["click_to_list_unknown"] == 2
+    assert min(value for value in status["click_to_list_ms"].values()) >= 0

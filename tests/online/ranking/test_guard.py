@@ -114,6 +114,48 @@ def test_made_up_timestamps_gain_one_span_at_most(guard):
     assert (~guarded).sum() <= REPEATS + 1_000.0 / INTERVAL_S + 1
 
 
+def chunks(users=400, clicks_each=40, partitions=4, days=120):
+    """An archive of users who play a dozen items often, cut into partitions by user, which come in turns."""
+    random = np.random.default_rng(3)
+    parts = [[] for _ in range(partitions)]
+    for user in range(users):
+        at = np.sort(random.uniform(0, days * 86_400.0, clicks_each))
+        items = random.integers(0, 12, clicks_each)
+        parts[user % partitions] += [(f"u{user}", f"i{item}", 1e9 + t) for item, t in zip(items, at, strict=True)]
+    return [sorted(part, key=lambda one: one[2]) for part in parts]
+
+
+@pytest.mark.parametrize("size", [64, 500, 4_000])
+def test_an_archive_that_comes_partition_by_partition_is_flagged_nowhere(small, size):
+    """In chunks, so that time jumps by weeks or months from one to the next, forwards and back."""
+    parts = chunks()
+    stream = [
+        one for start in range(0, max(map(len, parts)), size) for part in parts for one in part[start : start + size]
+    ]
+    guard = Guard(small(abuse_share_exceeded="keep-out"))
+    judge(guard, stream)
+    assert guard.total.total() == 0
+
+
+def test_a_user_whose_clock_is_days_late_is_judged_as_one_whose_clock_is_right(guard):
+    """Their pace is what counts, and so it is for a flood."""
+    for at in range(200):
+        clicks = [("ada", f"a{at}", 1e9 + 20.0 * at), ("ben", f"b{at}", 1e9 + 20.0 * at)]
+        clicks += [("late", f"c{at}", 1e9 - 5 * 86_400.0 + 20.0 * at)]
+        assert not judge(guard, clicks)[0].any()
+    now = 1e9 + 4_000.0
+    flood = [("late", f"d{at}", now - 5 * 86_400.0 + at / 10) for at in range(300)]
+    assert judge(guard, flood)[0][AT_ONCE + 5 :].all()
+
+
+def test_one_user_far_ahead_changes_nothing_for_the_others(guard):
+    """Who repeats at leisure is heard, as before; a clock that is ahead must not stop everybody's."""
+    judge(guard, [(f"u{user}", "song", 1e9 + user) for user in range(20)])
+    judge(guard, [("ahead", "x", 1e9 + 86_400.0)])
+    later = [(f"u{user}", "song", 1e9 + 200.0 * (1 + turn) + user) for turn in range(20) for user in range(2)]
+    assert not judge(guard, later)[0].any()
+
+
 def test_without_it_everything_is_heard(small):
     guard = Guard(small(guard=False))
     guarded, caught = judge(guard, [("bot", "it", at) for at in range(500)])

@@ -63,9 +63,7 @@ class Town:
         self.scorer.log.append(torch.tensor([row]), stood, query.states)
         earlier = torch.nn.functional.pad(query.asked.rows, (0, NEAR - LENGTH))
         nothing = torch.zeros(0, dtype=torch.int64)
-        self.scorer.observe(
-            torch.tensor([row]), earlier, torch.tensor([number]), nothing, nothing, times=stood.times
-        )
+        self.scorer.observe(torch.tensor([row]), earlier, torch.tensor([number]), nothing, nothing, times=stood.times)
         state = self.scorer.log.states[number % self.settings.moments_held]
         self.moments[number] = (row, *(part[0].item() for part in stood), state)
         self.clicks.setdefault(person, []).append((number, row, time))

@@ -193,7 +193,7 @@ def test_what_the_worker_holds_lists_and_every_checkpoint_are_without_the_person
 def test_older_checkpoints_stay_for_the_time_that_is_set(world, town_clicks):
     world.publish([*town_clicks[:48], forget(town_clicks[0].user_id)])
     loop = world.run(forget_checkpoints_s=60.0, checkpoints_kept=10)
-    user, now = town_clicks[0].user_id, [NOW]
+    user, now = town_clicks[0].user_id, [0.0]
     loop.forgetting._clock = lambda: now[0]
     found = answered(loop, user, 49)
     assert any(found["checkpoints"].values())

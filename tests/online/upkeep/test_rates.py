@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from online.evaluation import worlds
-from online.upkeep.rates import RateWatch
+from online.upkeep.rates import RateWatch, spoken_rate
 
 START = 1_730_000_000.0
 
@@ -65,7 +65,7 @@ def test_after_a_silence_that_was_only_a_delay_it_is_over_with_the_first_click()
 
 
 def test_what_the_clock_has_told_is_not_in_the_state():
-    rates, end = watched()
+    rates, _ = watched()
     before = json.dumps(rates.to_state())
     rates.silence(1_000.0)
     assert json.dumps(rates.to_state()) == before
@@ -127,3 +127,36 @@ def test_in_worlds_an_outage_is_told_and_nothing_else(seed):
         (begun, began), (ended, over) = told(world)
         assert (begun, ended) == ("outage", "outage over")
         assert 5_000 <= began <= over <= 5_800
+
+
+def test_a_burst_spoils_nothing_that_is_expected_whether_it_comes_first_or_later():
+    """An import that is over in seconds is no pace that anybody has to keep."""
+    rates, end = watched()
+    assert rates.update(poisson(3, 3_900.0, 24_000, end)) == []
+    assert rates.expected_hz == pytest.approx(2.0, rel=0.2)
+    assert rates.update(poisson(4, 2.0, 1_000, end + 10.0)) == []
+    first = RateWatch(0.2, 100)
+    assert first.update(poisson(3, 3_900.0, 24_000, START)) == []
+    assert first.silence(50.0) is None  # nothing is expected after seconds
+    assert first.update(poisson(4, 2.0, 2_000, START + 10.0)) == []
+    assert first.expected_hz == pytest.approx(2.0, rel=0.2)
+
+
+@pytest.mark.parametrize("at", [0, 100, 2_000])
+def test_a_gap_of_a_week_spoils_nothing_that_is_expected(at):
+    rates, times = RateWatch(0.2, 100), poisson(0, 2.0, 40_000, START)
+    rates.update([time + 7 * 86_400.0 * (number >= at) for number, time in enumerate(times)])
+    assert rates.expected_hz == pytest.approx(2.0, rel=0.5)
+    assert not rates.missing
+
+
+@pytest.mark.parametrize(
+    ("hz", "spoken"),
+    [
+        (3_900.0, "3,900 a second"), (4_021.7, "4,000 a second"), (12.0, "12 a second"), (1.5, "1.5 a second"),
+        (0.2, "12 a minute"), (1 / 60, "1 a minute"), (0.999 / 60, "1 a minute"), (0.01, "36 a hour"),
+        (1e-5, "less than 1 a day"), (3 / 86_400, "3 a day"), (0.0, "none"), (1.2e6, "1,200,000 a second"),
+    ],
+)  # fmt: skip
+def test_rates_are_written_as_people_read_them(hz, spoken):
+    assert spoken_rate(hz) == spoken.replace("a hour", "an hour")
