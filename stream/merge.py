@@ -7,9 +7,11 @@ then (its leader is away) is left out until its position moves, so it holds the 
 partition that has been read to its end holds nothing up.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ BUFFER_BYTES_MAX = 2**20
 FETCH_RECORDS_MAX = 512  # a buffer may grow beyond its limit by one fetch
 _WAIT_SLICE_S = 0.02  # a position may also move without a record, past the marks of transactions
 _LONG_AGO = float("-inf")
+
+log = logging.getLogger(__name__)
 
 #: When that happened which a record tells of, in seconds since 1970; None: it does not say. Must not raise.
 EventTime = Callable[[Record], float | None]
@@ -59,11 +63,13 @@ class _Buffer:
         return record
 
 
-class _Wait(NamedTuple):
+@dataclass
+class _Wait:
     """For a partition to deliver what is known to come after `position`. One that was in vain stays, and is over."""
 
     position: int
     began: float
+    told: bool = False  # that it was in vain
 
 
 class MergedSource:
@@ -110,7 +116,7 @@ class MergedSource:
             self._put(records)  # more partitions were assigned meanwhile
         else:
             self._fetch(0.0 if self._holds_some() else timeout_s)
-        while (missing := self._missing()) and self._holds_some():
+        while self._holds_some() and (missing := self._missing()):
             now = self._monotonic()
             if now >= deadline:
                 return []
@@ -186,11 +192,21 @@ class MergedSource:
         ends = self._source.known_ends()
         behind = {}
         for partition, position in self._source.positions().items():
-            wait = self._waits.get(partition)
-            in_vain = wait is not None and wait.position == position and now - wait.began >= self._wait_s
-            if position < ends.get(partition, position) and not in_vain:
+            if position < ends.get(partition, position) and not self._in_vain(partition, position, now):
                 behind[partition] = position
         return behind
+
+    def _in_vain(self, partition: Partition, position: int, now: float) -> bool:
+        wait = self._waits.get(partition)
+        if wait is None or wait.position != position or now - wait.began < self._wait_s:
+            return False
+        if not wait.told and self._wait_s:
+            wait.told = True
+            where = f"{partition.topic} partition {partition.partition}"
+            log.warning(
+                "%s has more at offset %d, but it does not come: later records of others pass it", where, position
+            )
+        return True
 
     def _take(self, max_records: int) -> list[Record]:
         """The earliest of what is buffered, until a partition would hold the others up."""

@@ -246,7 +246,7 @@ def test_a_wait_does_not_make_a_poll_longer_than_asked():
         assert broker.now - began <= timeout_s + 0.01
 
 
-def test_who_does_not_come_holds_the_others_up_once_and_not_at_each_record():
+def test_who_does_not_come_holds_the_others_up_once_and_not_at_each_record(caplog):
     broker = Broker([list(range(1, 400)), [0.0, 500.0], [0.5]])
     broker.away = {at(1), at(2)}  # both at once
     application = Application(broker)
@@ -258,6 +258,9 @@ def test_who_does_not_come_holds_the_others_up_once_and_not_at_each_record():
     broker.append(0, [401.0])
     application.poll()
     assert broker.now < WAIT_S + 0.2
+    told = [line.getMessage() for line in caplog.records]
+    assert len(told) == 2
+    assert "clicks partition 1 has more at offset 0, but it does not come" in told[0]
     # It counts again as soon as it delivers.
     broker.append(0, [600.0])
     broker.away = {at(2)}
