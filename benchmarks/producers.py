@@ -175,7 +175,7 @@ def measure(start: Path, redis_program: str, clicks: int, say: Callable[[str], N
         running = stack.enter_context(
             live(
                 folder, kafka=servers, redis=f"redis://127.0.0.1:{redis.port}/0", users=10,
-                checkpoint_interval_s=1.0, overload="shed-training", poll_records_max=16, api_port=api_port,
+                checkpoint_interval_s=1.0, api_port=api_port,
                 api_read_only=False,
             )
         )  # fmt: skip

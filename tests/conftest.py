@@ -78,11 +78,12 @@ class RedisServer(Server):
 
 @pytest.fixture(scope="session")
 def kafka_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
-    """One node of Apache Kafka for the whole run; tests keep apart by their topics' names."""
+    """One node of Apache Kafka for the whole run; tests keep apart by their topics' names. As Kafka is by default, it
+    makes a topic that it is asked for, unless a client says not to: ours have to."""
     start = Path(_named_by("KAFKA_START"))
     folder, port = tmp_path_factory.mktemp("kafka"), _free_port(pair=True)
     broker = KafkaBroker(
-        command=[str(start), str(folder), str(port), "auto.create.topics.enable=false"],
+        command=[str(start), str(folder), str(port)],
         log=folder / "output.log",
         ready=[str(start.parent / "ready"), str(port), "60"],
         port=port,

@@ -248,3 +248,12 @@ def test_drift_and_the_shadow_wait_while_training_is_left_out(world, town_clicks
     assert loop.supervisor.candidate.figures()["clicks"] == 0
     assert len(loop.supervisor.candidate.weights.vectors) == len(loop.learner.weights.vectors)
     assert loop.changes.drift.to_state() == seen
+
+
+def test_messages_without_a_time_say_nothing_of_how_old_what_waits_is(small):
+    at = At(small)
+    at.end, at.position = {ONE: 500}, {ONE: 5}
+    at.overload.saw([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, -1, None, b"")])
+    at.overload.look(at)
+    assert (at.overload.lag.total, at.overload.lag.oldest_s) == (495, None)
+    assert at.kinds == []
