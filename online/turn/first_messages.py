@@ -73,9 +73,9 @@ class FirstMessages:
             self._tell(_KIND, text, {"messages": self._messages, "latest": max(self._clicks)})
 
     def _missing_text(self, missing: list[str], mapped: list[str]) -> str:
-        half = max(1, self._paths.total() and max(self._paths.values()) // 2)
+        half = max(self._paths.values(), default=0) / 2
         there = [path for path, count in self._paths.most_common() if count >= half and is_name(path)]
-        shown = ", ".join(there[:_NAMES_MAX]) + (", …" if len(there) > _NAMES_MAX else "") if there else "none"
+        shown = ", ".join(there[:_NAMES_MAX] + ["…"] * (len(there) > _NAMES_MAX))
         sought = ", ".join(
             f"{self._names.paths[field]} ({field}, by NEXTCLICK_CLICK_FIELDS)" if field in mapped else field
             for field in missing
@@ -85,8 +85,10 @@ class FirstMessages:
         advice = "If these are clicks, NEXTCLICK_CLICK_FIELDS says where their fields stand, as in user_id=user.id"
         if found:
             advice = f"If these are clicks, set {as_setting(ours | found)}"
-        first = "the first message has" if self._messages == 1 else f"none of the first {self._messages:,} messages has"
-        return f"{first}{' no' if self._messages == 1 else ''} {sought}; there is: {shown}. {advice}"
+        of = f"of the first {self._messages:,} messages" if self._messages > 1 else "(there is one message so far)"
+        if not self._paths:
+            return f"none {of} is a JSON object with fields, and a click is one: nextclick dead-letters shows them"
+        return f"none {of} has {sought}; there is: {shown or 'nothing whose name could be shown'}. {advice}"
 
 
 def _json(value: bytes | None) -> Mapping[str, Any] | None:

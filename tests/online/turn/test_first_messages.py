@@ -46,7 +46,8 @@ def test_names_that_are_not_ours_are_told_with_the_setting_that_maps_them():
 def test_what_there_is_is_judged_when_nothing_more_comes(count):
     assert judged([THEIRS] * count) == []
     (text,) = judged([THEIRS] * count, more=False)
-    assert text.startswith("the first message has no" if count == 1 else f"none of the first {count} messages has")
+    of = "(there is one message so far)" if count == 1 else f"of the first {count} messages"
+    assert text.startswith(f"none {of} has user_id, item_id, timestamp; there is: userId")
 
 
 def test_after_a_restart_a_few_messages_are_not_enough():
@@ -105,9 +106,11 @@ def test_good_ones_say_nothing():
     assert judged([good | {"timestamp": 0}] * FIRST, ClickFields({"timestamp": "timestamp"}))[0].startswith("the first")
 
 
-def test_what_is_no_json_is_told_as_missing_everything():
+def test_what_is_no_json_is_told():
     (text,) = judged([b"u1,i1,3", None, b"[]"], more=False)
-    assert "none of the first 3 messages has user_id, item_id, timestamp; there is: none" in text
+    assert "none of the first 3 messages is a JSON object with fields" in text
+    (text,) = judged([{"u17": 1}], more=False)
+    assert "there is: nothing whose name could be shown" in text
 
 
 def test_times_of_1970_are_told():
