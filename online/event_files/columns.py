@@ -208,7 +208,10 @@ def _place(names: Sequence[str], wanted: str, field: str, file: str, *, exact: b
 
 
 def _last_part(column: str) -> str:
-    return folded(column).rpartition(".")[2] if folded(column).rpartition(".")[2] not in ("id",) else folded(column)
+    """The name at the end of a path; one that says too little for itself, as in `user.id`, with what stands before."""
+    path = folded(column)
+    last = path.rpartition(".")[2]
+    return path if last == "id" else last
 
 
 def _or(columns: Sequence[str]) -> str:

@@ -195,6 +195,15 @@ def test_two_columns_of_one_name_are_refused_and_told_apart(read: Read, header: 
     assert triple(read("user,User,item,timestamp\na,b,i,5\n", columns="user=User")[0]) == ("b", "i", 5)
 
 
+def test_what_cannot_be_seen_around_a_name_is_no_part_of_it(read: Read) -> None:
+    assert triple(read("\u200buser\u200b , item\ufeff,\xa0timestamp\nu\u200d,i,5\n")[0]) == ("u\u200d", "i", 5)
+
+
+def test_a_name_that_is_not_known_is_left_open_in_the_option(read: Read) -> None:
+    with pytest.raises(EventFileError, match=r"say which they are: --columns user=uid,timestamp=COLUMN$"):
+        read("uid,item,wann\nu,i,5\n")
+
+
 def test_other_columns_may_have_one_name(read: Read) -> None:
     assert triple(read("x,user,x,item,timestamp,,\na,u,c,i,5,,\n")[0]) == ("u", "i", 5)
 
