@@ -72,7 +72,7 @@ def _no_answer(error: Exception, text: str, address: str) -> ListsError:
 def _refuses_connection(error: Exception, text: str) -> str | None:
     """Of what comes before the first command."""
     if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError):
-        return f"refuses user or password ({text}); {_USER}"
+        return f"refuses: user or password is wrong, or one is needed ({text}); {_USER}"
     return _NO_DATABASE if "Invalid Database" in text else None
 
 
@@ -127,8 +127,8 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
     (
         _is(redis.exceptions.NoPermissionError),
         RedisAwayError,
-        "does not allow that to its user (NOPERM: {text}): OPERATING.md, 'Kafka and Redis', has the rules that are "
-        "enough",
+        "refuses: its user may not do that (NOPERM: {text}); check what that user may do: OPERATING.md, 'Kafka and "
+        "Redis', has rules that are enough",
     ),
     (
         _says(r"(?i)unknown (command|subcommand)|^syntax error"),
@@ -144,7 +144,7 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
     (
         _says(r"(?i)AUTH.*(no password|without any password)|operation not permitted"),
         ListsError,
-        f"refuses user or password ({{text}}); {_USER}",
+        f"refuses: user or password is wrong, or one is needed ({{text}}); {_USER}",
     ),
 )
 

@@ -106,7 +106,7 @@ def test_a_redis_that_is_started_with_a_password_is_one_line_without_ours(server
     link = link_to(one.url.replace("//", "//:planted-password@"), tmp_path)
     for _ in range(2):
         assert goes_on(link, 0.5) <= 1
-    assert "refuses user or password" in caplog.text
+    assert "refuses: user or password is wrong" in caplog.text
     assert "planted" not in caplog.text
     admin.config_set("requirepass", "planted-password")
     assert is_fresh_within(link)
