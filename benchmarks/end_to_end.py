@@ -230,6 +230,7 @@ def _wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict
             lately, progress = time.monotonic(), taken
         if time.monotonic() - lately > _STANDS_STILL_S_MAX or worker.process.poll() is not None:
             said = worker.log.read_text()[-2_000:]
+            worker.process.kill()  # nobody waits for it any more
             raise TimeoutError(f"the worker stands still at {taken} of {messages} messages: {said}")
         time.sleep(0.05)
 
