@@ -244,7 +244,10 @@ def _check(path: Path) -> None:
     text = (path / MANIFEST).read_text()
     manifest = json.loads(text)
     if manifest["format"] != FORMAT:
-        raise ValueError(f"format {manifest['format']}, this version reads format {FORMAT}")
+        raise ValueError(
+            f"it is of format {manifest['format']}, this version of nextclick reads {FORMAT}: go on with the version "
+            "that wrote it, or begin anew"
+        )
     sums = {name: (digest, size) for name, (digest, size) in manifest["files"].items()}
     if text != _manifest(sums, thinned=manifest["thinned"]):
         raise ValueError(f"{MANIFEST} is not what was written (checksum differs)")

@@ -74,7 +74,7 @@ class SafetyNet:
         clicks = min(self._clicks, WINDOW)
         figures = {"share": round(share, 4), "clicks": clicks, "users": accounts, "reasons": dict(counts)}
         figures["let_through"] = self.lets_through
-        of = f"{share:.0%} of the latest {clicks:,} clicks, of {accounts:,} users"
+        of = f"{counts.total():,} of the latest {clicks:,} clicks, of {accounts:,} users"
         if not opens:
             text = f"the limits on abuse fit the stream again: they flag {of}"
             self._notice = NetNotice(CLOSED, text, figures)
