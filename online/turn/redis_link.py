@@ -36,7 +36,7 @@ class RedisLink:
         clock: Callable[[], float],
         on_loss: Callable[[Collection[str] | None], None],
         on_return: Callable[[float], None],
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] | None = None,
     ) -> None:
         """
         Args:
@@ -45,17 +45,17 @@ class RedisLink:
             clock: the computer's, in seconds since 1970.
             on_loss: gets the users whose lists Redis has lost, None for all.
             on_return: called when lists are taken again, with the seconds for which they were not.
-            monotonic: in seconds, from any beginning.
+            monotonic: in seconds, from any beginning; None: the computer's.
         """
         self.lists = lists
         self.away_since: float | None = None  # seconds since 1970; None: it is not away, or was not long enough ago
         self.trouble: str | None = None  # why, in a line for people
         self.before: Callable[[], None] = lambda: None  # what is owed, and done before anything else
         self._clock = clock
-        self._monotonic = monotonic
+        self._monotonic = monotonic or time.monotonic
         self._on_loss = on_loss
         self._on_return = on_return
-        self._backoff = backoff(settings, monotonic)
+        self._backoff = backoff(settings, self._monotonic)
         self._receipts = Receipts()
         self._failing = False  # whether the latest attempt has failed
         self._silent = False  # whether that was because no answer came
