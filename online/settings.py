@@ -88,7 +88,7 @@ class Settings(SecuritySettings):
     exclude_seen: bool = Field(False, description="leave out what the person has clicked already")
 
     # The loop.
-    poll_records_max: Positive = Field(512, description="messages taken from the broker at a time")
+    poll_records_max: Positive = Field(128, description="messages taken from the broker at a time")
     poll_timeout_s: Seconds = Field(0.05, description="longest wait for a first message")
     merge_wait_s: Seconds = Field(
         1.0,
