@@ -342,7 +342,7 @@ def test_where_all_are_of_an_older_format_it_stops_with_one_line_that_says_what_
     """It must not begin from nothing without a word."""
     saved = filled(tmp_path, 2)
     for number in saved.numbers():
-        rewrite(tmp_path / f"{number:08d}", format=checkpoint_module.FORMAT - 1)
+        rewrite(tmp_path / f"{number:08d}" / MANIFEST, format=checkpoint_module.FORMAT - 1)
     with pytest.raises(CheckpointError) as error:
         saved.load()
     line = str(error.value)
