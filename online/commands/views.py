@@ -70,13 +70,19 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     )
     table.add_row("waiting", _waiting(status))
     quantiles = status.get("click_to_list_ms") or {}
-    table.add_row("click to list", f"{_ms(quantiles.get('p50'))} (p50), {_ms(quantiles.get('p99'))} (p99)")
+    unknown = status.get("click_to_list_unknown")
+    also = f"; of {_count(unknown)} lists clocks do not tell" if unknown else ""
+    table.add_row("click to list", f"{_ms(quantiles.get('p50'))} (p50), {_ms(quantiles.get('p99'))} (p99){also}")
     letters = {reason: n for reason, n in (status.get("dead_letters") or {}).items() if n}
     table.add_row("dead letters", reasons_line(letters) if letters else "none")
     table.add_row("duplicates", f"{_count(status.get('duplicates'))} left out")
     table.add_row("refreshed", f"{_count(status.get('refreshes'))} lists without a click")
     guarded = {reason: n for reason, n in (status.get("guarded") or {}).items() if n}
     table.add_row("not learned from", reasons_line(guarded) if guarded else "none")
+    if status.get("abuse_share_exceeded"):
+        through = sum((status.get("let_through") or {}).values())
+        share = f"{status.get('abuse_share', 0):.0%} of the latest clicks are flagged as abuse, see the notices"
+        table.add_row("limits do not fit", Text(f"{share}; {_count(through)} let through so far", style="red"))
     if status.get("untrained"):
         table.add_row("not trained on", f"{_count(status['untrained'])} clicks, because the lag was too large")
     table.add_row("drift", _drift(status))

@@ -336,3 +336,16 @@ def test_killed_while_an_old_one_is_removed_no_half_of_it_is_left(tmp_path, monk
     assert again.numbers() == [2, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000002", "00000003"]
     assert again.load()[0] == 3
+
+
+def test_where_all_are_of_an_older_format_it_stops_with_one_line_that_says_what_to_do(tmp_path):
+    """It must not begin from nothing without a word."""
+    saved = filled(tmp_path, 2)
+    for number in saved.numbers():
+        rewrite(tmp_path / f"{number:08d}" / MANIFEST, format=checkpoint_module.FORMAT - 1)
+    with pytest.raises(CheckpointError) as error:
+        saved.load()
+    line = str(error.value)
+    assert "\n" not in line
+    assert "is of format 5, this version of nextclick reads 6: go on with the version that wrote it" in line
+    assert f"move {tmp_path} away to start anew" in line
