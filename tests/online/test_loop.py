@@ -959,7 +959,8 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_click
 
 def test_a_restart_does_not_refresh_everybody(world):
     old = [Click(user_id=f"old{number}", item_id="i", timestamp=1_000.0) for number in range(10)]
-    world.publish([*old, Click(user_id="new", item_id="i", timestamp=900_000.0)])
+    times = np.arange(900_000.0, 1_000.0, -3_600.0)[::-1].tolist()  # without gaps that would not count
+    world.publish([*old, *(Click(user_id="new", item_id="i", timestamp=at) for at in times)])
     world.run(refresh_ages_s=())
     loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
     assert loop.writer.stream_clock.now() == 900_000.0

@@ -133,7 +133,11 @@ def test_while_clicks_are_missing_nothing_is_forgotten():
     learner = taught(settings)
     changes = Changes(settings, learner)
     changes.rates.falling = True
-    changes.rates._log_spell, changes.rates._spells = 0.0, 10  # 200 clicks a second are expected
+    changes.rates._log_spell, changes.rates._spells, changes.rates._spells_s = (
+        0.0,
+        10,
+        1e3,
+    )  # 200 clicks a second are expected
     reacted = []
     for batch in batches(worlds.sudden(0, change_at=800, town=TOWN).clicks(1_600)):
         notices = changes.update(batch, learner.learn(batch))
