@@ -119,17 +119,25 @@ class Due(NamedTuple):
     written_at: float
 
 
+def active_times(clicks: Sequence[Click]) -> list[float]:
+    """Seconds of the stream since its first click, of which a gap counts for an hour at most."""
+    now = [max(click.timestamp for click in clicks[: at + 1]) for at in range(len(clicks))]
+    return list(accumulate((min(later - earlier, 3_600.0) for earlier, later in pairwise(now)), initial=0.0))
+
+
 def lists_due(clicks: Sequence[Click], ages_s: Sequence[float], ttl_s: float) -> dict[int, Due]:
     """By the click that looks at it: the list written last before it, unless that is too old by then."""
     found, before = {}, dict[str, int]()
     now = [max(click.timestamp for click in clicks[: at + 1]) for at in range(len(clicks))]
+    active = active_times(clicks)
     for look, click in enumerate(clicks):
         if click.user_id in before:
             at = before[click.user_id]
-            written_at = max(t for t in [now[at], *(now[at] + age for age in ages_s)] if t < now[look] or t == now[at])
-            came = sum(time <= written_at for time in now[:look])
+            age = max([0.0, *(age for age in ages_s if active[at] + age < active[look])])
+            came = sum(time <= active[at] + age for time in active[:look])
+            written_at = max(now[at], now[came - 1] + active[at] + age - active[came - 1])  # on a clock
             if now[look] - written_at <= ttl_s:
-                found[look] = Due(click.user_id, came, written_at)
+                found[look] = Due(click.user_id, came, now[at] + age)
         before[click.user_id] = look
     return found
 
@@ -196,8 +204,9 @@ class TestRefreshes:
         batches = [range(start, end) for start, end in pairwise(ends)]
         run, _ = self.run(clicks, *batches, refresh_ages_s=ages, list_ttl_s=ttl_s)
         # All marks count that pass before the next click, or the end, whether anybody looks or not.
-        until = [times[min(following, len(times) - 1)] for following in next_clicks(clicks)]
-        assert run.refreshes == sum(time + age < end for time, end in zip(times, until, strict=True) for age in ages)
+        active = active_times(clicks)[: len(clicks)]
+        until = [active[min(following, len(active) - 1)] for following in next_clicks(clicks)]
+        assert run.refreshes == sum(time + age < end for time, end in zip(active, until, strict=True) for age in ages)
 
     def test_only_the_last_mark_before_the_next_click_is_ranked_and_all_are_counted(self) -> None:
         clicks = stream("ada tea", "ben tea", "ada cup", "ada tea", step_s=2_000.0)
