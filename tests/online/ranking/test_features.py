@@ -27,7 +27,8 @@ def asked(small: Callable[..., Settings], town_clicks: list[Click]) -> tuple[Lea
     users = learner.histories.users()[:3]
     slots = learner.histories.find(users)
     states = learner.states.now(users, slots)
-    query = learner.questions.at(users, slots, np.full(3, town_clicks[160].timestamp), 0, states)
+    now = np.full(3, town_clicks[160].timestamp)
+    query = learner.questions.at(users, slots, now, 0, states, active=now)
     with torch.no_grad():
         return learner, query, learner.scorer.score(query)
 
