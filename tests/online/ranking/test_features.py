@@ -27,7 +27,7 @@ def asked(small: Callable[..., Settings], town_clicks: list[Click]) -> tuple[Lea
     users = learner.histories.users()[:3]
     slots = learner.histories.find(users)
     states = learner.states.now(users, slots)
-    now = np.full(3, town_clicks[160].timestamp)  # there is no gap of an hour, so it is the active time too
+    now = np.full(3, town_clicks[160].timestamp)
     query = learner.questions.at(users, slots, now, 0, states, active=now)
     with torch.no_grad():
         return learner, query, learner.scorer.score(query)

@@ -89,5 +89,5 @@ def test_restored_they_go_on_as_if_nothing_had_happened(before, after):
     again.load_state(json.loads(json.dumps(items.to_state())))
     for number, batch in enumerate(after, len(before)):
         mine, its = (observe(one, clicks_of(batch, 10.0 * number)) for one in (items, again))
-        assert [np.ravel(part).tolist() for part in mine] == [np.ravel(part).tolist() for part in its]
+        assert [np.asarray(part).tolist() for part in mine] == [np.asarray(part).tolist() for part in its]
     assert again.to_state() == items.to_state()
