@@ -7,8 +7,8 @@ beside it. The same clicks come at the same rate in each row; the fault begins w
 fresh again from when, after the fault, each shows all that its owner clicked until two seconds ago, and goes on to. At
 the end Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
 
-Clicks are learned one by one (micro-batches and polls of 1) and ranked for the moment of their owner's last click, so
-that nothing depends on when a poll returned: lists have to be equal in items and scores, bit for bit. Where there are
+Clicks are learned one by one (micro-batches and polls of 1), and no time passes in the stream between two of them, so
+that nothing depends on when a poll returned or a list was written: lists have to be equal in items and scores, bit for bit. Where there are
 several partitions the order between them is not promised; there the shared share of the best ten items is printed.
 Exits with 1 if any click is lost or learned twice by the same weights, or lists that should be equal are not.
 """
@@ -91,7 +91,7 @@ class Stage:
         # A second one finds what the first has committed, and has nothing of its own yet.
         anew = ["--from-beginning"] if self.workers else []
         environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
-        worker = Worker(environment, data / "worker.log", anew)
+        worker = Worker(environment, data / "worker.log", anew, module="benchmarks._still_worker")
         worker.start()
         self.workers.append(worker)
         self.settings.append(load_settings(**given))
@@ -449,7 +449,7 @@ def matrix(
     kafka_start: Path, redis_program: str, faults: list[Fault], *, clicks: int, rate: float, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The rows, the undisturbed one first; each is said as it is done."""
-    start = 1_000.0 * (time.time() // 1_000) + 86_400  # ahead of the clock, so that lists are ranked for their clicks
+    start = 1_000.0 * (time.time() // 1_000) + 86_400  # ahead of the clock: no record is late
     town = list(Town(users=60, items=96, seed=3, start=start).clicks(clicks))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
