@@ -8,8 +8,9 @@ fresh again from when, after the fault, each shows all that its owner clicked un
 the end Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
 
 Clicks are learned one by one (micro-batches and polls of 1), and no time passes in the stream between two of them, so
-that nothing depends on when a poll returned or a list was written: lists have to be equal in items and scores, bit for bit. Where there are
-several partitions the order between them is not promised; there the shared share of the best ten items is printed.
+that nothing depends on when a poll returned or a list was written: lists have to be equal in items and scores, bit for
+bit. Where there are several partitions the order between them is not promised; there the shared share of the best ten
+items is printed.
 Exits with 1 if any click is lost or learned twice by the same weights, or lists that should be equal are not.
 """
 
