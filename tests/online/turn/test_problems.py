@@ -73,3 +73,19 @@ def test_status_metric_and_notices_count_the_same_alarms_and_a_change_for_the_be
         assert told
         assert report[counted] >= report["notice_counts"][kind] == len(told)
         assert all(word in text for text in told)
+
+
+def test_abuse_beyond_its_share_and_a_redis_that_evicts_are_problems_while_they_last(world):
+    loop = world.loop()
+    report = StatusReport(loop)
+    loop.learner.guard.net.open = True
+    loop.notices.tell("abuse_share", "6 % of the latest clicks are flagged as abuse")
+    loop.writer.evictions.since = 1_700_000_000.0
+    loop.notices.tell("evicting", "Redis is too small")
+    found = report.describe("running")["problems"]
+    assert [(one["kind"], one["text"]) for one in found] == [
+        ("abuse_share", "6 % of the latest clicks are flagged as abuse"),
+        ("evicting", "Redis is too small"),
+    ]
+    loop.learner.guard.net.open, loop.writer.evictions.since = False, None
+    assert kinds(report) == []
