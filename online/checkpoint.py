@@ -39,7 +39,7 @@ class CheckpointError(Exception):
 
 
 class DiskFullError(CheckpointError):
-    """There is no room for it now: that passes once somebody frees some."""
+    """There is no room for it now; that passes once some is freed."""
 
 
 @dataclass(frozen=True)

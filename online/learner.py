@@ -71,7 +71,7 @@ class Learner:
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self.clock = ActiveClock()
         self._now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
-        self.expired = 0  # items that lost their rows because nobody had clicked them for long
+        self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
         self._make_room()
 

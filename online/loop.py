@@ -69,7 +69,7 @@ class Loop:
         quarantine: Quarantine | None = None,
         reached: Reached = nobody_looks,
     ) -> None:
-        """`clock`: the computer's, in seconds since 1970; `monotonic`: one that nobody sets, for how long things take.
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one, for how long things take.
         `quarantine`: what loops before this one failed on. `reached` is called with the name of each step
         (online/turn/steps.py) just before it is done."""
         self.settings = settings

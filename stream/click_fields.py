@@ -17,22 +17,28 @@ SHORT_NAMES = {"user": "user_id", "item": "item_id"}  # so a field may be called
 PATHS_SEEN_MAX = 40  # of one message
 _DEPTH_MAX = 5
 #: Names that others use, lower case and without what is no letter; the likeliest first.
-_ALIASES = {
+_NAMES_OF_OTHERS = {
     "user_id": (
-        *("userid", "user", "visitorid", "customerid", "memberid", "accountid", "profileid", "personid", "shopperid"),
-        *("uid", "clientid", "anonymousid", "distinctid", "fullvisitorid", "subscriberid", "viewerid", "reviewerid"),
-        *("visitor", "customer", "member", "usr", "userpseudoid", "sessionid", "deviceid"),
+        "userid user visitorid customerid memberid accountid profileid personid shopperid uid clientid "
+        "anonymousid distinctid fullvisitorid subscriberid viewerid reviewerid visitor customer member usr "
+        "userpseudoid sessionid deviceid session account client buyerid playerid listenerid readerid cookieid "
+        "cookie authorid userno custid"
     ),
     "item_id": (
-        *("itemid", "item", "productid", "articleid", "contentid", "movieid", "trackid", "videoid", "songid", "newsid"),
-        *("assetid", "offerid", "listingid", "businessid", "bookid", "gameid", "venueid", "locationid", "mediaid"),
-        *("objectid", "targetid", "parentasin", "asin", "sku", "gtin", "isbn", "iid", "pid", "product", "article"),
+        "itemid item productid articleid contentid movieid trackid videoid songid newsid assetid offerid "
+        "listingid businessid bookid gameid venueid locationid mediaid objectid targetid parentasin asin sku gtin "
+        "isbn iid pid product article track movie song video content game adid goodsid placeid poiid artistid "
+        "recipeid showid courseid jobid postid pageid documentid docid stockcode materialid bannerid entityid "
+        "hotelid title url"
     ),
     "timestamp": (
-        *("timestamp", "ts", "eventtimestamp", "eventtime", "timestampms", "tsms", "time", "occurredat", "clickedat"),
-        *("createdat", "datetime", "clicktime", "unixtime", "unixreviewtime", "epoch", "date", "at", "sentat"),
+        "timestamp ts eventtimestamp eventtime timestampms tsms time occurredat clickedat createdat datetime "
+        "clicktime unixtime unixreviewtime epoch date at sentat created reviewtime servertime epochms utctime "
+        "localtime eventdate invoicedate orderdate visitstarttime viewedat purchasedat updatedat receivedat "
+        "loggedat tstamp checkintime moment"
     ),
 }
+ALIASES = {field: names.split() for field, names in _NAMES_OF_OTHERS.items()}
 _OTHER_BRANCHES = frozenset({"before", "schema", "source"})  # of an envelope as Debezium and Kafka Connect write it
 _LETTERS = re.compile(r"[^a-z]")
 
@@ -123,7 +129,7 @@ def _ranks(path: str) -> dict[str, int]:
     spelled = {_LETTERS.sub("", names[-1]), _LETTERS.sub("", "".join(names[-2:]))}
     return {
         field: next(rank for rank, alias in enumerate(aliases) if alias in spelled)
-        for field, aliases in _ALIASES.items()
+        for field, aliases in ALIASES.items()
         if not spelled.isdisjoint(aliases)
     }
 

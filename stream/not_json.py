@@ -1,4 +1,4 @@
-"""What a message looks like that is no JSON: a hint to whoever produces it, which quotes nothing of it."""
+"""What a message looks like that is no JSON: a hint for its producer, which quotes nothing of it."""
 
 from collections.abc import Callable
 

@@ -39,7 +39,7 @@ _COUNTERS = (
         "click_to_list_unknown",
         "Lists of which clocks do not tell how long they took",
     ),
-    ("nextclick_expired", "expired", "Items that lost their rows because nobody had clicked them for long"),
+    ("nextclick_expired", "expired", "Items that lost their rows because they had no clicks for long"),
     ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
 )
 #: (family, metric, field of the status that is an object, its label, help)

@@ -74,7 +74,7 @@ class Stream:
         self._fashion_is_due = True
 
     def best_next(self, item_id: str) -> str | None:
-        """What most often follows; None where nobody knows."""
+        """What most often follows; None where it is not known."""
         return None if self.town is None else self.town.best_next(item_id, self.taken)
 
     @property

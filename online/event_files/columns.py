@@ -9,6 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from online.event_files.errors import EventFileError, shown
+from stream.click_fields import ALIASES, NEEDED
 
 #: A click's fields, and the columns each is read from where nothing else is said (the first that is there).
 COLUMNS = {
@@ -19,35 +20,14 @@ COLUMNS = {
     "event_id": ("event_id",),
     "value": ("value", "rating"),
 }
-NEEDED = ("user_id", "item_id", "timestamp")
 NAMES_SHOWN_MAX = 20
 _UNKNOWN = "COLUMN"
 
-# What others call them, compared by their letters and digits. Offered in the error, never taken without asking.
-_ALIASES = {
-    "user_id": (
-        "userid user visitorid visitor customerid customer uid usr sessionid session accountid account clientid client"
-        " memberid personid reviewerid buyerid shopperid subscriberid playerid listenerid readerid profileid"
-        " fullvisitorid anonymousid distinctid deviceid cookieid cookie authorid userno custid"
-    ),
-    "item_id": (
-        "itemid item productid product sku articleid article trackid track movieid movie songid song videoid video"
-        " contentid content newsid asin parentasin bookid isbn gameid game adid offerid goodsid businessid venueid"
-        " locationid placeid poiid artistid recipeid showid courseid jobid postid pageid documentid docid stockcode"
-        " materialid courseid bannerid objectid entityid listingid hotelid title url"
-    ),
-    "timestamp": (
-        "timestamp ts time eventtime eventtimestamp datetime date unixreviewtime createdat created reviewtime clicktime"
-        " occurredat servertime unixtime epoch epochms timestampms tsms utctime localtime eventdate invoicedate"
-        " orderdate visitstarttime viewedat purchasedat updatedat receivedat loggedat when tstamp checkintime moment"
-    ),
-}
-_RANKS = {
-    name: (field, rank) for field, names in _ALIASES.items() for rank, name in enumerate(dict.fromkeys(names.split()))
-}
+# What others call them. Offered in the error, never taken without asking.
+_RANKS = {name: (field, rank) for field, names in ALIASES.items() for rank, name in enumerate(names)}
 _SHORT = {"user": "user_id", "item": "item_id", "rating": "value", "time": "timestamp", "ts": "timestamp"}
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
-_NO_ALIAS_PART = re.compile(r"[^a-z0-9]")
+_NO_ALIAS_PART = re.compile(r"[^a-z]")
 # A time as people and machines write it: digits, with what stands between them. Words of three letters are months.
 _TIME = re.compile(r"[+-]?\d[\d\s:.,/+TZ-]*(UTC|GMT|[AaPp][Mm])?|\d{1,2}[ -][A-Za-z]{3}[ -]\d{2,4}.*")
 
@@ -158,15 +138,6 @@ def numbers_option(cells: Sequence[str]) -> str:
 def is_time_like(cell: str) -> bool:
     """Whether a cell could be a time: a number or a date, however it is written."""
     return _TIME.fullmatch(cell.strip().strip('"').strip()) is not None
-
-
-def value_at(values: Mapping[str, Any], path: str) -> Any:
-    """What stands under a name, or under a dotted path of names (`user.id`); None where nothing does."""
-    if path in values:
-        return values[path]
-    first, dot, rest = path.partition(".")
-    inner = values.get(first) if dot else None
-    return value_at(inner, rest) if isinstance(inner, dict) else None
 
 
 def paths_of(values: Mapping[str, Any], depth: int = 3) -> Iterable[str]:

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from online.event_files.columns import COLUMNS, ReadOptions, find_columns, folded, needed, paths_of, value_at
+from online.event_files.columns import COLUMNS, ReadOptions, find_columns, folded, needed, paths_of
 from online.event_files.errors import EventFileError
 from online.event_files.messages import Message, message
+from stream.click_fields import at
 
 _LINES_SEARCHED_FOR_FIELDS = 100
 _NAMES_SEARCHED_MAX = 10_000
@@ -70,7 +71,7 @@ class JsonRows:
             elif given == "":
                 continue
             else:
-                found = value_at(values, self.names.get(field, given))
+                found = at(values, self.names.get(field, given))
             if found is not None:
                 fields[field] = found
         return fields

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from online.event_files.columns import NEEDED, ReadOptions, columns_option, find_columns
+from online.event_files.columns import ReadOptions, columns_option, find_columns
 from online.event_files.errors import EventFileError, shown
 from online.event_files.messages import Message, message, number_of
+from stream.click_fields import NEEDED
 
 _BATCH_ROWS = 4_096
 _UUID_BYTES = 16

@@ -21,7 +21,7 @@ class ClickedRows(NamedTuple):
     targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
     freed: list[int]  # rows that lost their items: what is kept by row has to be cleared before it is used
     taken: list[int]  # rows that belong to other items than before, or to the same ones again
-    expired: int  # items that lost theirs because nobody had clicked them for long
+    expired: int  # items that lost theirs because they had no clicks for long
 
 
 class ItemRows:

@@ -88,5 +88,5 @@ class Learned:
     heard: NDArray[np.bool_]  # (N,) which clicks were learned from; the others, guarded, say nothing of the lists
     lesson: Lesson
     trained: bool = True  # whether the weights were trained on it
-    expired: int = 0  # items that lost their rows, because nobody had clicked them for long
+    expired: int = 0  # items that lost their rows, because they had no clicks for long
     looked: NDArray[np.int64] | None = None  # (looks + 1, SERVED) rows of the lists asked for; last, of anybody's

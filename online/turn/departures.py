@@ -18,11 +18,11 @@ class Departures:
         self._aged_at = float("-inf")
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
-        """`items` have just lost their rows, because nobody has clicked them for `idle_s_max`; `left` have one."""
+        """`items` have just lost their rows, because they had no clicks for `idle_s_max`; `left` have one."""
         if items < max(MANY_MIN, MANY_SHARE * (items + left)):
             return
         days = f"{idle_s_max / 86_400:,.3g} days of active time (NEXTCLICK_ITEM_IDLE_S_MAX)"
-        text = f"{items:,} of {items + left:,} items went at once: nobody has clicked them for {days}"
+        text = f"{items:,} of {items + left:,} items went at once: they had no clicks for {days}"
         self._tell("expired", text, {"items": items, "left": left})
 
     def aged(self, lists: int, of: int) -> None:

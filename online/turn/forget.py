@@ -59,7 +59,7 @@ class Forgetting:
         tell: Tell,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`monotonic`: a clock that nobody sets, in seconds: what has to go must go, whatever the other one says."""
+        """`monotonic`: a monotonic clock, in seconds: what has to go must go, whatever the other one says."""
         self.settings, self.learner, self.ledger, self.writer = settings, learner, ledger, writer
         self.supervisor, self.dead_letters = supervisor, dead_letters
         self.checkpoints, self.versions = checkpoints, versions

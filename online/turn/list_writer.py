@@ -51,7 +51,7 @@ class ListWriter:
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock`: the computer's, in seconds since 1970; `monotonic`: one that nobody sets."""
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
         self.settings = settings
         self.learner = learner
         self.ledger = ledger

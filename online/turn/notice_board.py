@@ -37,7 +37,7 @@ KINDS = {
     "first_messages": "the first messages lack a field that a click needs, or their times are of 1970",
     "abuse_share": "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit",
     "abuse_share_over": "the limits on abuse fit the stream again",
-    "expired": "many items went at once, because nobody had clicked them for long",
+    "expired": "many items went at once, because they had no clicks for long",
     "aged": "many lists have aged at once, and are ranked anew",
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",

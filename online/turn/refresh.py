@@ -21,7 +21,7 @@ class StreamClock:
 
     So a replay of old clicks ages lists as a live stream does, and an archive's lists do not become a year older by the
     first click of today. While no click comes it runs on for at most `STREAM_GAP_S_MAX`, as that silence will have
-    counted once a click ends it. It never goes back. What passes is told by a clock that nobody sets.
+    counted once a click ends it. It never goes back. What passes is told by a monotonic clock.
     """
 
     def __init__(self, active: ActiveClock, monotonic: Callable[[], float] = time.monotonic) -> None:

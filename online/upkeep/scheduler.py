@@ -29,7 +29,7 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]  # it is not t
         monotonic: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> None:
-        """`wall`: seconds since 1970; `monotonic`: seconds that nobody sets."""
+        """`wall`: seconds since 1970; `monotonic`: seconds of a monotonic clock."""
         self._wall, self._monotonic = wall, monotonic
         self._apart = wall() - monotonic()
         super().__init__(*args, **options)

@@ -58,7 +58,7 @@ class Supervisor:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`changes`: None: drift is not watched. `read_checkpoint`: None: there are none, so none to roll back to.
-        `clock`: the computer's, in seconds since 1970; `monotonic`: one that nobody sets."""
+        `clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
         self.settings, self.learner, self.ledger, self.versions = settings, learner, ledger, versions
         self.changes, self.clock = changes, clock
         self._tell, self._read_checkpoint = tell, read_checkpoint
