@@ -74,7 +74,6 @@ class ListWriter:
             clock=clock,
             on_loss=self._lost,
             on_return=self._returned,
-            monotonic=monotonic,
         )
         self.link.before = self._delete_unwanted
         self.evictions = EvictionWatch(lists, tell=tell, on_room=self.renew_all, clock=clock)
