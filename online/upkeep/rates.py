@@ -107,10 +107,12 @@ class RateWatch:
 
     def silence(self, idle_s: float) -> RateNotice | None:
         """To be asked while nothing waits and nothing comes; `idle_s`: seconds for which nothing has come, of the time
-        in which somebody listened. A silence is told once."""
-        if self.silent or not self._latest or idle_s <= 0:
+        in which the worker listened. A silence is told once. The latest clicks count as if they had come no more slowly
+        than expected: that they once did, while the worker was away, is no silence of now."""
+        if self.silent or not self._latest or idle_s <= 0 or self.expected_hz is None:
             return None
-        notice = self._notice(self._latest[-1] - self._latest[0] + idle_s, self._latest[-1] + idle_s)
+        took_s = min(self._latest[-1] - self._latest[0], (len(self._latest) - 1) / self.expected_hz)
+        notice = self._notice(took_s + idle_s, self._latest[-1] + idle_s)
         self.silent = notice.rate_hz < self.share * notice.expected_hz
         return notice if self.silent else None
 

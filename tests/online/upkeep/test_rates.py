@@ -160,3 +160,11 @@ def test_a_gap_of_a_week_spoils_nothing_that_is_expected(at):
 )  # fmt: skip
 def test_rates_are_written_as_people_read_them(hz, spoken):
     assert spoken_rate(hz) == spoken.replace("a hour", "an hour")
+
+
+def test_what_came_slowly_once_makes_no_silence_of_a_moment_but_a_long_one_is_told():
+    rates, end = watched()
+    rates.update(end + 600.0 * number for number in range(1, 150))  # read all at once, when it was long over
+    assert rates.silence(0.01) is None
+    assert rates.silence(60.0) is None
+    assert rates.silence(1e5) is not None
