@@ -204,7 +204,7 @@ def test_a_link_to_another_environment_is_left_as_it_is(checkout, capsys, tmp_pa
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """As from a shell; these tests may themselves be run by make."""
-    inherited = ("MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS", "PYTHON", "ARGS")
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MFLAGS", "PYTHON", "ARGS")
     environment = {name: value for name, value in os.environ.items() if name not in inherited}
     return subprocess.run(
         ["make", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False

@@ -53,9 +53,10 @@ class Intake:
             self._first.nothing_more(learned=self.ledger.learned)
         for record in records:
             event = self._read(record, now)
-            self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
-            if not self._first.done and not isinstance(event, Forget):
-                self._first.saw(record.value, event)
+            if not isinstance(event, Forget):
+                self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
+                if not self._first.done:
+                    self._first.saw(record.value, event)
             if isinstance(event, BadEvent):
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)

@@ -174,15 +174,14 @@ def test_a_running_worker_s_status_says_so(tmp_path, free_port):
             producer.send(settings.clicks_topic, key=None, value=A_DATE)
     with worker_thread(settings) as lists:
         deadline = time.monotonic() + WORKER_WAIT_S
-        while not ((status := lists.status()) and status["unreadable"]) and time.monotonic() < deadline:
+        while not ((status := lists.status()) and status["problems"]) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert status is not None
-    (found,) = status["unreadable"]
-    assert (found["topic"], found["share"], found["reason"]) == ("clicks", 1.0, "invalid-timestamp")
+    assert "unreadable" in [problem["kind"] for problem in status["problems"]]
     assert status["unreadable_share_of"] == {"clicks": 1.0, "items": 0.0}
     out = Console(width=400, file=StringIO())
     out.print(status_view(status))
-    (line,) = [line for line in out.file.getvalue().splitlines() if line.startswith("cannot be read")]
+    (line,) = [line for line in out.file.getvalue().splitlines() if line.startswith("problem: unreadable")]
     assert "it looks like a date (YYYYMMDD)" in line
     assert "{user_id: text xxxxx99, item_id: text xxxxxx, timestamp: number 99999999}" in line
     assert "alice" not in json.dumps(status)
