@@ -19,6 +19,7 @@ from online.event_files.delimiter import find_delimiter, said_by_excel, split
 from online.event_files.errors import EventFileError, shown
 from online.event_files.messages import Message, message, number_of
 from online.event_files.text import LINE_BYTES_MAX
+from stream.click_fields import NEEDED
 
 #: A row whose quoted fields span more lines or characters has a quote that was never closed.
 QUOTED_LINES_MAX = 200
