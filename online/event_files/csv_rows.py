@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
 from online.event_files.columns import (
-    NEEDED,
     ReadOptions,
     find_columns,
     folded,
