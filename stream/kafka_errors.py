@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from kafka import errors as kafka_errors
 from kafka.net.compat import KafkaNetClient
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from stream.source import AwayError, SourceError
 from stream.tls_errors import tls_trouble
@@ -63,6 +64,23 @@ def _calm_down() -> None:
         theirs.setLevel(logging.WARNING)
         theirs.propagate = False
         theirs.addHandler(_calm)
+
+
+def _with_the_last_words(receive: Callable[[Any], tuple[bytes, Any]]) -> Callable[[Any], tuple[bytes, Any]]:
+    """What a broker says just before it ends a connection is read first: it is why it does, a wrong password say.
+
+    kafka-python 3.0 drops it where both come at once. That the connection has ended is seen at the next look.
+    """
+
+    def received(transport: Any) -> tuple[bytes, Any]:
+        data, error = receive(transport)
+        return (data, None) if data else (data, error)
+
+    return received
+
+
+for _transport in (KafkaTCPTransport, KafkaSSLTransport):
+    _transport._sock_recv = _with_the_last_words(_transport._sock_recv)
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]
