@@ -16,7 +16,6 @@ from online.commands.views import reasons_line
 from online.edges import open_producer, prepare_topics
 from online.event_files import EventFile, check_rows
 from online.settings import Settings
-from stream.events import Limits
 
 _INTERRUPTED = 130
 
@@ -39,7 +38,7 @@ def run_replay(
     EventFileError, ReplayError and SourceError.
     """
     where = settings.kafka_bootstrap_servers or str(settings.log_path)
-    limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+    limits = settings.limits
     progress = Progress(settings.data_dir / "replay", file, f"{where} {settings.clicks_topic}")
     rows = 0 if restart else progress.load()
     if progress.remark is not None:

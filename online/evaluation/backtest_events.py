@@ -18,7 +18,7 @@ from online.event_files import EventFile, RowTally
 from online.event_files.tally import BAD_ROWS_MAX
 from online.settings import Settings
 from online.turn.seen import SeenEvents
-from stream.events import BadEvent, Click, Limits, parse_click
+from stream.events import BadEvent, Click, parse_click
 
 TEACHES_ONLY = 0.2  # of the events: the first ones, which are not scored
 
@@ -56,7 +56,7 @@ def read_clicks(
     """
     read = Read()
     seen = SeenEvents(settings.event_ids_held)
-    limits = Limits(message_bytes_max=settings.message_bytes_max, future_s_max=settings.future_s_max)
+    limits = settings.limits
     now = time.time()
     for message in islice(file.messages(), limit):
         click = parse_click(message.value, now=now, limits=limits)
