@@ -1,10 +1,15 @@
 """A stream through the real product: published, learned by a worker that is killed on the way, served from Redis.
 
     python -m benchmarks.end_to_end [STREAM.csv[.gz|.xz]] [--kafka HOST:PORT] [--redis URL] [--broken 0.01] [--kills 3]
+    python -m benchmarks.end_to_end STREAM.csv.xz --kafka HOST:PORT --redis URL --limit 40000 --rate 500
 
-Without --kafka and --redis the embedded parts are used, without a stream 20,000 clicks of the simulated town. Prints
-what was published, learned, put aside and listed, from which offsets each restart went on, how fast it was, and how
-good the lists were. Exits with 1 if anything does not add up.
+Without --kafka and --redis the embedded parts are used, without a stream 20,000 clicks of the simulated town. All waits
+on the topic when the worker starts, so it is as fast as it can be. With --rate, further clicks then come at a constant
+rate, each made when it is sent (--limit 0: only these); of them the first --warm-up seconds do not count.
+
+Prints what was published, learned, put aside and listed, from which offsets each restart went on, how fast it was
+(clicks a second and CPU time a click from the first click on: the start is told apart), and how good the lists were.
+Exits with 1 if anything does not add up. --checkout measures the worker of another version of the code.
 """
 
 import argparse
@@ -17,22 +22,22 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks._constant_rate import endless
 from online.edges import open_lists, open_producer, open_reader, prepare_topics
 from online.evaluation.town import Town
 from online.event_files import EventFile
 from online.settings import Settings, load_settings
 from stream.dead_letters import dead_letter
-from stream.events import BadEvent, parse
+from stream.events import Click, parse
 from stream.lists import ListsError
 
 #: Messages that no worker can learn from, with the reason each has to get.
@@ -49,6 +54,8 @@ BROKEN = [
 ]
 LARGE = ("too-large", b'{"user_id": "u1", "padding": "' + b"x" * 1_000_000 + b'"}')
 
+LATENCIES_HELD = 10_000  # latest ones of which a worker says the median and p99
+_STATUS_S = 0.2  # between two reports of the worker: how exactly its rate is known
 _STANDS_STILL_S_MAX = 600  # a busy machine makes it slow, not wrong
 
 
@@ -56,24 +63,46 @@ class Worker:
     """`nextclick worker` as a process that can be killed and started again."""
 
     def __init__(
-        self, environment: dict[str, str], log: Path, arguments: Sequence[str] = (), module: str = "online"
+        self,
+        environment: dict[str, str],
+        log: Path,
+        arguments: Sequence[str] = (),
+        module: str = "online",
+        checkout: Path | None = None,
     ) -> None:
-        """`module`: what stands in for `nextclick`."""
-        self.module, self.arguments = module, arguments
+        """`module`: what stands in for `nextclick`. `checkout`: where another version of the code stands."""
+        self.module, self.arguments, self.checkout = module, arguments, checkout
         self.environment = {**os.environ, **environment}
+        if checkout is not None:
+            self.environment["PYTHONPATH"] = str(checkout)
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "worker", *self.arguments], env=self.environment, stderr=log
+                [sys.executable, "-m", self.module, "worker", *self.arguments],
+                env=self.environment,
+                stderr=log,
+                cwd=self.checkout,
             )
+
+    def cpu_s(self) -> float:
+        """CPU time of its process so far, all threads, in seconds."""
+        assert self.process is not None
+        user, system = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def end(self, number: int) -> int:
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(timeout=120)
+
+    def memory_mb(self) -> float:
+        """What its process holds now (resident)."""
+        assert self.process is not None
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
     def restarts(self) -> list[str]:
         """What each start that found a checkpoint said about where it goes on."""
@@ -102,9 +131,14 @@ def run(
     broken: float = 0.0,
     kills: int = 0,
     rate: float | None = None,
+    seconds: float = 20.0,
+    warm_up: float = 10.0,
     limit: int | None = None,
     seed: int = 0,
     finetune_interval_s: float | None = None,
+    checkpoint_interval_s: float = 5.0,
+    checkout: Path | None = None,
+    module: str = "online",
     folder: Path,
 ) -> dict[str, Any]:
     """Runs it all and returns what happened, as one JSON object."""
@@ -112,51 +146,54 @@ def run(
     topic = f"clicks-{uuid.uuid4().hex[:8]}"
     given = {"kafka_bootstrap_servers": kafka, "redis_url": redis, "topic_partitions": partitions}
     given |= {"clicks_topic": topic, "dead_letters_topic": f"{topic}.dead", "consumer_group": topic, "data_dir": folder}
-    given |= {"checkpoint_interval_s": 5.0, "finetune_interval_s": finetune_interval_s}
+    given |= {"checkpoint_interval_s": checkpoint_interval_s, "finetune_interval_s": finetune_interval_s}
+    given |= {"status_interval_s": _STATUS_S}
     given = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(**given)
-    worker = Worker({f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}, folder / "worker.log")
-    file = EventFile(path)
-    messages = list(published(file, limit, broken))
+    environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
+    worker = Worker(environment, folder / "worker.log", module=module, checkout=checkout)
+    messages = list(published(EventFile(path), limit, broken))
     expected = Counter(reason for _, _, reason in messages if reason)
     clicks = len(messages) - expected.total()
-    users = {parsed.user_id for parsed in (parse(value) for _, value, r in messages if r is None) if not _bad(parsed)}
+    parsed = (parse(value) for _, value, reason in messages if reason is None)
+    users = {click.user_id for click in parsed if isinstance(click, Click)}
     prepare_topics(settings)
-
-    def publish() -> None:
-        began = time.monotonic()
-        with closing(open_producer(settings)) as producer:
-            for number, (key, value, _) in enumerate(messages):
-                if rate is not None:
-                    ahead = number / rate - (time.monotonic() - began)
-                    if ahead > 0:
-                        producer.flush()
-                        time.sleep(ahead)
-                producer.send(topic, key=key, value=value)
-            producer.flush()
-
-    publisher = threading.Thread(target=publish)
-    if rate is None:
-        publisher.run()  # everything waits on the topic: the worker is as fast as it can be
+    with closing(open_producer(settings)) as producer:
+        for key, value, _ in messages:
+            producer.send(topic, key=key, value=value)
+    began = time.monotonic()
     worker.start()
-    if rate is not None:
-        _wait_for_status(settings)
-        publisher.start()
     chance = random.Random(seed)
     for mark in sorted(chance.uniform(0.1, 0.9) for _ in range(kills)):
         _wait_until_taken(settings, int(mark * len(messages)), worker)
         worker.end(signal.SIGKILL)
         worker.start()
-    began = time.monotonic()
+    first = _wait_until_taken(settings, min(1, len(messages)), worker)
+    ready_s, cpu_s = time.monotonic() - began, worker.cpu_s()
     status = _wait_until_taken(settings, len(messages), worker)
-    seconds = time.monotonic() - began
+    cpu_s = worker.cpu_s() - cpu_s
+    wall_s, learned = (status["written_at"] - first["written_at"]) / 1000, status["learned"] - first["learned"]
+    report = {
+        "ready_s": round(ready_s, 2),
+        "events_per_s": round(learned / wall_s, 1) if wall_s else None,
+        "cpu_us_per_click": round(1e6 * cpu_s / learned, 1) if learned else None,
+        "memory_mb": worker.memory_mb(),
+    }
+    if rate is not None:
+        seconds = max(seconds, LATENCIES_HELD / rate)  # so that the latencies of the warm-up are not among them
+        pace = ConstantRate(path, rate, warm_up=warm_up, seconds=seconds, skip=clicks)
+        report["constant_rate"] = pace.run(worker, settings, environment)
+        status = _wait_until_taken(settings, len(messages) + pace.count, worker)
+        report["constant_rate"]["click_to_list_ms"] = status["click_to_list_ms"]
+        users |= pace.users()
+        clicks += pace.count
     with closing(open_reader(settings, settings.dead_letters_topic)) as reader:
         letters = [dead_letter(record) for record in reader.read()]
     lists = open_lists(settings)
     listed = sum(lists.read(user) is not None for user in users)
     exit_status = worker.end(signal.SIGTERM)
-    return {
-        "published": len(messages),
+    return report | {
+        "published": clicks + expected.total(),
         "clicks": clicks,
         "learned": status["learned"],
         "duplicates": status["duplicates"],
@@ -168,16 +205,43 @@ def run(
         "users_with_a_list": listed,
         "kills": kills,
         "restarts": worker.restarts(),
-        "seconds": round(seconds, 1),
-        "events_per_s": round(clicks / seconds, 1) if not kills else None,
-        "click_to_list_ms": status["click_to_list_ms"],
         "memory_mb_max": status["memory_mb_max"],
+        "checkpoint": status["checkpoint"],
         "fine_tunings": status["finetune"]["done"],
         "alarms": status["alarms"],
         "scores": status["scores"],
         "scores_without_the_first_fifth": _later_scores(settings),
         "worker_exit_status": exit_status,
     }
+
+
+class ConstantRate:
+    """Clicks at a constant rate, by a process of their own."""
+
+    def __init__(self, path: Path, rate: float, *, warm_up: float, seconds: float, skip: int) -> None:
+        self.path, self.rate, self.skip = path, rate, skip
+        self.warm_up, self.seconds = warm_up, seconds
+        self.count = int(rate * (warm_up + seconds))
+
+    def users(self) -> set[str]:
+        """Of its clicks."""
+        events = islice(endless(self.path, self.skip), self.count)
+        clicks = (parse(json.dumps(fields).encode()) for _, fields in events)
+        return {click.user_id for click in clicks if isinstance(click, Click)}
+
+    def run(self, worker: Worker, settings: Settings, environment: Mapping[str, str]) -> dict[str, Any]:
+        """Sends them all -> how that went, and what it cost the worker after the warm-up."""
+        command = [sys.executable, "-m", "benchmarks._constant_rate", str(self.path), settings.clicks_topic]
+        command += ["--rate", str(self.rate), "--seconds", str(self.warm_up + self.seconds), "--skip", str(self.skip)]
+        if settings.kafka_bootstrap_servers:
+            command += ["--kafka", settings.kafka_bootstrap_servers]
+        before = sum((_status(settings) or {"positions": {}})["positions"].values())
+        sender = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **environment})
+        _wait_until_taken(settings, before + int(self.rate * self.warm_up), worker)
+        cpu_s, began = worker.cpu_s(), time.monotonic()
+        said, _ = sender.communicate()
+        cpu_s, wall_s = worker.cpu_s() - cpu_s, time.monotonic() - began
+        return json.loads(said) | {"cpu_us_per_click": round(1e6 * cpu_s / (self.rate * wall_s), 1)}
 
 
 def town(path: Path, clicks: int) -> Path:
@@ -202,20 +266,11 @@ def adds_up(report: dict[str, Any]) -> bool:
     )
 
 
-def _bad(parsed: object) -> bool:
-    return isinstance(parsed, BadEvent)
-
-
 def _status(settings: Settings) -> dict[str, Any] | None:
     try:
         return open_lists(settings).status()
     except ListsError:
         return None  # the embedded Redis starts with the worker
-
-
-def _wait_for_status(settings: Settings) -> None:
-    while "pid" not in (_status(settings) or {}):  # a worker that still waits for a part says less
-        time.sleep(0.1)
 
 
 def _wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[str, Any]:
@@ -244,7 +299,7 @@ def _later_scores(settings: Settings) -> dict[str, dict[str, float]]:
     scores = json.loads((latest / "state.json").read_text())["learner"]["scores"]
     curve = [(0, [[0.0, 0.0]] * len(scores["sums"])), *scores["curve"]]
     began, before = min(curve, key=lambda point: abs(point[0] - scores["scored"] / 5))
-    count = scores["scored"] - began
+    count = max(1, scores["scored"] - began)
     return {
         name: {"hit@10": round((now[0] - then[0]) / count, 4), "ndcg@10": round((now[1] - then[1]) / count, 4)}
         for name, now, then in zip(("served", "popular", "followed"), scores["sums"], before, strict=True)
@@ -259,10 +314,14 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=4)
     parser.add_argument("--broken", type=float, default=0.0, help="broken messages for each event")
     parser.add_argument("--kills", type=int, default=0, help="how often the worker is killed with SIGKILL on the way")
-    parser.add_argument("--rate", type=float, help="events per second; otherwise everything waits on the topic")
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--limit", type=int, help="events of the stream that wait on the topic")
+    parser.add_argument("--rate", type=float, help="further clicks per second, once those that wait are learned")
+    parser.add_argument("--seconds", type=float, default=20.0, help="that these come for, after the warm-up; at least")
+    parser.add_argument("--warm-up", type=float, default=10.0, help="seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--finetune-interval-s", type=float, help="instead of the default")
+    parser.add_argument("--checkpoint-interval-s", type=float, default=5.0)
+    parser.add_argument("--checkout", type=Path, help="folder of another version of the code, whose worker is measured")
     arguments = vars(parser.parse_args())
     stream = arguments.pop("stream")
     with tempfile.TemporaryDirectory() as folder:
