@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from model.adam import Adam
 from model.items import ItemTable
 
 
@@ -83,8 +84,8 @@ class RowwiseAdagrad:
 
 
 class Optimizer:
-    """One step for a micro-batch: clip, AdamW on the dense weights (fused where there is such a kernel), row-wise
-    Adagrad on every `ItemTable` in the model.
+    """One step for a micro-batch: clip, AdamW on the dense weights, row-wise Adagrad on every `ItemTable` in the
+    model.
 
     `boost` multiplies the learning rates; it is 1 except after the world has changed.
     """
@@ -104,8 +105,7 @@ class Optimizer:
         matrices = [p for p in self.dense.values() if p.dim() > 1]
         others = [p for p in self.dense.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in self.dense.values())
-        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, fused=fused)
+        self.adam = Adam([g for g in groups if g["params"]], learning_rate=config.learning_rate)
 
     def zero_grad(self) -> None:
         for parameter in (*self.dense.values(), *self.rows.tables.values()):

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from river.drift import ADWIN, PageHinkley
+
+from online.detectors import ADWIN, PageHinkley
 
 LOSS, HIT_RATE = "loss", "hit rate"
 WORSE, BETTER = "worse", "better"
@@ -105,7 +106,7 @@ class Signal:
     def restart(self, values: list[float], since: list[int]) -> None:
         """New detectors that have seen these values; `since`: the clicks watched before each of them began."""
         self._values, self._since = values, since
-        self._adwin = ADWIN(delta=self.sensitivity.delta, clock=1)  # type: ignore[no-untyped-call]
+        self._adwin = ADWIN(delta=self.sensitivity.delta, clock=1)
         self._page_hinkley = PageHinkley(mode="up")
         self._squares, self._steps = 0.0, 0  # of the differences between neighbours
         for at, value in enumerate(values):

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from model.adam import Adam
 from online.history import Latest
 from online.learner import Learner
 from online.ranking.next_item import Negatives, as_histories
@@ -72,7 +73,7 @@ class FineTuning:
         self._negatives = Negatives(learner.popularity(), learner.vocabulary.rows)
         network, ranker = self.weights.network.train(), self.weights.ranker
         self._optimizer = build_optimizer(network, self.settings, self.settings.finetune_learning_rate)
-        self._adam = torch.optim.Adam(ranker.parameters(), lr=self.settings.finetune_ranker_learning_rate)
+        self._adam = Adam([{"params": ranker.parameters()}], learning_rate=self.settings.finetune_ranker_learning_rate)
         self._levels = [NormLevel(self.settings.gradient_explosion) for _ in range(2)]
         self._steps = deque(self._plan(histories))
         torch.manual_seed(seed)  # dropout's

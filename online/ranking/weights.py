@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.adam import Adam
 from model.items import ItemTable
 from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
 from model.ranker import Ranker, listwise_losses
@@ -114,7 +115,7 @@ class Weights:
             {"params": list(self.ranker.parameters()), "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
         ]
-        self.adam = torch.optim.Adam(groups, foreach=True)
+        self.adam = Adam(groups)
         table = {"vectors": self.vectors.vectors}
         self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
         self.levels = [NormLevel(settings.gradient_explosion) for _ in range(2)]  # the network's, and what ranks

@@ -1,0 +1,77 @@
+"""What a process imports: a worker's start and memory must not pay for what it does not use."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from online.detectors import ADWIN, PageHinkley
+
+PLOTS_AND_TABLES = ("pandas", "matplotlib", "optuna", "pyarrow", "polars", "scipy", "sklearn", "sqlalchemy", "narwhals")
+HTTP = ("fastapi", "starlette", "uvicorn", "prometheus_client")
+COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "networkx")
+HEAVY = ("torch", "numpy", "river", "kafka", "redis", "numba")
+
+LEARNS_A_CLICK = """
+import tempfile
+from pathlib import Path
+from online.learner import Learner
+from online.settings import Settings
+from stream.events import Click
+learner = Learner(Settings(data_dir=Path(tempfile.gettempdir()), device="cpu"))
+for at in range(3):
+    learner.learn([Click(user_id="u", item_id=f"i{at}", timestamp=1e9 + at)])
+"""
+
+
+def imported_by(code: str) -> set[str]:
+    """All modules that a process has that ran this."""
+    program = f"{code}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(answer.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("code", "needed", "unwanted"),
+    [
+        ("import online.cli", ("typer",), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
+        ("import online.worker", ("torch", "river", "kafka"), (*PLOTS_AND_TABLES, *HTTP, *COMPILER, "rich", "typer")),
+        (LEARNS_A_CLICK, ("torch",), (*PLOTS_AND_TABLES, *HTTP, *COMPILER, "kafka", "redis", "rich")),
+        ("import online.commands.backtest", ("torch",), (*PLOTS_AND_TABLES, *HTTP, *COMPILER, "kafka", "redis")),
+        ("import online.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),
+        ("import online.commands.replay", (), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
+    ],
+    ids=["help", "worker", "learning", "backtest", "serve", "replay"],
+)
+def test_nothing_is_imported_that_is_not_used(code, needed, unwanted):
+    modules = imported_by(code)
+    assert modules.issuperset(needed)
+    assert modules.isdisjoint(unwanted)
+
+
+def test_the_detectors_are_river_s_own_and_river_drift_is_whole_for_whoever_imports_it_later():
+    import river.drift  # noqa: PLC0415 - after online.detectors
+
+    theirs = river.drift.ADWIN(delta=0.01, clock=1), river.drift.PageHinkley(mode="up")
+    ours = ADWIN(delta=0.01, clock=1), PageHinkley(mode="up")
+    assert river.drift.KSWIN is not None
+    assert river.stats.Var is not None
+    found = 0
+    for value in [0.0] * 200 + [5.0] * 200:
+        for one, other in zip(ours, theirs, strict=True):
+            one.update(value)
+            other.update(value)
+            assert one.drift_detected == other.drift_detected
+            found += one.drift_detected
+    assert found >= 1
+    for one, other in zip(ours, theirs, strict=True):
+        assert type(one).__module__ == type(other).__module__
+
+
+def test_with_a_river_of_another_make_the_detectors_are_imported_as_ever():
+    code = (
+        "import river, sys; path = list(river.__path__); river.__path__ = ['/nowhere', *path];"
+        "from online.detectors import ADWIN; ADWIN(); assert 'river.drift' in sys.modules"
+    )
+    assert "river.drift.kswin" in imported_by(code)
