@@ -96,31 +96,43 @@ class Checkpoints:
     def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()) -> Saved:
         """Writes the next checkpoint, then removes those that are neither among the latest `kept` nor `pinned`. What
         stood there before stays if it fails."""
+        return self.begin(arrays, state, pinned)()
+
+    def begin(
+        self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()
+    ) -> Callable[[], Saved]:
+        """The part of `save` that reads arrays and state, which may change afterwards -> the part that takes longest:
+        checksums, and the wait for the disk. Another thread may do it; until it has, nothing else is to be saved.
+
+        Both raise CheckpointError. As long as the second is not done there is no checkpoint.
+        """
         began = time.monotonic()
         number = self.next_number()
-        size = self._write(number, self._path(number), arrays, state)
-        self._reached("checkpoint_clean")
-        for old in set(self.numbers()[: -self.kept]) - set(pinned):
-            self.remove(old)
-        return Saved(number, size, time.monotonic() - began)
+        writing = self._write_content(number, arrays, state)
 
-    def _write(
-        self,
-        number: int,
-        final: Path,
-        arrays: Mapping[str, NDArray[Any]],
-        state: Mapping[str, Any],
-        *,
-        thinned: bool = False,
-    ) -> int:
-        """-> bytes."""
+        def complete() -> Saved:
+            size = self._complete(writing, self._path(number))
+            self._reached("checkpoint_clean")
+            for old in set(self.numbers()[: -self.kept]) - set(pinned):
+                self.remove(old)
+            return Saved(number, size, time.monotonic() - began)
+
+        return complete
+
+    def _write_content(self, number: int, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Path:
+        """Arrays and state in a folder that is no checkpoint yet -> that folder."""
         writing = self.folder / f"writing-{number}"
-        try:
+        with self._removed_on_error(writing):
             self._reached("checkpoint")
             writing.mkdir()
             save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, writing / ARRAYS)
             self._reached("checkpoint_state")
             (writing / STATE).write_text(json.dumps(state))
+        return writing
+
+    def _complete(self, writing: Path, final: Path, *, thinned: bool = False) -> int:
+        """What was written gets its manifest, is synced, and gets its final name -> bytes."""
+        with self._removed_on_error(writing):
             self._reached("checkpoint_manifest")
             files = {name: _sum_and_size(writing / name) for name in (ARRAYS, STATE)}
             (writing / MANIFEST).write_text(_manifest(files, thinned=thinned))
@@ -130,10 +142,16 @@ class Checkpoints:
             self._reached("checkpoint_rename")
             writing.rename(final)
             _sync(self.folder)
+        return sum(size for _, size in files.values())
+
+    @contextmanager
+    def _removed_on_error(self, writing: Path) -> Iterator[None]:
+        """What cannot be written goes, and is one CheckpointError."""
+        try:
+            yield
         except (OSError, SafetensorError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise _cannot_write(self.folder, error) from error
-        return sum(size for _, size in files.values())
 
     def thin(
         self, number: int, keep: Callable[[str], bool], state_of: Callable[[dict[str, Any]], dict[str, Any]]
@@ -146,7 +164,8 @@ class Checkpoints:
         """
         with self.opened(number, keep) as (state, arrays):
             thin = self.folder / f"thin-{number:08d}"
-            self._write(number, thin, dict(zip(arrays.names, arrays, strict=True)), state_of(state), thinned=True)
+            writing = self._write_content(number, dict(zip(arrays.names, arrays, strict=True)), state_of(state))
+            self._complete(writing, thin, thinned=True)
         self.remove(number)
         thin.rename(self._path(number))
         _sync(self.folder)

@@ -7,8 +7,11 @@ lists are written again. Nothing is lost, and no click is in the surviving weigh
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
 
 from online.arrays import below, joined
 from online.checkpoint import CheckpointError, Checkpoints, Saved
@@ -51,6 +54,14 @@ _NO_BUGS = (
 log = logging.getLogger(__name__)
 
 
+class _Writing(NamedTuple):
+    """A checkpoint that is being completed in another thread, and where the stream stood when it was begun."""
+
+    saved: Future[Saved]
+    ledger: dict[str, Any]
+    next_offsets: dict[Partition, int]
+
+
 class Loop:
     """One worker's loop. `restore` first, then `start`, then `turn` again and again, then `finish`."""
 
@@ -68,10 +79,12 @@ class Loop:
         monotonic: Callable[[], float] = time.monotonic,
         quarantine: Quarantine | None = None,
         reached: Reached = nobody_looks,
+        aside: Executor | None = None,
     ) -> None:
         """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one, for how long things take.
         `quarantine`: what loops before this one failed on. `reached` is called with the name of each step
-        (online/turn/steps.py) just before it is done."""
+        (online/turn/steps.py) just before it is done. `aside`: what completes checkpoints while the loop
+        goes on; None: a thread."""
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
@@ -157,6 +170,8 @@ class Loop:
         self._saved_at = monotonic()
         self._heard_at = monotonic()  # when messages came last, or it was not known whether any wait
         self._saved_ledger = self.ledger.to_state()
+        self._aside = ThreadPoolExecutor(1, "checkpoint") if aside is None else aside
+        self._writing: _Writing | None = None
 
     def restore(self) -> int | None:
         """Takes back the latest checkpoint -> its number, None where there is none.
@@ -248,12 +263,18 @@ class Loop:
         published = self.unsaved_since is None and self.supervisor.turn(late=self.overload.late)
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
-        # 7. Weights and offsets become the checkpoint, and then the commit. Without somebody who was forgotten at once:
-        # then those that know them may go.
-        due = self.monotonic() - self._saved_at >= self.settings.checkpoint_interval_s
-        if published or self.forgetting.unsaved or due:
-            self._try_checkpoint()
-        self.forgetting.drop_checkpoints()
+        # 7. Weights and offsets become the checkpoint, and then the commit. Another thread completes it, but for what
+        # must stand before the loop goes on: a new version; all without somebody who was forgotten, so that checkpoints
+        # that know them may go.
+        if self._writing is not None and self._writing.saved.done():
+            self._try(self._written)
+        interval_s = self.settings.checkpoint_interval_s
+        if published or self.forgetting.unsaved or not interval_s:
+            self._try(self.checkpoint)
+        elif self._writing is None and self.monotonic() - self._saved_at >= interval_s:
+            self._try(self._begin_checkpoint)
+        if self._writing is None:
+            self.forgetting.drop_checkpoints()
         self.overload.look(self.source)
         return len(records)
 
@@ -313,24 +334,90 @@ class Loop:
 
         Returns whether that is done; not while dead letters wait for their topic: the offsets must not pass them.
         """
-        self._saved_at = self.monotonic()
-        self.writer.settle()
-        if self.ledger.to_state() != self._saved_ledger or self.versions.unsaved or self.forgetting.owes:
-            self._reached("dead_letters")
-            if not self.dead_letters.flush(self.ledger.next_offsets):
-                return False
-            self.forgetting.saving(self.checkpoints.next_number())
-            self._save()
-        mine = self.source.positions()
-        if offsets := {p: offset for p, offset in self.ledger.next_offsets.items() if p in mine}:
-            self._reached("commit")
-            self.source.commit(offsets)
+        try:
+            self._written()
+        except CheckpointError as error:  # the one that follows holds all that it should have held
+            log.warning("%s; it is tried again at once", error)
+        if not self._ready_to_save():
+            return False
+        if self._news:
+            arrays, state, pinned = self._content()
+            try:
+                saved = self.checkpoints.save(arrays, state, pinned)
+            except CheckpointError:
+                self.versions.not_saved()
+                raise
+            self._note(saved, state["ledger"], self.ledger.next_offsets)
+        self._commit(self.ledger.next_offsets)
         return True
 
-    def _try_checkpoint(self) -> None:
-        """Where the disk does not take one, learning goes on, nothing is committed, and it is tried again later."""
+    def _begin_checkpoint(self) -> bool:
+        """As `checkpoint`, but what takes longest is done by another thread, and the commit once that is done: by
+        `_written`. Meanwhile the loop goes on: what it takes in is the next checkpoint's."""
+        if not self._ready_to_save():
+            return False
+        if not self._news:
+            self._commit(self.ledger.next_offsets)
+            return True
+        arrays, state, pinned = self._content()
         try:
-            self.checkpoint()
+            complete = self.checkpoints.begin(arrays, state, pinned)
+        except CheckpointError:
+            self.versions.not_saved()
+            raise
+        self._writing = _Writing(self._aside.submit(complete), state["ledger"], dict(self.ledger.next_offsets))
+        return False
+
+    def _written(self) -> bool:
+        """Waits for the checkpoint that is being completed, if one is, and commits what it holds -> whether one stands
+        that did not before. Raises CheckpointError.
+        """
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return False
+        try:
+            saved = writing.saved.result()
+        except CheckpointError:
+            self.versions.not_saved()
+            raise
+        self._note(saved, writing.ledger, writing.next_offsets)
+        self._commit(writing.next_offsets)
+        return True
+
+    @property
+    def _news(self) -> bool:
+        """Whether there is something that the latest checkpoint does not hold."""
+        return self.ledger.to_state() != self._saved_ledger or self.versions.unsaved or self.forgetting.owes
+
+    def _ready_to_save(self) -> bool:
+        """Outputs first: whether all of them are where they belong, or owed in the checkpoint."""
+        self._saved_at = self.monotonic()
+        self.writer.settle()
+        if not self._news:
+            return True
+        self._reached("dead_letters")
+        if not self.dead_letters.flush(self.ledger.next_offsets):
+            return False
+        self.forgetting.saving(self.checkpoints.next_number())
+        return True
+
+    def _note(self, saved: Saved, ledger: dict[str, Any], next_offsets: Mapping[Partition, int]) -> None:
+        """A checkpoint stands: `ledger` and `next_offsets` are what it holds."""
+        self.last_saved = saved
+        self._saved_ledger = ledger
+        self._quarantine.forget_before(next_offsets)
+
+    def _commit(self, next_offsets: Mapping[Partition, int]) -> None:
+        mine = self.source.positions()
+        if offsets := {p: offset for p, offset in next_offsets.items() if p in mine}:
+            self._reached("commit")
+            self.source.commit(offsets)
+
+    def _try(self, save: Callable[[], bool]) -> None:
+        """Where the disk does not take a checkpoint, learning goes on, nothing is committed, and it is tried again
+        later. `save`: says whether one stands."""
+        try:
+            stands = save()
         except CheckpointError as error:
             if self.unsaved_since is None:
                 self.unsaved_since, self._unsaved_at = self.clock(), self.monotonic()
@@ -339,11 +426,12 @@ class Loop:
             else:
                 log.warning("still: %s", error)
             return
-        if self.unsaved_since is not None:
+        if stands and self.unsaved_since is not None:
             seconds, self.unsaved_since = self.monotonic() - self._unsaved_at, None
             self.notices.tell("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
 
-    def _save(self) -> None:
+    def _content(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
+        """Of a checkpoint: arrays, state, and the numbers of those that have to stay."""
         arrays, learner = self.learner.to_state()
         shadow, supervisor = self.supervisor.to_state()
         arrays |= joined({"supervisor": shadow}) | {"seen": self.intake.seen.to_state()}
@@ -362,18 +450,21 @@ class Loop:
             "shape": self._shape(),
             "read_from": self.read_from,
         }
-        try:
-            self.last_saved = self.checkpoints.save(arrays, state, pinned)
-        except CheckpointError:
-            self.versions.not_saved()
-            raise
-        self._saved_ledger = self.ledger.to_state()
-        self._quarantine.forget_before(self.ledger.next_offsets)
+        return arrays, state, pinned
 
     def finish(self) -> None:
         """Graceful end: a last checkpoint, and the commit. Raises as `checkpoint` does."""
         if not self.checkpoint():
             log.warning("no last checkpoint, because dead letters wait; the clicks since the one before come again")
+
+    def answer_forget(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """As `Forgetting.answer`, of whole checkpoints: none comes or goes while they are searched."""
+        self._try(self._written)
+        return self.forgetting.answer(request)
+
+    def close(self) -> None:
+        """Waits for a checkpoint that is being completed: whoever comes next must not meet it half done."""
+        self._aside.shutdown()
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
@@ -399,7 +490,7 @@ class Loop:
     def _revoked(self, partitions: Sequence[Partition]) -> None:
         """Another worker takes over: it must not be told less than was learned here."""
         if any(partition in self.ledger.next_offsets for partition in partitions):
-            self._try_checkpoint()
+            self._try(self.checkpoint)
 
     def _gone(self, gone: Gone) -> None:
         """The broker has not kept what comes next. Raises SourceError where that is not to be passed over."""

@@ -133,6 +133,7 @@ def _lives(
             quarantine=quarantine,
             reached=reached,
         )
+        parts.enter_context(closing(loop))
         number = patience.until_done(loop.restore)
         patience.until_done(partial(fits, loop, number))
         device = loop.learner.device
@@ -160,7 +161,7 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
         if (began := time.monotonic()) >= say_at:
             loop.writer.look()
             if loop.writer.link.answers:
-                asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.forgetting.answer}
+                asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.answer_forget}
                 answer_request(loop.writer.lists, asked)
             _say(loop, report, "running")
             # With a Redis or a broker that takes its time this must not be all that the worker does.

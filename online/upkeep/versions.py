@@ -50,7 +50,7 @@ class Versions:
         self.kept = kept
         self.listed = listed
         self._held = {1: Version(1, at_ms, 0, "the beginning", None, None, LIVE)}
-        self._before_saving = self._held
+        self._saving: tuple[int, int | None, int] | None = None  # a version, its checkpoint before, and the one to come
 
     @property
     def live(self) -> Version:
@@ -125,14 +125,19 @@ class Versions:
     def saving(self, checkpoint: int) -> set[int]:
         """A checkpoint with that number is about to be written -> those to pin. The first since a version was published
         is that version's; the first version's is each of them, until another is published."""
-        live, self._before_saving = self.live, dict(self._held)
+        live, self._saving = self.live, None
         if live.checkpoint is None or live.parent is None:
+            self._saving = live.number, live.checkpoint, checkpoint
             self._held[live.number] = replace(live, checkpoint=checkpoint)
         return self.pinned
 
     def not_saved(self) -> None:
         """The checkpoint that was about to be written could not be: what `saving` noted is not so."""
-        self._held = self._before_saving
+        if self._saving is not None:
+            number, before, checkpoint = self._saving
+            version = self._held.get(number)
+            if version is not None and version.checkpoint == checkpoint:  # it may have made room since
+                self._held[number] = replace(version, checkpoint=before)
 
     def _make_room(self) -> None:
         for number in list(self._held)[: -self.listed]:

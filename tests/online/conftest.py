@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -374,7 +375,15 @@ class World:
         """What the items topic says of an item; None: a tombstone."""
         self.broker.append(self.items_topic, value, key=item_id.encode())
 
-    def loop(self, reached: Reached = nobody_looks, quarantine: Quarantine | None = None, **overrides: Any) -> Loop:
+    def loop(
+        self,
+        reached: Reached = nobody_looks,
+        quarantine: Quarantine | None = None,
+        *,
+        monotonic: Callable[[], float] = lambda: 0.0,
+        aside: Executor | None = None,
+        **overrides: Any,
+    ) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
         box = DeadLetterBox(
             ListProducer(self.broker),
@@ -390,9 +399,10 @@ class World:
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
             clock=lambda: NOW,
-            monotonic=lambda: 0.0,
+            monotonic=monotonic,
             quarantine=quarantine,
             reached=reached,
+            aside=aside,
         )
 
     @staticmethod
