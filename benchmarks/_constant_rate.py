@@ -36,10 +36,9 @@ def send(path: Path, topic: str, *, rate: float, seconds: float, skip: int, kafk
     settings = load_settings(kafka_bootstrap_servers=kafka) if kafka else load_settings()
     count, late_s = int(rate * seconds), 0.0
     with closing(open_producer(settings)) as producer:
-        events = endless(path, skip)
+        events = list(islice(endless(path, skip), count))  # to read them must not delay any
         began = time.monotonic()
-        for number in range(count):
-            key, fields = next(events)
+        for number, (key, fields) in enumerate(events):
             ahead = number / rate - (time.monotonic() - began)
             if ahead > 0:
                 if not kafka:

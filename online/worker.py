@@ -92,6 +92,7 @@ def run_worker(
         while not _lives(
             settings, stop, patience, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
         ):
+            gc.unfreeze()
             gc.collect()  # what was half learned goes before all is loaded again
 
 
@@ -136,6 +137,7 @@ def _lives(
         parts.enter_context(closing(loop))
         number = patience.until_done(loop.restore)
         patience.until_done(partial(fits, loop, number))
+        gc.freeze()  # what is there now stays: to look through all of it, again and again, held clicks up for 130 ms
         device = loop.learner.device
         log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
         loop.start()
