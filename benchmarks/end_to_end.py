@@ -56,6 +56,8 @@ LARGE = ("too-large", b'{"user_id": "u1", "padding": "' + b"x" * 1_000_000 + b'"
 
 LATENCIES_HELD = 10_000  # latest ones of which a worker says the median and p99
 _STATUS_S = 0.2  # between two reports of the worker: how exactly its rate is known
+# The stream's users make in seconds what they made in months: none of them is to count as a bot.
+_NO_ABUSE = {"guard_clicks_at_once": 10**9, "guard_clicks_per_minute": 1e9, "guard_repeats_at_once": 10**9}
 _STANDS_STILL_S_MAX = 600  # a busy machine makes it slow, not wrong
 
 
@@ -147,7 +149,7 @@ def run(
     given = {"kafka_bootstrap_servers": kafka, "redis_url": redis, "topic_partitions": partitions}
     given |= {"clicks_topic": topic, "dead_letters_topic": f"{topic}.dead", "consumer_group": topic, "data_dir": folder}
     given |= {"checkpoint_interval_s": checkpoint_interval_s, "finetune_interval_s": finetune_interval_s}
-    given |= {"status_interval_s": _STATUS_S}
+    given |= {"status_interval_s": _STATUS_S} | ({} if rate is None else _NO_ABUSE)
     given = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(**given)
     environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
@@ -165,12 +167,12 @@ def run(
     worker.start()
     chance = random.Random(seed)
     for mark in sorted(chance.uniform(0.1, 0.9) for _ in range(kills)):
-        _wait_until_taken(settings, int(mark * len(messages)), worker)
+        wait_until_taken(settings, int(mark * len(messages)), worker)
         worker.end(signal.SIGKILL)
         worker.start()
-    first = _wait_until_taken(settings, min(1, len(messages)), worker)
+    first = wait_until_taken(settings, min(1, len(messages)), worker)
     ready_s, cpu_s = time.monotonic() - began, worker.cpu_s()
-    status = _wait_until_taken(settings, len(messages), worker)
+    status = wait_until_taken(settings, len(messages), worker)
     cpu_s = worker.cpu_s() - cpu_s
     wall_s, learned = (status["written_at"] - first["written_at"]) / 1000, status["learned"] - first["learned"]
     report = {
@@ -183,7 +185,7 @@ def run(
         seconds = max(seconds, LATENCIES_HELD / rate)  # so that the latencies of the warm-up are not among them
         pace = ConstantRate(path, rate, warm_up=warm_up, seconds=seconds, skip=clicks)
         report["constant_rate"] = pace.run(worker, settings, environment)
-        status = _wait_until_taken(settings, len(messages) + pace.count, worker)
+        status = wait_until_taken(settings, len(messages) + pace.count, worker)
         report["constant_rate"]["click_to_list_ms"] = status["click_to_list_ms"]
         users |= pace.users()
         clicks += pace.count
@@ -237,7 +239,7 @@ class ConstantRate:
             command += ["--kafka", settings.kafka_bootstrap_servers]
         before = sum((_status(settings) or {"positions": {}})["positions"].values())
         sender = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **environment})
-        _wait_until_taken(settings, before + int(self.rate * self.warm_up), worker)
+        wait_until_taken(settings, before + int(self.rate * self.warm_up), worker)
         cpu_s, began = worker.cpu_s(), time.monotonic()
         said, _ = sender.communicate()
         cpu_s, wall_s = worker.cpu_s() - cpu_s, time.monotonic() - began
@@ -273,7 +275,7 @@ def _status(settings: Settings) -> dict[str, Any] | None:
         return None  # the embedded Redis starts with the worker
 
 
-def _wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[str, Any]:
+def wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[str, Any]:
     """Waits until the worker has taken in so many messages -> what it says of itself then."""
     lately, progress = time.monotonic(), -1
     while True:
