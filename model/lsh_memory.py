@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model.lsh_hash import hash_buckets, log_time_bucket, nearest_buckets
+from model.zeros import zeros
 
 PIECE_BYTES = 1 << 21  # entries are read a piece at a time, within the CPU's cache
 
@@ -55,11 +56,12 @@ class LSHMemory:
         device = rotations.device
         rings = (slots, H, R, 2 * half)
         # A key and its value are read together, so they lie together.
-        self.entries = torch.zeros(*rings, self.ring, D + value_width, dtype=dtype, device=device)
+        self.entries = zeros(*rings, self.ring, D + value_width, dtype=dtype, device=device)
         self.counts = torch.zeros(rings, dtype=torch.int32, device=device)  # ever stored in each ring
-        self.times = torch.zeros(*rings, self.ring, dtype=torch.float64, device=device) if times else None
-        self.payloads = torch.zeros(*rings, self.ring, dtype=torch.int64, device=device) if payloads else None
-        self.numbers = torch.zeros_like(self.payloads) if self.payloads is not None else None  # of click in its slot
+        self.times = zeros(*rings, self.ring, dtype=torch.float64, device=device) if times else None
+        self.payloads = zeros(*rings, self.ring, dtype=torch.int64, device=device) if payloads else None
+        # Of each click in its slot.
+        self.numbers = zeros(*rings, self.ring, dtype=torch.int64, device=device) if payloads else None
         self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)  # ever stored in each slot
         self.used = torch.full((slots,), -1, dtype=torch.int64, device=device)  # by the clock; −1: free
         self.clock = 0

@@ -18,6 +18,7 @@ from model.items import ItemTable, unit_vectors
 from model.lsh import random_rotations
 from model.lsh_memory import LSHMemory
 from model.memory import Directory
+from model.zeros import zeros
 from online.settings import Settings
 
 DAY_S, WEEK_S = 86_400.0, 604_800.0
@@ -63,14 +64,14 @@ class MomentLog:
     def __init__(self, held: int, state_width: int, device: torch.device) -> None:
         self.held, self.device = held, device
         self.total = 0
-        self.items = torch.zeros(held, dtype=torch.int32, device=device)  # clicked then
-        self.last = torch.zeros(held, dtype=torch.int32, device=device)
-        self.before = torch.zeros(held, dtype=torch.int32, device=device)
-        self.times = torch.zeros(held, dtype=torch.float64, device=device)
-        self.gaps = torch.zeros(held, device=device)
-        self.states = torch.zeros(held, state_width, dtype=torch.float16, device=device)  # of unit length, or 0
+        self.items = zeros(held, dtype=torch.int32, device=device)  # clicked then
+        self.last = zeros(held, dtype=torch.int32, device=device)
+        self.before = zeros(held, dtype=torch.int32, device=device)
+        self.times = zeros(held, dtype=torch.float64, device=device)
+        self.gaps = zeros(held, device=device)
+        self.states = zeros(held, state_width, dtype=torch.float16, device=device)  # of unit length, or 0
         self.private = torch.zeros(held, dtype=torch.bool, device=device)  # nobody else is to be reminded of it
-        self.owners = torch.zeros(held, dtype=torch.int64, device=device)
+        self.owners = zeros(held, dtype=torch.int64, device=device)
 
     def next_numbers(self, count: int) -> NDArray[np.int64]:
         """The numbers that the next moments will have."""

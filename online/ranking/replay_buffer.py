@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.zeros import zeros
+
 FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
 
@@ -21,7 +23,7 @@ class ReplayBuffer:
 
     def __init__(self, held: int, candidates: int, width: int, seed: int, device: torch.device) -> None:
         self.held, self.candidates = held, candidates
-        self.features = torch.zeros(held, candidates, width, dtype=torch.float16, device=device)
+        self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
         self.owners = np.zeros(held, np.int64)  # whose clicks they are, as `stream.people.owner_number` says
         self.filled = 0
