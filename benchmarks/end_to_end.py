@@ -239,11 +239,12 @@ class ConstantRate:
             command += ["--kafka", settings.kafka_bootstrap_servers]
         before = sum((_status(settings) or {"positions": {}})["positions"].values())
         sender = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **environment})
-        wait_until_taken(settings, before + int(self.rate * self.warm_up), worker)
-        cpu_s, began = worker.cpu_s(), time.monotonic()
+        learned = wait_until_taken(settings, before + int(self.rate * self.warm_up), worker)["learned"]
+        cpu_s = worker.cpu_s()
         said, _ = sender.communicate()
-        cpu_s, wall_s = worker.cpu_s() - cpu_s, time.monotonic() - began
-        return json.loads(said) | {"cpu_us_per_click": round(1e6 * cpu_s / (self.rate * wall_s), 1)}
+        cpu_s, status = worker.cpu_s() - cpu_s, _status(settings) or {"learned": learned}
+        clicks = max(1, status["learned"] - learned)
+        return json.loads(said) | {"cpu_us_per_click": round(1e6 * cpu_s / clicks, 1)}
 
 
 def town(path: Path, clicks: int) -> Path:

@@ -1,6 +1,7 @@
 """The command `nextclick`. Each command imports what it needs when it runs, so that `--help` answers at once."""
 # ruff: noqa: PLC0415
 
+import gc
 import json
 import logging
 import os
@@ -152,8 +153,10 @@ def worker(
     from online.start import announce
 
     announce(settings)
+    gc.disable()  # as long as code is loaded nothing becomes garbage
     from online.worker import run_worker  # takes seconds
 
+    gc.enable()
     run_worker(settings, stop, from_beginning=from_beginning)
 
 
