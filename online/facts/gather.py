@@ -105,7 +105,7 @@ class Scratch(NamedTuple):
     stamps: NDArray[np.int64]  # (V,) rows that are candidates
     places: NDArray[np.int64]  # (V,) which
     banned: NDArray[np.int64]  # (V,) rows that must not be
-    near_stamps: NDArray[np.int64]  # (V,)
+    near_stamps: NDArray[np.int64]  # (V,) rows that have a sum
     near_sums: NDArray[np.float32]  # (V,)
     near_rows: NDArray[np.int32]  # (·,) rows near the latest items, in the order they were found
     near_scores: NDArray[np.float32]
@@ -174,8 +174,8 @@ def observe(
     n, H = histories.clicks[slot], histories.rows.shape[1]
     length = min(n, H)
     size = len(log.items)
-    last = histories.rows[slot, (n - 1) % H] if length > 0 else 0
-    before = histories.rows[slot, (n - 2) % H] if length > 1 else 0
+    last = int(histories.rows[slot, (n - 1) % H]) if length > 0 else 0
+    before = int(histories.rows[slot, (n - 2) % H]) if length > 1 else 0
     gap = math.log1p(max(0.0, clicks.times[b] - histories.times[slot, (n - 1) % H])) if length > 0 else 0.0
     trainable = clicks.trainable[b]
     if trainable and row > 0:
@@ -250,12 +250,33 @@ def add_neighbours(
 ) -> int:
     """The heaviest `most` of a row become candidates -> how many candidates there are."""
     used = table.used[row]
-    least = np.float32(0)
-    if used > most:
-        least = np.partition(table.counts[row, :used], used - most)[used - most]
-    for place in range(used):
-        if table.counts[row, place] >= least:
-            c = add_candidate(table.others[row, place], c, items, mark, found, scratch)
+    return add_best(table.others[row, :used], table.counts[row, :used], most, c, items, mark, found, scratch)
+
+
+@inlined
+def add_best(
+    rows: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    most: int,
+    c: int,
+    items: Items,
+    mark: int,
+    found: Found,
+    scratch: Scratch,
+) -> int:
+    """The `most` rows with the highest scores become candidates (of equal ones the first) -> how many there are."""
+    if len(rows) <= most:
+        for k in range(len(rows)):
+            c = add_candidate(rows[k], c, items, mark, found, scratch)
+        return c
+    least = np.partition(scores, len(rows) - most)[len(rows) - most]
+    ties = most
+    for k in range(len(rows)):
+        ties -= scores[k] > least
+    for k in range(len(rows)):
+        if scores[k] > least or (scores[k] == least and ties > 0):
+            ties -= scores[k] == least
+            c = add_candidate(rows[k], c, items, mark, found, scratch)
     return c
 
 
@@ -279,9 +300,9 @@ def gather(
     start = found.starts[q]
     n, H = (histories.clicks[slot] if slot >= 0 else 0), histories.rows.shape[1]
     length = min(n, H)
-    last = histories.rows[slot, (n - 1) % H] if length > 0 else 0
-    before = histories.rows[slot, (n - 2) % H] if length > 1 else 0
-    third = histories.rows[slot, (n - 3) % H] if length > 2 else 0
+    last = int(histories.rows[slot, (n - 1) % H]) if length > 0 else 0
+    before = int(histories.rows[slot, (n - 2) % H]) if length > 1 else 0
+    third = int(histories.rows[slot, (n - 3) % H]) if length > 2 else 0
     clicked_at = histories.times[slot, (n - 1) % H] if length > 0 else 0.0
     now = queries.now[q]
     if math.isnan(now):
@@ -289,8 +310,8 @@ def gather(
     gap = math.log1p(max(0.0, now - clicked_at)) if length > 0 else 0.0
     found.last[q], found.before[q], found.times[q], found.gaps[q] = last, before, now, gap
     raw = scratch.raw
-    first_total, second_total = tables.first.totals[last], tables.second.totals[before]
-    log_length = math.log1p(length)
+    first_total, second_total = float(tables.first.totals[last]), float(tables.second.totals[before])
+    log_length, log_first_total = math.log1p(float(length)), math.log1p(first_total)
     own, world = found.own_starts[q], found.world_starts[q]
     if queries.again[q]:
         # The candidates of the query before: only what depends on the moment is new.
@@ -299,8 +320,8 @@ def gather(
         found.rows[start : start + size] = found.rows[earlier:start]
         found.features[start : start + size] = found.features[earlier:start]
         person = Person(
-            last, before, log_length, gap, now, queries.active[q], first_total, second_total, math.log1p(first_total), 1.0
-        )
+            last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, 1.0
+        )  # fmt: skip
         fill_timed(raw, size, person, items, found.features[start : start + size])
         for p in range(found.own_starts[q - 1], own):
             found.own_moments[own + p - found.own_starts[q - 1]] = found.own_moments[p]
@@ -330,12 +351,9 @@ def gather(
     c = add_neighbours(tables.first, last, tables.first.others.shape[1], c, items, mark, found, scratch)
     c = add_neighbours(tables.second, before, SECOND_MAX, c, items, mark, found, scratch)
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
-    least = np.float32(0)
-    if near > NEAR_MAX:
-        least = np.partition(scratch.near_scores[:near], near - NEAR_MAX)[near - NEAR_MAX]
-    for k in range(near):
-        if scratch.near_scores[k] >= least:
-            c = add_candidate(scratch.near_rows[k], c, items, mark, found, scratch)
+    c = add_best(
+        scratch.near_rows[:near], scratch.near_scores[:near], NEAR_MAX, c, items, mark, found, scratch
+    )  # fmt: skip
     for half_life in range(len(items.weights)):
         for place in range(items.top.shape[1]):
             c = add_candidate(items.top[half_life, place], c, items, mark, found, scratch)
@@ -380,8 +398,8 @@ def gather(
             raw.times[k] += np.float32(1)
             raw.oldest_at[k] = histories.times[slot, at]
     person = Person(
-        last, before, log_length, gap, now, queries.active[q], first_total, second_total, math.log1p(first_total), most
-    )
+        last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, float(most)
+    )  # fmt: skip
     fill_columns(raw, size, person, items, found.features[start:c])
     note_followers(tables.first, last, found.followers[q])
 
