@@ -1,0 +1,1 @@
+"""What is counted and remembered: arrays, and compiled loops over them."""
