@@ -106,6 +106,10 @@ class UserHistories:
         rings: list[NDArray[Any]] = [self._rows, self._types, self._times, self._numbers]
         return [*rings, self._clicks, self.served, self.origins, self.active_at]
 
+    def rings(self) -> tuple[NDArray[Any], ...]:
+        """What compiled loops read and append to: rows, types, times and numbers (S, H), clicks ever made (S,)."""
+        return self._rows, self._types, self._times, self._numbers, self._clicks
+
     def forget(self, user: str) -> int:
         """Nothing is known of the user any more -> clicks that were kept. Who had the last slot has theirs now."""
         slot = self._slots.pop(user, None)

@@ -94,7 +94,8 @@ class Settings(SecuritySettings):
         1.0,
         description="longest wait for a partition that has more, before later clicks of others are taken; 0: none",
     )
-    micro_batch_max: Positive = Field(32, description="clicks learned in one step")
+    micro_batch_max: Positive = Field(128, description="clicks learned in one go, at most")
+    step_clicks: Positive = Field(32, description="of these, clicks that the ranker learns in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
     forget_checkpoints_s: Seconds = Field(
@@ -137,7 +138,8 @@ class Settings(SecuritySettings):
     items_held: Positive = Field(200_000, description="items with a row; the least recently clicked makes room")
     item_min_count: Positive = Field(1, description="clicks after which an item gets a row")
     item_idle_s_max: Seconds = Field(180 * 86_400.0, description="an item without clicks for so long loses its row")
-    successors_held: Positive = Field(64, description="followers, and neighbours, counted for each item (the heaviest)")
+    successors_held: Positive = Field(64, description="followers counted for each item (the heaviest)")
+    neighbours_held: Positive = Field(128, description="what stands near each item within some clicks (the heaviest)")
     popularity_half_lives: Annotated[tuple[Positive, ...], NoDecode] = Field(
         (30, 300, 3_000, 30_000), min_length=1, description="comma-separated: clicks after which a click counts half"
     )
@@ -179,13 +181,16 @@ class Settings(SecuritySettings):
     item_learning_rate: Rate = Field(0.05, description="of the item vectors (row-wise Adagrad)")
     ranker_learning_rate: Rate = Field(0.003, description="of the ranker's weights (Adam)")
     ranker_hidden: Positive = Field(64, description="hidden units of one of the ranker's networks")
-    ranker_networks: Positive = Field(3, description="networks whose mean the ranker takes")
+    ranker_networks: Positive = Field(1, description="networks whose mean the ranker takes")
+    candidates_kept: Annotated[int, Field(ge=2)] = Field(
+        32, description="candidates, the best by a linear score, that the ranker's networks see"
+    )
     ranker_gradient_norm_max: Rate = Field(5.0, description="the ranker's gradients are clipped to this norm")
     recall_learning_rate: Rate = Field(0.01, description="of recall's gains and recency weights (Adam)")
     recall_vectors_learning_rate: Rate = Field(0.01, description="of recall's item vectors (row-wise Adagrad)")
     replay_held: Annotated[int, Field(ge=0)] = Field(8_192, description="clicks kept to be learned from again")
-    replay_candidates: Annotated[int, Field(ge=2)] = Field(64, description="candidates kept of each of them")
-    replay_batch: Annotated[int, Field(ge=0)] = Field(64, description="of them learned with each micro-batch")
+    replay_candidates: Annotated[int, Field(ge=2)] = Field(32, description="candidates kept of each of them")
+    replay_batch: Annotated[int, Field(ge=0)] = Field(32, description="of them learned with each step")
     negatives: Positive = Field(128, description="sampled items a next-item loss is measured against")
     gradient_norm_max: Rate = Field(1.0, description="gradients are clipped to this norm")
     gradient_explosion: Annotated[float, Field(gt=1)] = Field(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.facts.items import Items
-from online.facts.jit import inlined, kernel
+from online.facts.jit import called, kernel
 
 OWN_DECAY = 0.98
 
@@ -62,82 +62,82 @@ class Feature(NamedTuple):
     timed: bool = False  # whether it depends on the moment at which the list is looked at
 
 
-@inlined
+@called
 def _log1p(x: float) -> float:
     return np.log1p(np.float32(x)) if x > 0 else np.float32(0)
 
 
-@inlined
+@called
 def _followed_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.first[c])
 
 
-@inlined
+@called
 def _share_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return raw.first[c] / (person.first_total + 1)
 
 
-@inlined
+@called
 def _followed_before(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.second[c])
 
 
-@inlined
+@called
 def _share_before(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return raw.second[c] / (person.second_total + 1)
 
 
-@inlined
+@called
 def _followed_third(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.third[c])
 
 
-@inlined
+@called
 def _preceded_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.before[c])
 
 
-@inlined
+@called
 def _preceded_rate(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.before[c]) / (1 + _log1p(items.clicks[raw.rows[c]]) / 4) if raw.before[c] > 0 else 0.0
 
 
-@inlined
+@called
 def _near(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return np.log(raw.near[c] + np.float32(1e-3)) + 7 if raw.near[c] > 0 else np.float32(math.log(1e-3) + 7)
 
 
-@inlined
+@called
 def _near_share(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return raw.near[c] / (person.near_most + 1e-6)
 
 
-@inlined
+@called
 def _own_times(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.times[c])
 
 
-@inlined
+@called
 def _own_share(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.times[c]) / (person.log_length + 1)
 
 
-@inlined
+@called
 def _own_decayed(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return math.sqrt(raw.times[c]) * OWN_DECAY ** raw.newest[c] if raw.times[c] > 0 else 0.0
 
 
-@inlined
+@called
 def _own_age(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(raw.newest[c]) if raw.times[c] > 0 else 0.0
 
 
-@inlined
+@called
 def _own_elapsed(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(max(0.0, person.now - raw.newest_at[c])) / 4 if raw.times[c] > 0 else 0.0
 
 
-@inlined
+@called
 def _own_rhythm(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     if raw.times[c] <= 1:
         return 0.0
@@ -146,52 +146,52 @@ def _own_rhythm(raw: Raw, c: int, person: Person, items: Items) -> float:  # noq
     return math.log((elapsed + 60) / (mean + 60))
 
 
-@inlined
+@called
 def _own_ever(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return 1.0 if raw.times[c] > 0 else 0.0
 
 
-@inlined
+@called
 def _own_length(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return person.log_length / 4 if raw.times[c] > 0 else 0.0
 
 
-@inlined
+@called
 def _is_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return 1.0 if raw.rows[c] == person.last else 0.0
 
 
-@inlined
+@called
 def _is_before(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return 1.0 if raw.rows[c] == person.before else 0.0
 
 
-@inlined
+@called
 def _clicks(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return _log1p(items.clicks[raw.rows[c]]) / 4
 
 
-@inlined
+@called
 def _elapsed(raw: Raw, c: int, person: Person, items: Items) -> float:
     return _log1p(max(0.0, person.active - items.last_at[raw.rows[c]])) / 4
 
 
-@inlined
+@called
 def _lifetime(raw: Raw, c: int, person: Person, items: Items) -> float:
     return _log1p(max(0.0, person.active - items.first_at[raw.rows[c]])) / 4
 
 
-@inlined
+@called
 def _history(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return person.log_length / 4
 
 
-@inlined
+@called
 def _gap(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return person.gap / 4
 
 
-@inlined
+@called
 def _last_clicks(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
     return person.log_first_total / 4
 

@@ -183,7 +183,7 @@ def observe(
             place = (n - 1 - d) % H
             number = histories.numbers[slot, place]
             # What was flagged precedes nothing: clicked between popular items it would become their neighbour.
-            if not held(log, number) or not flagged[number % size]:
+            if not held(log.total[0], size, number) or not flagged[number % size]:
                 count_pair(tables, histories.rows[slot, place], row, d)
         count_click(items, row, clicks.active[b])
     number = append(log, row, last, before, clicks.times[b], gap, clicks.owners[b])
@@ -192,7 +192,7 @@ def observe(
             put_world(index, log, number)
         if length >= limits.latest and clicks.own_slots[b] >= 0:
             leaving = histories.numbers[slot, (n - limits.latest) % H]
-            if held(log, leaving):
+            if held(log.total[0], size, leaving):
                 put_own(index, log, clicks.own_slots[b], leaving, scratch.clock)
     place = n % H
     histories.rows[slot, place], histories.types[slot, place] = row, clicks.types[b]
@@ -235,48 +235,51 @@ def uncount_pairs(tables: Tables, rows: NDArray[np.int64], earlier: NDArray[np.i
 
 
 @inlined
-def add_candidate(row: int, c: int, items: Items, mark: int, found: Found, scratch: Scratch) -> int:
-    """One more candidate, if it is none yet and may be one -> how many there are."""
-    if row == 0 or scratch.stamps[row] == mark or scratch.banned[row] == mark or items.blocked[row]:
+def add_candidate(
+    row: int,
+    c: int,
+    mark: int,
+    rows: NDArray[np.int32],
+    stamps: NDArray[np.int64],
+    places: NDArray[np.int64],
+    banned: NDArray[np.int64],
+    blocked: NDArray[np.bool_],
+) -> int:
+    """One more candidate, if it is none yet and may be one -> how many there are. (Single arrays, since numba counts the
+    references of every array in a tuple that is handed on: that took 20 times as long as the rest.)"""
+    if row == 0 or stamps[row] == mark or banned[row] == mark or blocked[row]:
         return c
-    scratch.stamps[row], scratch.places[row] = mark, c
-    found.rows[c] = row
+    stamps[row], places[row] = mark, c
+    rows[c] = row
     return c + 1
 
 
 @inlined
-def add_neighbours(
-    table: Table, row: int, most: int, c: int, items: Items, mark: int, found: Found, scratch: Scratch
-) -> int:
-    """The heaviest `most` of a row become candidates -> how many candidates there are."""
-    used = table.used[row]
-    return add_best(table.others[row, :used], table.counts[row, :used], most, c, items, mark, found, scratch)
-
-
-@inlined
 def add_best(
-    rows: NDArray[np.int32],
+    best: NDArray[np.int32],
     scores: NDArray[np.float32],
     most: int,
     c: int,
-    items: Items,
     mark: int,
-    found: Found,
-    scratch: Scratch,
+    rows: NDArray[np.int32],
+    stamps: NDArray[np.int64],
+    places: NDArray[np.int64],
+    banned: NDArray[np.int64],
+    blocked: NDArray[np.bool_],
 ) -> int:
     """The `most` rows with the highest scores become candidates (of equal ones the first) -> how many there are."""
-    if len(rows) <= most:
-        for k in range(len(rows)):
-            c = add_candidate(rows[k], c, items, mark, found, scratch)
+    if len(best) <= most:
+        for k in range(len(best)):
+            c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
         return c
-    least = np.partition(scores, len(rows) - most)[len(rows) - most]
+    least = np.partition(scores, len(best) - most)[len(best) - most]
     ties = most
-    for k in range(len(rows)):
+    for k in range(len(best)):
         ties -= scores[k] > least
-    for k in range(len(rows)):
+    for k in range(len(best)):
         if scores[k] > least or (scores[k] == least and ties > 0):
             ties -= scores[k] == least
-            c = add_candidate(rows[k], c, items, mark, found, scratch)
+            c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
     return c
 
 
@@ -347,28 +350,31 @@ def gather(
                 scratch.banned[clicks.rows[b]] = mark
 
     # Who may be a candidate
-    c = start
-    c = add_neighbours(tables.first, last, tables.first.others.shape[1], c, items, mark, found, scratch)
-    c = add_neighbours(tables.second, before, SECOND_MAX, c, items, mark, found, scratch)
+    rows, stamps, places, banned, blocked = found.rows, scratch.stamps, scratch.places, scratch.banned, items.blocked
+    used, c = tables.first.used[last], start
+    for place in range(used):
+        c = add_candidate(tables.first.others[last, place], c, mark, rows, stamps, places, banned, blocked)
+    used = tables.second.used[before]
+    others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
+    c = add_best(others, counts, SECOND_MAX, c, mark, rows, stamps, places, banned, blocked)
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
-    c = add_best(
-        scratch.near_rows[:near], scratch.near_scores[:near], NEAR_MAX, c, items, mark, found, scratch
-    )  # fmt: skip
+    others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
+    c = add_best(others, counts, NEAR_MAX, c, mark, rows, stamps, places, banned, blocked)
     for half_life in range(len(items.weights)):
         for place in range(items.top.shape[1]):
-            c = add_candidate(items.top[half_life, place], c, items, mark, found, scratch)
+            c = add_candidate(items.top[half_life, place], c, mark, rows, stamps, places, banned, blocked)
     if not limits.exclude_seen:
         for d in range(length):
-            c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, items, mark, found, scratch)
+            c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, stamps, places, banned, blocked)
     if limits.recalls and slot >= 0:
         own_end, world_end = recall(
             histories, log, index, slot, n, length, last, now, gap, queries.own_slots[q], mark, found, own, world,
             scratch, limits,
         )  # fmt: skip
         for p in range(own, own_end):
-            c = add_candidate(log.items[found.own_moments[p]], c, items, mark, found, scratch)
+            c = add_candidate(log.items[found.own_moments[p]], c, mark, rows, stamps, places, banned, blocked)
         for p in range(world, world_end):
-            c = add_candidate(log.items[found.world_moments[p]], c, items, mark, found, scratch)
+            c = add_candidate(log.items[found.world_moments[p]], c, mark, rows, stamps, places, banned, blocked)
         own = point(log, mark, found.own_moments, found.own_candidates, own, own_end, scratch)
         world = point(log, mark, found.world_moments, found.world_candidates, world, world_end, scratch)
     found.starts[q + 1], found.own_starts[q + 1], found.world_starts[q + 1] = c, own, world
@@ -465,30 +471,31 @@ def recall(
 ) -> tuple[int, int]:
     """Places in the log of the moments that are compared with the present: the user's own, and everybody's that had the
     same bucket's item before them -> where both end in `found`."""
-    H, size = histories.rows.shape[1], len(log.items)
+    H, size, total = histories.rows.shape[1], len(log.items), log.total[0]
+    stamps, mine = scratch.moment_stamps, found.own_moments
     for d in range(min(length, limits.latest)):
         number = histories.numbers[slot, (n - 1 - d) % H]
-        if held(log, number):
+        if held(total, size, number):
             at = number % size
-            scratch.moment_stamps[at] = mark
-            found.own_moments[own] = at
+            stamps[at] = mark
+            mine[own] = at
             own += 1
     if own_slot >= 0:
         buckets, ring = index.own.shape[2], index.own.shape[3]
-        own = look_into(index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)], log, mark, found, own, scratch)
+        own = look_into(index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)], total, size, mark, stamps, mine, own)
         clock_scores(index.rotation, now, gap, scratch.clock)
         for _ in range(min(limits.probes, buckets)):
             best = 0
             for b in range(1, buckets):
                 if scratch.clock[b] > scratch.clock[best]:
                     best = b
-            own = look_into(index.own[own_slot, BY_CLOCK, best], log, mark, found, own, scratch)
+            own = look_into(index.own[own_slot, BY_CLOCK, best], total, size, mark, stamps, mine, own)
             scratch.clock[best] = -np.inf
     if last > 0:
         bucket = bucket_of_item(last, len(index.world))
         for r in range(min(index.world_counts[bucket], index.world.shape[1])):
             number = index.world[bucket, r]
-            if held(log, number):
+            if held(total, size, number):
                 at = number % size
                 if log.last[at] > 0 and not log.private[at]:
                     found.world_moments[world] = at
@@ -498,16 +505,22 @@ def recall(
 
 @inlined
 def look_into(
-    bucket: NDArray[np.int64], log: Log, mark: int, found: Found, own: int, scratch: Scratch
+    bucket: NDArray[np.int64],
+    total: int,
+    size: int,
+    mark: int,
+    stamps: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    own: int,
 ) -> int:
     """The moments of one of the user's buckets that are not found yet."""
     for r in range(len(bucket)):
         number = bucket[r]
-        if held(log, number):
-            at = number % len(log.items)
-            if scratch.moment_stamps[at] != mark:
-                scratch.moment_stamps[at] = mark
-                found.own_moments[own] = at
+        if held(total, size, number):
+            at = number % size
+            if stamps[at] != mark:
+                stamps[at] = mark
+                moments[own] = at
                 own += 1
     return own
 

@@ -50,6 +50,11 @@ def summing(function: F) -> F:
     return numba.njit(cache=True, nogil=True, fastmath=SUMMING)(function)  # type: ignore[no-any-return]
 
 
-def inlined(function: F) -> F:
-    """A small function that kernels call."""
+def called(function: F) -> F:
+    """A small function of numbers that kernels call; the compiler's last stage puts it in their place."""
     return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+
+
+def inlined(function: F) -> F:
+    """A small function whose text is put where a kernel calls it: arrays that are handed on cost nothing then."""
+    return numba.njit(cache=True, nogil=True, inline="always")(function)  # type: ignore[no-any-return]

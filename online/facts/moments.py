@@ -49,6 +49,28 @@ class Index(NamedTuple):
     rotation: NDArray[np.float64]  # (CLOCK, B / 2) drawn once, from the seed
 
 
+class Keys(NamedTuple):
+    """The parts of some moments' keys: arrays (...) of equal length. The Reformer's state is one more part."""
+
+    last: NDArray[np.int32]  # rows of the clicks before; 0 where there was none
+    before: NDArray[np.int32]  # rows of the ones before those
+    times: NDArray[np.float64]  # seconds since 1970
+    gaps: NDArray[np.float32]  # log(1 + seconds since the click before)
+
+
+class Hits(NamedTuple):
+    """Moments found for N queries, flat. Those of query q are from starts[q] up to starts[q + 1]."""
+
+    starts: NDArray[np.int64]  # (N + 1,)
+    moments: NDArray[np.int64]  # (P,), positions in the log's arrays
+    candidates: NDArray[np.int64]  # (P,), position among all C candidates of the one pointed at; −1 for none
+
+    def part(self, start: int, stop: int, first: int) -> "Hits":
+        """Those of queries from `start` to `stop` only, whose candidates begin at `first`."""
+        p, r = int(self.starts[start]), int(self.starts[stop])
+        return Hits(self.starts[start : stop + 1] - p, self.moments[p:r], self.candidates[p:r] - first)
+
+
 def empty_log(held: int) -> Log:
     """Room for so many moments."""
     return Log(
@@ -76,9 +98,9 @@ def empty_index(people: int, buckets: int, ring: int, *, world_buckets: int, wor
 
 
 @inlined
-def held(log: Log, number: int) -> bool:
-    """Whether a moment is still there."""
-    return number > 0 and number > log.total[0] - len(log.items)
+def held(total: int, size: int, number: int) -> bool:
+    """Whether a moment is still there, of so many that ever came and so many that are held."""
+    return number > 0 and number > total - size
 
 
 @inlined

@@ -15,8 +15,8 @@ from online.arrays import below, joined
 from online.facts import gather, items, moments, tables
 from online.facts.features import Raw, counted
 from online.facts.gather import Clicks, Found, Histories, Limits, Queries, Scratch, Seen
+from online.facts.moments import Hits, Keys
 from online.history import UserHistories
-from online.ranking.recall import Hits, Keys
 from online.settings import Settings
 
 ROWS_MIN = 1_024  # of all that is kept by row, to begin with

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.recall import AGES, RecallHeads
+from online.facts.features import PARTS
 from online.facts.jit import inlined, kernel, summing
-from online.ranking.features import PARTS
-from online.ranking.moments import DAY_S, GAP_SCALE, WEEK_S
+from online.facts.moments import DAY_S, GAP_SCALE, WEEK_S, Hits, Keys
 
 BLOCK = 256  # hits looked at together: what is known of them stays in the cache
 LAST, BEFORE, HOUR, WEEKDAY, GAP, STATE = range(len(PARTS))
@@ -55,23 +55,6 @@ def _age_limits() -> Floats:
 
 
 AGE_LIMITS = _age_limits()
-
-
-class Keys(NamedTuple):
-    """The parts of some moments' keys: arrays (...) of equal length. The Reformer's state is one more part."""
-
-    last: NDArray[np.int32]  # rows of the clicks before; 0 where there was none
-    before: NDArray[np.int32]  # rows of the ones before those
-    times: NDArray[np.float64]  # seconds since 1970
-    gaps: Floats  # log(1 + seconds since the click before)
-
-
-class Hits(NamedTuple):
-    """Moments found for N queries, flat. Those of query q are from starts[q] up to starts[q + 1]."""
-
-    starts: NDArray[np.int64]  # (N + 1,)
-    moments: NDArray[np.int64]  # (P,), positions in the log's arrays
-    candidates: NDArray[np.int64]  # (P,), position among all C candidates of the one pointed at; −1 for none
 
 
 def soft_counts(
