@@ -43,9 +43,10 @@ class Departures:
             return
         self._seen_told_at, self._seen_told = self._monotonic(), seen.users_lost
         text = (
-            f"what {users:,} of the least recently seen users have clicked is not remembered any more: there is room "
-            f"for {seen.users_held:,} users (NEXTCLICK_USERS_HELD) and {seen.pairs_max:,} items of theirs "
-            "(NEXTCLICK_SEEN_PAIRS_MAX). If they come back, their lists may show what they have seen"
+            f"what {users:,} of the least recently seen users have clicked is not remembered any more: "
+            f"{len(seen):,} users (of at most {seen.users_held:,}, NEXTCLICK_USERS_HELD) are held now, with "
+            f"{seen.pairs:,} items (of at most {seen.pairs_max:,}, NEXTCLICK_SEEN_PAIRS_MAX). "
+            "A user who comes back may be shown what they have seen"
         )
         figures = {"users": users, "users_lost": seen.users_lost, "pairs_lost": seen.pairs_lost, "pairs": seen.pairs}
         self._tell("seen_items_lost", text, figures)
