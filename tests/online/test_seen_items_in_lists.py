@@ -88,6 +88,18 @@ def test_refreshed_lists_are_long_and_show_nothing_seen_also_after_a_restart(set
             assert not {click.item_id for click in stream() if click.user_id == "most"} & set(rankings[2].items)
 
 
+def test_restored_it_goes_on_with_what_was_seen_as_if_nothing_had_happened(settings, taught, same):
+    restarted = Learner(settings)
+    restarted.load_state(*as_saved(taught))
+    more = [Click(user_id=f"new {n % 3}", item_id=f"i{n}", timestamp=NOW + n) for n in range(40)]
+    more += [Click(user_id="few", item_id=f"i{n}", timestamp=NOW + n) for n in range(40)]
+    found = [[learned.rankings for learned in learn(learner, more)] for learner in (taught, restarted)]
+    assert found[0] == found[1]
+    (arrays, state), (others_arrays, others_state) = as_saved(taught), as_saved(restarted)
+    assert state == others_state
+    assert same(arrays, others_arrays)
+
+
 def test_what_takes_the_place_of_candidates_that_were_all_clicked_is_not_seen_either(settings):
     """The popular items that a history holds no longer are the first that the fallback would show."""
     learner = Learner(settings)
