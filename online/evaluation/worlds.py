@@ -198,8 +198,9 @@ class Collections:
         of_genre[self.tastes_of[user]] += self.of_tastes * liked / liked.sum()
         genre, rank = np.arange(self.items) % self.genres, 1 + np.arange(self.items) // self.genres
         weights = rank**-self.skew
-        chances: NDArray[np.float64] = of_genre[genre] * weights / np.bincount(genre, weights)[genre]
-        return chances / chances.sum()
+        chances = of_genre[genre] * weights / np.bincount(genre, weights)[genre]
+        normed: NDArray[np.float64] = chances / chances.sum()
+        return normed
 
 
 def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
