@@ -19,6 +19,7 @@ from online.arrays import joined
 from online.checkpoint import Checkpoints
 from online.learner import Learner
 from online.ranking.scorer import VECTORS_WIDTH
+from online.ranking.seen_items import SeenItems
 from online.settings import Settings, load_settings
 from online.turn.seen import SeenEvents
 from online.turn.status import memory_mb_max
@@ -123,6 +124,15 @@ def fill_items(learner: Learner) -> None:
     touch([scorer.gatherer.places._table])
 
 
+def fill_seen_items(settings: Settings) -> SeenItems:
+    """Every user has as many of the items; those with low rows are more popular."""
+    seen, random = SeenItems(settings.users_held, settings.seen_pairs_max), np.random.default_rng(0)
+    for n in range(settings.users_held):
+        rows = settings.items_held * random.random(settings.seen_pairs_max // settings.users_held) ** 2
+        seen.add(f"user-{n}", rows.astype(np.int64).tolist())
+    return seen
+
+
 def bytes_per_row(settings: Settings) -> int:
     """Of what is kept for each row of the vocabulary, ids besides."""
     M, P, W = settings.successors_held, len(settings.popularity_half_lives), VECTORS_WIDTH
@@ -183,6 +193,9 @@ def main() -> None:
     what = "weights in the shadow, two sets: rows"
     each = 2 * weights_per_row(settings)
     fill(what, rows, each, lambda learner: trials.extend(fill_shadow(learner)))
+    of_each = settings.seen_pairs_max // settings.users_held
+    what = f"seen items (exclude_seen), {of_each} of a user: {settings.seen_pairs_max:,} x 5.3 B"
+    measured(what, 5.3 * settings.seen_pairs_max, lambda: fill_seen_items(settings))
     seen = SeenEvents(settings.event_ids_held)
     count = settings.event_ids_held
     ids = (f"event-{n}" for n in range(count))

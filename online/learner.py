@@ -29,6 +29,7 @@ from online.ranking.reservoir import Reservoir
 from online.ranking.return_times import ReturnTimes
 from online.ranking.scored import Query, Scored
 from online.ranking.scorer import Scorer
+from online.ranking.seen_items import SeenItems
 from online.ranking.states import UserStates
 from online.ranking.weights import Weights
 from online.settings import Settings
@@ -60,13 +61,20 @@ class Learner:
         self.scorer = Scorer(settings, weights)
         self.states = UserStates(settings, weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
+        self.seen = SeenItems(settings.users_held, settings.seen_pairs_max) if settings.exclude_seen else None
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(
             settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
         )
         self.questions = Questions(
-            settings, self.histories, scorer=self.scorer, states=self.states, returns=self.returns, guard=self.guard
+            settings,
+            self.histories,
+            scorer=self.scorer,
+            states=self.states,
+            returns=self.returns,
+            guard=self.guard,
+            seen=self.seen,
         )
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self.clock = ActiveClock()
@@ -162,6 +170,8 @@ class Learner:
         had = (query.asked.lengths.cpu().numpy() > 0) & heard
         self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
         self._now = self.clock.latest, self.clock.now
+        if self.seen is not None:  # not before: each click was asked for as things stood before it
+            self.seen.add_clicks(users, rows)
         rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
         found = scored.candidates.starts.diff().cpu().numpy()
         lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
@@ -181,6 +191,8 @@ class Learner:
             found["clicks"] += self.histories.forget(user)
             found["attention"] += self.states.forget(user)
             found["recall"] += self.scorer.own_memory.forget(user)
+            if self.seen is not None:
+                found["seen"] += self.seen.forget(user)
         found["moments"] = self.scorer.log.forget_owner(owner)
         found["replayed"] = self.scorer.replay.forget_owner(owner)
         found["excerpts"] = self.reservoir.forget_owner(owner)
@@ -190,6 +202,8 @@ class Learner:
     def named(self, digest: str) -> set[str]:
         """The id with that digest, where it stands anywhere here."""
         users = {*self.histories.users(), *self.states.people(), *self.scorer.own_memory.directory.users()}
+        if self.seen is not None:
+            users |= {*self.seen.users()}
         return {user for user in users if digest_of(user) == digest}
 
     def holds(self, digest: str) -> dict[str, int]:
@@ -200,6 +214,8 @@ class Learner:
             "attention's memories": self.states.people(),
             "recall's memories": self.scorer.own_memory.directory.users(),
         }
+        if self.seen is not None:
+            users["seen items"] = self.seen.users()
         found = {kind: sum(digest_of(user) == digest for user in names) for kind, names in users.items()}
         replay = self.scorer.replay
         return found | {
@@ -220,6 +236,8 @@ class Learner:
         if clicked.freed:
             self._for_anybody = None
             self.histories.forget_rows(clicked.freed)
+            if self.seen is not None:
+                self.seen.forget_rows(clicked.freed)
             self.reservoir.forget_rows(clicked.freed)
             self.scorer.forget_rows(clicked.freed)
         self._block(clicked.taken)
@@ -355,7 +373,7 @@ class Learner:
         rows, scores = rows[:-1], scores[:-1]
         popular = np.zeros(len(rows), bool)
         if self.settings.exclude_seen:
-            rows, scores, popular = self._with_unseen(slots, rows, scores)
+            rows, scores, popular = self._with_unseen(users, slots, rows, scores)
         self.histories.served[slots] = 0
         self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
         return [
@@ -364,7 +382,7 @@ class Learner:
         ]
 
     def _with_unseen(
-        self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+        self, users: Sequence[str], slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Lists (U, count) and their scores, with what is popular and not clicked by them for users whose candidates
         they have all clicked; and whose lists these are (U,). Who has clicked everything keeps an empty one."""
@@ -379,7 +397,10 @@ class Learner:
         shares /= max(shares.sum(), 1e-12)
         for at in np.flatnonzero(empty).tolist():
             unseen = shares.copy()
+            # Of users who had to make room in `seen`, their histories still know the latest clicks.
             unseen[self.histories.newest(slots[at : at + 1], self.histories.history_max).rows] = 0
+            if self.seen is not None:
+                unseen[self.seen.of([users[at]])[1]] = 0
             best = np.argsort(-unseen, kind="stable")[:count]
             best = best[unseen[best] > 0]
             rows[at, : len(best)], scores[at, : len(best)] = best, unseen[best]
@@ -491,6 +512,8 @@ class Learner:
         parts["weights"] = self.weights.to_state()
         parts["reservoir"], state["reservoir"] = self.reservoir.to_state()
         parts["history"], state["users"] = self.histories.to_state()
+        if self.seen is not None:
+            parts["seen"], state["seen"] = self.seen.to_state()
         parts["returns"] = self.returns.to_state()
         rows, scores = self._anybodys()
         parts["anybody"] = {"rows": rows, "scores": scores}
@@ -512,6 +535,8 @@ class Learner:
         self.weights.load_state(below(arrays, "weights"))
         self.reservoir.load_state(below(arrays, "reservoir"), state["reservoir"])
         self.histories.load_state(below(arrays, "history"), state["users"])
+        if self.seen is not None:
+            self._load_seen(self.seen, below(arrays, "seen"), state.get("seen"))
         self.states.load_state(below(arrays, "states"), state["states"])
         self.scorer.load_state(below(arrays, "scorer"), state["scorer"])
         self.guard.load_state(below(arrays, "guard"), state["guard"])
@@ -525,6 +550,14 @@ class Learner:
         self.event_types = dict(state["event_types"])
         self._make_room()
         self._block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])
+
+    def _load_seen(self, seen: SeenItems, arrays: dict[str, NDArray[Any]], users: list[str] | None) -> None:
+        """From a checkpoint that holds it; otherwise from the histories, which are all that such a checkpoint knows."""
+        if users is not None:
+            seen.load_state(arrays, users)
+            return
+        for user in self.histories.users():
+            seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])
 
 
 def _read(slots: NDArray[np.int64], last: NDArray[np.int64]) -> Read:

@@ -311,6 +311,8 @@ class Loop:
         self._reached("shadow")
         self.supervisor.after(clicks, learned, [one.record.timestamp_ms / 1_000 for one in batch])
         self.departures.expired(learned.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
+        if self.learner.seen is not None:
+            self.departures.seen_items(self.learner.seen)
 
     def _listen(self, records: Sequence[Record]) -> None:
         """Whether clicks are missing: only where all there is was read, and the broker answers."""

@@ -135,6 +135,11 @@ class Settings(SecuritySettings):
     # What is remembered.
     users_held: Positive = Field(100_000, description="users with a history; the least recently seen makes room")
     history_max: Annotated[int, Field(ge=2)] = Field(256, description="latest clicks kept of a user")
+    seen_pairs_max: Positive = Field(
+        20_000_000,
+        description="users' different items remembered for EXCLUDE_SEEN, of all users together (3 to 5 bytes each for "
+        "users with hundreds, 21 with 20); the least recently seen user makes room",
+    )
     items_held: Positive = Field(200_000, description="items with a row; the least recently clicked makes room")
     item_min_count: Positive = Field(1, description="clicks after which an item gets a row")
     item_idle_s_max: Seconds = Field(180 * 86_400.0, description="an item without clicks for so long loses its row")

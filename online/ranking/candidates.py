@@ -55,10 +55,18 @@ class Gatherer:
         self.places = Places(counts.device)
 
     def gather(
-        self, asked: Asked, recalled: Tensor, blocked: Tensor, *, exclude_seen: bool, ahead: Ahead | None = None
+        self,
+        asked: Asked,
+        recalled: Tensor,
+        blocked: Tensor,
+        *,
+        exclude_seen: bool,
+        seen: tuple[Tensor, Tensor] | None = None,
+        ahead: Ahead | None = None,
     ) -> Candidates:
         """recalled (N, R) rows that recall points at, 0 for none; blocked (V,) bool: rows never to be candidates;
-        ahead: clicks of a micro-batch that are not counted yet."""
+        exclude_seen: nor what stands in `asked`; seen (query_ids (S,), rows (S,)): nor these; ahead: clicks of a
+        micro-batch that are not counted yet."""
         V = len(self.counts)
         N, L = asked.rows.shape
         queries = torch.arange(N + 1, device=asked.rows.device)
@@ -81,7 +89,11 @@ class Gatherer:
             own,
             *([] if counted is None else [counted.keys]),
         ]
-        keys = self._allowed(torch.cat(sources, 1).flatten(), own.flatten() if exclude_seen else None, blocked)
+        excluded = [own.flatten()] if exclude_seen else []
+        if seen is not None:
+            query_ids, seen_rows = seen
+            excluded.append(query_ids * V + seen_rows)
+        keys = self._allowed(torch.cat(sources, 1).flatten(), torch.cat(excluded) if excluded else None, blocked)
         self.places.set(keys)
         owners, rows = keys // V, keys % V
         clicks, last_at, first_at = (

@@ -21,6 +21,7 @@ from online.ranking.learned import Batch, Look
 from online.ranking.return_times import ReturnTimes
 from online.ranking.scored import Query
 from online.ranking.scorer import Scorer
+from online.ranking.seen_items import SeenItems
 from online.ranking.states import UserStates
 from online.settings import Settings
 
@@ -44,9 +45,11 @@ class Questions:
         states: UserStates,
         returns: ReturnTimes,
         guard: Guard,
+        seen: SeenItems | None = None,
     ) -> None:
+        """`seen`: what users have clicked, where that must not be listed."""
         self.settings, self.histories, self.scorer = settings, histories, scorer
-        self.states, self.returns, self.guard = states, returns, guard
+        self.states, self.returns, self.guard, self.seen = states, returns, guard, seen
         self.device = scorer.device
 
     def at(
@@ -64,7 +67,17 @@ class Questions:
         newest = self.histories.newest(slots, self.settings.history_max, behind)
         asked = Asked(*map(self._tensor, (newest.rows, newest.timestamps, newest.lengths, now, active)))
         numbers = self._tensor(newest.numbers[:, : self.settings.recall_latest])
-        return Query(asked, numbers, self._tensor(self.scorer.own_memory.slots(users)), states)
+        return Query(
+            asked, numbers, self._tensor(self.scorer.own_memory.slots(users)), states, seen=self._seen_by(users)
+        )
+
+    def _seen_by(self, users: Sequence[str]) -> tuple[Tensor, Tensor] | None:
+        """What users (N,) had clicked before the micro-batch that is being learned; what they have clicked in it stands
+        in their histories."""
+        if self.seen is None:
+            return None
+        starts, rows = self.seen.of(users)
+        return self._tensor(np.repeat(np.arange(len(users)), np.diff(starts))), self._tensor(rows)
 
     def at_looks(
         self,

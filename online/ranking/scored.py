@@ -22,6 +22,7 @@ class Query(NamedTuple):
     slots: Tensor  # (N,) int64: where their older moments are remembered, −1 for nowhere
     states: Tensor | None  # (N, D) the Reformer's; None: without
     ahead: Ahead | None = None  # where they are asked about in the middle of a micro-batch
+    seen: tuple[Tensor, Tensor] | None = None  # (S,) int64 each: queries, and rows that must not be listed for them
 
     def with_nobody(self, now: float, active: float) -> "Query":
         """The same with one more, of whom nothing is known, at a moment and the active time then."""
@@ -30,7 +31,7 @@ class Query(NamedTuple):
         states = None if self.states is None else _and_zero(self.states)
         ahead = None if self.ahead is None else self.ahead._replace(came=_and_zero(self.ahead.came))
         slots = torch.cat([self.slots, self.slots.new_full((1,), -1)])
-        return Query(asked, _and_zero(self.numbers), slots, states, ahead)
+        return Query(asked, _and_zero(self.numbers), slots, states, ahead, self.seen)
 
 
 class Found(NamedTuple):

@@ -76,7 +76,9 @@ class Scorer:
             own, world = self._recalled(query, moment)
             recalled = torch.where(self.log.holds(world), self.log.items[world % self.log.held].long(), 0)
         exclude_seen = self.settings.exclude_seen
-        candidates = self.gatherer.gather(asked, recalled, self.blocked, exclude_seen=exclude_seen, ahead=query.ahead)
+        candidates = self.gatherer.gather(
+            asked, recalled, self.blocked, exclude_seen=exclude_seen, seen=query.seen, ahead=query.ahead
+        )
         surprise = self.surprises.of(candidates.rows)[:, None]
         candidates = candidates._replace(features=torch.cat([candidates.features, surprise], 1))
         if not self.settings.reformer:

@@ -197,6 +197,23 @@ class TestGather:
         for one, other in zip(again, gathered(counts, group, exclude_seen=exclude_seen), strict=True):
             assert torch.equal(one, other)
 
+    @given(clicks_made, people(), st.lists(st.tuples(st.integers(0, 9), row)), st.booleans())
+    def test_what_was_seen_before_a_history_begins_is_no_candidate(
+        self, clicks: Clicks, group: list[Person], pairs: list[tuple[int, int]], exclude_seen: bool
+    ) -> None:
+        counts = counts_of(clicks)
+        pairs = [(query % len(group), seen) for query, seen in pairs]
+        recalled, blocked = (
+            torch.tensor([person.recalled for person in group]),
+            torch.zeros(len(counts), dtype=torch.bool),
+        )
+        query_ids, rows = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        gatherer, asked = Gatherer(counts), asked_of(group)
+        found = gatherer.gather(asked, recalled, blocked, exclude_seen=exclude_seen, seen=(query_ids, rows))
+        for query, person in enumerate(group):
+            expected = Slow(counts, person).rows({seen for at, seen in pairs if at == query}, exclude_seen=exclude_seen)
+            assert found.rows[found.owners == query].tolist() == expected
+
     @given(clicks_made, people())
     def test_an_answer_does_not_depend_on_who_else_is_asked_about(self, clicks: Clicks, group: list[Person]) -> None:
         counts = counts_of(clicks)

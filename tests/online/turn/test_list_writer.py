@@ -83,7 +83,8 @@ def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(
     assert "gone" not in ranking.items
     assert not seen & set(world.lists.read("ada").items)
     slots = loop.learner.histories.find(["ada"])
-    rows, scores, filled = loop.learner._with_unseen(slots, np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32))
+    none = np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32)
+    rows, scores, filled = loop.learner._with_unseen(["ada"], slots, *none)
     items = [loop.learner.vocabulary.item_of(row) for row in rows[0].tolist() if row]
     assert items == ["rarer", "rare"]
     assert filled.tolist() == [True]
