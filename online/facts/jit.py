@@ -12,14 +12,21 @@ SUMS = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infi
 
 def kernel(function: Function) -> Function:
     """Compiles a loop over arrays. The machine code is kept on disk, and it runs without the interpreter's lock."""
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    return _compiled(function)
 
 
 def summing(function: Function) -> Function:
     """The same for loops that add up floats: in any order, so that several are added at a time."""
-    return cast(Function, numba.njit(cache=True, nogil=True, fastmath=SUMS)(function))
+    return _compiled(function, fastmath=SUMS)
 
 
 def inlined(function: Function) -> Function:
     """A small function whose text is put where a kernel calls it, so that it sums as that kernel does."""
-    return cast(Function, numba.njit(cache=True, nogil=True, inline="always")(function))
+    return _compiled(function, inline="always")
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True, **options)(function))
+    except RuntimeError:  # there is no folder that can be written to: then each process compiles for itself
+        return cast(Function, numba.njit(nogil=True, **options)(function))
