@@ -76,7 +76,7 @@ class Hits(NamedTuple):
     candidates: NDArray[np.int64]  # (P,), position among all C candidates of the one pointed at; −1 for none
 
 
-def soft_counts(
+def soft_counts(  # noqa: PLR0917 - what it works on, and no options
     heads: RecallHeads,
     vectors: Tensor,
     query: Keys,
@@ -101,14 +101,14 @@ def soft_counts(
     Returns:
         log(1 + soft count), (C, H), without gradients. NaN in weights makes NaN of what it touches.
     """
-    inputs = _Inputs.of(heads, vectors, states, log_states)
+    inputs = _Inputs.of(heads, vectors, query, states, log, log_states, hits)
     counts = np.zeros((candidates, len(inputs.gains)), np.float32)
-    _add_up(counts, inputs, query, log, hits, _Block.empty(inputs))
+    _add_up(counts, inputs, _Block.empty(inputs))
     torch.from_numpy(counts).log1p_()
     return counts
 
 
-def with_gradients(
+def with_gradients(  # noqa: PLR0917
     heads: RecallHeads,
     vectors: nn.Parameter,
     query: Keys,
@@ -125,8 +125,8 @@ def with_gradients(
 
     Args:
         heads, vectors, query, states, log, log_states, hits: what `soft_counts` was given.
-        counts: (C, H), what it returned. Neither weights nor the log's moments may have changed since, nor may they until
-            the gradients are there.
+        counts: (C, H), what it returned. From then until the gradients are there, neither weights nor the log's moments
+            that were found may change.
         kept: (M,) different candidates.
 
     Returns:
@@ -142,7 +142,8 @@ class _SoftCounts(torch.autograd.Function):
     """Picks what was counted before; what the gradients need is compared anew, of the hits of kept candidates only."""
 
     @staticmethod
-    def forward(ctx: Any, gains: Tensor, recency: Tensor, vectors: Tensor, states: Tensor | None, rest: Any) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        gains, recency, vectors, states, rest = arguments
         *_, counts, kept = ctx.rest = rest
         ctx.save_for_backward(gains, recency, vectors, states)
         return torch.from_numpy(counts[kept]).to(vectors.device)
@@ -152,35 +153,34 @@ class _SoftCounts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         heads, query, log, log_states, hits, counts, kept = ctx.rest
         gains, recency, vectors, states = ctx.saved_tensors  # raises if any of them has moved since
-        inputs = _Inputs.of(heads, vectors, states, log_states)
 
         # 1. Hits point at rows of `kept`. The last place of the map is where −1 leads.
         rows = np.full(len(counts) + 1, -1, np.int64)
         rows[kept] = np.arange(len(kept))
         kept_hits = Hits(hits.starts, hits.moments, rows[hits.candidates])
+        inputs = _Inputs.of(heads, vectors, query, states, log, log_states, kept_hits)
         slopes = _array(gradient.float()) * np.exp(-counts[kept])  # d log(1 + count) = e^−out · d count
 
         # 2. The loops.
         touched_max = 2 * (int((kept_hits.candidates >= 0).sum()) + len(query.last))
         table = _RowTable.empty(touched_max, inputs.vectors.shape[1])
         totals = _Totals(np.zeros_like(inputs.gains), np.zeros_like(inputs.recency), np.zeros_like(inputs.states))
-        touched = _differentiate(totals, table, slopes, inputs, query, log, kept_hits, _Block.empty(inputs))
+        _differentiate(totals, table, slopes, inputs, _Block.empty(inputs))
+        touched = int(table.touched[0])
 
         # 3. As torch wants them, where the weights are.
-        order = np.argsort(table.rows[:touched])
-        sparse = torch.sparse_coo_tensor(
-            torch.from_numpy(table.rows[order][None]),
-            torch.from_numpy(table.values[order]),
+        of_vectors = torch.sparse_coo_tensor(
+            torch.from_numpy(table.rows[None, :touched]),
+            torch.from_numpy(table.values[:touched]),
             tuple(vectors.shape),
             device=vectors.device,
             check_invariants=False,
-            is_coalesced=True,
         )
         of_states = None if states is None else torch.from_numpy(totals.states).to(states)
         return (
             torch.from_numpy(totals.gains).to(gains),
             torch.from_numpy(totals.recency).to(recency),
-            sparse,
+            of_vectors,
             of_states,
             None,
         )
@@ -190,20 +190,32 @@ class _SoftCounts(torch.autograd.Function):
 
 
 class _Inputs(NamedTuple):
-    """Weights and states as arrays. Without states, S is 0."""
+    """All that is given, as arrays. Without states, S is 0."""
 
     gains: Floats  # (H, F)
     recency: Floats  # (H, A)
     vectors: Floats  # (V, D)
+    query: Keys
     states: Floats  # (N, S)
+    log: Keys
     log_states: NDArray[np.uint16]  # (held, S), the bits of float16: numba has no such numbers
+    hits: Hits
 
     @staticmethod
-    def of(heads: RecallHeads, vectors: Tensor, states: Tensor | None, log_states: Tensor) -> "_Inputs":
-        gains, recency, table = _array(heads.gains), _array(heads.recency), _array(vectors)
+    def of(  # noqa: PLR0917
+        heads: RecallHeads,
+        vectors: Tensor,
+        query: Keys,
+        states: Tensor | None,
+        log: Keys,
+        log_states: Tensor,
+        hits: Hits,
+    ) -> "_Inputs":
         if states is None:
-            return _Inputs(gains, recency, table, np.empty((0, 0), np.float32), np.empty((0, 0), np.uint16))
-        return _Inputs(gains, recency, table, _array(states.float()), _array(log_states).view(np.uint16))
+            now, then = np.empty((len(query.last), 0), np.float32), np.empty((len(log.last), 0), np.uint16)
+        else:
+            now, then = _array(states.float()), _array(log_states).view(np.uint16)
+        return _Inputs(_array(heads.gains), _array(heads.recency), _array(vectors), query, now, log, then, hits)
 
 
 class _Block(NamedTuple):
@@ -222,11 +234,11 @@ class _Block(NamedTuple):
     state: Floats  # (S,), the query's, of unit length
     then: Floats  # (S,), a moment's
     then_bits: Bits  # (S,), the same memory as `then`
-    total: Floats  # (max(D, S),), a gradient that is being added up
+    total: Floats  # (S,), a gradient that is being added up
 
     @staticmethod
     def empty(inputs: _Inputs) -> "_Block":
-        S, D = inputs.states.shape[1], inputs.vectors.shape[1]
+        S = inputs.states.shape[1]
         floats, then = np.empty(BLOCK, np.float32), np.empty(S, np.float32)
         return _Block(
             moments=np.empty(BLOCK, np.int64),
@@ -242,7 +254,7 @@ class _Block(NamedTuple):
             state=np.empty(S, np.float32),
             then=then,
             then_bits=then.view(np.int32),
-            total=np.empty(max(D, S), np.float32),
+            total=np.empty(S, np.float32),
         )
 
 
@@ -257,14 +269,21 @@ class _Totals(NamedTuple):
 class _RowTable(NamedTuple):
     """Gradients of the rows that were touched, in the order of the first touch; and a hash table of where they are."""
 
+    touched: NDArray[np.int64]  # (1,), how many rows there are so far
     rows: NDArray[np.int64]  # (rows at most,)
     values: Floats  # (rows at most, D)
     buckets: NDArray[np.int64]  # (a power of 2,): positions in `rows`, −1 where there is none
+    total: Floats  # (D,), a gradient that is being added up
 
     @staticmethod
     def empty(rows_max: int, width: int) -> "_RowTable":
-        buckets = np.full(1 << (2 * rows_max).bit_length(), -1, np.int64)  # at most half of them are taken
-        return _RowTable(np.empty(rows_max, np.int64), np.empty((rows_max, width), np.float32), buckets)
+        return _RowTable(
+            touched=np.zeros(1, np.int64),
+            rows=np.empty(rows_max, np.int64),
+            values=np.empty((rows_max, width), np.float32),
+            buckets=np.full(1 << (2 * rows_max).bit_length(), -1, np.int64),  # at most half of them are taken
+            total=np.empty(width, np.float32),
+        )
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -276,13 +295,14 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 @kernel
-def _add_up(counts: Floats, inputs: _Inputs, query: Keys, log: Keys, hits: Hits, block: _Block) -> None:
+def _add_up(counts: Floats, inputs: _Inputs, block: _Block) -> None:
     """Adds the weights of all hits to the counts (C, H) of their candidates."""
-    for q in range(len(query.last)):
-        at, stop = hits.starts[q], hits.starts[q + 1]
-        while at < stop:
-            n, at = _gather(block, hits, at, stop)
-            _compare(block, n, inputs, query, q, log)
+    starts = inputs.hits.starts
+    for q in range(len(starts) - 1):
+        at = starts[q]
+        while at < starts[q + 1]:
+            n, at = _gather(block, inputs.hits, at, starts[q + 1])
+            _compare(block, n, inputs, q)
             _weigh(block, n, inputs)
             for i in range(n):
                 for h in range(len(inputs.gains)):
@@ -302,8 +322,9 @@ def _gather(block: _Block, hits: Hits, at: int, stop: int) -> tuple[int, int]:
 
 
 @kernel
-def _compare(block: _Block, n: int, inputs: _Inputs, query: Keys, q: int, log: Keys) -> None:
+def _compare(block: _Block, n: int, inputs: _Inputs, q: int) -> None:
     """How like query q the n moments of the block were, part by part; and how old they are."""
+    query, log = inputs.query, inputs.log
     moments, parts, apart_s = block.moments[:n], block.parts[:, :n], block.apart_s[:n]
     last, before = block.last[:n], block.before[:n]
     for i in range(n):  # a pass of its own: the log is large, and the memory answers several questions at a time
@@ -319,7 +340,7 @@ def _compare(block: _Block, n: int, inputs: _Inputs, query: Keys, q: int, log: K
     _find_ages(block.ages[:n], apart_s, block.floats, block.bits)
     if len(block.state):
         _unit_state(block.state, inputs.states[q])
-        _compare_states(parts[STATE], moments, block.state, inputs.log_states, block.then, block.then_bits)
+        _compare_states(parts[STATE], moments, block, inputs.log_states)
     else:
         parts[STATE, :] = ZERO
 
@@ -334,10 +355,9 @@ def _compare_rows(part: Floats, vectors: Floats, mine: int, rows: NDArray[np.int
 
 
 @summing
-def _compare_states(
-    part: Floats, moments: NDArray[np.int64], state: Floats, log_states: NDArray[np.uint16], then: Floats, bits: Bits
-) -> None:
-    """Products of the query's state and the moments'; room for one of these is `then` and `bits`."""
+def _compare_states(part: Floats, moments: NDArray[np.int64], block: _Block, log_states: NDArray[np.uint16]) -> None:
+    """Products of the query's state and the moments'."""
+    state, then, bits = block.state, block.then, block.then_bits
     for i in range(len(moments)):
         _read_state(log_states[moments[i]], then, bits)
         part[i] = _product(state, then) - ONE
@@ -461,34 +481,23 @@ def _exponentiate(numbers: Floats, floats: Floats, bits: Bits) -> None:
 
 
 @kernel
-def _differentiate(
-    totals: _Totals,
-    table: _RowTable,
-    slopes: Floats,
-    inputs: _Inputs,
-    query: Keys,
-    log: Keys,
-    hits: Hits,
-    block: _Block,
-) -> int:
-    """Adds up all gradients; slopes (M, H) are those of the counts -> how many rows of vectors were touched."""
-    touched = 0
-    for q in range(len(query.last)):
-        at, stop = hits.starts[q], hits.starts[q + 1]
-        while at < stop:
-            n, at = _gather(block, hits, at, stop)
+def _differentiate(totals: _Totals, table: _RowTable, slopes: Floats, inputs: _Inputs, block: _Block) -> None:
+    """Adds up all gradients; slopes (M, H) are those of the counts."""
+    query, starts = inputs.query, inputs.hits.starts
+    for q in range(len(starts) - 1):
+        at = starts[q]
+        while at < starts[q + 1]:
+            n, at = _gather(block, inputs.hits, at, starts[q + 1])
             if n == 0:
                 continue
-            _compare(block, n, inputs, query, q, log)
+            _compare(block, n, inputs, q)
             _weigh(block, n, inputs)
             _add_to_heads(totals, block, n, slopes)
             _pull_parts(block, n, inputs.gains)
-            for part, mine, rows in ((LAST, query.last[q], block.last), (BEFORE, query.before[q], block.before)):
-                pulls, total = block.parts[part, :n], block.total[: inputs.vectors.shape[1]]
-                touched = _add_to_rows(table, touched, pulls, inputs.vectors, mine, rows, total)
-            if inputs.states.shape[1]:
+            _add_to_rows(table, block.parts[LAST, :n], inputs.vectors, query.last[q], block.last)
+            _add_to_rows(table, block.parts[BEFORE, :n], inputs.vectors, query.before[q], block.before)
+            if len(block.state):
                 _add_to_state(totals.states[q], block, n, inputs.states[q], inputs.log_states)
-    return touched
 
 
 @summing
@@ -516,11 +525,9 @@ def _pull_parts(block: _Block, n: int, gains: Floats) -> None:
 
 
 @kernel
-def _add_to_rows(
-    table: _RowTable, touched: int, pulls: Floats, vectors: Floats, mine: int, rows: NDArray[np.int32], total: Floats
-) -> int:
-    """A product pulls each of its two vectors towards the other; row 0 stays where it is -> rows touched so far."""
-    vector = vectors[mine]
+def _add_to_rows(table: _RowTable, pulls: Floats, vectors: Floats, mine: int, rows: NDArray[np.int32]) -> None:
+    """A product pulls each of its two vectors towards the other; row 0 stays where it is."""
+    vector, total = vectors[mine], table.total
     total[:] = ZERO
     alike = ZERO
     for i in range(len(pulls)):
@@ -529,13 +536,10 @@ def _add_to_rows(
             continue
         _add_scaled(total, pulls[i], vectors[rows[i]])
         if rows[i]:
-            at, touched = _find_row(table, touched, rows[i])
-            _add_scaled(table.values[at], pulls[i], vector)
+            _add_scaled(_row_gradient(table, rows[i]), pulls[i], vector)
     if mine:
         _add_scaled(total, alike, vector)
-        at, touched = _find_row(table, touched, mine)
-        _add_scaled(table.values[at], ONE, total)
-    return touched
+        _add_scaled(_row_gradient(table, mine), ONE, total)
 
 
 @summing
@@ -545,19 +549,19 @@ def _add_scaled(total: Floats, factor: np.float32, other: Floats) -> None:
 
 
 @kernel
-def _find_row(table: _RowTable, touched: int, row: int) -> tuple[int, int]:
-    """Where the row's gradient is, which begins as 0 -> that, and how many rows were touched so far."""
+def _row_gradient(table: _RowTable, row: int) -> Floats:
+    """Where the row's gradient is added up, (D,); it begins as 0."""
     last = len(table.buckets) - 1
     bucket = (int(row) * HASH_FACTOR >> HASH_SHIFT) & last
-    while table.buckets[bucket] >= 0:
-        at = table.buckets[bucket]
-        if table.rows[at] == row:
-            return at, touched
+    while table.buckets[bucket] >= 0 and table.rows[table.buckets[bucket]] != row:
         bucket = (bucket + 1) & last
-    table.buckets[bucket] = touched
-    table.rows[touched] = row
-    table.values[touched, :] = ZERO
-    return touched, touched + 1
+    if table.buckets[bucket] < 0:
+        new = table.touched[0]
+        table.touched[0] += 1
+        table.buckets[bucket], table.rows[new] = new, row
+        table.values[new, :] = ZERO
+    gradient: Floats = table.values[table.buckets[bucket]]
+    return gradient
 
 
 @kernel
