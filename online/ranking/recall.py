@@ -333,6 +333,9 @@ def _compare(block: _Block, n: int, inputs: _Inputs, q: int) -> None:
         apart_s[i] = query.times[q] - log.times[moments[i]]
         block.floats[i] = query.gaps[q] - log.gaps[moments[i]]
     _compare_gaps(parts[GAP], block.floats)
+    if len(block.state):
+        for i in range(n):  # states are touched for the same reason: they are on their way before they are needed
+            block.bits[i] = inputs.log_states[moments[i], 0]
     _compare_rows(parts[LAST], inputs.vectors, query.last[q], last)
     _compare_rows(parts[BEFORE], inputs.vectors, query.before[q], before)
     _compare_clocks(parts[HOUR], apart_s, 1 / DAY_S)
