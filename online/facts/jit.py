@@ -11,50 +11,58 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 from platformdirs import user_cache_path
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-#: What may be reordered in sums: everything but what would lose infinities and NaN.
-SUMMING = {"reassoc", "contract", "arcp", "nsz"}
+SUMS = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _PACKAGE = Path(__file__).resolve().parent.parent  # online/
 _SOURCES = ("facts/*.py", "ranking/recall.py", "ranking/prune.py")
 
 
-def _cache_folder() -> Path:
-    digest = hashlib.sha256(f"{numba.__version__}".encode())
+def cache_folder() -> Path:
+    """Where the compiled forms of these sources lie."""
+    digest = hashlib.sha256(numba.__version__.encode())
     for pattern in _SOURCES:
         for path in sorted(_PACKAGE.glob(pattern)):
             digest.update(path.read_bytes())
     name = f"kernels-{digest.hexdigest()[:16]}"
     beside = _PACKAGE / "facts" / "__pycache__"
-    writable = os.access(beside if beside.exists() else beside.parent, os.W_OK)
     # Where the code was installed by another user, what was compiled then is used, or else compiled for this one.
+    writable = os.access(beside if beside.exists() else beside.parent, os.W_OK)
     return beside / name if writable or (beside / name).exists() else user_cache_path("nextclick") / name
 
 
 if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = str(_cache_folder())
+    numba.config.CACHE_DIR = str(cache_folder())
 
 
-def kernel(function: F) -> F:
-    """A loop called from Python."""
-    return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+def kernel(function: Function) -> Function:
+    """Compiles a loop over arrays. The machine code is kept on disk, and it runs without the interpreter's lock."""
+    return _compiled(function)
 
 
-def summing(function: F) -> F:
-    """The same for a loop that mostly adds up: its sums may be taken in another order."""
-    return numba.njit(cache=True, nogil=True, fastmath=SUMMING)(function)  # type: ignore[no-any-return]
+def summing(function: Function) -> Function:
+    """The same for loops that add up floats: in any order, so that several are added at a time."""
+    return _compiled(function, fastmath=SUMS)
 
 
-def called(function: F) -> F:
+def called(function: Function) -> Function:
     """A small function of numbers that kernels call; the compiler's last stage puts it in their place."""
-    return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+    return _compiled(function)
 
 
-def inlined(function: F) -> F:
-    """A small function whose text is put where a kernel calls it: arrays that are handed on cost nothing then."""
-    return numba.njit(cache=True, nogil=True, inline="always")(function)  # type: ignore[no-any-return]
+def inlined(function: Function) -> Function:
+    """A small function whose text is put where a kernel calls it: it sums as that kernel does, and arrays that are
+    handed on cost nothing."""
+    return _compiled(function, inline="always")
+
+
+def _compiled(function: Function, **options: Any) -> Function:
+    try:
+        return cast(Function, numba.njit(cache=True, nogil=True, **options)(function))
+    except RuntimeError:  # there is no folder that can be written to: then each process compiles for itself
+        return cast(Function, numba.njit(nogil=True, **options)(function))

@@ -1,4 +1,4 @@
-"""Recall's soft counts in compiled loops, with their gradients: what RecallHeads and cosines say, without their tensors.
+"""Recall's soft counts in compiled loops, with their gradients: what RecallHeads and cosines say of moments.
 
 Hits are gone through query by query, at most BLOCK of them at a time, in passes: each pass is a short loop that does
 one thing to all hits of the block, so that the compiler does it to several at a time.
@@ -8,7 +8,7 @@ kept, `H` heads, `F` parts of a key, `A` buckets of age, `V` rows of vectors, `D
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -40,8 +40,10 @@ LENGTH_MIN = np.float32(1e-12)  # F.normalize's
 EXPONENTS_APART = np.float32(2.0**112)  # between float16's and float32's, read off the same bits
 HASH_FACTOR, HASH_SHIFT = 0x9E3779B1, 15  # Knuth's multiplicative hashing: rows of a run are scattered
 
-Floats = NDArray[np.float32]
-Gradients = tuple[Tensor | None, ...]
+Floats: TypeAlias = NDArray[np.float32]
+Doubles: TypeAlias = NDArray[np.float64]
+Bits: TypeAlias = NDArray[np.int32]  # of float32
+Gradients: TypeAlias = tuple[Tensor | None, ...]
 
 
 def _age_limits() -> Floats:
@@ -57,7 +59,7 @@ def _age_limits() -> Floats:
 AGE_LIMITS = _age_limits()
 
 
-def soft_counts(
+def soft_counts(  # noqa: PLR0917 - what it works on, and no options
     heads: RecallHeads,
     vectors: Tensor,
     query: Keys,
@@ -82,14 +84,14 @@ def soft_counts(
     Returns:
         log(1 + soft count), (C, H), without gradients. NaN in weights makes NaN of what it touches.
     """
-    inputs = _Inputs.of(heads, vectors, states, log_states)
+    inputs = _Inputs.of(heads, vectors, query, states, log, log_states, hits)
     counts = np.zeros((candidates, len(inputs.gains)), np.float32)
-    _add_up(counts, inputs, query, log, hits, _Block.empty(inputs))
+    _add_up(counts, inputs, _Block.empty(inputs))
     torch.from_numpy(counts).log1p_()
     return counts
 
 
-def with_gradients(
+def with_gradients(  # noqa: PLR0917
     heads: RecallHeads,
     vectors: nn.Parameter,
     query: Keys,
@@ -106,7 +108,8 @@ def with_gradients(
 
     Args:
         heads, vectors, query, states, log, log_states, hits: what `soft_counts` was given.
-        counts: (C, H), what it returned. Weights must not have moved since.
+        counts: (C, H), what it returned. From then until the gradients are there, neither weights nor the log's moments
+            that were found may change.
         kept: (M,) different candidates.
 
     Returns:
@@ -122,46 +125,45 @@ class _SoftCounts(torch.autograd.Function):
     """Picks what was counted before; what the gradients need is compared anew, of the hits of kept candidates only."""
 
     @staticmethod
-    def forward(ctx: Any, gains: Tensor, recency: Tensor, vectors: Tensor, states: Tensor | None, rest: Any) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        gains, recency, vectors, states, rest = arguments
         *_, counts, kept = ctx.rest = rest
         ctx.save_for_backward(gains, recency, vectors, states)
         return torch.from_numpy(counts[kept]).to(vectors.device)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         heads, query, log, log_states, hits, counts, kept = ctx.rest
         gains, recency, vectors, states = ctx.saved_tensors  # raises if any of them has moved since
-        inputs = _Inputs.of(heads, vectors, states, log_states)
 
         # 1. Hits point at rows of `kept`. The last place of the map is where −1 leads.
         rows = np.full(len(counts) + 1, -1, np.int64)
         rows[kept] = np.arange(len(kept))
-        rows[-1] = -1
         kept_hits = Hits(hits.starts, hits.moments, rows[hits.candidates])
+        inputs = _Inputs.of(heads, vectors, query, states, log, log_states, kept_hits)
         slopes = _array(gradient.float()) * np.exp(-counts[kept])  # d log(1 + count) = e^−out · d count
 
         # 2. The loops.
         touched_max = 2 * (int((kept_hits.candidates >= 0).sum()) + len(query.last))
         table = _RowTable.empty(touched_max, inputs.vectors.shape[1])
         totals = _Totals(np.zeros_like(inputs.gains), np.zeros_like(inputs.recency), np.zeros_like(inputs.states))
-        touched = _differentiate(totals, table, slopes, inputs, query, log, kept_hits, _Block.empty(inputs))
+        _differentiate(totals, table, slopes, inputs, _Block.empty(inputs))
+        touched = int(table.touched[0])
 
         # 3. As torch wants them, where the weights are.
-        order = np.argsort(table.rows[:touched])
-        sparse = torch.sparse_coo_tensor(
-            torch.from_numpy(table.rows[order][None]),
-            torch.from_numpy(table.values[order]),
+        of_vectors = torch.sparse_coo_tensor(
+            torch.from_numpy(table.rows[None, :touched]),
+            torch.from_numpy(table.values[:touched]),
             tuple(vectors.shape),
             device=vectors.device,
             check_invariants=False,
-            is_coalesced=True,
         )
         of_states = None if states is None else torch.from_numpy(totals.states).to(states)
         return (
             torch.from_numpy(totals.gains).to(gains),
             torch.from_numpy(totals.recency).to(recency),
-            sparse,
+            of_vectors,
             of_states,
             None,
         )
@@ -171,20 +173,32 @@ class _SoftCounts(torch.autograd.Function):
 
 
 class _Inputs(NamedTuple):
-    """Weights and states as arrays. Without states, S is 0."""
+    """All that is given, as arrays. Without states, S is 0."""
 
     gains: Floats  # (H, F)
     recency: Floats  # (H, A)
     vectors: Floats  # (V, D)
+    query: Keys
     states: Floats  # (N, S)
+    log: Keys
     log_states: NDArray[np.uint16]  # (held, S), the bits of float16: numba has no such numbers
+    hits: Hits
 
     @staticmethod
-    def of(heads: RecallHeads, vectors: Tensor, states: Tensor | None, log_states: Tensor) -> "_Inputs":
-        gains, recency, table = _array(heads.gains), _array(heads.recency), _array(vectors)
+    def of(  # noqa: PLR0917
+        heads: RecallHeads,
+        vectors: Tensor,
+        query: Keys,
+        states: Tensor | None,
+        log: Keys,
+        log_states: Tensor,
+        hits: Hits,
+    ) -> "_Inputs":
         if states is None:
-            return _Inputs(gains, recency, table, np.empty((0, 0), np.float32), np.empty((0, 0), np.uint16))
-        return _Inputs(gains, recency, table, _array(states.float()), _array(log_states).view(np.uint16))
+            now, then = np.empty((len(query.last), 0), np.float32), np.empty((len(log.last), 0), np.uint16)
+        else:
+            now, then = _array(states.float()), _array(log_states).view(np.uint16)
+        return _Inputs(_array(heads.gains), _array(heads.recency), _array(vectors), query, now, log, then, hits)
 
 
 class _Block(NamedTuple):
@@ -192,34 +206,38 @@ class _Block(NamedTuple):
 
     moments: NDArray[np.int64]  # (BLOCK,), positions in the log
     targets: NDArray[np.int64]  # (BLOCK,), rows that the hits are counted in
+    last: NDArray[np.int32]  # (BLOCK,), rows
+    before: NDArray[np.int32]  # (BLOCK,), rows
     parts: Floats  # (F, BLOCK), cosines − 1
     weights: Floats  # (H, BLOCK)
-    apart_s: NDArray[np.float64]  # (BLOCK,)
-    ages: NDArray[np.int64]  # (BLOCK,), buckets
+    apart_s: Doubles  # (BLOCK,)
+    ages: NDArray[np.int32]  # (BLOCK,), buckets
     floats: Floats  # (BLOCK,)
-    bits: NDArray[np.uint32]  # (BLOCK,), the same memory as `floats`
+    bits: Bits  # (BLOCK,), the same memory as `floats`
     state: Floats  # (S,), the query's, of unit length
     then: Floats  # (S,), a moment's
-    then_bits: NDArray[np.uint32]  # (S,), the same memory as `then`
-    pull: Floats  # (max(D, S),), a gradient that is being added up
+    then_bits: Bits  # (S,), the same memory as `then`
+    total: Floats  # (S,), a gradient that is being added up
 
     @staticmethod
     def empty(inputs: _Inputs) -> "_Block":
-        S, D = inputs.states.shape[1], inputs.vectors.shape[1]
+        S = inputs.states.shape[1]
         floats, then = np.empty(BLOCK, np.float32), np.empty(S, np.float32)
         return _Block(
             moments=np.empty(BLOCK, np.int64),
             targets=np.empty(BLOCK, np.int64),
+            last=np.empty(BLOCK, np.int32),
+            before=np.empty(BLOCK, np.int32),
             parts=np.empty((len(PARTS), BLOCK), np.float32),
             weights=np.empty((len(inputs.gains), BLOCK), np.float32),
             apart_s=np.empty(BLOCK),
-            ages=np.empty(BLOCK, np.int64),
+            ages=np.empty(BLOCK, np.int32),
             floats=floats,
-            bits=floats.view(np.uint32),
+            bits=floats.view(np.int32),
             state=np.empty(S, np.float32),
             then=then,
-            then_bits=then.view(np.uint32),
-            pull=np.empty(max(D, S), np.float32),
+            then_bits=then.view(np.int32),
+            total=np.empty(S, np.float32),
         )
 
 
@@ -234,33 +252,40 @@ class _Totals(NamedTuple):
 class _RowTable(NamedTuple):
     """Gradients of the rows that were touched, in the order of the first touch; and a hash table of where they are."""
 
+    touched: NDArray[np.int64]  # (1,), how many rows there are so far
     rows: NDArray[np.int64]  # (rows at most,)
     values: Floats  # (rows at most, D)
     buckets: NDArray[np.int64]  # (a power of 2,): positions in `rows`, −1 where there is none
+    total: Floats  # (D,), a gradient that is being added up
 
     @staticmethod
     def empty(rows_max: int, width: int) -> "_RowTable":
-        buckets = np.full(1 << (2 * rows_max).bit_length(), -1, np.int64)  # at most half of them are taken
-        return _RowTable(np.empty(rows_max, np.int64), np.empty((rows_max, width), np.float32), buckets)
+        return _RowTable(
+            touched=np.zeros(1, np.int64),
+            rows=np.empty(rows_max, np.int64),
+            values=np.empty((rows_max, width), np.float32),
+            buckets=np.full(1 << (2 * rows_max).bit_length(), -1, np.int64),  # at most half of them are taken
+            total=np.empty(width, np.float32),
+        )
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
     """Without a copy where the tensor is on the CPU and in order."""
-    return tensor.detach().cpu().contiguous().numpy()
+    return np.ascontiguousarray(tensor.numpy(force=True))
 
 
 # --- Counting ------------------------------------------------------------------------------------------------------
 
 
 @kernel
-def _add_up(counts: Floats, inputs: _Inputs, query: Keys, log: Keys, hits: Hits, block: _Block) -> None:
+def _add_up(counts: Floats, inputs: _Inputs, block: _Block) -> None:
     """Adds the weights of all hits to the counts (C, H) of their candidates."""
-    for q in range(len(query.last)):
-        _unit_state(block, inputs, q)
-        at, stop = hits.starts[q], hits.starts[q + 1]
-        while at < stop:
-            n, at = _gather(block, hits, at, stop)
-            _compare(block, n, inputs, query, q, log)
+    starts = inputs.hits.starts
+    for q in range(len(starts) - 1):
+        at = starts[q]
+        while at < starts[q + 1]:
+            n, at = _gather(block, inputs.hits, at, starts[q + 1])
+            _compare(block, n, inputs, q)
             _weigh(block, n, inputs)
             for i in range(n):
                 for h in range(len(inputs.gains)):
@@ -280,99 +305,102 @@ def _gather(block: _Block, hits: Hits, at: int, stop: int) -> tuple[int, int]:
 
 
 @kernel
-def _compare(block: _Block, n: int, inputs: _Inputs, query: Keys, q: int, log: Keys) -> None:
+def _compare(block: _Block, n: int, inputs: _Inputs, q: int) -> None:
     """How like query q the n moments of the block were, part by part; and how old they are."""
-    _compare_rows(block, n, LAST, inputs.vectors, query.last[q], log.last)
-    _compare_rows(block, n, BEFORE, inputs.vectors, query.before[q], log.before)
-    if inputs.states.shape[1]:
-        _compare_states(block, n, inputs.log_states)
+    query, log = inputs.query, inputs.log
+    moments, parts, apart_s = block.moments[:n], block.parts[:, :n], block.apart_s[:n]
+    last, before = block.last[:n], block.before[:n]
+    for i in range(n):  # a pass of its own: the log is large, and the memory answers several questions at a time
+        last[i] = log.last[moments[i]]
+        before[i] = log.before[moments[i]]
+        apart_s[i] = query.times[q] - log.times[moments[i]]
+        block.floats[i] = query.gaps[q] - log.gaps[moments[i]]
+    _compare_gaps(parts[GAP], block.floats)
+    if len(block.state):
+        for i in range(n):  # states are touched for the same reason: they are on their way before they are needed
+            block.bits[i] = inputs.log_states[moments[i], 0]
+    _compare_rows(parts[LAST], inputs.vectors, query.last[q], last)
+    _compare_rows(parts[BEFORE], inputs.vectors, query.before[q], before)
+    _compare_clocks(parts[HOUR], apart_s, 1 / DAY_S)
+    _compare_clocks(parts[WEEKDAY], apart_s, 1 / WEEK_S)
+    _find_ages(block.ages[:n], apart_s, block.floats, block.bits)
+    if len(block.state):
+        _unit_state(block.state, inputs.states[q])
+        _compare_states(parts[STATE], moments, block, inputs.log_states)
     else:
-        for i in range(n):
-            block.parts[STATE, i] = 0
-    now, gap = query.times[q], query.gaps[q]
-    for i in range(n):
-        moment = block.moments[i]
-        block.apart_s[i] = now - log.times[moment]
-        block.floats[i] = gap - log.gaps[moment]
-    _compare_gaps(block.parts[GAP], block.floats, n)
-    _compare_clocks(block.parts[HOUR], block.apart_s, n, 1 / DAY_S)
-    _compare_clocks(block.parts[WEEKDAY], block.apart_s, n, 1 / WEEK_S)
-    _find_ages(block, n)
+        parts[STATE, :] = ZERO
 
 
 @summing
-def _compare_rows(block: _Block, n: int, part: int, vectors: Floats, mine: int, rows: NDArray[np.int32]) -> None:
+def _compare_rows(part: Floats, vectors: Floats, mine: int, rows: NDArray[np.int32]) -> None:
     """Products of vectors, for one of the parts that are items; `mine` is the query's row."""
-    with_itself = _product(vectors, mine, mine)
-    for i in range(n):
-        row = rows[block.moments[i]]
-        cosine = with_itself if row == mine else _product(vectors, mine, row)
-        block.parts[part, i] = cosine - ONE
+    vector = vectors[mine]
+    with_itself = _product(vector, vector)
+    for i in range(len(rows)):
+        part[i] = (with_itself if rows[i] == mine else _product(vector, vectors[rows[i]])) - ONE
 
 
 @summing
-def _product(vectors: Floats, one: int, other: int) -> np.float32:
+def _compare_states(part: Floats, moments: NDArray[np.int64], block: _Block, log_states: NDArray[np.uint16]) -> None:
+    """Products of the query's state and the moments'."""
+    state, then, bits = block.state, block.then, block.then_bits
+    for i in range(len(moments)):
+        _read_state(log_states[moments[i]], then, bits)
+        part[i] = _product(state, then) - ONE
+
+
+@summing
+def _product(one: Floats, other: Floats) -> np.float32:
     total = ZERO
-    for d in range(vectors.shape[1]):
-        total += vectors[one, d] * vectors[other, d]
+    for d in range(len(one)):
+        total += one[d] * other[d]
     return total
 
 
 @summing
-def _unit_state(block: _Block, inputs: _Inputs, q: int) -> None:
-    """The state of query q gets unit length, as F.normalize does it."""
-    if inputs.states.shape[1]:
-        scale = ONE / _length(inputs.states, q)
-        for s in range(inputs.states.shape[1]):
-            block.state[s] = inputs.states[q, s] * scale
+def _unit_state(unit: Floats, state: Floats) -> None:
+    """The state at unit length, as F.normalize does it."""
+    scale = ONE / _length(state)
+    for s in range(len(state)):
+        unit[s] = state[s] * scale
 
 
-@summing
-def _length(states: Floats, q: int) -> np.float32:
-    """Of a state, and at least LENGTH_MIN; of NaN it is NaN."""
-    length = np.sqrt(_product(states, q, q))
+@kernel
+def _length(state: Floats) -> np.float32:
+    """At least LENGTH_MIN; NaN where there is one."""
+    length = np.sqrt(_product(state, state))
     return LENGTH_MIN if length < LENGTH_MIN else length
 
 
-@summing
-def _compare_states(block: _Block, n: int, log_states: NDArray[np.uint16]) -> None:
-    for i in range(n):
-        _read_state(block, log_states, block.moments[i])
-        total = ZERO
-        for s in range(len(block.state)):
-            total += block.state[s] * block.then[s]
-        block.parts[STATE, i] = total - ONE
-
-
 @inlined
-def _read_state(block: _Block, log_states: NDArray[np.uint16], moment: int) -> None:
-    """A moment's state becomes float32.
+def _read_state(halves: NDArray[np.uint16], floats: Floats, bits: Bits) -> None:
+    """A moment's state becomes float32; `floats` and `bits` are the same memory.
 
     Its exponent and fraction are moved to where float32 has them; what is left is a factor of 2^112, since exponents
     are counted from 15 there and from 127 here. Infinity and NaN have all bits of the exponent set.
     """
-    for s in range(len(block.then)):
-        half = int(log_states[moment, s])
-        special = 0x7F800000 if half & 0x7C00 == 0x7C00 else 0
-        block.then_bits[s] = (half & 0x8000) << 16 | (half & 0x7FFF) << 13 | special
-    for s in range(len(block.then)):
-        block.then[s] *= EXPONENTS_APART
+    for s in range(len(floats)):
+        half = np.int32(halves[s])
+        special = np.int32(0x7F800000) if half & 0x7C00 == 0x7C00 else np.int32(0)
+        bits[s] = np.int32((half & 0x8000) << 16) | np.int32((half & 0x7FFF) << 13) | special
+    for s in range(len(floats)):
+        floats[s] *= EXPONENTS_APART
 
 
 @kernel
-def _compare_gaps(part: Floats, apart: Floats, n: int) -> None:
-    for i in range(n):
+def _compare_gaps(part: Floats, apart: Floats) -> None:
+    for i in range(len(part)):
         unlike = abs(apart[i]) * PER_GAP_SCALE
         part[i] = -(TWO if unlike > TWO else unlike)
 
 
 @kernel
-def _compare_clocks(part: Floats, apart_s: NDArray[np.float64], n: int, per_s: float) -> None:
+def _compare_clocks(part: Floats, apart_s: Doubles, per_s: float) -> None:
     """Cosines of the angles between times, for a hand that goes round `per_s` times a second.
 
-    cos(2πx) is a sine of what is at most a quarter of a round, where its series (to the 11th power) is exact to 1e-7.
+    cos(2πx) is the sine of at most a quarter of a round, where its series (to the 11th power) is exact to 1e-7.
     """
-    for i in range(n):
+    for i in range(len(apart_s)):
         rounds = apart_s[i] * per_s
         angle = TWO_PI * (abs(np.float32(rounds - np.floor(rounds)) - HALF) - QUARTER)
         square = angle * angle
@@ -381,47 +409,57 @@ def _compare_clocks(part: Floats, apart_s: NDArray[np.float64], n: int, per_s: f
 
 
 @kernel
-def _find_ages(block: _Block, n: int) -> None:
-    """Buckets of age: floor(log2(1 + seconds)), read off the exponent of the float32."""
-    for i in range(n):
-        block.floats[i] = np.float32(max(block.apart_s[i], 0.0)) + ONE
-    for i in range(n):
-        bucket = min((np.int64(block.bits[i]) >> 23) - 127, AGES - 1)
-        block.ages[i] = min(bucket + (block.floats[i] >= AGE_LIMITS[bucket]), AGES - 1)
+def _find_ages(ages: NDArray[np.int32], apart_s: Doubles, floats: Floats, bits: Bits) -> None:
+    """Buckets of age: floor(log2(1 + seconds)), read off the exponent of the float32.
 
-
-@summing
-def _weigh(block: _Block, n: int, inputs: _Inputs) -> None:
-    """The weight that each head gives each hit of the block."""
-    gains, parts = inputs.gains, block.parts
-    for h in range(len(gains)):
-        for i in range(n):
-            block.weights[h, i] = (
-                gains[h, LAST] * parts[LAST, i]
-                + gains[h, BEFORE] * parts[BEFORE, i]
-                + gains[h, HOUR] * parts[HOUR, i]
-                + gains[h, WEEKDAY] * parts[WEEKDAY, i]
-                + gains[h, GAP] * parts[GAP, i]
-                + gains[h, STATE] * parts[STATE, i]
-                + inputs.recency[h, block.ages[i]]
-            )
-        _exponentiate(block.weights[h], block.floats, block.bits, n)
+    `floats` and `bits` are the same memory. Where a logarithm is rounded up to a whole number, so is the bucket.
+    """
+    for i in range(len(ages)):
+        floats[i] = np.float32(apart_s[i] if apart_s[i] > 0 else 0.0) + ONE
+    for i in range(len(ages)):
+        bucket = min((bits[i] >> 23) - 127, AGES - 1)
+        ages[i] = min(bucket + (floats[i] >= AGE_LIMITS[bucket]), AGES - 1)
 
 
 @kernel
-def _exponentiate(numbers: Floats, floats: Floats, bits: NDArray[np.uint32], n: int) -> None:
+def _weigh(block: _Block, n: int, inputs: _Inputs) -> None:
+    """The weight that each head gives each hit of the block."""
+    for h in range(len(inputs.gains)):
+        weights = block.weights[h, :n]
+        _add_parts(weights, block.parts[:, :n], block.ages[:n], inputs.gains[h], inputs.recency[h])
+        _exponentiate(weights, block.floats, block.bits)
+
+
+@summing
+def _add_parts(exponents: Floats, parts: Floats, ages: NDArray[np.int32], gains: Floats, recency: Floats) -> None:
+    last, before, hour = gains[LAST], gains[BEFORE], gains[HOUR]  # once, for `exponents` could be the same memory
+    weekday, gap, state = gains[WEEKDAY], gains[GAP], gains[STATE]
+    for i in range(len(exponents)):
+        exponents[i] = (
+            last * parts[LAST, i]
+            + before * parts[BEFORE, i]
+            + hour * parts[HOUR, i]
+            + weekday * parts[WEEKDAY, i]
+            + gap * parts[GAP, i]
+            + state * parts[STATE, i]
+            + recency[ages[i]]
+        )
+
+
+@kernel
+def _exponentiate(numbers: Floats, floats: Floats, bits: Bits) -> None:
     """Each x becomes e^x = 2^k · e^r: r is at most half of log 2, where the series (to the 6th power) is exact to 1e-7.
 
-    2^k is written as the exponent of a float32: `bits` and `floats` are the same memory. NaN stays NaN, for comparisons
+    2^k is written as the exponent of a float32: `floats` and `bits` are the same memory. NaN stays NaN, for comparisons
     with it are false. What is too large becomes infinity.
     """
-    for i in range(n):
+    for i in range(len(numbers)):
         x = LOWEST if numbers[i] < LOWEST else numbers[i]
         k = np.int32((x if x < HIGHEST else HIGHEST) * PER_LOG_2 + ROUNDING) - ROUNDING_WHOLE
         r = (x - np.float32(k) * LOG_2_COARSE) - np.float32(k) * LOG_2_FINE
-        bits[i] = (k + 127) << 23
+        bits[i] = np.int32((k + 127) << 23)
         numbers[i] = ONE + r * (ONE + r * (E2 + r * (E3 + r * (E4 + r * (E5 + r * E6)))))
-    for i in range(n):
+    for i in range(len(numbers)):
         numbers[i] *= floats[i]
 
 
@@ -429,127 +467,98 @@ def _exponentiate(numbers: Floats, floats: Floats, bits: NDArray[np.uint32], n: 
 
 
 @kernel
-def _differentiate(
-    totals: _Totals,
-    table: _RowTable,
-    slopes: Floats,
-    inputs: _Inputs,
-    query: Keys,
-    log: Keys,
-    hits: Hits,
-    block: _Block,
-) -> int:
-    """Adds up all gradients; slopes (M, H) are those of the counts -> how many rows of vectors were touched."""
-    touched = 0
-    for q in range(len(query.last)):
-        at, stop = hits.starts[q], hits.starts[q + 1]
-        while at < stop:
-            n, at = _gather(block, hits, at, stop)
+def _differentiate(totals: _Totals, table: _RowTable, slopes: Floats, inputs: _Inputs, block: _Block) -> None:
+    """Adds up all gradients; slopes (M, H) are those of the counts."""
+    query, starts = inputs.query, inputs.hits.starts
+    for q in range(len(starts) - 1):
+        at = starts[q]
+        while at < starts[q + 1]:
+            n, at = _gather(block, inputs.hits, at, starts[q + 1])
             if n == 0:
                 continue
-            _unit_state(block, inputs, q)
-            _compare(block, n, inputs, query, q, log)
+            _compare(block, n, inputs, q)
             _weigh(block, n, inputs)
             _add_to_heads(totals, block, n, slopes)
             _pull_parts(block, n, inputs.gains)
-            touched = _add_to_rows(table, touched, block, n, LAST, inputs.vectors, query.last[q], log.last)
-            touched = _add_to_rows(table, touched, block, n, BEFORE, inputs.vectors, query.before[q], log.before)
-            if inputs.states.shape[1]:
-                _add_to_state(totals, block, n, inputs, q)
-    return touched
+            _add_to_rows(table, block.parts[LAST, :n], inputs.vectors, query.last[q], block.last)
+            _add_to_rows(table, block.parts[BEFORE, :n], inputs.vectors, query.before[q], block.before)
+            if len(block.state):
+                _add_to_state(totals.states[q], block, n, inputs.states[q], inputs.log_states)
 
 
 @summing
 def _add_to_heads(totals: _Totals, block: _Block, n: int, slopes: Floats) -> None:
     """Weights become the gradients of exponents, and these are added to those of gains and recency."""
     for h in range(len(block.weights)):
+        pulls = block.weights[h, :n]
         for i in range(n):
-            block.weights[h, i] *= slopes[block.targets[i], h]
-        for i in range(n):
-            totals.recency[h, block.ages[i]] += block.weights[h, i]
+            pulls[i] *= slopes[block.targets[i], h]
+            totals.recency[h, block.ages[i]] += pulls[i]
         for part in range(len(block.parts)):
-            total = ZERO
-            for i in range(n):
-                total += block.weights[h, i] * block.parts[part, i]
-            totals.gains[h, part] += total
+            totals.gains[h, part] += _product(pulls, block.parts[part])
 
 
 @summing
 def _pull_parts(block: _Block, n: int, gains: Floats) -> None:
     """The parts that are learned become the gradients of their cosines."""
     for part in (LAST, BEFORE, STATE):
-        for i in range(n):
-            block.parts[part, i] = ZERO
+        pulls = block.parts[part, :n]
+        pulls[:] = ZERO
         for h in range(len(gains)):
+            gain, weights = gains[h, part], block.weights[h]
             for i in range(n):
-                block.parts[part, i] += gains[h, part] * block.weights[h, i]
-
-
-@summing
-def _add_to_rows(
-    table: _RowTable,
-    touched: int,
-    block: _Block,
-    n: int,
-    part: int,
-    vectors: Floats,
-    mine: int,
-    rows: NDArray[np.int32],
-) -> int:
-    """A product pulls each of its two vectors towards the other; row 0 stays where it is -> rows touched so far."""
-    D = vectors.shape[1]
-    pull = block.pull
-    pull[:D] = ZERO
-    alike = ZERO
-    for i in range(n):
-        row, strength = rows[block.moments[i]], block.parts[part, i]
-        if row == mine:
-            alike += strength + strength  # the row is on both sides
-            continue
-        for d in range(D):
-            pull[d] += strength * vectors[row, d]
-        if row:
-            at, touched = _find_row(table, touched, row)
-            for d in range(D):
-                table.values[at, d] += strength * vectors[mine, d]
-    if mine:
-        at, touched = _find_row(table, touched, mine)
-        for d in range(D):
-            table.values[at, d] += pull[d] + alike * vectors[mine, d]
-    return touched
+                pulls[i] += gain * weights[i]
 
 
 @kernel
-def _find_row(table: _RowTable, touched: int, row: int) -> tuple[int, int]:
-    """Where the row's gradient is; it begins with 0 -> that, and rows touched so far."""
-    last = len(table.buckets) - 1
-    bucket = (row * HASH_FACTOR >> HASH_SHIFT) & last
-    while table.buckets[bucket] >= 0:
-        at = table.buckets[bucket]
-        if table.rows[at] == row:
-            return at, touched
-        bucket = (bucket + 1) & last
-    table.buckets[bucket] = touched
-    table.rows[touched] = row
-    for d in range(table.values.shape[1]):
-        table.values[touched, d] = ZERO
-    return touched, touched + 1
+def _add_to_rows(table: _RowTable, pulls: Floats, vectors: Floats, mine: int, rows: NDArray[np.int32]) -> None:
+    """A product pulls each of its two vectors towards the other; row 0 stays where it is."""
+    vector, total = vectors[mine], table.total
+    total[:] = ZERO
+    alike = ZERO
+    for i in range(len(pulls)):
+        if rows[i] == mine:
+            alike += pulls[i] + pulls[i]  # the row is on both sides
+            continue
+        _add_scaled(total, pulls[i], vectors[rows[i]])
+        if rows[i]:
+            _add_scaled(_row_gradient(table, rows[i]), pulls[i], vector)
+    if mine:
+        _add_scaled(total, alike, vector)
+        _add_scaled(_row_gradient(table, mine), ONE, total)
 
 
 @summing
-def _add_to_state(totals: _Totals, block: _Block, n: int, inputs: _Inputs, q: int) -> None:
+def _add_scaled(total: Floats, factor: np.float32, other: Floats) -> None:
+    for d in range(len(total)):
+        total[d] += factor * other[d]
+
+
+@kernel
+def _row_gradient(table: _RowTable, row: int) -> Floats:
+    """Where the row's gradient is added up, (D,); it begins as 0."""
+    last = len(table.buckets) - 1
+    bucket = (int(row) * HASH_FACTOR >> HASH_SHIFT) & last
+    while table.buckets[bucket] >= 0 and table.rows[table.buckets[bucket]] != row:
+        bucket = (bucket + 1) & last
+    if table.buckets[bucket] < 0:
+        new = table.touched[0]
+        table.touched[0] += 1
+        table.buckets[bucket], table.rows[new] = new, row
+        table.values[new, :] = ZERO
+    gradient: Floats = table.values[table.buckets[bucket]]
+    return gradient
+
+
+@kernel
+def _add_to_state(pulled: Floats, block: _Block, n: int, state: Floats, log_states: NDArray[np.uint16]) -> None:
     """Only what turns a state counts: what would lengthen it is taken off, for it gets unit length anyway."""
-    S = inputs.states.shape[1]
-    pull = block.pull
-    pull[:S] = ZERO
+    total = block.total[: len(state)]
+    total[:] = ZERO
     for i in range(n):
-        _read_state(block, inputs.log_states, block.moments[i])
-        for s in range(S):
-            pull[s] += block.parts[STATE, i] * block.then[s]
-    length = _length(inputs.states, q)
-    along = ZERO
+        _read_state(log_states[block.moments[i]], block.then, block.then_bits)
+        _add_scaled(total, block.parts[STATE, i], block.then)
+    length = _length(state)
     if length != LENGTH_MIN:  # shorter ones are only divided by it
-        for s in range(S):
-            along += pull[s] * block.state[s]
-    for s in range(S):
-        totals.states[q, s] += (pull[s] - along * block.state[s]) / length
+        _add_scaled(total, -_product(total, block.state), block.state)
+    _add_scaled(pulled, ONE / length, total)
