@@ -172,14 +172,18 @@ class UserHistories:
             lengths,
         )
 
+    def latest_at(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """When the latest click of each slot (N,) was made, in seconds; 0 where there is none."""
+        found: NDArray[np.float64] = self._times[slots, (self._clicks[slots] - 1) % self.history_max]
+        return np.where(self._clicks[slots] > 0, found, 0.0)
+
     def users(self) -> list[str]:
         """Everybody who has a history, least recently seen first."""
         return list(self._slots)
 
     def clicked_at(self) -> NDArray[np.float64]:
         """When the latest click of everybody was made, in the order of their slots, in seconds."""
-        slots = np.arange(len(self._slots))
-        return self._times[slots, (self._clicks[slots] - 1) % self.history_max]
+        return self.latest_at(np.arange(len(self._slots)))
 
     def clicked_active_at(self) -> NDArray[np.float64]:
         """The same in active time."""

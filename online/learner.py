@@ -1,11 +1,11 @@
 """Everything that is learned from clicks, and the lists that follow from it: test, then train, then rank anew.
 
-Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `C` candidates of all clicks.
+Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `L` lists that are asked for.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,32 +15,54 @@ from torch import Tensor
 
 from model.vocabulary import Vocabulary
 from online.arrays import as_tensor, below, joined
-from online.counts import Counts
-from online.evaluation.metrics import Scores, ranks_among, ranks_in
+from online.evaluation.metrics import Scores, ranks_in
+from online.facts.moments import Keys, places_held
+from online.facts.store import NOBODY_SEES, FeatureStore, Gathered, no_clicks, no_queries
 from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
-from online.ranking.ahead import Ahead
-from online.ranking.candidates import Asked
+from online.ranking.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedNetwork, TrainedStep
 from online.ranking.guard import Guard, owners_of_all
 from online.ranking.item_rows import ClickedRows, ItemRows
-from online.ranking.learned import Batch, Learned, Lesson, Look, Ranking, Read
+from online.ranking.lift import Lift
+from online.ranking.model import MISS_LOSS, Memory, RankingModel
 from online.ranking.next_item import Negatives
-from online.ranking.questions import Questions, StatesAround
+from online.ranking.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
+from online.ranking.queries import Lists, QueryBuilder, Wanted
+from online.ranking.replay_buffer import ReplayBuffer, among_rivals
 from online.ranking.reservoir import Reservoir
 from online.ranking.return_times import ReturnTimes
-from online.ranking.scored import Query, Scored
-from online.ranking.scorer import Scorer
+from online.ranking.scoring import ScoredCandidates
 from online.ranking.seen_items import SeenItems
 from online.ranking.states import UserStates
-from online.ranking.weights import Weights
 from online.settings import Settings
 from online.stream_time import ActiveClock
 from stream.events import Click
 from stream.people import digest_of, owner_number
 
-__all__ = ["EVENT_TYPES_MAX", "METHODS", "Learned", "Learner", "Ranking"]
+__all__ = ["EVENT_TYPES_MAX", "METHODS", "BatchResult", "Learner", "Ranking"]
 
 METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
+_NONE = np.zeros(0, np.int64)
+RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A micro-batch of which all facts are known, and nothing is learned yet."""
+
+    batch: ClickBatch
+    clicked: ClickedRows
+    listed: NDArray[np.int64]  # (U,) each user's last click
+    network: TrainedNetwork | None
+    gathered: Gathered  # for the clicks
+    wanted: Wanted  # (L,) lists between the clicks; then those of `listed`; then the one for anybody
+    lists: Lists
+    of_lists: Gathered
+    repeated: NDArray[np.int64]  # (R,) clicks that the same user's next click follows in the batch: the first lists
+    impressions: Sequence[Impression] | None
+    held: NDArray[np.int64]  # which of the impressions' users have a history: the next lists
+    popular: NDArray[np.int64]  # (SERVED,) rows as of the start, 0 beyond
+    anybodys: NDArray[np.int64]  # (SERVED,) rows of the list for anybody as of the start, 0 beyond
 
 
 class Learner:
@@ -53,13 +75,18 @@ class Learner:
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.items = ItemRows(settings)
         self.guard = Guard(settings)
-        # With room for a micro-batch besides: what a click is scored with must not shrink by those that come after it.
-        spare = min(settings.micro_batch_max, settings.history_max // 2)
-        self.histories = UserHistories(settings.users_held, settings.history_max + spare)
-        weights = Weights(settings)
-        self.device = weights.device
-        self.scorer = Scorer(settings, weights)
-        self.states = UserStates(settings, weights, self.histories)
+        self.histories = UserHistories(settings.users_held, settings.history_max)
+        self.weights = RankingModel(settings)  # the version that serves and learns
+        self.device = self.weights.device
+        self.store = FeatureStore(settings)
+        self.moment_states = torch.zeros(  # of the moments in the log, of unit length, or 0
+            len(self.store.log.items), settings.width if self.deep_state else 0, dtype=torch.float16
+        )
+        self.lift = Lift()
+        self.replay = ReplayBuffer(
+            settings.replay_held, settings.replay_candidates, len(self.weights.first) + 1, settings.seed, self.device
+        )
+        self.states = UserStates(settings, self.weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
         self.seen = SeenItems(settings.users_held, settings.seen_pairs_max) if settings.exclude_seen else None
         self.random = np.random.default_rng(settings.seed)  # negatives'
@@ -67,26 +94,13 @@ class Learner:
         self.returns = ReturnTimes(
             settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
         )
-        self.questions = Questions(
-            settings,
-            self.histories,
-            scorer=self.scorer,
-            states=self.states,
-            returns=self.returns,
-            guard=self.guard,
-            seen=self.seen,
-        )
+        self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self.clock = ActiveClock()
         self._now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
         self._make_room()
-
-    @property
-    def weights(self) -> Weights:
-        """Those that serve and learn."""
-        return self.scorer.weights
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -98,86 +112,137 @@ class Learner:
         return self.items.unavailable
 
     @property
-    def counts(self) -> Counts:
-        return self.scorer.counts
-
-    @property
     def deep_state(self) -> bool:
         """Whether the Reformer's state takes part."""
         return self.settings.reformer and self.settings.deep_state
 
-    def publish(self, weights: Weights, version: int) -> None:
+    def publish(self, weights: RankingModel, version: int) -> None:
         """These weights serve and learn from now on. Memories go on, and are rebuilt as their owners click."""
         live = self.weights.optimizer
-        weights.grow(len(self.counts))
+        weights.grow(len(self.store))
         # How far learning rates have come down is a matter of the stream, not of one version.
         weights.optimizer.steps, weights.optimizer.boost = max(weights.optimizer.steps, live.steps), live.boost
-        self.scorer.weights = self.states.weights = weights
+        self.weights = self.states.weights = weights
         self.states.weights_replaced()
         self.version = version
 
     # Learning
 
-    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] | None = None, *, train: bool = True) -> Learned:
+    def learn(
+        self, clicks: Sequence[Click], impressions: Sequence[Impression] | None = None, *, train: bool = True
+    ) -> BatchResult:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
-        Within a micro-batch histories move with every click, and so do the lists that are scored; each click is asked
-        for as if those before it had been counted (see `Ahead`). Tables and weights move once, at its end. So nothing
-        that is scored has seen its own click, or a later one.
+        Facts move with every click, so nothing that is scored has seen its own click or a later one. The ranker learns
+        in steps of `step_clicks`, each of which is scored before; the Reformer learns once, at the end.
 
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
-            looks: lists that a backtest wants as they would be written in between.
+            impressions: lists that a backtest wants as they would be written in between.
             train: without, the lists that stood are not scored and the weights stay; all else is as ever, and the
                 clicks may be replayed later.
         """
-        users = [click.user_id for click in clicks]
-        slots = self.histories.slots(users)  # (N,), of each click
-        active = self.clock.update_all(click.timestamp for click in clicks)  # (N,)
-        clicked = self._observe(clicks, active)
-        rows, targets = clicked.rows, clicked.targets  # (N,) each
-        types = [self._event_type(click.event_type) for click in clicks]
-        times = np.array([click.timestamp for click in clicks])
-        numbers = self.scorer.log.next_numbers(len(clicks))
-        self.histories.append(slots, rows, types, times, numbers)
-        self.histories.active_at[slots] = active  # of each user's last click, which comes last
-        behind = earlier_in_batch(slots[::-1])[::-1]
-        guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
-        heard = ~guarded
-        batch = Batch(users, slots, rows, targets, times, active, behind, numbers, heard)
-        last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
-        listed = [users[at] for at in last]
-        read = _read(slots, last) if self.deep_state else None
-        with torch.set_grad_enabled(train):
-            guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
+        return self._finish(self._prepare(clicks, impressions), train=train)
 
-        query = self.questions.at(users, slots, times, behind + 1, guesses, active=active)
-        ahead = self.questions.ahead(batch, query.asked)
-        query = query._replace(ahead=ahead)
-        owners = owners_of_all(users)
-        self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses, self._tensor(owners))
-        with torch.set_grad_enabled(train):
-            scored = self.scorer.score(query)
-        places = self._places(scored, targets)
-        ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
-        served_ranks = self._score_served(batch, query.asked, guesses) if train else np.full(len(clicks), np.inf)
-        looked = None if looks is None else self._looked(batch, looks, ahead, guesses, states)
-        losses, lesson = self._update(batch, scored, places, guesses, taught, train=train)
-        self._remember(batch, ahead)
-        self._take_back(batch, caught)
-        told = heard & ~self.mostly_guarded(slots)
-        self.reservoir.offer(self.histories, slots[told], behind[told], owners[told])
-        had = (query.asked.lengths.cpu().numpy() > 0) & heard
-        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
+    def _prepare(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> Prepared:
+        """Facts: each click is asked for and then counted, and so is every list in between."""
+        batch, clicked, caught = self._batch(clicks)
+        B = len(batch.users)
+        listed = np.flatnonzero(batch.behind == 0)
+        self._take_own_slots(batch)
+        told, before, seen = self.queries.before_clicks(batch)
+        popular = _padded(self._popular_rows(SERVED))
+        anybodys = _padded(self._anybodys()[0]) if self.lists else popular
+        # Lists. Before this batch's gaps are known, and after.
+        repeated = np.flatnonzero(batch.behind > 0) if self.lists else _NONE
+        held = _NONE
+        wanted = self.queries.after_clicks(batch, repeated)
+        if impressions is not None:
+            held = np.array([i for i, one in enumerate(impressions) if one.user_id in self.histories], np.int64)
+            wanted = wanted.and_also(self.queries.of_impressions(batch, [impressions[i] for i in held.tolist()]))
+            wanted = wanted.and_also(self.queries.of_nobody(0, self._now[1]))
+        now = self._now[0]
+        had = ~np.isnan(batch.previous_at) & batch.trainable
+        self.returns.add((batch.times - batch.previous_at)[had], int(batch.trainable.sum()))
         self._now = self.clock.latest, self.clock.now
+        if self.lists:
+            wanted = wanted.and_also(self.queries.at_end(batch, listed))
+            wanted = wanted.and_also(self.queries.of_nobody(B, self._now[1]))
+            now = self._now[0]
+        lists = self.queries.lists(wanted, now=now)
+        gathered, of_lists = self.store.advance(
+            self.histories, told, before, lists.queries, flagged=self.guard.flagged, seen=(seen, lists.seen)
+        )
         if self.seen is not None:  # not before: each click was asked for as things stood before it
-            self.seen.add_clicks(users, rows)
-        rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
-        found = scored.candidates.starts.diff().cpu().numpy()
-        lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
-        lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
-        return Learned(
-            lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, train, clicked.expired, looked
+            self.seen.add_clicks(batch.users, batch.rows)
+        self.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
+        self._take_back(batch, caught)
+        offered = batch.trainable & ~self.mostly_guarded(batch.slots)
+        self.reservoir.offer(self.histories, batch.slots[offered], batch.behind[offered], batch.owners[offered])
+        return Prepared(
+            batch=batch,
+            clicked=clicked,
+            listed=listed,
+            network=self._to_guess(batch, listed) if self.deep_state else None,
+            gathered=gathered,
+            wanted=wanted,
+            lists=lists,
+            of_lists=of_lists,
+            repeated=repeated,
+            impressions=impressions,
+            held=held,
+            popular=popular,
+            anybodys=anybodys,
+        )
+
+    def _finish(self, prepared: Prepared, *, train: bool) -> BatchResult:
+        """RankingModel: each step is scored and then learned; then all lists are ranked."""
+        batch, clicked, network = prepared.batch, prepared.clicked, prepared.network
+        self.weights.grow(len(self.store))
+        self.lift.grow(len(self.store))
+        before = after = leaf = None
+        if network is not None:
+            with torch.set_grad_enabled(train):
+                users = [batch.users[at] for at in prepared.listed.tolist()]
+                before, had, after = self.states.read(users, network.slots, network.clicks)
+                before = before[self._tensor(network.order)]
+            network = replace(network, guessed=network.guessed & had[network.order] & train)
+            network = replace(network, targets=self._tensor(batch.rows[network.guessed]))
+            leaf = before.detach().requires_grad_(train)
+            self._note_states(batch, leaf)
+        steps, losses, ranks = [], [], []
+        for start in range(0, len(batch.users), self.settings.step_clicks):
+            part = slice(start, min(start + self.settings.step_clicks, len(batch.users)))
+            step, loss, rank = self._step(prepared, part, leaf, train=train)
+            steps.append(step)
+            losses.append(loss)
+            ranks.append(rank)
+        if network is not None and train:
+            assert before is not None
+            assert leaf is not None
+            self._guess(before, leaf, network)
+        states = self._states_of_lists(prepared, before, after)
+        rows, scores = self._rows_of_lists(prepared.of_lists, prepared.lists, states)
+        served_ranks = np.full(len(batch.users), np.inf)
+        if self.lists and train:
+            served_ranks = self._score_served(prepared, rows)
+        rankings = self._write_lists(prepared, rows, scores) if self.lists else {}
+        found = np.diff(prepared.gathered.starts)
+        return BatchResult(
+            rankings,
+            np.concatenate(losses).tolist(),
+            np.concatenate(ranks),
+            found,
+            served_ranks,
+            batch.targets,
+            batch.trainable,
+            steps,
+            network,
+            train,
+            clicked.freed,
+            clicked.taken,
+            clicked.expired,
+            None if prepared.impressions is None else self._rows_of_impressions(prepared, rows),
         )
 
     def forget(self, digest: str) -> dict[str, int]:
@@ -190,18 +255,20 @@ class Learner:
         for user in self.named(digest):
             found["clicks"] += self.histories.forget(user)
             found["attention"] += self.states.forget(user)
-            found["recall"] += self.scorer.own_memory.forget(user)
+            found["recall"] += self.store.forget_user(user)
             if self.seen is not None:
                 found["seen"] += self.seen.forget(user)
-        found["moments"] = self.scorer.log.forget_owner(owner)
-        found["replayed"] = self.scorer.replay.forget_owner(owner)
+        gone = self.store.forget_owner(owner)
+        self.moment_states[torch.from_numpy(gone)] = 0
+        found["moments"] = len(gone)
+        found["replayed"] = self.replay.forget_owner(owner)
         found["excerpts"] = self.reservoir.forget_owner(owner)
         found["guard"] = self.guard.forget_owner(owner)
         return dict(found)
 
     def named(self, digest: str) -> set[str]:
         """The id with that digest, where it stands anywhere here."""
-        users = {*self.histories.users(), *self.states.people(), *self.scorer.own_memory.directory.users()}
+        users = {*self.histories.users(), *self.states.people(), *self.store.directory.users()}
         if self.seen is not None:
             users |= {*self.seen.users()}
         return {user for user in users if digest_of(user) == digest}
@@ -212,14 +279,14 @@ class Learner:
         users = {
             "histories": self.histories.users(),
             "attention's memories": self.states.people(),
-            "recall's memories": self.scorer.own_memory.directory.users(),
+            "recall's memories": self.store.directory.users(),
         }
         if self.seen is not None:
             users["seen items"] = self.seen.users()
         found = {kind: sum(digest_of(user) == digest for user in names) for kind, names in users.items()}
-        replay = self.scorer.replay
+        replay = self.replay
         return found | {
-            "moments": int((self.scorer.log.owners == owner).sum()),
+            "moments": int((self.store.log.owners == owner).sum()),
             "clicks to replay": int((replay.owners[: replay.filled] == owner).sum()),
             "excerpts for fine-tuning": self.reservoir.count_of(owner),
             "the guard's buckets": self.guard.count_of(owner),
@@ -239,75 +306,140 @@ class Learner:
             if self.seen is not None:
                 self.seen.forget_rows(clicked.freed)
             self.reservoir.forget_rows(clicked.freed)
-            self.scorer.forget_rows(clicked.freed)
+            self.store.forget_rows(clicked.freed)
+            self.lift.forget_rows(clicked.freed)
+            self.weights.reset_rows(self._tensor(np.array(clicked.freed, np.int64)))
         self._block(clicked.taken)
         return clicked
 
     def _block(self, rows: Sequence[int]) -> None:
         """Notes of rows, whose items may have changed, whether they must not be listed."""
-        blocked = [self.vocabulary.item_of(row) in self.unavailable for row in rows]
-        at = self._tensor(np.array(rows, np.int64))
-        self.scorer.blocked[at] = self._tensor(np.array(blocked, np.bool_))
+        self.store.set_blocked(rows, [self.vocabulary.item_of(row) in self.unavailable for row in rows])
 
     def _make_room(self) -> None:
-        self.scorer.make_room(self.vocabulary.rows)
+        self.store.grow(self.vocabulary.rows)
+        self.weights.grow(len(self.store))
+        self.lift.grow(len(self.store))
 
-    def _update(
-        self,
-        batch: Batch,
-        scored: Scored,
-        places: NDArray[np.int64],
-        guesses: Tensor | None,
-        taught: NDArray[np.bool_],
-        *,
-        train: bool,
-    ) -> tuple[NDArray[np.float32], Lesson]:
-        """One step of everything that learns, if it is to `train` -> what each click cost the ranker before it, (N,) in
-        nats, and what was taught."""
-        places = np.where(batch.heard, places, -1)
-        replays = self.settings.replay_batch if train and (places >= 0).any() else 0
-        again = self.scorer.replay.sample(replays)
-        at = self._tensor(places)
-        self.scorer.compare(scored, at)
-        with torch.set_grad_enabled(train):
-            loss, each, kept = self.weights.losses(scored, at, again)
-        if kept is not None:
-            features, present, which = kept
-            self.scorer.replay.add(features, present, owners_of_all(batch.users)[which.cpu().numpy()])
-        taught = taught & (batch.rows != 0) & batch.heard & train
-        wanted = self._tensor(batch.rows[taught])
-        guessing = negatives = None
-        if guesses is not None and taught.any() and self.vocabulary.rows > 2:
+    def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
+        """The clicks with all that is known of each by itself; and which show that their user does not stop clicking
+        their item."""
+        users = [click.user_id for click in clicks]
+        slots = self.histories.slots(users)
+        times = np.array([click.timestamp for click in clicks])
+        active = self.clock.update_all(click.timestamp for click in clicks)
+        clicked = self._observe(clicks, active)
+        types = np.array([self._event_type(click.event_type) for click in clicks], np.int64)
+        numbers = self.store.next_numbers(len(clicks))
+        guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
+        following = next_in_batch(slots)
+        nth = earlier_in_batch(slots)
+        previous_at = np.where(self.histories.lengths(slots) > 0, self.histories.latest_at(slots), np.nan)
+        more = np.flatnonzero(following >= 0)
+        previous_at[following[more]] = times[more]
+        batch = ClickBatch(
+            users,
+            slots,
+            clicked.rows,
+            clicked.targets,
+            types,
+            times,
+            active,
+            nth,
+            earlier_in_batch(slots[::-1])[::-1],
+            previous_at,
+            numbers,
+            owners_of_all(users),
+            ~guarded,
+        )
+        return batch, clicked, caught
+
+    def _take_own_slots(self, batch: ClickBatch) -> None:
+        """Users of whom a moment is about to become older than those that are always compared get room for these."""
+        if not self.settings.reformer:
+            return
+        leaving = self.histories.lengths(batch.slots) + batch.nth >= self.settings.recall_latest
+        users = dict.fromkeys(batch.users[at] for at in np.flatnonzero(leaving).tolist())
+        if users:
+            self.store.take_own_slots(list(users))
+
+    def _to_guess(self, batch: ClickBatch, listed: NDArray[np.int64]) -> TrainedNetwork:
+        """What the Reformer is to guess: clicks on known items that are not flagged, against a sample of the others."""
+        slots = batch.slots[listed]
+        by_slot = np.argsort(slots)
+        of_user = by_slot[np.searchsorted(slots[by_slot], batch.slots)]  # (N,) which of the U
+        guessed = (batch.rows != 0) & batch.trainable
+        negatives = None
+        if guessed.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
-            guessing = self.weights.guessing_loss(guesses[taught], wanted, negatives)
-        seen = scored.features.detach()[self._tensor(batch.heard)[scored.candidates.owners]]
+        order = np.argsort(np.argsort(of_user, kind="stable"))
+        return TrainedNetwork(slots, np.bincount(of_user), order, guessed, self._tensor(batch.rows), negatives)
+
+    def _note_states(self, batch: ClickBatch, states: Tensor) -> None:
+        """The moments of these clicks are compared by these states from now on."""
+        at = self._tensor(batch.numbers % len(self.moment_states)).cpu()
+        self.moment_states[at] = torch.nn.functional.normalize(states.detach(), dim=-1).half().cpu()
+
+    def memory(self) -> Memory:
+        """What recall compares with."""
+        log = self.store.log
+        return Memory(Keys(log.last, log.before, log.times, log.gaps), self.moment_states)
+
+    def _score(self, gathered: Gathered, states: Tensor | None, kept: int) -> ScoredCandidates:
+        return self.weights.score(gathered, self.lift.of(gathered.rows), self.memory(), states, kept=kept)
+
+    def _step(
+        self, prepared: Prepared, part: slice, states: Tensor | None, *, train: bool
+    ) -> tuple[TrainedStep, NDArray[np.float64], NDArray[np.float64]]:
+        """Some of the clicks are scored, and then the ranker learns from them -> what each cost it before, in nats, and
+        the clicked items' ranks."""
+        batch = prepared.batch
+        gathered = prepared.gathered.part(part.start, part.stop)
+        mine = None if states is None else states[part]
+        with torch.set_grad_enabled(train):
+            scored = self._score(gathered, mine, self.settings.candidates_kept)
+        found = scored.positions(batch.targets[part])
+        ranks = scored.ranks(found)
+        trainable = batch.trainable[part]
+        positions = np.where(trainable, found, -1)
+        finite = scored.finite()
+        places = scored.places(positions) if finite else np.full(len(positions), -1)
+        losses = np.full(len(positions), MISS_LOSS)
+        there = np.flatnonzero(places >= 0)
+        shares = scored.shares().detach().float().cpu().numpy()
+        losses[there] = np.minimum(-np.log(np.maximum(shares[there, places[there]], 1e-30)), MISS_LOSS)
+        replays = self.settings.replay_batch if train and len(there) else 0
+        replayed = self.replay.sample(replays)
+        if finite and len(there):
+            rows = scored.rows()
+            self.lift.add(rows[there], shares[there], rows[there, places[there]])
+            inputs = among_rivals(scored, self._tensor(places), self.settings.replay_candidates)
+            self.replay.add(*inputs, batch.owners[part][there])
         if train:
-            self.weights.learn(loss, guessing, seen)
-        scored = scored._replace(features=scored.features.detach())
-        return each.cpu().numpy(), Lesson(scored, at, seen, again, taught, wanted, negatives)
+            self.weights.train(training_batch(self.weights, scored, positions, self.memory(), mine, replayed), RANKING)
+            seen = scored.features.detach()[scored.present & self._tensor(trainable)[:, None]]
+            self.weights.ranker.observe(seen)
+        scored = scored._replace(features=scored.features.detach(), scores=scored.scores.detach())
+        return TrainedStep(part, scored, positions, replayed), losses, ranks
 
-    def _remember(self, batch: Batch, clicked: Ahead) -> None:
-        """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
-        leaving, owners = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        W = self.settings.recall_latest
-        if self.settings.reformer:
-            left = self.histories.newest(batch.slots, W + 1, batch.behind)
-            gone = np.flatnonzero(left.lengths > W).tolist()
-            if len(gone):
-                people = list(dict.fromkeys(batch.users[at] for at in gone))
-                place = dict(zip(people, self.scorer.own_memory.take(people).tolist(), strict=True))
-                leaving = left.numbers[gone, W]
-                owners = np.array([place[batch.users[at]] for at in gone], np.int64)
-        heard = self._tensor(batch.heard)
-        told = (clicked.rows, clicked.earlier, clicked.times, clicked.numbers)
-        rows, earlier, times, numbers = (part[heard] for part in told)
-        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners), times=times)
+    def _guess(self, before: Tensor, leaf: Tensor, network: TrainedNetwork) -> None:
+        """The Reformer learns from what it should have guessed, and from what ranking wants of its states."""
+        guessed = self._tensor(np.flatnonzero(network.guessed))
+        pull = leaf.grad
+        batch = TrainingBatch(
+            states=before[guessed] if network.negatives is not None and len(guessed) else None,
+            targets=network.targets,
+            negatives=network.negatives,
+            pulled=None if pull is None else before,
+            pull=pull,
+        )
+        self.weights.train(batch, GUESSING)
 
-    def _take_back(self, batch: Batch, caught: NDArray[np.bool_]) -> None:
+    def _take_back(self, batch: ClickBatch, caught: NDArray[np.bool_]) -> None:
         """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
         for at in np.flatnonzero(caught).tolist():
             newest = self.histories.newest(batch.slots[at : at + 1], self.histories.history_max)
-            self.scorer.take_back(self.guard.contributed(newest, int(batch.rows[at])))
+            self.store.take_back(*self.guard.contributed(newest, int(batch.rows[at])))
 
     def mostly_guarded(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whose histories (N,) are no person's, as far as the guard can tell, (N,): more than half of the clicks are
@@ -328,13 +460,14 @@ class Learner:
         for start in range(0, len(users), self.settings.micro_batch_max):
             part = slice(start, start + self.settings.micro_batch_max)
             slots = self.histories.find(users[part])
-            times = self.histories.newest(slots, 1).timestamps[:, 0] if now is None else np.asarray(now[part], float)
+            clicked_at = self.histories.latest_at(slots)
+            ages_s = np.zeros(len(slots)) if now is None else np.asarray(now[part], float) - clicked_at
             states = self.states.now(users[part], slots) if self.deep_state else None
-            rankings += self._rank(users[part], slots, times, states)
+            rankings += self._rank(users[part], slots, ages_s, states)
         return rankings
 
     def popular(self) -> Ranking:
-        """The list for anybody unknown: what is ranked first for a person without a history."""
+        """The list for anybody unknown: what is ranked first for a user without a history."""
         return self._named(*self._anybodys())
 
     def set_available(self, item_id: str, available: bool) -> None:
@@ -347,7 +480,7 @@ class Learner:
 
     def popularity(self) -> NDArray[np.float64]:
         """Recent clicks on all rows in use."""
-        return self.counts.popularity_by(self._half_life, self.vocabulary.rows).double().cpu().numpy()
+        return self.store.popularity_by(self._half_life, self.vocabulary.rows)
 
     @property
     def _half_life(self) -> int:
@@ -355,20 +488,75 @@ class Learner:
         return len(self.settings.popularity_half_lives) // 2
 
     def _popular_rows(self, count: int) -> NDArray[np.int64]:
-        return self.counts.popular(count, self._half_life, self.scorer.blocked).cpu().numpy()
+        return self.store.popular(count, self._half_life)
 
     @torch.no_grad()
     def _rank(
-        self, users: Sequence[str], slots: NDArray[np.int64], now: NDArray[np.float64], states: Tensor | None
+        self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64], states: Tensor | None
     ) -> list[Ranking]:
         """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
         the one for anybody."""
-        clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
-        ages_s = now - clicked_at
-        active = self.histories.active_at[slots] + ages_s
-        query, people = self.questions.at_looks(users, slots, ages_s, 0, states, active=active)
-        people = np.append(people, len(users))
-        rows, scores = self._best(query.with_nobody(*self._now), people, self.settings.list_size)
+        wanted = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_nobody(0, self._now[1]))
+        lists = self.queries.lists(wanted, now=self._now[0])
+        _, gathered = self.store.advance(
+            self.histories,
+            no_clicks(),
+            no_queries(),
+            lists.queries,
+            flagged=self.guard.flagged,
+            seen=(NOBODY_SEES, lists.seen),
+        )
+        if states is not None:
+            states = torch.cat([states, states.new_zeros(1, states.shape[1])])
+        rows, scores = self._rows_of_lists(gathered, lists, states)
+        return self._served(users, slots, rows, scores)
+
+    def _rows_of_lists(
+        self, gathered: Gathered, lists: Lists, states: Tensor | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best rows of each wanted list (L, ·), 0 where there are no more, and their scores; states (L, D)."""
+        count = max(self.settings.list_size, SERVED)
+        if states is not None:
+            states = states[self._tensor(lists.order[lists.lists])]
+        with torch.no_grad():
+            scored = self._score(gathered, states, max(count, self.settings.candidates_kept))
+        rows, scores = scored.best(lists.lists, count)
+        back = np.argsort(lists.order)
+        return rows[back], scores[back]
+
+    def _states_of_lists(self, prepared: Prepared, before: Tensor | None, after: Tensor | None) -> Tensor | None:
+        """The states (L, D) of the users of lists, as they stood when each was written."""
+        if before is None or after is None:
+            return None
+        wanted, batch = prepared.wanted, prepared.batch
+        B, U = len(before), len(after)
+        later = (batch.slots == wanted.slots[:, None]) & (np.arange(B) >= wanted.preceding[:, None])  # (L, B)
+        came = batch.slots[prepared.listed] == wanted.slots[:, None]  # (L, U)
+        at = np.where(came.any(1), B + came.argmax(1), B + U)  # after the last click; or nobody's
+        at = np.where(later.any(1), later.argmax(1), at)  # before the first of those that come later
+        states = torch.cat([before.detach(), after, after.new_zeros(1, after.shape[1])])[self._tensor(at)]
+        others = np.flatnonzero((at == B + U) & (wanted.slots >= 0)).tolist()
+        if others:
+            users = list(dict.fromkeys(wanted.users[one] for one in others))
+            found = self.states.now(users, self.histories.find(users))
+            place = {user: n for n, user in enumerate(users)}
+            states[others] = found[[place[wanted.users[one]] for one in others]]
+        return states
+
+    def _write_lists(
+        self, prepared: Prepared, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> dict[str, Ranking]:
+        """The lists of everybody who clicked, which are the last but one for anybody."""
+        mine = slice(len(rows) - len(prepared.listed) - 1, None)
+        users = [prepared.batch.users[at] for at in prepared.listed.tolist()]
+        slots = prepared.batch.slots[prepared.listed]
+        return dict(zip(users, self._served(users, slots, rows[mine], scores[mine]), strict=True))
+
+    def _served(
+        self, users: Sequence[str], slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> list[Ranking]:
+        """Lists (U + 1, ·), the last of them for anybody, count as served."""
+        rows, scores = rows[:, : self.settings.list_size], scores[:, : self.settings.list_size]
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
         popular = np.zeros(len(rows), bool)
@@ -393,7 +581,7 @@ class Learner:
         missing = ((0, 0), (0, count - rows.shape[1]))
         rows, scores = np.pad(rows, missing), np.pad(scores, missing)
         shares = self.popularity()
-        shares[self.scorer.blocked[: len(shares)].cpu().numpy()] = 0
+        shares[self.store.items.blocked[: len(shares)]] = 0
         shares /= max(shares.sum(), 1e-12)
         for at in np.flatnonzero(empty).tolist():
             unseen = shares.copy()
@@ -414,81 +602,33 @@ class Learner:
         assert self._for_anybody is not None
         return self._for_anybody
 
-    def _best(
-        self, query: Query, people: NDArray[np.int64], count: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows for each of U people (U, count), 0 where there are no more, and their scores (U, count); people
-        (N,), rising from 0: whom each query is about."""
-        scored = self.scorer.score(query).for_people(self._tensor(people), len(self.counts))
-        places, scores = scored.best(count)
-        rows = torch.nn.functional.pad(scored.candidates.rows, (0, 1))[places]
-        return rows.cpu().numpy(), scores.cpu().numpy()
-
-    def _score_served(self, batch: Batch, asked: Asked, guesses: Tensor | None) -> NDArray[np.float64]:
+    def _score_served(self, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores what stood in front of each user -> (N,) the clicked items' ranks in it.
 
         Whoever clicks twice within a micro-batch is scored the second time with the list that the first click gave;
         Redis only ever gets the last one.
         """
-        if not self.lists:
-            return np.full(len(batch.users), np.inf)
-        popular = np.zeros(SERVED, np.int64)
-        best = self._popular_rows(SERVED)
-        popular[: len(best)] = best
-        everywhere = np.broadcast_to(popular, (len(batch.users), SERVED))
-        anybodys = np.zeros(SERVED, np.int64)
-        best = self._anybodys()[0][:SERVED]
-        anybodys[: len(best)] = best
+        batch = prepared.batch
         served = self.histories.served[batch.slots].astype(np.int64)  # (N, SERVED)
-        again = np.flatnonzero(batch.behind > 0).tolist()  # clicks after which the same user clicked once more
-        if len(again):
-            following = next_in_batch(batch.slots)[again]
-            states = None if guesses is None else guesses[self._tensor(following)].detach()
-            with torch.no_grad():
-                who, behind = [batch.users[at] for at in again], batch.behind[again]
-                slots, ages_s, active = batch.slots[again], np.zeros(len(again)), batch.active[again]
-                between, people = self.questions.at_looks(who, slots, ages_s, behind, states, active=active)
-                served[following] = self._best(between, people, SERVED)[0]
-        served = np.where(served.any(1, keepdims=True), served, anybodys)
-        followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
-        lists = {"served": served, "popular": everywhere, "followed": followed}
-        self.scores.add({name: rows[batch.heard] for name, rows in lists.items()}, batch.targets[batch.heard])
+        served[next_in_batch(batch.slots)[prepared.repeated]] = rows[: len(prepared.repeated), :SERVED]
+        served = np.where(served.any(1, keepdims=True), served, prepared.anybodys)
+        popular = np.broadcast_to(prepared.popular, served.shape)
+        followed = prepared.gathered.followers.astype(np.int64)
+        followed = filled(followed, prepared.popular)
+        lists = {"served": served, "popular": popular, "followed": followed}
+        heard = batch.trainable
+        self.scores.add({name: some[heard] for name, some in lists.items()}, batch.targets[heard])
         return ranks_in(served, batch.targets)
 
-    @torch.no_grad()
-    def _looked(
-        self, batch: Batch, looks: Sequence[Look], ahead: Ahead, guesses: Tensor | None, after: Tensor | None
-    ) -> NDArray[np.int64]:
-        """The first places of lists (L + 1, SERVED) as rows, 0 where there are no more; last, of the one for anybody,
-        as of the batch's start, which is that of whoever has no history any more.
-
-        after (U, D): the Reformer's states after each person's last click in the batch.
-        """
-        found = np.zeros((len(looks) + 1, SERVED), np.int64)
-        held = [at for at, look in enumerate(looks) if look.user_id in self.histories]
-        around = None if guesses is None or after is None else StatesAround(guesses.detach(), after)
-        size = self.settings.micro_batch_max
-        for start in range(0, max(1, len(held)), size):
-            part = held[start : start + size]
-            asked, lists = self.questions.at_looks_between(batch, [looks[at] for at in part], ahead, around)
-            rows, _ = self._best(asked.with_nobody(*self._now), np.append(lists, len(part)), SERVED)
-            found[[*part, len(looks)]] = rows
-        found[np.setdiff1d(np.arange(len(looks)), held)] = found[-1]
+    def _rows_of_impressions(self, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first places of impressions' lists as rows (I + 1, SERVED), 0 where there are no more; last, of the one
+        for anybody, as of the batch's start, which is that of users who have no history any more."""
+        assert prepared.impressions is not None
+        first = len(prepared.repeated)
+        anybodys = rows[first + len(prepared.held), :SERVED]
+        found = np.broadcast_to(anybodys, (len(prepared.impressions) + 1, SERVED)).copy()
+        found[prepared.held] = rows[first : first + len(prepared.held), :SERVED]
         return found
-
-    def _states(
-        self, listed: Sequence[str], read: Read | None, clicks: int
-    ) -> tuple[Tensor | None, NDArray[np.bool_], Tensor | None]:
-        """The Reformer's states before each click (N, D), with gradients; whether anything was before it (N,); and
-        the states after each user's last click (U, D)."""
-        if read is None:
-            return None, np.zeros(clicks, bool), None
-        guesses, taught, states = self.states.read(listed, read.slots, read.clicks)
-        return guesses[self._tensor(read.order)], taught[read.order], states
-
-    def _places(self, scored: Scored, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the targets (N,) stand among the candidates, −1 where they do not, or are 0."""
-        return self.scorer.places_of(scored, self._tensor(targets)).cpu().numpy()
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return as_tensor(array, self.device)
@@ -507,8 +647,11 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         parts: dict[str, dict[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {}
-        for name, part in (("states", self.states), ("scorer", self.scorer), ("guard", self.guard)):
+        kept = {"states": self.states, "store": self.store, "replay": self.replay, "guard": self.guard}
+        for name, part in kept.items():
             parts[name], state[name] = part.to_state()
+        parts["lift"] = self.lift.to_state()
+        parts["moments"] = {"states": self.moment_states[places_held(self.store.log)].numpy()}
         parts["weights"] = self.weights.to_state()
         parts["reservoir"], state["reservoir"] = self.reservoir.to_state()
         parts["history"], state["users"] = self.histories.to_state()
@@ -538,7 +681,12 @@ class Learner:
         if self.seen is not None:
             self._load_seen(self.seen, below(arrays, "seen"), state.get("seen"))
         self.states.load_state(below(arrays, "states"), state["states"])
-        self.scorer.load_state(below(arrays, "scorer"), state["scorer"])
+        self.store.load_state(below(arrays, "store"), state["store"])
+        self.replay.load_state(below(arrays, "replay"), state["replay"])
+        self.lift.load_state(below(arrays, "lift"))
+        places, saved = places_held(self.store.log), torch.from_numpy(arrays["moments.states"].copy())
+        if saved.shape[1] == self.moment_states.shape[1]:
+            self.moment_states[places] = saved[len(saved) - len(places) :]
         self.guard.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))
@@ -560,8 +708,50 @@ class Learner:
             seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])
 
 
-def _read(slots: NDArray[np.int64], last: NDArray[np.int64]) -> Read:
-    """slots (N,) of the clicks' histories; last (U,): each person's last click."""
-    by_slot = np.argsort(slots[last])
-    of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U
-    return Read(slots[last], np.bincount(of_user), np.argsort(np.argsort(of_user, kind="stable")))
+def training_batch(  # noqa: PLR0917 - what it is made of, and no options
+    model: RankingModel,
+    scored: ScoredCandidates,
+    positions: NDArray[np.int64],
+    memory: Memory,
+    states: Tensor | None,
+    replayed: tuple[Tensor, Tensor] | None,
+) -> TrainingBatch:
+    """What a model has to learn from clicks whose candidates it has just scored; positions (N,) of the clicked items
+    among all candidates, −1: none, or not to be learned from."""
+    places = scored.places(positions)
+    left_out = np.flatnonzero((positions >= 0) & (places < 0))
+    forced, forced_present, forced_places = scored.features, scored.present, places
+    if len(left_out):
+        K = scored.kept.shape[1]
+        at = as_tensor(left_out, model.device)
+        with torch.no_grad():
+            inputs, _ = model.inputs(scored, positions[left_out, None], memory, None if states is None else states[at])
+        forced = scored.features.detach().clone()
+        forced[at, K - 1] = inputs[:, 0]
+        forced_places = places.copy()
+        forced_places[left_out] = K - 1
+    return TrainingBatch(
+        features=scored.features,
+        present=scored.present,
+        places=as_tensor(places, model.device),
+        forced=forced,
+        forced_present=forced_present,
+        forced_places=as_tensor(forced_places, model.device),
+        replayed=replayed,
+    )
+
+
+def filled(lists: NDArray[np.int64], popular: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lists (N, K) of rows, 0 beyond their ends, with what is popular (K,) after them, each row once."""
+    short = np.flatnonzero((lists == 0).any(1))
+    for at in short.tolist():
+        mine = list(dict.fromkeys([row for row in (*lists[at].tolist(), *popular.tolist()) if row]))
+        mine = mine[: lists.shape[1]]
+        lists[at] = 0
+        lists[at, : len(mine)] = mine
+    return lists
+
+
+def _padded(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first SERVED, 0 beyond."""
+    return np.pad(rows[:SERVED], (0, max(0, SERVED - len(rows)))).astype(np.int64)

@@ -32,6 +32,7 @@ from online.facts.tables import NEAR, THIRD_FROM, THIRD_TO, Table, Tables, count
 NEAR_DECAY = 0.8  # what a neighbour's vote counts, for each click since its item
 NEAR_MAX = 100  # candidates that stand near the latest items
 SECOND_MAX = 50  # candidates that came two clicks after the item before the last
+POPULAR_MAX = 60  # candidates that are most popular, by each of the half-lives
 SHOWN = 10  # followers of the last item that are kept for comparison
 EXPECTED_MIN = 5  # clicks that each item is taken to have had, when neighbours are weighed by popularity
 
@@ -65,8 +66,7 @@ class Queries(NamedTuple):
     positions: NDArray[np.int64]  # clicks of the micro-batch that had come
     slots: NDArray[np.int64]  # −1: of somebody nothing is known of
     own_slots: NDArray[np.int64]
-    now: NDArray[np.float64]  # seconds since 1970; NaN: so many seconds after the latest click as `ages` says
-    ages: NDArray[np.float64]
+    now: NDArray[np.float64]  # seconds since 1970
     active: NDArray[np.float64]
     again: NDArray[np.bool_]  # the user of the query before it, at the same position, at another time
 
@@ -117,6 +117,7 @@ class Scratch(NamedTuple):
 class Limits(NamedTuple):
     """Settings that the loops need."""
 
+    moments: int  # that are held
     latest: int  # moments of a user that are always compared
     probes: int  # buckets of the time that are looked into
     recalls: bool  # whether moments are found at all
@@ -142,8 +143,8 @@ def advance(
     limits: Limits,
 ) -> None:
     """Goes through B clicks; each is asked for and then counted. `before` (B queries): the clicks themselves. `lists`:
-    what else is asked, each when as many clicks have come as its position says. flagged (M,): of each moment in the log,
-    whether it is flagged as abuse."""
+    what else is asked, each when as many clicks have come as its position says. flagged (M,): of each moment that is
+    held, at its number modulo M, whether it is flagged as abuse."""
     asked = 0
     for b in range(len(clicks.rows) + 1):
         while asked < len(lists.slots) and lists.positions[asked] == b:
@@ -183,7 +184,7 @@ def observe(
             place = (n - 1 - d) % H
             number = histories.numbers[slot, place]
             # What was flagged precedes nothing: clicked between popular items it would become their neighbour.
-            if not held(log.total[0], size, number) or not flagged[number % size]:
+            if not held(log.total[0], limits.moments, number) or not flagged[number % len(flagged)]:
                 count_pair(tables, histories.rows[slot, place], row, d)
         count_click(items, row, clicks.active[b])
     number = append(log, row, last, before, clicks.times[b], gap, clicks.owners[b])
@@ -192,7 +193,7 @@ def observe(
             put_world(index, log, number)
         if length >= limits.latest and clicks.own_slots[b] >= 0:
             leaving = histories.numbers[slot, (n - limits.latest) % H]
-            if held(log.total[0], size, leaving):
+            if held(log.total[0], limits.moments, leaving):
                 put_own(index, log, clicks.own_slots[b], leaving, scratch.clock)
     place = n % H
     histories.rows[slot, place], histories.types[slot, place] = row, clicks.types[b]
@@ -308,8 +309,6 @@ def gather(
     third = int(histories.rows[slot, (n - 3) % H]) if length > 2 else 0
     clicked_at = histories.times[slot, (n - 1) % H] if length > 0 else 0.0
     now = queries.now[q]
-    if math.isnan(now):
-        now = clicked_at + queries.ages[q]
     gap = math.log1p(max(0.0, now - clicked_at)) if length > 0 else 0.0
     found.last[q], found.before[q], found.times[q], found.gaps[q] = last, before, now, gap
     raw = scratch.raw
@@ -361,8 +360,14 @@ def gather(
     others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
     c = add_best(others, counts, NEAR_MAX, c, mark, rows, stamps, places, banned, blocked)
     for half_life in range(len(items.weights)):
+        taken = 0
         for place in range(items.top.shape[1]):
-            c = add_candidate(items.top[half_life, place], c, mark, rows, stamps, places, banned, blocked)
+            row = items.top[half_life, place]
+            if row == 0 or taken == POPULAR_MAX:
+                break
+            if banned[row] != mark:
+                c = add_candidate(row, c, mark, rows, stamps, places, banned, blocked)
+                taken += 1
     if not limits.exclude_seen:
         for d in range(length):
             c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, stamps, places, banned, blocked)
@@ -428,6 +433,7 @@ def sum_near(
     """Votes of the latest NEAR clicks for what stands near them: each by NEAR_DECAY^age, and by the roots of both
     items' popularities -> how many rows there are in `near_rows`, with scores."""
     H = histories.rows.shape[1]
+    banned, blocked = scratch.banned, items.blocked
     found = 0
     weight = 1.0
     for d in range(min(length, NEAR)):
@@ -438,6 +444,8 @@ def sum_near(
             continue
         for place in range(table.used[row]):
             other = table.others[row, place]
+            if banned[other] == mark or blocked[other]:
+                continue  # before the best are chosen: who has seen nearly everything gets what is left
             if scratch.near_stamps[other] != mark:
                 scratch.near_stamps[other] = mark
                 scratch.near_sums[other] = 0
@@ -475,27 +483,27 @@ def recall(
     stamps, mine = scratch.moment_stamps, found.own_moments
     for d in range(min(length, limits.latest)):
         number = histories.numbers[slot, (n - 1 - d) % H]
-        if held(total, size, number):
+        if held(total, limits.moments, number):
             at = number % size
             stamps[at] = mark
             mine[own] = at
             own += 1
     if own_slot >= 0:
         buckets, ring = index.own.shape[2], index.own.shape[3]
-        own = look_into(index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)], total, size, mark, stamps, mine, own)
+        own = look_into(index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)], total, limits.moments, size, mark, stamps, mine, own)
         clock_scores(index.rotation, now, gap, scratch.clock)
         for _ in range(min(limits.probes, buckets)):
             best = 0
             for b in range(1, buckets):
                 if scratch.clock[b] > scratch.clock[best]:
                     best = b
-            own = look_into(index.own[own_slot, BY_CLOCK, best], total, size, mark, stamps, mine, own)
+            own = look_into(index.own[own_slot, BY_CLOCK, best], total, limits.moments, size, mark, stamps, mine, own)
             scratch.clock[best] = -np.inf
     if last > 0:
         bucket = bucket_of_item(last, len(index.world))
         for r in range(min(index.world_counts[bucket], index.world.shape[1])):
             number = index.world[bucket, r]
-            if held(total, size, number):
+            if held(total, limits.moments, number):
                 at = number % size
                 if log.last[at] > 0 and not log.private[at]:
                     found.world_moments[world] = at
@@ -507,6 +515,7 @@ def recall(
 def look_into(
     bucket: NDArray[np.int64],
     total: int,
+    most: int,
     size: int,
     mark: int,
     stamps: NDArray[np.int64],
@@ -516,7 +525,7 @@ def look_into(
     """The moments of one of the user's buckets that are not found yet."""
     for r in range(len(bucket)):
         number = bucket[r]
-        if held(total, size, number):
+        if held(total, most, number):
             at = number % size
             if stamps[at] != mark:
                 stamps[at] = mark

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from online.facts.jit import inlined, kernel
 
-POPULAR = 60  # items of each list of the most popular
+POPULAR = 240  # items of each list of the most popular; who has seen the first ones gets others of them
 OVERFLOW = 1e12  # of what a click counts, at which all are scaled down
 
 

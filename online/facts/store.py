@@ -62,7 +62,8 @@ class FeatureStore:
         self._held = (settings.successors_held, few, few, few, settings.neighbours_held)
         self.tables = tables.Tables(*(tables.empty_table(ROWS_MIN, held) for held in self._held))
         self.items = items.empty_items(ROWS_MIN, self.half_lives)
-        self.log = moments.empty_log(settings.moments_held)
+        # What is found for one micro-batch must not be overwritten while the next one comes in.
+        self.log = moments.empty_log(settings.moments_held + 2 * settings.micro_batch_max)
         self.index = moments.empty_index(
             settings.recall_users_held,
             settings.recall_buckets,
@@ -74,8 +75,12 @@ class FeatureStore:
         self.directory = Directory(settings.recall_users_held)
         self.width = len(counted(self.half_lives))
         self._limits = Limits(
-            settings.recall_latest, settings.recall_probes, settings.reformer, settings.exclude_seen
-        )  # fmt: skip
+            settings.moments_held,
+            settings.recall_latest,
+            settings.recall_probes,
+            settings.reformer,
+            settings.exclude_seen,
+        )
         self._hits_max = (
             settings.recall_latest + (1 + settings.recall_probes) * settings.recall_ring,
             settings.world_ring,
@@ -83,7 +88,7 @@ class FeatureStore:
         self._candidates_max = (
             sum(self._held[:2])
             + gather.NEAR_MAX
-            + items.POPULAR * len(self.half_lives)
+            + gather.POPULAR_MAX * len(self.half_lives)
             + settings.history_max
             + sum(self._hits_max)
         )
@@ -120,7 +125,7 @@ class FeatureStore:
             np.zeros(rows, np.float32),
             np.zeros(near, np.int32),
             np.zeros(near, np.float32),
-            np.zeros(self.settings.moments_held, np.int64),
+            np.zeros(len(self.log.items), np.int64),
             np.zeros(max(2, self.settings.recall_buckets)),
             raw,
         )
@@ -144,12 +149,11 @@ class FeatureStore:
             clicks: one micro-batch.
             before: a query for each click.
             lists: what else is asked, by rising position.
-            flagged: of each moment in the log, whether it is flagged as abuse.
+            flagged: of each moment that is held, at its number modulo the length, whether it is flagged as abuse.
             seen: rows that the users must not get, of the clicks' queries and of the lists'.
         """
         found = [self._buffer(kind, len(queries.slots)) for kind, queries in enumerate((before, lists))]
         self._turn = 1 - self._turn
-        self._scratch.raw.times[:1] = 0
         gather.advance(
             self.tables,
             self.items,
@@ -321,7 +325,7 @@ def no_clicks() -> Clicks:
 def no_queries() -> Queries:
     """Nothing is asked."""
     nothing = np.zeros(0)
-    return Queries(_NONE, _NONE, _NONE, nothing, nothing, nothing, np.zeros(0, np.bool_))
+    return Queries(_NONE, _NONE, _NONE, nothing, nothing, np.zeros(0, np.bool_))
 
 
 def _trimmed(found: Found, queries: int) -> Gathered:

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.arrays import below, joined
-from online.counts import NEAR
+from online.facts.tables import NEAR
 from online.history import Newest, earlier_in_batch
 from online.ranking.recent_users import RecentUsers
 from online.ranking.safety_net import SafetyNet
@@ -168,6 +168,11 @@ class Guard:
         self._people = Buckets(settings.guard_clicks_at_once, per_click_s, held, late_s=late_s)
         self._pairs = Buckets(size, interval_s, held, late_s=late_s)
         self._items = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
+
+    @property
+    def flagged(self) -> Bools:
+        """Of each moment that is held, at its number modulo the length, whether its click was guarded."""
+        return self._guarded
 
     def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
         """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
