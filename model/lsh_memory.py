@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model.lsh_hash import hash_buckets, log_time_bucket, nearest_buckets
+from model.runs import Runs, attend
 from model.zeros import zeros
 
 PIECE_BYTES = 1 << 21  # entries are read a piece at a time, within the CPU's cache
@@ -132,6 +133,62 @@ class LSHMemory:
             seen, itself = weights[..., : R * self.ring], weights[..., R * self.ring :].sum(-1, keepdim=True)
             output: Tensor = (seen.reshape(N * H, 1, R * self.ring) @ entries[..., D:]).view(v.shape)
             return output + itself * v
+
+    def extend(self, runs: Runs, qk: Tensor, v: Tensor, *, time_bias: Tensor) -> Tensor:
+        """Several new clicks of each slot: what `append` gives for one after the other, (H, M, D); then stores
+        those that are to be stored.
+
+        qk, v (H, M, D) of the rows, time_bias (H, T). Gradients reach all new clicks, also through the later ones that
+        see them; stored entries are constants. A memory with times.
+        """
+        if self.times is None:
+            raise ValueError("extend needs a memory that keeps times")
+        H, M, D = qk.shape
+        R = self.counts.shape[2]
+        buckets = hash_buckets(qk.unsqueeze(0), self.rotations)[0].transpose(1, 2).contiguous()  # (H, M, R)
+        line = torch.arange(H * R, device=qk.device).view(H, 1, R)
+        rings = (runs.slots[:, None] * (H * R) + line) * self.counts.shape[3] + buckets  # (H, M, R)
+        flat = rings.view(-1)
+        counts = self.counts.view(-1).index_select(0, flat).view(H, M, R)
+        queries, keys = runs.queries[M:], runs.keys[M:]  # the pairs of different rows
+        if len(queries):
+            same = buckets.index_select(1, queries) == buckets.index_select(1, keys)  # (H, P - M, R)
+            earlier = torch.zeros_like(counts).index_add_(1, queries, same.to(counts.dtype))  # of its ring
+            near = earlier.index_select(1, queries) - earlier.index_select(1, keys) <= self.ring
+            alone = (counts == 0) & (earlier == 0) if self.ring else torch.ones_like(same)
+            pair_weights = torch.cat([alone, same & near], 1).sum(2)  # (H, P): in how many rounds
+        else:
+            earlier = torch.zeros_like(counts)
+            alone = counts == 0 if self.ring else torch.ones_like(counts, dtype=torch.bool)
+            pair_weights = alone.sum(2)
+        place = torch.arange(self.ring, dtype=torch.int32, device=qk.device)
+        counts_, earlier_ = counts[..., None], earlier[..., None]
+        # The next entry goes into the place of the oldest, which is what the one after it does not see any more.
+        seen = (place < counts_) & ((place - counts_).remainder(max(1, self.ring)) >= earlier_)
+        entries = self.entries.flatten(0, 3).index_select(0, flat).view(H, M, R * self.ring, self.entries.shape[-1])
+        times = self.times.flatten(0, 3).index_select(0, flat).view(H, M, R * self.ring)
+        output = attend(
+            qk * D**-0.5,
+            normalize(qk, dim=-1),
+            v,
+            entries.to(qk.dtype),
+            runs=runs,
+            entry_gaps=runs.timestamps[:, None] - times,
+            entry_seen=seen.view(H, M, R * self.ring),
+            pair_weights=pair_weights,
+            time_bias=time_bias,
+        )
+        with torch.no_grad():
+            kept = runs.stored
+            self._store(
+                runs.slots[kept],
+                buckets[:, kept].transpose(0, 1),
+                qk[:, kept].transpose(0, 1),
+                v[:, kept].transpose(0, 1),
+                times=runs.timestamps[kept],
+                payloads=None,
+            )
+        return output
 
     def _bias(self, rings: Tensor, times: Tensor | None, time_bias: Tensor) -> Tensor:
         """(N, H, R · ring) from time_bias (H, T)."""

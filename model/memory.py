@@ -17,29 +17,44 @@ class LocalMemory:
     def __init__(
         self, *, slots: int, heads: int, window: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.keys = torch.zeros(slots, heads, window - 1, width, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+        # A key and its value are read together, so they lie together.
+        self.entries = torch.zeros(slots, heads, window - 1, 2 * width, dtype=dtype, device=device)
         self.times = torch.zeros(slots, window - 1, dtype=torch.float64, device=device)
         self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)
 
     @property
     def bytes_per_slot(self) -> int:
         """(W − 1) · (2 · H · d · bytes of dtype + 8) + 8."""
-        _, H, ring, d = self.keys.shape
-        return ring * (2 * H * d * self.keys.element_size() + 8) + 8
+        _, H, ring, width = self.entries.shape
+        return ring * (H * width * self.entries.element_size() + 8) + 8
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Slots (N,) -> keys and values (N, H, W − 1, d), times (N, W − 1), which of them are filled (N, W − 1)."""
         filled = torch.arange(self.times.shape[1], device=slots.device) < self.clicks[slots, None]
-        return self.keys[slots], self.values[slots], self.times[slots], filled
+        keys, values = self.entries[slots].chunk(2, -1)
+        return keys, values, self.times[slots], filled
+
+    def seen(self, slots: Tensor, nth: Tensor) -> Tensor:
+        """Which entries of slots (N,) a click still sees that comes after `nth` (N,) others that are not stored yet:
+        (N, W − 1)."""
+        ring = self.times.shape[1]
+        clicks = self.clicks.index_select(0, slots)[:, None]  # (N, 1)
+        place = torch.arange(ring, device=slots.device)
+        # The next click goes into the place of the oldest, which is what it does not see any more.
+        return (place < clicks) & ((place - clicks).remainder(ring) >= nth[:, None])
+
+    def entries_by_head(self, slots: Tensor) -> Tensor:
+        """Keys and values of slots (N,), (H, N, W − 1, 2 d)."""
+        S, H, ring, width = self.entries.shape
+        index = slots * H + torch.arange(H, device=slots.device)[:, None]  # (H, N)
+        return self.entries.view(S * H, ring, width).index_select(0, index.view(-1)).view(H, -1, ring, width)
 
     @torch.no_grad()
     def write(self, slots: Tensor, numbers: Tensor, keys: Tensor, values: Tensor, times: Tensor) -> None:
         """Over the oldest entries. Slots (N,), how many clicks came before each in its slot (N,), keys and values
         (N, H, d), times (N,). A slot may be there for as many clicks in a row as its ring holds."""
         place = numbers % self.times.shape[1]
-        self.keys[slots, :, place] = keys.to(self.keys.dtype)
-        self.values[slots, :, place] = values.to(self.values.dtype)
+        self.entries[slots, :, place] = torch.cat([keys, values], -1).to(self.entries.dtype)
         self.times[slots, place] = times
         self.clicks.scatter_reduce_(0, slots, numbers + 1, "amax")
 
@@ -50,7 +65,7 @@ class LocalMemory:
             tensor[held] = 0
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "values": self.values, "times": self.times, "clicks": self.clicks}
+        return {"entries": self.entries, "times": self.times, "clicks": self.clicks}
 
 
 class LayerMemory(Protocol):
@@ -76,7 +91,8 @@ class ReformerMemory:
         to the caller to put the person's history into them. The least recently used make room."""
         slots, new = self.directory.take(user_ids)
         slots_, new_ = self.clicks.new_tensor(slots), torch.tensor(new, dtype=torch.bool, device=self.clicks.device)
-        self.clear(slots_[new_])
+        if any(new):
+            self.clear(slots_[new_])
         return slots_, new_
 
     def free(self, user_id: str) -> bool:

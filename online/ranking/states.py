@@ -1,6 +1,6 @@
-"""What the Reformer makes of each person's clicks: continued from its memories where it can be, read anew elsewhere.
+"""What the Reformer makes of each person's clicks, continued from its memories.
 
-Letters: `N` clicks of a micro-batch, `U` people in it, `L` clicks read of each, `D` width.
+Letters: `N` clicks of a micro-batch, `U` people in it, `M` positions computed, `L` clicks read of each, `D` width.
 """
 
 from collections import OrderedDict
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.reformer import Clicks
+from model.runs import make_runs
 from online.history import Latest, UserHistories
 from online.ranking.next_item import as_histories
 from online.ranking.weights import Weights
@@ -22,17 +23,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class UserStates:
-    """States before and after each click. Three kinds of people give the same numbers by different ways:
+    """States before and after each click.
 
-    - whose history is no longer than `online_history`: it is read as a sequence;
-    - whose memory is at hand: only the new position is computed, whatever the history's length. The memory holds every
-      click but the latest. That one is computed twice: at once, to rank; and when the next click comes, with gradients
-      and the weights of then, to guess that click, after which it is stored;
-    - everybody else (no memory yet, or several clicks in one micro-batch): their latest clicks are read as a sequence,
-      and their memory is built from their history a little later, by `rebuild`.
+    Everybody who clicks has a memory, which holds every click of theirs but the latest. So a click is computed twice:
+    at once, to rank; and when the next one comes, with gradients and the weights of then, to guess that one. Then it
+    is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
 
-    Weights move while stored keys and values stay. So a memory is also rebuilt when it has been continued for
-    `memory_updates_max` updates of the weights, and after fine-tuning.
+    Who comes back after others took their slot has a memory made of their latest `online_history` clicks, and if there
+    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is
+    also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
     """
 
     def __init__(self, settings: Settings, weights: Weights, histories: UserHistories) -> None:
@@ -53,29 +52,26 @@ class UserStates:
         the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
         and the state after each user's last click (U, D), without.
         """
-        continued = np.array([self._at_hand(user) for user in users]) & (clicks == 1)
-        before, after, anything = [], [], []
-        if continued.any():
-            states_before, states_after = self._continue(
-                [u for u, c in zip(users, continued, strict=True) if c], slots[continued]
-            )
-            before.append(states_before)
-            after.append(states_after)
-            anything.append(np.ones(int(continued.sum()), bool))
-        if not continued.all():
-            anew = ~continued
-            states_before, states_after, had = self.read_anew(self.weights, slots[anew], clicks[anew])
-            before.append(states_before)
-            after.append(states_after)
-            anything.append(had)
-            self._want([user for user, c in zip(users, continued, strict=True) if not c], slots[anew])
-        # Back from "continued first" to the order of users.
-        user_order = np.argsort(np.concatenate([np.flatnonzero(continued), np.flatnonzero(~continued)]))
-        of_click = np.repeat(np.arange(len(users)), clicks)
-        click_order = np.argsort(
-            np.concatenate([np.flatnonzero(continued[of_click]), np.flatnonzero(~continued[of_click])])
-        )
-        return torch.cat(before)[click_order], np.concatenate(anything)[click_order], torch.cat(after)[user_order]
+        lengths = self.histories.lengths(slots)
+        clicks = np.minimum(clicks, lengths)
+        memory_slots = self._memories(users, slots, lengths, clicks)
+        known = (lengths > clicks).astype(np.int64)  # whether there is a click before these
+        rows = clicks + known  # (U,) positions of each: the click before, and the new ones
+        latest = self.histories.latest(slots, rows)
+        inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
+        positions = (latest.rows[inside], latest.event_types[inside], latest.timestamps[inside])  # (M,) each
+        runs = make_runs(memory_slots, rows, positions, kept_back=1)
+        with self.weights.precision():
+            states = self.weights.network.extend(self.memory, runs)  # (M, D)
+        # The state before a click stands one position earlier; there is none before a first click.
+        starts = np.cumsum(rows) - rows
+        nth = np.arange(clicks.sum()) - np.repeat(np.cumsum(clicks) - clicks, clicks)
+        position = np.repeat(starts + known, clicks) + nth  # (N,) of the click itself
+        had = (nth > 0) | np.repeat(known > 0, clicks)
+        before = states.index_select(0, self._tensor(np.maximum(position - 1, 0)))
+        if not had.all():
+            before = before * self._tensor(had[:, None])
+        return before, had, states.detach().index_select(0, self._tensor(starts + rows - 1))
 
     @torch.no_grad()
     def now(self, users: Sequence[str], slots: NDArray[np.int64]) -> Tensor:
@@ -110,8 +106,7 @@ class UserStates:
                     self.memory, self._memory_slots(users), as_histories(latest, self.weights.device)
                 )
             self._built |= dict.fromkeys(users, self.weights.optimizer.steps)
-            if len(self._built) > self.memory.directory.capacity:  # some have lost their slots meanwhile
-                self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
+            self._drop_evicted()
         return len(users)
 
     def forget(self, user: str) -> bool:
@@ -128,19 +123,54 @@ class UserStates:
         """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""
         self._fresh_since = self.weights.optimizer.steps + 1
 
-    def _continue(self, users: list[str], slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        latest = self.histories.latest(slots, 2)
-        memory_slots = self._memory_slots(users)
-        with self.weights.precision():
-            before = self.weights.network.append(self.memory, self._click(memory_slots, latest, 0))
-        with torch.no_grad(), self.weights.precision():
-            after = self.weights.network.append(self.memory, self._click(memory_slots, latest, 1), store=False)
-        updates = self.weights.optimizer.steps
-        for user in users:
-            built = self._built[user]
-            if updates - built > self.settings.memory_updates_max or built < self._fresh_since <= updates:
+    def _memories(
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+    ) -> Tensor:
+        """Memories that hold everything before the latest of the earlier clicks -> their slots (U,)."""
+        at_hand = [self._at_hand(user) for user in users]
+        updates, updates_max = self.weights.optimizer.steps, self.settings.memory_updates_max
+        for user, here in zip(users, at_hand, strict=True):
+            if here:
+                built = self._built[user]
+                if updates - built > updates_max or built < self._fresh_since <= updates:
+                    self._want_one(user)
+        memory_slots, _ = self.memory.take(users)
+        missing = np.flatnonzero(~np.array(at_hand) | (lengths <= clicks))  # a forgotten history starts anew
+        if len(missing):
+            theirs = memory_slots.index_select(0, self._tensor(missing))
+            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1)
+        return memory_slots
+
+    @torch.no_grad()
+    def _start(
+        self, users: list[str], slots: NDArray[np.int64], memory_slots: Tensor, behind: NDArray[np.int64]
+    ) -> None:
+        """Memories of the latest clicks (or of none, for those who are new), leaving out the very last `behind`."""
+        before = self.histories.lengths(slots) - behind
+        self.memory.clear(memory_slots)
+        longer = np.flatnonzero(before > 0)
+        if len(longer):
+            latest = self.histories.latest(slots[longer], self.settings.online_history, behind[longer])
+            with self.weights.precision():
+                histories = as_histories(latest, self.weights.device)
+                self.weights.network.remember(self.memory, memory_slots[self._tensor(longer)], histories)
+        for user, length in zip(users, before.tolist(), strict=True):
+            self._built[user] = self.weights.optimizer.steps
+            if length > self.settings.online_history:
                 self._want_one(user)
-        return before, after
+        self._drop_evicted()
+
+    def _drop_evicted(self) -> None:
+        """Forgets since when the memories were that have lost their slots meanwhile."""
+        if len(self._built) > self.memory.directory.capacity:
+            self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.weights.device)
 
     def read_anew(
         self, weights: Weights, slots: NDArray[np.int64], clicks: NDArray[np.int64]
@@ -171,13 +201,6 @@ class UserStates:
     def _memory_slots(self, users: list[str]) -> Tensor:
         slots, _ = self.memory.take(users)
         return slots
-
-    def _want(self, users: list[str], slots: NDArray[np.int64]) -> None:
-        """Their memories lack what was just read as a sequence. Only histories that are longer than that need one."""
-        for user, length in zip(users, self.histories.lengths(slots).tolist(), strict=True):
-            self._built.pop(user, None)
-            if length > self.settings.online_history:
-                self._want_one(user)
 
     def _want_one(self, user: str) -> None:
         self._wanted[user] = None
