@@ -6,9 +6,8 @@ are excluded; half of the ties count as ahead. An item that never occurred befor
 hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
 
 The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
-`micro_batches`), as a worker would that always finds clicks waiting. All clicks of a batch are asked for before any is
-learned. Histories, and what clicks ahead in the batch add to the counts, are those of the very moment
-(`online/ranking/ahead.py`), as of a worker that keeps up; weights lag by a batch, and so does what is counted as near.
+`micro_batches`), as a worker would that always finds clicks waiting. Facts are those of the very moment: each click is
+asked for, and then counted, before the next. Weights lag by a step of some clicks, the Reformer's by a batch.
 So nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
 
 As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
@@ -37,7 +36,7 @@ from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
 from online.evaluation.metrics import hit_and_ndcg_at, ranks_in
 from online.learner import Learner
-from online.ranking.learned import Learned, Look
+from online.ranking.batches import BatchResult, Impression
 from online.ranking.return_times import marks_passed
 from online.settings import Settings
 from online.stream_time import ActiveClock
@@ -88,7 +87,7 @@ class LearnerRun:
     def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
         """One micro-batch, as numbers of clicks: foresees it, writes the lists that fall due in between, learns it.
 
-        Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `Learned`.
+        Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `BatchResult`.
         """
         clicks = self.clicks[batch.start : batch.stop]
         if not self.lists:
@@ -99,19 +98,19 @@ class LearnerRun:
         due = []
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
-        looks = [
-            Look(self.clicks[look].user_id, came - batch.start, written_at, active)
+        impressions = [
+            Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
             for came, active, written_at, look in due
         ]
-        learned = self._learn(clicks, looks)
-        assert learned.looked is not None
-        *lists, anybodys = learned.looked
+        learned = self._learn(clicks, impressions)
+        assert learned.impressions is not None
+        *lists, anybodys = learned.impressions
         self._standing |= {look: rows for (*_, look), rows in zip(due, lists, strict=True)}
         stood = np.stack([self._standing.pop(at, anybodys) for at in batch])
         return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
 
-    def _learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
-        learned = self.learner.learn(clicks, looks)
+    def _learn(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None = None) -> BatchResult:
+        learned = self.learner.learn(clicks, impressions)
         if self.tuning is not None:
             self.tuning.after(clicks, learned)
         return learned

@@ -303,7 +303,7 @@ class Loop:
         self._reached("learn")
         learned = self.learner.learn(clicks, train=not self.overload.shedding)
         self.ledger.learned += len(batch)
-        self.ledger.untrained += 0 if learned.trained else int(learned.heard.sum())
+        self.ledger.untrained += 0 if learned.trained else int(learned.trainable.sum())
         # 4. The new lists, in one pipeline.
         self._reached("lists")
         self.writer.publish(batch, learned.rankings)

@@ -197,9 +197,7 @@ def _last_clicks(raw: Raw, c: int, person: Person, items: Items) -> float:  # no
 
 
 COUNTED = (
-    Feature(
-        "followed_last", "times the item followed the last item", "clicks", "log(1 + x)", 1.0, fill=_followed_last
-    ),
+    Feature("followed_last", "times the item followed the last item", "clicks", "log(1 + x)", 1.0, fill=_followed_last),
     Feature("share_last", "its share of the last item's followers", "0 to 1", "x / (1 + all)", 2.0, fill=_share_last),
     Feature(
         "followed_before",

@@ -148,9 +148,7 @@ def advance(
     asked = 0
     for b in range(len(clicks.rows) + 1):
         while asked < len(lists.slots) and lists.positions[asked] == b:
-            gather(
-                tables, items, histories, log, index, clicks, lists, asked, seen_lists, found_lists, scratch, limits
-            )
+            gather(tables, items, histories, log, index, clicks, lists, asked, seen_lists, found_lists, scratch, limits)
             asked += 1
         if b < len(clicks.rows):
             gather(tables, items, histories, log, index, clicks, before, b, seen_before, found_before, scratch, limits)
@@ -416,9 +414,7 @@ def gather(
 
 
 @inlined
-def add_counts(
-    table: Table, row: int, sums: NDArray[np.float32], start: int, mark: int, scratch: Scratch
-) -> None:
+def add_counts(table: Table, row: int, sums: NDArray[np.float32], start: int, mark: int, scratch: Scratch) -> None:
     """What a table holds of a row, for those that are candidates."""
     for place in range(table.used[row]):
         other = table.others[row, place]
@@ -490,7 +486,16 @@ def recall(
             own += 1
     if own_slot >= 0:
         buckets, ring = index.own.shape[2], index.own.shape[3]
-        own = look_into(index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)], total, limits.moments, size, mark, stamps, mine, own)
+        own = look_into(
+            index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)],
+            total,
+            limits.moments,
+            size,
+            mark,
+            stamps,
+            mine,
+            own,
+        )
         clock_scores(index.rotation, now, gap, scratch.clock)
         for _ in range(min(limits.probes, buckets)):
             best = 0

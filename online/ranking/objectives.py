@@ -52,7 +52,7 @@ class ListwiseRanking:
             if len(hit):
                 scores = model.ranker.each(batch.features[hit])  # (n, K, networks)
                 found.append(_cross_entropy(scores, batch.present[hit], batch.places[hit]))
-        if found and batch.replayed is not None or batch.features is None and batch.replayed is not None:
+        if (found and batch.replayed is not None) or (batch.features is None and batch.replayed is not None):
             features, present = batch.replayed
             first = torch.zeros(len(features), dtype=torch.int64, device=features.device)
             found.append(_cross_entropy(model.ranker.each(features), present, first))

@@ -122,9 +122,7 @@ class QueryBuilder:
         active = np.array([impression.active for impression in impressions])
         return Wanted(users, slots, preceding, clicked_at, written_at - clicked_at, active)
 
-    def of_users(
-        self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64]
-    ) -> Wanted:
+    def of_users(self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64]) -> Wanted:
         """Lists of users who have a history, written at these ages (L,), as everything stands now."""
         active = self.histories.active_at[slots] + ages_s
         return Wanted(

@@ -15,8 +15,8 @@ from torch import Tensor
 from model.reformer import Clicks
 from model.runs import make_runs
 from online.history import Latest, UserHistories
+from online.ranking.model import RankingModel
 from online.ranking.next_item import as_histories
-from online.ranking.weights import Weights
 from online.settings import Settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -30,11 +30,11 @@ class UserStates:
     is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
 
     Who comes back after others took their slot has a memory made of their latest `online_history` clicks, and if there
-    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is
+    were more, a whole one a little later, by `rebuild`. RankingModel move while stored keys and values stay. So a memory is
     also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
     """
 
-    def __init__(self, settings: Settings, weights: Weights, histories: UserHistories) -> None:
+    def __init__(self, settings: Settings, weights: RankingModel, histories: UserHistories) -> None:
         self.settings = settings
         self.weights = weights
         self.histories = histories
@@ -173,7 +173,7 @@ class UserStates:
         return torch.from_numpy(array).to(self.weights.device)
 
     def read_anew(
-        self, weights: Weights, slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self, weights: RankingModel, slots: NDArray[np.int64], clicks: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         """States by any weights, from the latest clicks alone: before each of the clicks (U,) just made (N, D), user
         by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,)."""
