@@ -647,7 +647,7 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         parts: dict[str, dict[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {}
-        kept = {"states": self.states, "store": self.store, "replay": self.replay, "guard": self.guard}
+        kept: dict[str, Any] = {"states": self.states, "store": self.store, "replay": self.replay, "guard": self.guard}
         for name, part in kept.items():
             parts[name], state[name] = part.to_state()
         parts["lift"] = self.lift.to_state()

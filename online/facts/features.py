@@ -6,7 +6,7 @@ the columns.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,8 @@ class Person(NamedTuple):
     near_most: float  # the largest count near the latest items
 
 
-Fill = Callable[[Raw, int, Person, Items], float]
+Value = Any  # a float, of whichever width numba makes of it
+Fill = Callable[[Raw, int, Person, Items], Value]
 
 
 class Feature(NamedTuple):
@@ -63,82 +64,82 @@ class Feature(NamedTuple):
 
 
 @called
-def _log1p(x: float) -> float:
-    return np.log1p(np.float32(x)) if x > 0 else np.float32(0)
+def _log1p(x: Value) -> Value:
+    return math.log1p(np.float32(x)) if x > 0 else np.float32(0)
 
 
 @called
-def _followed_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _followed_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.first[c])
 
 
 @called
-def _share_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _share_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return raw.first[c] / (person.first_total + 1)
 
 
 @called
-def _followed_before(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _followed_before(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.second[c])
 
 
 @called
-def _share_before(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _share_before(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return raw.second[c] / (person.second_total + 1)
 
 
 @called
-def _followed_third(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _followed_third(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.third[c])
 
 
 @called
-def _preceded_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _preceded_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.before[c])
 
 
 @called
-def _preceded_rate(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _preceded_rate(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.before[c]) / (1 + _log1p(items.clicks[raw.rows[c]]) / 4) if raw.before[c] > 0 else 0.0
 
 
 @called
-def _near(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
-    return np.log(raw.near[c] + np.float32(1e-3)) + 7 if raw.near[c] > 0 else np.float32(math.log(1e-3) + 7)
+def _near(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+    return math.log(raw.near[c] + np.float32(1e-3)) + 7
 
 
 @called
-def _near_share(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _near_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return raw.near[c] / (person.near_most + 1e-6)
 
 
 @called
-def _own_times(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_times(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.times[c])
 
 
 @called
-def _own_share(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.times[c]) / (person.log_length + 1)
 
 
 @called
-def _own_decayed(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_decayed(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return math.sqrt(raw.times[c]) * OWN_DECAY ** raw.newest[c] if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_age(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_age(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.newest[c]) if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_elapsed(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_elapsed(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(max(0.0, person.now - raw.newest_at[c])) / 4 if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_rhythm(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_rhythm(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     if raw.times[c] <= 1:
         return 0.0
     elapsed = max(0.0, person.now - raw.newest_at[c])
@@ -147,52 +148,52 @@ def _own_rhythm(raw: Raw, c: int, person: Person, items: Items) -> float:  # noq
 
 
 @called
-def _own_ever(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_ever(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return 1.0 if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_length(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _own_length(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return person.log_length / 4 if raw.times[c] > 0 else 0.0
 
 
 @called
-def _is_last(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _is_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return 1.0 if raw.rows[c] == person.last else 0.0
 
 
 @called
-def _is_before(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _is_before(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return 1.0 if raw.rows[c] == person.before else 0.0
 
 
 @called
-def _clicks(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _clicks(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return _log1p(items.clicks[raw.rows[c]]) / 4
 
 
 @called
-def _elapsed(raw: Raw, c: int, person: Person, items: Items) -> float:
+def _elapsed(raw: Raw, c: int, person: Person, items: Items) -> Value:
     return _log1p(max(0.0, person.active - items.last_at[raw.rows[c]])) / 4
 
 
 @called
-def _lifetime(raw: Raw, c: int, person: Person, items: Items) -> float:
+def _lifetime(raw: Raw, c: int, person: Person, items: Items) -> Value:
     return _log1p(max(0.0, person.active - items.first_at[raw.rows[c]])) / 4
 
 
 @called
-def _history(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _history(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return person.log_length / 4
 
 
 @called
-def _gap(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _gap(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return person.gap / 4
 
 
 @called
-def _last_clicks(raw: Raw, c: int, person: Person, items: Items) -> float:  # noqa: ARG001
+def _last_clicks(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return person.log_first_total / 4
 
 

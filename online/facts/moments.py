@@ -21,7 +21,7 @@ MIX = 2_654_435_761  # Knuth's multiplicative hashing (vol. 3, 6.4): 2^32 by the
 class Log(NamedTuple):
     """The latest M moments of everybody, in a ring: 37 bytes each.
 
-    A moment has a number, counted from 1 in order of arrival; it stands at its number modulo M until M others have come.
+    A moment has a number, counted from 1 in order of arrival. It stands at its number modulo M until M others came.
     """
 
     items: NDArray[np.int32]  # (M,) clicked then
@@ -56,6 +56,10 @@ class Keys(NamedTuple):
     before: NDArray[np.int32]  # rows of the ones before those
     times: NDArray[np.float64]  # seconds since 1970
     gaps: NDArray[np.float32]  # log(1 + seconds since the click before)
+
+    def part(self, start: int, stop: int) -> "Keys":
+        """Those from `start` to `stop` only."""
+        return Keys(self.last[start:stop], self.before[start:stop], self.times[start:stop], self.gaps[start:stop])
 
 
 class Hits(NamedTuple):
@@ -133,7 +137,7 @@ def clock_scores(rotation: NDArray[np.float64], time: float, gap: float, scores:
 def append(log: Log, row: int, last: int, before: int, time: float, gap: float, owner: int) -> int:
     """One more moment -> its number."""
     log.total[0] += 1
-    number = log.total[0]
+    number = int(log.total[0])
     at = number % len(log.items)
     log.items[at], log.last[at], log.before[at] = row, last, before
     log.times[at], log.gaps[at] = time, np.float32(gap)

@@ -45,7 +45,7 @@ class Gathered(NamedTuple):
             self.starts[start : stop + 1] - c,
             self.rows[c:d],
             self.features[c:d],
-            Keys(*(part[start:stop] for part in self.keys)),
+            self.keys.part(start, stop),
             self.own.part(start, stop, c),
             self.world.part(start, stop, c),
             self.followers[start:stop],
@@ -110,24 +110,30 @@ class FeatureStore:
         self._scratch = self._new_scratch(rows)
 
     def _new_scratch(self, rows: int) -> Scratch:
-        near = tables.NEAR * self._held[-1]
-        C = self._candidates_max
-        raw = Raw(
-            np.zeros(C, np.int32),
-            *(np.zeros(C, np.float32) for _ in range(6)),
-            np.zeros(C, np.int32),
-            np.zeros(C),
-            np.zeros(C),
-        )
+        C, near = self._candidates_max, tables.NEAR * self._held[-1]
         return Scratch(
-            np.zeros(1, np.int64),
-            *(np.zeros(rows, np.int64) for _ in range(4)),
-            np.zeros(rows, np.float32),
-            np.zeros(near, np.int32),
-            np.zeros(near, np.float32),
-            np.zeros(len(self.log.items), np.int64),
-            np.zeros(max(2, self.settings.recall_buckets)),
-            raw,
+            mark=np.zeros(1, np.int64),
+            stamps=np.zeros(rows, np.int64),
+            places=np.zeros(rows, np.int64),
+            banned=np.zeros(rows, np.int64),
+            near_stamps=np.zeros(rows, np.int64),
+            near_sums=np.zeros(rows, np.float32),
+            near_rows=np.zeros(near, np.int32),
+            near_scores=np.zeros(near, np.float32),
+            moment_stamps=np.zeros(len(self.log.items), np.int64),
+            clock=np.zeros(max(2, self.settings.recall_buckets)),
+            raw=Raw(
+                rows=np.zeros(C, np.int32),
+                first=np.zeros(C, np.float32),
+                second=np.zeros(C, np.float32),
+                third=np.zeros(C, np.float32),
+                before=np.zeros(C, np.float32),
+                near=np.zeros(C, np.float32),
+                times=np.zeros(C, np.float32),
+                newest=np.zeros(C, np.int32),
+                newest_at=np.zeros(C),
+                oldest_at=np.zeros(C),
+            ),
         )
 
     # One pass

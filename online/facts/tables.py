@@ -3,6 +3,7 @@
 Letters: `V` rows of items, `M` places of a row.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,7 +108,7 @@ def uncount(table: Table, row: int, other: int, weight: float) -> None:
 @inlined
 def near_weight(distance: int) -> float:
     """What two items count that stand so many clicks apart (1: next to each other)."""
-    return 1.0 / np.sqrt(np.float64(distance))
+    return 1.0 / math.sqrt(distance)
 
 
 @kernel

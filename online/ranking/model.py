@@ -271,7 +271,8 @@ class RankingModel:
         items = as_tensor(rows.astype(np.int64), self.device)
         vectors = self.network.items(items)  # (M, D)
         of_query = states.detach()[as_tensor(queries, self.device)]
-        return ((vectors * of_query).sum(-1) + self.network.items.bias(items)).float()[:, None]
+        logits: Tensor = (vectors * of_query).sum(-1) + self.network.items.bias(items)
+        return logits.float()[:, None]
 
     # Learning
 

@@ -38,8 +38,8 @@ def rank_behind(
     targets: NDArray[np.int64],
     ranks: NDArray[np.float64],
 ) -> None:
-    """Ranks (N,) of targets (N,), positions among all C: those that are not kept stand behind all that are, in the order
-    of their scores, half of the ties as ahead; −1 as a target leaves the rank as it is."""
+    """Ranks (N,) of targets (N,), positions among all C: those that are not kept stand behind all that are, by their
+    scores, half of the ties as ahead; −1 as a target leaves the rank as it is."""
     for q in range(len(kept)):
         target = targets[q]
         if target < 0:

@@ -90,8 +90,8 @@ class Trial:
         return "publish" if self.live_fault is not None else self.gate.decision
 
     def follow(self, learned: BatchResult) -> None:
-        """The micro-batch that the live weights have just learned: tests, then teaches, step by step. It costs about what
-        learning did, without what is gathered. What was not trained on is not compared."""
+        """The micro-batch that the live weights have just learned: tests, then teaches, step by step. It costs about
+        what learning did, without what is gathered. What was not trained on is not compared."""
         if learned.freed:
             self.weights.reset_rows(torch.tensor(learned.freed, dtype=torch.int64))
         self.weights.grow(len(self.learner.store))
