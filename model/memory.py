@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from model.lsh_hash import log_time_bucket
+from model.runs import Runs, Sight
+
 
 class LocalMemory:
     """A ring of the latest W − 1 keys and values for each slot and head: what local attention sees beside the click."""
@@ -34,20 +37,40 @@ class LocalMemory:
         keys, values = self.entries[slots].chunk(2, -1)
         return keys, values, self.times[slots], filled
 
-    def seen(self, slots: Tensor, nth: Tensor) -> Tensor:
-        """Which entries of slots (N,) a click still sees that comes after `nth` (N,) others that are not stored yet:
-        (N, W − 1)."""
-        ring = self.times.shape[1]
-        clicks = self.clicks.index_select(0, slots)[:, None]  # (N, 1)
-        place = torch.arange(ring, device=slots.device)
-        # The next click goes into the place of the oldest, which is what it does not see any more.
-        return (place < clicks) & ((place - clicks).remainder(ring) >= nth[:, None])
-
-    def entries_by_head(self, slots: Tensor) -> Tensor:
-        """Keys and values of slots (N,), (H, N, W − 1, 2 d)."""
+    def sight(self, runs: Runs, *, time_buckets: int, pair_bias: Tensor) -> Sight:
+        """What rows (M,) see, of as many clicks as the ring holds and themselves; pair_bias (P,)."""
         S, H, ring, width = self.entries.shape
-        index = slots * H + torch.arange(H, device=slots.device)[:, None]  # (H, N)
-        return self.entries.view(S * H, ring, width).index_select(0, index.view(-1)).view(H, -1, ring, width)
+        clicks = self.clicks.index_select(0, runs.slots)[:, None]  # (M, 1)
+        place = torch.arange(ring, device=clicks.device)
+        # The next click goes into the place of the oldest, which is what the one after it does not see any more.
+        ages = (place - clicks).remainder(ring)  # (M, ring), 0: the oldest
+        head = torch.arange(H, device=clicks.device)[:, None]
+        of_head = self.entries.view(S * H, ring, width).index_select(0, (runs.slots * H + head).view(-1))
+        gaps = runs.timestamps[:, None] - self.times.index_select(0, runs.slots)
+        return Sight(
+            entries=of_head.view(H, -1, ring, width).float(),
+            entry_bias=log_time_bucket(gaps, time_buckets) + (head * time_buckets).int()[:, None],
+            entry_seen=(place < clicks) & (ages >= runs.nth[:, None]),
+            pairs=runs.places,
+            pair_bias=pair_bias,
+            pair_weights=(runs.queries - runs.keys <= ring).float(),
+        )
+
+    @torch.no_grad()
+    def write_rows(self, runs: Runs, keys: Tensor, values: Tensor) -> None:
+        """Keys and values (H, M, d) of those rows that are to be stored."""
+        _, H, ring, width = self.entries.shape
+        kept, slots, times = runs.stored, runs.stored_slots, runs.stored_times
+        if runs.longest_stored > ring:  # some would be overwritten at once
+            fits = (runs.later < ring).nonzero()[:, 0]
+            kept, slots, times = kept[fits], slots[fits], times[fits]
+        place = (self.clicks.index_select(0, slots) + runs.nth.index_select(0, kept)).remainder(ring)
+        entries = torch.cat([keys, values], 2).index_select(1, kept).to(self.entries.dtype)  # (H, S, 2 d)
+        head = torch.arange(H, device=slots.device)[:, None]
+        flat = (slots * H + head) * ring + place  # (H, S)
+        self.entries.view(-1, width).index_copy_(0, flat.view(-1), entries.view(-1, width))
+        self.times.view(-1).index_copy_(0, slots * ring + place, times)
+        self.clicks.index_add_(0, runs.stored_slots, torch.ones_like(runs.stored_slots))
 
     @torch.no_grad()
     def write(self, slots: Tensor, numbers: Tensor, keys: Tensor, values: Tensor, times: Tensor) -> None:

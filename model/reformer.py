@@ -124,30 +124,15 @@ class LocalAttention(nn.Module):
             memory.write(slots, memory.clicks[slots], k, v, timestamps)
         return self.dropout(self.out(y))  # type: ignore[no-any-return]
 
-    def extend(self, x: Tensor, memory: LocalMemory, runs: Runs) -> Tensor:
-        """(M, D) -> (M, D): what `append` gives for one row after the other."""
+    def extend(self, x: Tensor, memory: LocalMemory, runs: Runs, pair_bias: Tensor) -> Tensor:
+        """(M, D) -> (M, D): what `append` gives for one row after the other. pair_bias (P,) buckets of log time."""
         M, D = x.shape
         H, d = self.heads, D // self.heads
-        qkv = self.qkv(self.norm(x)).float().view(M, 3, H, d)
-        q, k, v = qkv.permute(1, 2, 0, 3)  # 3 × (H, M, d)
+        q, k, v = self.qkv(self.norm(x)).float().view(M, 3, H, d).permute(1, 2, 0, 3)  # 3 × (H, M, d)
         with torch.autocast(x.device.type, enabled=False):
-            y = attend(
-                q * d**-0.5,
-                k,
-                v,
-                memory.entries_by_head(runs.slots).float(),
-                runs=runs,
-                entry_gaps=runs.timestamps[:, None] - memory.times.index_select(0, runs.slots),
-                entry_seen=memory.seen(runs.slots, runs.nth),
-                pair_weights=(runs.queries - runs.keys < self.window).float(),
-                time_bias=self.time_bias,
-            )  # (H, M, d)
-        kept = runs.stored
-        numbers = (memory.clicks[runs.slots] + runs.nth)[kept]
-        if runs.longest >= self.window:  # a ring has no room for more in a row
-            fits = runs.nth_stored_from_end < self.window - 1
-            kept, numbers = kept[fits], numbers[fits]
-        memory.write(runs.slots[kept], numbers, qkv[kept, 1], qkv[kept, 2], runs.timestamps[kept])
+            sight = memory.sight(runs, time_buckets=self.buckets, pair_bias=pair_bias)
+            y = attend(q * d**-0.5, k, v, self.time_bias, sight)  # (H, M, d)
+        memory.write_rows(runs, k, v)
         return self.dropout(self.out(y.transpose(0, 1).reshape(M, D)))  # type: ignore[no-any-return]
 
     def remember(self, x: Tensor, memory: LocalMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
@@ -205,13 +190,13 @@ class LSHAttention(nn.Module):
             y = memory.append(slots, qk, v, times=timestamps, time_bias=self.time_bias, store=store)  # (N, H, d)
         return self.dropout(self.out(y.reshape(N, D)))  # type: ignore[no-any-return]
 
-    def extend(self, x: Tensor, memory: LSHMemory, runs: Runs) -> Tensor:
-        """(M, D) -> (M, D): what `append` gives for one row after the other."""
+    def extend(self, x: Tensor, memory: LSHMemory, runs: Runs, pair_bias: Tensor) -> Tensor:
+        """(M, D) -> (M, D): what `append` gives for one row after the other. pair_bias (P,) buckets of log time."""
         M, D = x.shape
         H = self.heads
         qk, v = self.qk_v(self.norm(x)).float().view(M, 2, H, D // H).permute(1, 2, 0, 3)  # 2 × (H, M, d)
         with torch.autocast(x.device.type, enabled=False):  # hashing is exact in float32 only
-            y = memory.extend(runs, qk, v, time_bias=self.time_bias)  # (H, M, d)
+            y = memory.extend(runs, qk, v, time_bias=self.time_bias, pair_bias=pair_bias)  # (H, M, d)
         return self.dropout(self.out(y.transpose(0, 1).reshape(M, D)))  # type: ignore[no-any-return]
 
     def remember(self, x: Tensor, memory: LSHMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
@@ -296,16 +281,17 @@ class Reformer(nn.Module):
 
         Memories are constants; gradients reach all new clicks. `runs` says which of them are stored.
         """
-        clicks = memory.clicks[runs.slots]
-        before = torch.where(runs.nth == 0, memory.timestamps[runs.slots], runs.timestamps.roll(1))
-        gaps = 1 + log_time_bucket(runs.timestamps - before, self.config.gap_buckets)
-        x = self.embed(runs.items, runs.event_types, gaps.masked_fill(clicks + runs.nth == 0, 0))  # (M, D)
-        y1 = y2 = x
+        T = self.config.gap_buckets
+        clicks = memory.clicks.index_select(0, runs.slots) + runs.nth  # (M,) before it
+        before = torch.where(runs.nth == 0, memory.timestamps.index_select(0, runs.slots), runs.timestamps.roll(1))
+        gaps = 1 + log_time_bucket(runs.timestamps - before, T)
+        y1 = y2 = self.embed(runs.items, runs.event_types, gaps.masked_fill(clicks == 0, 0))  # (M, D)
+        pair_bias = log_time_bucket(runs.gaps, T)
         for f, g, layer in zip(self.layers.f, self.layers.g, memory.layers, strict=True):
-            y1 = y1 + f.extend(y2, layer, runs)  # type: ignore[operator]
+            y1 = y1 + f.extend(y2, layer, runs, pair_bias)  # type: ignore[operator]
             y2 = y2 + g(y1)
-        last = runs.last_stored
-        memory.stamp(runs.slots[last], runs.timestamps[last], (clicks + runs.nth + 1)[last])
+        last = runs.stored[runs.later == 0]
+        memory.stamp(runs.slots[last], runs.timestamps[last], clicks[last] + 1)
         states: Tensor = self.norm((y1 + y2) / 2)
         return states.float()
 
