@@ -124,7 +124,9 @@ class FineTuning:
         found = self.learner.replay.sample(self.settings.replay_batch, self.random)
         if found is None:
             return
-        loss = ListwiseRanking().loss(self.weights, TrainingBatch(replayed=found))
+        loss = ListwiseRanking().loss(
+            self.weights, TrainingBatch(replayed=(self.weights.ranker.each(found[0]), found[1]))
+        )
         assert loss is not None
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

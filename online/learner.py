@@ -385,8 +385,11 @@ class Learner:
         log = self.store.log
         return Memory(Keys(log.last, log.before, log.times, log.gaps), self.moment_states)
 
-    def _score(self, gathered: Gathered, states: Tensor | None, kept: int) -> ScoredCandidates:
-        return self.weights.score(gathered, self.lift.of(gathered.rows), self.memory(), states, kept=kept)
+    def _score(
+        self, gathered: Gathered, states: Tensor | None, kept: int, replayed: tuple[Tensor, Tensor] | None = None
+    ) -> ScoredCandidates:
+        lifts, memory = self.lift.of(gathered.rows), self.memory()
+        return self.weights.score(gathered, lifts, memory, states, kept=kept, replayed=replayed)
 
     def _step(
         self, prepared: Prepared, part: slice, states: Tensor | None, *, train: bool
@@ -396,8 +399,9 @@ class Learner:
         batch = prepared.batch
         gathered = prepared.gathered.part(part.start, part.stop)
         mine = None if states is None else states[part]
+        replayed = self.replay.sample(self.settings.replay_batch if train else 0)
         with torch.set_grad_enabled(train):
-            scored = self._score(gathered, mine, self.settings.candidates_kept)
+            scored = self._score(gathered, mine, self.settings.candidates_kept, replayed)
         found = scored.positions(batch.targets[part])
         ranks = scored.ranks(found)
         trainable = batch.trainable[part]
@@ -408,8 +412,6 @@ class Learner:
         there = np.flatnonzero(places >= 0)
         shares = scored.shares().detach().float().cpu().numpy()
         losses[there] = np.minimum(-np.log(np.maximum(shares[there, places[there]], 1e-30)), MISS_LOSS)
-        replays = self.settings.replay_batch if train and len(there) else 0
-        replayed = self.replay.sample(replays)
         if finite and len(there):
             rows = scored.rows()
             self.lift.add(rows[there], shares[there], rows[there, places[there]])
@@ -419,7 +421,9 @@ class Learner:
             self.weights.train(training_batch(self.weights, scored, positions, self.memory(), mine, replayed), RANKING)
             seen = scored.features.detach()[scored.present & self._tensor(trainable)[:, None]]
             self.weights.ranker.observe(seen)
-        scored = scored._replace(features=scored.features.detach(), scores=scored.scores.detach())
+        scored = scored._replace(
+            features=scored.features.detach(), scores=scored.scores.detach(), each=scored.each.detach(), replayed=None
+        )
         return TrainedStep(part, scored, positions, replayed), losses, ranks
 
     def _guess(self, before: Tensor, leaf: Tensor, network: TrainedNetwork) -> None:
@@ -731,13 +735,13 @@ def training_batch(  # noqa: PLR0917 - what it is made of, and no options
         forced_places = places.copy()
         forced_places[left_out] = K - 1
     return TrainingBatch(
-        features=scored.features,
+        scores=scored.each,
         present=scored.present,
         places=as_tensor(places, model.device),
         forced=forced,
         forced_present=forced_present,
         forced_places=as_tensor(forced_places, model.device),
-        replayed=replayed,
+        replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed[1]),
     )
 
 

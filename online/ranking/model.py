@@ -184,6 +184,7 @@ class RankingModel:
         states: Tensor | None,
         *,
         kept: int,
+        replayed: tuple[Tensor, Tensor] | None = None,
     ) -> ScoredCandidates:
         """Scores candidates of N queries: all of them by the first score, and the best by the ranker.
 
@@ -193,6 +194,7 @@ class RankingModel:
             memory: what recall compares the queries with.
             states: the Reformer's, (N, D); None: without.
             kept: K, how many candidates of each query the ranker sees.
+            replayed: features (R, K', F) of earlier clicks that are scored along, and which are there.
 
         Returns:
             Scores, with gradients where torch keeps any: to weights, item vectors, and states.
@@ -210,8 +212,15 @@ class RankingModel:
         if not C:
             return scored
         inputs, present = self.inputs(scored, places, memory, states)
-        scores = self.ranker.each(inputs).mean(-1).masked_fill(~present, -torch.inf)
-        return scored._replace(features=inputs, present=present, scores=scores)
+        rows = inputs.view(N * kept, -1)
+        if replayed is not None:
+            rows = torch.cat([rows, replayed[0].view(-1, rows.shape[1])])
+        every = self.ranker.each(rows)  # in one go: what it costs is mostly the number of operations
+        each = every[: N * kept].view(N, kept, -1)
+        if replayed is not None:
+            scored = scored._replace(replayed=every[N * kept :].view(*replayed[0].shape[:2], -1))
+        scores = each.mean(-1).masked_fill(~present, -torch.inf)
+        return scored._replace(features=inputs, present=present, scores=scores, each=each)
 
     def inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], memory: Memory, states: Tensor | None
@@ -243,10 +252,10 @@ class RankingModel:
         index = as_tensor(np.flatnonzero(there), self.device)
         return flat.new_zeros(N * K, flat.shape[1]).index_copy(0, index, flat).view(N, K, -1), present
 
-    def _empty(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _empty(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         F_ = len(self.first) + 1
         zeros = torch.zeros(N, K, F_, device=self.device)
-        return zeros, torch.zeros(N, K, dtype=torch.bool, device=self.device), zeros[..., 0] - torch.inf
+        return zeros, torch.zeros(N, K, dtype=torch.bool, device=self.device), zeros[..., 0] - torch.inf, zeros[..., :1]
 
     def _recalls(self, gathered: Gathered) -> list[tuple[RecallHeads, Any]]:
         reformer = self.settings.reformer

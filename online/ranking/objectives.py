@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 class TrainingBatch:
     """Some clicks, and all that objectives may want to know of them. What is None or empty teaches nothing."""
 
-    features: Tensor | None = None  # (N, K, F) of the kept candidates, with gradients
+    scores: Tensor | None = None  # (N, K, networks) of the kept candidates by each network, with gradients
     present: Tensor | None = None  # (N, K) bool
     places: Tensor | None = None  # (N,) int64 of the clicked items among the K; −1: not kept, or not to be learned from
-    forced: Tensor | None = None  # (N, K, F) the same features, with clicked items that were not kept put in last place
+    forced: Tensor | None = None  # (N, K, F) their features, with clicked items that were not kept put in last place
     forced_present: Tensor | None = None  # (N, K) bool
     forced_places: Tensor | None = None  # (N,) int64
-    replayed: tuple[Tensor, Tensor] | None = None  # features (R, K', F), the clicked one's first; present (R, K')
+    replayed: tuple[Tensor, Tensor] | None = None  # scores (R, K', networks), the clicked one's first; present (R, K')
     states: Tensor | None = None  # (N, D) before each click, with gradients
     targets: Tensor | None = None  # (N,) int64 rows that were clicked
     negatives: tuple[Tensor, Tensor] | None = None  # rows (M,), and the log chance of each
@@ -47,16 +47,12 @@ class ListwiseRanking:
 
     def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:
         found = []
-        if batch.features is not None and batch.places is not None and batch.present is not None:
-            hit = (batch.places >= 0).nonzero()[:, 0]
-            if len(hit):
-                scores = model.ranker.each(batch.features[hit])  # (n, K, networks)
-                found.append(_cross_entropy(scores, batch.present[hit], batch.places[hit]))
-        if (found and batch.replayed is not None) or (batch.features is None and batch.replayed is not None):
-            features, present = batch.replayed
-            first = torch.zeros(len(features), dtype=torch.int64, device=features.device)
-            found.append(_cross_entropy(model.ranker.each(features), present, first))
-        return torch.stack(found).sum() if found else None
+        if batch.scores is not None and batch.places is not None and batch.present is not None:
+            found.append(_cross_entropy(batch.scores, batch.present, batch.places))
+        if batch.replayed is not None:
+            found.append(_cross_entropy(*batch.replayed, torch.zeros_like(batch.replayed[1][:, 0], dtype=torch.int64)))
+        losses = [loss for loss in found if loss is not None]
+        return torch.stack(losses).sum() if losses else None
 
 
 class Pruning:
@@ -66,11 +62,8 @@ class Pruning:
     def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:
         if batch.forced is None or batch.forced_places is None or batch.forced_present is None:
             return None
-        hit = (batch.forced_places >= 0).nonzero()[:, 0]
-        if not len(hit):
-            return None
-        scores = batch.forced[hit].detach()[..., :-1] @ model.first  # (n, K)
-        return _cross_entropy(scores[..., None], batch.forced_present[hit], batch.forced_places[hit])
+        scores = batch.forced.detach()[..., :-1] @ model.first  # (N, K)
+        return _cross_entropy(scores[..., None], batch.forced_present, batch.forced_places)
 
 
 class NextItem:
@@ -86,8 +79,15 @@ class NextItem:
         return torch.stack(found).sum() if found else None
 
 
-def _cross_entropy(scores: Tensor, present: Tensor, places: Tensor) -> Tensor:
-    """scores (N, K, networks), present (N, K), places (N,) of the clicked ones -> mean loss, summed over networks."""
-    scores = scores.masked_fill(~present[..., None], -torch.inf)
-    clicked = scores.gather(1, places[:, None, None].expand(-1, 1, scores.shape[2]))[:, 0]  # (N, networks)
-    return (scores.logsumexp(1) - clicked).mean(0).sum()
+def _cross_entropy(scores: Tensor, present: Tensor, places: Tensor) -> Tensor | None:
+    """scores (N, K, networks), present (N, K), places (N,) of the clicked ones, −1 for clicks that teach nothing -> mean
+    loss of those that do, summed over networks; None where none does."""
+    hit = places >= 0
+    count = int(hit.sum())
+    if not count:
+        return None
+    # All are gone through, with a weight of 0 where there is nothing to learn: picking some costs more than that.
+    scores = scores.masked_fill((~present & hit[:, None])[..., None], -torch.inf)
+    clicked = scores.gather(1, places.clamp(min=0)[:, None, None].expand(-1, 1, scores.shape[2]))[:, 0]  # (N, networks)
+    losses = (scores.logsumexp(1) - clicked).sum(1)  # (N,)
+    return torch.where(hit, losses, 0.0).sum() / count

@@ -23,6 +23,8 @@ class ScoredCandidates(NamedTuple):
     features: Tensor  # (N, K, F), with gradients where they were wanted; 0 where there are no more
     present: Tensor  # (N, K) bool
     scores: Tensor  # (N, K) the ranker's, −inf where there are no more
+    each: Tensor  # (N, K, networks) what each of the ranker's networks makes of them, with gradients
+    replayed: Tensor | None = None  # (R, K', networks) what they make of replayed clicks, with gradients
     recalled: tuple[NDArray[np.float32], ...] = ()  # (C, heads) soft counts of each memory
     lifts: NDArray[np.float32] = np.zeros(0, np.float32)  # (C,) log of observed by expected clicks
 

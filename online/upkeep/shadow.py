@@ -105,7 +105,7 @@ class Trial:
             mine = None if states is None else states[step.part]
             gathered, kept = step.scored.gathered, self.learner.settings.candidates_kept
             lifts, memory = step.scored.lifts, self.learner.memory()
-            scored = self.weights.score(gathered, lifts, memory, mine, kept=kept)
+            scored = self.weights.score(gathered, lifts, memory, mine, kept=kept, replayed=step.replayed)
             if not scored.finite():
                 self.fault = "its scores are not finite"
             if not step.scored.finite():
