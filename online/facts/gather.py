@@ -331,6 +331,7 @@ def gather(
         for p in range(found.world_starts[q - 1], world):
             found.world_moments[world + p - found.world_starts[q - 1]] = found.world_moments[p]
             found.world_candidates[world + p - found.world_starts[q - 1]] = found.world_candidates[p] + size
+        found.followers[q] = found.followers[q - 1]
         found.starts[q + 1] = start + size
         found.own_starts[q + 1] = 2 * own - found.own_starts[q - 1]
         found.world_starts[q + 1] = 2 * world - found.world_starts[q - 1]
