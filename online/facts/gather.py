@@ -176,8 +176,8 @@ def observe(
     before = int(histories.rows[slot, (n - 2) % H]) if length > 1 else 0
     gap = math.log1p(max(0.0, clicks.times[b] - histories.times[slot, (n - 1) % H])) if length > 0 else 0.0
     trainable = clicks.trainable[b]
-    if trainable and row > 0:
-        for d in range(min(length, NEAR)):
+    if trainable:
+        for d in range(min(length, NEAR) if row > 0 else 0):
             place = (n - 1 - d) % H
             number = histories.numbers[slot, place]
             # What was flagged precedes nothing: clicked between popular items it would become their neighbour.

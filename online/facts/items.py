@@ -59,19 +59,21 @@ def grown_items(items: Items, rows: int) -> Items:
 
 @inlined
 def count_click(items: Items, row: int, active: float) -> None:
-    """One click at an active time, in seconds."""
-    items.clicks[row] += np.float32(1)
-    items.last_at[row] = max(items.last_at[row], active)
-    if items.first_at[row] == 0 or active < items.first_at[row]:
-        items.first_at[row] = active
+    """One click at an active time, in seconds. One on an item without a row (0) only lets all others age."""
+    if row > 0:
+        items.clicks[row] += np.float32(1)
+        items.last_at[row] = max(items.last_at[row], active)
+        if items.first_at[row] == 0 or active < items.first_at[row]:
+            items.first_at[row] = active
     for half_life in range(len(items.weights)):
-        items.popular[row, half_life] += items.weights[half_life]
+        if row > 0:
+            items.popular[row, half_life] += items.weights[half_life]
         items.weights[half_life] *= items.rates[half_life]
         if items.weights[half_life] > OVERFLOW:
             for other in range(len(items.popular)):
                 items.popular[other, half_life] /= items.weights[half_life]
             items.weights[half_life] = 1.0
-        if not items.blocked[row]:
+        if row > 0 and not items.blocked[row]:
             raise_in_list(items.top[half_life], items.popular, half_life, row)
 
 
