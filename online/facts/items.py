@@ -13,6 +13,7 @@ from online.facts.jit import inlined, kernel
 
 POPULAR = 240  # items of each list of the most popular; who has seen the first ones gets others of them
 OVERFLOW = 1e12  # of what a click counts, at which all are scaled down
+UNDERFLOW = 1e-200  # of a popularity, which counts nothing below: smaller ones lose digits, and become equal
 
 
 class Items(NamedTuple):
@@ -70,11 +71,21 @@ def count_click(items: Items, row: int, active: float) -> None:
             items.popular[row, half_life] += items.weights[half_life]
         items.weights[half_life] *= items.rates[half_life]
         if items.weights[half_life] > OVERFLOW:
-            for other in range(len(items.popular)):
-                items.popular[other, half_life] /= items.weights[half_life]
-            items.weights[half_life] = 1.0
+            scale_down(items, half_life)
         if row > 0 and not items.blocked[row]:
             raise_in_list(items.top[half_life], items.popular, half_life, row)
+
+
+@kernel
+def scale_down(items: Items, half_life: int) -> None:
+    """A click counts 1 again. What is too long ago counts nothing, and leaves the list as it would at a restart."""
+    for row in range(len(items.popular)):
+        scaled = items.popular[row, half_life] / items.weights[half_life]
+        items.popular[row, half_life] = scaled if scaled > UNDERFLOW else 0.0
+    items.weights[half_life] = 1.0
+    for at in range(items.top.shape[1]):
+        if items.popular[items.top[half_life, at], half_life] == 0:
+            items.top[half_life, at] = 0
 
 
 @inlined
