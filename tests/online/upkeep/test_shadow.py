@@ -36,7 +36,7 @@ def read_anew(learner):
     """The live model reads everybody's history anew, as a trial does: so even the states are equal."""
     states = learner.states
 
-    def read(users, slots, clicks):
+    def read(_, slots, clicks):
         before, after, had = states.read_anew(states.weights, slots, clicks)
         return before, had, after
 
