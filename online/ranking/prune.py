@@ -59,11 +59,11 @@ def rank_behind(
             continue
         its, ahead, tied = comparable(scores[target]), 0, 0
         for c in range(starts[q], starts[q + 1]):
-            ahead += comparable(scores[c]) > its
-            tied += comparable(scores[c]) == its
+            ahead += int(comparable(scores[c]) > its)
+            tied += int(comparable(scores[c]) == its)
         for k in range(held):  # these are ahead whatever they score
-            ahead -= comparable(scores[kept[q, k]]) > its
-            tied -= comparable(scores[kept[q, k]]) == its
+            ahead -= int(comparable(scores[kept[q, k]]) > its)
+            tied -= int(comparable(scores[kept[q, k]]) == its)
         ranks[q] = held + ahead + (tied - 1) / 2
 
 
