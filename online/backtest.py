@@ -21,7 +21,8 @@ import heapq
 import multiprocessing
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -85,35 +86,54 @@ class LearnerRun:
         self._standing: dict[int, NDArray[np.int64]] = {}  # by the click that will look at it: a list's first rows
 
     def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
-        """One micro-batch, as numbers of clicks: foresees it, writes the lists that fall due in between, learns it.
+        """One micro-batch: see `steps`."""
+        return next(self.steps([batch]))
 
-        Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `BatchResult`.
+    def steps(self, batches: Iterable[range]) -> Iterator[tuple[Ranks, NDArray[np.int64], Ranks]]:
+        """Micro-batches, as numbers of clicks: foresees each, writes the lists that fall due in between, learns it.
+
+        Yields ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `BatchResult`.
         """
-        clicks = self.clicks[batch.start : batch.stop]
+        planned: deque[tuple[range, list[tuple[int, float, float, int]]]] = deque()
+
+        def plans() -> Iterator[tuple[Sequence[Click], list[Impression] | None]]:
+            for batch in batches:
+                due = self._plan(batch)
+                planned.append((batch, due))
+                impressions = [
+                    Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
+                    for came, active, written_at, look in due
+                ]
+                yield self.clicks[batch.start : batch.stop], impressions if self.lists else None
+
+        for learned in self._learned(plans()):
+            batch, due = planned.popleft()
+            if self.tuning is not None:
+                self.tuning.after(self.clicks[batch.start : batch.stop], learned)
+            served = learned.served_ranks
+            if learned.impressions is not None:
+                *lists, anybodys = learned.impressions
+                self._standing |= {look: rows for (*_, look), rows in zip(due, lists, strict=True)}
+                served = ranks_in(np.stack([self._standing.pop(at, anybodys) for at in batch]), learned.targets)
+            yield learned.ranks, learned.candidates, served
+
+    def _learned(self, plans: Iterable[tuple[Sequence[Click], list[Impression] | None]]) -> Iterator[BatchResult]:
+        if self.tuning is None:
+            yield from self.learner.learn_all(plans)
+        else:  # fine-tuning reads histories between two micro-batches
+            for clicks, impressions in plans:
+                yield self.learner.learn(clicks, impressions)
+
+    def _plan(self, batch: range) -> list[tuple[int, float, float, int]]:
+        """The lists that fall due while the clicks come in: as `_due` holds them."""
+        due: list[tuple[int, float, float, int]] = []
         if not self.lists:
-            learned = self._learn(clicks)
-            return learned.ranks, learned.candidates, learned.served_ranks
+            return due
         for at in batch:
             self._schedule(at)
-        due = []
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
-        impressions = [
-            Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
-            for came, active, written_at, look in due
-        ]
-        learned = self._learn(clicks, impressions)
-        assert learned.impressions is not None
-        *lists, anybodys = learned.impressions
-        self._standing |= {look: rows for (*_, look), rows in zip(due, lists, strict=True)}
-        stood = np.stack([self._standing.pop(at, anybodys) for at in batch])
-        return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
-
-    def _learn(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None = None) -> BatchResult:
-        learned = self.learner.learn(clicks, impressions)
-        if self.tuning is not None:
-            self.tuning.after(clicks, learned)
-        return learned
+        return due
 
     def _schedule(self, at: int) -> None:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
@@ -245,9 +265,10 @@ def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0
-    for batch in micro_batches(clicks, settings):
+    each = list(micro_batches(clicks, settings))
+    for batch, (asked, candidates, served_ranks) in zip(each, going.steps(each), strict=True):
         part = slice(batch.start, batch.stop)
-        asked, candidates, served[part] = going.step(batch)
+        served[part] = served_ranks
         ranks[part] = complete(facts, part, asked, candidates, exclude_seen=settings.exclude_seen)
         among[part] = np.isfinite(asked)
         batches += 1

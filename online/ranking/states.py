@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.reformer import Clicks
 from model.runs import make_runs
-from online.history import Latest, UserHistories
+from online.history import HistorySnapshot, Latest, UserHistories
 from online.ranking.model import RankingModel
 from online.ranking.next_item import as_histories
 from online.settings import Settings
@@ -30,8 +30,8 @@ class UserStates:
     is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
 
     Who comes back after others took their slot has a memory made of their latest `online_history` clicks, and if there
-    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is also
-    rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
+    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is
+    also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
     """
 
     def __init__(self, settings: Settings, weights: RankingModel, histories: UserHistories) -> None:
@@ -44,20 +44,25 @@ class UserStates:
         self._fresh_since = 0  # memories built before so many updates are to be rebuilt
 
     def read(
-        self, users: Sequence[str], slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: HistorySnapshot | UserHistories | None = None,
     ) -> tuple[Tensor, NDArray[np.bool_], Tensor]:
-        """States around the clicks that were just appended to the histories.
+        """States around the clicks that were just appended to the histories (those of now, or as they stood then).
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
         the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
         and the state after each user's last click (U, D), without.
         """
-        lengths = self.histories.lengths(slots)
+        histories = self.histories if histories is None else histories
+        lengths = histories.lengths(slots)
         clicks = np.minimum(clicks, lengths)
-        memory_slots = self._memories(users, slots, lengths, clicks)
+        memory_slots = self._memories(users, slots, lengths, clicks, histories)
         known = (lengths > clicks).astype(np.int64)  # whether there is a click before these
         rows = clicks + known  # (U,) positions of each: the click before, and the new ones
-        latest = self.histories.latest(slots, rows)
+        latest = histories.latest(slots, rows)
         inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
         positions = (latest.rows[inside], latest.event_types[inside], latest.timestamps[inside])  # (M,) each
         runs = make_runs(memory_slots, rows, positions, kept_back=1)
@@ -74,19 +79,22 @@ class UserStates:
         return before, had, states.detach().index_select(0, self._tensor(starts + rows - 1))
 
     @torch.no_grad()
-    def now(self, users: Sequence[str], slots: NDArray[np.int64]) -> Tensor:
+    def now(
+        self, users: Sequence[str], slots: NDArray[np.int64], histories: HistorySnapshot | UserHistories | None = None
+    ) -> Tensor:
         """The state after the latest click of each of different users, (U, D)."""
+        histories = self.histories if histories is None else histories
         at_hand = np.array([self._at_hand(user) for user in users])
         states = torch.zeros(len(users), self.settings.width, device=self.weights.device)
         if at_hand.any():
             mine = [user for user, here in zip(users, at_hand, strict=True) if here]
             # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
             theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
-            clicks = self._click(theirs, self.histories.latest(slots[at_hand], 1), 0)
+            clicks = self._click(theirs, histories.latest(slots[at_hand], 1), 0)
             with self.weights.precision():
                 states[at_hand] = self.weights.network.append(self.memory, clicks, store=False)
         if not at_hand.all():
-            latest = self.histories.latest(slots[~at_hand], self.settings.online_history)
+            latest = histories.latest(slots[~at_hand], self.settings.online_history)
             read = self.weights.states(latest)
             states[~at_hand] = read[np.arange(len(latest.lengths)), latest.lengths - 1]
         return states
@@ -129,6 +137,7 @@ class UserStates:
         slots: NDArray[np.int64],
         lengths: NDArray[np.int64],
         clicks: NDArray[np.int64],
+        histories: HistorySnapshot | UserHistories,
     ) -> Tensor:
         """Memories that hold everything before the latest of the earlier clicks -> their slots (U,)."""
         at_hand = [self._at_hand(user) for user in users]
@@ -142,22 +151,27 @@ class UserStates:
         missing = np.flatnonzero(~np.array(at_hand) | (lengths <= clicks))  # a forgotten history starts anew
         if len(missing):
             theirs = memory_slots.index_select(0, self._tensor(missing))
-            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1)
+            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1, histories)
         return memory_slots
 
     @torch.no_grad()
     def _start(
-        self, users: list[str], slots: NDArray[np.int64], memory_slots: Tensor, behind: NDArray[np.int64]
+        self,
+        users: list[str],
+        slots: NDArray[np.int64],
+        memory_slots: Tensor,
+        behind: NDArray[np.int64],
+        histories: HistorySnapshot | UserHistories,
     ) -> None:
         """Memories of the latest clicks (or of none, for those who are new), leaving out the very last `behind`."""
-        before = self.histories.lengths(slots) - behind
+        before = histories.lengths(slots) - behind
         self.memory.clear(memory_slots)
         longer = np.flatnonzero(before > 0)
         if len(longer):
-            latest = self.histories.latest(slots[longer], self.settings.online_history, behind[longer])
+            latest = histories.latest(slots[longer], self.settings.online_history, behind[longer])
             with self.weights.precision():
-                histories = as_histories(latest, self.weights.device)
-                self.weights.network.remember(self.memory, memory_slots[self._tensor(longer)], histories)
+                read = as_histories(latest, self.weights.device)
+                self.weights.network.remember(self.memory, memory_slots[self._tensor(longer)], read)
         for user, length in zip(users, before.tolist(), strict=True):
             self._built[user] = self.weights.optimizer.steps
             if length > self.settings.online_history:
@@ -173,11 +187,16 @@ class UserStates:
         return torch.from_numpy(array).to(self.weights.device)
 
     def read_anew(
-        self, weights: RankingModel, slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self,
+        weights: RankingModel,
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: HistorySnapshot | UserHistories | None = None,
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         """States by any weights, from the latest clicks alone: before each of the clicks (U,) just made (N, D), user
         by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,)."""
-        latest = self.histories.latest(slots, self.settings.online_history + clicks)
+        histories = self.histories if histories is None else histories
+        latest = histories.latest(slots, self.settings.online_history + clicks)
         states = weights.states(latest)  # (U, L, D)
         users = np.arange(len(slots))
         of_click = np.repeat(users, clicks)  # (N,)

@@ -123,7 +123,7 @@ class Trial:
         self._look_for_faults()
 
     def _states(self, network: TrainedNetwork) -> Tensor:
-        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks)
+        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks, network.histories)
         return before[torch.from_numpy(network.order).to(before.device)]
 
     def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
