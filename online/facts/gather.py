@@ -176,8 +176,8 @@ def observe(
     before = int(histories.rows[slot, (n - 2) % H]) if length > 1 else 0
     gap = math.log1p(max(0.0, clicks.times[b] - histories.times[slot, (n - 1) % H])) if length > 0 else 0.0
     trainable = clicks.trainable[b]
-    if trainable and row > 0:
-        for d in range(min(length, NEAR)):
+    if trainable:
+        for d in range(min(length, NEAR) if row > 0 else 0):
             place = (n - 1 - d) % H
             number = histories.numbers[slot, place]
             # What was flagged precedes nothing: clicked between popular items it would become their neighbour.
@@ -331,6 +331,7 @@ def gather(
         for p in range(found.world_starts[q - 1], world):
             found.world_moments[world + p - found.world_starts[q - 1]] = found.world_moments[p]
             found.world_candidates[world + p - found.world_starts[q - 1]] = found.world_candidates[p] + size
+        found.followers[q] = found.followers[q - 1]
         found.starts[q + 1] = start + size
         found.own_starts[q + 1] = 2 * own - found.own_starts[q - 1]
         found.world_starts[q + 1] = 2 * world - found.world_starts[q - 1]

@@ -13,6 +13,7 @@ from online.facts.jit import inlined, kernel
 
 POPULAR = 240  # items of each list of the most popular; who has seen the first ones gets others of them
 OVERFLOW = 1e12  # of what a click counts, at which all are scaled down
+UNDERFLOW = 1e-200  # of a popularity, which counts nothing below: smaller ones lose digits, and become equal
 
 
 class Items(NamedTuple):
@@ -59,20 +60,32 @@ def grown_items(items: Items, rows: int) -> Items:
 
 @inlined
 def count_click(items: Items, row: int, active: float) -> None:
-    """One click at an active time, in seconds."""
-    items.clicks[row] += np.float32(1)
-    items.last_at[row] = max(items.last_at[row], active)
-    if items.first_at[row] == 0 or active < items.first_at[row]:
-        items.first_at[row] = active
+    """One click at an active time, in seconds. One on an item without a row (0) only lets all others age."""
+    if row > 0:
+        items.clicks[row] += np.float32(1)
+        items.last_at[row] = max(items.last_at[row], active)
+        if items.first_at[row] == 0 or active < items.first_at[row]:
+            items.first_at[row] = active
     for half_life in range(len(items.weights)):
-        items.popular[row, half_life] += items.weights[half_life]
+        if row > 0:
+            items.popular[row, half_life] += items.weights[half_life]
         items.weights[half_life] *= items.rates[half_life]
         if items.weights[half_life] > OVERFLOW:
-            for other in range(len(items.popular)):
-                items.popular[other, half_life] /= items.weights[half_life]
-            items.weights[half_life] = 1.0
-        if not items.blocked[row]:
+            scale_down(items, half_life)
+        if row > 0 and not items.blocked[row]:
             raise_in_list(items.top[half_life], items.popular, half_life, row)
+
+
+@kernel
+def scale_down(items: Items, half_life: int) -> None:
+    """A click counts 1 again. What is too long ago counts nothing, and leaves the list as it would at a restart."""
+    for row in range(len(items.popular)):
+        scaled = items.popular[row, half_life] / items.weights[half_life]
+        items.popular[row, half_life] = scaled if scaled > UNDERFLOW else 0.0
+    items.weights[half_life] = 1.0
+    for at in range(items.top.shape[1]):
+        if items.popular[items.top[half_life, at], half_life] == 0:
+            items.top[half_life, at] = 0
 
 
 @inlined

@@ -110,7 +110,7 @@ def held(total: int, size: int, number: int) -> bool:
 @inlined
 def bucket_of_item(row: int, buckets: int) -> int:
     """The bucket of moments that had this item before them."""
-    return ((row * MIX) & 0xFFFFFFFF) * buckets >> 32
+    return ((int(row) * MIX) & 0xFFFFFFFF) * buckets >> 32
 
 
 @inlined
