@@ -494,7 +494,9 @@ class Learner:
             inputs = among_rivals(scored, self._tensor(places), self.settings.replay_candidates)
             self.replay.add(*inputs, batch.owners[part][there])
         if train:
-            self.weights.train(training_batch(self.weights, scored, positions, self.memory(), mine, replayed), RANKING)
+            lesson = training_batch(self.weights, scored, positions, self.memory(), mine, replayed)
+            train = self.weights.train(lesson, RANKING)
+        if train:  # features from which nothing could be learned may be no numbers, and stay out of the running means
             seen = scored.features.detach()[scored.present & self._tensor(trainable)[:, None]]
             self.weights.ranker.observe(seen)
         scored = scored._replace(

@@ -285,19 +285,19 @@ class RankingModel:
 
     # Learning
 
-    def train(self, batch: TrainingBatch, objectives: Sequence[Objective]) -> None:
-        """One step along the gradients of all objectives' losses. If any gradient is not finite, or they explode,
-        nothing moves, which is counted."""
+    def train(self, batch: TrainingBatch, objectives: Sequence[Objective]) -> bool:
+        """One step along the gradients of all objectives' losses -> whether it was taken. If any gradient is not finite,
+        or they explode, nothing moves, which is counted."""
         losses = [loss for loss in (objective.loss(self, batch) for objective in objectives) if loss is not None]
         if not losses:
-            return
+            return False
         self.optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        self._step()
+        return self._step()
 
     @torch.no_grad()
-    def _step(self) -> None:
-        """Moves whatever has gradients."""
+    def _step(self) -> bool:
+        """Moves whatever has gradients -> whether it did."""
         parameters = self._ranking_parameters()
         network = any(p.grad is not None for p in self.network.parameters())
         ranking = any(p.grad is not None for p in parameters)
@@ -313,6 +313,7 @@ class RankingModel:
             self._step_ranking()
         for parameter in parameters:
             parameter.grad = None
+        return all(taken)
 
     def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
         vectors = self.vectors.vectors

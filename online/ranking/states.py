@@ -54,11 +54,12 @@ class UserStates:
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
         the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
-        and the state after each user's last click (U, D), without.
+        and the state after each user's last click (U, D), without. Nothing is known of what was before clicks that a
+        history does not hold any more: a user may make more in one micro-batch than it keeps.
         """
         histories = self.histories if histories is None else histories
-        lengths = histories.lengths(slots)
-        clicks = np.minimum(clicks, lengths)
+        made, lengths = clicks, histories.lengths(slots)
+        clicks = np.minimum(made, lengths)
         memory_slots = self._memories(users, slots, lengths, clicks, histories)
         known = (lengths > clicks).astype(np.int64)  # whether there is a click before these
         rows = clicks + known  # (U,) positions of each: the click before, and the new ones
@@ -70,9 +71,9 @@ class UserStates:
             states = self.weights.network.extend(self.memory, runs)  # (M, D)
         # The state before a click stands one position earlier; there is none before a first click.
         starts = np.cumsum(rows) - rows
-        nth = np.arange(clicks.sum()) - np.repeat(np.cumsum(clicks) - clicks, clicks)
-        position = np.repeat(starts + known, clicks) + nth  # (N,) of the click itself
-        had = (nth > 0) | np.repeat(known > 0, clicks)
+        nth = np.arange(made.sum()) - np.repeat(np.cumsum(made) - clicks, made)  # (N,) below 0: not held any more
+        position = np.repeat(starts + known, made) + nth  # (N,) of the click itself
+        had = (nth > 0) | np.repeat(known > 0, made)
         before = states.index_select(0, self._tensor(np.maximum(position - 1, 0)))
         if not had.all():
             before = before * self._tensor(had[:, None])

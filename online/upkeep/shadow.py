@@ -130,9 +130,9 @@ class Trial:
         batch = training_batch(
             self.weights, scored, step.positions, self.learner.memory(), states, step.replayed
         )  # fmt: skip
-        self.weights.train(batch, RANKING)
-        trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
-        self.weights.ranker.observe(scored.features.detach()[scored.present & trainable[:, None]])
+        if self.weights.train(batch, RANKING):
+            trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
+            self.weights.ranker.observe(scored.features.detach()[scored.present & trainable[:, None]])
 
     def _guess(self, network: TrainedNetwork, before: Tensor, states: Tensor) -> None:
         guessed = torch.from_numpy(np.flatnonzero(network.guessed)).to(before.device)
