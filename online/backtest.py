@@ -21,7 +21,6 @@ import heapq
 import multiprocessing
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -36,7 +35,7 @@ from online.evaluation.backtest_events import Facts, facts_of, micro_batches, ne
 from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
 from online.evaluation.metrics import hit_and_ndcg_at, ranks_in
-from online.learner import Learner
+from online.learner import Following, Learner
 from online.ranking.batches import BatchResult, Impression
 from online.ranking.return_times import marks_passed
 from online.settings import Settings
@@ -58,6 +57,15 @@ _PROGRESS_EACH_S = 0.25
 Ranks = NDArray[np.float64]
 #: Called with a run's name, the events it is through, and its NDCG@10 so far (of counting: the best one's).
 OnProgress = Callable[[str, int, float], None]
+
+
+class Plan(NamedTuple):
+    """A micro-batch that is going to be learned."""
+
+    batch: range
+    clicks: Sequence[Click]
+    due: list[tuple[int, float, float, int]]  # lists that fall due meanwhile: as `LearnerRun._due` holds them
+    impressions: list[Impression] | None  # the same for the learner; None: nobody gets lists
 
 
 class LearnerRun:
@@ -94,46 +102,49 @@ class LearnerRun:
 
         Yields ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `BatchResult`.
         """
-        planned: deque[tuple[range, list[tuple[int, float, float, int]]]] = deque()
+        order = iter(batches)
+        batch, planned = next(order, None), self._plan
+        plan = None if batch is None else planned(batch)
+        while plan is not None:
+            after = next(order, None)
+            following: list[Plan] = []
 
-        def plans() -> Iterator[tuple[Sequence[Click], list[Impression] | None]]:
-            for batch in batches:
-                due = self._plan(batch)
-                planned.append((batch, due))
-                impressions = [
-                    Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
-                    for came, active, written_at, look in due
-                ]
-                yield self.clicks[batch.start : batch.stop], impressions if self.lists else None
+            def announce(after: range | None = after, following: list[Plan] = following) -> Following:
+                assert after is not None
+                following.append(planned(after))
+                return Following(following[0].clicks, following[0].impressions)
 
-        for learned in self._learned(plans()):
-            batch, due = planned.popleft()
-            if self.tuning is not None:
-                self.tuning.after(self.clicks[batch.start : batch.stop], learned)
-            served = learned.served_ranks
-            if learned.impressions is not None:
-                *lists, anybodys = learned.impressions
-                self._standing |= {look: rows for (*_, look), rows in zip(due, lists, strict=True)}
-                served = ranks_in(np.stack([self._standing.pop(at, anybodys) for at in batch]), learned.targets)
-            yield learned.ranks, learned.candidates, served
+            # Fine-tuning reads histories between two micro-batches: then they are learned in turn.
+            ahead = announce if after is not None and self.tuning is None else None
+            learned = self.learner.learn(plan.clicks, plan.impressions, following=ahead)
+            yield self._yielded(plan, learned)
+            plan = following[0] if following else None if after is None else planned(after)
 
-    def _learned(self, plans: Iterable[tuple[Sequence[Click], list[Impression] | None]]) -> Iterator[BatchResult]:
-        if self.tuning is None:
-            yield from self.learner.learn_all(plans)
-        else:  # fine-tuning reads histories between two micro-batches
-            for clicks, impressions in plans:
-                yield self.learner.learn(clicks, impressions)
+    def _yielded(self, plan: Plan, learned: BatchResult) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        if self.tuning is not None:
+            self.tuning.after(plan.clicks, learned)
+        served = learned.served_ranks
+        if learned.impressions is not None:
+            *lists, anybodys = learned.impressions
+            self._standing |= {look: rows for (*_, look), rows in zip(plan.due, lists, strict=True)}
+            served = ranks_in(np.stack([self._standing.pop(at, anybodys) for at in plan.batch]), learned.targets)
+        return learned.ranks, learned.candidates, served
 
-    def _plan(self, batch: range) -> list[tuple[int, float, float, int]]:
-        """The lists that fall due while the clicks come in: as `_due` holds them."""
-        due: list[tuple[int, float, float, int]] = []
+    def _plan(self, batch: range) -> Plan:
+        """What a micro-batch brings, and the lists that fall due while it comes in."""
+        clicks = self.clicks[batch.start : batch.stop]
         if not self.lists:
-            return due
+            return Plan(batch, clicks, [], None)
         for at in batch:
             self._schedule(at)
+        due = []
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
-        return due
+        impressions = [
+            Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
+            for came, active, written_at, look in due
+        ]
+        return Plan(batch, clicks, due, impressions)
 
     def _schedule(self, at: int) -> None:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when

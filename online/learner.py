@@ -4,8 +4,8 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `L` 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from online.arrays import as_tensor, below, joined
 from online.evaluation.metrics import Scores, ranks_in
 from online.facts.gather import Clicks, Queries, Seen
 from online.facts.moments import Keys, places_held
-from online.facts.store import NOBODY_SEES, FeatureStore, Gathered, no_clicks, no_queries
+from online.facts.store import FeatureStore, Gathered
 from online.history import SERVED, HistorySnapshot, UserHistories, earlier_in_batch, next_in_batch
 from online.ranking.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedNetwork, TrainedStep
 from online.ranking.guard import Guard, owners_of_all
@@ -78,6 +78,26 @@ class Prepared:
     unseen: Unseen | None = None  # where seen items are excluded
 
 
+class Following(NamedTuple):
+    """A micro-batch that is going to be learned next."""
+
+    clicks: Sequence[Click]
+    impressions: Sequence[Impression] | None = None
+
+
+class Ahead(NamedTuple):
+    """A micro-batch whose facts are gathered while the one before trains the weights."""
+
+    following: Following
+    begun: Prepared | None  # None: it has to wait, since users or items make room for it
+    facts: Future[tuple[Gathered, Gathered]] | None
+    error: Exception | None  # what went wrong when it was begun
+
+
+class InconsistentStateError(RuntimeError):
+    """A micro-batch was announced, and another one came."""
+
+
 class Learner:
     """Histories, counts, memories, vocabulary, network, ranker, running scores: all that a checkpoint brings back."""
 
@@ -108,6 +128,7 @@ class Learner:
             settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
         )
         self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
+        self._ahead: Ahead | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="facts")
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self.clock = ActiveClock()
@@ -143,7 +164,12 @@ class Learner:
     # Learning
 
     def learn(
-        self, clicks: Sequence[Click], impressions: Sequence[Impression] | None = None, *, train: bool = True
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None = None,
+        *,
+        train: bool = True,
+        following: Callable[[], Following] | None = None,
     ) -> BatchResult:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
@@ -155,40 +181,43 @@ class Learner:
             impressions: lists that a backtest wants as they would be written in between.
             train: without, the lists that stood are not scored and the weights stay; all else is as ever, and the
                 clicks may be replayed later.
-        """
-        return next(self.learn_all([(clicks, impressions)], train=train))
+            following: says what is going to be learned next. Its facts are gathered on another thread while the weights
+                learn from these clicks; what is learned is the same, bit for bit. Nothing may be asked of the learner
+                before that is learned, except to say which items are available.
 
-    def learn_all(
-        self,
-        batches: Iterable[tuple[Sequence[Click], Sequence[Impression] | None]],
-        *,
-        train: bool = True,
-    ) -> Iterator[BatchResult]:
-        """`learn` for one micro-batch after the other. While one trains the weights, the facts of the next are gathered
-        on another thread: what is learned is the same, bit for bit.
-
-        The next micro-batch is asked for before the result of the one before it is given. Nothing else may be asked of
-        the learner until it is, except to say which items are available.
+        Raises:
+            InconsistentStateError: something else was announced as `following`.
         """
-        prepared: Prepared | None = None
-        for clicks, impressions in batches:
-            if prepared is None:
-                prepared = self._gathered(self._begin(clicks, impressions))
-                continue
-            if self._makes_room(clicks):
-                yield self._finish(prepared, train=train)
-                prepared = self._gathered(self._begin(clicks, impressions))
-                continue
-            begun = self._begin(clicks, impressions)
-            facts = self._thread.submit(self._advance, begun)
-            try:
-                result = self._finish(prepared, train=train)
-            finally:
-                facts.exception()  # waits
-            prepared = self._gathered(begun, facts.result())
-            yield result
-        if prepared is not None:
-            yield self._finish(prepared, train=train)
+        prepared = self._gathered(self._begin(clicks, impressions)) if self._ahead is None else self._taken(clicks)
+        if following is not None:
+            self._ahead = self._start(following())
+        try:
+            return self._finish(prepared, train=train)
+        finally:
+            if self._ahead is not None and self._ahead.facts is not None:
+                wait([self._ahead.facts])  # raises nothing
+
+    def _start(self, following: Following) -> Ahead:
+        """Begins with what comes next. Whatever goes wrong with it is raised when its turn comes."""
+        if self._makes_room(following.clicks):
+            return Ahead(following, None, None, None)
+        try:
+            begun = self._begin(following.clicks, following.impressions)
+        except Exception as error:
+            return Ahead(following, None, None, error)
+        return Ahead(following, begun, self._thread.submit(self._advance, begun), None)
+
+    def _taken(self, clicks: Sequence[Click]) -> Prepared:
+        """What was begun while the micro-batch before was learned."""
+        assert self._ahead is not None
+        ahead, self._ahead = self._ahead, None
+        if ahead.following.clicks is not clicks:
+            raise InconsistentStateError("other clicks were announced to follow than these that are to be learned")
+        if ahead.error is not None:
+            raise ahead.error
+        if ahead.begun is None or ahead.facts is None:
+            return self._gathered(self._begin(*ahead.following))
+        return self._gathered(ahead.begun, ahead.facts.result())
 
     def _makes_room(self, clicks: Sequence[Click]) -> bool:
         """Whether users or items have to make room for these clicks: not while other clicks are being learned."""
@@ -580,14 +609,7 @@ class Learner:
         the one for anybody."""
         wanted = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_nobody(0, self._now[1]))
         lists = self.queries.lists(wanted, now=self._now[0])
-        _, gathered = self.store.advance(
-            self.histories,
-            no_clicks(),
-            no_queries(),
-            lists.queries,
-            flagged=self.guard.flagged,
-            seen=(NOBODY_SEES, lists.seen),
-        )
+        gathered = self.store.ask(self.histories, lists.queries, flagged=self.guard.flagged, seen=lists.seen)
         if states is not None:
             states = torch.cat([states, states.new_zeros(1, states.shape[1])])
         rows, scores = self._rows_of_lists(gathered, lists, states)
@@ -604,8 +626,18 @@ class Learner:
         with torch.no_grad():
             scored = self._score(gathered, states, max(count, self.settings.candidates_kept))
         rows, scores = scored.best(lists.lists, count)
+        self._leave_out_blocked(rows, scores)
         back = np.argsort(lists.order)
         return rows[back], scores[back]
+
+    def _leave_out_blocked(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """What was withdrawn since candidates were gathered leaves the lists (L, ·); what is behind it moves up."""
+        gone = self.store.items.blocked[rows]
+        for at in np.flatnonzero(gone.any(1)).tolist():
+            kept = ~gone[at]
+            count = int(kept.sum())
+            rows[at, :count], scores[at, :count] = rows[at, kept], scores[at, kept]
+            rows[at, count:], scores[at, count:] = 0, -np.inf
 
     def _states_of_lists(self, prepared: Prepared, before: Tensor | None, after: Tensor | None) -> Tensor | None:
         """The states (L, D) of the users of lists, as they stood when each was written."""
