@@ -79,7 +79,7 @@ class _Networks(torch.autograd.Function):
     long as the products."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch hands them on one by one
         ctx: Any,
         rows: Tensor,  # (N, F)
         mean: Tensor,
