@@ -18,7 +18,7 @@ from model.vocabulary import grown
 from online.arrays import joined
 from online.checkpoint import Checkpoints
 from online.learner import Learner
-from online.ranking.scorer import VECTORS_WIDTH
+from online.ranking.model import VECTORS_WIDTH
 from online.ranking.seen_items import SeenItems
 from online.settings import Settings, load_settings
 from online.turn.seen import SeenEvents

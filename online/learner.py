@@ -504,7 +504,9 @@ class Learner:
         the clicked items' ranks."""
         gathered = gathered.part(part.start, part.stop)
         mine = None if states is None else states[part]
-        replayed = self.replay.sample(self.settings.replay_batch if train else 0)
+        # Where nothing is to be learned, older clicks teach nothing either: flagged ones must not move anything.
+        teaches = train and bool((batch.trainable[part] & (batch.targets[part] > 0)).any())
+        replayed = self.replay.sample(self.settings.replay_batch if teaches else 0)
         with torch.set_grad_enabled(train):
             scored = self._score(gathered, mine, self.settings.candidates_kept, replayed)
         found = scored.positions(batch.targets[part])

@@ -204,8 +204,9 @@ class RankingModel:
         weights = self.first.detach().cpu().numpy()
         G, H = gathered.features.shape[1], recalled[0].shape[1]
         first = gathered.features @ weights[:G] + lifts * weights[G]
-        for at, counts in enumerate(recalled):
-            first += counts @ weights[G + 1 + at * H : G + 1 + (at + 1) * H]
+        with np.errstate(all="ignore"):  # what is not finite is found by whoever uses the scores
+            for at, counts in enumerate(recalled):
+                first += counts @ weights[G + 1 + at * H : G + 1 + (at + 1) * H]
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
         scored = ScoredCandidates(gathered, first, places, *self._empty(N, kept), recalled=tuple(recalled), lifts=lifts)

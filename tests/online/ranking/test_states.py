@@ -9,7 +9,7 @@ import torch
 from online.history import UserHistories
 from online.ranking.next_item import as_histories
 from online.ranking.states import UserStates
-from online.ranking.weights import Weights
+from online.ranking.model import RankingModel
 from online.settings import Settings
 
 
@@ -20,7 +20,7 @@ class World:
         given = {"width": 8, "online_history": 4, "history_max": 64, "memory_dtype": "float32", "seed": 3}
         self.settings = Settings(**{**given, "micro_batch_max": 8, "memory_users_held": 8, **settings})
         self.histories = UserHistories(100, self.settings.history_max)
-        self.weights = Weights(self.settings)
+        self.weights = RankingModel(self.settings)
         self.weights.grow(64)
         with torch.no_grad():
             torch.manual_seed(0)
