@@ -277,8 +277,10 @@ class RankingModel:
     # Learning
 
     def train(self, batch: TrainingBatch, objectives: Sequence[Objective]) -> bool:
-        """One step along the gradients of all objectives' losses -> whether it was taken. If any gradient is not finite,
-        or they explode, nothing moves, which is counted."""
+        """One step along the gradients of all objectives' losses -> whether it was taken.
+
+        If any gradient is not finite, or they explode, nothing moves, which is counted.
+        """
         losses = [loss for loss in (objective.loss(self, batch) for objective in objectives) if loss is not None]
         if not losses:
             return False

@@ -30,8 +30,8 @@ class UserStates:
     is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
 
     Who comes back after others took their slot has a memory made of their latest `online_history` clicks, and if there
-    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is also
-    rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
+    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is
+    also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
     """
 
     def __init__(self, settings: Settings, weights: RankingModel, histories: UserHistories) -> None:
