@@ -358,7 +358,30 @@ class TestOrder:
             hits = (outcome.scored(method) < 10).mean()
             assert hits == pytest.approx(0.1, abs=0.03), method
 
-    def test_a_batch_sees_nothing_of_itself(self) -> None:
+    def test_but_for_weights_each_click_is_foreseen_from_exactly_what_came_before_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether clicks come one by one or in micro-batches, also where they meet a list that was written before. Only
+        newcomers are shown the list for anybody as of their micro-batch."""
+        monkeypatch.setattr(RankingModel, "train", lambda *_: False)
+        monkeypatch.setattr(Lift, "add", lambda *_: None)
+        monkeypatch.setattr(ReturnTimes, "add", lambda *_: None)
+        clicks = town(400)
+        for reformer in (False, True):
+            given = {"reformer": reformer, "history_max": 64, "refresh_ages_s": (600.0, 7_200.0)}
+            one, other = (
+                backtest(clicks, settings(micro_batch_max=size, **given), methods=[NEXTCLICK, AS_SERVED])
+                for size in (1, 16)
+            )
+            for method in (NEXTCLICK, AS_SERVED):
+                hits = one.scored(method) < 10
+                assert 0.1 < hits.mean() < 0.95  # there was something to foresee
+                same = np.isclose(one.ranks[method], other.ranks[method])
+                if method == AS_SERVED:
+                    same |= one.facts.earlier_of_user == 0
+                assert same.all(), (method, reformer, np.flatnonzero(~same))
+
+    def test_what_is_new_in_a_batch_is_behind_what_was_popular_before(self) -> None:
         clicks = stream(*["ada tea", "ben cup"] * 30, "cleo pot", "dora pot", "emil pot")
         outcome = backtest(clicks, settings(), methods=[NEXTCLICK])
         batches = list(micro_batches(clicks, settings()))
