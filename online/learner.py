@@ -808,7 +808,8 @@ class Learner:
         self.lift.load_state(below(arrays, "lift"))
         places, saved = places_held(self.store.log), torch.from_numpy(arrays["moments.states"].copy())
         if saved.shape[1] == self.moment_states.shape[1]:
-            self.moment_states[places] = saved[len(saved) - len(places) :]
+            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
+            self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
         self.guard.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))
