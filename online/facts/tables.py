@@ -55,8 +55,7 @@ def empty_table(rows: int, held: int) -> Table:
 def grown_table(table: Table, rows: int) -> Table:
     """The same with room for more rows."""
     new = empty_table(rows, table.others.shape[1])
-    for name in Table._fields:
-        old = getattr(table, name)
+    for name, old in table._asdict().items():
         getattr(new, name)[: len(old)] = old
     return new
 

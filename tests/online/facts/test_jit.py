@@ -77,7 +77,9 @@ def test_code_that_cannot_be_kept_on_disk_is_compiled_all_the_same(decorator):
 
 
 def test_without_compiler_functions_are_the_plain_python():
-    code = "from online.facts.jit import *; f = lambda: 0; assert f is kernel(f) is summing(f) is called(f) is inlined(f)"
+    code = (
+        "from online.facts.jit import *; f = lambda: 0; assert f is kernel(f) is summing(f) is called(f) is inlined(f)"
+    )
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, check=True)
 
 
@@ -98,7 +100,7 @@ def package(tmp_path, monkeypatch):
 def test_compiled_forms_lie_beside_the_code_in_a_folder_of_these_sources():
     assert cache_folder().name.startswith("kernels-")
     if not os.environ.get("NUMBA_CACHE_DIR"):
-        assert numba.config.CACHE_DIR == str(cache_folder())
+        assert str(cache_folder()) == numba.config.CACHE_DIR
 
 
 def test_code_compiled_from_other_sources_is_never_run(package):
