@@ -51,7 +51,7 @@ class Ranker(nn.Module):
         scale = (self.variance.sqrt() + DEVIATION_MIN).reciprocal()
         rows = features.reshape(-1, features.shape[-1])
         weights = (self.linear, self.up.weight, self.up.bias, self.mid, self.mid_bias, self.out)
-        scores: Tensor = _Networks.apply(rows, self.mean, scale, *weights)
+        scores: Tensor = _Networks.apply(rows, self.mean, scale, *weights)  # type: ignore[no-untyped-call]
         return scores.view(*features.shape[:-1], -1)
 
     def each_by_autograd(self, features: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class _Networks(torch.autograd.Function):
     long as the products."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch hands them on one by one
         ctx: Any,
         rows: Tensor,  # (N, F)
         mean: Tensor,
@@ -100,7 +100,7 @@ class _Networks(torch.autograd.Function):
         return scores
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, x, h1, h2, scale, linear, up, mid, out = ctx.saved_tensors
         M, H, _ = mid.shape

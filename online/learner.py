@@ -4,9 +4,10 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `L` 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from model.vocabulary import Vocabulary
 from online.arrays import as_tensor, below, joined
 from online.evaluation.metrics import Scores, ranks_in
+from online.facts.gather import Clicks, Queries, Seen
 from online.facts.moments import Keys, places_held
-from online.facts.store import NOBODY_SEES, FeatureStore, Gathered, no_clicks, no_queries
-from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
+from online.facts.store import FeatureStore, Gathered
+from online.history import SERVED, HistorySnapshot, UserHistories, earlier_in_batch, next_in_batch
 from online.ranking.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedNetwork, TrainedStep
 from online.ranking.guard import Guard, owners_of_all
 from online.ranking.item_rows import ClickedRows, ItemRows
@@ -46,23 +48,54 @@ _NONE = np.zeros(0, np.int64)
 RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
 
 
+class Unseen(NamedTuple):
+    """What is popular, for users who have clicked all of their candidates."""
+
+    shares: NDArray[np.float64]  # (V,) of recent clicks; 0 of what must not be listed
+    latest: NDArray[np.int64]  # (U, ·) rows that each user has clicked lately
+    starts: NDArray[np.int64]  # (U + 1,) of all that each has clicked
+    rows: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A micro-batch of which all facts are known, and nothing is learned yet."""
+    """A micro-batch of which nothing is learned yet; what is None is found in the course of it."""
 
     batch: ClickBatch
     clicked: ClickedRows
+    caught: NDArray[np.bool_]  # (N,) clicks that show that their user does not stop clicking their item
     listed: NDArray[np.int64]  # (U,) each user's last click
-    network: TrainedNetwork | None
-    gathered: Gathered  # for the clicks
+    told: tuple[Clicks, Queries, Seen]  # the clicks as facts take them, and a query for each
     wanted: Wanted  # (L,) lists between the clicks; then those of `listed`; then the one for anybody
     lists: Lists
-    of_lists: Gathered
     repeated: NDArray[np.int64]  # (R,) clicks that the same user's next click follows in the batch: the first lists
     impressions: Sequence[Impression] | None
     held: NDArray[np.int64]  # which of the impressions' users have a history: the next lists
     popular: NDArray[np.int64]  # (SERVED,) rows as of the start, 0 beyond
-    anybodys: NDArray[np.int64]  # (SERVED,) rows of the list for anybody as of the start, 0 beyond
+    gathered: Gathered | None = None  # for the clicks
+    of_lists: Gathered | None = None
+    network: TrainedNetwork | None = None  # None: the Reformer takes no part
+    unseen: Unseen | None = None  # where seen items are excluded
+
+
+class Following(NamedTuple):
+    """A micro-batch that is going to be learned next."""
+
+    clicks: Sequence[Click]
+    impressions: Sequence[Impression] | None = None
+
+
+class Ahead(NamedTuple):
+    """A micro-batch whose facts are gathered while the one before trains the weights."""
+
+    following: Following
+    begun: Prepared | None  # None: it has to wait, since users or items make room for it
+    facts: Future[tuple[Gathered, Gathered]] | None
+    error: Exception | None  # what went wrong when it was begun
+
+
+class InconsistentStateError(RuntimeError):
+    """A micro-batch was announced, and another one came."""
 
 
 class Learner:
@@ -95,6 +128,8 @@ class Learner:
             settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
         )
         self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
+        self._ahead: Ahead | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="facts")
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self.clock = ActiveClock()
         self._now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
@@ -129,7 +164,12 @@ class Learner:
     # Learning
 
     def learn(
-        self, clicks: Sequence[Click], impressions: Sequence[Impression] | None = None, *, train: bool = True
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None = None,
+        *,
+        train: bool = True,
+        following: Callable[[], Following] | None = None,
     ) -> BatchResult:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
@@ -141,18 +181,56 @@ class Learner:
             impressions: lists that a backtest wants as they would be written in between.
             train: without, the lists that stood are not scored and the weights stay; all else is as ever, and the
                 clicks may be replayed later.
-        """
-        return self._finish(self._prepare(clicks, impressions), train=train)
+            following: says what is going to be learned next. Its facts are gathered on another thread while the weights
+                learn from these clicks; what is learned is the same, bit for bit. Nothing may be asked of the learner
+                before that is learned, except to say which items are available.
 
-    def _prepare(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> Prepared:
-        """Facts: each click is asked for and then counted, and so is every list in between."""
+        Raises:
+            InconsistentStateError: something else was announced as `following`.
+        """
+        prepared = self._gathered(self._begin(clicks, impressions)) if self._ahead is None else self._taken(clicks)
+        if following is not None:
+            self._ahead = self._start(following())
+        try:
+            return self._finish(prepared, train=train)
+        finally:
+            if self._ahead is not None and self._ahead.facts is not None:
+                wait([self._ahead.facts])  # raises nothing
+
+    def _start(self, following: Following) -> Ahead:
+        """Begins with what comes next. Whatever goes wrong with it is raised when its turn comes."""
+        if self._makes_room(following.clicks):
+            return Ahead(following, None, None, None)
+        try:
+            begun = self._begin(following.clicks, following.impressions)
+        except Exception as error:
+            return Ahead(following, None, None, error)
+        return Ahead(following, begun, self._thread.submit(self._advance, begun), None)
+
+    def _taken(self, clicks: Sequence[Click]) -> Prepared:
+        """What was begun while the micro-batch before was learned."""
+        assert self._ahead is not None
+        ahead, self._ahead = self._ahead, None
+        if ahead.following.clicks is not clicks:
+            raise InconsistentStateError("other clicks were announced to follow than these that are to be learned")
+        if ahead.error is not None:
+            raise ahead.error
+        if ahead.begun is None or ahead.facts is None:
+            return self._gathered(self._begin(*ahead.following))
+        return self._gathered(ahead.begun, ahead.facts.result())
+
+    def _makes_room(self, clicks: Sequence[Click]) -> bool:
+        """Whether users or items have to make room for these clicks: not while other clicks are being learned."""
+        now = self.clock.after(click.timestamp for click in clicks)
+        return self.histories.would_evict(click.user_id for click in clicks) or self.items.would_free(clicks, now)
+
+    def _begin(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> Prepared:
+        """What is asked for each click, and for every list in between."""
         batch, clicked, caught = self._batch(clicks)
         B = len(batch.users)
         listed = np.flatnonzero(batch.behind == 0)
         self._take_own_slots(batch)
         told, before, seen = self.queries.before_clicks(batch)
-        popular = _padded(self._popular_rows(SERVED))
-        anybodys = _padded(self._anybodys()[0]) if self.lists else popular
         # Lists. Before this batch's gaps are known, and after.
         repeated = np.flatnonzero(batch.behind > 0) if self.lists else _NONE
         held = _NONE
@@ -169,42 +247,68 @@ class Learner:
             wanted = wanted.and_also(self.queries.at_end(batch, listed))
             wanted = wanted.and_also(self.queries.of_nobody(B, self._now[1]))
             now = self._now[0]
-        lists = self.queries.lists(wanted, now=now)
-        gathered, of_lists = self.store.advance(
-            self.histories, told, before, lists.queries, flagged=self.guard.flagged, seen=(seen, lists.seen)
-        )
-        if self.seen is not None:  # not before: each click was asked for as things stood before it
-            self.seen.add_clicks(batch.users, batch.rows)
-        self.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
-        self._take_back(batch, caught)
-        offered = batch.trainable & ~self.mostly_guarded(batch.slots)
-        self.reservoir.offer(self.histories, batch.slots[offered], batch.behind[offered], batch.owners[offered])
         return Prepared(
             batch=batch,
             clicked=clicked,
+            caught=caught,
             listed=listed,
-            network=self._to_guess(batch, listed) if self.deep_state else None,
-            gathered=gathered,
+            told=(told, before, seen),
             wanted=wanted,
-            lists=lists,
-            of_lists=of_lists,
+            lists=self.queries.lists(wanted, now=now),
             repeated=repeated,
             impressions=impressions,
             held=held,
-            popular=popular,
-            anybodys=anybodys,
+            popular=_padded(self._popular_rows(SERVED)),
         )
 
+    def _advance(self, begun: Prepared) -> tuple[Gathered, Gathered]:
+        """Each click is asked for and then counted, and so is every list in between. May run on a thread of its own."""
+        told, before, seen = begun.told
+        return self.store.advance(
+            self.histories,
+            told,
+            before,
+            begun.lists.queries,
+            flagged=self.guard.flagged,
+            seen=(seen, begun.lists.seen),
+        )
+
+    def _gathered(self, begun: Prepared, found: tuple[Gathered, Gathered] | None = None) -> Prepared:
+        """Everything else that follows from the clicks alone, and what the weights will want to know of histories and
+        counts, which move on while they learn."""
+        batch = begun.batch
+        gathered, of_lists = self._advance(begun) if found is None else found
+        if self.seen is not None:  # not before: each click was asked for as things stood before it
+            self.seen.add_clicks(batch.users, batch.rows)
+        self.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
+        self._take_back(batch, begun.caught)
+        offered = batch.trainable & ~self.mostly_guarded(batch.slots)
+        self.reservoir.offer(self.histories, batch.slots[offered], batch.behind[offered], batch.owners[offered])
+        network = None
+        if self.deep_state:
+            slots = begun.wanted.slots
+            length = self.settings.online_history + 1 + int(np.bincount(batch.slots).max())
+            histories = HistorySnapshot(self.histories, np.concatenate([batch.slots, slots[slots >= 0]]), length)
+            network = self._to_guess(batch, begun.listed, histories)
+        unseen = None
+        if self.settings.exclude_seen and self.lists:
+            users = [batch.users[at] for at in begun.listed.tolist()]
+            unseen = self._unseen(users, batch.slots[begun.listed])
+        return replace(begun, gathered=gathered, of_lists=of_lists, network=network, unseen=unseen)
+
     def _finish(self, prepared: Prepared, *, train: bool) -> BatchResult:
-        """RankingModel: each step is scored and then learned; then all lists are ranked."""
+        """Weights: each step is scored and then learned; then all lists are ranked."""
         batch, clicked, network = prepared.batch, prepared.clicked, prepared.network
+        assert prepared.gathered is not None
+        assert prepared.of_lists is not None
+        anybodys = prepared.popular if self._for_anybody is None else _padded(self._for_anybody[0])
         self.weights.grow(len(self.store))
         self.lift.grow(len(self.store))
         before = after = leaf = None
         if network is not None:
             with torch.set_grad_enabled(train):
                 users = [batch.users[at] for at in prepared.listed.tolist()]
-                before, had, after = self.states.read(users, network.slots, network.clicks)
+                before, had, after = self.states.read(users, network.slots, network.clicks, network.histories)
                 before = before[self._tensor(network.order)]
             network = replace(network, guessed=network.guessed & had[network.order] & train)
             network = replace(network, targets=self._tensor(batch.rows[network.guessed]))
@@ -213,7 +317,7 @@ class Learner:
         steps, losses, ranks = [], [], []
         for start in range(0, len(batch.users), self.settings.step_clicks):
             part = slice(start, min(start + self.settings.step_clicks, len(batch.users)))
-            step, loss, rank = self._step(prepared, part, leaf, train=train)
+            step, loss, rank = self._step(batch, prepared.gathered, part, leaf, train=train)
             steps.append(step)
             losses.append(loss)
             ranks.append(rank)
@@ -225,7 +329,7 @@ class Learner:
         rows, scores = self._rows_of_lists(prepared.of_lists, prepared.lists, states)
         served_ranks = np.full(len(batch.users), np.inf)
         if self.lists and train:
-            served_ranks = self._score_served(prepared, rows)
+            served_ranks = self._score_served(prepared, rows, anybodys)
         rankings = self._write_lists(prepared, rows, scores) if self.lists else {}
         found = np.diff(prepared.gathered.starts)
         return BatchResult(
@@ -363,7 +467,7 @@ class Learner:
         if users:
             self.store.take_own_slots(list(users))
 
-    def _to_guess(self, batch: ClickBatch, listed: NDArray[np.int64]) -> TrainedNetwork:
+    def _to_guess(self, batch: ClickBatch, listed: NDArray[np.int64], histories: HistorySnapshot) -> TrainedNetwork:
         """What the Reformer is to guess: clicks on known items that are not flagged, against a sample of the others."""
         slots = batch.slots[listed]
         by_slot = np.argsort(slots)
@@ -373,7 +477,9 @@ class Learner:
         if guessed.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
         order = np.argsort(np.argsort(of_user, kind="stable"))
-        return TrainedNetwork(slots, np.bincount(of_user), order, guessed, self._tensor(batch.rows), negatives)
+        return TrainedNetwork(
+            histories, slots, np.bincount(of_user), order, guessed, self._tensor(batch.rows), negatives
+        )
 
     def _note_states(self, batch: ClickBatch, states: Tensor) -> None:
         """The moments of these clicks are compared by these states from now on."""
@@ -392,12 +498,11 @@ class Learner:
         return self.weights.score(gathered, lifts, memory, states, kept=kept, replayed=replayed)
 
     def _step(
-        self, prepared: Prepared, part: slice, states: Tensor | None, *, train: bool
+        self, batch: ClickBatch, gathered: Gathered, part: slice, states: Tensor | None, *, train: bool
     ) -> tuple[TrainedStep, NDArray[np.float64], NDArray[np.float64]]:
         """Some of the clicks are scored, and then the ranker learns from them -> what each cost it before, in nats, and
         the clicked items' ranks."""
-        batch = prepared.batch
-        gathered = prepared.gathered.part(part.start, part.stop)
+        gathered = gathered.part(part.start, part.stop)
         mine = None if states is None else states[part]
         # Where nothing is to be learned, older clicks teach nothing either: flagged ones must not move anything.
         teaches = train and bool((batch.trainable[part] & (batch.targets[part] > 0)).any())
@@ -506,18 +611,12 @@ class Learner:
         the one for anybody."""
         wanted = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_nobody(0, self._now[1]))
         lists = self.queries.lists(wanted, now=self._now[0])
-        _, gathered = self.store.advance(
-            self.histories,
-            no_clicks(),
-            no_queries(),
-            lists.queries,
-            flagged=self.guard.flagged,
-            seen=(NOBODY_SEES, lists.seen),
-        )
+        gathered = self.store.ask(self.histories, lists.queries, flagged=self.guard.flagged, seen=lists.seen)
         if states is not None:
             states = torch.cat([states, states.new_zeros(1, states.shape[1])])
         rows, scores = self._rows_of_lists(gathered, lists, states)
-        return self._served(users, slots, rows, scores)
+        unseen = self._unseen(users, slots) if self.settings.exclude_seen else None
+        return self._served(slots, rows, scores, unseen)
 
     def _rows_of_lists(
         self, gathered: Gathered, lists: Lists, states: Tensor | None
@@ -529,8 +628,18 @@ class Learner:
         with torch.no_grad():
             scored = self._score(gathered, states, max(count, self.settings.candidates_kept))
         rows, scores = scored.best(lists.lists, count)
+        self._leave_out_blocked(rows, scores)
         back = np.argsort(lists.order)
         return rows[back], scores[back]
+
+    def _leave_out_blocked(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """What was withdrawn since candidates were gathered leaves the lists (L, ·); what is behind it moves up."""
+        gone = self.store.items.blocked[rows]
+        for at in np.flatnonzero(gone.any(1)).tolist():
+            kept = ~gone[at]
+            count = int(kept.sum())
+            rows[at, :count], scores[at, :count] = rows[at, kept], scores[at, kept]
+            rows[at, count:], scores[at, count:] = 0, -np.inf
 
     def _states_of_lists(self, prepared: Prepared, before: Tensor | None, after: Tensor | None) -> Tensor | None:
         """The states (L, D) of the users of lists, as they stood when each was written."""
@@ -546,7 +655,9 @@ class Learner:
         others = np.flatnonzero((at == B + U) & (wanted.slots >= 0)).tolist()
         if others:
             users = list(dict.fromkeys(wanted.users[one] for one in others))
-            found = self.states.now(users, self.histories.find(users))
+            slots = np.array([wanted.slots[wanted.users.index(user)] for user in users], np.int64)
+            assert prepared.network is not None
+            found = self.states.now(users, slots, prepared.network.histories)
             place = {user: n for n, user in enumerate(users)}
             states[others] = found[[place[wanted.users[one]] for one in others]]
         return states
@@ -558,18 +669,19 @@ class Learner:
         mine = slice(len(rows) - len(prepared.listed) - 1, None)
         users = [prepared.batch.users[at] for at in prepared.listed.tolist()]
         slots = prepared.batch.slots[prepared.listed]
-        return dict(zip(users, self._served(users, slots, rows[mine], scores[mine]), strict=True))
+        rankings = self._served(slots, rows[mine], scores[mine], prepared.unseen)
+        return dict(zip(users, rankings, strict=True))
 
     def _served(
-        self, users: Sequence[str], slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+        self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], unseen: Unseen | None
     ) -> list[Ranking]:
         """Lists (U + 1, ·), the last of them for anybody, count as served."""
         rows, scores = rows[:, : self.settings.list_size], scores[:, : self.settings.list_size]
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
         popular = np.zeros(len(rows), bool)
-        if self.settings.exclude_seen:
-            rows, scores, popular = self._with_unseen(users, slots, rows, scores)
+        if unseen is not None:
+            rows, scores, popular = self._with_unseen(unseen, rows, scores)
         self.histories.served[slots] = 0
         self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
         return [
@@ -577,29 +689,28 @@ class Learner:
             for mine, its, filled in zip(rows, scores, popular, strict=True)
         ]
 
+    def _unseen(self, users: Sequence[str], slots: NDArray[np.int64]) -> Unseen:
+        shares = self.popularity()
+        shares[self.store.items.blocked[: len(shares)]] = 0
+        shares /= max(shares.sum(), 1e-12)
+        starts, rows = self.queries.seen_by(users)
+        # Of users who had to make room there, their histories still know the latest clicks.
+        return Unseen(shares, self.histories.newest(slots, self.histories.history_max).rows, starts, rows)
+
     def _with_unseen(
-        self, users: Sequence[str], slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+        self, unseen: Unseen, rows: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Lists (U, count) and their scores, with what is popular and not clicked by them for users whose candidates
         they have all clicked; and whose lists these are (U,). Who has clicked everything keeps an empty one."""
         empty = np.count_nonzero(rows, axis=1) == 0
-        if not empty.any():
-            return rows, scores, empty
-        count = self.settings.list_size
-        missing = ((0, 0), (0, count - rows.shape[1]))
-        rows, scores = np.pad(rows, missing), np.pad(scores, missing)
-        shares = self.popularity()
-        shares[self.store.items.blocked[: len(shares)]] = 0
-        shares /= max(shares.sum(), 1e-12)
+        count = rows.shape[1]
         for at in np.flatnonzero(empty).tolist():
-            unseen = shares.copy()
-            # Of users who had to make room in `seen`, their histories still know the latest clicks.
-            unseen[self.histories.newest(slots[at : at + 1], self.histories.history_max).rows] = 0
-            if self.seen is not None:
-                unseen[self.seen.of([users[at]])[1]] = 0
-            best = np.argsort(-unseen, kind="stable")[:count]
-            best = best[unseen[best] > 0]
-            rows[at, : len(best)], scores[at, : len(best)] = best, unseen[best]
+            shares = unseen.shares.copy()
+            shares[unseen.latest[at]] = 0
+            shares[unseen.rows[unseen.starts[at] : unseen.starts[at + 1]]] = 0
+            best = np.argsort(-shares, kind="stable")[:count]
+            best = best[shares[best] > 0]
+            rows[at, : len(best)], scores[at, : len(best)] = best, shares[best]
         return rows, scores, empty & (np.count_nonzero(rows, axis=1) > 0)
 
     def _anybodys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -610,7 +721,9 @@ class Learner:
         assert self._for_anybody is not None
         return self._for_anybody
 
-    def _score_served(self, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _score_served(
+        self, prepared: Prepared, rows: NDArray[np.int64], anybodys: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Scores what stood in front of each user -> (N,) the clicked items' ranks in it.
 
         Whoever clicks twice within a micro-batch is scored the second time with the list that the first click gave;
@@ -619,8 +732,9 @@ class Learner:
         batch = prepared.batch
         served = self.histories.served[batch.slots].astype(np.int64)  # (N, SERVED)
         served[next_in_batch(batch.slots)[prepared.repeated]] = rows[: len(prepared.repeated), :SERVED]
-        served = np.where(served.any(1, keepdims=True), served, prepared.anybodys)
+        served = np.where(served.any(1, keepdims=True), served, anybodys)
         popular = np.broadcast_to(prepared.popular, served.shape)
+        assert prepared.gathered is not None
         followed = prepared.gathered.followers.astype(np.int64)
         followed = filled(followed, prepared.popular)
         lists = {"served": served, "popular": popular, "followed": followed}
@@ -694,7 +808,8 @@ class Learner:
         self.lift.load_state(below(arrays, "lift"))
         places, saved = places_held(self.store.log), torch.from_numpy(arrays["moments.states"].copy())
         if saved.shape[1] == self.moment_states.shape[1]:
-            self.moment_states[places] = saved[len(saved) - len(places) :]
+            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
+            self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
         self.guard.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))

@@ -9,13 +9,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from online.arrays import below, joined
 from online.checkpoint import CheckpointError, Checkpoints, Saved
-from online.learner import Learner
+from online.learner import Following, Learner
 from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget, micro_batches
 from online.turn.catalogue import Catalogue
@@ -34,6 +36,7 @@ from online.upkeep.reaction import Changes
 from online.upkeep.supervisor import Supervisor
 from online.upkeep.unreadable import UnreadableWatch
 from online.upkeep.versions import Versions
+from stream.events import Click
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
 from stream.source import Gone, Partition, Record, Source, SourceError
@@ -172,6 +175,7 @@ class Loop:
         self._saved_ledger = self.ledger.to_state()
         self._aside = ThreadPoolExecutor(1, "checkpoint") if aside is None else aside
         self._writing: _Writing | None = None
+        self._announced: list[Click] | None = None  # to the learner, as the micro-batch that comes next
 
     def restore(self) -> int | None:
         """Takes back the latest checkpoint -> its number, None where there is none.
@@ -243,8 +247,10 @@ class Loop:
         self._reached("parse")
         arrived = list(self.intake.readable(records))
         per_user_max = self.settings.history_max // 2
-        for batch in micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone):
-            self._take_in(batch)
+        batches = [*micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone), None]
+        for batch, after in pairwise(batches):
+            assert batch is not None
+            self._take_in(batch, after)
             self._reached("items")
             self.writer.mind_items()  # here too: a full turn may take a second
         if not arrived:
@@ -278,13 +284,13 @@ class Loop:
         self.overload.look(self.source)
         return len(records)
 
-    def _take_in(self, batch: Sequence[Arrived] | ToForget) -> None:
-        """One micro-batch, or that somebody is to be forgotten."""
+    def _take_in(self, batch: Sequence[Arrived] | ToForget, after: Sequence[Arrived] | ToForget | None = None) -> None:
+        """One micro-batch, or that somebody is to be forgotten; and what comes after it in this turn."""
         try:
             if isinstance(batch, ToForget):
                 self.forgetting.forget(batch)
             else:
-                self._learn(batch)
+                self._learn(batch, after)
         except _NO_BUGS:
             raise
         except Exception as error:
@@ -297,11 +303,13 @@ class Loop:
                 f"from the checkpoint: {last_line(error)}"
             ) from error
 
-    def _learn(self, batch: Sequence[Arrived]) -> None:
-        clicks = [one.click for one in batch]
+    def _learn(self, batch: Sequence[Arrived], after: Sequence[Arrived] | ToForget | None) -> None:
+        clicks = self._announced if self._announced is not None else [one.click for one in batch]
+        self._announced = None if after is None or isinstance(after, ToForget) else [one.click for one in after]
+        following = None if self._announced is None else partial(Following, self._announced)
         # 3. Score the lists that stand, learn, rank anew.
         self._reached("learn")
-        learned = self.learner.learn(clicks, train=not self.overload.shedding)
+        learned = self.learner.learn(clicks, train=not self.overload.shedding, following=following)
         self.ledger.learned += len(batch)
         self.ledger.untrained += 0 if learned.trained else int(learned.trainable.sum())
         # 4. The new lists, in one pipeline.

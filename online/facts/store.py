@@ -94,6 +94,8 @@ class FeatureStore:
         )
         self._scratch = self._new_scratch(ROWS_MIN)
         self._buffers: list[list[Found]] = [[], []]  # of clicks and of lists; two micro-batches' in turn
+        self._asked = self._new_buffer(0)
+        self._no_clicks = self._new_buffer(0)
         self._turn = 0
 
     def __len__(self) -> int:
@@ -160,6 +162,29 @@ class FeatureStore:
         """
         found = [self._buffer(kind, len(queries.slots)) for kind, queries in enumerate((before, lists))]
         self._turn = 1 - self._turn
+        self._advance(histories, clicks, (before, lists), found, flagged=flagged, seen=seen)
+        return _trimmed(found[0], len(before.slots)), _trimmed(found[1], len(lists.slots))
+
+    def ask(
+        self, histories: UserHistories, lists: Queries, *, flagged: NDArray[np.bool_], seen: Seen = NOBODY_SEES
+    ) -> Gathered:
+        """The same for lists alone, as everything stands now. What it gives holds until it is asked again."""
+        if len(self._asked.last) < len(lists.slots):
+            self._asked = self._new_buffer(len(lists.slots))
+        found = [self._no_clicks, self._asked]
+        self._advance(histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=(NOBODY_SEES, seen))
+        return _trimmed(self._asked, len(lists.slots))
+
+    def _advance(
+        self,
+        histories: UserHistories,
+        clicks: Clicks,
+        queries: tuple[Queries, Queries],
+        found: Sequence[Found],
+        *,
+        flagged: NDArray[np.bool_],
+        seen: Sequence[Seen],
+    ) -> None:
         gather.advance(
             self.tables,
             self.items,
@@ -168,16 +193,15 @@ class FeatureStore:
             self.index,
             flagged,
             clicks,
-            before,
+            queries[0],
             seen[0],
             found[0],
-            lists,
+            queries[1],
             seen[1],
             found[1],
             self._scratch,
             self._limits,
         )
-        return _trimmed(found[0], len(before.slots)), _trimmed(found[1], len(lists.slots))
 
     def _buffer(self, kind: int, queries: int) -> Found:
         held = self._buffers[kind]

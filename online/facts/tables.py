@@ -17,7 +17,7 @@ NAMES = ("first", "second", "third", "before", "near")
 
 
 class Table(NamedTuple):
-    """Of each item the others it was counted with, at most M, in no order; 8 M + 8 bytes an item.
+    """Of each item the others it was counted with, at most M, in no order; 8 M + 12 bytes an item.
 
     Where a row is full, a newcomer takes the place of the lightest and begins at its own weight. So what is counted is
     never too large, and what comes back again and again stays. Among equally light ones the search begins at a place
@@ -29,7 +29,7 @@ class Table(NamedTuple):
     others: NDArray[np.int32]  # (V, M) rows; meaningless beyond `used`
     counts: NDArray[np.float32]  # (V, M)
     used: NDArray[np.int32]  # (V,) places in use, from the left
-    totals: NDArray[np.float32]  # (V,) all that was ever counted
+    totals: NDArray[np.float64]  # (V,) all that was ever counted; float32 would stand still at 2^24
 
 
 class Tables(NamedTuple):
@@ -48,15 +48,15 @@ def empty_table(rows: int, held: int) -> Table:
         np.zeros((rows, held), np.int32),
         np.zeros((rows, held), np.float32),
         np.zeros(rows, np.int32),
-        np.zeros(rows, np.float32),
+        np.zeros(rows),
     )
 
 
 def grown_table(table: Table, rows: int) -> Table:
     """The same with room for more rows."""
     new = empty_table(rows, table.others.shape[1])
-    for part, old in zip(new, table, strict=True):
-        part[: len(old)] = old
+    for name, old in table._asdict().items():
+        getattr(new, name)[: len(old)] = old
     return new
 
 
@@ -93,7 +93,7 @@ def uncount(table: Table, row: int, other: int, weight: float) -> None:
     if row == 0 or other == 0:
         return
     others, counts = table.others[row], table.counts[row]
-    table.totals[row] = max(np.float32(0), table.totals[row] - np.float32(weight))
+    table.totals[row] = max(0.0, table.totals[row] - np.float32(weight))
     for place in range(table.used[row]):
         if others[place] == other:
             counts[place] -= np.float32(weight)

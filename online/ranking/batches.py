@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from online.history import HistorySnapshot
 from online.ranking.scoring import ScoredCandidates
 
 
@@ -56,6 +57,7 @@ class TrainedStep:
 class TrainedNetwork:
     """Whose histories say what stood before each click, and what the Reformer learned to guess."""
 
+    histories: HistorySnapshot  # as they stood just after the micro-batch
     slots: NDArray[np.int64]  # (U,) of the histories
     clicks: NDArray[np.int64]  # (U,) how many clicks each has just made
     order: NDArray[np.int64]  # (N,) where each click stands when they are sorted by user

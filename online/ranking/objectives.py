@@ -45,7 +45,7 @@ class ListwiseRanking:
     replayed clicks (ListNet's top-one loss with one relevant item: Cao et al. 2007). Each of the ranker's networks
     learns as if it were alone; their losses are summed."""
 
-    def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:  # noqa: ARG002 - scored by then
+    def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:  # noqa: ARG002 - scored already
         found = []
         if batch.scores is not None and batch.places is not None and batch.present is not None:
             found.append(_cross_entropy(batch.scores, batch.present, batch.places))

@@ -92,6 +92,12 @@ class QueryBuilder:
         )
         return Lists(queries, self._seen(users), lists, order)
 
+    def seen_by(self, users: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows that users (U,) have clicked, where that is remembered: starts (U + 1,), and rows, flat."""
+        if self.seen is None:
+            return np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64)
+        return self.seen.of(users)
+
     def _seen(self, users: Sequence[str]) -> Seen:
         return NOBODY_SEES if self.seen is None else Seen(True, *self.seen.of(users))
 

@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.memory import ReformerMemory
 from model.reformer import Clicks
 from model.runs import make_runs
-from online.history import Latest, UserHistories
+from online.history import HistorySnapshot, Latest, UserHistories
 from online.ranking.model import RankingModel
 from online.ranking.next_item import as_histories
 from online.settings import Settings
 
+Histories = HistorySnapshot | UserHistories  # as they stood then, or stand now
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -44,26 +46,44 @@ class UserStates:
         self._fresh_since = 0  # memories built before so many updates are to be rebuilt
 
     def read(
-        self, users: Sequence[str], slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: Histories | None = None,
     ) -> tuple[Tensor, NDArray[np.bool_], Tensor]:
-        """States around the clicks that were just appended to the histories.
+        """States around the clicks that were just appended to the histories (those of now, or as they stood then).
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
         the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
         and the state after each user's last click (U, D), without. Nothing is known of what was before clicks that a
         history does not hold any more: a user may make more in one micro-batch than it keeps.
         """
-        made, lengths = clicks, self.histories.lengths(slots)
+        histories = self.histories if histories is None else histories
+        memory_slots = self._memories(users, slots, np.minimum(clicks, histories.lengths(slots)), histories)
+        return self._extend(self.weights, self.memory, memory_slots, slots, clicks=clicks, histories=histories)
+
+    def _extend(
+        self,
+        weights: RankingModel,
+        memory: ReformerMemory,
+        memory_slots: Tensor,
+        slots: NDArray[np.int64],
+        *,
+        clicks: NDArray[np.int64],
+        histories: Histories,
+    ) -> tuple[Tensor, NDArray[np.bool_], Tensor]:
+        """As `read`, by memories (U,) that hold everything before the latest of the earlier clicks."""
+        made, lengths = clicks, histories.lengths(slots)
         clicks = np.minimum(made, lengths)
-        memory_slots = self._memories(users, slots, lengths, clicks)
         known = (lengths > clicks).astype(np.int64)  # whether there is a click before these
         rows = clicks + known  # (U,) positions of each: the click before, and the new ones
-        latest = self.histories.latest(slots, rows)
+        latest = histories.latest(slots, rows)
         inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
         positions = (latest.rows[inside], latest.event_types[inside], latest.timestamps[inside])  # (M,) each
         runs = make_runs(memory_slots, rows, positions, kept_back=1)
-        with self.weights.precision():
-            states = self.weights.network.extend(self.memory, runs)  # (M, D)
+        with weights.precision():
+            states = weights.network.extend(memory, runs)  # (M, D)
         # The state before a click stands one position earlier; there is none before a first click.
         starts = np.cumsum(rows) - rows
         nth = np.arange(made.sum()) - np.repeat(np.cumsum(made) - clicks, made)  # (N,) below 0: not held any more
@@ -75,19 +95,20 @@ class UserStates:
         return before, had, states.detach().index_select(0, self._tensor(starts + rows - 1))
 
     @torch.no_grad()
-    def now(self, users: Sequence[str], slots: NDArray[np.int64]) -> Tensor:
+    def now(self, users: Sequence[str], slots: NDArray[np.int64], histories: Histories | None = None) -> Tensor:
         """The state after the latest click of each of different users, (U, D)."""
+        histories = self.histories if histories is None else histories
         at_hand = np.array([self._at_hand(user) for user in users])
         states = torch.zeros(len(users), self.settings.width, device=self.weights.device)
         if at_hand.any():
             mine = [user for user, here in zip(users, at_hand, strict=True) if here]
             # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
             theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
-            clicks = self._click(theirs, self.histories.latest(slots[at_hand], 1), 0)
+            clicks = self._click(theirs, histories.latest(slots[at_hand], 1), 0)
             with self.weights.precision():
                 states[at_hand] = self.weights.network.append(self.memory, clicks, store=False)
         if not at_hand.all():
-            latest = self.histories.latest(slots[~at_hand], self.settings.online_history)
+            latest = histories.latest(slots[~at_hand], self.settings.online_history)
             read = self.weights.states(latest)
             states[~at_hand] = read[np.arange(len(latest.lengths)), latest.lengths - 1]
         return states
@@ -128,10 +149,11 @@ class UserStates:
         self,
         users: Sequence[str],
         slots: NDArray[np.int64],
-        lengths: NDArray[np.int64],
         clicks: NDArray[np.int64],
+        histories: Histories,
     ) -> Tensor:
         """Memories that hold everything before the latest of the earlier clicks -> their slots (U,)."""
+        lengths = histories.lengths(slots)
         at_hand = [self._at_hand(user) for user in users]
         updates, updates_max = self.weights.optimizer.steps, self.settings.memory_updates_max
         for user, here in zip(users, at_hand, strict=True):
@@ -143,27 +165,49 @@ class UserStates:
         missing = np.flatnonzero(~np.array(at_hand) | (lengths <= clicks))  # a forgotten history starts anew
         if len(missing):
             theirs = memory_slots.index_select(0, self._tensor(missing))
-            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1)
+            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1, histories)
         return memory_slots
 
-    @torch.no_grad()
     def _start(
-        self, users: list[str], slots: NDArray[np.int64], memory_slots: Tensor, behind: NDArray[np.int64]
+        self,
+        users: list[str],
+        slots: NDArray[np.int64],
+        memory_slots: Tensor,
+        behind: NDArray[np.int64],
+        histories: Histories,
     ) -> None:
         """Memories of the latest clicks (or of none, for those who are new), leaving out the very last `behind`."""
-        before = self.histories.lengths(slots) - behind
         self.memory.clear(memory_slots)
-        longer = np.flatnonzero(before > 0)
-        if len(longer):
-            latest = self.histories.latest(slots[longer], self.settings.online_history, behind[longer])
-            with self.weights.precision():
-                histories = as_histories(latest, self.weights.device)
-                self.weights.network.remember(self.memory, memory_slots[self._tensor(longer)], histories)
+        before = self._remember_latest(
+            self.weights, self.memory, memory_slots, slots, behind=behind, histories=histories
+        )
         for user, length in zip(users, before.tolist(), strict=True):
             self._built[user] = self.weights.optimizer.steps
             if length > self.settings.online_history:
                 self._want_one(user)
         self._drop_evicted()
+
+    @torch.no_grad()
+    def _remember_latest(
+        self,
+        weights: RankingModel,
+        memory: ReformerMemory,
+        memory_slots: Tensor,
+        slots: NDArray[np.int64],
+        *,
+        behind: NDArray[np.int64],
+        histories: Histories,
+    ) -> NDArray[np.int64]:
+        """Puts the latest `online_history` clicks but the very last `behind` (U,) into empty memories (U,) -> how many
+        clicks there are before those (U,)."""
+        before: NDArray[np.int64] = np.maximum(histories.lengths(slots) - behind, 0)
+        some = np.flatnonzero(before)
+        if len(some):
+            latest = histories.latest(slots[some], self.settings.online_history, behind[some])
+            theirs = memory_slots.index_select(0, self._tensor(some))
+            with weights.precision():
+                weights.network.remember(memory, theirs, as_histories(latest, weights.device))
+        return before
 
     def _drop_evicted(self) -> None:
         """Forgets since when the memories were that have lost their slots meanwhile."""
@@ -174,20 +218,23 @@ class UserStates:
         return torch.from_numpy(array).to(self.weights.device)
 
     def read_anew(
-        self, weights: RankingModel, slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self,
+        weights: RankingModel,
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: Histories | None = None,
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         """States by any weights, from the latest clicks alone: before each of the clicks (U,) just made (N, D), user
-        by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,)."""
-        latest = self.histories.latest(slots, self.settings.online_history + clicks)
-        states = weights.states(latest)  # (U, L, D)
-        users = np.arange(len(slots))
-        of_click = np.repeat(users, clicks)  # (N,)
-        nth = np.arange(len(of_click)) - np.repeat(np.cumsum(clicks) - clicks, clicks)
-        position = (latest.lengths - clicks)[of_click] + nth  # of the click itself; the state before stands one earlier
-        after = states[users, latest.lengths - 1].detach()
-        had = position >= 1
-        # A first click has no state before it: where its position is read, the state has seen the click itself.
-        before = states[of_click, np.maximum(position - 1, 0)] * torch.from_numpy(had[:, None]).to(states.device)
+        by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,).
+
+        It is what `read` gives of users who have come back, by memories that are made for this once.
+        """
+        histories = self.histories if histories is None else histories
+        memory = weights.network.memory(len(slots), dtype=DTYPES[self.settings.memory_dtype])
+        memory_slots = torch.arange(len(slots), device=weights.device)
+        made = np.minimum(clicks, histories.lengths(slots))
+        self._remember_latest(weights, memory, memory_slots, slots, behind=made + 1, histories=histories)
+        before, had, after = self._extend(weights, memory, memory_slots, slots, clicks=clicks, histories=histories)
         return before, after, had
 
     def _click(self, memory_slots: Tensor, latest: Latest, position: int) -> Clicks:

@@ -54,9 +54,9 @@ class Variety:
 class Trial:
     """Weights that rank each click before they learn it, as the live ones do, and how both have fared.
 
-    They read the latest clicks of each person anew: the memories that attention is continued from belong to the live
-    network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live ones do
-    not, lists that all look alike.
+    They read the latest clicks of each person anew each time: the memories that attention is continued from belong to
+    the live network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live
+    ones do not, lists that all look alike.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Trial:
         self._look_for_faults()
 
     def _states(self, network: TrainedNetwork) -> Tensor:
-        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks)
+        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks, network.histories)
         return before[torch.from_numpy(network.order).to(before.device)]
 
     def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:

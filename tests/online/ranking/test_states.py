@@ -171,6 +171,11 @@ def test_who_comes_back_is_read_from_their_latest_clicks(world: World) -> None:
     with torch.no_grad():
         expected = world.weights.network(as_histories(latest, world.weights.device))[0]
     torch.testing.assert_close(torch.cat([before, after]).detach(), expected[-3:], rtol=0, atol=1e-5)
+    slots = world.histories.find(["ada"])
+    before_anew, after_anew, had_anew = world.states.read_anew(world.weights, slots, np.array([2]))
+    assert had_anew.all()
+    assert before_anew.requires_grad
+    torch.testing.assert_close(torch.cat([before_anew, after_anew]), torch.cat([before, after]), rtol=0, atol=1e-6)
 
 
 def test_a_forgotten_history_starts_anew_and_a_forgotten_user_is_nowhere(world: World) -> None:

@@ -20,11 +20,19 @@ def learner(small, town_clicks):
     return learner
 
 
-def learn(learner, clicks, *trials):
+def learn(learner, clicks, *trials, anew=False):
+    """`anew`: the live weights read everybody's latest clicks anew too, so that even the states are equal."""
     for start in range(0, len(clicks), 8):
+        if anew:
+            forget_memories(learner)
         learned = learner.learn(clicks[start : start + 8])
         for trial in trials:
             trial.follow(learned)
+
+
+def forget_memories(learner):
+    for user in learner.states.people():
+        learner.states.forget(user)
 
 
 def begin(learner, weights=None):
@@ -36,8 +44,8 @@ def read_anew(learner):
     """The live model reads everybody's history anew, as a trial does: so even the states are equal."""
     states = learner.states
 
-    def read(_, slots, clicks):
-        before, after, had = states.read_anew(states.weights, slots, clicks)
+    def read(users, slots, clicks, histories=None):
+        before, after, had = states.read_anew(states.weights, slots, clicks, histories)
         return before, had, after
 
     states.read = read
@@ -50,9 +58,9 @@ def close(one, other, atol=1e-5):
 
 
 def test_an_equal_copy_fares_and_learns_as_the_live_weights_do(learner, town_clicks):
-    trial = begin(read_anew(learner))
+    trial = begin(learner)
     before = learner.weights.copy()
-    learn(learner, town_clicks[200:300], trial)
+    learn(learner, town_clicks[200:300], trial, anew=True)
     figures = trial.figures()
     assert figures["clicks"] == 100
     assert figures["live"] == pytest.approx(figures["candidate"], abs=1e-4)
@@ -79,6 +87,7 @@ def test_rows_that_change_hands_change_hands_in_the_shadow_too(small, town_click
     resting.resting = True
     taken = set()
     for start in range(100, 300, 8):
+        forget_memories(learner)
         learned = learner.learn(town_clicks[start : start + 8])
         taken |= set(learned.freed)
         for one in (trial, resting):
