@@ -77,7 +77,9 @@ def test_code_that_cannot_be_kept_on_disk_is_compiled_all_the_same(decorator):
 
 
 def test_without_compiler_functions_are_the_plain_python():
-    code = "from online.facts.jit import *; f = lambda: 0; assert f is kernel(f) is summing(f) is called(f) is inlined(f)"
+    code = (
+        "from online.facts.jit import *; f = lambda: 0; assert f is kernel(f) is summing(f) is called(f) is inlined(f)"
+    )
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"NUMBA_DISABLE_JIT": "1"}, check=True)
 
 
