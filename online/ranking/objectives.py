@@ -4,15 +4,20 @@ Letters: `N` clicks, `K` candidates kept of each, `F` features, `D` width of sta
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.reformer import Reformer
 from online.ranking.next_item import next_item_loss
 
-if TYPE_CHECKING:
-    from online.ranking.model import RankingModel
+
+class Networks(Protocol):
+    """What objectives know of a ranking model (online/ranking/model.py)."""
+
+    first: nn.Parameter  # weights of the linear first score, (F - 1,)
+    network: Reformer
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class TrainingBatch:
 class Objective(Protocol):
     """One thing that is learned towards."""
 
-    def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:
+    def loss(self, model: Networks, batch: TrainingBatch) -> Tensor | None:
         """The mean loss in nats, with gradients; None where the batch has nothing to learn from."""
 
 
@@ -45,7 +50,7 @@ class ListwiseRanking:
     replayed clicks (ListNet's top-one loss with one relevant item: Cao et al. 2007). Each of the ranker's networks
     learns as if it were alone; their losses are summed."""
 
-    def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:  # noqa: ARG002 - scored already
+    def loss(self, model: Networks, batch: TrainingBatch) -> Tensor | None:  # noqa: ARG002 - scored already
         found = []
         if batch.scores is not None and batch.places is not None and batch.present is not None:
             found.append(_cross_entropy(batch.scores, batch.present, batch.places))
@@ -59,7 +64,7 @@ class Pruning:
     """The clicked item among those that are kept at all: the linear first score is learned by itself, and also from
     clicks whose item it had left out."""
 
-    def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:
+    def loss(self, model: Networks, batch: TrainingBatch) -> Tensor | None:
         if batch.forced is None or batch.forced_places is None or batch.forced_present is None:
             return None
         scores = batch.forced.detach()[..., :-1] @ model.first  # (N, K)
@@ -70,7 +75,7 @@ class NextItem:
     """The Reformer guesses the next item, against a sample of the others; and its states move to where recall can use
     them better."""
 
-    def loss(self, model: "RankingModel", batch: TrainingBatch) -> Tensor | None:
+    def loss(self, model: Networks, batch: TrainingBatch) -> Tensor | None:
         found = []
         if batch.states is not None and batch.targets is not None and batch.negatives is not None and len(batch.states):
             found.append(next_item_loss(model.network, batch.states, batch.targets, batch.negatives).mean())

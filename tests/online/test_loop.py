@@ -687,10 +687,12 @@ def test_smaller_limits_are_taken_up_at_a_restart(world, town_clicks):
     world.publish(town_clicks[:200])
     world.run()
     world.publish(town_clicks[200:300])
-    loop = world.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4)
+    loop = world.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4,
+                     neighbours_held=5)  # fmt: skip
     assert loop.ledger.learned == 300
     assert len(loop.learner.histories) == 16
     assert loop.learner.store.tables.first.others.shape[1] == 3
+    assert loop.learner.store.tables.near.others.shape[1] == 5
     top = world.lists.held[town_clicks[299].user_id]
     assert set(top.items) <= {click.item_id for click in town_clicks[:300]}
 
