@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import torch
-
 from online.ranking.moments import HashedVectors, MomentLog, Moments, OwnMemory
 from online.ranking.weights import VECTORS_WIDTH
+
 from online.settings import Settings
 
 QUERIES, REPEATS, PIECE = 32, 20, 1_000
