@@ -182,8 +182,8 @@ class Settings(SecuritySettings):
     memory_rebuilds_max: Positive = Field(4, description="memories rebuilt from histories in one turn")
 
     # Learning.
-    learning_rate: Rate = Field(0.001, description="of the network's dense weights, online")
-    item_learning_rate: Rate = Field(0.05, description="of the item vectors (row-wise Adagrad)")
+    learning_rate: Rate = Field(0.002, description="of the network's dense weights, online")
+    item_learning_rate: Rate = Field(0.1, description="of the item vectors (row-wise Adagrad)")
     ranker_learning_rate: Rate = Field(0.003, description="of the ranker's weights (Adam)")
     ranker_hidden: Positive = Field(64, description="hidden units of one of the ranker's networks")
     ranker_networks: Positive = Field(1, description="networks whose mean the ranker takes")
@@ -202,7 +202,7 @@ class Settings(SecuritySettings):
         50.0, description="a step whose gradients' norm is so many times its running level is not taken"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the dense weights")
-    warm_up_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps in which the learning rates rise")
+    warm_up_steps: Annotated[int, Field(ge=0)] = Field(50, description="steps in which the learning rates rise")
     learning_rate_half_life_steps: Positive = Field(20_000, description="steps in which they come half way down to 0.3")
     finetune_interval_s: Seconds = Field(300.0, description="time between fine-tunings; 0: never by the clock")
     finetune_cron: str | None = Field(

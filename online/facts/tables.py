@@ -55,8 +55,8 @@ def empty_table(rows: int, held: int) -> Table:
 def grown_table(table: Table, rows: int) -> Table:
     """The same with room for more rows."""
     new = empty_table(rows, table.others.shape[1])
-    for part, old in zip(new, table, strict=True):
-        part[: len(old)] = old
+    for name, old in table._asdict().items():
+        getattr(new, name)[: len(old)] = old
     return new
 
 

@@ -6,19 +6,25 @@ Letters: `N` queries, `C` candidates of all of them (flat), `K` candidates kept 
 import numpy as np
 from numpy.typing import NDArray
 
-from online.facts.jit import kernel
+from online.facts.jit import inlined, kernel
+
+
+@inlined
+def comparable(score: np.float32) -> np.float32:
+    """NaN counts as less than any number: weights that are no good must not seem to foresee what was clicked."""
+    return np.float32(-np.inf) if np.isnan(score) else score
 
 
 @kernel
 def keep_best(starts: NDArray[np.int64], scores: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
     """Fills kept (N, K) with the positions among all C of each query's K best by `scores` (C,), best first, of equal
-    ones the first; −1 where there are no more. NaN counts as less than any number."""
+    ones the first; −1 where there are no more."""
     K = kept.shape[1]
     best = np.empty(K, np.float32)
     for q in range(len(kept)):
         held = 0
         for c in range(starts[q], starts[q + 1]):
-            score = scores[c] if scores[c] == scores[c] else np.float32(-np.inf)
+            score = comparable(scores[c])
             if held == K and score <= best[held - 1]:
                 continue
             at = held if held < K else K - 1
@@ -51,13 +57,13 @@ def rank_behind(
                 target = -1
         if target < 0:
             continue
-        ahead, tied = 0, 0
+        its, ahead, tied = comparable(scores[target]), 0, 0
         for c in range(starts[q], starts[q + 1]):
-            ahead += scores[c] > scores[target]
-            tied += scores[c] == scores[target]
+            ahead += int(comparable(scores[c]) > its)
+            tied += int(comparable(scores[c]) == its)
         for k in range(held):  # these are ahead whatever they score
-            ahead -= scores[kept[q, k]] > scores[target]
-            tied -= scores[kept[q, k]] == scores[target]
+            ahead -= int(comparable(scores[kept[q, k]]) > its)
+            tied -= int(comparable(scores[kept[q, k]]) == its)
         ranks[q] = held + ahead + (tied - 1) / 2
 
 

@@ -55,12 +55,12 @@ class ScoredCandidates(NamedTuple):
 
     def ranks(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """Ranks (N,), from 0, of candidates (N,) among all of their queries': the kept ones by the ranker's score, then
-        all others by the linear one; half of the ties as ahead; inf for −1."""
+        all others by the linear one; half of the ties as ahead; inf for −1. NaN counts as less than any number."""
         ranks = np.full(len(positions), np.inf)
         rank_behind(self.gathered.starts, self.first, self.kept, positions, ranks)
         places = self.places(positions)
         there = np.flatnonzero(places >= 0)
-        scores = self.scores.detach().cpu().numpy()[there]
+        scores = self.scores.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu().numpy()[there]
         mine = scores[np.arange(len(there)), places[there]][:, None]
         ranks[there] = (scores > mine).sum(1) + ((scores == mine).sum(1) - 1) / 2
         return ranks
@@ -79,8 +79,3 @@ class ScoredCandidates(NamedTuple):
         order = np.argsort(-self.scores.detach().cpu().numpy(), axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(self.rows(), order, 1)
         return np.pad(rows, ((0, 0), (0, count - rows.shape[1])))
-
-
-def joined(parts: list[ScoredCandidates]) -> tuple[NDArray[np.int64], Tensor]:
-    """Rows (N, K) and scores (N, K) of several steps' candidates, one after the other."""
-    return np.concatenate([part.rows() for part in parts]), torch.cat([part.scores.detach() for part in parts])

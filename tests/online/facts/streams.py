@@ -308,13 +308,13 @@ class Slow:
             if isinstance(event, Ask):
                 first = self.find(event.user, event.times[0])
                 for time, active in zip(event.times, event.active, strict=True):
-                    answers.append(self.answer(event.user, time, active, *first))
+                    answers.append(self.answer(event.user, time, active, first))
             elif isinstance(event, Move):
                 getattr(self, event.name)(event.argument)
             else:
                 if clicks:
                     found = self.find(event.user, event.time)
-                    answers.append(self.answer(event.user, event.time, event.active, *found))
+                    answers.append(self.answer(event.user, event.time, event.active, found))
                 self.observe(event)
         return answers
 
@@ -465,10 +465,9 @@ class Slow:
         user: int,
         now: float,
         active: float,
-        found: set[int],
-        own: set[tuple[int, int]],
-        world: set[tuple[int, int]],
+        hits: tuple[set[int], set[tuple[int, int]], set[tuple[int, int]]],
     ) -> SlowAnswer:
+        found, own, world = hits
         history = self.history(user)
         last, before = ([row for row, _, _ in history] + [0, 0])[:2]
         gap = math.log1p(max(0.0, now - history[0][1])) if history else 0.0

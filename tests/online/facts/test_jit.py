@@ -100,7 +100,7 @@ def package(tmp_path, monkeypatch):
 def test_compiled_forms_lie_beside_the_code_in_a_folder_of_these_sources():
     assert cache_folder().name.startswith("kernels-")
     if not os.environ.get("NUMBA_CACHE_DIR"):
-        assert numba.config.CACHE_DIR == str(cache_folder())
+        assert str(cache_folder()) == numba.config.CACHE_DIR
 
 
 def test_code_compiled_from_other_sources_is_never_run(package):

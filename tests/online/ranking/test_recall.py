@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from model.items import ItemTable
 from model.recall import AGES, RecallHeads
-from online.ranking.features import OWN_HEADS, PARTS
-from online.ranking.moments import Moments, cosines
-from online.ranking.recall import AGE_LIMITS, BLOCK, Hits, Keys, soft_counts, with_gradients
+from online.facts.features import OWN_HEADS, PARTS
+from online.facts.moments import DAY_S, GAP_SCALE, WEEK_S, Hits, Keys
+from online.ranking.recall import AGE_LIMITS, BLOCK, soft_counts, with_gradients
 
 START = 1_730_600_000.0
 
@@ -86,6 +86,35 @@ def reference(case: Problem) -> Tensor:
     alike = cosines(table, tensors(query), torch.from_numpy(owners), tensors(found), both)
     ages = torch.from_numpy(query.times[owners] - found.times)
     return heads(alike, ages, torch.from_numpy(np.where(hits.candidates < 0, C, hits.candidates)), C)
+
+
+class Moments(NamedTuple):
+    """Keys as tensors, all of the same shape."""
+
+    last: Tensor  # int64 rows
+    before: Tensor  # int64 rows
+    times: Tensor  # float64 seconds since 1970
+    gaps: Tensor  # float32, log(1 + seconds since the click before)
+
+
+def cosines(
+    vectors: ItemTable, query: Moments, owners: Tensor, found: Moments, states: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """How like the present of their queries (N,) moments (P,) were, part by part: (P, len(PARTS)) float32.
+
+    owners (P,) says which query each was found for; states: those of the queries (N, S), and of the moments (P, S).
+    Hours and weekdays are angles (UTC); a gap's part falls linearly with the log of the ratio, from 1 to −1. Without
+    states their part is 1, which says nothing.
+    """
+    last = (vectors(query.last)[owners] * vectors(found.last)).sum(-1)
+    before = (vectors(query.before)[owners] * vectors(found.before)).sum(-1)
+    apart = query.times[owners] - found.times
+    hour, weekday = (torch.cos(apart.remainder(p) * (2 * math.pi / p)).float() for p in (DAY_S, WEEK_S))
+    gap = 1 - ((query.gaps[owners] - found.gaps).abs() / GAP_SCALE).clamp(max=2)
+    state = torch.ones_like(gap)
+    if states is not None:
+        state = (F.normalize(states[0], dim=-1)[owners] * states[1].float()).sum(-1)
+    return torch.stack([last, before, hour, weekday, gap, state], -1)
 
 
 def tensors(keys: Keys) -> Moments:

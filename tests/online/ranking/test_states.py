@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from online.history import UserHistories
+from online.ranking.model import RankingModel
 from online.ranking.next_item import as_histories
 from online.ranking.states import UserStates
-from online.ranking.model import RankingModel
 from online.settings import Settings
 
 

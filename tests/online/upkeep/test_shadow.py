@@ -44,8 +44,8 @@ def read_anew(learner):
     """The live model reads everybody's history anew, as a trial does: so even the states are equal."""
     states = learner.states
 
-    def read(users, slots, clicks):
-        before, after, had = states.read_anew(states.weights, slots, clicks)
+    def read(_, slots, clicks, histories=None):
+        before, after, had = states.read_anew(states.weights, slots, clicks, histories)
         return before, had, after
 
     states.read = read
