@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from online.arrays import below, joined
 from online.checkpoint import CheckpointError, Checkpoints, Saved
+from online.facts.features import features
 from online.learner import Following, Learner
 from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget, micro_batches
@@ -478,16 +479,22 @@ class Loop:
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
+        shape = {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
+        return shape | {"features": [feature.name for feature in features(self.settings.popularity_half_lives)]}
 
-    def _check_shape(self, number: int, saved: dict[str, Any]) -> None:
-        others = [
-            f"NEXTCLICK_{name.upper()}={saved[name]}" for name, here in self._shape().items() if saved[name] != here
-        ]
+    def _check_shape(self, number: int, saved: Mapping[str, Any]) -> None:
+        """Whether the weights of a checkpoint are of this learner's shape. Raises CheckpointError."""
+        here = self._shape()
+        others = [f"NEXTCLICK_{name.upper()}={saved[name]}" for name in SHAPED_BY if saved[name] != here[name]]
         if others:
+            made, way = f"was made with {', '.join(others)}", "set it back"
+        else:
+            made, way = "was written by another version", "go on with that"
+        differing = _differing_features(saved["features"], here["features"])
+        if others or differing:
             raise CheckpointError(
-                f"checkpoint {number} in {self.checkpoints.folder} was made with {', '.join(others)}: "
-                "set it back, or set NEXTCLICK_DATA_DIR to another folder to start anew"
+                f"checkpoint {number} in {self.checkpoints.folder} {made}{differing}: {way}, "
+                "or set NEXTCLICK_DATA_DIR to another folder to start anew"
             )
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
@@ -513,3 +520,16 @@ class Loop:
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
         self.notices.tell("lost", f"{gone}; going on from {gone.earliest}", figures)
+
+
+def _differing_features(saved: Sequence[str], here: Sequence[str]) -> str:
+    """Which of the ranker's features a checkpoint has and this version has not, and so on, as the end of a sentence;
+    empty where they are the same in the same order."""
+    if list(saved) == list(here):
+        return ""
+    gone, new = [name for name in saved if name not in here], [name for name in here if name not in saved]
+    said = [f"with {', '.join(gone)}"] * bool(gone) + [f"without {', '.join(new)}"] * bool(new)
+    if not said:
+        moved = [name for name, other in zip(saved, here, strict=False) if name != other]
+        said = [f"with {', '.join(moved)} in another order"]
+    return f" ({' and '.join(said)} among the ranker's features)"

@@ -17,6 +17,9 @@ from online.facts.jit import called, kernel
 OWN_DECAY = 0.98
 
 
+Value = Any  # a float, of whichever width numba makes of it
+
+
 class Raw(NamedTuple):
     """What was found of the candidates of one query, (C,) each; buffers that are used again."""
 
@@ -44,10 +47,9 @@ class Person(NamedTuple):
     first_total: float  # clicks that followed the last item
     second_total: float
     log_first_total: float
-    near_most: float  # the largest count near the latest items
+    near_most: Value  # float32, the largest count near the latest items
 
 
-Value = Any  # a float, of whichever width numba makes of it
 Fill = Callable[[Raw, int, Person, Items], Value]
 
 

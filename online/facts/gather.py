@@ -7,7 +7,7 @@ moments found for all of them (flat), `L` clicks of a history, `V` rows of items
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +145,7 @@ def advance(
     """Goes through B clicks; each is asked for and then counted. `before` (B queries): the clicks themselves. `lists`:
     what else is asked, each when as many clicks have come as its position says. flagged (M,): of each moment that is
     held, at its number modulo M, whether it is flagged as abuse."""
-    asked = 0
+    asked: Any = np.int64(0)  # for the literal 0 numba would compile all of `gather` once more
     for b in range(len(clicks.rows) + 1):
         while asked < len(lists.slots) and lists.positions[asked] == b:
             gather(tables, items, histories, log, index, clicks, lists, asked, seen_lists, found_lists, scratch, limits)
@@ -322,7 +322,8 @@ def gather(
         found.rows[start : start + size] = found.rows[earlier:start]
         found.features[start : start + size] = found.features[earlier:start]
         person = Person(
-            last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, 1.0
+            last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total,
+            np.float32(1),
         )  # fmt: skip
         fill_timed(raw, size, person, items, found.features[start : start + size])
         for p in range(found.own_starts[q - 1], own):

@@ -9,6 +9,7 @@ compiled from other sources is never run.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -24,20 +25,41 @@ _SOURCES = ("facts/*.py", "ranking/recall.py", "ranking/prune.py")
 
 
 def cache_folder() -> Path:
-    """Where the compiled forms of these sources lie."""
+    """Where the compiled forms of these sources lie: where NUMBA_CACHE_DIR says, or beside the code; where its user may
+    not write, in their own folder for such things."""
+    beside = _beside()
+    if named := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(named) / beside.name
+    writable = os.access(beside.parent if beside.parent.exists() else beside.parent.parent, os.W_OK)
+    return beside if writable else user_cache_path("nextclick") / beside.name
+
+
+def _beside() -> Path:
     digest = hashlib.sha256(numba.__version__.encode())
     for pattern in _SOURCES:
         for path in sorted(_PACKAGE.glob(pattern)):
             digest.update(path.read_bytes())
-    name = f"kernels-{digest.hexdigest()[:16]}"
-    beside = _PACKAGE / "facts" / "__pycache__"
-    # Where the code was installed by another user, what was compiled then is used, or else compiled for this one.
-    writable = os.access(beside if beside.exists() else beside.parent, os.W_OK)
-    return beside / name if writable or (beside / name).exists() else user_cache_path("nextclick") / name
+    return _PACKAGE / "facts" / "__pycache__" / f"kernels-{digest.hexdigest()[:16]}"
 
 
-if not os.environ.get("NUMBA_CACHE_DIR"):
-    numba.config.CACHE_DIR = str(cache_folder())  # type: ignore[attr-defined]
+def use_folder() -> Path:
+    """The folder, with what was compiled when another user installed the code: numba reads no folder that it could not
+    write to, so it is copied."""
+    folder, beside = cache_folder(), _beside()
+    if folder != beside and beside.exists() and not folder.exists():
+        copied = folder.with_name(f"{folder.name}-{os.getpid()}")
+        try:
+            shutil.copytree(beside, copied)
+            copied.rename(folder)
+        except OSError:  # there is no room, or another process was faster
+            shutil.rmtree(copied, ignore_errors=True)
+    return folder
+
+
+numba.config.CACHE_DIR = str(use_folder())  # type: ignore[attr-defined]
+if not os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES"):
+    # In no other folder: numba's own choice would not be named after these sources.
+    numba.config.CACHE_LOCATOR_CLASSES = "UserProvidedCacheLocator"  # type: ignore[attr-defined]
 
 
 def kernel(function: Function) -> Function:

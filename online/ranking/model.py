@@ -201,12 +201,7 @@ class RankingModel:
         """
         N, C = len(gathered.starts) - 1, len(gathered.rows)
         recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
-        weights = self.first.detach().cpu().numpy()
-        G, H = gathered.features.shape[1], recalled[0].shape[1]
-        first = gathered.features @ weights[:G] + lifts * weights[G]
-        with np.errstate(all="ignore"):  # what is not finite is found by whoever uses the scores
-            for at, counts in enumerate(recalled):
-                first += counts @ weights[G + 1 + at * H : G + 1 + (at + 1) * H]
+        first = self._first_scores(gathered.features, lifts, recalled)
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
         scored = ScoredCandidates(gathered, first, places, *self._empty(N, kept), recalled=tuple(recalled), lifts=lifts)
@@ -252,6 +247,21 @@ class RankingModel:
             return flat.view(N, K, -1), present
         index = as_tensor(np.flatnonzero(there), self.device)
         return flat.new_zeros(N * K, flat.shape[1]).index_copy(0, index, flat).view(N, K, -1), present
+
+    def _first_scores(
+        self, features: NDArray[np.float32], lifts: NDArray[np.float32], recalled: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The linear score of every candidate, (C,). By torch, which keeps to its number of threads: numpy's BLAS takes
+        all cores, and its threads go on waiting for work while others would have it."""
+        weights = self.first.detach().cpu()
+        at = features.shape[1]
+        scores = torch.addmv(torch.from_numpy(lifts) * weights[at], torch.from_numpy(features), weights[:at])
+        at += 1
+        for counts in recalled:
+            scores.addmv_(torch.from_numpy(counts), weights[at : at + counts.shape[1]])
+            at += counts.shape[1]
+        found: NDArray[np.float32] = scores.numpy()
+        return found
 
     def _empty(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         F_ = len(self.first) + 1

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from online.facts import jit
-from online.facts.jit import cache_folder, called, inlined, kernel, summing
+from online.facts.jit import cache_folder, called, inlined, kernel, summing, use_folder
 
 ONLINE = Path(jit.__file__).resolve().parents[1]
 
@@ -93,6 +93,7 @@ def package(tmp_path, monkeypatch):
     for name in ("facts", "ranking"):
         shutil.copytree(ONLINE / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(jit, "_PACKAGE", copied)
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setattr(jit, "user_cache_path", lambda name: tmp_path / "home" / name)
     return copied
 
@@ -123,17 +124,58 @@ def test_every_file_with_compiled_loops_is_among_the_sources():
     assert compiled <= sources
 
 
-def test_where_the_code_cannot_be_written_to_each_user_has_a_folder_unless_it_was_compiled_before(
-    package, tmp_path, monkeypatch
-):
+def test_where_the_code_cannot_be_written_to_each_user_has_a_folder(package, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     folder = cache_folder()
     assert folder.parent == tmp_path / "home" / "nextclick"
+    assert use_folder() == folder
+    assert not folder.exists()
     (package / "facts" / "__pycache__" / folder.name).mkdir(parents=True)
-    assert cache_folder() == package / "facts" / "__pycache__" / folder.name
+    assert cache_folder() == folder
+
+
+def test_what_was_compiled_when_another_user_installed_the_code_is_copied_once(package, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    folder = cache_folder()
+    installed = package / "facts" / "__pycache__" / folder.name / "facts_1"
+    installed.mkdir(parents=True)
+    (installed / "a.nbc").write_bytes(b"machine code")
+    assert use_folder() == folder
+    assert (folder / "facts_1" / "a.nbc").read_bytes() == b"machine code"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    (folder / "facts_1" / "a.nbc").write_bytes(b"of another processor")
+    use_folder()
+    assert (folder / "facts_1" / "a.nbc").read_bytes() == b"of another processor"
+
+
+def test_where_it_cannot_be_copied_nothing_is_left_and_all_goes_on(package, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    folder = cache_folder()
+    (package / "facts" / "__pycache__" / folder.name).mkdir(parents=True)
+
+    def full(_, to):
+        to.mkdir(parents=True)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(jit.shutil, "copytree", full)
+    assert use_folder() == folder
+    assert not list(folder.parent.iterdir())
 
 
 def test_a_folder_that_the_environment_names_is_used(tmp_path):
-    code = "import numba; from online.facts.jit import kernel; assert numba.config.CACHE_DIR.endswith('elsewhere')"
+    code = (
+        "import numba; from online.facts.jit import cache_folder; assert numba.config.CACHE_DIR == str(cache_folder())"
+    )
+    code += f"; assert str(cache_folder().parent) == {str(tmp_path / 'elsewhere')!r}"
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "elsewhere")}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_compiled_forms_are_kept_in_no_other_folder(tmp_path):
+    """numba's own choices are not named after the sources."""
+    code = "from online.facts import moments; print(type(moments.forget_items._cache).__name__)"
+    (tmp_path / "file").write_text("")
+    for folder, kept in ((tmp_path, "FunctionCache"), (tmp_path / "file" / "no folder", "NullCache")):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == kept
