@@ -295,9 +295,10 @@ COUNTED = (
         "times near the latest 64 items, 0.97^age, by the roots of popularities",
         "",
         "log(x + 0.001) + 7",
+        0.1,
         fill=_taste,
     ),
-    Feature("taste_share", "the same, relative to the best candidate", "0 to 1", "x", fill=_taste_share),
+    Feature("taste_share", "the same, relative to the best candidate", "0 to 1", "x", 0.2, fill=_taste_share),
     Feature("last_clicks", "clicks that followed the last item", "clicks", "log(1 + x) / 4", fill=_last_clicks),
 )
 COLUMNS = {feature.name: column for column, feature in enumerate(COUNTED)}
