@@ -19,7 +19,7 @@ MIX = 2_654_435_761  # Knuth's multiplicative hashing (vol. 3, 6.4): 2^32 by the
 
 
 class Log(NamedTuple):
-    """The latest M moments of everybody, in a ring: 37 bytes each.
+    """The latest M moments of everybody, in a ring: 33 bytes each.
 
     A moment has a number, counted from 1 in order of arrival. It stands at its number modulo M until M others came.
     """
