@@ -123,12 +123,12 @@ class LearnerRun:
     def _yielded(self, plan: Plan, learned: BatchResult) -> tuple[Ranks, NDArray[np.int64], Ranks]:
         if self.tuning is not None:
             self.tuning.after(plan.clicks, learned)
-        served = learned.served_ranks
-        if learned.impressions is not None:
-            *lists, anybodys = learned.impressions
-            self._standing |= {look: rows for (*_, look), rows in zip(plan.due, lists, strict=True)}
-            served = ranks_in(np.stack([self._standing.pop(at, anybodys) for at in plan.batch]), learned.targets)
-        return learned.ranks, learned.candidates, served
+        if learned.impressions is None:
+            return learned.ranks, learned.candidates, learned.served_ranks
+        *lists, anybodys = learned.impressions
+        self._standing |= {look: rows for (*_, look), rows in zip(plan.due, lists, strict=True)}
+        stood = np.stack([self._standing.pop(at, anybodys) for at in plan.batch])
+        return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
 
     def _plan(self, batch: range) -> Plan:
         """What a micro-batch brings, and the lists that fall due while it comes in."""

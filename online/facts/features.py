@@ -29,6 +29,7 @@ class Raw(NamedTuple):
     third: NDArray[np.float32]
     before: NDArray[np.float32]
     near: NDArray[np.float32]
+    taste: NDArray[np.float32]
     times: NDArray[np.float32]  # clicks of the person on it
     newest: NDArray[np.int32]  # the person's clicks since the latest of these
     newest_at: NDArray[np.float64]  # seconds, of the latest and the first of these
@@ -48,6 +49,7 @@ class Person(NamedTuple):
     second_total: float
     log_first_total: float
     near_most: Value  # float32, the largest count near the latest items
+    taste_most: Value  # float32, the same of what suits the taste
 
 
 Fill = Callable[[Raw, int, Person, Items], Value]
@@ -113,6 +115,16 @@ def _near(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG
 @called
 def _near_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
     return raw.near[c] / (person.near_most + 1e-6)
+
+
+@called
+def _taste(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+    return math.log(raw.taste[c] + np.float32(1e-3)) + 7
+
+
+@called
+def _taste_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+    return raw.taste[c] / (person.taste_most + 1e-6)
 
 
 @called
@@ -278,6 +290,15 @@ COUNTED = (
     Feature("lifetime", "time since its first click", "seconds", "log(1 + x) / 4", fill=_lifetime, timed=True),
     Feature("history", "clicks of the person that are held", "clicks", "log(1 + x) / 4", fill=_history),
     Feature("gap", "time since the person's last click", "seconds", "log(1 + x) / 4", fill=_gap, timed=True),
+    Feature(
+        "taste",
+        "times near the latest 64 items, 0.97^age, by the roots of popularities",
+        "",
+        "log(x + 0.001) + 7",
+        0.1,
+        fill=_taste,
+    ),
+    Feature("taste_share", "the same, relative to the best candidate", "0 to 1", "x", 0.2, fill=_taste_share),
     Feature("last_clicks", "clicks that followed the last item", "clicks", "log(1 + x) / 4", fill=_last_clicks),
 )
 COLUMNS = {feature.name: column for column, feature in enumerate(COUNTED)}
@@ -307,10 +328,12 @@ def fill_columns(raw: Raw, count: int, person: Person, items: Items, out: NDArra
         x[18] = _is_before(raw, c, person, items)
         x[19] = _clicks(raw, c, person, items)
         x[22] = _history(raw, c, person, items)
-        x[24] = _last_clicks(raw, c, person, items)
+        x[24] = _taste(raw, c, person, items)
+        x[25] = _taste_share(raw, c, person, items)
+        x[26] = _last_clicks(raw, c, person, items)
         row = raw.rows[c]
         for half_life in range(len(items.weights)):
-            x[25 + half_life] = _log1p(items.popular[row, half_life] / items.weights[half_life])
+            x[27 + half_life] = _log1p(items.popular[row, half_life] / items.weights[half_life])
     fill_timed(raw, count, person, items, out)
 
 

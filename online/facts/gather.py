@@ -29,8 +29,9 @@ from online.facts.moments import (
 )
 from online.facts.tables import NEAR, THIRD_FROM, THIRD_TO, Table, Tables, count, near_weight, uncount
 
-NEAR_DECAY = 0.8  # what a neighbour's vote counts, for each click since its item
-NEAR_MAX = 100  # candidates that stand near the latest items
+NEAR_DECAY, TASTE_DECAY = 0.8, 0.97  # what a neighbour's vote counts, for each click since its item
+TASTE_LATEST = 64  # items whose neighbours have a vote on the user's taste
+NEAR_MAX = 100  # candidates that stand near the latest items, and as many that suit the user's taste
 SECOND_MAX = 50  # candidates that came two clicks after the item before the last
 POPULAR_MAX = 60  # candidates that are most popular, by each of the half-lives
 SHOWN = 10  # followers of the last item that are kept for comparison
@@ -109,6 +110,8 @@ class Scratch(NamedTuple):
     near_sums: NDArray[np.float32]  # (V,)
     near_rows: NDArray[np.int32]  # (·,) rows near the latest items, in the order they were found
     near_scores: NDArray[np.float32]
+    taste_sums: NDArray[np.float32]
+    taste_scores: NDArray[np.float32]
     moment_stamps: NDArray[np.int64]  # (M,)
     clock: NDArray[np.float64]  # (B,) scores of buckets
     raw: Raw
@@ -323,7 +326,7 @@ def gather(
         found.features[start : start + size] = found.features[earlier:start]
         person = Person(
             last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total,
-            np.float32(1),
+            np.float32(1), np.float32(1),
         )  # fmt: skip
         fill_timed(raw, size, person, items, found.features[start : start + size])
         for p in range(found.own_starts[q - 1], own):
@@ -361,6 +364,7 @@ def gather(
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
     others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
     c = add_best(others, counts, NEAR_MAX, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, c, mark, rows, stamps, places, banned, blocked)
     for half_life in range(len(items.weights)):
         taken = 0
         for place in range(items.top.shape[1]):
@@ -389,18 +393,21 @@ def gather(
     # What is counted of them
     size = c - start
     raw.rows[:size] = found.rows[start:c]
-    for part in (raw.first, raw.second, raw.third, raw.before, raw.near, raw.times):
+    for part in (raw.first, raw.second, raw.third, raw.before, raw.near, raw.taste, raw.times):
         part[:size] = 0
     add_counts(tables.first, last, raw.first, start, mark, scratch)
     add_counts(tables.second, before, raw.second, start, mark, scratch)
     add_counts(tables.third, third, raw.third, start, mark, scratch)
     add_counts(tables.before, last, raw.before, start, mark, scratch)
     most = np.float32(0)
+    taste_most = np.float32(0)
     for k in range(near):
         row = scratch.near_rows[k]
         if scratch.stamps[row] == mark:
             raw.near[scratch.places[row] - start] = scratch.near_scores[k]
             most = max(most, scratch.near_scores[k])
+            raw.taste[scratch.places[row] - start] = scratch.taste_scores[k]
+            taste_most = max(taste_most, scratch.taste_scores[k])
     for d in range(length):
         at = (n - 1 - d) % H
         row = histories.rows[slot, at]
@@ -411,7 +418,8 @@ def gather(
             raw.times[k] += np.float32(1)
             raw.oldest_at[k] = histories.times[slot, at]
     person = Person(
-        last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, float(most)
+        last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, most,
+        taste_most,
     )  # fmt: skip
     fill_columns(raw, size, person, items, found.features[start:c])
     note_followers(tables.first, last, found.followers[q])
@@ -431,15 +439,18 @@ def sum_near(
     table: Table, items: Items, histories: Histories, slot: int, n: int, length: int, mark: int, scratch: Scratch
 ) -> int:
     """Votes of the latest NEAR clicks for what stands near them: each by NEAR_DECAY^age, and by the roots of both
-    items' popularities -> how many rows there are in `near_rows`, with scores."""
+    items' popularities; and of the latest TASTE_LATEST, by TASTE_DECAY^age: what a user likes lasts longer than what
+    they are at -> how many rows there are in `near_rows`, with both scores."""
     H = histories.rows.shape[1]
     banned, blocked = scratch.banned, items.blocked
     found = 0
-    weight = 1.0
-    for d in range(min(length, NEAR)):
+    weight = lasting = 1.0
+    for d in range(min(length, TASTE_LATEST)):
         row = histories.rows[slot, (n - 1 - d) % H]
-        vote = np.float32(weight / math.sqrt(items.clicks[row] + EXPECTED_MIN))
+        root = math.sqrt(items.clicks[row] + EXPECTED_MIN)
+        vote, taste = np.float32(weight / root) if d < NEAR else np.float32(0), np.float32(lasting / root)
         weight *= NEAR_DECAY
+        lasting *= TASTE_DECAY
         if row == 0:
             continue
         for place in range(table.used[row]):
@@ -449,12 +460,16 @@ def sum_near(
             if scratch.near_stamps[other] != mark:
                 scratch.near_stamps[other] = mark
                 scratch.near_sums[other] = 0
+                scratch.taste_sums[other] = 0
                 scratch.near_rows[found] = other
                 found += 1
             scratch.near_sums[other] += vote * table.counts[row, place]
+            scratch.taste_sums[other] += taste * table.counts[row, place]
     for k in range(found):
         row = scratch.near_rows[k]
-        scratch.near_scores[k] = scratch.near_sums[row] / np.float32(math.sqrt(items.clicks[row] + EXPECTED_MIN))
+        root = math.sqrt(items.clicks[row] + EXPECTED_MIN)
+        scratch.near_scores[k] = scratch.near_sums[row] / np.float32(root)
+        scratch.taste_scores[k] = scratch.taste_sums[row] / np.float32(root)
     return found
 
 

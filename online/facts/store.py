@@ -87,7 +87,7 @@ class FeatureStore:
         )
         self._candidates_max = (
             sum(self._held[:2])
-            + gather.NEAR_MAX
+            + 2 * gather.NEAR_MAX
             + gather.POPULAR_MAX * len(self.half_lives)
             + settings.history_max
             + sum(self._hits_max)
@@ -112,7 +112,7 @@ class FeatureStore:
         self._scratch = self._new_scratch(rows)
 
     def _new_scratch(self, rows: int) -> Scratch:
-        C, near = self._candidates_max, tables.NEAR * self._held[-1]
+        C, near = self._candidates_max, gather.TASTE_LATEST * self._held[-1]
         return Scratch(
             mark=np.zeros(1, np.int64),
             stamps=np.zeros(rows, np.int64),
@@ -122,6 +122,8 @@ class FeatureStore:
             near_sums=np.zeros(rows, np.float32),
             near_rows=np.zeros(near, np.int32),
             near_scores=np.zeros(near, np.float32),
+            taste_sums=np.zeros(rows, np.float32),
+            taste_scores=np.zeros(near, np.float32),
             moment_stamps=np.zeros(len(self.log.items), np.int64),
             clock=np.zeros(max(2, self.settings.recall_buckets)),
             raw=Raw(
@@ -131,6 +133,7 @@ class FeatureStore:
                 third=np.zeros(C, np.float32),
                 before=np.zeros(C, np.float32),
                 near=np.zeros(C, np.float32),
+                taste=np.zeros(C, np.float32),
                 times=np.zeros(C, np.float32),
                 newest=np.zeros(C, np.int32),
                 newest_at=np.zeros(C),

@@ -155,7 +155,12 @@ class Spy:
         self.asked: list[list[Due]] = []  # of each micro-batch
         self.targets: list[int] = []  # of the next one
 
-    def learn(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None = None) -> Any:
+    def learn(
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None = None,
+        following: Any = None,  # noqa: ARG002
+    ) -> Any:
         n, wanted = len(clicks), impressions or ()
         due = [Due(one.user_id, self.learned + one.preceding, one.written_at) for one in wanted]
         self.asked.append(due)
@@ -270,8 +275,10 @@ class TestLists:
         found: list[tuple[int, Impression | None, list[int]]] = []
         learn = run.learner.learn
 
-        def spy(clicks: Sequence[Click], impressions: Sequence[Impression] | None = None) -> BatchResult:
-            learned = learn(clicks, impressions)
+        def spy(
+            clicks: Sequence[Click], impressions: Sequence[Impression] | None = None, following: Any = None
+        ) -> BatchResult:
+            learned = learn(clicks, impressions, following=following)
             assert learned.impressions is not None
             lists = [mine[mine > 0].tolist() for mine in learned.impressions]
             found.extend((start, one, rows) for one, rows in zip([*(impressions or ()), None], lists, strict=True))

@@ -67,8 +67,8 @@ def states_read(learner):
 def queries_of_lists(learner):
     """What facts are asked for lists, each time."""
     asked = []
-    advance = learner.store.advance
-    learner.store.advance = lambda *given, **others: (asked.append(given[3]), advance(*given, **others))[1]
+    ask = learner.store.ask
+    learner.store.ask = lambda *given, **others: (asked.append(given[1]), ask(*given, **others))[1]
     return asked
 
 

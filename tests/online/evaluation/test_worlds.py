@@ -7,11 +7,13 @@ from itertools import count, islice, pairwise
 import numpy as np
 import pytest
 
+from online.backtest import NEXTCLICK, backtest
 from online.evaluation import worlds
 from online.evaluation.baselines import METHODS, Baselines
 from online.evaluation.metrics import hit_and_ndcg_at
 from online.evaluation.town import CLICK, PURCHASE, Town
 from online.evaluation.worlds import Bot, World
+from online.settings import Settings
 from stream.events import Click
 
 TOWN = Town(users=60, items=64)
@@ -245,3 +247,10 @@ def test_neighbours_tell_far_more_of_a_collection_than_popularity_does(seed: int
     ndcg = dict(zip(METHODS, hit_and_ndcg_at(np.array(ranks))[1].mean(0), strict=True))
     assert ndcg["knn"] > 3 * ndcg["popular"]
     assert ndcg["knn"] > 2 * ndcg["markov"]  # order tells nothing of its own
+
+
+def test_what_users_own_is_foreseen_better_than_by_counting_their_latest_neighbours() -> None:
+    settings = Settings(device="cpu", exclude_seen=True)
+    outcome = backtest(worlds.collections(0).clicks(), settings, methods=[NEXTCLICK, "knn"])
+    ndcg = {method: hit_and_ndcg_at(outcome.scored(method))[1].mean() for method in (NEXTCLICK, "knn")}
+    assert ndcg[NEXTCLICK] > 1.12 * ndcg["knn"]

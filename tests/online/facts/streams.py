@@ -409,9 +409,16 @@ class Slow:
 
     def near(self, user: int, allowed: Any) -> dict[int, Any]:
         """Scores of what stands near the latest items."""
+        return self.votes(user, allowed, NEAR, gather.NEAR_DECAY)
+
+    def taste(self, user: int, allowed: Any) -> dict[int, Any]:
+        """The same for what the user likes, which lasts longer than what they are at."""
+        return self.votes(user, allowed, gather.TASTE_LATEST, gather.TASTE_DECAY)
+
+    def votes(self, user: int, allowed: Any, latest: int, decay: float) -> dict[int, Any]:
         sums: dict[int, Any] = {}
-        for age, (row, _, _) in enumerate(self.history(user)[:NEAR]):
-            vote = np.float32(gather.NEAR_DECAY**age / math.sqrt(self.clicks_on(row) + gather.EXPECTED_MIN))
+        for age, (row, _, _) in enumerate(self.history(user)[:latest]):
+            vote = np.float32(decay**age / math.sqrt(self.clicks_on(row) + gather.EXPECTED_MIN))
             for other, count in self.tables["near"].rows.get(row, ()):
                 if allowed(other):
                     sums[other] = sums.get(other, np.float32(0)) + vote * count
@@ -431,7 +438,7 @@ class Slow:
 
         found = set(self.tables["first"].of(last))
         found |= best(self.tables["second"].of(before), gather.SECOND_MAX)
-        found |= best(self.near(user, allowed), gather.NEAR_MAX)
+        found |= best(self.near(user, allowed), gather.NEAR_MAX) | best(self.taste(user, allowed), gather.NEAR_MAX)
         for half_life in self.settings.popularity_half_lives:
             popular = {row: value for row, value in self.popularity(half_life).items() if allowed(row)}
             found |= best(popular, gather.POPULAR_MAX)
@@ -471,7 +478,7 @@ class Slow:
         history = self.history(user)
         last, before = ([row for row, _, _ in history] + [0, 0])[:2]
         gap = math.log1p(max(0.0, now - history[0][1])) if history else 0.0
-        near = self.near(user, lambda row: row in found)
+        near, taste = self.near(user, lambda row: row in found), self.taste(user, lambda row: row in found)
         popularity = {half_life: self.popularity(half_life) for half_life in self.settings.popularity_half_lives}
         features = {}
         for row in found:
@@ -482,6 +489,8 @@ class Slow:
                 | {
                     "near": math.log(near.get(row, 0.0) + 1e-3) + 7,
                     "near_share": near.get(row, 0.0) / (max(near.values(), default=0.0) + 1e-6),
+                    "taste": math.log(taste.get(row, 0.0) + 1e-3) + 7,
+                    "taste_share": taste.get(row, 0.0) / (max(taste.values(), default=0.0) + 1e-6),
                 }
                 | {f"popularity_{n}": math.log1p(popularity[n].get(row, 0.0)) for n in popularity}
             )
