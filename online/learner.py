@@ -557,6 +557,8 @@ class Learner:
     def mostly_guarded(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whose histories (N,) are no person's, as far as the guard can tell, (N,): more than half of the clicks are
         guarded."""
+        if not self.guard.total:  # none ever was
+            return np.zeros(len(slots), np.bool_)
         newest = self.histories.newest(slots, self.settings.history_max)
         found: NDArray[np.bool_] = 2 * self.guard.was_guarded(newest.numbers).sum(1) > newest.lengths
         return found

@@ -33,7 +33,7 @@ NEAR_DECAY, TASTE_DECAY = 0.8, 0.97  # what a neighbour's vote counts, for each 
 TASTE_LATEST = 64  # items whose neighbours have a vote on the user's taste
 NEAR_MAX = 100  # candidates that stand near the latest items, and as many that suit the user's taste
 SECOND_MAX = 50  # candidates that came two clicks after the item before the last
-POPULAR_MAX = 60  # candidates that are most popular, by each of the half-lives
+POPULAR_MAX = 30  # candidates that are most popular, by each of the half-lives
 SHOWN = 10  # followers of the last item that are kept for comparison
 EXPECTED_MIN = 5  # clicks that each item is taken to have had, when neighbours are weighed by popularity
 

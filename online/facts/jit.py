@@ -21,7 +21,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 SUMS = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _PACKAGE = Path(__file__).resolve().parent.parent  # online/
-_SOURCES = ("facts/*.py", "ranking/recall.py", "ranking/prune.py")
+_SOURCES = ("facts/*.py", "ranking/recall.py", "ranking/prune.py", "ranking/guard.py")
 
 
 def cache_folder() -> Path:
