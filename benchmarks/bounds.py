@@ -123,7 +123,9 @@ def fill_items(learner: Learner) -> None:
         learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
     learner._make_room()
     store = learner.store
-    touch([store.tables, *store.items[:4], store.items.blocked, *store._scratch[1:6], learner.lift._counts])
+    scratch = store._scratch
+    touch([store.tables, *store.items[:4], store.items.blocked, learner.lift._counts])
+    touch([scratch.stamps, scratch.places, scratch.banned, scratch.near_stamps, scratch.near_sums, scratch.taste_sums])
 
 
 def fill_buffers(learner: Learner) -> None:
@@ -149,7 +151,7 @@ def bytes_per_row(settings: Settings) -> int:
     entries = M + 3 * max(8, M // 2) + settings.neighbours_held  # of the five tables
     tables = 8 * entries + 5 * (4 + 8)  # with what is in use of each row, and totals
     counts = 4 + 8 + 8 + 8 * P + 1 + 8  # clicks, first and last time, popularity; whether it may be listed; lift
-    marks = 4 * 8 + 4
+    marks = 4 * 8 + 2 * 4
     return weights_per_row(settings) + tables + counts + marks
 
 
