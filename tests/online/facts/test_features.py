@@ -43,7 +43,7 @@ def some_values(seed, size):
     newest_at = 1e9 + random.integers(0, 10**6, size).astype(np.float64)
     raw = Raw(
         random.permutation(np.arange(1, ROWS))[:size].astype(np.int32),
-        *(counts() * np.float32(random.random()) for _ in range(5)),
+        *(counts() * np.float32(random.random()) for _ in range(6)),
         counts(),
         counts(np.int32),
         newest_at,
@@ -60,8 +60,8 @@ def person(random, raw):
     last, before = (int(row) for row in random.choice(np.append(raw.rows, [0, 0]), 2))
     log_length, gap, log_first = (float(value) for value in random.random(3) * 9)
     now, active = 1e9 + float(random.integers(0, 10**6)), float(random.integers(0, 10**6))
-    first, second, near = (float(value) for value in random.random(3) * 99)
-    return Person(last, before, log_length, gap, now, active, first, second, log_first, near)
+    first, second, near, taste = (float(value) for value in random.random(4) * 99)
+    return Person(last, before, log_length, gap, now, active, first, second, log_first, near, taste)
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 20))
