@@ -40,7 +40,7 @@ class Found(NamedTuple):
     poisoned: int
     populars: int  # popular lists
     poisoned_populars: int
-    heard: int  # clicks of bots that were learned from
+    trainable: int  # clicks of bots that were learned from
 
 
 def measured(bot: Bot, between: bool, seed: int, guard: bool) -> Found:
@@ -53,16 +53,18 @@ def measured(bot: Bot, between: bool, seed: int, guard: bool) -> Found:
     stream = world.clicks(10**9)
     for _ in range(BEGINS_AT // size):
         learner.learn(list(islice(stream, size)))
-    lists = poisoned = populars = poisoned_populars = heard = others = 0
+    lists = poisoned = populars = poisoned_populars = trainable = others = 0
     while others < OTHERS_CLICKS:
         batch = list(islice(stream, size))
         learned = learner.learn(batch)
         others += sum(click.user_id not in bots for click in batch)
-        heard += sum(bool(one) for one, click in zip(learned.heard, batch, strict=True) if click.user_id in bots)
+        trainable += sum(
+            bool(one) for one, click in zip(learned.trainable, batch, strict=True) if click.user_id in bots
+        )
         theirs = [ranking.items[:TOP] for user, ranking in learned.rankings.items() if user not in bots]
         lists, poisoned = lists + len(theirs), poisoned + sum(bot.item_id in items for items in theirs)
         populars, poisoned_populars = populars + 1, poisoned_populars + (bot.item_id in learner.popular().items[:TOP])
-    return Found(lists, poisoned, populars, poisoned_populars, heard)
+    return Found(lists, poisoned, populars, poisoned_populars, trainable)
 
 
 def popular_items(seed: int) -> tuple[str, ...]:
@@ -80,7 +82,7 @@ def main() -> None:
     given = parser.parse_args()
     one, twenty = Bot(clicks=given.clicks), Bot(clicks=given.clicks, accounts=20)
     patient = replace(twenty, rate_hz=twenty.accounts / 150.0)  # every other click is on the item
-    print(f"{'bots':42} guard  lists with the item  popular lists   clicks heard")
+    print(f"{'bots':42} guard  lists with the item  popular lists   clicks learned from")
     for name, bot, between in (
         ("one account, the item only", one, False),
         ("one account, between popular items", one, True),
@@ -91,11 +93,11 @@ def main() -> None:
         for guard in {"both": (False, True), "on": (True,), "off": (False,)}[given.guard]:
             with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
                 found = pool.starmap(measured, [(bot, between, seed, guard) for seed in range(given.seeds)])
-            lists, poisoned, populars, poisoned_populars, heard = (sum(part) for part in zip(*found, strict=True))
+            lists, poisoned, populars, poisoned_populars, trainable = (sum(part) for part in zip(*found, strict=True))
             worst = max(one.poisoned / one.lists for one in found)
             print(
                 f"{name:42} {'on' if guard else 'off':5} {poisoned / lists:7.2%} (worst {worst:6.2%}) "
-                f"{poisoned_populars / populars:12.2%} {heard / len(found):14.1f}",
+                f"{poisoned_populars / populars:12.2%} {trainable / len(found):14.1f}",
                 flush=True,
             )
 

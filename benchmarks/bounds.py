@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from model.vocabulary import grown
 from online.arrays import joined
 from online.checkpoint import Checkpoints
 from online.learner import Learner
-from online.ranking.scorer import VECTORS_WIDTH
+from online.ranking.model import VECTORS_WIDTH
+from online.ranking.seen_items import SeenItems
 from online.settings import Settings, load_settings
 from online.turn.seen import SeenEvents
 from online.turn.status import memory_mb_max
@@ -46,26 +48,28 @@ def measured(what: str, formula_bytes: float, fill: Callable[[], object]) -> Non
     del kept
 
 
-def touch(tensors: Iterable[torch.Tensor]) -> None:
+def touch(arrays: Iterable[Any]) -> None:
     """Pages of zeros that nobody has written to need not be resident."""
-    for tensor in tensors:
-        if tensor.dim():
-            tensor.fill_(1)
+    for array in arrays:
+        if isinstance(array, torch.Tensor):
+            array.fill_(1) if array.dim() else None
+        elif isinstance(array, np.ndarray):
+            array.fill(1)
+        else:
+            touch(array)
 
 
 def start(settings: Settings) -> Learner:
     """A learner, with what it allocates at once filled."""
     before = resident_bytes()
     learner = Learner(settings)
-    scorer = learner.scorer
+    store, replay = learner.store, learner.replay
     learner.states.memory.take([f"user-{n}" for n in range(settings.memory_users_held)])
-    scorer.own_memory.take([f"user-{n}" for n in range(settings.recall_users_held)])
-    own, world = scorer.own_memory.memory, scorer.world_memory.memory
-    log, replay = scorer.log, scorer.replay
-    for memory in (learner.states.memory, own, world):
-        touch(memory.state_tensors().values())
-    touch([log.items, log.last, log.before, log.times, log.gaps, log.states, replay.features, replay.present])
-    log.total, replay.filled = log.held, replay.held
+    store.take_own_slots([f"user-{n}" for n in range(settings.recall_users_held)])
+    touch(learner.states.memory.state_tensors().values())
+    touch([store.index, store.log, store._scratch.moment_stamps, learner.moment_states])
+    touch([replay.features, replay.present, torch.from_numpy(replay.owners)])
+    store.log.total[:], replay.filled = len(store.log.items), replay.held
     fill_guard(learner)
     reservoir = learner.reservoir
     for part in (reservoir._rows, reservoir._types, reservoir._times):
@@ -73,13 +77,15 @@ def start(settings: Settings) -> Learner:
     reservoir.offered = reservoir.held
     measured_bytes = resident_bytes() - before
 
-    K, F = settings.replay_candidates, len(scorer.inputs)
+    K, F = replay.features.shape[1:]
+    B, R = settings.recall_buckets, settings.recall_ring
     parts = [
         ("the Reformer's memories: users", settings.memory_users_held, learner.states.memory.bytes_per_user),
-        ("recall: users", settings.recall_users_held, own.bytes_per_slot),
-        ("recall: everybody's", 1, world.bytes_per_slot),
-        ("recall: moments", settings.moments_held, 26 + 2 * settings.width),  # with what the guard notes of each
-        ("replay: clicks", settings.replay_held, 2 * K * F + K),
+        ("recall: users", settings.recall_users_held, 2 * 8 * B * (R + 1)),
+        ("recall: everybody's, buckets", settings.world_buckets, 8 * (settings.world_ring + 1)),
+        # The log's parts, a mark, and what the guard notes of each; the state's width in float16.
+        ("recall: moments", settings.moments_held, 33 + 8 + 1 + 2 * settings.width),
+        ("replay: clicks", settings.replay_held, 2 * K * F + K + 8),
         ("the guard: people, items and pairs", 3 * settings.guard_held, 24),
         ("excerpts of histories: clicks", settings.finetune_reservoir_held * settings.history_max, 13),
     ]
@@ -116,21 +122,43 @@ def fill_items(learner: Learner) -> None:
     for n in range(learner.settings.items_held):
         learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
     learner._make_room()
-    scorer = learner.scorer
-    touch([*scorer.counts._tensors().values(), scorer.blocked, scorer.surprises._counts])
-    scorer.own_memory.vectors(torch.tensor([len(scorer.counts) - 1]))  # everybody's share the table
-    scorer.gatherer.places.room(queries_max(learner.settings) * len(scorer.counts))
-    touch([scorer.gatherer.places._table])
+    store = learner.store
+    scratch = store._scratch
+    touch([store.tables, *store.items[:4], store.items.blocked, learner.lift._counts])
+    touch([scratch.stamps, scratch.places, scratch.banned, scratch.near_stamps, scratch.near_sums, scratch.taste_sums])
+
+
+def fill_buffers(learner: Learner) -> None:
+    """What is found for two micro-batches that hold as much as they may."""
+    for _ in range(2):
+        for kind, queries in enumerate((learner.settings.micro_batch_max, queries_max(learner.settings))):
+            touch(learner.store._buffer(kind, queries))
+        learner.store._turn = 1 - learner.store._turn
+
+
+def fill_seen_items(settings: Settings) -> SeenItems:
+    """Every user has as many of the items; those with low rows are more popular."""
+    seen, random = SeenItems(settings.users_held, settings.seen_pairs_max), np.random.default_rng(0)
+    for n in range(settings.users_held):
+        rows = settings.items_held * random.random(settings.seen_pairs_max // settings.users_held) ** 2
+        seen.add(f"user-{n}", rows.astype(np.int64).tolist())
+    return seen
 
 
 def bytes_per_row(settings: Settings) -> int:
     """Of what is kept for each row of the vocabulary, ids besides."""
-    M, P, W = settings.successors_held, len(settings.popularity_half_lives), VECTORS_WIDTH
-    weights = weights_per_row(settings)
-    hashed = 2 * 2 * W
-    tables = 8 * (2 * M + 3 * max(8, M // 2)) + 4 * 5  # two of M entries, three of half as many; totals
-    counts = 4 + 8 + 8 + 8 * P + 8 + 1  # clicks, first and last time, popularity, surprise; whether it may be listed
-    return weights + hashed + tables + counts + 4 * queries_max(settings)
+    M, P = settings.successors_held, len(settings.popularity_half_lives)
+    entries = M + 3 * max(8, M // 2) + settings.neighbours_held  # of the five tables
+    tables = 8 * entries + 5 * (4 + 8)  # with what is in use of each row, and totals
+    counts = 4 + 8 + 8 + 8 * P + 1 + 8  # clicks, first and last time, popularity; whether it may be listed; lift
+    marks = 4 * 8 + 2 * 4
+    return weights_per_row(settings) + tables + counts + marks
+
+
+def bytes_per_query(learner: Learner) -> int:
+    """Of the buffers, for one question with as many candidates and moments as there may be."""
+    store = learner.store
+    return store._candidates_max * (4 + 4 * store.width) + sum(store._hits_max) * 16
 
 
 def weights_per_row(settings: Settings) -> int:
@@ -140,8 +168,8 @@ def weights_per_row(settings: Settings) -> int:
 
 
 def queries_max(settings: Settings) -> int:
-    """Of one ranking: each person's looks, and nobody's list."""
-    return settings.micro_batch_max * settings.looks_max + 1
+    """What one micro-batch's lists ask: each at several moments, and twice the list for anybody."""
+    return settings.micro_batch_max * settings.looks_max + 2
 
 
 def on_disk(learner: Learner, trials: list[Trial], folder: Path) -> None:
@@ -169,7 +197,9 @@ def main() -> None:
     settings = load_settings(users_held=options.users, items_held=options.items)
     print(f"{'':<58} {'MB':>9} {'formula':>9} {'ratio':>6}")
     # A first learner imports what is imported on first use.
-    Learner(load_settings(memory_users_held=32, recall_users_held=32, world_buckets=2, moments_held=32, replay_held=0))
+    Learner(
+        load_settings(memory_users_held=128, recall_users_held=128, world_buckets=2, moments_held=128, replay_held=0)
+    )
     row("the process with everything imported", resident_bytes())
     learner = start(settings)
 
@@ -177,12 +207,17 @@ def main() -> None:
         measured(f"{what}: {count:,} x {each:,} B", count * each, lambda: filling(learner))
 
     fill("histories: users, ids besides", settings.users_held, 21 * settings.history_max + 64, fill_histories)
-    rows = grown(settings.items_held + 1, len(learner.counts))
+    rows = grown(settings.items_held + 1, len(learner.store))
     fill("items: rows, ids besides", rows, bytes_per_row(settings), fill_items)
+    asked = 2 * (settings.micro_batch_max + queries_max(settings))
+    fill("what is found, two micro-batches: questions", asked, bytes_per_query(learner), fill_buffers)
     trials: list[Trial] = []
     what = "weights in the shadow, two sets: rows"
     each = 2 * weights_per_row(settings)
     fill(what, rows, each, lambda learner: trials.extend(fill_shadow(learner)))
+    of_each = settings.seen_pairs_max // settings.users_held
+    what = f"seen items (exclude_seen), {of_each} of a user: {settings.seen_pairs_max:,} x 5.3 B"
+    measured(what, 5.3 * settings.seen_pairs_max, lambda: fill_seen_items(settings))
     seen = SeenEvents(settings.event_ids_held)
     count = settings.event_ids_held
     ids = (f"event-{n}" for n in range(count))

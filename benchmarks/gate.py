@@ -26,9 +26,10 @@ import torch
 
 from online.evaluation.town import Town
 from online.learner import Learner
-from online.ranking.learned import Learned
-from online.ranking.scored import Gathered, Scored
-from online.ranking.weights import Weights
+from online.ranking.batches import BatchResult
+from online.ranking.model import RankingModel
+from online.ranking.objectives import ListwiseRanking, TrainingBatch
+from online.ranking.scoring import ScoredCandidates
 from online.settings import Settings
 from online.turn.ledger import Ledger
 from online.upkeep.reaction import Changes
@@ -47,7 +48,7 @@ SETTINGS: dict[str, Any] = {  # room for the town and no more
 
 
 @torch.no_grad()
-def shuffled(weights: Weights, learner: Learner, random: np.random.Generator) -> None:  # noqa: ARG001
+def shuffled(weights: RankingModel, learner: Learner, random: np.random.Generator) -> None:  # noqa: ARG001
     """The rows of every weight change places."""
     for tensor in weights.tensors().values():
         if tensor.dim():
@@ -55,39 +56,42 @@ def shuffled(weights: Weights, learner: Learner, random: np.random.Generator) ->
 
 
 @torch.no_grad()
-def scaled(weights: Weights, learner: Learner, random: np.random.Generator) -> None:  # noqa: ARG001
+def scaled(weights: RankingModel, learner: Learner, random: np.random.Generator) -> None:  # noqa: ARG001
     """Every weight is ten times too large."""
     for name, tensor in weights.tensors().items():
         if tensor.is_floating_point() and not name.startswith(("ranker.mean", "ranker.variance")):
             tensor.mul_(10)
 
 
-def reversed_labels(weights: Weights, learner: Learner, random: np.random.Generator) -> None:
+def reversed_labels(weights: RankingModel, learner: Learner, random: np.random.Generator) -> None:
     """The ranker has learned, for a while, that what was clicked is what was not."""
     adam = torch.optim.Adam(weights.ranker.parameters(), lr=0.01)
     for _ in range(100):
-        found = learner.scorer.replay.sample(64, random)
+        found = learner.replay.sample(64, random)
         assert found is not None, "there are too few clicks to replay yet"
+        features, present = found
+        loss = ListwiseRanking().loss(weights, TrainingBatch(replayed=(weights.ranker.each(features), present)))
+        assert loss is not None
         adam.zero_grad()
-        (-weights.ranking_loss(*found).clamp(max=20.0)).backward()  # type: ignore[no-untyped-call]
+        (-loss.clamp(max=20.0)).backward()  # type: ignore[no-untyped-call]
         adam.step()
     weights.ranker.zero_grad(set_to_none=True)
 
 
-SABOTAGES: dict[str, Callable[[Weights, Learner, np.random.Generator], None]] = {
+SABOTAGES: dict[str, Callable[[RankingModel, Learner, np.random.Generator], None]] = {
     "shuffled rows": shuffled,
     "scaled weights": scaled,
     "reversed labels": reversed_labels,
 }
 
 
-def handicap(weights: Weights, deviation: float, seed: int) -> None:
+def handicap(weights: RankingModel, deviation: float, seed: int) -> None:
     """Its scores are blurred by normal noise from now on, however much it learns."""
     score, random = weights.score, torch.Generator().manual_seed(seed)
 
-    def blurred(gathered: Gathered, states: torch.Tensor | None) -> Scored:
-        scored = score(gathered, states)
-        return scored._replace(scores=scored.scores + deviation * torch.randn(len(scored.scores), generator=random))
+    def blurred(*arguments: Any, **options: Any) -> ScoredCandidates:
+        scored = score(*arguments, **options)
+        return scored._replace(scores=scored.scores + deviation * torch.randn(scored.scores.shape, generator=random))
 
     weights.score = blurred  # type: ignore[method-assign]
 
@@ -138,7 +142,7 @@ class Stream:
             self.supervisor.turn()
         return clicks
 
-    def watch(self, learned: Learned) -> None:
+    def watch(self, learned: BatchResult) -> None:
         """For others who look at the same clicks."""
 
     def kinds(self) -> set[str]:
@@ -156,7 +160,7 @@ def candidates(stream: Stream, noise: float) -> dict[str, dict[str, Any]]:
         trials[name] = Trial(learner, weights, limits, facts={})
     going = dict(trials)
 
-    def follow(learned: Learned) -> None:
+    def follow(learned: BatchResult) -> None:
         for name, trial in list(going.items()):
             trial.follow(learned)
             if trial.decision != "go on":

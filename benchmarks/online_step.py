@@ -1,6 +1,6 @@
 """Learning from new clicks alone, against learning from them by way of whole histories.
 
-    python benchmarks/online_step.py [--users 256] [--history 200] [--width 64] [--device cpu]
+    python -m benchmarks.online_step [--users 256] [--history 200] [--width 64] [--device cpu]
 
 One step learns one new click of each of so many users: states, sampled softmax over 512 shared negatives, gradients,
 AdamW and row-wise Adagrad. "online" computes the new positions against memories that are full already. "retraining"
@@ -10,12 +10,8 @@ clicks only. Both end in the same optimizer, on an item table of the same size.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from torch import Tensor

@@ -1,29 +1,59 @@
-"""What it costs to look into a person's memory, by how long their history is: python -m benchmarks.recall
+"""What it costs to be reminded of a person's moments, by how long their history is: python -m benchmarks.recall
 
-One person's moments are remembered, 10 to 100,000 of them, on 500 items; then 32 queries are timed. Beside it the least
-that scanning the whole history would cost. The ratio to the shortest history does not depend on the machine.
+One person makes 10 to 100,000 clicks on 500 items; then what would be asked before 32 more of theirs is timed: finding
+candidates, moments among them, with all features (`gather`), and the soft counts of what was found (`recall`). Beside
+it the least that scanning the whole history would cost. Ratios to the shortest history do not depend on the machine.
 """
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from online.ranking.moments import HashedVectors, MomentLog, Moments, OwnMemory
-from online.ranking.weights import VECTORS_WIDTH
-from online.settings import Settings
+from online.evaluation.backtest_events import micro_batches
+from online.facts.gather import Queries
+from online.facts.store import Gathered
+from online.learner import Learner
+from online.ranking.recall import soft_counts
+from online.settings import load_settings
+from stream.events import Click
 
-QUERIES, REPEATS, PIECE = 32, 20, 1_000
+QUERIES, REPEATS, ITEMS = 32, 20, 500
+WIDTH = 32  # of what a scan compares, as much as recall compares of each moment
 
 
-def moments(count: int, random: np.random.Generator) -> Moments:
-    rows = torch.from_numpy(random.integers(1, 501, (2, count)))
-    times = torch.from_numpy(np.sort(random.uniform(0, 3e7, count)))
-    return Moments(rows[0], rows[1], times, torch.from_numpy(random.uniform(0, 12, count).astype(np.float32)))
+def clicks_of_one(count: int, random: np.random.Generator) -> list[Click]:
+    """So many clicks of one person."""
+    times = 1e9 + np.sort(random.uniform(0, 3e7, count))
+    items = random.integers(0, ITEMS, count)
+    return [
+        Click(user_id="u", item_id=f"i{item}", timestamp=at)
+        for item, at in zip(items.tolist(), times.tolist(), strict=True)
+    ]
 
 
-def seconds(run) -> tuple[float, float]:  # type: ignore[no-untyped-def]
+def taught(clicks: Sequence[Click], seed: int) -> Learner:
+    """A learner that knows all facts of these clicks, with weights that have learned nothing."""
+    learner = Learner(load_settings(seed=seed, device="cpu", guard=False), lists=False)
+    for batch in micro_batches(clicks, learner.settings):
+        begun = learner._begin([clicks[at] for at in batch], None)
+        learner._gathered(begun, learner._advance(begun))
+    learner.weights.grow(len(learner.store))
+    return learner
+
+
+def questions(learner: Learner, random: np.random.Generator) -> Queries:
+    """What is asked at moments after the last click."""
+    slots = np.repeat(learner.histories.find(["u"]), QUERIES)
+    now = learner.histories.latest_at(slots) + np.sort(random.uniform(10, 1e6, QUERIES))
+    own_slots = learner.store.own_slots(["u"] * QUERIES)
+    return Queries(np.zeros(QUERIES, np.int64), slots, own_slots, now, now, np.zeros(QUERIES, np.bool_))
+
+
+def seconds(run: Callable[[], object]) -> tuple[float, float]:
     """Median and largest of some runs."""
     taken = []
     for _ in range(REPEATS):
@@ -33,42 +63,45 @@ def seconds(run) -> tuple[float, float]:  # type: ignore[no-untyped-def]
     return float(np.median(taken)), max(taken)
 
 
+def measure(count: int, seed: int) -> tuple[float, tuple[float, float], tuple[float, float], float]:
+    """Moments found for each query; seconds that gathering and counting take; and a scan."""
+    random = np.random.default_rng(seed)
+    learner = taught(clicks_of_one(count, random), seed)
+    asked, memory = questions(learner, random), learner.memory()
+
+    def gather() -> Gathered:
+        return learner.store.ask(learner.histories, asked, flagged=learner.guard.flagged)
+
+    gathered = gather()
+    states = torch.randn(QUERIES, learner.settings.width, generator=torch.Generator().manual_seed(seed))
+
+    def recall() -> NDArray[np.float32]:
+        weights = learner.weights
+        return soft_counts(
+            weights.own, weights.vectors.vectors, gathered.keys, states, memory.keys, memory.states, gathered.own,
+            len(gathered.rows),
+        )  # fmt: skip
+
+    past = torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
+    scanned, _ = seconds(lambda: torch.exp(8 * (past[:1].expand(QUERIES, WIDTH) @ past.T - 1)))
+    return len(gathered.own.moments) / QUERIES, seconds(gather), seconds(recall), scanned
+
+
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--seed", type=int, default=0)
-    seed = options.parse_args().seed
+    options.add_argument("--moments", type=int, nargs="+", default=[10, 100, 1_000, 10_000, 100_000])
+    given = options.parse_args()
     torch.set_num_threads(1)
-    settings = Settings(seed=seed, recall_users_held=32)
-    device = torch.device("cpu")
-    print(f"{'moments':>8}  {'found':>6}  {'recall ms (max)':>16}  {'ratio':>6}  {'scan ms':>8}")
+    print(f"{'moments':>8} {'found':>7}  {'gather ms (max)':>16} {'ratio':>6}  {'recall ms (max)':>16} {'scan ms':>8}")
     first = None
-    for count in (10, 100, 1_000, 10_000, 100_000):
-        random = np.random.default_rng(seed)
-        log, memory = (
-            MomentLog(200_000, 1, device),
-            OwnMemory(settings, HashedVectors(VECTORS_WIDTH, settings.seed, device), device),
-        )
-        slot = int(memory.take(["somebody"])[0])
-        past, items = moments(count, random), torch.from_numpy(random.integers(1, 501, count))
-        for start in range(0, count, PIECE):
-            part = Moments(*(each[start : start + PIECE] for each in past))
-            numbers = torch.from_numpy(log.next_numbers(len(part.last)))
-            log.append(items[start : start + PIECE], part, None)
-            memory.store(torch.full_like(numbers, slot), part, numbers)
-        query = moments(QUERIES, random)
-        slots = torch.full((QUERIES,), slot)
-        vectors = memory.vectors(past.last)
-
-        def scan(query: Moments = query, memory: OwnMemory = memory, vectors: torch.Tensor = vectors) -> None:
-            torch.exp(8 * (memory.vectors(query.last) @ vectors.T - 1))
-
-        found = float((memory.recall(slots, query) > 0).sum(1).float().mean())
-        median, largest = seconds(lambda: memory.recall(slots, query))  # noqa: B023
-        scanned, _ = seconds(scan)
-        first = first or median
+    for count in given.moments:
+        found, (gather, gather_max), (recall, recall_max), scanned = measure(count, given.seed)
+        first = first or gather
         print(
-            f"{count:8,}  {found:6.1f}  {1e3 * median:9.2f} ({1e3 * largest:.2f})  {median / first:6.2f}  "
-            f"{1e3 * scanned:8.2f}"
+            f"{count:8,} {found:7.1f}  {1e3 * gather:9.2f} ({1e3 * gather_max:.2f}) {gather / first:6.2f}  "
+            f"{1e3 * recall:9.2f} ({1e3 * recall_max:.2f}) {1e3 * scanned:8.2f}",
+            flush=True,
         )
 
 

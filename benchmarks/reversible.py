@@ -1,6 +1,6 @@
 """What a reversible layer costs, against the same layer under ordinary autograd: memory that it adds, and time.
 
-    python benchmarks/reversible.py [--length 4096] [--width 64] [--depths 4 8 16 32] [--threads 1] [--device cpu]
+    python -m benchmarks.reversible [--length 4096] [--width 64] [--depths 4 8 16 32] [--threads 1] [--device cpu]
 
 Memory is measured twice. "kept" are the bytes of all tensors that the forward pass leaves behind for the backward pass
 (each storage once, weights excluded). "peak" is how far one forward and backward pass lifts the memory of a process of
@@ -19,8 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from torch import Tensor, nn

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from model.lsh_hash import hash_buckets, log_time_bucket, nearest_buckets
+from model.runs import Runs, Sight, attend
 from model.zeros import zeros
 
 PIECE_BYTES = 1 << 21  # entries are read a piece at a time, within the CPU's cache
@@ -132,6 +133,67 @@ class LSHMemory:
             seen, itself = weights[..., : R * self.ring], weights[..., R * self.ring :].sum(-1, keepdim=True)
             output: Tensor = (seen.reshape(N * H, 1, R * self.ring) @ entries[..., D:]).view(v.shape)
             return output + itself * v
+
+    def extend(self, runs: Runs, qk: Tensor, v: Tensor, *, time_bias: Tensor, pair_bias: Tensor) -> Tensor:
+        """Several new clicks of each slot: what `append` gives for one after the other, (H, M, D); then stores those
+        that are to be stored. For memories with times and without payloads.
+
+        qk, v (H, M, D) of the rows, time_bias (H, T), pair_bias (P,): the bucket of log time of each pair. Gradients
+        reach all new clicks, also through the later ones that see them; stored entries are constants.
+        """
+        if self.times is None or self.payloads is not None:
+            raise ValueError("extend needs a memory that keeps times, and no payloads")
+        H, M, D = qk.shape
+        R, ring, width = self.counts.shape[2], self.ring, self.entries.shape[-1]
+        buckets = hash_buckets(qk.unsqueeze(0), self.rotations)[0].transpose(1, 2)  # (H, M, R)
+        line = torch.arange(H * R, device=qk.device).view(H, 1, R)
+        rings = (runs.slots[:, None] * (H * R) + line) * self.counts.shape[3] + buckets  # (H, M, R)
+        flat = rings.view(-1)
+        counts = self.counts.view(-1).index_select(0, flat).view(H, M, R)
+        queries, keys = runs.queries[M:], runs.keys[M:]  # the pairs of different rows
+        same = buckets.index_select(1, queries) == buckets.index_select(1, keys)  # (H, P - M, R)
+        earlier = torch.zeros_like(counts).index_add_(1, queries, same.to(counts.dtype))  # rows of the same ring
+        if runs.longest > ring:
+            same &= earlier.index_select(1, queries) - earlier.index_select(1, keys) <= ring
+        alone = (counts + earlier == 0) if ring else torch.ones_like(counts, dtype=torch.bool)
+        # The next entry goes into the place of the oldest, which is what the one after it does not see any more.
+        place = torch.arange(ring, dtype=torch.int32, device=qk.device)
+        ages = (place - counts[..., None]).remainder(max(1, ring))  # (H, M, R, ring), 0: the oldest
+        seen = (place < counts[..., None]) & (ages >= earlier[..., None])
+        times = self.times.view(-1, ring).index_select(0, flat).view(H, M, R * ring)
+        head = torch.arange(0, time_bias.numel(), time_bias.shape[1], dtype=torch.int32, device=qk.device)
+        unit = normalize(qk, dim=-1)
+        sight = Sight(
+            entries=self.entries.view(-1, ring, width).index_select(0, flat).view(H, M, R * ring, width).to(qk.dtype),
+            entry_bias=log_time_bucket(runs.timestamps[:, None] - times, time_bias.shape[1]).add_(head[:, None, None]),
+            entry_seen=seen.view(H, M, R * ring),
+            pairs=runs.places,
+            pair_bias=pair_bias,
+            pair_weights=torch.cat([alone, same], 1).sum(2),  # in how many rounds
+        )
+        output = attend(qk * D**-0.5, unit, v, time_bias, sight)
+        with torch.no_grad():
+            self._store_rows(runs, rings, counts + earlier, torch.cat([unit, v], 2))
+        return output
+
+    def _store_rows(self, runs: Runs, rings: Tensor, numbers: Tensor, entries: Tensor) -> None:
+        """Stores rows that `extend` was given: rings (H, M, R), entries ever stored there before (H, M, R), entries
+        (H, M, width)."""
+        rings, numbers = rings.index_select(1, runs.stored), numbers.index_select(1, runs.stored)  # (H, S, R)
+        self.counts.view(-1).index_add_(0, rings.view(-1), torch.ones_like(rings, dtype=torch.int32).view(-1))
+        self.clicks.index_add_(0, runs.stored_slots, torch.ones_like(runs.stored_slots))
+        self._touch(runs.stored_slots)
+        if not self.ring or self.times is None:
+            return
+        place = (rings * self.ring + numbers.remainder(self.ring)).view(-1)  # (H · S · R,)
+        entries = entries.index_select(1, runs.stored).to(self.entries.dtype)
+        entries = entries[:, :, None].expand(-1, -1, rings.shape[2], -1).flatten(0, 2)
+        times = runs.stored_times[:, None].expand(rings.shape).reshape(-1)
+        if runs.longest_stored > self.ring:  # some would be overwritten at once
+            kept = (numbers >= self.counts.view(-1)[rings] - self.ring).view(-1).nonzero()[:, 0]
+            place, entries, times = place[kept], entries[kept], times[kept]
+        self.entries.view(-1, self.entries.shape[-1]).index_copy_(0, place, entries)
+        self.times.view(-1).index_copy_(0, place, times)
 
     def _bias(self, rings: Tensor, times: Tensor | None, time_bias: Tensor) -> Tensor:
         """(N, H, R · ring) from time_bias (H, T)."""

@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from model.lsh_hash import log_time_bucket
+from model.runs import Runs, Sight
+
 
 class LocalMemory:
     """A ring of the latest W − 1 keys and values for each slot and head: what local attention sees beside the click."""
@@ -17,29 +20,64 @@ class LocalMemory:
     def __init__(
         self, *, slots: int, heads: int, window: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.keys = torch.zeros(slots, heads, window - 1, width, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
+        # A key and its value are read together, so they lie together.
+        self.entries = torch.zeros(slots, heads, window - 1, 2 * width, dtype=dtype, device=device)
         self.times = torch.zeros(slots, window - 1, dtype=torch.float64, device=device)
         self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)
 
     @property
     def bytes_per_slot(self) -> int:
         """(W − 1) · (2 · H · d · bytes of dtype + 8) + 8."""
-        _, H, ring, d = self.keys.shape
-        return ring * (2 * H * d * self.keys.element_size() + 8) + 8
+        _, H, ring, width = self.entries.shape
+        return ring * (H * width * self.entries.element_size() + 8) + 8
 
     def read(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Slots (N,) -> keys and values (N, H, W − 1, d), times (N, W − 1), which of them are filled (N, W − 1)."""
         filled = torch.arange(self.times.shape[1], device=slots.device) < self.clicks[slots, None]
-        return self.keys[slots], self.values[slots], self.times[slots], filled
+        keys, values = self.entries[slots].chunk(2, -1)
+        return keys, values, self.times[slots], filled
+
+    def sight(self, runs: Runs, *, time_buckets: int, pair_bias: Tensor) -> Sight:
+        """What rows (M,) see, of as many clicks as the ring holds and themselves; pair_bias (P,)."""
+        S, H, ring, width = self.entries.shape
+        clicks = self.clicks.index_select(0, runs.slots)[:, None]  # (M, 1)
+        place = torch.arange(ring, device=clicks.device)
+        # The next click goes into the place of the oldest, which is what the one after it does not see any more.
+        ages = (place - clicks).remainder(ring)  # (M, ring), 0: the oldest
+        head = torch.arange(H, device=clicks.device)[:, None]
+        of_head = self.entries.view(S * H, ring, width).index_select(0, (runs.slots * H + head).view(-1))
+        gaps = runs.timestamps[:, None] - self.times.index_select(0, runs.slots)
+        return Sight(
+            entries=of_head.view(H, -1, ring, width).float(),
+            entry_bias=log_time_bucket(gaps, time_buckets) + (head * time_buckets).int()[:, None],
+            entry_seen=(place < clicks) & (ages >= runs.nth[:, None]),
+            pairs=runs.places,
+            pair_bias=pair_bias,
+            pair_weights=(runs.queries - runs.keys <= ring).float(),
+        )
+
+    @torch.no_grad()
+    def write_rows(self, runs: Runs, keys: Tensor, values: Tensor) -> None:
+        """Keys and values (H, M, d) of those rows that are to be stored."""
+        _, H, ring, width = self.entries.shape
+        kept, slots, times = runs.stored, runs.stored_slots, runs.stored_times
+        if runs.longest_stored > ring:  # some would be overwritten at once
+            fits = (runs.later < ring).nonzero()[:, 0]
+            kept, slots, times = kept[fits], slots[fits], times[fits]
+        place = (self.clicks.index_select(0, slots) + runs.nth.index_select(0, kept)).remainder(ring)
+        entries = torch.cat([keys, values], 2).index_select(1, kept).to(self.entries.dtype)  # (H, S, 2 d)
+        head = torch.arange(H, device=slots.device)[:, None]
+        flat = (slots * H + head) * ring + place  # (H, S)
+        self.entries.view(-1, width).index_copy_(0, flat.view(-1), entries.view(-1, width))
+        self.times.view(-1).index_copy_(0, slots * ring + place, times)
+        self.clicks.index_add_(0, runs.stored_slots, torch.ones_like(runs.stored_slots))
 
     @torch.no_grad()
     def write(self, slots: Tensor, numbers: Tensor, keys: Tensor, values: Tensor, times: Tensor) -> None:
         """Over the oldest entries. Slots (N,), how many clicks came before each in its slot (N,), keys and values
         (N, H, d), times (N,). A slot may be there for as many clicks in a row as its ring holds."""
         place = numbers % self.times.shape[1]
-        self.keys[slots, :, place] = keys.to(self.keys.dtype)
-        self.values[slots, :, place] = values.to(self.values.dtype)
+        self.entries[slots, :, place] = torch.cat([keys, values], -1).to(self.entries.dtype)
         self.times[slots, place] = times
         self.clicks.scatter_reduce_(0, slots, numbers + 1, "amax")
 
@@ -50,7 +88,7 @@ class LocalMemory:
             tensor[held] = 0
 
     def state_tensors(self) -> dict[str, Tensor]:
-        return {"keys": self.keys, "values": self.values, "times": self.times, "clicks": self.clicks}
+        return {"entries": self.entries, "times": self.times, "clicks": self.clicks}
 
 
 class LayerMemory(Protocol):
@@ -76,7 +114,8 @@ class ReformerMemory:
         to the caller to put the person's history into them. The least recently used make room."""
         slots, new = self.directory.take(user_ids)
         slots_, new_ = self.clicks.new_tensor(slots), torch.tensor(new, dtype=torch.bool, device=self.clicks.device)
-        self.clear(slots_[new_])
+        if any(new):
+            self.clear(slots_[new_])
         return slots_, new_
 
     def free(self, user_id: str) -> bool:

@@ -27,7 +27,11 @@ class RecallHeads(nn.Module):
 
     def forward(self, cosines: Tensor, ages_s: Tensor, places: Tensor, candidates: int) -> Tensor:
         """Moments' cosines with their queries (P, F), ages in seconds (P,), and places (P,) int64 of the candidates
-        they point at (`candidates`, which is C, for none) -> log(1 + soft count) of each candidate, (C, H)."""
+        they point at (`candidates`, which is C, for none) -> log(1 + soft count) of each candidate, (C, H).
+
+        This is the slow reference: what ranks computes the same, gradients too, in compiled loops
+        (online/ranking/recall.py).
+        """
         age = torch.log2(ages_s.clamp(min=0).float() + 1).long().clamp(max=AGES - 1)
         weights = torch.exp((cosines - 1) @ self.gains.T + self.recency.T[age])  # (P, H)
         counts = weights.new_zeros(candidates + 1, len(self.gains)).index_add(0, places, weights)

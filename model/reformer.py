@@ -18,6 +18,7 @@ from model.lsh import log_time_bucket, lsh_attention, random_rotations
 from model.lsh_memory import LSHMemory
 from model.memory import LocalMemory, ReformerMemory
 from model.reversible import ReversibleStack
+from model.runs import Runs, attend
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,17 @@ class LocalAttention(nn.Module):
             memory.write(slots, memory.clicks[slots], k, v, timestamps)
         return self.dropout(self.out(y))  # type: ignore[no-any-return]
 
+    def extend(self, x: Tensor, memory: LocalMemory, runs: Runs, pair_bias: Tensor) -> Tensor:
+        """(M, D) -> (M, D): what `append` gives for one row after the other. pair_bias (P,) buckets of log time."""
+        M, D = x.shape
+        H, d = self.heads, D // self.heads
+        q, k, v = self.qkv(self.norm(x)).float().view(M, 3, H, d).permute(1, 2, 0, 3)  # 3 × (H, M, d)
+        with torch.autocast(x.device.type, enabled=False):
+            sight = memory.sight(runs, time_buckets=self.buckets, pair_bias=pair_bias)
+            y = attend(q * d**-0.5, k, v, self.time_bias, sight)  # (H, M, d)
+        memory.write_rows(runs, k, v)
+        return self.dropout(self.out(y.transpose(0, 1).reshape(M, D)))  # type: ignore[no-any-return]
+
     def remember(self, x: Tensor, memory: LocalMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
         """Stores the ends of histories, (B, L, D), (B,), (B, L), (B,), in empty slots."""
         number = torch.arange(x.shape[1], device=x.device)
@@ -177,6 +189,15 @@ class LSHAttention(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # hashing is exact in float32 only
             y = memory.append(slots, qk, v, times=timestamps, time_bias=self.time_bias, store=store)  # (N, H, d)
         return self.dropout(self.out(y.reshape(N, D)))  # type: ignore[no-any-return]
+
+    def extend(self, x: Tensor, memory: LSHMemory, runs: Runs, pair_bias: Tensor) -> Tensor:
+        """(M, D) -> (M, D): what `append` gives for one row after the other. pair_bias (P,) buckets of log time."""
+        M, D = x.shape
+        H = self.heads
+        qk, v = self.qk_v(self.norm(x)).float().view(M, 2, H, D // H).permute(1, 2, 0, 3)  # 2 × (H, M, d)
+        with torch.autocast(x.device.type, enabled=False):  # hashing is exact in float32 only
+            y = memory.extend(runs, qk, v, time_bias=self.time_bias, pair_bias=pair_bias)  # (H, M, d)
+        return self.dropout(self.out(y.transpose(0, 1).reshape(M, D)))  # type: ignore[no-any-return]
 
     def remember(self, x: Tensor, memory: LSHMemory, slots: Tensor, timestamps: Tensor, lengths: Tensor) -> None:
         """Stores whole histories, (B, L, D), (B,), (B, L), (B,), into empty slots."""
@@ -253,6 +274,25 @@ class Reformer(nn.Module):
         if store:
             memory.stamp(slots, timestamps, memory.clicks[slots] + 1)
         states: Tensor = self.norm((y1.float() + y2.float()) / 2)
+        return states.float()
+
+    def extend(self, memory: ReformerMemory, runs: Runs) -> Tensor:
+        """-> the state after each new click (M, D) float32: what `append` gives for one click after the other.
+
+        Memories are constants; gradients reach all new clicks. `runs` says which of them are stored.
+        """
+        T = self.config.gap_buckets
+        clicks = memory.clicks.index_select(0, runs.slots) + runs.nth  # (M,) before it
+        before = torch.where(runs.nth == 0, memory.timestamps.index_select(0, runs.slots), runs.timestamps.roll(1))
+        gaps = 1 + log_time_bucket(runs.timestamps - before, T)
+        y1 = y2 = self.embed(runs.items, runs.event_types, gaps.masked_fill(clicks == 0, 0))  # (M, D)
+        pair_bias = log_time_bucket(runs.gaps, T)
+        for f, g, layer in zip(self.layers.f, self.layers.g, memory.layers, strict=True):
+            y1 = y1 + f.extend(y2, layer, runs, pair_bias)  # type: ignore[operator]
+            y2 = y2 + g(y1)
+        last = runs.stored[runs.later == 0]
+        memory.stamp(runs.slots[last], runs.timestamps[last], clicks[last] + 1)
+        states: Tensor = self.norm((y1 + y2) / 2)
         return states.float()
 
     @torch.no_grad()

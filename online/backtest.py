@@ -6,9 +6,8 @@ are excluded; half of the ties count as ahead. An item that never occurred befor
 hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
 
 The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
-`micro_batches`), as a worker would that always finds clicks waiting. All clicks of a batch are asked for before any is
-learned. Histories, and what clicks ahead in the batch add to the counts, are those of the very moment
-(`online/ranking/ahead.py`), as of a worker that keeps up; weights lag by a batch, and so does what is counted as near.
+`micro_batches`), as a worker would that always finds clicks waiting. Facts are those of the very moment: each click is
+asked for, and then counted, before the next. Weights lag by a step of some clicks, the Reformer's by a batch.
 So nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
 
 As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
@@ -22,7 +21,7 @@ import heapq
 import multiprocessing
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -36,8 +35,8 @@ from online.evaluation.backtest_events import Facts, facts_of, micro_batches, ne
 from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
 from online.evaluation.metrics import hit_and_ndcg_at, ranks_in
-from online.learner import Learner
-from online.ranking.learned import Learned, Look
+from online.learner import Following, Learner
+from online.ranking.batches import BatchResult, Impression
 from online.ranking.return_times import marks_passed
 from online.settings import Settings
 from online.stream_time import ActiveClock
@@ -58,6 +57,15 @@ _PROGRESS_EACH_S = 0.25
 Ranks = NDArray[np.float64]
 #: Called with a run's name, the events it is through, and its NDCG@10 so far (of counting: the best one's).
 OnProgress = Callable[[str, int, float], None]
+
+
+class Plan(NamedTuple):
+    """A micro-batch that is going to be learned."""
+
+    batch: range
+    clicks: Sequence[Click]
+    due: list[tuple[int, float, float, int]]  # lists that fall due meanwhile: as `LearnerRun._due` holds them
+    impressions: list[Impression] | None  # the same for the learner; None: nobody gets lists
 
 
 class LearnerRun:
@@ -86,35 +94,57 @@ class LearnerRun:
         self._standing: dict[int, NDArray[np.int64]] = {}  # by the click that will look at it: a list's first rows
 
     def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
-        """One micro-batch, as numbers of clicks: foresees it, writes the lists that fall due in between, learns it.
+        """One micro-batch: see `steps`."""
+        return next(self.steps([batch]))
 
-        Returns ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `Learned`.
+    def steps(self, batches: Iterable[range]) -> Iterator[tuple[Ranks, NDArray[np.int64], Ranks]]:
+        """Micro-batches, as numbers of clicks: foresees each, writes the lists that fall due in between, learns it.
+
+        Yields ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `BatchResult`.
         """
+        order = iter(batches)
+        batch, planned = next(order, None), self._plan
+        plan = None if batch is None else planned(batch)
+        while plan is not None:
+            after = next(order, None)
+            following: list[Plan] = []
+
+            def announce(after: range | None = after, following: list[Plan] = following) -> Following:
+                assert after is not None
+                following.append(planned(after))
+                return Following(following[0].clicks, following[0].impressions)
+
+            # Fine-tuning reads histories between two micro-batches: then they are learned in turn.
+            ahead = announce if after is not None and self.tuning is None else None
+            learned = self.learner.learn(plan.clicks, plan.impressions, following=ahead)
+            yield self._yielded(plan, learned)
+            plan = following[0] if following else None if after is None else planned(after)
+
+    def _yielded(self, plan: Plan, learned: BatchResult) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        if self.tuning is not None:
+            self.tuning.after(plan.clicks, learned)
+        if learned.impressions is None:
+            return learned.ranks, learned.candidates, learned.served_ranks
+        *lists, anybodys = learned.impressions
+        self._standing |= {look: rows for (*_, look), rows in zip(plan.due, lists, strict=True)}
+        stood = np.stack([self._standing.pop(at, anybodys) for at in plan.batch])
+        return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
+
+    def _plan(self, batch: range) -> Plan:
+        """What a micro-batch brings, and the lists that fall due while it comes in."""
         clicks = self.clicks[batch.start : batch.stop]
         if not self.lists:
-            learned = self._learn(clicks)
-            return learned.ranks, learned.candidates, learned.served_ranks
+            return Plan(batch, clicks, [], None)
         for at in batch:
             self._schedule(at)
         due = []
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
-        looks = [
-            Look(self.clicks[look].user_id, came - batch.start, written_at, active)
+        impressions = [
+            Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
             for came, active, written_at, look in due
         ]
-        learned = self._learn(clicks, looks)
-        assert learned.looked is not None
-        *lists, anybodys = learned.looked
-        self._standing |= {look: rows for (*_, look), rows in zip(due, lists, strict=True)}
-        stood = np.stack([self._standing.pop(at, anybodys) for at in batch])
-        return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
-
-    def _learn(self, clicks: Sequence[Click], looks: Sequence[Look] = ()) -> Learned:
-        learned = self.learner.learn(clicks, looks)
-        if self.tuning is not None:
-            self.tuning.after(clicks, learned)
-        return learned
+        return Plan(batch, clicks, due, impressions)
 
     def _schedule(self, at: int) -> None:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
@@ -246,9 +276,10 @@ def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0
-    for batch in micro_batches(clicks, settings):
+    each = list(micro_batches(clicks, settings))
+    for batch, (asked, candidates, served_ranks) in zip(each, going.steps(each), strict=True):
         part = slice(batch.start, batch.stop)
-        asked, candidates, served[part] = going.step(batch)
+        served[part] = served_ranks
         ranks[part] = complete(facts, part, asked, candidates, exclude_seen=settings.exclude_seen)
         among[part] = np.isfinite(asked)
         batches += 1

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 
 from online.turn.steps import Reached, nobody_looks
 
-FORMAT = 6
+FORMAT = 7
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 
@@ -271,7 +271,7 @@ def _check(path: Path) -> None:
     if manifest["format"] != FORMAT:
         raise ValueError(
             f"it is of format {manifest['format']}, this version of nextclick reads {FORMAT}: go on with the version "
-            "that wrote it, or begin anew"
+            "that wrote it, or learn from the topic again, in a new folder (--data-dir FOLDER --from-beginning)"
         )
     sums = {name: (digest, size) for name, (digest, size) in manifest["files"].items()}
     if text != _manifest(sums, thinned=manifest["thinned"]):

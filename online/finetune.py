@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from model.adam import Adam
 from online.history import Latest
 from online.learner import Learner
+from online.ranking.model import GradientMonitor, RankingModel, build_optimizer
 from online.ranking.next_item import Negatives, as_histories
-from online.ranking.weights import NormLevel, Weights, build_optimizer
+from online.ranking.objectives import ListwiseRanking, NextItem, TrainingBatch
 from online.settings import Settings
 
 ROWS_OF = ("network.items.", "vectors.")  # weights with a row for each item
@@ -74,7 +75,7 @@ class FineTuning:
         network, ranker = self.weights.network.train(), self.weights.ranker
         self._optimizer = build_optimizer(network, self.settings, self.settings.finetune_learning_rate)
         self._adam = Adam([{"params": ranker.parameters()}], learning_rate=self.settings.finetune_ranker_learning_rate)
-        self._levels = [NormLevel(self.settings.gradient_explosion) for _ in range(2)]
+        self._levels = [GradientMonitor(self.settings.gradient_explosion) for _ in range(2)]
         self._steps = deque(self._plan(histories))
         torch.manual_seed(seed)  # dropout's
 
@@ -102,15 +103,17 @@ class FineTuning:
 
     def _guess(self, histories: Latest, some: NDArray[np.int64]) -> None:
         """A step of the Reformer: every next item of some of the histories."""
-        batch = histories.of(some).trimmed()
+        some_histories = histories.of(some).trimmed()
         with self.weights.precision():
-            states = self.weights.network(as_histories(batch, self.weights.device))[:, :-1]  # (B, L - 1, D)
-        targets = torch.from_numpy(batch.rows[:, 1:]).to(self.weights.device)  # (B, L - 1)
+            states = self.weights.network(as_histories(some_histories, self.weights.device))[:, :-1]  # (B, L - 1, D)
+        targets = torch.from_numpy(some_histories.rows[:, 1:]).to(self.weights.device)  # (B, L - 1)
         guessed = targets != 0
         if not guessed.any():
             return
         negatives = self._negatives.draw(self.settings.negatives, self.random)
-        loss = self.weights.guessing_loss(states[guessed], targets[guessed], negatives)
+        batch = TrainingBatch(states=states[guessed], targets=targets[guessed], negatives=negatives)
+        loss = NextItem().loss(self.weights, batch)
+        assert loss is not None
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._take(self._levels[0], norm := self._optimizer.gradient_norm(), float(loss.detach()), self.losses)
@@ -118,10 +121,13 @@ class FineTuning:
 
     def _rank(self) -> None:
         """A step of the ranker, on replayed clicks."""
-        found = self.learner.scorer.replay.sample(self.settings.replay_batch, self.random)
+        found = self.learner.replay.sample(self.settings.replay_batch, self.random)
         if found is None:
             return
-        loss = self.weights.ranking_loss(*found)
+        loss = ListwiseRanking().loss(
+            self.weights, TrainingBatch(replayed=(self.weights.ranker.each(found[0]), found[1]))
+        )
+        assert loss is not None
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         parameters, most = self.weights.ranker.parameters(), self.settings.ranker_gradient_norm_max
@@ -129,13 +135,13 @@ class FineTuning:
         self._take(self._levels[1], norm, float(loss.detach()), self.ranking_losses)
         self._adam.step()
 
-    def _take(self, level: NormLevel, norm: float, loss: float, losses: list[float]) -> None:
+    def _take(self, level: GradientMonitor, norm: float, loss: float, losses: list[float]) -> None:
         losses.append(loss)
-        if not level.takes(norm) or not math.isfinite(loss):
+        if not level.accepts(norm) or not math.isfinite(loss):
             self.failed = f"the loss is {loss:.4g} and the gradients' norm {norm:.4g}, {level.level:.4g} before"
 
     @torch.no_grad()
-    def candidate(self) -> Weights:
+    def candidate(self) -> RankingModel:
         """Live weights + what fine-tuning changed since the copy was taken; what was learned online meanwhile stays,
         and so do the live optimizers' states.
 

@@ -74,6 +74,10 @@ class UserHistories:
         """Slots of users as (N,), made where a user has none. At most `users_held` different users at once."""
         return np.fromiter((self._slot(user) for user in users), np.int64, len(users))
 
+    def would_evict(self, users: Iterable[str]) -> bool:
+        """Whether somebody has to make room for these users."""
+        return len(self._slots) + sum(user not in self._slots for user in set(users)) > self.users_held
+
     def find(self, users: Sequence[str]) -> NDArray[np.int64]:
         """Slots of users who have one, (N,); asking does not count as seeing them. KeyError for anybody else."""
         return np.fromiter((self._slots[user] for user in users), np.int64, len(users))
@@ -105,6 +109,10 @@ class UserHistories:
     def _arrays(self) -> list[NDArray[Any]]:
         rings: list[NDArray[Any]] = [self._rows, self._types, self._times, self._numbers]
         return [*rings, self._clicks, self.served, self.origins, self.active_at]
+
+    def rings(self) -> tuple[NDArray[Any], ...]:
+        """What compiled loops read and append to: rows, types, times and numbers (S, H), clicks ever made (S,)."""
+        return self._rows, self._types, self._times, self._numbers, self._clicks
 
     def forget(self, user: str) -> int:
         """Nothing is known of the user any more -> clicks that were kept. Who had the last slot has theirs now."""
@@ -168,14 +176,18 @@ class UserHistories:
             lengths,
         )
 
+    def latest_at(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """When the latest click of each slot (N,) was made, in seconds; 0 where there is none."""
+        found: NDArray[np.float64] = self._times[slots, (self._clicks[slots] - 1) % self.history_max]
+        return np.where(self._clicks[slots] > 0, found, 0.0)
+
     def users(self) -> list[str]:
         """Everybody who has a history, least recently seen first."""
         return list(self._slots)
 
     def clicked_at(self) -> NDArray[np.float64]:
         """When the latest click of everybody was made, in the order of their slots, in seconds."""
-        slots = np.arange(len(self._slots))
-        return self._times[slots, (self._clicks[slots] - 1) % self.history_max]
+        return self.latest_at(np.arange(len(self._slots)))
 
     def clicked_active_at(self) -> NDArray[np.float64]:
         """The same in active time."""
@@ -243,6 +255,39 @@ class UserHistories:
             self.served[slot] = arrays["served"][index]
             self.origins[slot] = arrays["origins"][index]
             self.active_at[slot] = arrays["active_at"][index]
+
+
+class HistorySnapshot:
+    """The latest `length` clicks of some users, as they stood at one moment, for whoever asks later.
+
+    It answers `lengths` and `latest` as `UserHistories` did then, of these users and up to that length.
+    """
+
+    def __init__(self, histories: UserHistories, slots: NDArray[np.int64], length: int) -> None:
+        """`slots` (N,), which may repeat."""
+        self._slots = np.unique(slots)
+        self._lengths = histories.lengths(self._slots)
+        self._latest = histories.latest(self._slots, length)
+        self._history_max = histories.history_max
+
+    def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Clicks kept of each slot, (N,)."""
+        return self._lengths[np.searchsorted(self._slots, slots)]
+
+    def latest(
+        self, slots: NDArray[np.int64], length: NDArray[np.int64] | int, behind: NDArray[np.int64] | int = 0
+    ) -> Latest:
+        """The latest `length` (N,) clicks (or what there is) of N slots, leaving out the very last `behind` (N,)."""
+        at = np.searchsorted(self._slots, slots)
+        there = self._latest.lengths[at]
+        L = min(int(np.max(length, initial=0)), self._latest.rows.shape[1])
+        ends = there - behind  # (N,)
+        lengths = np.clip(np.minimum(ends, self._history_max - behind), 0, np.minimum(length, L))
+        place = np.maximum((ends - lengths)[:, None] + np.arange(L), 0)  # (N, L)
+        inside = np.arange(L) < lengths[:, None]
+        place = np.where(inside, place, 0)
+        rows, types, times = (np.take_along_axis(part[at], place, 1) for part in self._latest[:3])
+        return Latest(np.where(inside, rows, 0), np.where(inside, types, 0), np.where(inside, times, 0.0), lengths)
 
 
 def next_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,12 +1,13 @@
 """Everything that is learned from clicks, and the lists that follow from it: test, then train, then rank anew.
 
-Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `C` candidates of all clicks.
+Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `L` lists that are asked for.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,31 +16,86 @@ from torch import Tensor
 
 from model.vocabulary import Vocabulary
 from online.arrays import as_tensor, below, joined
-from online.counts import Counts
-from online.evaluation.metrics import Scores, ranks_among, ranks_in
-from online.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
-from online.ranking.ahead import Ahead
-from online.ranking.candidates import Asked
+from online.evaluation.metrics import Scores, ranks_in
+from online.facts.gather import Clicks, Queries, Seen
+from online.facts.moments import Keys, places_held
+from online.facts.store import FeatureStore, Gathered
+from online.history import SERVED, HistorySnapshot, UserHistories, earlier_in_batch, next_in_batch
+from online.ranking.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedNetwork, TrainedStep
 from online.ranking.guard import Guard, owners_of_all
 from online.ranking.item_rows import ClickedRows, ItemRows
-from online.ranking.learned import Batch, Learned, Lesson, Look, Ranking, Read
+from online.ranking.lift import Lift
+from online.ranking.model import MISS_LOSS, Memory, RankingModel
 from online.ranking.next_item import Negatives
-from online.ranking.questions import Questions, StatesAround
+from online.ranking.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
+from online.ranking.queries import Lists, QueryBuilder, Wanted
+from online.ranking.replay_buffer import ReplayBuffer, among_rivals
 from online.ranking.reservoir import Reservoir
 from online.ranking.return_times import ReturnTimes
-from online.ranking.scored import Query, Scored
-from online.ranking.scorer import Scorer
+from online.ranking.scoring import ScoredCandidates
+from online.ranking.seen_items import SeenItems
 from online.ranking.states import UserStates
-from online.ranking.weights import Weights
 from online.settings import Settings
 from online.stream_time import ActiveClock
 from stream.events import Click
 from stream.people import digest_of, owner_number
 
-__all__ = ["EVENT_TYPES_MAX", "METHODS", "Learned", "Learner", "Ranking"]
+__all__ = ["EVENT_TYPES_MAX", "METHODS", "BatchResult", "Learner", "Ranking"]
 
 METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
+_NONE = np.zeros(0, np.int64)
+RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
+
+
+class Unseen(NamedTuple):
+    """What is popular, for users who have clicked all of their candidates."""
+
+    shares: NDArray[np.float64]  # (V,) of recent clicks; 0 of what must not be listed
+    latest: NDArray[np.int64]  # (U, ·) rows that each user has clicked lately
+    starts: NDArray[np.int64]  # (U + 1,) of all that each has clicked
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A micro-batch of which nothing is learned yet; what is None is found in the course of it."""
+
+    batch: ClickBatch
+    clicked: ClickedRows
+    caught: NDArray[np.bool_]  # (N,) clicks that show that their user does not stop clicking their item
+    listed: NDArray[np.int64]  # (U,) each user's last click
+    told: tuple[Clicks, Queries, Seen]  # the clicks as facts take them, and a query for each
+    wanted: Wanted  # (L,) lists between the clicks; then those of `listed`; then the one for anybody
+    lists: Lists
+    repeated: NDArray[np.int64]  # (R,) clicks that the same user's next click follows in the batch: the first lists
+    impressions: Sequence[Impression] | None
+    held: NDArray[np.int64]  # which of the impressions' users have a history: the next lists
+    popular: NDArray[np.int64]  # (SERVED,) rows as of the start, 0 beyond
+    gathered: Gathered | None = None  # for the clicks
+    of_lists: Gathered | None = None
+    network: TrainedNetwork | None = None  # None: the Reformer takes no part
+    unseen: Unseen | None = None  # where seen items are excluded
+
+
+class Following(NamedTuple):
+    """A micro-batch that is going to be learned next."""
+
+    clicks: Sequence[Click]
+    impressions: Sequence[Impression] | None = None
+
+
+class Ahead(NamedTuple):
+    """A micro-batch whose facts are gathered while the one before trains the weights."""
+
+    following: Following
+    begun: Prepared | None  # None: it has to wait, since users or items make room for it
+    facts: Future[tuple[Gathered, Gathered]] | None
+    error: Exception | None  # what went wrong when it was begun
+
+
+class InconsistentStateError(RuntimeError):
+    """A micro-batch was announced, and another one came."""
 
 
 class Learner:
@@ -52,33 +108,34 @@ class Learner:
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.items = ItemRows(settings)
         self.guard = Guard(settings)
-        # With room for a micro-batch besides: what a click is scored with must not shrink by those that come after it.
-        spare = min(settings.micro_batch_max, settings.history_max // 2)
-        self.histories = UserHistories(settings.users_held, settings.history_max + spare)
-        weights = Weights(settings)
-        self.device = weights.device
-        self.scorer = Scorer(settings, weights)
-        self.states = UserStates(settings, weights, self.histories)
+        self.histories = UserHistories(settings.users_held, settings.history_max)
+        self.weights = RankingModel(settings)  # the version that serves and learns
+        self.device = self.weights.device
+        self.store = FeatureStore(settings)
+        self.moment_states = torch.zeros(  # of the moments in the log, of unit length, or 0
+            len(self.store.log.items), settings.width if self.deep_state else 0, dtype=torch.float16
+        )
+        self.lift = Lift()
+        self.replay = ReplayBuffer(
+            settings.replay_held, settings.replay_candidates, len(self.weights.first) + 1, settings.seed, self.device
+        )
+        self.states = UserStates(settings, self.weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
+        self.seen = SeenItems(settings.users_held, settings.seen_pairs_max) if settings.exclude_seen else None
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(
             settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
         )
-        self.questions = Questions(
-            settings, self.histories, scorer=self.scorer, states=self.states, returns=self.returns, guard=self.guard
-        )
+        self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
+        self._ahead: Ahead | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="facts")
         self._for_anybody: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None  # rows and scores, best first
         self.clock = ActiveClock()
         self._now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
         self._make_room()
-
-    @property
-    def weights(self) -> Weights:
-        """Those that serve and learn."""
-        return self.scorer.weights
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -90,84 +147,206 @@ class Learner:
         return self.items.unavailable
 
     @property
-    def counts(self) -> Counts:
-        return self.scorer.counts
-
-    @property
     def deep_state(self) -> bool:
         """Whether the Reformer's state takes part."""
         return self.settings.reformer and self.settings.deep_state
 
-    def publish(self, weights: Weights, version: int) -> None:
+    def publish(self, weights: RankingModel, version: int) -> None:
         """These weights serve and learn from now on. Memories go on, and are rebuilt as their owners click."""
         live = self.weights.optimizer
-        weights.grow(len(self.counts))
+        weights.grow(len(self.store))
         # How far learning rates have come down is a matter of the stream, not of one version.
         weights.optimizer.steps, weights.optimizer.boost = max(weights.optimizer.steps, live.steps), live.boost
-        self.scorer.weights = self.states.weights = weights
+        self.weights = self.states.weights = weights
         self.states.weights_replaced()
         self.version = version
 
     # Learning
 
-    def learn(self, clicks: Sequence[Click], looks: Sequence[Look] | None = None, *, train: bool = True) -> Learned:
+    def learn(
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None = None,
+        *,
+        train: bool = True,
+        following: Callable[[], Following] | None = None,
+    ) -> BatchResult:
         """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
 
-        Within a micro-batch histories move with every click, and so do the lists that are scored; each click is asked
-        for as if those before it had been counted (see `Ahead`). Tables and weights move once, at its end. So nothing
-        that is scored has seen its own click, or a later one.
+        Facts move with every click, so nothing that is scored has seen its own click or a later one. The ranker learns
+        in steps of `step_clicks`, each of which is scored before; the Reformer learns once, at the end.
 
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
-            looks: lists that a backtest wants as they would be written in between.
+            impressions: lists that a backtest wants as they would be written in between.
             train: without, the lists that stood are not scored and the weights stay; all else is as ever, and the
                 clicks may be replayed later.
-        """
-        users = [click.user_id for click in clicks]
-        slots = self.histories.slots(users)  # (N,), of each click
-        active = self.clock.update_all(click.timestamp for click in clicks)  # (N,)
-        clicked = self._observe(clicks, active)
-        rows, targets = clicked.rows, clicked.targets  # (N,) each
-        types = [self._event_type(click.event_type) for click in clicks]
-        times = np.array([click.timestamp for click in clicks])
-        numbers = self.scorer.log.next_numbers(len(clicks))
-        self.histories.append(slots, rows, types, times, numbers)
-        self.histories.active_at[slots] = active  # of each user's last click, which comes last
-        behind = earlier_in_batch(slots[::-1])[::-1]
-        guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
-        heard = ~guarded
-        batch = Batch(users, slots, rows, targets, times, active, behind, numbers, heard)
-        last = np.flatnonzero(behind == 0)  # (U,) each user's last click in the batch
-        listed = [users[at] for at in last]
-        read = _read(slots, last) if self.deep_state else None
-        with torch.set_grad_enabled(train):
-            guesses, taught, states = self._states(listed, read, len(clicks))  # (N, D), (N,), (U, D)
+            following: says what is going to be learned next. Its facts are gathered on another thread while the weights
+                learn from these clicks; what is learned is the same, bit for bit. Nothing may be asked of the learner
+                before that is learned, except to say which items are available.
 
-        query = self.questions.at(users, slots, times, behind + 1, guesses, active=active)
-        ahead = self.questions.ahead(batch, query.asked)
-        query = query._replace(ahead=ahead)
-        owners = owners_of_all(users)
-        self.scorer.log.append(self._tensor(rows), query.asked.moment(), guesses, self._tensor(owners))
-        with torch.set_grad_enabled(train):
-            scored = self.scorer.score(query)
-        places = self._places(scored, targets)
-        ranks = ranks_among(scored.scores.detach().cpu().numpy(), scored.candidates.owners.cpu().numpy(), places)
-        served_ranks = self._score_served(batch, query.asked, guesses) if train else np.full(len(clicks), np.inf)
-        looked = None if looks is None else self._looked(batch, looks, ahead, guesses, states)
-        losses, lesson = self._update(batch, scored, places, guesses, taught, train=train)
-        self._remember(batch, ahead)
-        self._take_back(batch, caught)
-        told = heard & ~self.mostly_guarded(slots)
-        self.reservoir.offer(self.histories, slots[told], behind[told], owners[told])
-        had = (query.asked.lengths.cpu().numpy() > 0) & heard
-        self.returns.add((times - query.asked.times[:, 0].cpu().numpy())[had], int(heard.sum()))
+        Raises:
+            InconsistentStateError: something else was announced as `following`.
+        """
+        prepared = self._gathered(self._begin(clicks, impressions)) if self._ahead is None else self._taken(clicks)
+        if following is not None:
+            self._ahead = self._start(following())
+        try:
+            return self._finish(prepared, train=train)
+        finally:
+            if self._ahead is not None and self._ahead.facts is not None:
+                wait([self._ahead.facts])  # raises nothing
+
+    def _start(self, following: Following) -> Ahead:
+        """Begins with what comes next. Whatever goes wrong with it is raised when its turn comes."""
+        if self._makes_room(following.clicks):
+            return Ahead(following, None, None, None)
+        try:
+            begun = self._begin(following.clicks, following.impressions)
+        except Exception as error:
+            return Ahead(following, None, None, error)
+        return Ahead(following, begun, self._thread.submit(self._advance, begun), None)
+
+    def _taken(self, clicks: Sequence[Click]) -> Prepared:
+        """What was begun while the micro-batch before was learned."""
+        assert self._ahead is not None
+        ahead, self._ahead = self._ahead, None
+        if ahead.following.clicks is not clicks:
+            raise InconsistentStateError("other clicks were announced to follow than these that are to be learned")
+        if ahead.error is not None:
+            raise ahead.error
+        if ahead.begun is None or ahead.facts is None:
+            return self._gathered(self._begin(*ahead.following))
+        return self._gathered(ahead.begun, ahead.facts.result())
+
+    def _makes_room(self, clicks: Sequence[Click]) -> bool:
+        """Whether users or items have to make room for these clicks: not while other clicks are being learned."""
+        now = self.clock.after(click.timestamp for click in clicks)
+        return self.histories.would_evict(click.user_id for click in clicks) or self.items.would_free(clicks, now)
+
+    def _begin(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> Prepared:
+        """What is asked for each click, and for every list in between."""
+        batch, clicked, caught = self._batch(clicks)
+        B = len(batch.users)
+        listed = np.flatnonzero(batch.behind == 0)
+        self._take_own_slots(batch)
+        told, before, seen = self.queries.before_clicks(batch)
+        # Lists. Before this batch's gaps are known, and after.
+        repeated = np.flatnonzero(batch.behind > 0) if self.lists else _NONE
+        held = _NONE
+        wanted = self.queries.after_clicks(batch, repeated)
+        if impressions is not None:
+            held = np.array([i for i, one in enumerate(impressions) if one.user_id in self.histories], np.int64)
+            wanted = wanted.and_also(self.queries.of_impressions(batch, [impressions[i] for i in held.tolist()]))
+            wanted = wanted.and_also(self.queries.of_nobody(0, self._now[1]))
+        now = self._now[0]
+        had = ~np.isnan(batch.previous_at) & batch.trainable
+        self.returns.add((batch.times - batch.previous_at)[had], int(batch.trainable.sum()))
         self._now = self.clock.latest, self.clock.now
-        rankings = self._rank(listed, slots[last], times[last], states) if self.lists else []
-        found = scored.candidates.starts.diff().cpu().numpy()
-        lists = dict(zip(listed, rankings, strict=True)) if self.lists else {}
-        lesson = lesson._replace(read=read, freed=clicked.freed, taken=clicked.taken)
-        return Learned(
-            lists, losses.tolist(), ranks, found, served_ranks, targets, heard, lesson, train, clicked.expired, looked
+        if self.lists:
+            wanted = wanted.and_also(self.queries.at_end(batch, listed))
+            wanted = wanted.and_also(self.queries.of_nobody(B, self._now[1]))
+            now = self._now[0]
+        return Prepared(
+            batch=batch,
+            clicked=clicked,
+            caught=caught,
+            listed=listed,
+            told=(told, before, seen),
+            wanted=wanted,
+            lists=self.queries.lists(wanted, now=now),
+            repeated=repeated,
+            impressions=impressions,
+            held=held,
+            popular=_padded(self._popular_rows(SERVED)),
+        )
+
+    def _advance(self, begun: Prepared) -> tuple[Gathered, Gathered]:
+        """Each click is asked for and then counted, and so is every list in between. May run on a thread of its own."""
+        told, before, seen = begun.told
+        return self.store.advance(
+            self.histories,
+            told,
+            before,
+            begun.lists.queries,
+            flagged=self.guard.flagged,
+            seen=(seen, begun.lists.seen),
+        )
+
+    def _gathered(self, begun: Prepared, found: tuple[Gathered, Gathered] | None = None) -> Prepared:
+        """Everything else that follows from the clicks alone, and what the weights will want to know of histories and
+        counts, which move on while they learn."""
+        batch = begun.batch
+        gathered, of_lists = self._advance(begun) if found is None else found
+        if self.seen is not None:  # not before: each click was asked for as things stood before it
+            self.seen.add_clicks(batch.users, batch.rows)
+        self.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
+        self._take_back(batch, begun.caught)
+        offered = batch.trainable & ~self.mostly_guarded(batch.slots)
+        self.reservoir.offer(self.histories, batch.slots[offered], batch.behind[offered], batch.owners[offered])
+        network = None
+        if self.deep_state:
+            slots = begun.wanted.slots
+            length = self.settings.online_history + 1 + int(np.bincount(batch.slots).max())
+            histories = HistorySnapshot(self.histories, np.concatenate([batch.slots, slots[slots >= 0]]), length)
+            network = self._to_guess(batch, begun.listed, histories)
+        unseen = None
+        if self.settings.exclude_seen and self.lists:
+            users = [batch.users[at] for at in begun.listed.tolist()]
+            unseen = self._unseen(users, batch.slots[begun.listed])
+        return replace(begun, gathered=gathered, of_lists=of_lists, network=network, unseen=unseen)
+
+    def _finish(self, prepared: Prepared, *, train: bool) -> BatchResult:
+        """Weights: each step is scored and then learned; then all lists are ranked."""
+        batch, clicked, network = prepared.batch, prepared.clicked, prepared.network
+        assert prepared.gathered is not None
+        assert prepared.of_lists is not None
+        anybodys = prepared.popular if self._for_anybody is None else _padded(self._for_anybody[0])
+        self.weights.grow(len(self.store))
+        self.lift.grow(len(self.store))
+        before = after = leaf = None
+        if network is not None:
+            with torch.set_grad_enabled(train):
+                users = [batch.users[at] for at in prepared.listed.tolist()]
+                before, had, after = self.states.read(users, network.slots, network.clicks, network.histories)
+                before = before[self._tensor(network.order)]
+            network = replace(network, guessed=network.guessed & had[network.order] & train)
+            network = replace(network, targets=self._tensor(batch.rows[network.guessed]))
+            leaf = before.detach().requires_grad_(train)
+            self._note_states(batch, leaf)
+        steps, losses, ranks = [], [], []
+        for start in range(0, len(batch.users), self.settings.step_clicks):
+            part = slice(start, min(start + self.settings.step_clicks, len(batch.users)))
+            step, loss, rank = self._step(batch, prepared.gathered, part, leaf, train=train)
+            steps.append(step)
+            losses.append(loss)
+            ranks.append(rank)
+        if network is not None and train:
+            assert before is not None
+            assert leaf is not None
+            self._guess(before, leaf, network)
+        states = self._states_of_lists(prepared, before, after)
+        rows, scores = self._rows_of_lists(prepared.of_lists, prepared.lists, states)
+        served_ranks = np.full(len(batch.users), np.inf)
+        if self.lists and train:
+            served_ranks = self._score_served(prepared, rows, anybodys)
+        rankings = self._write_lists(prepared, rows, scores) if self.lists else {}
+        found = np.diff(prepared.gathered.starts)
+        return BatchResult(
+            rankings,
+            np.concatenate(losses).tolist(),
+            np.concatenate(ranks),
+            found,
+            served_ranks,
+            batch.targets,
+            batch.trainable,
+            steps,
+            network,
+            train,
+            clicked.freed,
+            clicked.taken,
+            clicked.expired,
+            None if prepared.impressions is None else self._rows_of_impressions(prepared, rows),
         )
 
     def forget(self, digest: str) -> dict[str, int]:
@@ -180,16 +359,22 @@ class Learner:
         for user in self.named(digest):
             found["clicks"] += self.histories.forget(user)
             found["attention"] += self.states.forget(user)
-            found["recall"] += self.scorer.own_memory.forget(user)
-        found["moments"] = self.scorer.log.forget_owner(owner)
-        found["replayed"] = self.scorer.replay.forget_owner(owner)
+            found["recall"] += self.store.forget_user(user)
+            if self.seen is not None:
+                found["seen"] += self.seen.forget(user)
+        gone = self.store.forget_owner(owner)
+        self.moment_states[torch.from_numpy(gone)] = 0
+        found["moments"] = len(gone)
+        found["replayed"] = self.replay.forget_owner(owner)
         found["excerpts"] = self.reservoir.forget_owner(owner)
         found["guard"] = self.guard.forget_owner(owner)
         return dict(found)
 
     def named(self, digest: str) -> set[str]:
         """The id with that digest, where it stands anywhere here."""
-        users = {*self.histories.users(), *self.states.people(), *self.scorer.own_memory.directory.users()}
+        users = {*self.histories.users(), *self.states.people(), *self.store.directory.users()}
+        if self.seen is not None:
+            users |= {*self.seen.users()}
         return {user for user in users if digest_of(user) == digest}
 
     def holds(self, digest: str) -> dict[str, int]:
@@ -198,12 +383,14 @@ class Learner:
         users = {
             "histories": self.histories.users(),
             "attention's memories": self.states.people(),
-            "recall's memories": self.scorer.own_memory.directory.users(),
+            "recall's memories": self.store.directory.users(),
         }
+        if self.seen is not None:
+            users["seen items"] = self.seen.users()
         found = {kind: sum(digest_of(user) == digest for user in names) for kind, names in users.items()}
-        replay = self.scorer.replay
+        replay = self.replay
         return found | {
-            "moments": int((self.scorer.log.owners == owner).sum()),
+            "moments": int((self.store.log.owners == owner).sum()),
             "clicks to replay": int((replay.owners[: replay.filled] == owner).sum()),
             "excerpts for fine-tuning": self.reservoir.count_of(owner),
             "the guard's buckets": self.guard.count_of(owner),
@@ -220,80 +407,158 @@ class Learner:
         if clicked.freed:
             self._for_anybody = None
             self.histories.forget_rows(clicked.freed)
+            if self.seen is not None:
+                self.seen.forget_rows(clicked.freed)
             self.reservoir.forget_rows(clicked.freed)
-            self.scorer.forget_rows(clicked.freed)
+            self.store.forget_rows(clicked.freed)
+            self.lift.forget_rows(clicked.freed)
+            self.weights.reset_rows(self._tensor(np.array(clicked.freed, np.int64)))
         self._block(clicked.taken)
         return clicked
 
     def _block(self, rows: Sequence[int]) -> None:
         """Notes of rows, whose items may have changed, whether they must not be listed."""
-        blocked = [self.vocabulary.item_of(row) in self.unavailable for row in rows]
-        at = self._tensor(np.array(rows, np.int64))
-        self.scorer.blocked[at] = self._tensor(np.array(blocked, np.bool_))
+        self.store.set_blocked(rows, [self.vocabulary.item_of(row) in self.unavailable for row in rows])
 
     def _make_room(self) -> None:
-        self.scorer.make_room(self.vocabulary.rows)
+        self.store.grow(self.vocabulary.rows)
+        self.weights.grow(len(self.store))
+        self.lift.grow(len(self.store))
 
-    def _update(
-        self,
-        batch: Batch,
-        scored: Scored,
-        places: NDArray[np.int64],
-        guesses: Tensor | None,
-        taught: NDArray[np.bool_],
-        *,
-        train: bool,
-    ) -> tuple[NDArray[np.float32], Lesson]:
-        """One step of everything that learns, if it is to `train` -> what each click cost the ranker before it, (N,) in
-        nats, and what was taught."""
-        places = np.where(batch.heard, places, -1)
-        replays = self.settings.replay_batch if train and (places >= 0).any() else 0
-        again = self.scorer.replay.sample(replays)
-        at = self._tensor(places)
-        self.scorer.compare(scored, at)
-        with torch.set_grad_enabled(train):
-            loss, each, kept = self.weights.losses(scored, at, again)
-        if kept is not None:
-            features, present, which = kept
-            self.scorer.replay.add(features, present, owners_of_all(batch.users)[which.cpu().numpy()])
-        taught = taught & (batch.rows != 0) & batch.heard & train
-        wanted = self._tensor(batch.rows[taught])
-        guessing = negatives = None
-        if guesses is not None and taught.any() and self.vocabulary.rows > 2:
+    def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
+        """The clicks with all that is known of each by itself; and which show that their user does not stop clicking
+        their item."""
+        users = [click.user_id for click in clicks]
+        slots = self.histories.slots(users)
+        times = np.array([click.timestamp for click in clicks])
+        active = self.clock.update_all(click.timestamp for click in clicks)
+        clicked = self._observe(clicks, active)
+        types = np.array([self._event_type(click.event_type) for click in clicks], np.int64)
+        numbers = self.store.next_numbers(len(clicks))
+        guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
+        following = next_in_batch(slots)
+        nth = earlier_in_batch(slots)
+        previous_at = np.where(self.histories.lengths(slots) > 0, self.histories.latest_at(slots), np.nan)
+        more = np.flatnonzero(following >= 0)
+        previous_at[following[more]] = times[more]
+        batch = ClickBatch(
+            users,
+            slots,
+            clicked.rows,
+            clicked.targets,
+            types,
+            times,
+            active,
+            nth,
+            earlier_in_batch(slots[::-1])[::-1],
+            previous_at,
+            numbers,
+            owners_of_all(users),
+            ~guarded,
+        )
+        return batch, clicked, caught
+
+    def _take_own_slots(self, batch: ClickBatch) -> None:
+        """Users of whom a moment is about to become older than those that are always compared get room for these."""
+        if not self.settings.reformer:
+            return
+        leaving = self.histories.lengths(batch.slots) + batch.nth >= self.settings.recall_latest
+        users = dict.fromkeys(batch.users[at] for at in np.flatnonzero(leaving).tolist())
+        if users:
+            self.store.take_own_slots(list(users))
+
+    def _to_guess(self, batch: ClickBatch, listed: NDArray[np.int64], histories: HistorySnapshot) -> TrainedNetwork:
+        """What the Reformer is to guess: clicks on known items that are not flagged, against a sample of the others."""
+        slots = batch.slots[listed]
+        by_slot = np.argsort(slots)
+        of_user = by_slot[np.searchsorted(slots[by_slot], batch.slots)]  # (N,) which of the U
+        guessed = (batch.rows != 0) & batch.trainable
+        negatives = None
+        if guessed.any() and self.vocabulary.rows > 2:
             negatives = Negatives(self.popularity(), self.vocabulary.rows).draw(self.settings.negatives, self.random)
-            guessing = self.weights.guessing_loss(guesses[taught], wanted, negatives)
-        seen = scored.features.detach()[self._tensor(batch.heard)[scored.candidates.owners]]
+        order = np.argsort(np.argsort(of_user, kind="stable"))
+        return TrainedNetwork(
+            histories, slots, np.bincount(of_user), order, guessed, self._tensor(batch.rows), negatives
+        )
+
+    def _note_states(self, batch: ClickBatch, states: Tensor) -> None:
+        """The moments of these clicks are compared by these states from now on."""
+        at = self._tensor(batch.numbers % len(self.moment_states)).cpu()
+        self.moment_states[at] = torch.nn.functional.normalize(states.detach(), dim=-1).half().cpu()
+
+    def memory(self) -> Memory:
+        """What recall compares with."""
+        log = self.store.log
+        return Memory(Keys(log.last, log.before, log.times, log.gaps), self.moment_states)
+
+    def _score(
+        self, gathered: Gathered, states: Tensor | None, kept: int, replayed: tuple[Tensor, Tensor] | None = None
+    ) -> ScoredCandidates:
+        lifts, memory = self.lift.of(gathered.rows), self.memory()
+        return self.weights.score(gathered, lifts, memory, states, kept=kept, replayed=replayed)
+
+    def _step(
+        self, batch: ClickBatch, gathered: Gathered, part: slice, states: Tensor | None, *, train: bool
+    ) -> tuple[TrainedStep, NDArray[np.float64], NDArray[np.float64]]:
+        """Some of the clicks are scored, and then the ranker learns from them -> what each cost it before, in nats, and
+        the clicked items' ranks."""
+        gathered = gathered.part(part.start, part.stop)
+        mine = None if states is None else states[part]
+        # Where nothing is to be learned, older clicks teach nothing either: flagged ones must not move anything.
+        teaches = train and bool((batch.trainable[part] & (batch.targets[part] > 0)).any())
+        replayed = self.replay.sample(self.settings.replay_batch if teaches else 0)
+        with torch.set_grad_enabled(train):
+            scored = self._score(gathered, mine, self.settings.candidates_kept, replayed)
+        found = scored.positions(batch.targets[part])
+        ranks = scored.ranks(found)
+        trainable = batch.trainable[part]
+        positions = np.where(trainable, found, -1)
+        finite = scored.finite()
+        places = scored.places(positions) if finite else np.full(len(positions), -1)
+        losses = np.full(len(positions), MISS_LOSS)
+        there = np.flatnonzero(places >= 0)
+        shares = scored.shares().detach().float().cpu().numpy()
+        losses[there] = np.minimum(-np.log(np.maximum(shares[there, places[there]], 1e-30)), MISS_LOSS)
+        if finite and len(there):
+            rows = scored.rows()
+            self.lift.add(rows[there], shares[there], rows[there, places[there]])
+            inputs = among_rivals(scored, self._tensor(places), self.settings.replay_candidates)
+            self.replay.add(*inputs, batch.owners[part][there])
         if train:
-            self.weights.learn(loss, guessing, seen)
-        scored = scored._replace(features=scored.features.detach())
-        return each.cpu().numpy(), Lesson(scored, at, seen, again, taught, wanted, negatives)
+            lesson = training_batch(self.weights, scored, positions, self.memory(), mine, replayed)
+            train = self.weights.train(lesson, RANKING)
+        if train:  # features from which nothing could be learned may be no numbers, and stay out of the running means
+            seen = scored.features.detach()[scored.present & self._tensor(trainable)[:, None]]
+            self.weights.ranker.observe(seen)
+        scored = scored._replace(
+            features=scored.features.detach(), scores=scored.scores.detach(), each=scored.each.detach(), replayed=None
+        )
+        return TrainedStep(part, scored, positions, replayed), losses, ranks
 
-    def _remember(self, batch: Batch, clicked: Ahead) -> None:
-        """Counts the clicks; and what is no longer among a person's latest moments goes to the memory of older ones."""
-        leaving, owners = np.zeros(0, np.int64), np.zeros(0, np.int64)
-        W = self.settings.recall_latest
-        if self.settings.reformer:
-            left = self.histories.newest(batch.slots, W + 1, batch.behind)
-            gone = np.flatnonzero(left.lengths > W).tolist()
-            if len(gone):
-                people = list(dict.fromkeys(batch.users[at] for at in gone))
-                place = dict(zip(people, self.scorer.own_memory.take(people).tolist(), strict=True))
-                leaving = left.numbers[gone, W]
-                owners = np.array([place[batch.users[at]] for at in gone], np.int64)
-        heard = self._tensor(batch.heard)
-        told = (clicked.rows, clicked.earlier, clicked.times, clicked.numbers)
-        rows, earlier, times, numbers = (part[heard] for part in told)
-        self.scorer.observe(rows, earlier, numbers, self._tensor(leaving), self._tensor(owners), times=times)
+    def _guess(self, before: Tensor, leaf: Tensor, network: TrainedNetwork) -> None:
+        """The Reformer learns from what it should have guessed, and from what ranking wants of its states."""
+        guessed = self._tensor(np.flatnonzero(network.guessed))
+        pull = leaf.grad
+        batch = TrainingBatch(
+            states=before[guessed] if network.negatives is not None and len(guessed) else None,
+            targets=network.targets,
+            negatives=network.negatives,
+            pulled=None if pull is None else before,
+            pull=pull,
+        )
+        self.weights.train(batch, GUESSING)
 
-    def _take_back(self, batch: Batch, caught: NDArray[np.bool_]) -> None:
+    def _take_back(self, batch: ClickBatch, caught: NDArray[np.bool_]) -> None:
         """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
         for at in np.flatnonzero(caught).tolist():
             newest = self.histories.newest(batch.slots[at : at + 1], self.histories.history_max)
-            self.scorer.take_back(self.guard.contributed(newest, int(batch.rows[at])))
+            self.store.take_back(*self.guard.contributed(newest, int(batch.rows[at])))
 
     def mostly_guarded(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whose histories (N,) are no person's, as far as the guard can tell, (N,): more than half of the clicks are
         guarded."""
+        if not self.guard.total:  # none ever was
+            return np.zeros(len(slots), np.bool_)
         newest = self.histories.newest(slots, self.settings.history_max)
         found: NDArray[np.bool_] = 2 * self.guard.was_guarded(newest.numbers).sum(1) > newest.lengths
         return found
@@ -310,13 +575,14 @@ class Learner:
         for start in range(0, len(users), self.settings.micro_batch_max):
             part = slice(start, start + self.settings.micro_batch_max)
             slots = self.histories.find(users[part])
-            times = self.histories.newest(slots, 1).timestamps[:, 0] if now is None else np.asarray(now[part], float)
+            clicked_at = self.histories.latest_at(slots)
+            ages_s = np.zeros(len(slots)) if now is None else np.asarray(now[part], float) - clicked_at
             states = self.states.now(users[part], slots) if self.deep_state else None
-            rankings += self._rank(users[part], slots, times, states)
+            rankings += self._rank(users[part], slots, ages_s, states)
         return rankings
 
     def popular(self) -> Ranking:
-        """The list for anybody unknown: what is ranked first for a person without a history."""
+        """The list for anybody unknown: what is ranked first for a user without a history."""
         return self._named(*self._anybodys())
 
     def set_available(self, item_id: str, available: bool) -> None:
@@ -329,7 +595,7 @@ class Learner:
 
     def popularity(self) -> NDArray[np.float64]:
         """Recent clicks on all rows in use."""
-        return self.counts.popularity_by(self._half_life, self.vocabulary.rows).double().cpu().numpy()
+        return self.store.popularity_by(self._half_life, self.vocabulary.rows)
 
     @property
     def _half_life(self) -> int:
@@ -337,25 +603,87 @@ class Learner:
         return len(self.settings.popularity_half_lives) // 2
 
     def _popular_rows(self, count: int) -> NDArray[np.int64]:
-        return self.counts.popular(count, self._half_life, self.scorer.blocked).cpu().numpy()
+        return self.store.popular(count, self._half_life)
 
     @torch.no_grad()
     def _rank(
-        self, users: Sequence[str], slots: NDArray[np.int64], now: NDArray[np.float64], states: Tensor | None
+        self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64], states: Tensor | None
     ) -> list[Ranking]:
         """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
         the one for anybody."""
-        clicked_at = self.histories.newest(slots, 1).timestamps[:, 0]
-        ages_s = now - clicked_at
-        active = self.histories.active_at[slots] + ages_s
-        query, people = self.questions.at_looks(users, slots, ages_s, 0, states, active=active)
-        people = np.append(people, len(users))
-        rows, scores = self._best(query.with_nobody(*self._now), people, self.settings.list_size)
+        wanted = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_nobody(0, self._now[1]))
+        lists = self.queries.lists(wanted, now=self._now[0])
+        gathered = self.store.ask(self.histories, lists.queries, flagged=self.guard.flagged, seen=lists.seen)
+        if states is not None:
+            states = torch.cat([states, states.new_zeros(1, states.shape[1])])
+        rows, scores = self._rows_of_lists(gathered, lists, states)
+        unseen = self._unseen(users, slots) if self.settings.exclude_seen else None
+        return self._served(slots, rows, scores, unseen)
+
+    def _rows_of_lists(
+        self, gathered: Gathered, lists: Lists, states: Tensor | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The best rows of each wanted list (L, ·), 0 where there are no more, and their scores; states (L, D)."""
+        count = max(self.settings.list_size, SERVED)
+        if states is not None:
+            states = states[self._tensor(lists.order[lists.lists])]
+        with torch.no_grad():
+            scored = self._score(gathered, states, max(count, self.settings.candidates_kept))
+        rows, scores = scored.best(lists.lists, count)
+        self._leave_out_blocked(rows, scores)
+        back = np.argsort(lists.order)
+        return rows[back], scores[back]
+
+    def _leave_out_blocked(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """What was withdrawn since candidates were gathered leaves the lists (L, ·); what is behind it moves up."""
+        gone = self.store.items.blocked[rows]
+        for at in np.flatnonzero(gone.any(1)).tolist():
+            kept = ~gone[at]
+            count = int(kept.sum())
+            rows[at, :count], scores[at, :count] = rows[at, kept], scores[at, kept]
+            rows[at, count:], scores[at, count:] = 0, -np.inf
+
+    def _states_of_lists(self, prepared: Prepared, before: Tensor | None, after: Tensor | None) -> Tensor | None:
+        """The states (L, D) of the users of lists, as they stood when each was written."""
+        if before is None or after is None:
+            return None
+        wanted, batch = prepared.wanted, prepared.batch
+        B, U = len(before), len(after)
+        later = (batch.slots == wanted.slots[:, None]) & (np.arange(B) >= wanted.preceding[:, None])  # (L, B)
+        came = batch.slots[prepared.listed] == wanted.slots[:, None]  # (L, U)
+        at = np.where(came.any(1), B + came.argmax(1), B + U)  # after the last click; or nobody's
+        at = np.where(later.any(1), later.argmax(1), at)  # before the first of those that come later
+        states = torch.cat([before.detach(), after, after.new_zeros(1, after.shape[1])])[self._tensor(at)]
+        others = np.flatnonzero((at == B + U) & (wanted.slots >= 0)).tolist()
+        if others:
+            users = list(dict.fromkeys(wanted.users[one] for one in others))
+            slots = np.array([wanted.slots[wanted.users.index(user)] for user in users], np.int64)
+            assert prepared.network is not None
+            found = self.states.now(users, slots, prepared.network.histories)
+            place = {user: n for n, user in enumerate(users)}
+            states[others] = found[[place[wanted.users[one]] for one in others]]
+        return states
+
+    def _write_lists(
+        self, prepared: Prepared, rows: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> dict[str, Ranking]:
+        """The lists of everybody who clicked, which are the last but one for anybody."""
+        mine = slice(len(rows) - len(prepared.listed) - 1, None)
+        users = [prepared.batch.users[at] for at in prepared.listed.tolist()]
+        slots = prepared.batch.slots[prepared.listed]
+        rankings = self._served(slots, rows[mine], scores[mine], prepared.unseen)
+        return dict(zip(users, rankings, strict=True))
+
+    def _served(
+        self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], unseen: Unseen | None
+    ) -> list[Ranking]:
+        """Lists (U + 1, ·), the last of them for anybody, count as served."""
+        rows, scores = rows[:, : self.settings.list_size], scores[:, : self.settings.list_size]
         self._for_anybody = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
         popular = np.zeros(len(rows), bool)
-        if self.settings.exclude_seen:
-            rows, scores, popular = self._with_unseen(slots, rows, scores)
+        if unseen is not None:
+            rows, scores, popular = self._with_unseen(unseen, rows, scores)
         self.histories.served[slots] = 0
         self.histories.served[slots, : min(SERVED, rows.shape[1])] = rows[:, :SERVED]
         return [
@@ -363,26 +691,28 @@ class Learner:
             for mine, its, filled in zip(rows, scores, popular, strict=True)
         ]
 
+    def _unseen(self, users: Sequence[str], slots: NDArray[np.int64]) -> Unseen:
+        shares = self.popularity()
+        shares[self.store.items.blocked[: len(shares)]] = 0
+        shares /= max(shares.sum(), 1e-12)
+        starts, rows = self.queries.seen_by(users)
+        # Of users who had to make room there, their histories still know the latest clicks.
+        return Unseen(shares, self.histories.newest(slots, self.histories.history_max).rows, starts, rows)
+
     def _with_unseen(
-        self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32]
+        self, unseen: Unseen, rows: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """Lists (U, count) and their scores, with what is popular and not clicked by them for users whose candidates
         they have all clicked; and whose lists these are (U,). Who has clicked everything keeps an empty one."""
         empty = np.count_nonzero(rows, axis=1) == 0
-        if not empty.any():
-            return rows, scores, empty
-        count = self.settings.list_size
-        missing = ((0, 0), (0, count - rows.shape[1]))
-        rows, scores = np.pad(rows, missing), np.pad(scores, missing)
-        shares = self.popularity()
-        shares[self.scorer.blocked[: len(shares)].cpu().numpy()] = 0
-        shares /= max(shares.sum(), 1e-12)
+        count = rows.shape[1]
         for at in np.flatnonzero(empty).tolist():
-            unseen = shares.copy()
-            unseen[self.histories.newest(slots[at : at + 1], self.histories.history_max).rows] = 0
-            best = np.argsort(-unseen, kind="stable")[:count]
-            best = best[unseen[best] > 0]
-            rows[at, : len(best)], scores[at, : len(best)] = best, unseen[best]
+            shares = unseen.shares.copy()
+            shares[unseen.latest[at]] = 0
+            shares[unseen.rows[unseen.starts[at] : unseen.starts[at + 1]]] = 0
+            best = np.argsort(-shares, kind="stable")[:count]
+            best = best[shares[best] > 0]
+            rows[at, : len(best)], scores[at, : len(best)] = best, shares[best]
         return rows, scores, empty & (np.count_nonzero(rows, axis=1) > 0)
 
     def _anybodys(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -393,81 +723,36 @@ class Learner:
         assert self._for_anybody is not None
         return self._for_anybody
 
-    def _best(
-        self, query: Query, people: NDArray[np.int64], count: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows for each of U people (U, count), 0 where there are no more, and their scores (U, count); people
-        (N,), rising from 0: whom each query is about."""
-        scored = self.scorer.score(query).for_people(self._tensor(people), len(self.counts))
-        places, scores = scored.best(count)
-        rows = torch.nn.functional.pad(scored.candidates.rows, (0, 1))[places]
-        return rows.cpu().numpy(), scores.cpu().numpy()
-
-    def _score_served(self, batch: Batch, asked: Asked, guesses: Tensor | None) -> NDArray[np.float64]:
+    def _score_served(
+        self, prepared: Prepared, rows: NDArray[np.int64], anybodys: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Scores what stood in front of each user -> (N,) the clicked items' ranks in it.
 
         Whoever clicks twice within a micro-batch is scored the second time with the list that the first click gave;
         Redis only ever gets the last one.
         """
-        if not self.lists:
-            return np.full(len(batch.users), np.inf)
-        popular = np.zeros(SERVED, np.int64)
-        best = self._popular_rows(SERVED)
-        popular[: len(best)] = best
-        everywhere = np.broadcast_to(popular, (len(batch.users), SERVED))
-        anybodys = np.zeros(SERVED, np.int64)
-        best = self._anybodys()[0][:SERVED]
-        anybodys[: len(best)] = best
+        batch = prepared.batch
         served = self.histories.served[batch.slots].astype(np.int64)  # (N, SERVED)
-        again = np.flatnonzero(batch.behind > 0).tolist()  # clicks after which the same user clicked once more
-        if len(again):
-            following = next_in_batch(batch.slots)[again]
-            states = None if guesses is None else guesses[self._tensor(following)].detach()
-            with torch.no_grad():
-                who, behind = [batch.users[at] for at in again], batch.behind[again]
-                slots, ages_s, active = batch.slots[again], np.zeros(len(again)), batch.active[again]
-                between, people = self.questions.at_looks(who, slots, ages_s, behind, states, active=active)
-                served[following] = self._best(between, people, SERVED)[0]
+        served[next_in_batch(batch.slots)[prepared.repeated]] = rows[: len(prepared.repeated), :SERVED]
         served = np.where(served.any(1, keepdims=True), served, anybodys)
-        followed = self.counts.followers_of(asked.moment().last, SERVED, filled_with=popular)
-        lists = {"served": served, "popular": everywhere, "followed": followed}
-        self.scores.add({name: rows[batch.heard] for name, rows in lists.items()}, batch.targets[batch.heard])
+        popular = np.broadcast_to(prepared.popular, served.shape)
+        assert prepared.gathered is not None
+        followed = prepared.gathered.followers.astype(np.int64)
+        followed = filled(followed, prepared.popular)
+        lists = {"served": served, "popular": popular, "followed": followed}
+        heard = batch.trainable
+        self.scores.add({name: some[heard] for name, some in lists.items()}, batch.targets[heard])
         return ranks_in(served, batch.targets)
 
-    @torch.no_grad()
-    def _looked(
-        self, batch: Batch, looks: Sequence[Look], ahead: Ahead, guesses: Tensor | None, after: Tensor | None
-    ) -> NDArray[np.int64]:
-        """The first places of lists (L + 1, SERVED) as rows, 0 where there are no more; last, of the one for anybody,
-        as of the batch's start, which is that of whoever has no history any more.
-
-        after (U, D): the Reformer's states after each person's last click in the batch.
-        """
-        found = np.zeros((len(looks) + 1, SERVED), np.int64)
-        held = [at for at, look in enumerate(looks) if look.user_id in self.histories]
-        around = None if guesses is None or after is None else StatesAround(guesses.detach(), after)
-        size = self.settings.micro_batch_max
-        for start in range(0, max(1, len(held)), size):
-            part = held[start : start + size]
-            asked, lists = self.questions.at_looks_between(batch, [looks[at] for at in part], ahead, around)
-            rows, _ = self._best(asked.with_nobody(*self._now), np.append(lists, len(part)), SERVED)
-            found[[*part, len(looks)]] = rows
-        found[np.setdiff1d(np.arange(len(looks)), held)] = found[-1]
+    def _rows_of_impressions(self, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The first places of impressions' lists as rows (I + 1, SERVED), 0 where there are no more; last, of the one
+        for anybody, as of the batch's start, which is that of users who have no history any more."""
+        assert prepared.impressions is not None
+        first = len(prepared.repeated)
+        anybodys = rows[first + len(prepared.held), :SERVED]
+        found = np.broadcast_to(anybodys, (len(prepared.impressions) + 1, SERVED)).copy()
+        found[prepared.held] = rows[first : first + len(prepared.held), :SERVED]
         return found
-
-    def _states(
-        self, listed: Sequence[str], read: Read | None, clicks: int
-    ) -> tuple[Tensor | None, NDArray[np.bool_], Tensor | None]:
-        """The Reformer's states before each click (N, D), with gradients; whether anything was before it (N,); and
-        the states after each user's last click (U, D)."""
-        if read is None:
-            return None, np.zeros(clicks, bool), None
-        guesses, taught, states = self.states.read(listed, read.slots, read.clicks)
-        return guesses[self._tensor(read.order)], taught[read.order], states
-
-    def _places(self, scored: Scored, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the targets (N,) stand among the candidates, −1 where they do not, or are 0."""
-        return self.scorer.places_of(scored, self._tensor(targets)).cpu().numpy()
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return as_tensor(array, self.device)
@@ -486,11 +771,16 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         parts: dict[str, dict[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {}
-        for name, part in (("states", self.states), ("scorer", self.scorer), ("guard", self.guard)):
+        kept: dict[str, Any] = {"states": self.states, "store": self.store, "replay": self.replay, "guard": self.guard}
+        for name, part in kept.items():
             parts[name], state[name] = part.to_state()
+        parts["lift"] = self.lift.to_state()
+        parts["moments"] = {"states": self.moment_states[places_held(self.store.log)].numpy()}
         parts["weights"] = self.weights.to_state()
         parts["reservoir"], state["reservoir"] = self.reservoir.to_state()
         parts["history"], state["users"] = self.histories.to_state()
+        if self.seen is not None:
+            parts["seen"], state["seen"] = self.seen.to_state()
         parts["returns"] = self.returns.to_state()
         rows, scores = self._anybodys()
         parts["anybody"] = {"rows": rows, "scores": scores}
@@ -512,8 +802,16 @@ class Learner:
         self.weights.load_state(below(arrays, "weights"))
         self.reservoir.load_state(below(arrays, "reservoir"), state["reservoir"])
         self.histories.load_state(below(arrays, "history"), state["users"])
+        if self.seen is not None:
+            self._load_seen(self.seen, below(arrays, "seen"), state.get("seen"))
         self.states.load_state(below(arrays, "states"), state["states"])
-        self.scorer.load_state(below(arrays, "scorer"), state["scorer"])
+        self.store.load_state(below(arrays, "store"), state["store"])
+        self.replay.load_state(below(arrays, "replay"), state["replay"])
+        self.lift.load_state(below(arrays, "lift"))
+        places, saved = places_held(self.store.log), torch.from_numpy(arrays["moments.states"].copy())
+        if saved.shape[1] == self.moment_states.shape[1]:
+            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
+            self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
         self.guard.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))
@@ -526,9 +824,59 @@ class Learner:
         self._make_room()
         self._block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])
 
+    def _load_seen(self, seen: SeenItems, arrays: dict[str, NDArray[Any]], users: list[str] | None) -> None:
+        """From a checkpoint that holds it; otherwise from the histories, which are all that such a checkpoint knows."""
+        if users is not None:
+            seen.load_state(arrays, users)
+            return
+        for user in self.histories.users():
+            seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])
 
-def _read(slots: NDArray[np.int64], last: NDArray[np.int64]) -> Read:
-    """slots (N,) of the clicks' histories; last (U,): each person's last click."""
-    by_slot = np.argsort(slots[last])
-    of_user = by_slot[np.searchsorted(slots[last], slots, sorter=by_slot)]  # (N,) which of the U
-    return Read(slots[last], np.bincount(of_user), np.argsort(np.argsort(of_user, kind="stable")))
+
+def training_batch(  # noqa: PLR0917 - what it is made of, and no options
+    model: RankingModel,
+    scored: ScoredCandidates,
+    positions: NDArray[np.int64],
+    memory: Memory,
+    states: Tensor | None,
+    replayed: tuple[Tensor, Tensor] | None,
+) -> TrainingBatch:
+    """What a model has to learn from clicks whose candidates it has just scored; positions (N,) of the clicked items
+    among all candidates, −1: none, or not to be learned from."""
+    places = scored.places(positions)
+    left_out = np.flatnonzero((positions >= 0) & (places < 0))
+    forced, forced_present, forced_places = scored.features, scored.present, places
+    if len(left_out):
+        K = scored.kept.shape[1]
+        at = as_tensor(left_out, model.device)
+        with torch.no_grad():
+            inputs, _ = model.inputs(scored, positions[left_out, None], memory, None if states is None else states[at])
+        forced = scored.features.detach().clone()
+        forced[at, K - 1] = inputs[:, 0]
+        forced_places = places.copy()
+        forced_places[left_out] = K - 1
+    return TrainingBatch(
+        scores=scored.each,
+        present=scored.present,
+        places=as_tensor(places, model.device),
+        forced=forced,
+        forced_present=forced_present,
+        forced_places=as_tensor(forced_places, model.device),
+        replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed[1]),
+    )
+
+
+def filled(lists: NDArray[np.int64], popular: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lists (N, K) of rows, 0 beyond their ends, with what is popular (K,) after them, each row once."""
+    short = np.flatnonzero((lists == 0).any(1))
+    for at in short.tolist():
+        mine = list(dict.fromkeys([row for row in (*lists[at].tolist(), *popular.tolist()) if row]))
+        mine = mine[: lists.shape[1]]
+        lists[at] = 0
+        lists[at, : len(mine)] = mine
+    return lists
+
+
+def _padded(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first SERVED, 0 beyond."""
+    return np.pad(rows[:SERVED], (0, max(0, SERVED - len(rows)))).astype(np.int64)

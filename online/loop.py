@@ -9,13 +9,16 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from online.arrays import below, joined
 from online.checkpoint import CheckpointError, Checkpoints, Saved
-from online.learner import Learner
+from online.facts.features import features
+from online.learner import Following, Learner
 from online.settings import Settings
 from online.turn.arrived import Arrived, ToForget, micro_batches
 from online.turn.catalogue import Catalogue
@@ -34,6 +37,7 @@ from online.upkeep.reaction import Changes
 from online.upkeep.supervisor import Supervisor
 from online.upkeep.unreadable import UnreadableWatch
 from online.upkeep.versions import Versions
+from stream.events import Click
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
 from stream.source import Gone, Partition, Record, Source, SourceError
@@ -172,6 +176,7 @@ class Loop:
         self._saved_ledger = self.ledger.to_state()
         self._aside = ThreadPoolExecutor(1, "checkpoint") if aside is None else aside
         self._writing: _Writing | None = None
+        self._announced: list[Click] | None = None  # to the learner, as the micro-batch that comes next
 
     def restore(self) -> int | None:
         """Takes back the latest checkpoint -> its number, None where there is none.
@@ -243,8 +248,10 @@ class Loop:
         self._reached("parse")
         arrived = list(self.intake.readable(records))
         per_user_max = self.settings.history_max // 2
-        for batch in micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone):
-            self._take_in(batch)
+        batches = [*micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone), None]
+        for batch, after in pairwise(batches):
+            assert batch is not None
+            self._take_in(batch, after)
             self._reached("items")
             self.writer.mind_items()  # here too: a full turn may take a second
         if not arrived:
@@ -278,13 +285,13 @@ class Loop:
         self.overload.look(self.source)
         return len(records)
 
-    def _take_in(self, batch: Sequence[Arrived] | ToForget) -> None:
-        """One micro-batch, or that somebody is to be forgotten."""
+    def _take_in(self, batch: Sequence[Arrived] | ToForget, after: Sequence[Arrived] | ToForget | None = None) -> None:
+        """One micro-batch, or that somebody is to be forgotten; and what comes after it in this turn."""
         try:
             if isinstance(batch, ToForget):
                 self.forgetting.forget(batch)
             else:
-                self._learn(batch)
+                self._learn(batch, after)
         except _NO_BUGS:
             raise
         except Exception as error:
@@ -297,13 +304,15 @@ class Loop:
                 f"from the checkpoint: {last_line(error)}"
             ) from error
 
-    def _learn(self, batch: Sequence[Arrived]) -> None:
-        clicks = [one.click for one in batch]
+    def _learn(self, batch: Sequence[Arrived], after: Sequence[Arrived] | ToForget | None) -> None:
+        clicks = self._announced if self._announced is not None else [one.click for one in batch]
+        self._announced = None if after is None or isinstance(after, ToForget) else [one.click for one in after]
+        following = None if self._announced is None else partial(Following, self._announced)
         # 3. Score the lists that stand, learn, rank anew.
         self._reached("learn")
-        learned = self.learner.learn(clicks, train=not self.overload.shedding)
+        learned = self.learner.learn(clicks, train=not self.overload.shedding, following=following)
         self.ledger.learned += len(batch)
-        self.ledger.untrained += 0 if learned.trained else int(learned.heard.sum())
+        self.ledger.untrained += 0 if learned.trained else int(learned.trainable.sum())
         # 4. The new lists, in one pipeline.
         self._reached("lists")
         self.writer.publish(batch, learned.rankings)
@@ -311,6 +320,8 @@ class Loop:
         self._reached("shadow")
         self.supervisor.after(clicks, learned, [one.record.timestamp_ms / 1_000 for one in batch])
         self.departures.expired(learned.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
+        if self.learner.seen is not None:
+            self.departures.seen_items(self.learner.seen)
 
     def _listen(self, records: Sequence[Record]) -> None:
         """Whether clicks are missing: only where all there is was read, and the broker answers."""
@@ -468,16 +479,22 @@ class Loop:
 
     def _shape(self) -> dict[str, Any]:
         shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
+        shape = {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
+        return shape | {"features": [feature.name for feature in features(self.settings.popularity_half_lives)]}
 
-    def _check_shape(self, number: int, saved: dict[str, Any]) -> None:
-        others = [
-            f"NEXTCLICK_{name.upper()}={saved[name]}" for name, here in self._shape().items() if saved[name] != here
-        ]
+    def _check_shape(self, number: int, saved: Mapping[str, Any]) -> None:
+        """Whether the weights of a checkpoint are of this learner's shape. Raises CheckpointError."""
+        here = self._shape()
+        others = [f"NEXTCLICK_{name.upper()}={saved[name]}" for name in SHAPED_BY if saved[name] != here[name]]
         if others:
+            made, way = f"was made with {', '.join(others)}", "set it back"
+        else:
+            made, way = "was written by another version", "go on with that"
+        differing = _differing_features(saved["features"], here["features"])
+        if others or differing:
             raise CheckpointError(
-                f"checkpoint {number} in {self.checkpoints.folder} was made with {', '.join(others)}: "
-                "set it back, or set NEXTCLICK_DATA_DIR to another folder to start anew"
+                f"checkpoint {number} in {self.checkpoints.folder} {made}{differing}: {way}, "
+                "or set NEXTCLICK_DATA_DIR to another folder to start anew"
             )
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
@@ -503,3 +520,16 @@ class Loop:
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
         self.notices.tell("lost", f"{gone}; going on from {gone.earliest}", figures)
+
+
+def _differing_features(saved: Sequence[str], here: Sequence[str]) -> str:
+    """Which of the ranker's features a checkpoint has and this version has not, and so on, as the end of a sentence;
+    empty where they are the same in the same order."""
+    if list(saved) == list(here):
+        return ""
+    gone, new = [name for name in saved if name not in here], [name for name in here if name not in saved]
+    said = [f"with {', '.join(gone)}"] * bool(gone) + [f"without {', '.join(new)}"] * bool(new)
+    if not said:
+        moved = [name for name, other in zip(saved, here, strict=False) if name != other]
+        said = [f"with {', '.join(moved)} in another order"]
+    return f" ({' and '.join(said)} among the ranker's features)"

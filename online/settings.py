@@ -94,7 +94,8 @@ class Settings(SecuritySettings):
         1.0,
         description="longest wait for a partition that has more, before later clicks of others are taken; 0: none",
     )
-    micro_batch_max: Positive = Field(32, description="clicks learned in one step")
+    micro_batch_max: Positive = Field(128, description="clicks learned in one go, at most")
+    step_clicks: Positive = Field(32, description="of these, clicks that the ranker learns in one step")
     checkpoint_interval_s: Seconds = Field(15.0, description="time between checkpoints")
     checkpoints_kept: Positive = Field(3, description="checkpoints kept on disk")
     forget_checkpoints_s: Seconds = Field(
@@ -134,10 +135,16 @@ class Settings(SecuritySettings):
     # What is remembered.
     users_held: Positive = Field(100_000, description="users with a history; the least recently seen makes room")
     history_max: Annotated[int, Field(ge=2)] = Field(256, description="latest clicks kept of a user")
+    seen_pairs_max: Positive = Field(
+        20_000_000,
+        description="users' different items remembered for EXCLUDE_SEEN, of all users together (3 to 5 bytes each for "
+        "users with hundreds, 21 with 20); the least recently seen user makes room",
+    )
     items_held: Positive = Field(200_000, description="items with a row; the least recently clicked makes room")
     item_min_count: Positive = Field(1, description="clicks after which an item gets a row")
     item_idle_s_max: Seconds = Field(180 * 86_400.0, description="an item without clicks for so long loses its row")
-    successors_held: Positive = Field(64, description="followers, and neighbours, counted for each item (the heaviest)")
+    successors_held: Positive = Field(64, description="followers counted for each item (the heaviest)")
+    neighbours_held: Positive = Field(128, description="what stands near each item within some clicks (the heaviest)")
     popularity_half_lives: Annotated[tuple[Positive, ...], NoDecode] = Field(
         (30, 300, 3_000, 30_000), min_length=1, description="comma-separated: clicks after which a click counts half"
     )
@@ -175,24 +182,27 @@ class Settings(SecuritySettings):
     memory_rebuilds_max: Positive = Field(4, description="memories rebuilt from histories in one turn")
 
     # Learning.
-    learning_rate: Rate = Field(0.001, description="of the network's dense weights, online")
-    item_learning_rate: Rate = Field(0.05, description="of the item vectors (row-wise Adagrad)")
+    learning_rate: Rate = Field(0.002, description="of the network's dense weights, online")
+    item_learning_rate: Rate = Field(0.1, description="of the item vectors (row-wise Adagrad)")
     ranker_learning_rate: Rate = Field(0.003, description="of the ranker's weights (Adam)")
     ranker_hidden: Positive = Field(64, description="hidden units of one of the ranker's networks")
-    ranker_networks: Positive = Field(3, description="networks whose mean the ranker takes")
+    ranker_networks: Positive = Field(1, description="networks whose mean the ranker takes")
+    candidates_kept: Annotated[int, Field(ge=2)] = Field(
+        32, description="candidates, the best by a linear score, that the ranker's networks see"
+    )
     ranker_gradient_norm_max: Rate = Field(5.0, description="the ranker's gradients are clipped to this norm")
     recall_learning_rate: Rate = Field(0.01, description="of recall's gains and recency weights (Adam)")
     recall_vectors_learning_rate: Rate = Field(0.01, description="of recall's item vectors (row-wise Adagrad)")
     replay_held: Annotated[int, Field(ge=0)] = Field(8_192, description="clicks kept to be learned from again")
-    replay_candidates: Annotated[int, Field(ge=2)] = Field(64, description="candidates kept of each of them")
-    replay_batch: Annotated[int, Field(ge=0)] = Field(64, description="of them learned with each micro-batch")
+    replay_candidates: Annotated[int, Field(ge=2)] = Field(32, description="candidates kept of each of them")
+    replay_batch: Annotated[int, Field(ge=0)] = Field(32, description="of them learned with each step")
     negatives: Positive = Field(128, description="sampled items a next-item loss is measured against")
     gradient_norm_max: Rate = Field(1.0, description="gradients are clipped to this norm")
     gradient_explosion: Annotated[float, Field(gt=1)] = Field(
         50.0, description="a step whose gradients' norm is so many times its running level is not taken"
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of the dense weights")
-    warm_up_steps: Annotated[int, Field(ge=0)] = Field(100, description="steps in which the learning rates rise")
+    warm_up_steps: Annotated[int, Field(ge=0)] = Field(50, description="steps in which the learning rates rise")
     learning_rate_half_life_steps: Positive = Field(20_000, description="steps in which they come half way down to 0.3")
     finetune_interval_s: Seconds = Field(300.0, description="time between fine-tunings; 0: never by the clock")
     finetune_cron: str | None = Field(

@@ -42,6 +42,13 @@ class ActiveClock:
         """The active time (N,) at each of some clicks, in order."""
         return np.array([self.update(one) for one in event_times], np.float64)
 
+    def after(self, event_times: Iterable[float]) -> float:
+        """What the active time would be after clicks made then."""
+        copy = ActiveClock()
+        copy.latest, copy.skipped_s = self.latest, self.skipped_s
+        copy.update_all(event_times)
+        return copy.now
+
     def to_state(self) -> dict[str, Any]:
         return {"latest": None if self.latest == -np.inf else self.latest, "skipped_s": self.skipped_s}
 

@@ -26,6 +26,7 @@ from online.edges import (
     open_source,
     prepare_topics,
 )
+from online.facts.warm import warm_if_cold
 from online.loop import Loop
 from online.settings import Settings
 from online.start import check_start
@@ -84,6 +85,7 @@ def run_worker(
         disk = Patience(settings, stop, (DiskFullError,))  # only in the log: the folder is not ours yet
         disk.until_done(lambda: parts.enter_context(only_worker(settings)))
         disk.until_done(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
+        warm_if_cold(log.info)
         lists = _lists(settings, parts)
         patience = Patience(settings, stop, (AwayError, DiskFullError), partial(_say_waiting, lists))
         patience.until_done(partial(prepare_topics, settings))

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from online.facts import jit
+
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = "Bringing .venv up to date"
 MADE = "Setting up .venv"
@@ -40,6 +42,8 @@ class Checkout:
         for name in (".ci/venv", "Makefile", "pyproject.toml", "constraints.txt"):
             shutil.copy(ROOT / name, root / name)
         self.installs: list[list[str]] = []
+        self.warmed = 0
+        self.warming_fails = False
         self.pip_fails = False
         self.interrupt = False
         self._module = script(root)
@@ -77,6 +81,9 @@ class Checkout:
                 shutil.rmtree(self.packages / "online", ignore_errors=True)
                 (self.packages / "editable.pth").write_text(f"{self.root}\n")
             return subprocess.CompletedProcess(command, int(self.pip_fails))
+        if command[1:] == ["-m", "online.facts.warm"]:
+            self.warmed += 1
+            return subprocess.CompletedProcess(command, int(self.warming_fails))
         return self._real_run(self._module.Venv, command, **options)
 
 
@@ -92,6 +99,36 @@ def test_it_is_made_once_with_pinned_versions_and_then_left_alone(checkout, caps
     assert package[-4:] == ["constraints.txt", "--no-build-isolation", "--editable", ".[dev]"]
     assert checkout.make(capsys) == ""
     assert len(checkout.installs) == 2
+
+
+def test_loops_are_compiled_when_it_is_made_and_when_they_have_changed(checkout, capsys) -> None:
+    loops = checkout.root / "online" / "facts" / "gather.py"
+    loops.parent.mkdir()
+    loops.write_text("")
+    checkout.make(capsys)
+    assert checkout.make(capsys) == ""
+    assert checkout.warmed == 1
+    loops.write_text("# other loops")
+    os.utime(loops, (1, 1))
+    assert "Compiling loops" in checkout.make(capsys)
+    assert checkout.make(capsys) == ""
+    assert checkout.warmed == 2
+    assert len(checkout.installs) == 2
+
+
+def test_loops_that_cannot_be_compiled_are_said_and_stop_nothing(checkout, capsys) -> None:
+    loops = checkout.root / "online" / "facts" / "gather.py"
+    loops.parent.mkdir()
+    loops.write_text("broken")
+    checkout.warming_fails = True
+    assert checkout._module.main(checkout._module.Venv(checkout.root, checkout.venv), python_is_named=False) == 0
+    assert "loops could not be compiled" in capsys.readouterr().err
+    checkout.warming_fails = False
+    assert "Compiling loops" in checkout.make(capsys)
+
+
+def test_the_files_with_loops_are_those_whose_compiled_forms_are_named_after_them(checkout) -> None:
+    assert {f"online/{source}" for source in jit._SOURCES} == set(checkout._module.LOOPS)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

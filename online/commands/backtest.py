@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from online.evaluation.backtest_events import BacktestError, Read, read_clicks
 from online.evaluation.backtest_report import remarks, report, table
 from online.event_files import EventFile
 from online.event_files.tally import BAD_ROWS_MAX
+from online.facts.warm import warm_if_cold
 from online.settings import Settings
 
 
@@ -41,6 +43,7 @@ def run_backtest(
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
         raise BacktestError(f"{file.name} holds no click that can be read; " + "; ".join(left_out(read)))
+    warm_if_cold(partial(Console(stderr=True).print, markup=False))
     with _bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(
             read.clicks,

@@ -31,6 +31,7 @@ from online.commands.demo_views import (
 )
 from online.edges import open_lists, open_producer, open_reader
 from online.event_files import EventFile
+from online.facts.warm import warm_if_cold
 from online.serve import Api
 from online.settings import Settings, load_settings
 from online.worker import run_worker
@@ -93,6 +94,7 @@ def run_demo(
     with contextlib.ExitStack() as cleanup:
         folder = data_dir or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="nextclick-demo-")))
         settings, outside = _settings(console, folder, seed, port)
+        warm_if_cold(partial(console.print, style="dim", markup=False))
         console.print("starting the log, Redis, the worker and the API …", style="dim")
         worker = _start_worker(settings, stop, cleanup)
         lists = open_lists(settings)

@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from online.evaluation.tune import CONFIDENCE, LATER, SEARCH, HowFar, OnProgress
 from online.evaluation.tune_runs import TuneError
 from online.event_files import EventFile
 from online.event_files.tally import BAD_ROWS_MAX
+from online.facts.warm import warm_if_cold
 from online.settings import ENV_FILE, PREFIX, Settings
 
 _MUCH_SLOWER = 0.8
@@ -49,6 +51,7 @@ def run_tune(
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
         raise TuneError("; ".join([f"{file.name} holds no click that can be read", *left_out(read)]))
+    warm_if_cold(partial(Console(stderr=True).print, markup=False))
     with _bar(trials) as on_progress:
         tuned = tune(
             read.clicks,

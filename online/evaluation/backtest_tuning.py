@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from online.learner import Learner
-from online.ranking.learned import Learned
+from online.ranking.batches import BatchResult
 from online.settings import Settings
 from online.turn.ledger import Ledger
 from online.upkeep.supervisor import Supervisor
@@ -31,7 +31,7 @@ class Tuning:
             clock=lambda: 0.0,
         )
 
-    def after(self, clicks: Sequence[Click], learned: Learned) -> None:
+    def after(self, clicks: Sequence[Click], learned: BatchResult) -> None:
         """A micro-batch was learned."""
         before = self._ledger.learned
         self._ledger.learned += len(clicks)

@@ -5,6 +5,8 @@
 
 The same seed gives the same clicks, and until the change they are those of the quiet world of that seed. So whatever
 differs afterwards comes from the change.
+
+`collections` is a world of another kind, in which nothing changes: users enter what they own, each item once.
 """
 
 import heapq
@@ -14,12 +16,14 @@ from functools import cached_property
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 
 from online.evaluation.town import Town
 from stream.events import Click
 
 _CLICKS_MAX = 10**12
 HOUR_S = 3_600.0
+_DAY_S = 24 * HOUR_S
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,88 @@ class World:
             yield Click(user_id=users[account], item_id=item_id, timestamp=round(seconds, 3))
 
 
+@dataclass(frozen=True)
+class Collections:
+    """Users who enter what they own into a catalogue, each item once and in no order: whoever shares their taste tells
+    what they will enter, their latest item does not.
+
+    A user has a few genres as tastes, and owns items of them mostly; within a genre, the item of popularity rank r is
+    owned with a weight proportional to 1 / r ** skew. Items are entered in bursts of a few seconds an entry, with days
+    between two bursts.
+    """
+
+    seed: int
+    users: int = 160
+    items: int = 1_500  # item i is of genre i modulo `genres`, and the more popular the lower its number
+    genres: int = 20
+    tastes: int = 2  # genres of each user, each with half of the weight of the one before
+    of_tastes: float = 0.95  # share of a user's weight that lies on their tastes; the rest is spread over all genres
+    skew: float = 0.8
+    sizes: tuple[int, int] = (5, 250)  # of collections, log-uniform between the two, both included
+    bursts: tuple[int, int] = (24, 240)  # entries, log-uniform; what is left of a collection may be fewer
+    entry_s: float = 4.0  # mean of the exponential gaps within a burst
+    rest_days: tuple[float, float] = (1.0, 5.0)  # between two bursts, uniform
+    begin_days: float = 40.0  # users begin at any time within so many days, uniform
+    start: float = 1_730_448_000.0  # seconds since 1970
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.sizes[0] <= self.sizes[1] <= self.items and 1 <= self.tastes <= self.genres <= self.items):
+            raise ValueError("a collection has one item at least and at most all of them; the same holds for tastes")
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        return [f"genre {item % self.genres} no. {item // self.genres + 1}" for item in range(self.items)]
+
+    def genre_of(self, item_id: str) -> int:
+        return int(item_id.split()[1])
+
+    def rank_of(self, item_id: str) -> int:
+        """An item's place in its genre by popularity, from 1."""
+        return int(item_id.split()[3])
+
+    @cached_property
+    def tastes_of(self) -> dict[str, list[int]]:
+        """The genres that each user likes, best first."""
+        rng = np.random.default_rng((self.seed, 0))
+        return {f"user-{n}": rng.permutation(self.genres)[: self.tastes].tolist() for n in range(self.users)}
+
+    def clicks(self, n: int | None = None) -> list[Click]:
+        """The first `n` entries of all users in order of time, or all there are."""
+        found = [click for number in range(self.users) for click in self._entries(number)]
+        return sorted(found, key=lambda click: click.timestamp)[:n]
+
+    def _entries(self, number: int) -> list[Click]:
+        """One user's, in order."""
+        rng, user = np.random.default_rng((self.seed, 1, number)), f"user-{number}"
+        size = _log_uniform(rng, *self.sizes)
+        chosen = rng.choice(self.items, size, replace=False, p=self._chances(user), shuffle=False)
+        chosen = rng.permutation(chosen)  # popular ones are drawn first
+        gaps_s = rng.exponential(self.entry_s, size)
+        gaps_s[0] = rng.uniform(0, self.begin_days * _DAY_S)
+        begins = _log_uniform(rng, *self.bursts)
+        while begins < size:
+            gaps_s[begins] = rng.uniform(*self.rest_days) * _DAY_S
+            begins += _log_uniform(rng, *self.bursts)
+        times = (self.start + gaps_s.cumsum()).round(3).tolist()
+        owned = [self.item_ids[item] for item in chosen.tolist()]
+        return [Click(user_id=user, item_id=item, timestamp=at) for item, at in zip(owned, times, strict=True)]
+
+    def _chances(self, user: str) -> NDArray[np.float64]:
+        """Of each item (items,), to be the next one drawn."""
+        of_genre = np.full(self.genres, (1 - self.of_tastes) / self.genres)
+        liked = 0.5 ** np.arange(self.tastes)
+        of_genre[self.tastes_of[user]] += self.of_tastes * liked / liked.sum()
+        genre, rank = np.arange(self.items) % self.genres, 1 + np.arange(self.items) // self.genres
+        weights = rank**-self.skew
+        chances = of_genre[genre] * weights / np.bincount(genre, weights)[genre]
+        normed: NDArray[np.float64] = chances / chances.sum()
+        return normed
+
+
+def _log_uniform(rng: np.random.Generator, low: int, high: int) -> int:
+    return int(np.floor(np.exp(rng.uniform(np.log(low), np.log(high + 1)))))
+
+
 TOWN, BOT = Town(), Bot()
 
 
@@ -173,3 +259,11 @@ def outage(
 def silence(seed: int, *, change_at: int = 5_000, seconds: float = 6 * HOUR_S, town: Town = TOWN) -> World:
     """Logging fails altogether for a while: no click arrives."""
     return World("silence", replace(town, seed=seed), change_at, outage=Outage(0.0, seconds))
+
+
+def collections(seed: int, *, users: int = 160, items: int = 1_500, sizes: tuple[int, int] = (5, 250)) -> Collections:
+    """Users enter what they own, each item once, in bursts and in no order; with the defaults some 10,000 entries.
+
+    `sizes`: of the smallest and the largest collection.
+    """
+    return Collections(seed, users=users, items=items, sizes=sizes)

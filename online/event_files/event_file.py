@@ -122,7 +122,8 @@ class EventFile:
         """Whether the first line begins as an object or an array does, or most lines as an object."""
         sample = self._opened.sample.decode(self._encoding, "replace")
         lines = [line.strip() for line in sample.splitlines()[:_LINES_COUNTED] if line.strip()]
-        objects = sum(line.startswith("{") for line in lines)
+        # Whole ones, or the last, which the sample may have cut: a table's first cells may begin with a brace too.
+        objects = sum(line.startswith("{") and (line.endswith("}") or line is lines[-1]) for line in lines)
         return bool(lines) and (lines[0].startswith(("{", "[")) or 2 * objects > len(lines))
 
     def _with_what_its_name_says(self, error: EventFileError) -> EventFileError:

@@ -36,8 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.arrays import below, joined
-from online.counts import NEAR
-from online.history import Newest, earlier_in_batch
+from online.facts.jit import kernel
+from online.facts.tables import NEAR
+from online.history import Newest
 from online.ranking.recent_users import RecentUsers
 from online.ranking.safety_net import SafetyNet
 from online.settings import Settings
@@ -85,7 +86,7 @@ class Buckets:
         so long before a bucket's latest one takes the bucket's clock back with it, without draining anything;
         `gap_s_max`: what counts at most of the time between two clicks."""
         self.size, self.drained_each_s = size, drained_each_s
-        self._late_s, self._gap_s_max = late_s, gap_s_max
+        self._limits = np.array([FULL_MOST * size, drained_each_s, late_s, gap_s_max])
         rows = max(1, held // WAYS)
         self._keys = np.zeros((rows, WAYS), np.int64)  # 0: free
         self._levels = np.zeros((rows, WAYS))  # (B, W) clicks
@@ -95,28 +96,11 @@ class Buckets:
     def pour(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, owners: Keys | int = 0) -> Floats:
         """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
         full each was just before, (K,) in clicks. Whose buckets they are: `owners` (K,)."""
-        clicks, owners = np.broadcast_to(clicks, keys.shape), np.broadcast_to(owners, keys.shape)
         levels = np.zeros(len(keys))
-        nth = earlier_in_batch(keys)
-        for turn in range(int(nth.max(initial=-1)) + 1):
-            at = np.flatnonzero(nth == turn)
-            levels[at] = self._pour_once(keys[at], now[at], clicks[at], owners[at])
+        poured = np.full(len(keys), clicks, np.float64)
+        whose = np.full(len(keys), owners, np.int64)
+        _pour(self._keys, self._levels, self._at, self._owners, keys, now, poured, whose, levels, self._limits)
         return levels
-
-    def _pour_once(self, keys: Keys, now: Floats, clicks: Floats, owners: Keys) -> Floats:
-        """The same for different keys."""
-        row = keys % len(self._keys)
-        same = self._keys[row] == keys[:, None]  # (K, W)
-        drained = np.clip(now[:, None] - self._at[row], 0, self._gap_s_max) / self.drained_each_s
-        left = np.maximum(self._levels[row] - drained, 0)  # (K, W)
-        known = same.any(1)
-        way = np.where(known, same.argmax(1), left.argmin(1))
-        level: Floats = np.where(known, left[np.arange(len(keys)), way], 0.0)
-        before = self._at[row, way]
-        self._at[row, way] = np.where(known & (now >= before - self._late_s), np.maximum(now, before), now)
-        self._keys[row, way], self._owners[row, way] = keys, owners
-        self._levels[row, way] = np.clip(level + clicks, 0, FULL_MOST * self.size)
-        return level
 
     def forget_owner(self, owner: int) -> int:
         """Somebody's buckets are empty -> how many there were."""
@@ -150,6 +134,42 @@ class Buckets:
             part.flat[arrays["places"]] = arrays[name]
 
 
+@kernel
+def _pour(
+    table_keys: NDArray[np.int64],
+    table_levels: NDArray[np.float64],
+    table_at: NDArray[np.float64],
+    table_owners: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    now: NDArray[np.float64],
+    clicks: NDArray[np.float64],
+    owners: NDArray[np.int64],
+    levels: NDArray[np.float64],
+    limits: NDArray[np.float64],
+) -> None:
+    """`Buckets.pour` into a table (B, W), one key after the other; fills levels (K,)."""
+    most, drained_each_s, late_s, gap_s_max = limits
+    for k in range(len(keys)):
+        row = keys[k] % len(table_keys)
+        way, known = 0, False
+        least = np.inf
+        left_of_way = 0.0
+        for w in range(table_keys.shape[1]):
+            drained = min(max(now[k] - table_at[row, w], 0.0), gap_s_max) / drained_each_s
+            left = max(table_levels[row, w] - drained, 0.0)
+            if table_keys[row, w] == keys[k]:
+                way, known, left_of_way = w, True, left
+                break
+            if left < least:
+                way, least = w, left
+        level = left_of_way if known else 0.0
+        before = table_at[row, way]
+        table_at[row, way] = max(now[k], before) if known and now[k] >= before - late_s else now[k]
+        table_keys[row, way], table_owners[row, way] = keys[k], owners[k]
+        table_levels[row, way] = min(max(level + clicks[k], 0.0), most)
+        levels[k] = level
+
+
 class Guard:
     """Says which clicks are not to be learned from, and remembers which those were."""
 
@@ -168,6 +188,11 @@ class Guard:
         self._people = Buckets(settings.guard_clicks_at_once, per_click_s, held, late_s=late_s)
         self._pairs = Buckets(size, interval_s, held, late_s=late_s)
         self._items = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
+
+    @property
+    def flagged(self) -> Bools:
+        """Of each moment that is held, at its number modulo the length, whether its click was guarded."""
+        return self._guarded
 
     def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
         """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""

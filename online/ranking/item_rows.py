@@ -64,6 +64,12 @@ class ItemRows:
         taken = {row for row, had in zip(rows, before, strict=True) if row and had != row} | (seen & set(freed))
         return ClickedRows(np.array(rows, np.int64), np.array(targets, np.int64), freed, sorted(taken), len(expired))
 
+    def would_free(self, clicks: Sequence[Click], now: float) -> bool:
+        """Whether items may lose their rows to these clicks, the latest of which is at this active time."""
+        new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
+        expires = now - self._expired_at > self.settings.item_idle_s_max / 64
+        return expires or len(self.vocabulary) + new > self.settings.items_held
+
     def set_available(self, item_id: str, available: bool) -> None:
         """Whether an item may be listed. At most `items_held` are known as unavailable."""
         if available:

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.zeros import zeros
+from online.ranking.scoring import ScoredCandidates
 
 FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
@@ -91,13 +93,16 @@ class ReplayBuffer:
         self.random.bit_generator.state = state["random"]
 
 
-def among_rivals(features: Tensor, best: Tensor, clicked: Tensor) -> tuple[Tensor, Tensor]:
-    """features (C, F); of N clicks the best candidates' places (N, K), C for none, and the clicked ones' (N,) ->
-    the clicked one's features, and those of its strongest rivals (N, K, F); and which are there (N, K)."""
-    C, K = len(features), best.shape[1]
-    rivals = torch.where(best == clicked[:, None], C, best)  # (N, K)
-    full = (rivals < C).all(1)
-    rivals[full, -1] = C  # the weakest makes room
-    rivals = rivals.sort(1).values[:, : K - 1]
-    places = torch.cat([clicked[:, None], rivals], 1)  # (N, K), the clicked one first
-    return features[places.clamp(max=C - 1)], places < C
+def among_rivals(scored: ScoredCandidates, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Some clicks, and where their items stand among the K kept candidates, (N,), −1 where they do not -> of those that
+    do, n of them, the clicked one's features and then those of its strongest rivals, (n, count, F) without gradients;
+    and which are there (n, count)."""
+    hit = (places >= 0).nonzero()[:, 0]
+    features, present = scored.features.detach()[hit], scored.present[hit]
+    scores = scored.scores.detach()[hit].masked_fill(~present, -torch.inf)
+    scores.scatter_(1, places[hit, None], torch.inf)  # the clicked one comes first
+    best = scores.topk(min(count, scores.shape[1]), 1).indices  # (n, count)
+    features = features.gather(1, best[..., None].expand(-1, -1, features.shape[2]))
+    present = present.gather(1, best)
+    missing = count - best.shape[1]
+    return F.pad(features, (0, 0, 0, missing)), F.pad(present, (0, missing))

@@ -1,6 +1,6 @@
-"""What the Reformer makes of each person's clicks: continued from its memories where it can be, read anew elsewhere.
+"""What the Reformer makes of each person's clicks, continued from its memories.
 
-Letters: `N` clicks of a micro-batch, `U` people in it, `L` clicks read of each, `D` width.
+Letters: `N` clicks of a micro-batch, `U` people in it, `M` positions computed, `L` clicks read of each, `D` width.
 """
 
 from collections import OrderedDict
@@ -12,30 +12,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.memory import ReformerMemory
 from model.reformer import Clicks
-from online.history import Latest, UserHistories
+from model.runs import make_runs
+from online.history import HistorySnapshot, Latest, UserHistories
+from online.ranking.model import RankingModel
 from online.ranking.next_item import as_histories
-from online.ranking.weights import Weights
 from online.settings import Settings
 
+Histories = HistorySnapshot | UserHistories  # as they stood then, or stand now
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class UserStates:
-    """States before and after each click. Three kinds of people give the same numbers by different ways:
+    """States before and after each click.
 
-    - whose history is no longer than `online_history`: it is read as a sequence;
-    - whose memory is at hand: only the new position is computed, whatever the history's length. The memory holds every
-      click but the latest. That one is computed twice: at once, to rank; and when the next click comes, with gradients
-      and the weights of then, to guess that click, after which it is stored;
-    - everybody else (no memory yet, or several clicks in one micro-batch): their latest clicks are read as a sequence,
-      and their memory is built from their history a little later, by `rebuild`.
+    Everybody who clicks has a memory, which holds every click of theirs but the latest. So a click is computed twice:
+    at once, to rank; and when the next one comes, with gradients and the weights of then, to guess that one. Then it
+    is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
 
-    Weights move while stored keys and values stay. So a memory is also rebuilt when it has been continued for
-    `memory_updates_max` updates of the weights, and after fine-tuning.
+    Who comes back after others took their slot has a memory made of their latest `online_history` clicks, and if there
+    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is
+    also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
     """
 
-    def __init__(self, settings: Settings, weights: Weights, histories: UserHistories) -> None:
+    def __init__(self, settings: Settings, weights: RankingModel, histories: UserHistories) -> None:
         self.settings = settings
         self.weights = weights
         self.histories = histories
@@ -45,52 +46,69 @@ class UserStates:
         self._fresh_since = 0  # memories built before so many updates are to be rebuilt
 
     def read(
-        self, users: Sequence[str], slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: Histories | None = None,
     ) -> tuple[Tensor, NDArray[np.bool_], Tensor]:
-        """States around the clicks that were just appended to the histories.
+        """States around the clicks that were just appended to the histories (those of now, or as they stood then).
 
         users (U,) different ones, their slots in the histories (U,), how many clicks (U,) each has just made ->
         the state before each click (N, D), user by user in order, with gradients; whether anything was before it (N,);
-        and the state after each user's last click (U, D), without.
+        and the state after each user's last click (U, D), without. Nothing is known of what was before clicks that a
+        history does not hold any more: a user may make more in one micro-batch than it keeps.
         """
-        continued = np.array([self._at_hand(user) for user in users]) & (clicks == 1)
-        before, after, anything = [], [], []
-        if continued.any():
-            states_before, states_after = self._continue(
-                [u for u, c in zip(users, continued, strict=True) if c], slots[continued]
-            )
-            before.append(states_before)
-            after.append(states_after)
-            anything.append(np.ones(int(continued.sum()), bool))
-        if not continued.all():
-            anew = ~continued
-            states_before, states_after, had = self.read_anew(self.weights, slots[anew], clicks[anew])
-            before.append(states_before)
-            after.append(states_after)
-            anything.append(had)
-            self._want([user for user, c in zip(users, continued, strict=True) if not c], slots[anew])
-        # Back from "continued first" to the order of users.
-        user_order = np.argsort(np.concatenate([np.flatnonzero(continued), np.flatnonzero(~continued)]))
-        of_click = np.repeat(np.arange(len(users)), clicks)
-        click_order = np.argsort(
-            np.concatenate([np.flatnonzero(continued[of_click]), np.flatnonzero(~continued[of_click])])
-        )
-        return torch.cat(before)[click_order], np.concatenate(anything)[click_order], torch.cat(after)[user_order]
+        histories = self.histories if histories is None else histories
+        memory_slots = self._memories(users, slots, np.minimum(clicks, histories.lengths(slots)), histories)
+        return self._extend(self.weights, self.memory, memory_slots, slots, clicks=clicks, histories=histories)
+
+    def _extend(
+        self,
+        weights: RankingModel,
+        memory: ReformerMemory,
+        memory_slots: Tensor,
+        slots: NDArray[np.int64],
+        *,
+        clicks: NDArray[np.int64],
+        histories: Histories,
+    ) -> tuple[Tensor, NDArray[np.bool_], Tensor]:
+        """As `read`, by memories (U,) that hold everything before the latest of the earlier clicks."""
+        made, lengths = clicks, histories.lengths(slots)
+        clicks = np.minimum(made, lengths)
+        known = (lengths > clicks).astype(np.int64)  # whether there is a click before these
+        rows = clicks + known  # (U,) positions of each: the click before, and the new ones
+        latest = histories.latest(slots, rows)
+        inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
+        positions = (latest.rows[inside], latest.event_types[inside], latest.timestamps[inside])  # (M,) each
+        runs = make_runs(memory_slots, rows, positions, kept_back=1)
+        with weights.precision():
+            states = weights.network.extend(memory, runs)  # (M, D)
+        # The state before a click stands one position earlier; there is none before a first click.
+        starts = np.cumsum(rows) - rows
+        nth = np.arange(made.sum()) - np.repeat(np.cumsum(made) - clicks, made)  # (N,) below 0: not held any more
+        position = np.repeat(starts + known, made) + nth  # (N,) of the click itself
+        had = (nth > 0) | np.repeat(known > 0, made)
+        before = states.index_select(0, self._tensor(np.maximum(position - 1, 0)))
+        if not had.all():
+            before = before * self._tensor(had[:, None])
+        return before, had, states.detach().index_select(0, self._tensor(starts + rows - 1))
 
     @torch.no_grad()
-    def now(self, users: Sequence[str], slots: NDArray[np.int64]) -> Tensor:
+    def now(self, users: Sequence[str], slots: NDArray[np.int64], histories: Histories | None = None) -> Tensor:
         """The state after the latest click of each of different users, (U, D)."""
+        histories = self.histories if histories is None else histories
         at_hand = np.array([self._at_hand(user) for user in users])
         states = torch.zeros(len(users), self.settings.width, device=self.weights.device)
         if at_hand.any():
             mine = [user for user, here in zip(users, at_hand, strict=True) if here]
             # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
             theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
-            clicks = self._click(theirs, self.histories.latest(slots[at_hand], 1), 0)
+            clicks = self._click(theirs, histories.latest(slots[at_hand], 1), 0)
             with self.weights.precision():
                 states[at_hand] = self.weights.network.append(self.memory, clicks, store=False)
         if not at_hand.all():
-            latest = self.histories.latest(slots[~at_hand], self.settings.online_history)
+            latest = histories.latest(slots[~at_hand], self.settings.online_history)
             read = self.weights.states(latest)
             states[~at_hand] = read[np.arange(len(latest.lengths)), latest.lengths - 1]
         return states
@@ -110,8 +128,7 @@ class UserStates:
                     self.memory, self._memory_slots(users), as_histories(latest, self.weights.device)
                 )
             self._built |= dict.fromkeys(users, self.weights.optimizer.steps)
-            if len(self._built) > self.memory.directory.capacity:  # some have lost their slots meanwhile
-                self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
+            self._drop_evicted()
         return len(users)
 
     def forget(self, user: str) -> bool:
@@ -128,35 +145,96 @@ class UserStates:
         """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""
         self._fresh_since = self.weights.optimizer.steps + 1
 
-    def _continue(self, users: list[str], slots: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        latest = self.histories.latest(slots, 2)
-        memory_slots = self._memory_slots(users)
-        with self.weights.precision():
-            before = self.weights.network.append(self.memory, self._click(memory_slots, latest, 0))
-        with torch.no_grad(), self.weights.precision():
-            after = self.weights.network.append(self.memory, self._click(memory_slots, latest, 1), store=False)
-        updates = self.weights.optimizer.steps
-        for user in users:
-            built = self._built[user]
-            if updates - built > self.settings.memory_updates_max or built < self._fresh_since <= updates:
+    def _memories(
+        self,
+        users: Sequence[str],
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: Histories,
+    ) -> Tensor:
+        """Memories that hold everything before the latest of the earlier clicks -> their slots (U,)."""
+        lengths = histories.lengths(slots)
+        at_hand = [self._at_hand(user) for user in users]
+        updates, updates_max = self.weights.optimizer.steps, self.settings.memory_updates_max
+        for user, here in zip(users, at_hand, strict=True):
+            if here:
+                built = self._built[user]
+                if updates - built > updates_max or built < self._fresh_since <= updates:
+                    self._want_one(user)
+        memory_slots, _ = self.memory.take(users)
+        missing = np.flatnonzero(~np.array(at_hand) | (lengths <= clicks))  # a forgotten history starts anew
+        if len(missing):
+            theirs = memory_slots.index_select(0, self._tensor(missing))
+            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1, histories)
+        return memory_slots
+
+    def _start(
+        self,
+        users: list[str],
+        slots: NDArray[np.int64],
+        memory_slots: Tensor,
+        behind: NDArray[np.int64],
+        histories: Histories,
+    ) -> None:
+        """Memories of the latest clicks (or of none, for those who are new), leaving out the very last `behind`."""
+        self.memory.clear(memory_slots)
+        before = self._remember_latest(
+            self.weights, self.memory, memory_slots, slots, behind=behind, histories=histories
+        )
+        for user, length in zip(users, before.tolist(), strict=True):
+            self._built[user] = self.weights.optimizer.steps
+            if length > self.settings.online_history:
                 self._want_one(user)
-        return before, after
+        self._drop_evicted()
+
+    @torch.no_grad()
+    def _remember_latest(
+        self,
+        weights: RankingModel,
+        memory: ReformerMemory,
+        memory_slots: Tensor,
+        slots: NDArray[np.int64],
+        *,
+        behind: NDArray[np.int64],
+        histories: Histories,
+    ) -> NDArray[np.int64]:
+        """Puts the latest `online_history` clicks but the very last `behind` (U,) into empty memories (U,) -> how many
+        clicks there are before those (U,)."""
+        before: NDArray[np.int64] = np.maximum(histories.lengths(slots) - behind, 0)
+        some = np.flatnonzero(before)
+        if len(some):
+            latest = histories.latest(slots[some], self.settings.online_history, behind[some])
+            theirs = memory_slots.index_select(0, self._tensor(some))
+            with weights.precision():
+                weights.network.remember(memory, theirs, as_histories(latest, weights.device))
+        return before
+
+    def _drop_evicted(self) -> None:
+        """Forgets since when the memories were that have lost their slots meanwhile."""
+        if len(self._built) > self.memory.directory.capacity:
+            self._built = {user: at for user, at in self._built.items() if user in self.memory.directory}
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.weights.device)
 
     def read_anew(
-        self, weights: Weights, slots: NDArray[np.int64], clicks: NDArray[np.int64]
+        self,
+        weights: RankingModel,
+        slots: NDArray[np.int64],
+        clicks: NDArray[np.int64],
+        histories: Histories | None = None,
     ) -> tuple[Tensor, Tensor, NDArray[np.bool_]]:
         """States by any weights, from the latest clicks alone: before each of the clicks (U,) just made (N, D), user
-        by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,)."""
-        latest = self.histories.latest(slots, self.settings.online_history + clicks)
-        states = weights.states(latest)  # (U, L, D)
-        users = np.arange(len(slots))
-        of_click = np.repeat(users, clicks)  # (N,)
-        nth = np.arange(len(of_click)) - np.repeat(np.cumsum(clicks) - clicks, clicks)
-        position = (latest.lengths - clicks)[of_click] + nth  # of the click itself; the state before stands one earlier
-        after = states[users, latest.lengths - 1].detach()
-        had = position >= 1
-        # A first click has no state before it: where its position is read, the state has seen the click itself.
-        before = states[of_click, np.maximum(position - 1, 0)] * torch.from_numpy(had[:, None]).to(states.device)
+        by user, with gradients; after each user's last one (U, D), without; and whether anything was before (N,).
+
+        It is what `read` gives of users who have come back, by memories that are made for this once.
+        """
+        histories = self.histories if histories is None else histories
+        memory = weights.network.memory(len(slots), dtype=DTYPES[self.settings.memory_dtype])
+        memory_slots = torch.arange(len(slots), device=weights.device)
+        made = np.minimum(clicks, histories.lengths(slots))
+        self._remember_latest(weights, memory, memory_slots, slots, behind=made + 1, histories=histories)
+        before, had, after = self._extend(weights, memory, memory_slots, slots, clicks=clicks, histories=histories)
         return before, after, had
 
     def _click(self, memory_slots: Tensor, latest: Latest, position: int) -> Clicks:
@@ -171,13 +249,6 @@ class UserStates:
     def _memory_slots(self, users: list[str]) -> Tensor:
         slots, _ = self.memory.take(users)
         return slots
-
-    def _want(self, users: list[str], slots: NDArray[np.int64]) -> None:
-        """Their memories lack what was just read as a sequence. Only histories that are longer than that need one."""
-        for user, length in zip(users, self.histories.lengths(slots).tolist(), strict=True):
-            self._built.pop(user, None)
-            if length > self.settings.online_history:
-                self._want_one(user)
 
     def _want_one(self, user: str) -> None:
         self._wanted[user] = None

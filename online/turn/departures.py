@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 
+from online.ranking.seen_items import SeenItems
 from online.turn.notice_board import Tell
 
 MANY_MIN, MANY_SHARE = 10, 0.1  # of items that lose their rows at once
 LISTS_MIN, LISTS_SHARE = 100, 0.5  # of lists that age at once
 TOLD_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them all, again and again
+SEEN_TOLD_AGAIN_S = 86_400.0  # after a notice of seen items that were lost: at its bound a worker loses them all day
 
 
 class Departures:
@@ -15,7 +17,8 @@ class Departures:
 
     def __init__(self, tell: Tell, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._tell, self._monotonic = tell, monotonic
-        self._aged_at = float("-inf")
+        self._aged_at = self._seen_told_at = float("-inf")
+        self._seen_told = 0  # users who had lost theirs at the latest notice
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
         """`items` have just lost their rows, because they had no clicks for `idle_s_max`; `left` have one."""
@@ -32,6 +35,21 @@ class Departures:
         self._aged_at = self._monotonic()
         text = f"{lists:,} of {of:,} lists have aged at once, as the stream's time went on: little by little they are"
         self._tell("aged", f"{text} ranked anew", {"lists": lists, "of": of})
+
+    def seen_items(self, seen: SeenItems) -> None:
+        """Whether users have had to make room there since the latest notice."""
+        users = seen.users_lost - self._seen_told
+        if not users or self._monotonic() - self._seen_told_at < SEEN_TOLD_AGAIN_S:
+            return
+        self._seen_told_at, self._seen_told = self._monotonic(), seen.users_lost
+        text = (
+            f"what {users:,} of the least recently seen users have clicked is not remembered any more: "
+            f"{len(seen):,} users (of at most {seen.users_held:,}, NEXTCLICK_USERS_HELD) are held now, with "
+            f"{seen.pairs:,} items (of at most {seen.pairs_max:,}, NEXTCLICK_SEEN_PAIRS_MAX). "
+            "A user who comes back may be shown what they have seen"
+        )
+        figures = {"users": users, "users_lost": seen.users_lost, "pairs_lost": seen.pairs_lost, "pairs": seen.pairs}
+        self._tell("seen_items_lost", text, figures)
 
     def deleted(self, lists: int) -> None:
         """So many lists went from Redis, because none of their items is available any more."""

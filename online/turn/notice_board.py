@@ -38,6 +38,7 @@ KINDS = {
     "abuse_share": "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit",
     "abuse_share_over": "the limits on abuse fit the stream again",
     "expired": "many items went at once, because they had no clicks for long",
+    "seen_items_lost": "what users have clicked is no longer remembered in full: lists may show it again",
     "aged": "many lists have aged at once, and are ranked anew",
     "internal_error": "an event met a bug of ours and was put aside, or too many did",
     "unsaved": "no checkpoint can be written",
@@ -50,6 +51,7 @@ KINDS = {
 GRAVE = frozenset(
     {
         *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "abuse_share", "expired"),
+        "seen_items_lost",
         *("internal_error", "unsaved", "lost", "unreadable", "first_messages", "undecodable", "evicting"),
     }
 )

@@ -13,7 +13,7 @@ import numpy as np
 from online.drift import Alarm, DriftWatch, Sensitivity
 from online.evaluation.metrics import K
 from online.learner import Learner
-from online.ranking.learned import Learned
+from online.ranking.batches import BatchResult
 from online.settings import Settings
 from online.upkeep.rates import RateNotice, RateWatch, is_live
 from stream.events import Click
@@ -44,14 +44,16 @@ class Reaction:
             return
         self.reactions += 1
         self.left = self.settings.reaction_clicks
-        self.learner.counts.decay(self.settings.reaction_counts_kept)
-        self.learner.scorer.replay.forget(self.settings.reaction_replay_kept)
-        self.learner.weights.hasten(self.factor)
+        self.learner.store.decay(self.settings.reaction_counts_kept)
+        self.learner.replay.forget(self.settings.reaction_replay_kept)
+        self.learner.weights.scale_learning_rate(self.factor)
 
     def after(self, clicks: int) -> None:
         """So many clicks were learned."""
         self.left = max(0, self.left - clicks)
-        self.learner.weights.hasten(self.factor)  # also while it is 1: the weights may be others than before
+        self.learner.weights.scale_learning_rate(
+            self.factor
+        )  # also while it is 1: the weights may be others than before
 
     def to_state(self) -> dict[str, Any]:
         return {"left": self.left, "reactions": self.reactions}
@@ -59,7 +61,7 @@ class Reaction:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `to_state` gave; the learner has to have its own state by then."""
         self.left, self.reactions = min(state["left"], self.settings.reaction_clicks), state["reactions"]
-        self.learner.weights.hasten(self.factor)
+        self.learner.weights.scale_learning_rate(self.factor)
 
 
 class Changes:
@@ -79,7 +81,7 @@ class Changes:
         self.reaction = Reaction(settings, learner)
 
     def update(
-        self, clicks: Sequence[Click], learned: Learned, arrived_at: Sequence[float] | None = None
+        self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None
     ) -> list[Alarm | RateNotice]:
         """`arrived_at`: when each click reached the broker, in seconds since 1970; None: when it was made, as in worlds
         that nothing delays.
@@ -87,13 +89,13 @@ class Changes:
         What a micro-batch brought to light, the reaction begun where one is due. Guarded clicks say nothing: when a
         bot stops, the world has not changed, and no clicks are missing. Nor do clicks that weights were not trained on
         say anything of drift: it is not the world that goes on without them."""
-        heard = np.flatnonzero(learned.heard).tolist()
-        times, types = ([getattr(clicks[at], name) for at in heard] for name in ("timestamp", "event_type"))
-        arrived = times if arrived_at is None else [arrived_at[at] for at in heard]
+        trainable = np.flatnonzero(learned.trainable).tolist()
+        times, types = ([getattr(clicks[at], name) for at in trainable] for name in ("timestamp", "event_type"))
+        arrived = times if arrived_at is None else [arrived_at[at] for at in trainable]
         live = [came for made, came in zip(times, arrived, strict=True) if is_live(made, came)]
         if not learned.trained:
             return [*self.rates.update(live)]
-        losses, hits = [learned.losses[at] for at in heard], (learned.served_ranks[heard] < K).tolist()
+        losses, hits = [learned.losses[at] for at in trainable], (learned.served_ranks[trainable] < K).tolist()
         found: list[Alarm | RateNotice] = [*self.rates.update(live)]
         self.reaction.after(len(clicks))
         for alarm in self.drift.update(types, losses, hits, times):

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from online.arrays import below, joined
-from online.evaluation.metrics import K, hit_and_ndcg_at, ranks_among
-from online.learner import Learner
-from online.ranking.learned import Learned, Lesson
-from online.ranking.scored import Scored
-from online.ranking.weights import Weights
+from online.evaluation.metrics import K, hit_and_ndcg_at
+from online.learner import GUESSING, RANKING, Learner, training_batch
+from online.ranking.batches import BatchResult, TrainedNetwork, TrainedStep
+from online.ranking.model import RankingModel
+from online.ranking.objectives import TrainingBatch
+from online.ranking.scoring import ScoredCandidates
 from online.upkeep.gate import Decision, GateLimits, SequentialGate
 
 
@@ -54,12 +54,14 @@ class Variety:
 class Trial:
     """Weights that rank each click before they learn it, as the live ones do, and how both have fared.
 
-    They read the latest clicks of each person anew: the memories that attention is continued from belong to the live
-    network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live ones do
-    not, lists that all look alike.
+    They read the latest clicks of each person anew each time: the memories that attention is continued from belong to
+    the live network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live
+    ones do not, lists that all look alike.
     """
 
-    def __init__(self, learner: Learner, weights: Weights, limits: GateLimits, *, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, learner: Learner, weights: RankingModel, limits: GateLimits, *, facts: Mapping[str, Any]
+    ) -> None:
         """`facts`: what the supervisor wants to know of these weights afterwards, for JSON."""
         self.learner, self.weights = learner, weights
         self.limits, self.facts = limits, dict(facts)
@@ -87,46 +89,63 @@ class Trial:
             return "reject"
         return "publish" if self.live_fault is not None else self.gate.decision
 
-    def follow(self, learned: Learned) -> None:
-        """The micro-batch that the live weights have just learned: tests, then teaches. It costs about what learning
-        did, without what is gathered. What was not trained on is not compared."""
-        lesson = learned.lesson
-        if lesson.freed:
-            self.weights.reset_rows(torch.tensor(lesson.freed, dtype=torch.int64))
-        self.weights.grow(len(self.learner.counts))
+    def follow(self, learned: BatchResult) -> None:
+        """The micro-batch that the live weights have just learned: tests, then teaches, step by step. It costs about
+        what learning did, without what is gathered. What was not trained on is not compared."""
+        if learned.freed:
+            self.weights.reset_rows(torch.tensor(learned.freed, dtype=torch.int64))
+        self.weights.grow(len(self.learner.store))
         if self.resting or self.fault is not None or not learned.trained:
             return
-        states = self._states(lesson)
-        scored = self.weights.score(lesson.scored.gathered, states)
-        if not bool(scored.scores.isfinite().all()):
-            self.fault = "its scores are not finite"
-        if not bool(lesson.scored.scores.isfinite().all()):
-            self.live_fault = "its scores are not finite"
-        if self.fault is not None or self.live_fault is not None:
-            return
-        gains = hit_and_ndcg_at(_ranks(scored, lesson))[1]
-        heard = learned.heard  # what the others clicked says nothing of lists
-        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][heard], gains[heard])
-        self.mine.add(_tops(scored))
-        self.live.add(_tops(lesson.scored))
-        self._learn(learned, scored, states)
+        self.weights.scale_learning_rate(self.learner.weights.optimizer.boost)
+        before = None if learned.network is None else self._states(learned.network)
+        states = None if before is None else before.detach().requires_grad_(True)
+        ranks = []
+        for step in learned.steps:
+            mine = None if states is None else states[step.part]
+            gathered, kept = step.scored.gathered, self.learner.settings.candidates_kept
+            lifts, memory = step.scored.lifts, self.learner.memory()
+            scored = self.weights.score(gathered, lifts, memory, mine, kept=kept, replayed=step.replayed)
+            if not scored.finite():
+                self.fault = "its scores are not finite"
+            if not step.scored.finite():
+                self.live_fault = "its scores are not finite"
+            if self.fault is not None or self.live_fault is not None:
+                return
+            ranks.append(scored.ranks(scored.positions(learned.targets[step.part])))
+            self.mine.add(scored.tops(K))
+            self.live.add(step.scored.tops(K))
+            self._learn(learned, step, scored, mine)
+        gains, trainable = hit_and_ndcg_at(np.concatenate(ranks))[1], learned.trainable
+        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][trainable], gains[trainable])  # flagged clicks say nothing
+        if before is not None and states is not None and learned.network is not None:
+            self._guess(learned.network, before, states)
         self._look_for_faults()
 
-    def _states(self, lesson: Lesson) -> Tensor | None:
-        if lesson.read is None:
-            return None
-        before, _, _ = self.learner.states.read_anew(self.weights, lesson.read.slots, lesson.read.clicks)
-        return before[torch.from_numpy(lesson.read.order).to(before.device)]
+    def _states(self, network: TrainedNetwork) -> Tensor:
+        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks, network.histories)
+        return before[torch.from_numpy(network.order).to(before.device)]
 
-    def _learn(self, learned: Learned, scored: Scored, states: Tensor | None) -> None:
-        lesson = learned.lesson
-        self.weights.hasten(self.learner.weights.optimizer.boost)
-        ranking, _, _ = self.weights.losses(scored, lesson.places, lesson.again)
-        guessing = None
-        if states is not None and lesson.negatives is not None:
-            guessing = self.weights.guessing_loss(states[lesson.taught], lesson.wanted, lesson.negatives)
-        heard = torch.from_numpy(learned.heard).to(scored.scores.device)[scored.candidates.owners]  # (C,)
-        self.weights.learn(ranking, guessing, scored.features.detach()[heard])
+    def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
+        batch = training_batch(
+            self.weights, scored, step.positions, self.learner.memory(), states, step.replayed
+        )  # fmt: skip
+        if self.weights.train(batch, RANKING):
+            trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
+            self.weights.ranker.observe(scored.features.detach()[scored.present & trainable[:, None]])
+
+    def _guess(self, network: TrainedNetwork, before: Tensor, states: Tensor) -> None:
+        guessed = torch.from_numpy(np.flatnonzero(network.guessed)).to(before.device)
+        taught = network.negatives is not None and len(guessed)
+        pulled = None if states.grad is None else before
+        batch = TrainingBatch(
+            states=before[guessed] if taught else None,
+            targets=network.targets,
+            negatives=network.negatives,
+            pulled=pulled,
+            pull=states.grad,
+        )
+        self.weights.train(batch, GUESSING)
 
     def _look_for_faults(self) -> None:
         before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)
@@ -161,7 +180,7 @@ class Trial:
         cls, learner: Learner, limits: GateLimits, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]
     ) -> "Trial":
         """What `to_state` gave."""
-        weights = Weights(learner.settings)
+        weights = RankingModel(learner.settings)
         weights.load_state(below(arrays, "weights"))
         found = cls(learner, weights, limits, facts=state["facts"])
         found.gate.load_state(state["gate"])
@@ -171,16 +190,6 @@ class Trial:
         mine, live = state["skipped"]
         found._skipped = (mine, live)
         return found
-
-
-def _ranks(scored: Scored, lesson: Lesson) -> NDArray[np.float64]:
-    scores, owners = scored.scores.cpu().numpy(), scored.candidates.owners.cpu().numpy()
-    return ranks_among(scores, owners, lesson.places.cpu().numpy())
-
-
-def _tops(scored: Scored) -> NDArray[np.int64]:
-    """Rows of the best K candidates of each query, (N, K)."""
-    return F.pad(scored.candidates.rows, (0, 1))[scored.best(K)[0]].cpu().numpy()
 
 
 def _alike(items: float, others: float) -> str:

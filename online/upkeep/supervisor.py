@@ -18,8 +18,8 @@ from online.arrays import below, joined
 from online.checkpoint import CheckpointError
 from online.finetune import FineTuning, examples
 from online.learner import Learner
-from online.ranking.learned import Learned
-from online.ranking.weights import Weights
+from online.ranking.batches import BatchResult
+from online.ranking.model import RankingModel
 from online.settings import Settings
 from online.turn.ledger import Ledger
 from online.turn.notice_board import Tell
@@ -115,12 +115,11 @@ class Supervisor:
 
     # What the loop calls
 
-    def after(self, clicks: Sequence[Click], learned: Learned, arrived_at: Sequence[float] | None = None) -> None:
+    def after(self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None) -> None:
         """A micro-batch was learned, and its lists are out; `arrived_at`: as `Changes.update` takes it."""
         self._read_at.extend([self._monotonic()] * len(clicks))
-        lesson = learned.lesson
         if self.finetuning is not None:
-            self.finetuning.rows_changed.update(lesson.freed, lesson.taken)
+            self.finetuning.rows_changed.update(learned.freed, learned.taken)
         for trial in (self.candidate, self.predecessor):
             if trial is not None:
                 trial.follow(learned)
@@ -193,7 +192,7 @@ class Supervisor:
         else:
             self._tell("rejected", f"{why}: {tuning.failed}", tuning.figures())
 
-    def examine(self, weights: Weights, why: str, figures: Mapping[str, Any]) -> None:
+    def examine(self, weights: RankingModel, why: str, figures: Mapping[str, Any]) -> None:
         """Weights that may become the next version: put into the shadow, in the place of any other candidate; without
         a gate, published with the next turn."""
         if not weights.finite():
@@ -241,7 +240,7 @@ class Supervisor:
         compared = _compared(figures) if figures["clicks"] else "without a gate"
         self._tell("published", f"version {version.number}, {facts['why']}: {compared}", figures)
 
-    def _take_back(self, weights: Weights, number: int, why: str, figures: Mapping[str, Any]) -> None:
+    def _take_back(self, weights: RankingModel, number: int, why: str, figures: Mapping[str, Any]) -> None:
         """Version `number` serves again, as a new version; what descends from the one given up goes with it."""
         given_up = self.learner.version
         version = self.versions.roll_back(
@@ -267,23 +266,23 @@ class Supervisor:
             return
         self._take_back(self._weights_of(arrays, state["learner"]), number, why, {})
 
-    def _weights_of(self, arrays: Mapping[str, NDArray[Any]], learner: Mapping[str, Any]) -> Weights:
+    def _weights_of(self, arrays: Mapping[str, NDArray[Any]], learner: Mapping[str, Any]) -> RankingModel:
         """A checkpoint's, each item's vectors in the row that it has now."""
-        weights = Weights(self.settings)
+        weights = RankingModel(self.settings)
         weights.load_state(below(arrays, "weights"))
         saved = learner["items"]["vocabulary"]
         now = [self.learner.vocabulary.row_of(item) for item in saved["items"]]
         there = [(old, new) for old, new in zip(saved["rows"], now, strict=True) if old and new]
         old, new = torch.tensor(there, dtype=torch.int64).reshape(-1, 2).unbind(1)
-        weights.move_rows(old, new, len(self.learner.counts))
+        weights.move_rows(old, new, len(self.learner.store))
         return weights
 
     # What is told
 
-    def _look_at_live(self, learned: Learned) -> None:
+    def _look_at_live(self, learned: BatchResult) -> None:
         """Live weights that cannot go on; updates of them that were stopped, and clicks that were kept from them."""
         resting = self.predecessor is not None and self.predecessor.resting
-        if resting and not bool(learned.lesson.scored.scores.isfinite().all()):
+        if resting and not learned.finite():
             self._compare_with_predecessor()
         skipped, (told, at) = self.learner.weights.skipped, self._skipped_told
         if skipped > told and self.ledger.learned - at >= SKIPPED_TOLD_EACH:

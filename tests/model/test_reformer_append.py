@@ -1,5 +1,6 @@
 """The streaming form gives the numbers of the sequence form, and its memory belongs to the people it was made for."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from model.memory import Directory, ReformerMemory
 from model.reformer import Clicks, Histories, Reformer
+from model.runs import Runs, make_runs
 
 from .test_reformer import MIXTURES, histories, reformer
 
@@ -199,3 +201,46 @@ def test_the_directory_is_a_dict_that_forgets_the_oldest(capacity: int, calls: l
         copy = Directory(capacity)
         copy.load_state(directory.to_state())
         assert copy.users() == directory.users() == order
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    layers=st.sampled_from(MIXTURES),
+    window=st.integers(2, 9),
+    rounds=st.integers(1, 3),
+    batches=st.lists(st.lists(st.integers(0, 12), min_size=3, max_size=3), min_size=1, max_size=4),
+    kept_back=st.integers(0, 3),
+    seed=st.integers(0, 1000),
+)
+@torch.no_grad()
+def test_several_clicks_at_once_give_what_one_after_the_other_gives(  # noqa: PLR0917
+    layers: tuple[str, ...], window: int, rounds: int, batches: list[list[int]], kept_back: int, seed: int
+) -> None:
+    model = reformer(layers, window=window, rounds=rounds, seed=seed)
+    ours = histories(np.sum(batches, 0).tolist(), seed=seed, longest=12 * len(batches))
+    expected = model(ours)
+    memory = model.memory(5)
+    slots, _ = memory.take(["a", "b", "c"])
+    done = np.zeros(3, np.int64)
+    for batch in np.array(batches):
+        who = np.flatnonzero(batch)
+        runs = runs_of(ours, slots, who, done[who], batch[who], kept_back=kept_back)
+        states = model.extend(memory, runs)
+        wanted = torch.cat([expected[u, done[u] : done[u] + batch[u]] for u in who] or [states])
+        assert states.shape == (batch.sum(), model.config.width)
+        torch.testing.assert_close(states, wanted, rtol=0, atol=1e-5)
+        done[who] += np.maximum(batch[who] - kept_back, 0)
+        assert memory.clicks[slots].tolist() == done.tolist()
+
+
+def runs_of(
+    ours: Histories, slots: Tensor, who: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, kept_back: int
+) -> Runs:
+    """So many clicks of some people, from a position of each on."""
+    parts = [
+        np.concatenate([part[u, start : start + length] for u, start, length in zip(who, starts, lengths, strict=True)])
+        if len(who)
+        else part[:0, 0].numpy()
+        for part in ours[:3]
+    ]
+    return make_runs(slots[torch.from_numpy(who)], lengths, tuple(parts), kept_back=kept_back)

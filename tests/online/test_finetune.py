@@ -19,9 +19,9 @@ def learner(small, town_clicks):
 def learn(learner, clicks, tuning=None):
     """`tuning` is told of rows that change hands, as the supervisor does."""
     for start in range(0, len(clicks), 8):
-        lesson = learner.learn(clicks[start : start + 8]).lesson
+        learned = learner.learn(clicks[start : start + 8])
         if tuning is not None:
-            tuning.rows_changed.update(lesson.freed, lesson.taken)
+            tuning.rows_changed.update(learned.freed, learned.taken)
 
 
 def begin(learner, seed=1):

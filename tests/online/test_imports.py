@@ -8,7 +8,10 @@ import pytest
 
 from online.detectors import ADWIN, PageHinkley
 
-PLOTS_AND_TABLES = ("pandas", "matplotlib", "optuna", "pyarrow", "polars", "scipy", "sklearn", "sqlalchemy", "narwhals")
+TABLES = ("pandas", "matplotlib", "optuna", "pyarrow", "polars", "sklearn", "sqlalchemy", "narwhals")
+PLOTS_AND_TABLES = (*TABLES, "scipy")
+# numba imports scipy.linalg for itself as soon as it loads a compiled loop; the rest of scipy is not needed.
+LOOPS = (*TABLES, "scipy.stats", "scipy.sparse", "scipy.optimize", "scipy.special")
 HTTP = ("fastapi", "starlette", "uvicorn", "prometheus_client")
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "networkx")
 HEAVY = ("torch", "numpy", "river", "kafka", "redis", "numba")
@@ -36,9 +39,9 @@ def imported_by(code: str) -> set[str]:
     ("code", "needed", "unwanted"),
     [
         ("import online.cli", ("typer",), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
-        ("import online.worker", ("torch", "river", "kafka"), (*PLOTS_AND_TABLES, *HTTP, *COMPILER, "rich", "typer")),
-        (LEARNS_A_CLICK, ("torch",), (*PLOTS_AND_TABLES, *HTTP, *COMPILER, "kafka", "redis", "rich")),
-        ("import online.commands.backtest", ("torch",), (*PLOTS_AND_TABLES, *HTTP, *COMPILER, "kafka", "redis")),
+        ("import online.worker", ("torch", "river", "kafka"), (*LOOPS, *HTTP, *COMPILER, "rich", "typer")),
+        (LEARNS_A_CLICK, ("torch", "numba"), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis", "rich")),
+        ("import online.commands.backtest", ("torch",), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis")),
         ("import online.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),
         ("import online.commands.replay", (), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
     ],

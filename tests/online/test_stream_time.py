@@ -117,10 +117,10 @@ def test_features_of_items_do_not_age_by_a_silence(small):
     """What says how long ago anybody clicked an item: an hour more at most, not half a year."""
     learner = learned(Learner(small()), archive(NOW - HALF_A_YEAR_S))
     asked = []
-    score = learner.scorer.score
-    learner.scorer.score = lambda query: (asked.append(query.asked), score(query))[1]
+    advance = learner.store.advance
+    learner.store.advance = lambda *given, **others: (asked.append(given[2]), advance(*given, **others))[1]
     learner.learn([click("new", "of today", NOW)])
-    last_at = float(learner.counts.last_at.max())
+    last_at = float(learner.store.items.last_at.max())
     assert learner.clock.now - last_at < 1.0
     assert float(asked[0].active[0]) == learner.clock.now
     assert float(asked[0].now[0]) == NOW  # the hour of the day is the true one

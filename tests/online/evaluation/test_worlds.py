@@ -1,13 +1,19 @@
 """Worlds keep their promises: the quiet world until the change, and then what they state."""
 
+import math
 from collections import Counter, defaultdict
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 
+import numpy as np
 import pytest
 
+from online.backtest import NEXTCLICK, backtest
 from online.evaluation import worlds
+from online.evaluation.baselines import METHODS, Baselines
+from online.evaluation.metrics import hit_and_ndcg_at
 from online.evaluation.town import CLICK, PURCHASE, Town
 from online.evaluation.worlds import Bot, World
+from online.settings import Settings
 from stream.events import Click
 
 TOWN = Town(users=60, items=64)
@@ -143,3 +149,108 @@ def test_of_two_event_types_one_changes() -> None:
     assert shares[CLICK, "new"] < 0.2  # on a path of eight, some follow each other in both fashions
     assert shares[PURCHASE, "new"] > 0.5
     assert shares[PURCHASE, "old"] < 0.2
+
+
+# --- collections -------------------------------------------------------------------------------------------------
+
+
+def entries_of(world: worlds.Collections) -> dict[str, list[Click]]:
+    found: dict[str, list[Click]] = defaultdict(list)
+    for click in world.clicks():
+        found[click.user_id].append(click)
+    return found
+
+
+def test_the_same_seed_enters_the_same_collections_in_order_of_time() -> None:
+    one, other = worlds.collections(3).clicks(), worlds.collections(4).clicks()
+    assert one == worlds.collections(3).clicks()
+    assert one[:1_000] == worlds.collections(3).clicks(1_000)
+    assert all(a.timestamp <= b.timestamp for a, b in pairwise(one))
+    assert one != other
+    for clicks in (one, other):
+        assert 8_000 < len(clicks) < 15_000
+        assert len({click.item_id for click in clicks}) > 1_400
+
+
+def test_nothing_is_entered_twice_and_sizes_are_log_uniform() -> None:
+    found = entries_of(worlds.collections(1, users=200, items=4_000, sizes=(5, 3_000)))
+    assert all(len({click.item_id for click in mine}) == len(mine) for mine in found.values())
+    sizes = np.log([len(mine) for mine in found.values()])
+    assert len(sizes) == 200
+    assert math.log(5) <= sizes.min() < math.log(7)
+    assert math.log(2_700) < sizes.max() <= math.log(3_000)
+    thirds = np.histogram(sizes, np.linspace(math.log(5), math.log(3_001), 4))[0] / 200
+    assert thirds.tolist() == pytest.approx([1 / 3] * 3, abs=0.1)
+
+
+def test_collections_that_do_not_fit_the_items_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most all of them"):
+        worlds.collections(0, items=100, sizes=(5, 101))
+
+
+def test_most_of_a_collection_is_of_its_users_tastes_and_popularity_is_skewed_in_every_genre() -> None:
+    world = worlds.collections(2, users=400, sizes=(5, 60))  # a genre has 75 items: tastes are not used up
+    liked = total = 0
+    clicks_on = np.zeros((world.genres, 75))
+    for user, mine in entries_of(world).items():
+        genres = [world.genre_of(click.item_id) for click in mine]
+        liked, total = liked + sum(genre in world.tastes_of[user] for genre in genres), total + len(genres)
+        for click in mine:
+            clicks_on[world.genre_of(click.item_id), world.rank_of(click.item_id) - 1] += 1
+    assert liked / total == pytest.approx(0.95, abs=0.03)
+    assert (clicks_on[:, :10].mean(1) > 2 * clicks_on[:, -40:].mean(1)).all()
+    assert (clicks_on[:, -40:].sum(1) > 0).all()
+
+
+def test_the_order_of_entries_carries_nothing() -> None:
+    """Neither how popular an item is, nor its genre, nor what stood before it, depends on the place."""
+    world = worlds.collections(5)
+    earlier, later, together, apart = [], [], 0, 0
+    for mine in entries_of(world).values():
+        ranks, genres = ([of(click.item_id) for click in mine] for of in (world.rank_of, world.genre_of))
+        half = len(mine) // 2
+        earlier += ranks[:half]
+        later += ranks[-half:]
+        if len(mine) > 2:
+            together += sum(a == b for a, b in pairwise(genres))
+            same = sum(n * (n - 1) for n in Counter(genres).values())
+            apart += same / len(mine)  # neighbours of one genre, were the order another one
+    assert np.mean(earlier) == pytest.approx(np.mean(later), rel=0.05)
+    assert together == pytest.approx(apart, rel=0.04)
+
+
+def test_entries_come_in_bursts_of_minutes_with_days_between() -> None:
+    gaps_s, bursts = [], []
+    for mine in entries_of(worlds.collections(6, sizes=(200, 1_000))).values():
+        gaps = np.diff([click.timestamp for click in mine])
+        gaps_s.append(gaps)
+        bursts += np.diff([0, *(1 + np.flatnonzero(gaps > 3_600)), len(mine)])[:-1].tolist()
+    gaps = np.concatenate(gaps_s)
+    rests = gaps[gaps > 3_600] / 86_400
+    assert (rests.min(), rests.max()) == pytest.approx((1, 5), abs=0.2)
+    assert gaps[gaps <= 3_600].mean() == pytest.approx(4, rel=0.05)
+    assert min(bursts) >= 24
+    assert max(bursts) <= 240
+    assert 50 < np.median(bursts) < 110  # log-uniform
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_neighbours_tell_far_more_of_a_collection_than_popularity_does(seed: int) -> None:
+    counting = Baselines(exclude_seen=True)
+    users, items = (defaultdict[str, int](count().__next__) for _ in range(2))  # numbers by first appearance
+    clicks, ranks = worlds.collections(seed).clicks(), []
+    for number, click in enumerate(clicks):
+        user, item = users[click.user_id], items[click.item_id]
+        if number >= len(clicks) // 5:
+            ranks.append(counting.ranks(user, item))
+        counting.learn(user, item)
+    ndcg = dict(zip(METHODS, hit_and_ndcg_at(np.array(ranks))[1].mean(0), strict=True))
+    assert ndcg["knn"] > 3 * ndcg["popular"]
+    assert ndcg["knn"] > 2 * ndcg["markov"]  # order tells nothing of its own
+
+
+def test_what_users_own_is_foreseen_better_than_by_counting_their_latest_neighbours() -> None:
+    settings = Settings(device="cpu", exclude_seen=True)
+    outcome = backtest(worlds.collections(0).clicks(), settings, methods=[NEXTCLICK, "knn"])
+    ndcg = {method: hit_and_ndcg_at(outcome.scored(method))[1].mean() for method in (NEXTCLICK, "knn")}
+    assert ndcg[NEXTCLICK] > 1.12 * ndcg["knn"]

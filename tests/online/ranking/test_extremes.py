@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.extremes import new_items, one_item, one_person
 from online.evaluation.town import Town
+from online.facts.tables import NAMES
 from online.learner import Learner
 
 BATCH = 16
@@ -42,12 +43,18 @@ def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, guard):
     half = held(learner)
     learn(learner, stream, 320)
     # These are saved as far as they are in use, and not all of them are yet: 8 bytes of each array a place at most.
+    rows = settings.items_held + 1
     places = {
-        "guard": max(settings.guard_held, settings.users_held),
-        "history": 21 * (settings.history_max + settings.history_max // 2),
+        "guard.": max(settings.guard_held, settings.users_held),
+        "history.": 21 * (settings.history_max + settings.history_max // 2),
         "items": settings.items_held,
-    }
-    room = {name: max(size, 8 * places.get(name.split(".")[0], 0)) for name, size in half.items()}
+        "store.near.": rows * settings.neighbours_held // 2,  # 4 bytes of each array a place
+    } | {f"store.{name}.": rows * settings.successors_held // 2 for name in NAMES if name != "near"}
+
+    def most(name):
+        return 8 * next((count for prefix, count in places.items() if name.startswith(prefix)), 0)
+
+    room = {name: max(size, most(name)) for name, size in half.items()}
     assert {name: (room[name], size) for name, size in held(learner).items() if size > room[name]} == {}
 
 

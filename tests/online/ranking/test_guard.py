@@ -6,12 +6,15 @@ from itertools import islice
 
 import numpy as np
 import pytest
-import torch
 
-from online.counts import NEAR, Counts
 from online.evaluation import worlds
 from online.evaluation.town import Town
 from online.evaluation.worlds import Bot
+from online.facts.gather import count_pair
+from online.facts.items import count_click
+from online.facts.jit import kernel
+from online.facts.store import FeatureStore
+from online.facts.tables import NAMES, NEAR
 from online.learner import Learner
 from online.ranking.guard import CAUGHT, FULL_MOST, WAYS, Buckets, Guard
 from stream.events import Click
@@ -167,39 +170,46 @@ def test_without_it_everything_is_heard(small):
 # --- what was counted is taken back ------------------------------------------------------------------------------
 
 
-def test_taken_back_counts_are_as_if_those_clicks_had_not_been():
+@kernel
+def count_all(tables, counted_items, rows, earlier, times):
+    """Clicks on rows (K,) after others (K, NEAR), one by one."""
+    for k in range(len(rows)):
+        for d in range(earlier.shape[1]):
+            count_pair(tables, earlier[k, d], rows[k], d)
+        count_click(counted_items, rows[k], times[k])
+
+
+def test_taken_back_counts_are_as_if_those_clicks_had_not_been(small):
     random = np.random.default_rng(0)
-    rows = random.integers(1, 12, 60)
+    rows, times = random.integers(1, 12, 60), np.arange(1.0, 61.0)
     earlier = np.zeros((60, NEAR), np.int64)
     for at in range(60):
         before = rows[max(0, at - NEAR) : at][::-1]
         earlier[at, : len(before)] = before
     pushed = rows == 3
 
-    def counted(mask):
-        counts = Counts(32, (10, 100), torch.device("cpu"))
-        counts.grow(20)
-        them = earlier if mask.all() else np.where(earlier == 3, 0, earlier)
-        at = torch.from_numpy(np.flatnonzero(mask))
-        times = torch.arange(1.0, 61.0, dtype=torch.float64)
-        counts.add(torch.from_numpy(rows)[at], torch.from_numpy(them)[at], times[at])
-        return counts
+    everything, others = (FeatureStore(small(successors_held=32, neighbours_held=32)) for _ in range(2))
+    count_all(everything.tables, everything.items, rows, earlier, times)
+    unpushed = np.where(earlier == 3, 0, earlier)[~pushed]
+    count_all(others.tables, others.items, rows[~pushed], unpushed, times[~pushed])
 
-    everything, others = counted(np.ones(60, bool)), counted(~pushed)
     only = np.where(pushed[:, None] | (earlier == 3), earlier, 0)
     at = np.flatnonzero(pushed | only.any(1))
     ages = np.where(pushed, np.arange(59, -1, -1), -1)[at].astype(float)
-    everything.take_back(*(torch.from_numpy(part) for part in (rows[at], only[at], ages)))
-    for name, table in everything.tables.items():
-        expected = others.tables[name]
+    everything.take_back(rows[at], only[at], ages, np.zeros(0, np.int64))
+    for name, table, expected in zip(NAMES, everything.tables, others.tables, strict=True):
         for row in range(20):
-            mine = dict(zip(table.others[row].tolist(), table.counts[row].tolist(), strict=True))
-            its = dict(zip(expected.others[row].tolist(), expected.counts[row].tolist(), strict=True))
-            assert mine == its, (name, row)
-        assert torch.equal(table.totals, expected.totals)
-    assert torch.equal(everything.clicks, others.clicks)
-    assert float(everything.popularity(torch.tensor([3])).max()) < 1e-6
-    assert everything.first_at[3] == everything.last_at[3] == 0
+            mine, its = (
+                dict(zip(one.others[row, :used].tolist(), one.counts[row, :used].tolist(), strict=True))
+                for one in (table, expected)
+                for used in (int(one.used[row]),)
+            )
+            assert mine == pytest.approx(its, rel=1e-5), (name, row)
+        np.testing.assert_allclose(table.totals, expected.totals, rtol=1e-5, atol=1e-4)
+    np.testing.assert_array_equal(everything.items.clicks, others.items.clicks)
+    assert everything.items.popular[3].max() == 0
+    assert 3 not in everything.items.top
+    assert everything.items.first_at[3] == everything.items.last_at[3] == 0
 
 
 # --- the learner -------------------------------------------------------------------------------------------------
@@ -239,10 +249,12 @@ def test_nothing_that_others_see_is_left_of_an_account_that_was_caught(small):
     learner, _ = attacked(small, bot, guard=True, guard_clicks_per_minute=600.0, guard_clicks_at_once=1_000)
     row = learner.vocabulary.row_of(bot.item_id)
     assert row > 0
-    assert learner.counts.clicks[row] == 0
-    assert learner.counts.popularity(torch.tensor([row])).max() == 0
-    for name, table in learner.counts.tables.items():
-        assert not (table.others == row).any(), name
+    assert learner.store.items.clicks[row] == 0
+    assert learner.store.items.popular[row].max() == 0
+    assert row not in learner.store.items.top
+    for name, table in zip(NAMES, learner.store.tables, strict=True):
+        inside = np.arange(table.others.shape[1]) < table.used[:, None]
+        assert not (table.others[inside] == row).any(), name
     assert learner.guard.total["taken-back"] >= learner.settings.guard_repeats_at_once
 
 
@@ -258,11 +270,12 @@ def test_guarded_clicks_move_their_owners_history_and_list_but_no_weights_counts
     scored = learner.scores.scored
     learned = learner.learn(pushes[16:32])
     after = {name: array.tobytes() for name, array in learner.to_state()[0].items()}
-    assert not learned.heard.any()
+    assert not learned.trainable.any()
     moved = [name for name in after if after[name] != before[name]]
-    shared = ("weights.", "scorer.counts.", "scorer.replay.", "scorer.world_memory.", "reservoir.", "returns.")
+    counts = *(f"store.{name}." for name in (*NAMES, "items")), "store.index.world"
+    shared = ("weights.", *counts, "lift.", "replay.", "reservoir.", "returns.")
     assert not [name for name in moved if name.startswith(shared)]
-    assert "history.rows" in moved
+    assert "history.times" in moved
     assert learner.scores.scored == scored
     (slot,) = learner.histories.find(["bot"])
     assert learner.histories.newest(np.array([slot]), 5).rows.tolist() == [[learner.vocabulary.row_of("spam")] * 5]

@@ -1,6 +1,7 @@
 """What is kept of each click, how many of them, and that a restored buffer goes on as if nothing had happened."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.ranking.replay_buffer import FIRST, ReplayBuffer, among_rivals
+from online.ranking.scoring import ScoredCandidates
 
 CPU = torch.device("cpu")
 WIDTH = 3
@@ -18,8 +20,12 @@ def buffer(held: int = 300, candidates: int = 4, *, width: int = WIDTH, seed: in
     return ReplayBuffer(held, candidates, width, seed, CPU)
 
 
-def add(replay: ReplayBuffer, features: torch.Tensor, best: torch.Tensor, clicked: torch.Tensor) -> None:
-    replay.add(*among_rivals(features, best, clicked))
+def scored_of(features: torch.Tensor, present: torch.Tensor, scores: torch.Tensor) -> ScoredCandidates:
+    """Clicks whose kept candidates have these features (N, K, F) and scores (N, K); what is not present has no score.
+    Nothing else of them is looked at."""
+    nothing: Any = None
+    scores = scores.masked_fill(~present, -torch.inf)
+    return ScoredCandidates(nothing, nothing, nothing, features, present, scores, scores[..., None])
 
 
 def fill(replay: ReplayBuffer, clicks: int, *, first: int = 0, batch: int = 16) -> ReplayBuffer:
@@ -27,11 +33,10 @@ def fill(replay: ReplayBuffer, clicks: int, *, first: int = 0, batch: int = 16) 
     for start in range(first, first + clicks, batch):
         numbers = torch.arange(start, min(start + batch, first + clicks))
         N = len(numbers)
-        features = torch.zeros(N + 1, replay.features.shape[2])
-        features[:N] = numbers[:, None].float()
-        best = torch.full((N, replay.candidates), N + 1)
-        best[:, 0] = N
-        add(replay, features, best, torch.arange(N))
+        features = torch.zeros(N, 2, replay.features.shape[2])
+        features[:, 1] = numbers[:, None].float()
+        scored = scored_of(features, torch.ones(N, 2, dtype=torch.bool), torch.tensor([[1.0, 0.0]]).repeat(N, 1))
+        replay.add(*among_rivals(scored, torch.ones(N, dtype=torch.int64), replay.candidates))
     return replay
 
 
@@ -41,42 +46,52 @@ def numbers_in(replay: ReplayBuffer) -> list[int]:
 
 
 @st.composite
-def rankings(draw: st.DrawFn) -> tuple[int, int, list[list[int]], list[int]]:
-    """K candidates kept, C candidates, and of each click the K best places (C for none) and the clicked one's."""
-    K, C, N = draw(st.integers(2, 5)), draw(st.integers(1, 9)), draw(st.integers(1, 4))
-    best = [draw(st.permutations(range(C)))[: draw(st.integers(0, K))] for _ in range(N)]
-    return K, C, [mine + [C] * (K - len(mine)) for mine in best], [draw(st.integers(0, C - 1)) for _ in range(N)]
+def clicks_with_rivals(draw: st.DrawFn) -> tuple[int, list[list[int]], list[int]]:
+    """How many rivals and clicked item are kept, and of each click the candidates' scores, all different, and which of
+    them was clicked; −1 for none."""
+    K, N = draw(st.integers(1, 7)), draw(st.integers(0, 4))
+    scores = [draw(st.lists(st.integers(-50, 50), max_size=K, unique=True)) for _ in range(N)]
+    return draw(st.integers(2, 5)), scores, [draw(st.integers(-1, len(mine) - 1)) for mine in scores]
 
 
-@given(rankings())
+@given(clicks_with_rivals())
 def test_of_a_click_the_clicked_item_comes_first_and_its_strongest_rivals_follow(
-    drawn: tuple[int, int, list[list[int]], list[int]],
+    drawn: tuple[int, list[list[int]], list[int]],
 ) -> None:
-    K, C, best, clicked = drawn
-    replay = buffer(candidates=K)
-    features = (torch.arange(C) + 1.0)[:, None].expand(-1, WIDTH)  # a candidate's features: its place, from 1
-    add(replay, features, torch.tensor(best), torch.tensor(clicked))
-    assert replay.filled == len(clicked)
-    for at, (mine, target) in enumerate(zip(best, clicked, strict=True)):
-        kept = (replay.features[at, :, 0][replay.present[at]] - 1).int().tolist()
-        assert kept[0] == target
-        assert replay.present[at, 0]
-        strongest = [place for place in mine if place not in (target, C)][: K - 1]
-        assert sorted(kept[1:]) == sorted(strongest)
+    count, scores, clicked = drawn
+    N, K = len(scores), max([len(mine) for mine in scores], default=0) + 1  # the last place is free in all of them
+    features, present = torch.zeros(N, K, WIDTH), torch.zeros(N, K, dtype=torch.bool)
+    flat = torch.zeros(N, K)
+    for at, mine in enumerate(scores):
+        present[at, : len(mine)] = True
+        flat[at, : len(mine)] = torch.tensor(mine, dtype=torch.float32)
+    features[:] = (torch.arange(K) + 1.0)[:, None]  # a candidate's features: its place, from 1
+    scored = scored_of(features.requires_grad_(), present, flat)
+    found, there = among_rivals(scored, torch.tensor(clicked, dtype=torch.int64), count)
+    assert not found.requires_grad
+    learned = [(mine, place) for mine, place in zip(scores, clicked, strict=True) if place >= 0]
+    assert found.shape == (len(learned), count, WIDTH)
+    for kept, its, (mine, place) in zip(found, there, learned, strict=True):
+        rivals = sorted((score, at) for at, score in enumerate(mine) if at != place)[::-1]
+        expected = [place, *(at for _, at in rivals)][:count]
+        assert (kept[its][:, 0] - 1).int().tolist() == expected
+        assert its.tolist() == [True] * len(expected) + [False] * (count - len(expected))
 
 
 def test_what_is_given_is_left_as_it_was() -> None:
-    best, clicked = torch.tensor([[2, 0], [0, 1]]), torch.tensor([1, 2])
-    features = torch.rand(3, WIDTH)
-    before = [part.clone() for part in (features, best, clicked)]
-    add(buffer(candidates=2), features, best, clicked)
-    assert all(torch.equal(one, other) for one, other in zip((features, best, clicked), before, strict=True))
+    scored = scored_of(torch.rand(2, 3, WIDTH), torch.ones(2, 3, dtype=torch.bool), torch.rand(2, 3))
+    places = torch.tensor([1, 2])
+    before = [part.clone() for part in (scored.features, scored.present, scored.scores, places)]
+    buffer(candidates=2).add(*among_rivals(scored, places, 2))
+    after = (scored.features, scored.present, scored.scores, places)
+    assert all(torch.equal(one, other) for one, other in zip(after, before, strict=True))
 
 
 def test_features_are_kept_to_three_digits() -> None:
     replay = buffer(1, 2)
     features = torch.tensor([[0.1234, 1_000.6, -7.77], [0.0, 0.0, 0.0]])
-    add(replay, features, torch.tensor([[0, 1]]), torch.tensor([0]))
+    scored = scored_of(features[None], torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2))
+    replay.add(*among_rivals(scored, torch.tensor([0]), 2))
     sampled = replay.sample(1)
     assert sampled is not None
     assert sampled[0].dtype == torch.float32
@@ -183,3 +198,15 @@ def test_clicks_of_another_shape_are_left_behind(changed: dict[str, int]) -> Non
     assert restored.filled == 0
     assert restored.sample(5) is None
     assert numbers_in(fill(restored, 20)) == list(range(20))
+
+
+def test_who_is_forgotten_leaves_nothing_and_others_stay() -> None:
+    replay = buffer(20)
+    features, present = torch.ones(6, 4, WIDTH), torch.ones(6, 4, dtype=torch.bool)
+    replay.add(features * torch.arange(1, 7)[:, None, None], present, np.array([7, 8, 7, 9, 7, 8]))
+    assert replay.forget_owner(7) == 3
+    assert replay.owners[: replay.filled].tolist() == [8, 9, 8]
+    assert replay.features[: replay.filled, 0, 0].tolist() == [2, 4, 6]
+    assert not replay.features[replay.filled :].any()
+    assert not replay.owners[replay.filled :].any()
+    assert replay.forget_owner(7) == 0

@@ -103,7 +103,7 @@ def test_a_clock_that_fits_no_limit_costs_the_first_clicks_only(small, exceeded)
     learner = Learner(small(abuse_share_exceeded=exceeded, guard_repeats_at_once=2))
     stream, heard = date_only(), []
     for start in range(0, len(stream), 16):
-        heard += learner.learn(stream[start : start + 16]).heard.tolist()
+        heard += learner.learn(stream[start : start + 16]).trainable.tolist()
     notice = learner.guard.net.take_notice()
     assert notice.kind == OPENED
     assert notice.figures["let_through"] == (exceeded == "let-through")

@@ -29,7 +29,8 @@ def busiest(clicks: list[Click]) -> str:
 
 def traces(arrays: Any, state: Any, user: str) -> list[str]:
     """Wherever the id or the number of its owner stands in what a checkpoint would hold: a walk of its own."""
-    found = [name for name, array in arrays.items() if (array == owner_number(digest_of(user))).any()]
+    numbers = {name: array for name, array in arrays.items() if array.dtype.kind in "iu"}
+    found = [name for name, array in numbers.items() if (array == owner_number(digest_of(user))).any()]
     waiting = [("", state)]
     while waiting:
         path, one = waiting.pop()
@@ -90,28 +91,32 @@ def test_a_learner_holds_nothing_of_who_was_forgotten(knowing):
 
 def test_slots_of_who_was_forgotten_hold_nothing_but_zeros(knowing):
     learner, _, user = knowing
-    memory, own = learner.states.memory, learner.scorer.own_memory
-    slots = memory.directory.slot(user), own.directory.slot(user)
-    moments = (learner.scorer.log.owners == owners_of(user)).nonzero().squeeze(1)
-    assert min(slots) >= 0
+    memory, store = learner.states.memory, learner.store
+    slot, own_slot = memory.directory.slot(user), store.directory.slot(user)
+    moments = np.flatnonzero(store.log.owners == owners_of(user))
+    assert min(slot, own_slot) >= 0
     assert len(moments) > 10
+    assert store.index.own[own_slot].any()
+    assert learner.moment_states[moments].any()
     learner.forget(digest_of(user))
-    for slot, tensors in zip(slots, (memory.state_tensors(), own.memory.state_tensors()), strict=True):
-        assert all(not tensor[slot].any() for name, tensor in tensors.items() if not name.endswith("used"))
-    for part in ("items", "last", "before", "times", "gaps", "states", "owners"):
-        assert not getattr(learner.scorer.log, part)[moments].any()
+    assert all(not tensor[slot].any() for name, tensor in memory.state_tensors().items() if not name.endswith("used"))
+    assert not store.index.own[own_slot].any()
+    assert not store.index.own_counts[own_slot].any()
+    for part in store.log._fields[:-1]:
+        assert not getattr(store.log, part)[moments].any()
+    assert not learner.moment_states[moments].any()
 
 
 def test_others_keep_what_was_theirs(knowing):
     learner, later, user = knowing
     others = [one for one in learner.histories.users() if one != user]
     before = learner.histories.latest(learner.histories.find(others), 12)
-    replayed = learner.scorer.replay.filled
+    replayed = learner.replay.filled
     found = learner.forget(digest_of(user))
     after = learner.histories.latest(learner.histories.find(others), 12)
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
     assert learner.histories.users() == others
-    assert learner.scorer.replay.filled == replayed - found["replayed"]
+    assert learner.replay.filled == replayed - found["replayed"]
     assert all(ranking.items for ranking in learner.rank(others))
     learn(
         learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]]

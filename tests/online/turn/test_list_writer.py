@@ -83,7 +83,9 @@ def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(
     assert "gone" not in ranking.items
     assert not seen & set(world.lists.read("ada").items)
     slots = loop.learner.histories.find(["ada"])
-    rows, scores, filled = loop.learner._with_unseen(slots, np.zeros((1, 0), np.int64), np.zeros((1, 0), np.float32))
+    unseen = loop.learner._unseen(["ada"], slots)
+    none = np.zeros((1, 12), np.int64), np.zeros((1, 12), np.float32)
+    rows, scores, filled = loop.learner._with_unseen(unseen, *none)
     items = [loop.learner.vocabulary.item_of(row) for row in rows[0].tolist() if row]
     assert items == ["rarer", "rare"]
     assert filled.tolist() == [True]
@@ -95,10 +97,10 @@ def test_what_is_listed_instead_says_that_it_is_popular(world, monkeypatch):
     world.publish(clicks(*FIVE, ("bob", "i0"), ("bob", "other")))
     loop = world.begin(world.loop(exclude_seen=True))
 
-    def none_left(_, people, __):
-        return np.zeros((people.max() + 1, 1), np.int64), np.zeros((people.max() + 1, 1), np.float32)
+    def none_left(_, lists, __):
+        return np.zeros((len(lists.order), 12), np.int64), np.zeros((len(lists.order), 12), np.float32)
 
-    monkeypatch.setattr(loop.learner, "_best", none_left)
+    monkeypatch.setattr(loop.learner, "_rows_of_lists", none_left)
     world.drain(loop)
     assert (world.lists.read("ada").source, world.lists.read("ada").items) == ("popular", ["other"])
 

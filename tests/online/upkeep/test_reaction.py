@@ -69,12 +69,12 @@ def test_learning_rates_rise_with_an_alarm_and_fall_back(learner):
 
 def test_what_was_counted_counts_less_and_what_was_replayed_is_gone(learner):
     rows = np.arange(learner.vocabulary.rows)
-    popular, first = learner.popularity(), learner.counts.tables["first"].counts.clone()
-    assert learner.scorer.replay.filled
+    popular, first = learner.popularity(), learner.store.tables.first.counts.copy()
+    assert learner.replay.filled
     Reaction(SETTINGS.model_copy(update={"reaction_counts_kept": 0.25}), learner).start(alarm())
     np.testing.assert_allclose(learner.popularity()[rows], 0.25 * popular, rtol=1e-6)
-    assert learner.counts.tables["first"].counts.equal(0.25 * first)
-    assert learner.scorer.replay.filled == 0
+    assert np.array_equal(learner.store.tables.first.counts, np.float32(0.25) * first)
+    assert learner.replay.filled == 0
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_it_can_be_turned_off_and_improvements_ask_for_nothing(learner, changed,
 
 def test_weights_that_replace_others_get_the_rates_that_hold(learner):
     reaction = Reaction(SETTINGS, learner)
-    learner.weights.hasten(3.0)  # as those of a version that was kept in the middle of a reaction
+    learner.weights.scale_learning_rate(3.0)  # as those of a version that was kept in the middle of a reaction
     reaction.after(16)
     assert rates_of(learner)[0] == 1.0
 

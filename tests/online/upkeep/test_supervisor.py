@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gate import SABOTAGES
-from online.ranking.weights import Weights
+from online.ranking.model import RankingModel
 from online.settings import Settings
 from online.upkeep.versions import VersionError
 
@@ -163,7 +163,7 @@ def test_people_can_have_an_earlier_version_back_while_clicks_come(world, town_c
     for name in ("ranker.linear", "own.gains", "network.norm.weight"):
         assert torch.equal(after[name], before[name])
         assert not torch.equal(after[name], learned[name])
-    fresh = Weights(loop.settings).tensors()
+    fresh = RankingModel(loop.settings).tensors()
     still = {item: old for item, old in row_of.items() if old and item in loop.learner.vocabulary}
     assert len(still) > 3
     for item, old in still.items():

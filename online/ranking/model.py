@@ -1,17 +1,18 @@
-"""Weights: everything that is learned by gradients, with the optimizers that move it. One version of the model.
+"""The ranking model: everything that is learned by gradients, with the optimizers that move it. One version of it.
 
-What is counted and remembered (scorer.py: facts) does not belong to it. So several versions can score what was gathered
+What is counted and remembered (online/facts) does not belong to it. So several versions can score what was gathered
 once, and be taught by the same clicks.
 
-Letters: `N` clicks, `L` clicks read of each person, `D` width of states, `C` candidates of all clicks (flat), `F`
+Letters: `N` clicks, `L` clicks read of each user, `D` width of states, `C` candidates of all clicks (flat), `F`
 features, `K` candidates kept of a click, `V` rows of items.
 """
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,19 +21,22 @@ from torch.nn import functional as F
 from model.adam import Adam
 from model.items import ItemTable
 from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
-from model.ranker import Ranker, listwise_losses
+from model.ranker import Ranker
 from model.recall import RecallHeads
 from model.reformer import Reformer, ReformerConfig
-from online.arrays import below
+from online.arrays import as_tensor, below
+from online.facts.features import OWN_HEADS, WORLD_HEADS, features
+from online.facts.moments import Keys
+from online.facts.store import Gathered
 from online.history import Latest
-from online.ranking.features import OWN_HEADS, WORLD_HEADS, features
-from online.ranking.moments import cosines
-from online.ranking.next_item import as_histories, next_item_loss
-from online.ranking.replay_buffer import among_rivals
-from online.ranking.scored import Found, Gathered, Scored
+from online.ranking.next_item import as_histories
+from online.ranking.objectives import Objective, TrainingBatch
+from online.ranking.prune import keep_best
+from online.ranking.recall import soft_counts, with_gradients
+from online.ranking.scoring import ScoredCandidates
 from online.settings import Settings
 
-MISS_LOSS = 10.0  # nats, for a click on something that was no candidate; also the most that one click can cost
+MISS_LOSS = 10.0  # nats, for a click on something that was not kept; also the most that one click can cost
 VECTORS_WIDTH = 32
 LEVEL_STEPS_MIN = 100  # before any norm counts as an explosion
 LEVEL_SLOWEST = 0.02  # share of the newest norm in the level
@@ -59,6 +63,7 @@ def build_reformer(settings: Settings) -> Reformer:
 
 
 def build_optimizer(network: Reformer, settings: Settings, learning_rate: float) -> Optimizer:
+    """What moves a Reformer."""
     return Optimizer(
         network,
         OptimizerConfig(
@@ -72,7 +77,7 @@ def build_optimizer(network: Reformer, settings: Settings, learning_rate: float)
     )
 
 
-class NormLevel:
+class GradientMonitor:
     """The running level of gradients' norms, which tells an explosion from a large step.
 
     Beyond the limit, a norm counts as the limit: so what has risen for good becomes the level after some dozen steps.
@@ -83,7 +88,7 @@ class NormLevel:
         self.explosion = explosion
         self.level, self.steps = 0.0, 0
 
-    def takes(self, norm: float) -> bool:
+    def accepts(self, norm: float) -> bool:
         """Whether a step with this norm may be taken; the level moves towards it. Not finite: no, and it does not."""
         if not math.isfinite(norm):
             return False
@@ -93,8 +98,15 @@ class NormLevel:
         return norm <= most
 
 
-class Weights:
-    """The Reformer, recall's heads and item vectors, the ranker; and for each what moves it."""
+class Memory(NamedTuple):
+    """What recall compares the present with."""
+
+    keys: Keys  # of all moments that are held
+    states: Tensor  # (held, D) float16, the Reformer's then
+
+
+class RankingModel:
+    """The Reformer, recall's heads and item vectors, the first score and the ranker; and for each what moves it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -108,17 +120,19 @@ class Weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.ranker = Ranker(starts, settings.ranker_hidden, settings.ranker_networks).to(self.device)
+        # The first score knows no logit of the Reformer: that is computed for what is kept alone.
+        self.first = nn.Parameter(torch.tensor(starts[:-1], device=self.device))
         self.own, self.world = RecallHeads(OWN_HEADS).to(self.device), RecallHeads(WORLD_HEADS).to(self.device)
         self.vectors = ItemTable(1024, VECTORS_WIDTH, seed=settings.seed).to(self.device)
         heads = [*self.own.parameters(), *self.world.parameters()]
         groups = [
-            {"params": list(self.ranker.parameters()), "lr": settings.ranker_learning_rate},
+            {"params": [*self.ranker.parameters(), self.first], "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
         ]
         self.adam = Adam(groups)
         table = {"vectors": self.vectors.vectors}
         self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
-        self.levels = [NormLevel(settings.gradient_explosion) for _ in range(2)]  # the network's, and what ranks
+        self.levels = [GradientMonitor(settings.gradient_explosion) for _ in range(2)]  # the network's, what ranks
         self.skipped = 0  # steps not taken, because of their gradients
 
     # Rows of items
@@ -162,105 +176,155 @@ class Weights:
             states: Tensor = self.network(as_histories(latest, self.device), recompute=False)
         return states
 
-    def score(self, gathered: Gathered, states: Tensor | None) -> Scored:
-        """Everything there is to say of the candidates of N queries, whose states are (N, D). Gradients reach weights,
-        item vectors and states."""
-        candidates, C = gathered.candidates, len(gathered.candidates.rows)
-        recalled = [
-            torch.zeros(C, len(heads.gains), device=self.device)
-            if found is None
-            else self._heads(heads, found, gathered, states)
-            for heads, found in ((self.own, gathered.own), (self.world, gathered.world))
-        ]
-        inputs = torch.cat([candidates.features, *recalled, self._logits(gathered, states)], 1)
-        with torch.no_grad():
-            scores = self.ranker(inputs)
-        return Scored(gathered, inputs, scores)
+    def score(
+        self,
+        gathered: Gathered,
+        lifts: NDArray[np.float32],
+        memory: Memory,
+        states: Tensor | None,
+        *,
+        kept: int,
+        replayed: tuple[Tensor, Tensor] | None = None,
+    ) -> ScoredCandidates:
+        """Scores candidates of N queries: all of them by the first score, and the best by the ranker.
 
-    def _heads(self, heads: RecallHeads, found: Found, gathered: Gathered, states: Tensor | None) -> Tensor:
+        Args:
+            gathered: what facts say.
+            lifts: observed by expected clicks of each candidate, log, (C,).
+            memory: what recall compares the queries with.
+            states: the Reformer's, (N, D); None: without.
+            kept: K, how many candidates of each query the ranker sees.
+            replayed: features (R, K', F) of earlier clicks that are scored along, and which are there.
+
+        Returns:
+            Scores, with gradients where torch keeps any: to weights, item vectors, and states.
+        """
+        N, C = len(gathered.starts) - 1, len(gathered.rows)
+        recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
+        first = self._first_scores(gathered.features, lifts, recalled)
+        places = np.empty((N, kept), np.int64)
+        keep_best(gathered.starts, first, places)
+        scored = ScoredCandidates(gathered, first, places, *self._empty(N, kept), recalled=tuple(recalled), lifts=lifts)
+        if not C:
+            return scored
+        inputs, present = self.inputs(scored, places, memory, states)
+        rows = inputs.view(N * kept, -1)
+        if replayed is not None:
+            rows = torch.cat([rows, replayed[0].view(-1, rows.shape[1])])
+        every = self.ranker.each(rows)  # in one go: what it costs is mostly the number of operations
+        each = every[: N * kept].view(N, kept, -1)
+        if replayed is not None:
+            scored = scored._replace(replayed=every[N * kept :].view(*replayed[0].shape[:2], -1))
+        scores = each.mean(-1).masked_fill(~present, -torch.inf)
+        return scored._replace(features=inputs, present=present, scores=scores, each=each)
+
+    def inputs(
+        self, scored: ScoredCandidates, places: NDArray[np.int64], memory: Memory, states: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The ranker's inputs for candidates (N, K), positions among all C, −1 for none -> features (N, K, F), through
+        which gradients reach recall, and which are there (N, K)."""
+        gathered = scored.gathered
+        N, K = places.shape
+        there = places >= 0
+        at = places[there]  # (M,)
+        columns = [
+            as_tensor(gathered.features[at], self.device),
+            as_tensor(scored.lifts[at][:, None], self.device),
+        ]
+        for (heads, hits), counts in zip(self._recalls(gathered), scored.recalled, strict=True):
+            if hits is None or not torch.is_grad_enabled():
+                columns.append(as_tensor(counts[at], self.device))
+            else:
+                columns.append(
+                    with_gradients(
+                        heads, self.vectors.vectors, gathered.keys, states, memory.keys, memory.states, hits, counts, at
+                    )
+                )
+        columns.append(self._logits(gathered.rows[at], np.nonzero(there)[0], states))
+        flat = torch.cat(columns, 1)  # (M, F)
+        present = as_tensor(there, self.device)
+        if len(at) == N * K:
+            return flat.view(N, K, -1), present
+        index = as_tensor(np.flatnonzero(there), self.device)
+        return flat.new_zeros(N * K, flat.shape[1]).index_copy(0, index, flat).view(N, K, -1), present
+
+    def _first_scores(
+        self, features: NDArray[np.float32], lifts: NDArray[np.float32], recalled: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The linear score of every candidate, (C,). By torch, which keeps to its number of threads: numpy's BLAS takes
+        all cores, and its threads go on waiting for work while others would have it."""
+        weights = self.first.detach().cpu()
+        at = features.shape[1]
+        scores = torch.addmv(torch.from_numpy(lifts) * weights[at], torch.from_numpy(features), weights[:at])
+        at += 1
+        for counts in recalled:
+            scores.addmv_(torch.from_numpy(counts), weights[at : at + counts.shape[1]])
+            at += counts.shape[1]
+        found: NDArray[np.float32] = scores.numpy()
+        return found
+
+    def _empty(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        F_ = len(self.first) + 1
+        zeros = torch.zeros(N, K, F_, device=self.device)
+        return zeros, torch.zeros(N, K, dtype=torch.bool, device=self.device), zeros[..., 0] - torch.inf, zeros[..., :1]
+
+    def _recalls(self, gathered: Gathered) -> list[tuple[RecallHeads, Any]]:
+        reformer = self.settings.reformer
+        return [(self.own, gathered.own if reformer else None), (self.world, gathered.world if reformer else None)]
+
+    def _counts(
+        self, heads: RecallHeads, gathered: Gathered, hits: Any, memory: Memory, states: Tensor | None
+    ) -> NDArray[np.float32]:
         """What moments say of the candidates -> (C, heads)."""
-        both = None if states is None else (states, found.states)
-        alike = cosines(self.vectors, gathered.moment, found.owners, found.moments, both)
-        return heads(alike, found.ages_s, found.places, len(gathered.candidates.rows))  # type: ignore[no-any-return]
+        C = len(gathered.rows)
+        if hits is None:
+            return np.zeros((C, len(heads.gains)), np.float32)
+        return soft_counts(
+            heads, self.vectors.vectors, gathered.keys, states, memory.keys, memory.states, hits, C
+        )  # fmt: skip
 
     @torch.no_grad()
-    def _logits(self, gathered: Gathered, states: Tensor | None) -> Tensor:
-        """What the states say of the candidates, (C, 1); 0 without states."""
-        owners, rows = gathered.candidates.owners, gathered.candidates.rows
+    def _logits(self, rows: NDArray[np.int32], queries: NDArray[np.int64], states: Tensor | None) -> Tensor:
+        """What the states of queries (M,) say of items' rows (M,), (M, 1); 0 without states."""
         if states is None:
             return torch.zeros(len(rows), 1, device=self.device)
-        return self.network.scores(states.detach()[owners], rows[:, None]).float()
+        items = as_tensor(rows.astype(np.int64), self.device)
+        vectors = self.network.items(items)  # (M, D)
+        of_query = states.detach()[as_tensor(queries, self.device)]
+        logits: Tensor = (vectors * of_query).sum(-1) + self.network.items.bias(items)
+        return logits.float()[:, None]
 
     # Learning
 
-    def losses(
-        self, scored: Scored, places: Tensor, again: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor | None, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
-        """What clicks cost, and what is to be learned from them.
-
-        places (N,) of the clicked items among the candidates, −1 where they are not among them; again: clicks from the
-        replay buffer -> the mean loss of those that were candidates, with gradients, replayed clicks added (None
-        without any); the losses of all (N,), in nats; and what the replay buffer may keep, and of which clicks
-        (N,) that is (None without any).
-
-        What is learned from are each click's strongest rivals, as many as are kept for replay: the others have next to
-        no share of the softmax, and none of its gradient.
-        """
-        each = torch.full((len(places),), MISS_LOSS, device=self.device)
-        if not len(scored.scores):
-            return None, each, None
-        found = listwise_losses(scored.scores, scored.candidates.owners, places.clamp(min=0))
-        hit = (places >= 0) & found.isfinite()  # what cannot be scored must not be replayed again and again
-        if not bool(hit.any()):
-            return None, each, None
-        each[hit] = found.detach()[hit].clamp(max=MISS_LOSS)
-        best = scored.best(self.settings.replay_candidates)[0][hit]
-        inputs, present = among_rivals(scored.features, best, places[hit])
-        loss = self.ranking_loss(inputs, present)
-        if again is not None:
-            loss = loss + self.ranking_loss(*again)
-        return loss, each, (inputs.detach(), present, hit)
-
-    def ranking_loss(self, inputs: Tensor, present: Tensor) -> Tensor:
-        """Features (N, K, F) of clicked items, which come first, and rivals; which are there (N, K) -> mean loss,
-        summed over the ranker's networks."""
-        scores = self.ranker.each(inputs).masked_fill(~present[..., None], -torch.inf)  # (N, K, networks)
-        return torch.sum(torch.mean(scores.logsumexp(1) - scores[:, 0], 0))
-
-    def guessing_loss(self, states: Tensor, wanted: Tensor, negatives: tuple[Tensor, Tensor]) -> Tensor:
-        """States (N, D) before clicks on rows (N,), against sampled rows and their log chances -> mean loss in nats."""
-        return next_item_loss(self.network, states, wanted, negatives).mean()
-
-    def learn(self, ranking: Tensor | None, guessing: Tensor | None, seen: Tensor) -> None:
-        """One step along the gradients of the losses that there are.
-
-        ranking: `losses` gave it; guessing: the Reformer's mean loss; seen (C, F): the features scored.
-        """
-        losses = [loss for loss in (guessing, ranking) if loss is not None]
+    def train(self, batch: TrainingBatch, objectives: Sequence[Objective]) -> bool:
+        """One step along the gradients of all objectives' losses -> whether it was taken. If any gradient is not
+        finite, or they explode, nothing moves, which is counted."""
+        losses = [loss for loss in (objective.loss(self, batch) for objective in objectives) if loss is not None]
         if not losses:
-            return
+            return False
         self.optimizer.zero_grad()
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        self.step(seen, network=guessing is not None, ranking=ranking is not None)
+        return self._step()
 
     @torch.no_grad()
-    def step(self, seen: Tensor, *, network: bool = False, ranking: bool = True) -> None:
-        """Moves the network, and what ranks, along the gradients there are. If any is not finite, or they explode,
-        nothing moves, which is counted."""
-        parameters = [parameter for _, module in self._ranking() for parameter in module.parameters()]
+    def _step(self) -> bool:
+        """Moves whatever has gradients -> whether it did."""
+        parameters = self._ranking_parameters()
+        network = any(p.grad is not None for p in self.network.parameters())
+        ranking = any(p.grad is not None for p in parameters)
         norms = [
             self.optimizer.gradient_norm() if network else None,
             self._ranking_norm(parameters) if ranking else None,
         ]
-        taken = [level.takes(norm) for level, norm in zip(self.levels, norms, strict=True) if norm is not None]
+        taken = [level.accepts(norm) for level, norm in zip(self.levels, norms, strict=True) if norm is not None]
         self.skipped += not all(taken)
         if network and all(taken):
             self.optimizer.step(norms[0])
         if ranking and all(taken):
             self._step_ranking()
-            self.ranker.observe(seen)
         for parameter in parameters:
             parameter.grad = None
+        return all(taken)
 
     def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
         vectors = self.vectors.vectors
@@ -277,7 +341,7 @@ class Weights:
             rows = vectors.grad.indices()[0]
             vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
 
-    def hasten(self, factor: float) -> None:
+    def scale_learning_rate(self, factor: float) -> None:
         """All learning rates are `factor` times those of the settings until this is said anew."""
         settings = self.settings
         self.optimizer.boost = factor
@@ -289,14 +353,15 @@ class Weights:
 
     # As one thing
 
-    def copy(self) -> "Weights":
+    def copy(self) -> "RankingModel":
         """The same, to go another way from here."""
         return copy.deepcopy(self, {id(self.settings): self.settings})
 
     def tensors(self) -> dict[str, Tensor]:
         """Every weight by name, the running means of the ranker's features among them; (V, ·) those of items."""
         modules = [("network", self.network), *self._ranking()]
-        return {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
+        named = {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
+        return named | {"first": self.first.data}
 
     @torch.no_grad()
     def finite(self) -> bool:
@@ -320,6 +385,7 @@ class Weights:
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         for name, module in (("network", self.network), *self._ranking()):
             module.load_state_dict(below(tensors, name))
+        self.first.data.copy_(tensors["first"])
         self.optimizer.load_state_tensors(below(tensors, "optimizer"))
         self.adam.state.clear()
         for number, parameter in enumerate(self._dense()):
@@ -336,6 +402,9 @@ class Weights:
     def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
         """What ranks beside the network, by name."""
         yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
+
+    def _ranking_parameters(self) -> list[nn.Parameter]:
+        return [*(parameter for _, module in self._ranking() for parameter in module.parameters()), self.first]
 
     def _dense(self) -> list[nn.Parameter]:
         return [parameter for group in self.adam.param_groups for parameter in group["params"]]
