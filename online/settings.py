@@ -88,7 +88,7 @@ class Settings(SecuritySettings):
     exclude_seen: bool = Field(False, description="leave out what the person has clicked already")
 
     # The loop.
-    poll_records_max: Positive = Field(128, description="messages taken from the broker at a time")
+    poll_records_max: Positive = Field(256, description="messages taken from the broker at a time")
     poll_timeout_s: Seconds = Field(0.05, description="longest wait for a first message")
     merge_wait_s: Seconds = Field(
         1.0,
@@ -115,7 +115,7 @@ class Settings(SecuritySettings):
         0.1,
         description="an age is left out while fewer of the lists that reach it are looked at before the next",
     )
-    refreshes_max: Rate = Field(2.9, description="refreshes of a list on average; the ages least worth it are left out")
+    refreshes_max: Rate = Field(6.0, description="refreshes of a list on average; the ages least worth it are left out")
     looks_max: Positive = Field(
         3, description="moments that a list is ranked for where it will be looked at within hours or days"
     )
