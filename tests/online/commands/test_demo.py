@@ -130,7 +130,7 @@ def test_a_demo_of_a_file_that_is_stopped_says_where(tmp_path: Path) -> None:
 
 def test_many_rows_that_are_no_clicks_are_said_at_once_and_a_file_of_them_alone_is_an_error(tmp_path: Path) -> None:
     bad = ",broken,5\n" * 40
-    data = town_file(tmp_path / "a.csv.gz", 4_000, bad)
+    data = town_file(tmp_path / "a.csv.gz", 40_000, bad)  # more than is learned before a list is shown
     data.write_bytes(gzip.compress(("user,item,timestamp\n" + bad).encode() + gzip.decompress(data.read_bytes())[20:]))
     shown = demo(seconds=7, data=data)
     said, ended = (place.start() for place in itertools.islice(re.finditer("rows that are no clicks: ", shown), 2))
