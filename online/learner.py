@@ -199,9 +199,9 @@ class Learner:
 
     def _start(self, following: Following) -> Ahead:
         """Begins with what comes next. Whatever goes wrong with it is raised when its turn comes."""
-        if self._makes_room(following.clicks):
-            return Ahead(following, None, None, None)
         try:
+            if self._makes_room(following.clicks):
+                return Ahead(following, None, None, None)
             begun = self._begin(following.clicks, following.impressions)
         except Exception as error:
             return Ahead(following, None, None, error)
@@ -324,7 +324,7 @@ class Learner:
         if network is not None and train:
             assert before is not None
             assert leaf is not None
-            self._guess(before, leaf, network)
+            self.weights.train(guessing_batch(network, before, leaf.grad), GUESSING)
         states = self._states_of_lists(prepared, before, after)
         rows, scores = self._rows_of_lists(prepared.of_lists, prepared.lists, states)
         served_ranks = np.full(len(batch.users), np.inf)
@@ -535,19 +535,6 @@ class Learner:
         )
         return TrainedStep(part, scored, positions, replayed), losses, ranks
 
-    def _guess(self, before: Tensor, leaf: Tensor, network: TrainedNetwork) -> None:
-        """The Reformer learns from what it should have guessed, and from what ranking wants of its states."""
-        guessed = self._tensor(np.flatnonzero(network.guessed))
-        pull = leaf.grad
-        batch = TrainingBatch(
-            states=before[guessed] if network.negatives is not None and len(guessed) else None,
-            targets=network.targets,
-            negatives=network.negatives,
-            pulled=None if pull is None else before,
-            pull=pull,
-        )
-        self.weights.train(batch, GUESSING)
-
     def _take_back(self, batch: ClickBatch, caught: NDArray[np.bool_]) -> None:
         """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
         for at in np.flatnonzero(caught).tolist():
@@ -740,8 +727,8 @@ class Learner:
         followed = prepared.gathered.followers.astype(np.int64)
         followed = filled(followed, prepared.popular)
         lists = {"served": served, "popular": popular, "followed": followed}
-        heard = batch.trainable
-        self.scores.add({name: some[heard] for name, some in lists.items()}, batch.targets[heard])
+        trainable = batch.trainable
+        self.scores.add({name: some[trainable] for name, some in lists.items()}, batch.targets[trainable])
         return ranks_in(served, batch.targets)
 
     def _rows_of_impressions(self, prepared: Prepared, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -863,6 +850,19 @@ def training_batch(  # noqa: PLR0917 - what it is made of, and no options
         forced_present=forced_present,
         forced_places=as_tensor(forced_places, model.device),
         replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed[1]),
+    )
+
+
+def guessing_batch(network: TrainedNetwork, before: Tensor, pull: Tensor | None) -> TrainingBatch:
+    """What the Reformer has to learn from: the clicks it should have guessed from its states before them (N, D), and
+    what ranking wants of these states, (N, D); None: nothing."""
+    guessed = as_tensor(np.flatnonzero(network.guessed), before.device)
+    return TrainingBatch(
+        states=before[guessed] if network.negatives is not None and len(guessed) else None,
+        targets=network.targets,
+        negatives=network.negatives,
+        pulled=None if pull is None else before,
+        pull=pull,
     )
 
 

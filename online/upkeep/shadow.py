@@ -14,10 +14,9 @@ from torch import Tensor
 
 from online.arrays import below, joined
 from online.evaluation.metrics import K, hit_and_ndcg_at
-from online.learner import GUESSING, RANKING, Learner, training_batch
+from online.learner import GUESSING, RANKING, Learner, guessing_batch, training_batch
 from online.ranking.batches import BatchResult, TrainedNetwork, TrainedStep
 from online.ranking.model import RankingModel
-from online.ranking.objectives import TrainingBatch
 from online.ranking.scoring import ScoredCandidates
 from online.upkeep.gate import Decision, GateLimits, SequentialGate
 
@@ -119,7 +118,7 @@ class Trial:
         gains, trainable = hit_and_ndcg_at(np.concatenate(ranks))[1], learned.trainable
         self.gate.add(hit_and_ndcg_at(learned.ranks)[1][trainable], gains[trainable])  # flagged clicks say nothing
         if before is not None and states is not None and learned.network is not None:
-            self._guess(learned.network, before, states)
+            self.weights.train(guessing_batch(learned.network, before, states.grad), GUESSING)
         self._look_for_faults()
 
     def _states(self, network: TrainedNetwork) -> Tensor:
@@ -133,19 +132,6 @@ class Trial:
         if self.weights.train(batch, RANKING):
             trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
             self.weights.ranker.observe(scored.features.detach()[scored.present & trainable[:, None]])
-
-    def _guess(self, network: TrainedNetwork, before: Tensor, states: Tensor) -> None:
-        guessed = torch.from_numpy(np.flatnonzero(network.guessed)).to(before.device)
-        taught = network.negatives is not None and len(guessed)
-        pulled = None if states.grad is None else before
-        batch = TrainingBatch(
-            states=before[guessed] if taught else None,
-            targets=network.targets,
-            negatives=network.negatives,
-            pulled=pulled,
-            pull=states.grad,
-        )
-        self.weights.train(batch, GUESSING)
 
     def _look_for_faults(self) -> None:
         before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)

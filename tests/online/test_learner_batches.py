@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from online.history import SERVED
-from online.learner import Learner
+from online.learner import Following, InconsistentStateError, Learner
 from online.ranking.batches import Impression
 from online.ranking.lift import Lift
 from online.ranking.model import RankingModel
@@ -307,3 +307,53 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
             if name.endswith("owners"):
                 assert owner_number(digest) not in array, name
         assert len(one.learn(clicks[:16]).rankings) > 1
+
+
+# --- the facts of what follows are gathered meanwhile -------------------------------------------------------------
+
+
+def announced(learner, batches):
+    """What each gives, when the next is announced with it."""
+    nexts = [*(lambda clicks=clicks: Following(clicks) for clicks in batches[1:]), None]
+    return [learner.learn(clicks, following=after) for clicks, after in zip(batches, nexts, strict=True)]
+
+
+@pytest.mark.parametrize("changed", [{}, {"exclude_seen": True}, {"users_held": 20, "items_held": 30}])
+def test_gathering_the_next_facts_while_weights_learn_changes_nothing(small, changed):
+    batches = list(in_parts(some_clicks(400), 16))
+    settings = small(**changed)
+    ahead, in_turn = Learner(settings), Learner(settings)
+    for one, other in zip(announced(ahead, batches), [in_turn.learn(clicks) for clicks in batches], strict=True):
+        assert one.rankings == other.rankings
+        np.testing.assert_array_equal(one.ranks, other.ranks)
+        np.testing.assert_array_equal(one.served_ranks, other.served_ranks)
+    (arrays, state), (other_arrays, other_state) = ahead.to_state(), in_turn.to_state()
+    assert json.dumps(state) == json.dumps(other_state)
+    assert arrays.keys() == other_arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, other_arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize("where", ["_makes_room", "_begin", "_advance"])
+def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small, monkeypatch, where):
+    learner = Learner(small())
+    first, second = in_parts(some_clicks(32), 16)
+
+    def fail(*_):
+        raise ValueError("a bug")
+
+    def announce():
+        monkeypatch.setattr(learner, where, fail)
+        return Following(second)
+
+    assert len(learner.learn(first, following=announce).ranks) == 16
+    with pytest.raises(ValueError, match="a bug"):
+        learner.learn(second)
+
+
+def test_other_clicks_than_those_announced_are_refused(small):
+    learner = Learner(small())
+    first, second, third = in_parts(some_clicks(48), 16)
+    learner.learn(first, following=lambda: Following(second))
+    with pytest.raises(InconsistentStateError, match="other clicks were announced"):
+        learner.learn(third)
