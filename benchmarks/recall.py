@@ -35,7 +35,7 @@ def clicks_of_one(count: int, random: np.random.Generator) -> list[Click]:
     ]
 
 
-def taught(clicks: Sequence[Click], seed: int) -> Learner:
+def trained(clicks: Sequence[Click], seed: int) -> Learner:
     """A learner that knows all facts of these clicks, with weights that have learned nothing."""
     learner = Learner(load_settings(seed=seed, device="cpu", guard=False), lists=False)
     for batch in micro_batches(clicks, learner.settings):
@@ -66,7 +66,7 @@ def seconds(run: Callable[[], object]) -> tuple[float, float]:
 def measure(count: int, seed: int) -> tuple[float, tuple[float, float], tuple[float, float], float]:
     """Moments found for each query; seconds that gathering and counting take; and a scan."""
     random = np.random.default_rng(seed)
-    learner = taught(clicks_of_one(count, random), seed)
+    learner = trained(clicks_of_one(count, random), seed)
     asked, memory = questions(learner, random), learner.memory()
 
     def gather() -> Gathered:

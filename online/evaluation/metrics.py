@@ -30,22 +30,6 @@ def hit_and_ndcg_at(ranks: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
     return hit.astype(np.float64), np.where(hit, 1.0 / np.log2(ranks + 2.0), 0.0)
 
 
-def ranks_among(scores: NDArray[Any], owners: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Each user's clicked item among that user's candidates: how many are ahead of it, half of the ties counted.
-
-    Args:
-        scores: (C,) of the candidates of all users.
-        owners: (C,) which of the N users each is of.
-        places: (N,) where each user's clicked item stands in `scores`; -1: it is no candidate, and its rank is inf.
-    """
-    if not len(scores):
-        return np.full(len(places), np.inf)
-    wanted = scores[places][owners]  # (C,) meaningless for users whose place is -1
-    ahead = np.bincount(owners, scores > wanted, minlength=len(places))
-    tied = np.bincount(owners, scores == wanted, minlength=len(places)) - 1
-    return np.where(places >= 0, ahead + tied / 2, np.inf)
-
-
 def ranks_in(lists: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
     """(N,) ranks of the targets (N,) in lists (N, K) of rows, best first; inf where not in it, or 0 (unknown)."""
     found = (lists == targets[:, None]) & (targets[:, None] != 0)

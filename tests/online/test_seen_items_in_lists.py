@@ -56,7 +56,7 @@ def kept():
 
 
 @pytest.fixture
-def taught(settings, kept):
+def trained(settings, kept):
     """A learner that has learned the whole stream."""
     learner = Learner(settings)
     if not kept:
@@ -76,10 +76,10 @@ def test_no_list_shows_what_its_user_has_clicked_at_any_time(settings):
         assert all(not had[user] & set(ranking.items) for user, ranking in learned.rankings.items())
 
 
-def test_refreshed_lists_are_long_and_show_nothing_seen_also_after_a_restart(settings, taught):
-    for learner in (taught, restarted := Learner(settings)):
+def test_refreshed_lists_are_long_and_show_nothing_seen_also_after_a_restart(settings, trained):
+    for learner in (trained, restarted := Learner(settings)):
         if learner is restarted:
-            learner.load_state(*as_saved(taught))
+            learner.load_state(*as_saved(trained))
         for now in (None, [NOW + 1e5] * 3):
             users = list(CLICKS_OF)
             seen, sizes = shown_although_seen(learner, stream(), users)
@@ -89,14 +89,14 @@ def test_refreshed_lists_are_long_and_show_nothing_seen_also_after_a_restart(set
             assert not {click.item_id for click in stream() if click.user_id == "most"} & set(rankings[2].items)
 
 
-def test_restored_it_goes_on_with_what_was_seen_as_if_nothing_had_happened(settings, taught, same):
+def test_restored_it_goes_on_with_what_was_seen_as_if_nothing_had_happened(settings, trained, same):
     restarted = Learner(settings)
-    restarted.load_state(*as_saved(taught))
+    restarted.load_state(*as_saved(trained))
     more = [Click(user_id=f"new {n % 3}", item_id=f"i{n}", timestamp=NOW + n) for n in range(40)]
     more += [Click(user_id="few", item_id=f"i{n}", timestamp=NOW + n) for n in range(40)]
-    found = [[learned.rankings for learned in learn(learner, more)] for learner in (taught, restarted)]
+    found = [[learned.rankings for learned in learn(learner, more)] for learner in (trained, restarted)]
     assert found[0] == found[1]
-    (arrays, state), (others_arrays, others_state) = as_saved(taught), as_saved(restarted)
+    (arrays, state), (others_arrays, others_state) = as_saved(trained), as_saved(restarted)
     assert state == others_state
     assert same(arrays, others_arrays)
 
@@ -147,19 +147,19 @@ def test_the_next_item_of_a_row_has_not_been_seen_by_those_who_saw_the_one_befor
     assert learner.rank(["few"])[0].items == ["new"]
 
 
-def test_nothing_is_left_of_who_was_forgotten(taught):
-    taught.histories.forget("most")  # as if they had made room there
-    assert taught.named(digest_of("most")) == {"most"}
-    assert taught.holds(digest_of("most"))["seen items"] == 1
-    assert taught.forget(digest_of("most"))["seen"] == 3_000
-    assert not any(taught.holds(digest_of("most")).values())
-    arrays, state = as_saved(taught)
+def test_nothing_is_left_of_who_was_forgotten(trained):
+    trained.histories.forget("most")  # as if they had made room there
+    assert trained.named(digest_of("most")) == {"most"}
+    assert trained.holds(digest_of("most"))["seen items"] == 1
+    assert trained.forget(digest_of("most"))["seen"] == 3_000
+    assert not any(trained.holds(digest_of("most")).values())
+    arrays, state = as_saved(trained)
     assert "most" not in json.dumps(state)
     assert len(arrays["seen.starts"]) == len(CLICKS_OF)
 
 
-def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories_hold(settings, taught):
-    arrays, state = as_saved(taught)
+def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories_hold(settings, trained):
+    arrays, state = as_saved(trained)
     del state["seen"]
     learner = Learner(settings)
     learner.load_state({name: array for name, array in arrays.items() if not name.startswith("seen.")}, state)
@@ -169,9 +169,9 @@ def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories
     assert len(latest.rows[0]) == settings.history_max
 
 
-def test_without_the_setting_nothing_is_held_and_a_checkpoint_with_seen_items_can_be_loaded(settings, taught):
+def test_without_the_setting_nothing_is_held_and_a_checkpoint_with_seen_items_can_be_loaded(settings, trained):
     learner = Learner(settings.model_copy(update={"exclude_seen": False}))
-    learner.load_state(*as_saved(taught))
+    learner.load_state(*as_saved(trained))
     assert learner.seen is None
     assert "seen" not in learner.to_state()[1]
 
