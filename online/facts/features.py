@@ -67,9 +67,17 @@ class Feature(NamedTuple):
     timed: bool = False  # whether it depends on the moment at which the list is looked at
 
 
+LOGS = np.log1p(np.arange(1024, dtype=np.float32))  # most of what is counted is a small whole number
+
+
 @called
 def _log1p(x: Value) -> Value:
-    return math.log1p(np.float32(x)) if x > 0 else np.float32(0)
+    """log(1 + x), and 0 for what is less than 0."""
+    x = np.float32(x)
+    if not x > 0:
+        return np.float32(0)
+    whole = np.int64(x) if x < len(LOGS) else 0
+    return LOGS[whole] if np.float32(whole) == x else math.log1p(x)
 
 
 @called

@@ -110,6 +110,7 @@ class Scratch(NamedTuple):
     near_sums: NDArray[np.float32]  # (V,)
     near_rows: NDArray[np.int32]  # (·,) rows near the latest items, in the order they were found
     near_scores: NDArray[np.float32]
+    sorted: NDArray[np.float32]  # scores, while the best are looked for
     taste_sums: NDArray[np.float32]
     taste_scores: NDArray[np.float32]
     moment_stamps: NDArray[np.int64]  # (M,)
@@ -258,11 +259,41 @@ def add_candidate(
     return c + 1
 
 
+@kernel
+def nth_largest(values: NDArray[np.float32], n: int, buffer: NDArray[np.float32]) -> np.float32:
+    """The n-th largest (from 1) of values (C,), by quickselect (Hoare 1961); the buffer has room for all of them."""
+    some = buffer[: len(values)]
+    for k in range(len(values)):
+        some[k] = values[k]
+    left, right = 0, len(values) - 1
+    while left < right:
+        pivot = some[(left + right) // 2]
+        low, high = left, right
+        while low <= high:
+            while some[low] > pivot:
+                low += 1
+            while some[high] < pivot:
+                high -= 1
+            if low <= high:
+                some[low], some[high] = some[high], some[low]
+                low += 1
+                high -= 1
+        if n - 1 <= high:
+            right = high
+        elif n - 1 >= low:
+            left = low
+        else:
+            break
+    found: np.float32 = some[n - 1]
+    return found
+
+
 @inlined
 def add_best(
     best: NDArray[np.int32],
     scores: NDArray[np.float32],
     most: int,
+    buffer: NDArray[np.float32],
     c: int,
     mark: int,
     rows: NDArray[np.int32],
@@ -276,7 +307,7 @@ def add_best(
         for k in range(len(best)):
             c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
         return c
-    least = np.partition(scores, len(best) - most)[len(best) - most]
+    least = nth_largest(scores, most, buffer)
     ties = most
     for k in range(len(best)):
         ties -= scores[k] > least
@@ -322,8 +353,10 @@ def gather(
         # The candidates of the query before: only what depends on the moment is new.
         earlier = found.starts[q - 1]
         size = start - earlier
-        found.rows[start : start + size] = found.rows[earlier:start]
-        found.features[start : start + size] = found.features[earlier:start]
+        for k in range(size):
+            found.rows[start + k] = found.rows[earlier + k]
+            for column in range(found.features.shape[1]):
+                found.features[start + k, column] = found.features[earlier + k, column]
         person = Person(
             last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total,
             np.float32(1), np.float32(1),
@@ -335,7 +368,8 @@ def gather(
         for p in range(found.world_starts[q - 1], world):
             found.world_moments[world + p - found.world_starts[q - 1]] = found.world_moments[p]
             found.world_candidates[world + p - found.world_starts[q - 1]] = found.world_candidates[p] + size
-        found.followers[q] = found.followers[q - 1]
+        for k in range(SHOWN):
+            found.followers[q, k] = found.followers[q - 1, k]
         found.starts[q + 1] = start + size
         found.own_starts[q + 1] = 2 * own - found.own_starts[q - 1]
         found.world_starts[q + 1] = 2 * world - found.world_starts[q - 1]
@@ -360,11 +394,11 @@ def gather(
         c = add_candidate(tables.first.others[last, place], c, mark, rows, stamps, places, banned, blocked)
     used = tables.second.used[before]
     others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
-    c = add_best(others, counts, SECOND_MAX, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(others, counts, SECOND_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
     others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
-    c = add_best(others, counts, NEAR_MAX, c, mark, rows, stamps, places, banned, blocked)
-    c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(others, counts, NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
     for half_life in range(len(items.weights)):
         taken = 0
         for place in range(items.top.shape[1]):
@@ -392,7 +426,8 @@ def gather(
 
     # What is counted of them
     size = c - start
-    raw.rows[:size] = found.rows[start:c]
+    for k in range(size):
+        raw.rows[k] = found.rows[start + k]
     for part in (raw.first, raw.second, raw.third, raw.before, raw.near, raw.taste, raw.times):
         part[:size] = 0
     add_counts(tables.first, last, raw.first, start, mark, scratch)

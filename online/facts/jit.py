@@ -83,7 +83,15 @@ def inlined(function: Function) -> Function:
     return _compiled(function, inline="always")
 
 
+def allocating(function: Function) -> Function:
+    """A kernel that makes arrays of its own."""
+    return _compiled(function, _nrt=True)
+
+
 def _compiled(function: Function, **options: Any) -> Function:
+    # What is handed on belongs to the caller, who waits. To count references of arrays that loops look at took a third
+    # of the time of all facts.
+    options = {"_nrt": False} | options
     try:
         return cast(Function, numba.njit(cache=True, nogil=True, **options)(function))
     except RuntimeError:  # there is no folder that can be written to: then each process compiles for itself

@@ -122,6 +122,7 @@ class FeatureStore:
             near_sums=np.zeros(rows, np.float32),
             near_rows=np.zeros(near, np.int32),
             near_scores=np.zeros(near, np.float32),
+            sorted=np.zeros(near, np.float32),
             taste_sums=np.zeros(rows, np.float32),
             taste_scores=np.zeros(near, np.float32),
             moment_stamps=np.zeros(len(self.log.items), np.int64),

@@ -6,7 +6,7 @@ Letters: `N` queries, `C` candidates of all of them (flat), `K` candidates kept 
 import numpy as np
 from numpy.typing import NDArray
 
-from online.facts.jit import inlined, kernel
+from online.facts.jit import allocating, inlined, kernel
 
 
 @inlined
@@ -15,7 +15,7 @@ def comparable(score: np.float32) -> np.float32:
     return np.float32(-np.inf) if np.isnan(score) else score
 
 
-@kernel
+@allocating
 def keep_best(starts: NDArray[np.int64], scores: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
     """Fills kept (N, K) with the positions among all C of each query's K best by `scores` (C,), best first, of equal
     ones the first; −1 where there are no more."""
@@ -81,7 +81,7 @@ def find_rows(
                     break
 
 
-@kernel
+@allocating
 def join_views(
     rows: NDArray[np.int32],
     kept: NDArray[np.int64],

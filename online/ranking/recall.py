@@ -522,10 +522,10 @@ def _add_to_rows(table: _RowTable, pulls: Floats, vectors: Floats, mine: int, ro
             continue
         _add_scaled(total, pulls[i], vectors[rows[i]])
         if rows[i]:
-            _add_scaled(_row_gradient(table, rows[i]), pulls[i], vector)
+            _add_scaled(table.values[_place(table, rows[i])], pulls[i], vector)
     if mine:
         _add_scaled(total, alike, vector)
-        _add_scaled(_row_gradient(table, mine), ONE, total)
+        _add_scaled(table.values[_place(table, mine)], ONE, total)
 
 
 @summing
@@ -535,8 +535,8 @@ def _add_scaled(total: Floats, factor: np.float32, other: Floats) -> None:
 
 
 @kernel
-def _row_gradient(table: _RowTable, row: int) -> Floats:
-    """Where the row's gradient is added up, (D,); it begins as 0."""
+def _place(table: _RowTable, row: int) -> int:
+    """Which of `values` is the row's gradient, that is added up there; it begins as 0."""
     last = len(table.buckets) - 1
     bucket = (int(row) * HASH_FACTOR >> HASH_SHIFT) & last
     while table.buckets[bucket] >= 0 and table.rows[table.buckets[bucket]] != row:
@@ -546,8 +546,7 @@ def _row_gradient(table: _RowTable, row: int) -> Floats:
         table.touched[0] += 1
         table.buckets[bucket], table.rows[new] = new, row
         table.values[new, :] = ZERO
-    gradient: Floats = table.values[table.buckets[bucket]]
-    return gradient
+    return int(table.buckets[bucket])
 
 
 @kernel
