@@ -4,7 +4,7 @@ Letters: `N` clicks, `C` candidates of all of them (flat), `F` features, `M` net
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from torch.nn import functional as F
 PIECE = 2_048  # candidates scored at a time: what comes in between stays in the cache (a tenth faster on the whole)
 SLOWEST = 0.01  # share of the newest batch in the running mean and variance of the features
 DEVIATION_MIN = 0.05  # a feature that hardly varies is not blown up
+
+
+class Columns(NamedTuple):
+    """Part of a matrix of features: columns from `start` on, of some rows."""
+
+    rows: Tensor | slice  # (R,) int64
+    start: int
 
 
 class Ranker(nn.Module):
@@ -46,12 +53,23 @@ class Ranker(nn.Module):
             return self.each(features).mean(-1)
         return torch.cat([self.each(piece).mean(-1) for piece in torch.split(features, PIECE)])
 
-    def each(self, features: Tensor) -> Tensor:
-        """(..., F) -> (..., M): what each network would make of it alone."""
+    def each(self, features: Tensor, learned: Tensor | None = None, columns: Columns | None = None) -> Tensor:
+        """What each network would make of each row alone.
+
+        Args:
+            features: (..., F); no gradients reach them.
+            learned: (R, E) values that are part of the features and get gradients.
+            columns: where they stand there.
+
+        Returns:
+            (..., M).
+        """
         scale = (self.variance.sqrt() + DEVIATION_MIN).reciprocal()
         rows = features.reshape(-1, features.shape[-1])
         weights = (self.linear, self.up.weight, self.up.bias, self.mid, self.mid_bias, self.out)
-        scores: Tensor = _Networks.apply(rows, self.mean, scale, *weights)  # type: ignore[no-untyped-call]
+        scores: Tensor = _Networks.apply(  # type: ignore[no-untyped-call]
+            rows, learned, columns, self.mean, scale, *weights
+        )
         return scores.view(*features.shape[:-1], -1)
 
     def each_by_autograd(self, features: Tensor) -> Tensor:
@@ -82,6 +100,8 @@ class _Networks(torch.autograd.Function):
     def forward(  # noqa: PLR0917 - torch hands them on one by one
         ctx: Any,
         rows: Tensor,  # (N, F)
+        learned: Tensor | None,  # (R, E), part of the rows
+        columns: Columns | None,
         mean: Tensor,
         scale: Tensor,
         linear: Tensor,
@@ -97,6 +117,7 @@ class _Networks(torch.autograd.Function):
         h2 = torch.baddbmm(mid_bias, h1, mid).relu_()  # (M, N, H)
         scores = torch.bmm(h2, out[..., None])[..., 0].T + (rows @ linear)[:, None]  # (N, M)
         ctx.save_for_backward(rows, x, h1, h2, scale, linear, up, mid, out)
+        ctx.columns, ctx.width = columns, 0 if learned is None else learned.shape[1]
         return scores
 
     @staticmethod
@@ -107,14 +128,19 @@ class _Networks(torch.autograd.Function):
         whole = gradient.sum(1)  # (N,)
         of_scores = gradient.T.contiguous()[..., None]  # (M, N, 1)
         of_out = torch.bmm(h2.transpose(1, 2), of_scores)[..., 0]  # (M, H)
-        of_h2 = (of_scores * out[:, None]).mul_(h2 > 0)  # (M, N, H)
+        of_h2 = _where_positive(of_scores * out[:, None], h2)  # (M, N, H)
         of_mid = torch.bmm(h1.transpose(1, 2), of_h2)  # (M, H, H)
-        of_h1 = torch.bmm(of_h2, mid.transpose(1, 2)).mul_(h1 > 0).transpose(0, 1).reshape(-1, M * H)  # (N, M · H)
-        of_rows = None
-        if ctx.needs_input_grad[0]:
-            of_rows = torch.addmm(whole[:, None] * linear, of_h1, up * scale)  # (N, F)
+        of_h1 = _where_positive(torch.bmm(of_h2, mid.transpose(1, 2)), h1)  # (M, N, H)
+        of_h1 = of_h1.transpose(0, 1).reshape(-1, M * H)  # (N, M · H)
+        of_learned = None
+        if ctx.needs_input_grad[1]:
+            at, start = ctx.columns
+            part = slice(start, start + ctx.width)
+            of_learned = torch.addmm(whole[at, None] * linear[part], of_h1[at], up[:, part] * scale[part])  # (R, E)
         return (
-            of_rows,
+            None,
+            of_learned,
+            None,
             None,
             None,
             rows.T @ whole,
@@ -124,6 +150,11 @@ class _Networks(torch.autograd.Function):
             of_h2.sum(1, keepdim=True),
             of_out,
         )
+
+
+def _where_positive(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient through a ReLU, by its output."""
+    return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]
 
 
 def listwise_losses(scores: Tensor, owners: Tensor, places: Tensor) -> Tensor:

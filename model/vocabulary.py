@@ -5,7 +5,7 @@ belongs to nobody: it stands for padding and for every item without a row.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 
@@ -77,6 +77,10 @@ class Vocabulary:
     def item_of(self, row: int) -> str | None:
         """The item that has this row now; None for row 0, and for rows that nobody has."""
         return self._items[row] if 0 <= row < len(self._items) else None
+
+    def items_of(self, rows: Sequence[int]) -> list[str | None]:
+        """`item_of` for each of these rows, which are in use."""
+        return [self._items[row] for row in rows]
 
     def observe(self, item_id: str, now: float) -> int:
         """Counts a click at `now` (seconds since 1970) -> the item's row, 0 while it has none.

@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -70,6 +71,17 @@ _DEMO_ROWS_CHECKED = 20_000  # a demo of a long file begins soon
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the state; else NEXTCLICK_DATA_DIR, else the user's own.")
 ]
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """As long as code is loaded nothing becomes garbage, and what was loaded stays."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class NothingThereError(Exception):
@@ -153,10 +165,9 @@ def worker(
     from online.start import announce
 
     announce(settings)
-    gc.disable()  # as long as code is loaded nothing becomes garbage
-    from online.worker import run_worker  # takes seconds
+    with _loading():
+        from online.worker import run_worker  # takes seconds
 
-    gc.enable()
     run_worker(settings, stop, from_beginning=from_beginning)
 
 
@@ -289,7 +300,8 @@ def backtest(  # noqa: PLR0917 - typer's options
     events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    from online.commands.backtest import run_backtest
+    with _loading():
+        from online.commands.backtest import run_backtest
 
     run_backtest(
         out,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ __all__ = ["EVENT_TYPES_MAX", "METHODS", "BatchResult", "Learner", "Ranking"]
 
 METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
+SCORE_DIGITS = 6  # of scores in lists
 _NONE = np.zeros(0, np.int64)
 RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
 
@@ -517,7 +519,7 @@ class Learner:
         places = scored.places(positions) if finite else np.full(len(positions), -1)
         losses = np.full(len(positions), MISS_LOSS)
         there = np.flatnonzero(places >= 0)
-        shares = scored.shares().detach().float().cpu().numpy()
+        shares = scored.shares().float().cpu().numpy()
         losses[there] = np.minimum(-np.log(np.maximum(shares[there, places[there]], 1e-30)), MISS_LOSS)
         if finite and len(there):
             rows = scored.rows()
@@ -525,14 +527,12 @@ class Learner:
             inputs = among_rivals(scored, self._tensor(places), self.settings.replay_candidates)
             self.replay.add(*inputs, batch.owners[part][there])
         if train:
-            lesson = training_batch(self.weights, scored, positions, self.memory(), mine, replayed)
+            lesson = training_batch(self.weights, scored, positions, mine, replayed)
             train = self.weights.train(lesson, RANKING)
         if train:  # features from which nothing could be learned may be no numbers, and stay out of the running means
-            seen = scored.features.detach()[scored.present & self._tensor(trainable)[:, None]]
+            seen = scored.features[scored.present & self._tensor(trainable)[:, None]]
             self.weights.ranker.observe(seen)
-        scored = scored._replace(
-            features=scored.features.detach(), scores=scored.scores.detach(), each=scored.each.detach(), replayed=None
-        )
+        scored = scored._replace(each=scored.each.detach(), replayed=None)
         return TrainedStep(part, scored, positions, replayed), losses, ranks
 
     def _take_back(self, batch: ClickBatch, caught: NDArray[np.bool_]) -> None:
@@ -745,9 +745,8 @@ class Learner:
         return as_tensor(array, self.device)
 
     def _named(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
-        items = [self.vocabulary.item_of(row) for row in rows.tolist()]
-        named = [(item, score) for item, score in zip(items, scores.tolist(), strict=True) if item is not None]
-        return Ranking([item for item, _ in named], [float(f"{score:.6g}") for _, score in named])
+        items = self.vocabulary.items_of(rows.tolist())
+        return Ranking([item for item in items if item is not None], list(compress(_rounded(scores), items)))
 
     def _event_type(self, name: str) -> int:
         if name not in self.event_types and len(self.event_types) < EVENT_TYPES_MAX:
@@ -820,11 +819,10 @@ class Learner:
             seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])
 
 
-def training_batch(  # noqa: PLR0917 - what it is made of, and no options
+def training_batch(
     model: RankingModel,
     scored: ScoredCandidates,
     positions: NDArray[np.int64],
-    memory: Memory,
     states: Tensor | None,
     replayed: tuple[Tensor, Tensor] | None,
 ) -> TrainingBatch:
@@ -836,9 +834,8 @@ def training_batch(  # noqa: PLR0917 - what it is made of, and no options
     if len(left_out):
         K = scored.kept.shape[1]
         at = as_tensor(left_out, model.device)
-        with torch.no_grad():
-            inputs, _ = model.inputs(scored, positions[left_out, None], memory, None if states is None else states[at])
-        forced = scored.features.detach().clone()
+        inputs, _ = model.inputs(scored, positions[left_out, None], None if states is None else states[at])
+        forced = scored.features.clone()
         forced[at, K - 1] = inputs[:, 0]
         forced_places = places.copy()
         forced_places[left_out] = K - 1
@@ -875,6 +872,16 @@ def filled(lists: NDArray[np.int64], popular: NDArray[np.int64]) -> NDArray[np.i
         lists[at] = 0
         lists[at, : len(mine)] = mine
     return lists
+
+
+def _rounded(scores: NDArray[np.float32]) -> list[float]:
+    """To SCORE_DIGITS."""
+    exact = scores.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        scale = 10.0 ** (SCORE_DIGITS - 1 - np.floor(np.log10(np.abs(exact))))
+    scale[~np.isfinite(scale)] = 1.0
+    rounded: list[float] = (np.round(exact * scale) / scale).tolist()
+    return rounded
 
 
 def _padded(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """The command `nextclick backtest`: reads the file, shows how far it is, prints the table, writes what is asked for."""
 
+import gc
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ def run_backtest(
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
         raise BacktestError(f"{file.name} holds no click that can be read; " + "; ".join(left_out(read)))
+    gc.freeze()  # the clicks stay to the end: they need not be looked through again and again
     warm_if_cold(partial(Console(stderr=True).print, markup=False))
     with _bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(

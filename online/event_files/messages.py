@@ -14,6 +14,7 @@ from online.event_files.columns import COLUMNS
 _IDS = ("user_id", "item_id", "event_id", "event_type")
 _EXACT_MAX = 2**53  # whole numbers above are not all there are among floats
 _UTC_NAMES = (" UTC", " GMT")
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +34,26 @@ def message(row: int, fields: Mapping[str, Any], timezone: ZoneInfo | None = Non
     """
     kept: dict[str, Any] = {}
     for name in COLUMNS:
-        value = fields.get(name)
-        if value is None:
+        cell = fields.get(name)
+        if cell is None:
             continue
         if name in _IDS:
-            value = _whole(value)
-            if name == "event_type" and isinstance(value, int) and not isinstance(value, bool):
-                value = str(value)
-        elif name == "timestamp" and isinstance(value, str):
-            value = _with_zone(value, timezone)
-        kept[name] = value
+            cell = _whole(cell)
+            if name == "event_type" and isinstance(cell, int) and not isinstance(cell, bool):
+                cell = str(cell)
+        elif name == "timestamp" and isinstance(cell, str):
+            cell = _with_zone(cell, timezone)
+        kept[name] = cell
+    value = _json(kept)
     if "event_id" not in kept:
-        content = _json({"row": row, **kept})
-        kept["event_id"] = blake2b(content, digest_size=12).hexdigest()
+        content = b'{"row":%d%s%s' % (row, b"," if kept else b"", value[1:])
+        event_id = blake2b(content, digest_size=12).hexdigest().encode()
+        value = b'%s%s"event_id":"%s"}' % (value[:-1], b"," if kept else b"", event_id)
     user_id = kept.get("user_id")
     if isinstance(user_id, int) and not isinstance(user_id, bool):
         user_id = str(user_id)
     key = user_id.encode("utf-8", "surrogateescape") if isinstance(user_id, str) and user_id else None
-    return Message(row, key, _json(kept))
+    return Message(row, key, value)
 
 
 def number_of(text: str, *, decimal_comma: bool = False) -> int | float | str:
@@ -89,4 +92,4 @@ def _with_zone(text: str, timezone: ZoneInfo | None) -> str | float:
 
 
 def _json(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
+    return _ENCODER.encode(fields).encode("utf-8", "surrogateescape")

@@ -398,7 +398,9 @@ def gather(
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
     others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
     c = add_best(others, counts, NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
-    c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(
+        others, scratch.taste_scores[:near], NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked
+    )
     for half_life in range(len(items.weights)):
         taken = 0
         for place in range(items.top.shape[1]):

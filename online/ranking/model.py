@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from model.adam import Adam
 from model.items import ItemTable
-from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
-from model.ranker import Ranker
+from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad, clip_gradients
+from model.ranker import Columns, Ranker
 from model.recall import RecallHeads
 from model.reformer import Reformer, ReformerConfig
 from online.arrays import as_tensor, below
@@ -31,7 +31,7 @@ from online.facts.store import Gathered
 from online.history import Latest
 from online.ranking.next_item import as_histories
 from online.ranking.objectives import Objective, TrainingBatch
-from online.ranking.prune import keep_best
+from online.ranking.prune import keep_best, put_inputs
 from online.ranking.recall import soft_counts, with_gradients
 from online.ranking.scoring import ScoredCandidates
 from online.settings import Settings
@@ -125,8 +125,10 @@ class RankingModel:
         self.own, self.world = RecallHeads(OWN_HEADS).to(self.device), RecallHeads(WORLD_HEADS).to(self.device)
         self.vectors = ItemTable(1024, VECTORS_WIDTH, seed=settings.seed).to(self.device)
         heads = [*self.own.parameters(), *self.world.parameters()]
+        self._ranker_parameters = list(self.ranker.parameters())
+        self._ranking_parameters = [*self._ranker_parameters, *heads, *self.vectors.parameters(), self.first]
         groups = [
-            {"params": [*self.ranker.parameters(), self.first], "lr": settings.ranker_learning_rate},
+            {"params": [*self._ranker_parameters, self.first], "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
         ]
         self.adam = Adam(groups)
@@ -207,46 +209,57 @@ class RankingModel:
         scored = ScoredCandidates(gathered, first, places, *self._empty(N, kept), recalled=tuple(recalled), lifts=lifts)
         if not C:
             return scored
-        inputs, present = self.inputs(scored, places, memory, states)
-        rows = inputs.view(N * kept, -1)
+        R = 0 if replayed is None else replayed[0].shape[:2].numel()
+        rows, present = self._inputs(scored, places, states, R)
         if replayed is not None:
-            rows = torch.cat([rows, replayed[0].view(-1, rows.shape[1])])
-        every = self.ranker.each(rows)  # in one go: what it costs is mostly the number of operations
+            rows[N * kept :] = replayed[0].view(R, -1)
+        learned, columns = self._learned(scored, memory, states)
+        every = self.ranker.each(rows, learned, columns)  # in one go: it costs mostly by the number of operations
         each = every[: N * kept].view(N, kept, -1)
         if replayed is not None:
             scored = scored._replace(replayed=every[N * kept :].view(*replayed[0].shape[:2], -1))
-        scores = each.mean(-1).masked_fill(~present, -torch.inf)
-        return scored._replace(features=inputs, present=present, scores=scores, each=each)
+        scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
+        features = rows[: N * kept].view(N, kept, -1)
+        return scored._replace(features=features, present=present, scores=scores, each=each)
 
     def inputs(
-        self, scored: ScoredCandidates, places: NDArray[np.int64], memory: Memory, states: Tensor | None
+        self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The ranker's inputs for candidates (N, K), positions among all C, −1 for none -> features (N, K, F), through
-        which gradients reach recall, and which are there (N, K)."""
-        gathered = scored.gathered
+        """The ranker's inputs for candidates (N, K), positions among all C, −1 for none -> features (N, K, F), 0 for
+        none, and which are there (N, K)."""
+        rows, present = self._inputs(scored, places, states, 0)
+        return rows.view(*places.shape, -1), present
+
+    def _inputs(
+        self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None, more: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same in one matrix, (N · K + more, F), whose last rows are left as they come."""
         N, K = places.shape
-        there = places >= 0
-        at = places[there]  # (M,)
-        columns = [
-            as_tensor(gathered.features[at], self.device),
-            as_tensor(scored.lifts[at][:, None], self.device),
+        rows = torch.empty(N * K + more, len(self.first) + 1)
+        items = np.empty((N, K), np.int64)
+        gathered, (own, world) = scored.gathered, scored.recalled
+        put_inputs(places, gathered.rows, gathered.features, scored.lifts, own, world, items, rows.numpy())
+        rows, present = rows.to(self.device), as_tensor(places >= 0, self.device)
+        if states is not None:
+            rows[: N * K, -1] = self._logits(as_tensor(items, self.device), states).masked_fill_(~present, 0.0).view(-1)
+        return rows, present
+
+    def _learned(
+        self, scored: ScoredCandidates, memory: Memory, states: Tensor | None
+    ) -> tuple[Tensor | None, Columns | None]:
+        """The soft counts of all kept candidates (M, heads), through which gradients reach recall, and where they stand
+        among the ranker's inputs; None where there are no gradients."""
+        if not torch.is_grad_enabled() or not self.settings.reformer:
+            return None, None
+        gathered, vectors, there = scored.gathered, self.vectors.vectors, np.flatnonzero(scored.kept >= 0)
+        at = scored.kept.reshape(-1)[there]
+        parts = [
+            with_gradients(heads, vectors, gathered.keys, states, memory.keys, memory.states, hits, counts, at)
+            for (heads, hits), counts in zip(self._recalls(gathered), scored.recalled, strict=True)
         ]
-        for (heads, hits), counts in zip(self._recalls(gathered), scored.recalled, strict=True):
-            if hits is None or not torch.is_grad_enabled():
-                columns.append(as_tensor(counts[at], self.device))
-            else:
-                columns.append(
-                    with_gradients(
-                        heads, self.vectors.vectors, gathered.keys, states, memory.keys, memory.states, hits, counts, at
-                    )
-                )
-        columns.append(self._logits(gathered.rows[at], np.nonzero(there)[0], states))
-        flat = torch.cat(columns, 1)  # (M, F)
-        present = as_tensor(there, self.device)
-        if len(at) == N * K:
-            return flat.view(N, K, -1), present
-        index = as_tensor(np.flatnonzero(there), self.device)
-        return flat.new_zeros(N * K, flat.shape[1]).index_copy(0, index, flat).view(N, K, -1), present
+        all_of_them = len(there) == scored.kept.size
+        rows = slice(0, len(there)) if all_of_them else as_tensor(there, self.device)
+        return torch.cat(parts, 1), Columns(rows, gathered.features.shape[1] + 1)
 
     def _first_scores(
         self, features: NDArray[np.float32], lifts: NDArray[np.float32], recalled: Sequence[NDArray[np.float32]]
@@ -284,15 +297,11 @@ class RankingModel:
         )  # fmt: skip
 
     @torch.no_grad()
-    def _logits(self, rows: NDArray[np.int32], queries: NDArray[np.int64], states: Tensor | None) -> Tensor:
-        """What the states of queries (M,) say of items' rows (M,), (M, 1); 0 without states."""
-        if states is None:
-            return torch.zeros(len(rows), 1, device=self.device)
-        items = as_tensor(rows.astype(np.int64), self.device)
-        vectors = self.network.items(items)  # (M, D)
-        of_query = states.detach()[as_tensor(queries, self.device)]
-        logits: Tensor = (vectors * of_query).sum(-1) + self.network.items.bias(items)
-        return logits.float()[:, None]
+    def _logits(self, items: Tensor, states: Tensor) -> Tensor:
+        """What the states (N, D) say of items' rows (N, K), (N, K)."""
+        table = self.network.items
+        logits = torch.baddbmm(table.bias(items)[..., None], table(items), states.detach()[..., None].to(table.vectors))
+        return logits[..., 0]
 
     # Learning
 
@@ -309,8 +318,8 @@ class RankingModel:
     @torch.no_grad()
     def _step(self) -> bool:
         """Moves whatever has gradients -> whether it did."""
-        parameters = self._ranking_parameters()
-        network = any(p.grad is not None for p in self.network.parameters())
+        parameters = self._ranking_parameters
+        network = any(p.grad is not None for p in self.optimizer.parameters)
         ranking = any(p.grad is not None for p in parameters)
         norms = [
             self.optimizer.gradient_norm() if network else None,
@@ -334,7 +343,7 @@ class RankingModel:
 
     def _step_ranking(self) -> None:
         vectors = self.vectors.vectors
-        nn.utils.clip_grad_norm_(self.ranker.parameters(), self.settings.ranker_gradient_norm_max)
+        clip_gradients(self._ranker_parameters, self.settings.ranker_gradient_norm_max)
         self.adam.step()
         if vectors.grad is not None:
             self.adagrad.step()
@@ -402,9 +411,6 @@ class RankingModel:
     def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
         """What ranks beside the network, by name."""
         yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
-
-    def _ranking_parameters(self) -> list[nn.Parameter]:
-        return [*(parameter for _, module in self._ranking() for parameter in module.parameters()), self.first]
 
     def _dense(self) -> list[nn.Parameter]:
         return [parameter for group in self.adam.param_groups for parameter in group["params"]]

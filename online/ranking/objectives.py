@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.reformer import Reformer
 from online.ranking.next_item import next_item_loss
@@ -67,7 +68,7 @@ class Pruning:
     def loss(self, model: Networks, batch: TrainingBatch) -> Tensor | None:
         if batch.forced is None or batch.forced_places is None or batch.forced_present is None:
             return None
-        scores = batch.forced.detach()[..., :-1] @ model.first  # (N, K)
+        scores = batch.forced @ functional.pad(model.first, (0, 1))  # (N, K); it knows no logit of the network
         return _cross_entropy(scores[..., None], batch.forced_present, batch.forced_places)
 
 

@@ -37,6 +37,41 @@ def keep_best(starts: NDArray[np.int64], scores: NDArray[np.float32], kept: NDAr
 
 
 @kernel
+def put_inputs(
+    places: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    features: NDArray[np.float32],
+    lifts: NDArray[np.float32],
+    own: NDArray[np.float32],
+    world: NDArray[np.float32],
+    items: NDArray[np.int64],
+    inputs: NDArray[np.float32],
+) -> None:
+    """Fills inputs (N · K, F) with what is known of candidates (N, K), positions among all C: features (C, G), lifts
+    (C,), soft counts of both memories (C, ·), and 0 as the network's logit; all 0 for −1. And items (N, K) with their
+    rows, 0 for −1."""
+    N, K = places.shape
+    G, H, W = features.shape[1], own.shape[1], world.shape[1]
+    for q in range(N):
+        for k in range(K):
+            c, x = places[q, k], inputs[q * K + k]
+            if c < 0:
+                items[q, k] = 0
+                for f in range(len(x)):
+                    x[f] = 0
+                continue
+            items[q, k] = rows[c]
+            for f in range(G):
+                x[f] = features[c, f]
+            x[G] = lifts[c]
+            for f in range(H):
+                x[G + 1 + f] = own[c, f]
+            for f in range(W):
+                x[G + 1 + H + f] = world[c, f]
+            x[G + 1 + H + W] = 0
+
+
+@kernel
 def rank_behind(
     starts: NDArray[np.int64],
     scores: NDArray[np.float32],

@@ -98,8 +98,8 @@ def among_rivals(scored: ScoredCandidates, places: Tensor, count: int) -> tuple[
     do, n of them, the clicked one's features and then those of its strongest rivals, (n, count, F) without gradients;
     and which are there (n, count)."""
     hit = (places >= 0).nonzero()[:, 0]
-    features, present = scored.features.detach()[hit], scored.present[hit]
-    scores = scored.scores.detach()[hit].masked_fill(~present, -torch.inf)
+    features, present = scored.features[hit], scored.present[hit]
+    scores = scored.scores[hit].masked_fill(~present, -torch.inf)
     scores.scatter_(1, places[hit, None], torch.inf)  # the clicked one comes first
     best = scores.topk(min(count, scores.shape[1]), 1).indices  # (n, count)
     features = features.gather(1, best[..., None].expand(-1, -1, features.shape[2]))

@@ -20,7 +20,7 @@ class ScoredCandidates(NamedTuple):
     gathered: Gathered
     first: NDArray[np.float32]  # (C,) the linear score of all candidates
     kept: NDArray[np.int64]  # (N, K) positions among all C, by that score; −1 where there are no more
-    features: Tensor  # (N, K, F), with gradients where they were wanted; 0 where there are no more
+    features: Tensor  # (N, K, F); 0 where there are no more
     present: Tensor  # (N, K) bool
     scores: Tensor  # (N, K) the ranker's, −inf where there are no more
     each: Tensor  # (N, K, networks) what each of the ranker's networks makes of them, with gradients
@@ -60,7 +60,7 @@ class ScoredCandidates(NamedTuple):
         rank_behind(self.gathered.starts, self.first, self.kept, positions, ranks)
         places = self.places(positions)
         there = np.flatnonzero(places >= 0)
-        scores = self.scores.detach().nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu().numpy()[there]
+        scores = self.scores.nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu().numpy()[there]
         mine = scores[np.arange(len(there)), places[there]][:, None]
         ranks[there] = (scores > mine).sum(1) + ((scores == mine).sum(1) - 1) / 2
         return ranks
@@ -70,12 +70,12 @@ class ScoredCandidates(NamedTuple):
         (U, count), best first, 0 where there are no more, and their scores (U, count), −inf there."""
         U = int(users[-1]) + 1 if len(users) else 0
         rows, scores = np.zeros((U, count), np.int64), np.full((U, count), -np.inf, np.float32)
-        shares = self.shares().detach().float().cpu().numpy()
+        shares = self.shares().float().cpu().numpy()
         join_views(self.gathered.rows, self.kept, shares, users, rows, scores)
         return rows, scores
 
     def tops(self, count: int) -> NDArray[np.int64]:
         """Rows of the best candidates of each query, (N, count); 0 where there are no more."""
-        order = np.argsort(-self.scores.detach().cpu().numpy(), axis=1, kind="stable")[:, :count]
+        order = np.argsort(-self.scores.cpu().numpy(), axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(self.rows(), order, 1)
         return np.pad(rows, ((0, 0), (0, count - rows.shape[1])))

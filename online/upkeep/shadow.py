@@ -126,12 +126,10 @@ class Trial:
         return before[torch.from_numpy(network.order).to(before.device)]
 
     def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
-        batch = training_batch(
-            self.weights, scored, step.positions, self.learner.memory(), states, step.replayed
-        )  # fmt: skip
+        batch = training_batch(self.weights, scored, step.positions, states, step.replayed)
         if self.weights.train(batch, RANKING):
             trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
-            self.weights.ranker.observe(scored.features.detach()[scored.present & trainable[:, None]])
+            self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
 
     def _look_for_faults(self) -> None:
         before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from model.ranker import DEVIATION_MIN, SLOWEST, Ranker, listwise_losses
+from model.ranker import DEVIATION_MIN, SLOWEST, Columns, Ranker, listwise_losses
 
 STARTS = [1.0, -0.5, 0.0]
 
@@ -75,6 +75,30 @@ def test_scores_are_those_of_plain_loops(batches: list[int], seed: int, shift: f
     features = shift + scale * torch.randn(4, 3)
     expected = [slow_score(ranker, one) for one in features.tolist()]
     torch.testing.assert_close(ranker(features).tolist(), expected, atol=1e-3, rtol=1e-3)
+
+
+@given(
+    rows=st.integers(1, 6),
+    networks=st.integers(1, 3),
+    some=st.booleans(),
+    width=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+def test_gradients_are_those_of_autograd(rows: int, networks: int, some: bool, width: int, seed: int) -> None:
+    ranker = ranker_of(seed, networks=networks)
+    ranker.observe(torch.randn(9, 3) * 2 + 1)
+    at = torch.randperm(rows)[: max(1, rows - 1)] if some else slice(0, rows)
+    features, direction = torch.randn(rows, 3), torch.randn(rows, networks)
+    learned = features[at, 1 : 1 + width].clone().requires_grad_()
+    weights = [learned, *ranker.parameters()]
+    scores = ranker.each(features, learned, Columns(at, 1))
+    found = torch.autograd.grad((scores * direction).sum(), weights)
+    same = features.clone()
+    same[at, 1 : 1 + width] = learned
+    expected = ranker.each_by_autograd(same)
+    torch.testing.assert_close(scores, expected)
+    for mine, its in zip(found, torch.autograd.grad((expected * direction).sum(), weights), strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-4, rtol=1e-4)
 
 
 @given(sizes=st.lists(st.integers(0, 6), min_size=1, max_size=8), seed=st.integers(0, 1_000))

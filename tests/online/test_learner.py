@@ -6,9 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from online.history import SERVED
-from online.learner import EVENT_TYPES_MAX, Learner
+from online.learner import EVENT_TYPES_MAX, Learner, _rounded
 from online.ranking.objectives import ListwiseRanking
 from stream.events import Click
 
@@ -613,3 +615,10 @@ def test_a_gpu_finds_the_candidates_of_the_cpu_and_scores_them_nearly_the_same(s
     for mine, its in zip(on_cpu.rank(["0", "1"]), on_gpu.rank(["0", "1"]), strict=True):
         assert set(mine.items) == set(its.items)
         np.testing.assert_allclose(mine.scores, its.scores, atol=0.1)
+
+
+@given(st.lists(st.floats(-1e9, 1e9, width=32), max_size=20))
+def test_scores_in_lists_have_six_digits(scores):
+    for score, rounded in zip(scores, _rounded(np.array(scores, np.float32)), strict=True):
+        assert rounded == pytest.approx(score, rel=5.1e-6)
+        assert rounded == float(f"{rounded:.6g}")

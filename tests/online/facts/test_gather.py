@@ -306,3 +306,11 @@ def test_as_plain_python_the_same_comes_out():
             assert moment == pytest.approx(other.moment)
             assert [own, world] == [[list(hit) for hit in hits] for hits in (other.own, other.world)]
             assert followers == other.followers
+
+
+@given(values=st.lists(st.floats(0, 10, width=32), min_size=1, max_size=40), data=st.data())
+def test_the_nth_largest_is_that_of_sorting(values, data):
+    n = data.draw(st.integers(1, len(values)))
+    given_values = np.array(values, np.float32)
+    assert gather.nth_largest(given_values, n, np.zeros(64, np.float32)) == sorted(given_values, reverse=True)[n - 1]
+    assert given_values.tolist() == np.array(values, np.float32).tolist()  # they stay in their order

@@ -70,7 +70,7 @@ class Asked:
         """What these clicks teach."""
         scored = self.score(kept=kept, replayed=replayed)
         positions = scored.positions(np.array(targets))
-        return training_batch(self.model, scored, positions, self.memory, self.states, replayed)
+        return training_batch(self.model, scored, positions, self.states, replayed)
 
     def learn(self, targets, **options):
         """One step of what ranks -> the mean loss before it."""
@@ -206,9 +206,9 @@ def test_the_networks_feature_is_its_logit_and_teaches_the_network_nothing(asked
     expected = asked.model.network.scores(asked.states[:, None].expand(-1, K, -1), rows[..., None])[..., 0]
     logits = scored.features[..., -1]
     torch.testing.assert_close(logits[scored.present], expected.detach()[scored.present])
-    (gradient,) = torch.autograd.grad(logits.sum(), [asked.states], allow_unused=True, retain_graph=True)
-    assert gradient is None or not gradient.any()
-    scored.scores[scored.present].sum().backward()
+    assert not scored.features.requires_grad
+    scored.each.sum().backward()
+    assert asked.states.grad is not None  # recall's
     assert all(parameter.grad is None for parameter in asked.model.network.parameters())
 
 

@@ -116,14 +116,13 @@ def test_the_first_score_is_linear_and_learns_from_what_it_had_left_out_too(draw
 
 
 def test_the_first_score_teaches_nothing_but_itself():
-    inputs = normal(4, 2, 3, F_ALL).requires_grad_()
+    inputs = normal(4, 2, 3, F_ALL)
     present, places = torch.ones(2, 3, dtype=torch.bool), torch.tensor([2, 0])
     loss = Pruning().loss(MODEL, TrainingBatch(forced=inputs, forced_present=present, forced_places=places))
     loss.backward()
-    assert inputs.grad is None
     assert MODEL.first.grad.any()
     MODEL.first.grad = None
-    assert all(parameter.grad is None for parameter in MODEL._ranking_parameters())
+    assert all(parameter.grad is None for parameter in MODEL.ranker.parameters())
 
 
 # --- the network -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from online.ranking.prune import find_rows, join_views, keep_best, rank_behind
+from online.ranking.prune import find_rows, join_views, keep_best, put_inputs, rank_behind
 
 # Few different numbers, so that many are equal.
 numbers = st.one_of(st.integers(-3, 3).map(float), st.sampled_from([math.inf, -math.inf]))
@@ -129,6 +129,22 @@ def test_a_list_of_several_moments_goes_by_the_mean_of_the_shares(users, count):
 def test_of_equal_ones_the_first_that_was_met_comes_first():
     best, _ = joined([[{4: 0.5, 2: 0.5}, {2: 0.25, 9: 0.5, 4: 0.25}]], 3)
     assert best.tolist() == [[4, 2, 9]]
+
+
+# --- the ranker's inputs ---------------------------------------------------------------------------------------------
+
+
+def test_inputs_are_the_columns_of_facts_lifts_and_both_memories_and_0_where_there_is_no_candidate():
+    random = np.random.default_rng(0)
+    features, own, world = (random.random((5, width), np.float32) for width in (3, 2, 4))
+    lifts, rows = random.random(5, np.float32), np.arange(10, 15, dtype=np.int32)
+    places = np.array([[4, 0, -1], [2, -1, -1]])
+    items, inputs = np.full((2, 3), 99), np.full((6, 3 + 1 + 2 + 4 + 1), np.nan, np.float32)
+    put_inputs(places, rows, features, lifts, own, world, items, inputs)
+    whole = np.concatenate([features, lifts[:, None], own, world, np.zeros((5, 1), np.float32)], 1)
+    expected = np.where(places[..., None] >= 0, whole[places], 0).reshape(6, -1)
+    np.testing.assert_array_equal(inputs, expected)
+    assert items.tolist() == [[14, 10, 0], [12, 0, 0]]
 
 
 # --- without the compiler ----------------------------------------------------------------------------------------

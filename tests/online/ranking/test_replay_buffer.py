@@ -66,9 +66,8 @@ def test_of_a_click_the_clicked_item_comes_first_and_its_strongest_rivals_follow
         present[at, : len(mine)] = True
         flat[at, : len(mine)] = torch.tensor(mine, dtype=torch.float32)
     features[:] = (torch.arange(K) + 1.0)[:, None]  # a candidate's features: its place, from 1
-    scored = scored_of(features.requires_grad_(), present, flat)
+    scored = scored_of(features, present, flat)
     found, there = among_rivals(scored, torch.tensor(clicked, dtype=torch.int64), count)
-    assert not found.requires_grad
     learned = [(mine, place) for mine, place in zip(scores, clicked, strict=True) if place >= 0]
     assert found.shape == (len(learned), count, WIDTH)
     for kept, its, (mine, place) in zip(found, there, learned, strict=True):
