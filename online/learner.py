@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.vocabulary import Vocabulary
+from model.zeros import zeros
 from online.arrays import as_tensor, below, joined
 from online.evaluation.metrics import Scores, ranks_in
 from online.facts.gather import Clicks, Queries, Seen
@@ -114,7 +115,7 @@ class Learner:
         self.weights = RankingModel(settings)  # the version that serves and learns
         self.device = self.weights.device
         self.store = FeatureStore(settings)
-        self.moment_states = torch.zeros(  # of the moments in the log, of unit length, or 0
+        self.moment_states = zeros(  # of the moments in the log, of unit length, or 0
             len(self.store.log.items), settings.width if self.deep_state else 0, dtype=torch.float16
         )
         self.lift = Lift()

@@ -206,7 +206,10 @@ class RankingModel:
         first = self._first_scores(gathered.features, lifts, recalled)
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
-        scored = ScoredCandidates(gathered, first, places, *self._empty(N, kept), recalled=tuple(recalled), lifts=lifts)
+        features, there, scores, each = self._blank(N, kept if not C else 0)
+        scored = ScoredCandidates(
+            gathered, first, places, features, there, scores, each, recalled=tuple(recalled), lifts=lifts
+        )
         if not C:
             return scored
         R = 0 if replayed is None else replayed[0].shape[:2].numel()
@@ -276,10 +279,10 @@ class RankingModel:
         found: NDArray[np.float32] = scores.numpy()
         return found
 
-    def _empty(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        F_ = len(self.first) + 1
-        zeros = torch.zeros(N, K, F_, device=self.device)
-        return zeros, torch.zeros(N, K, dtype=torch.bool, device=self.device), zeros[..., 0] - torch.inf, zeros[..., :1]
+    def _blank(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is made of no candidates: features, which are there, scores, and each network's."""
+        zeros = torch.zeros(N, K, len(self.first) + 1, device=self.device)
+        return zeros, zeros[..., 0].bool(), zeros[..., 0] - torch.inf, zeros[..., :1]
 
     def _recalls(self, gathered: Gathered) -> list[tuple[RecallHeads, Any]]:
         reformer = self.settings.reformer
