@@ -112,8 +112,9 @@ class Stages:
 
 
 def town(limit: int, times: int = 1) -> list[Click]:
-    """`limit` clicks of a town; `times` as many users and items."""
-    return list(Town(users=200 * times, items=400 * times, seed=0).clicks(limit))
+    """`limit` clicks of a town; `times` as many users and items. Even in the smallest there are far more items than a
+    list has candidates: else a larger one would only have more of these."""
+    return list(Town(users=1_000 * times, items=4_000 * times, seed=0).clicks(limit))
 
 
 def facts_seconds(clicks: Sequence[Click], settings: Settings, warm_up: int, *, lists: bool) -> float:

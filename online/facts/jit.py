@@ -18,14 +18,15 @@ from typing import Any, TypeVar, cast
 from platformdirs import user_cache_path
 
 _LINEAR_ALGEBRA = "scipy.linalg"
-if _LINEAR_ALGEBRA in sys.modules:
+_loaded = sys.modules.get(_LINEAR_ALGEBRA)
+# numba would load it for products of matrices, of which there are none here: 0.25 s and 15 MB of each start.
+sys.modules[_LINEAR_ALGEBRA] = _loaded  # type: ignore[assignment]
+try:
     import numba
-else:
-    # numba would load it for products of matrices, of which there are none here: 0.25 s and 15 MB of each start.
-    sys.modules[_LINEAR_ALGEBRA] = None  # type: ignore[assignment]
-    try:
-        import numba
-    finally:
+    import numba.np.arraymath
+    import numba.np.linalg
+finally:
+    if _loaded is None:
         del sys.modules[_LINEAR_ALGEBRA]
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -10,8 +10,8 @@ from online.detectors import ADWIN, PageHinkley
 
 TABLES = ("pandas", "matplotlib", "optuna", "pyarrow", "polars", "sklearn", "sqlalchemy", "narwhals")
 PLOTS_AND_TABLES = (*TABLES, "scipy")
-# numba imports scipy.linalg for itself as soon as it loads a compiled loop; the rest of scipy is not needed.
-LOOPS = (*TABLES, "scipy.stats", "scipy.sparse", "scipy.optimize", "scipy.special")
+# numba looks whether there is scipy, but none of it is needed.
+LOOPS = (*TABLES, "scipy.linalg", "scipy.stats", "scipy.sparse", "scipy.optimize", "scipy.special")
 HTTP = ("fastapi", "starlette", "uvicorn", "prometheus_client")
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "networkx")
 HEAVY = ("torch", "numpy", "river", "kafka", "redis", "numba")
