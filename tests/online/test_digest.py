@@ -1,8 +1,8 @@
 """The same clicks give the same weights and the same lists, bit for bit, from one version of the code to the next.
 
-Two seeded runs with kills: on the embedded parts, and on parts in memory where even the clock is given. Floats differ a
-little from one kind of processor to another; so digests are compared where the kind is known (digest.json), and elsewhere
-the lists have to be nearly the same. Who changes on purpose what is learned records anew:
+Two seeded runs with kills: on the embedded parts, and on parts in memory, where even the clock is given. Floats differ
+a little from one kind of processor to another; so digests are compared where the kind is known (digest.json), and
+elsewhere the lists have to be nearly the same. Who changes what is learned on purpose records it anew:
 
     python -m tests.online.test_digest
 """
