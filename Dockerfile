@@ -32,7 +32,7 @@ RUN groupadd --gid 10001 nextclick \
 COPY --from=dependencies /opt/nextclick /opt/nextclick
 COPY --from=package /opt/package /opt/nextclick
 # Loops are compiled for the kind of processor that builds the image; on another kind the worker does it at its start.
-RUN /opt/nextclick/bin/python -m online.facts.warm
+RUN /opt/nextclick/bin/python -m online.learner.facts.warm
 ENV PATH=/opt/nextclick/bin:$PATH PYTHONUNBUFFERED=1 NEXTCLICK_DATA_DIR=/data
 USER 10001:10001
 WORKDIR /data

@@ -16,9 +16,9 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from online.edges import open_producer
-from online.event_files import EventFile
-from online.settings import load_settings
+from online.config.settings import load_settings
+from online.worker.connections import open_producer
+from stream.event_files import EventFile
 
 
 def endless(path: Path, skip: int) -> Iterator[tuple[bytes | None, dict[str, object]]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from benchmarks._servers import free_port
 from benchmarks.end_to_end import Worker
-from online.edges import open_lists, open_producer, prepare_topics
+from online.config.settings import Settings, load_settings
 from online.evaluation.town import Town
-from online.settings import Settings, load_settings
+from online.worker.connections import open_lists, open_producer, prepare_topics
 from stream.events import encode
 from stream.lists import Lists, ListsError
 

@@ -2,7 +2,7 @@
 written: for benchmarks that compare lists bit for bit. Takes the arguments of `nextclick`."""
 
 from online.cli import main
-from online.turn.refresh import StreamClock
+from online.worker.refresh import StreamClock
 
 if __name__ == "__main__":
     StreamClock.now = lambda self: self._active.now  # type: ignore[method-assign]

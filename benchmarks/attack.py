@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 
+from online.config.settings import load_settings
 from online.evaluation.town import Town
 from online.evaluation.worlds import Bot, attack
-from online.learner import Learner
-from online.settings import load_settings
+from online.learner.learner import Learner
 
 BEGINS_AT, OTHERS_CLICKS, TOP, POPULAR = 3_000, 1_000, 10, 10
 # A small network, so that twenty seeds take minutes; what is counted and recalled is what a bot can poison.

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from model.vocabulary import grown
-from online.arrays import joined
-from online.checkpoint import Checkpoints
-from online.learner import Learner
-from online.ranking.model import VECTORS_WIDTH
-from online.ranking.seen_items import SeenItems
-from online.settings import Settings, load_settings
-from online.turn.seen import SeenEvents
-from online.turn.status import memory_mb_max
-from online.upkeep.shadow import Trial
+from online.config.settings import Settings, load_settings
+from online.learner.arrays import joined
+from online.learner.learner import Learner
+from online.learner.ranking_model import VECTORS_WIDTH
+from online.learner.seen_items import SeenItems
+from online.lifecycle.shadow import Trial
+from online.worker.checkpoint import Checkpoints
+from online.worker.dedup import SeenEvents
+from online.worker.status import memory_mb_max
 from stream.events import Click, encode
 from stream.log import LogProducer
 

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from online.drift import Alarm
+from online.config.settings import Settings, load_settings
 from online.evaluation import worlds
-from online.evaluation.metrics import K
 from online.evaluation.town import Town
 from online.evaluation.worlds import World
-from online.learner import Learner
-from online.settings import Settings, load_settings
-from online.upkeep.reaction import Changes
+from online.learner.learner import Learner
+from online.lifecycle.drift import Alarm
+from online.lifecycle.reaction import Changes
+from online.metrics import K
 from stream.events import Click
 
 RUNNING = 500  # clicks of the running mean

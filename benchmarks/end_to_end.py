@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._constant_rate import endless
-from online.edges import open_lists, open_producer, open_reader, prepare_topics
+from online.config.settings import Settings, load_settings
 from online.evaluation.town import Town
-from online.event_files import EventFile
-from online.settings import Settings, load_settings
+from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
 from stream.dead_letters import dead_letter
+from stream.event_files import EventFile
 from stream.events import Click, parse
 from stream.lists import ListsError
 

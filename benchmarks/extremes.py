@@ -22,9 +22,9 @@ from itertools import islice
 import torch
 
 from benchmarks.bounds import resident_bytes
+from online.config.settings import load_settings
 from online.evaluation.town import Town
-from online.learner import Learner
-from online.settings import load_settings
+from online.learner.learner import Learner
 from stream.events import Click
 
 BEFORE = 2_000  # clicks of the town alone

@@ -38,10 +38,10 @@ from kafka import KafkaAdminClient, KafkaProducer
 from benchmarks._servers import Server, free_port, kafka_server, redis_server
 from benchmarks.end_to_end import Worker
 from benchmarks.proxy import Proxy
-from online.checkpoint import Checkpoints
-from online.edges import open_reader, prepare_topics
+from online.config.settings import Settings, load_settings
 from online.evaluation.town import Town
-from online.settings import Settings, load_settings
+from online.worker.checkpoint import Checkpoints
+from online.worker.connections import open_reader, prepare_topics
 from stream.events import Click, encode
 from stream.lists import Lists, ListsError, TopList, connect
 

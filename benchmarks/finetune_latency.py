@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from online.checkpoint import Checkpoints
-from online.edges import open_eraser, open_items, open_producer, open_reader, open_source, prepare_topics
+from online.config.settings import Settings
 from online.evaluation.town import Town
-from online.loop import Loop
-from online.settings import Settings
-from online.turn.dead_letter_box import DeadLetterBox
+from online.worker.checkpoint import Checkpoints
+from online.worker.connections import open_eraser, open_items, open_producer, open_reader, open_source, prepare_topics
+from online.worker.dead_letters import DeadLetterBox
+from online.worker.loop import Loop
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
 from stream.lists import Lists

@@ -28,8 +28,8 @@ import numpy as np
 
 from benchmarks._servers import free_port
 from benchmarks.end_to_end import Worker
-from online.edges import open_lists, open_producer, prepare_topics
-from online.settings import Settings, load_settings
+from online.config.settings import Settings, load_settings
+from online.worker.connections import open_lists, open_producer, prepare_topics
 from stream.events import BadEvent, parse
 from stream.lists import ListsError
 

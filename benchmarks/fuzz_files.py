@@ -33,7 +33,7 @@ import zstandard
 from pyarrow import parquet
 
 from benchmarks.fuzz import rss_mb
-from online.event_files import EventFile, EventFileError, ReadOptions
+from stream.event_files import EventFile, EventFileError, ReadOptions
 from stream.events import BadEvent, Click, parse_click
 
 POOL = 2_000

@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from online.config.settings import Settings
 from online.evaluation.town import Town
-from online.learner import Learner
-from online.ranking.batches import BatchResult
-from online.ranking.model import RankingModel
-from online.ranking.objectives import ListwiseRanking, TrainingBatch
-from online.ranking.scoring import ScoredCandidates
-from online.settings import Settings
-from online.turn.ledger import Ledger
-from online.upkeep.reaction import Changes
-from online.upkeep.shadow import Trial
-from online.upkeep.supervisor import Supervisor
-from online.upkeep.versions import Versions
+from online.learner.batches import BatchResult
+from online.learner.learner import Learner
+from online.learner.objectives import ListwiseRanking, TrainingBatch
+from online.learner.ranking_model import RankingModel
+from online.learner.scoring import ScoredCandidates
+from online.lifecycle.reaction import Changes
+from online.lifecycle.shadow import Trial
+from online.lifecycle.supervisor import Supervisor
+from online.lifecycle.versions import Versions
+from online.worker.progress import Ledger
 from stream.events import Click
 
 BATCH = 32
@@ -106,7 +106,7 @@ class Stream:
         self.supervisor = Supervisor(
             self.settings,
             learner=self.learner,
-            ledger=self.ledger,
+            totals=self.ledger,
             versions=Versions(5, 20),
             changes=Changes(self.settings, self.learner),
             tell=lambda kind, text, figures: self.told.append((kind, self.ledger.learned, text, figures)),

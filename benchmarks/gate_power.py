@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from online.settings import Settings, load_settings
-from online.upkeep.gate import SequentialGate
+from online.config.settings import Settings, load_settings
+from online.lifecycle.gate import SequentialGate
 
 RATIOS = (0.5, 0.9, 0.98, 1.0, 1.02, 1.05)  # the candidate's mean score to the live one's
 AGREE = (0.6, 0.75, 0.9)

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.end_to_end import Worker
-from online.checkpoint import Checkpoints
-from online.edges import open_lists, open_producer, prepare_topics
+from online.config.settings import Settings, load_settings
 from online.evaluation.town import Town
-from online.settings import Settings, load_settings
+from online.worker.checkpoint import Checkpoints
+from online.worker.connections import open_lists, open_producer, prepare_topics
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import encode
 from stream.lists import TopList

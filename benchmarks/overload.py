@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from benchmarks._live import Live, live
-from online.evaluation.metrics import hit_and_ndcg_at
+from online.config.settings import load_settings
 from online.evaluation.town import Town
-from online.learner import Learner
-from online.settings import load_settings
+from online.learner.learner import Learner
+from online.metrics import hit_and_ndcg_at
 
 MODES = ("fall-behind", "shed-training")
 SHED = {"shed_lag_s": 5.0, "lag_told_s": 5.0, "lag_over_s": 2.0}

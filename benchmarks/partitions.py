@@ -26,10 +26,10 @@ from typing import Any
 from benchmarks._servers import free_port
 from benchmarks.end_to_end import Worker
 from online.commands.replay import Progress, replay
-from online.edges import open_lists, open_producer, prepare_topics
-from online.event_files import EventFile
-from online.settings import Settings, load_settings
-from online.turn.event_time import event_time
+from online.config.settings import Settings, load_settings
+from online.worker.connections import open_lists, open_producer, prepare_topics
+from online.worker.event_time import event_time
+from stream.event_files import EventFile
 from stream.lists import ListsError
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log

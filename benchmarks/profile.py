@@ -21,17 +21,17 @@ from unittest.mock import patch
 
 import torch
 
-import online.ranking.model
+import online.learner.ranking_model
+from online.config.settings import Settings, load_settings
 from online.evaluation.backtest_events import micro_batches, read_clicks
 from online.evaluation.town import Town
-from online.event_files import EventFile
-from online.facts.store import FeatureStore
-from online.facts.warm import warm_if_cold
-from online.learner import Learner
-from online.ranking.model import RankingModel
-from online.ranking.objectives import NextItem, Objective
-from online.ranking.states import UserStates
-from online.settings import Settings, load_settings
+from online.learner.facts.store import FeatureStore
+from online.learner.facts.warm import warm_if_cold
+from online.learner.learner import Learner
+from online.learner.objectives import NextItem, Objective
+from online.learner.ranking_model import RankingModel
+from online.learner.user_states import UserStates
+from stream.event_files import EventFile
 from stream.events import Click
 
 AROUND = "Python around it"
@@ -68,7 +68,7 @@ class Stages:
                 (FeatureStore, "advance", FACTS),
                 (UserStates, "read", STATES),
                 (UserStates, "rebuild", STATES),
-                (online.ranking.model, "soft_counts", RECALL),
+                (online.learner.ranking_model, "soft_counts", RECALL),
                 (RankingModel, "score", SCORE),
                 (RankingModel, "inputs", RANKER),
                 (Learner, "_rows_of_lists", LISTS),

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from online.config.settings import load_settings
 from online.evaluation.backtest_events import micro_batches
-from online.facts.gather import Queries
-from online.facts.store import Gathered
-from online.learner import Learner
-from online.ranking.recall import soft_counts
-from online.settings import load_settings
+from online.learner.facts.gather import Queries
+from online.learner.facts.store import Gathered
+from online.learner.learner import Learner
+from online.learner.recall import soft_counts
 from stream.events import Click
 
 QUERIES, REPEATS, ITEMS = 32, 20, 500

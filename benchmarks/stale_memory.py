@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from online.config.settings import load_settings
 from online.evaluation.town import Town
-from online.learner import Learner
-from online.settings import load_settings
+from online.learner.learner import Learner
 from stream.events import Click
 
 

@@ -24,9 +24,9 @@ from typing import Any
 
 from benchmarks._servers import free_port
 from benchmarks.end_to_end import Worker, wait_until_taken
-from online.edges import open_producer, prepare_topics
-from online.event_files import EventFile
-from online.settings import load_settings
+from online.config.settings import load_settings
+from online.worker.connections import open_producer, prepare_topics
+from stream.event_files import EventFile
 
 
 def run(

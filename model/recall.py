@@ -30,7 +30,7 @@ class RecallHeads(nn.Module):
         they point at (`candidates`, which is C, for none) -> log(1 + soft count) of each candidate, (C, H).
 
         This is the slow reference: what ranks computes the same, gradients too, in compiled loops
-        (online/ranking/recall.py).
+        (online/learner/recall.py).
         """
         age = torch.log2(ages_s.clamp(min=0).float() + 1).long().clamp(max=AGES - 1)
         weights = torch.exp((cosines - 1) @ self.gains.T + self.recency.T[age])  # (P, H)

@@ -34,7 +34,7 @@ from online.commands.file_options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from online.settings import Settings
+    from online.config.settings import Settings
 
 app = typer.Typer(
     help="A recommender that learns from every click: Kafka in, lists in Redis. Settings: NEXTCLICK_* variables.",
@@ -47,19 +47,19 @@ out = Console(highlight=False, soft_wrap=False)
 
 #: Errors that people can mend: shown as one line. Looked up by name, because importing them all takes a second.
 _EXPECTED = {
-    "online.settings": ("SettingsError",),
+    "online.config.settings": ("SettingsError",),
     "online.evaluation.backtest_events": ("BacktestError",),
-    "online.checkpoint": ("CheckpointError",),
-    "online.start": ("StartError",),
+    "online.worker.checkpoint": ("CheckpointError",),
+    "online.worker.start": ("StartError",),
     "online.commands.demo": ("DemoError",),
-    "online.event_files": ("EventFileError",),
-    "online.turn.quarantine": ("InternalError",),
+    "stream.event_files": ("EventFileError",),
+    "online.worker.poison_pills": ("InternalError",),
     "online.commands.replay_progress": ("ReplayError",),
     "online.commands.forget": ("ForgetError",),
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
-    "online.turn.requests": ("RequestError",),
-    "online.serve": ("ServeError",),
+    "online.worker.requests": ("RequestError",),
+    "online.api.serve": ("ServeError",),
     "online.evaluation.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
     "stream.lists": ("ListsError",),
@@ -135,7 +135,7 @@ def demo(  # noqa: PLR0917 - typer's options
     share = bad_rows_share(bad_rows_max)
     events = open_file(data, columns, delimiter, encoding, timezone) if data is not None else None
     if events is not None:
-        from online.event_files import check_rows
+        from stream.event_files import check_rows
 
         check_rows(events, limit=_DEMO_ROWS_CHECKED).refuse_if_bad(events, share)
     out.print("loading PyTorch and the rest …", style="dim")
@@ -162,11 +162,11 @@ def worker(
     """
     settings = _folder_settings(data_dir)
     stop = _stop_on_signals()
-    from online.start import announce
+    from online.worker.start import announce
 
     announce(settings)
     with _loading():
-        from online.worker import run_worker  # takes seconds
+        from online.worker.main import run_worker  # takes seconds
 
     run_worker(settings, stop, from_beginning=from_beginning)
 
@@ -185,7 +185,7 @@ def serve(
     given = {name: value for name, value in given.items() if value is not None}
     settings = _folder_settings(data_dir, log_only=True, **given)
     stop = _stop_on_signals()
-    from online.serve import serve as serve_until
+    from online.api.serve import serve as serve_until
 
     serve_until(settings, stop)
 
@@ -256,7 +256,7 @@ def item(  # noqa: PLR0917 - typer's options
     What is withdrawn or not available leaves every list within seconds, until it is published as available.
     """
     settings = _folder_settings(data_dir, log_only=True)
-    from online.edges import open_producer, prepare_topics
+    from online.worker.connections import open_producer, prepare_topics
     from stream.events import BadEvent
     from stream.items import Item, encode, parse
 
@@ -372,7 +372,7 @@ def top(
     """Print a person's list; the popular one for anybody without."""
     settings = _settings()
     from online.commands.views import list_view
-    from online.edges import open_lists
+    from online.worker.connections import open_lists
     from stream.events import id_problem
 
     if (problem := id_problem(user)) is not None:
@@ -396,7 +396,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
     """Print what the worker says about itself; exit status 1 where none reports."""
     settings = _settings()
     from online.commands.views import status_view
-    from online.edges import open_lists
+    from online.worker.connections import open_lists
 
     lists = open_lists(settings)
     report = lists.status()
@@ -421,8 +421,8 @@ def versions(
     """
     settings = _settings()
     from online.commands.views import versions_view
-    from online.edges import open_lists
-    from online.upkeep.rollback_request import ask_rollback
+    from online.worker.connections import open_lists
+    from online.worker.rollback_request import ask_rollback
 
     lists = open_lists(settings)
     if rollback is not None:
@@ -498,7 +498,7 @@ def forget(
 
 def _settings(**overrides: Any) -> "Settings":
     """Settings, and the log set up as they say."""
-    from online.settings import load_settings
+    from online.config.settings import load_settings
 
     settings = load_settings(**overrides)
     handler = logging.StreamHandler()
@@ -511,7 +511,7 @@ def _folder_settings(data_dir: Path | None, *, log_only: bool = False, **overrid
     """The same, of a command that uses the data folder; `log_only`: only where the log in it stands in for Kafka."""
     settings = _settings(**overrides, **({} if data_dir is None else {"data_dir": data_dir}))
     if not (log_only and settings.kafka_bootstrap_servers):
-        from online.start import look_at_folder
+        from online.worker.start import look_at_folder
 
         look_at_folder(settings)
     return settings
@@ -526,7 +526,7 @@ def _log_to(handler: logging.Handler, level: str) -> None:
 
 
 class _OneLine(logging.Formatter):
-    """`2024-11-22T12:00:00.123+00:00 INFO online.loop: what happened`, tracebacks included."""
+    """`2024-11-22T12:00:00.123+00:00 INFO online.worker.loop: what happened`, tracebacks included."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")

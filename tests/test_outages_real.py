@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks.faults import FAULTS, holds, matrix
-from online.turn.backoff import Backoff
-from online.turn.dead_letter_box import DeadLetterBox
+from online.worker.backoff import Backoff
+from online.worker.dead_letters import DeadLetterBox
 from stream.dead_letters import dead_letter
 from stream.eraser import KafkaEraser
 from stream.events import BadEvent

@@ -18,7 +18,7 @@ import typer.main
 from packaging.requirements import Requirement
 
 from online.cli import app
-from online.settings import PREFIX, Settings
+from online.config.settings import PREFIX, Settings
 from stream.items import Item
 from stream.items import parse as parse_item
 from stream.kafka import ensure_topics
@@ -31,6 +31,17 @@ SOURCES = {
     for package in PACKAGES
     for path in sorted((ROOT / package).rglob("*.py"))
 }
+#: Units of online/, highest first: each may import what stands below it.
+LEVELS = (
+    ("__main__",),
+    ("cli",),
+    ("commands",),
+    ("evaluation", "api"),
+    ("worker",),
+    ("lifecycle",),
+    ("learner",),
+    ("config", "metrics"),
+)
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi"}  # parts that these show openly as their own
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,7 +66,7 @@ IMPORTS = {module: imported(module) for module in TREES}
 
 
 def test_the_walk_found_the_project() -> None:
-    assert {"stream.events", "model.lsh", "online.settings"} <= set(TREES)
+    assert {"stream.events", "model.lsh", "online.config.settings"} <= set(TREES)
 
 
 @pytest.mark.parametrize("package", ["stream", "model"])
@@ -69,18 +80,26 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     TopologicalSorter({m: names & set(TREES) for m, names in IMPORTS.items()}).prepare()  # raises CycleError
 
 
-def test_nothing_is_built_on_the_command_line() -> None:
-    importers = {module for module, names in IMPORTS.items() if "online.cli" in names}
-    assert importers <= {"online.__main__"}
+def test_no_unit_of_online_imports_one_above_it_or_beside_it() -> None:
+    level = {unit: number for number, units in enumerate(LEVELS) for unit in units}
+    assert {module.split(".")[1] for module in TREES if module.startswith("online.")} == set(level)
+    arrows = [
+        (module, name)
+        for module, names in IMPORTS.items()
+        for name in names
+        if module.startswith("online.") and name.startswith("online.")
+        if (mine := module.split(".")[1]) != (its := name.split(".")[1]) and level[its] <= level[mine]
+    ]
+    assert not arrows
 
 
 def test_nothing_that_the_loop_stands_on_knows_the_loop() -> None:
-    below = _reachable("online.loop") - {"online.loop"}
-    assert not {module for module in below if "online.loop" in IMPORTS[module]}
+    below = _reachable("online.worker.loop") - {"online.worker.loop"}
+    assert not {module for module in below if "online.worker.loop" in IMPORTS[module]}
 
 
 def test_the_api_needs_neither_the_network_nor_the_loop() -> None:
-    assert not {m for m in _reachable("online.serve") if m == "online.loop" or m.startswith("model")}
+    assert not {m for m in _reachable("online.api.serve") if m == "online.worker.loop" or m.startswith("model")}
 
 
 def test_every_import_is_a_declared_dependency() -> None:
@@ -93,7 +112,7 @@ def test_every_import_is_a_declared_dependency() -> None:
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    read = set().union(*(_settings_read(tree) for module, tree in TREES.items() if module != "online.settings"))
+    read = set().union(*(_settings_read(tree) for module, tree in TREES.items() if module != "online.config.settings"))
     read |= _fields_behind(read)
     unread = set(Settings.model_fields) - read
     assert not unread, f"settings that nothing reads: {sorted(unread)}"
@@ -282,6 +301,6 @@ def _last_name(node: ast.expr) -> str:
 
 def _fields_behind(properties: set[str]) -> set[str]:
     """The fields from which the named properties of Settings are derived."""
-    tree = TREES["online.settings"]
+    tree = TREES["online.config.settings"]
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in properties]
     return {node.attr for f in functions for node in ast.walk(f) if isinstance(node, ast.Attribute)}

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from online.facts import jit
+from online.learner.facts import jit
 
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = "Bringing .venv up to date"
@@ -81,7 +81,7 @@ class Checkout:
                 shutil.rmtree(self.packages / "online", ignore_errors=True)
                 (self.packages / "editable.pth").write_text(f"{self.root}\n")
             return subprocess.CompletedProcess(command, int(self.pip_fails))
-        if command[1:] == ["-m", "online.facts.warm"]:
+        if command[1:] == ["-m", "online.learner.facts.warm"]:
             self.warmed += 1
             return subprocess.CompletedProcess(command, int(self.warming_fails))
         return self._real_run(self._module.Venv, command, **options)
@@ -102,8 +102,8 @@ def test_it_is_made_once_with_pinned_versions_and_then_left_alone(checkout, caps
 
 
 def test_loops_are_compiled_when_it_is_made_and_when_they_have_changed(checkout, capsys) -> None:
-    loops = checkout.root / "online" / "facts" / "gather.py"
-    loops.parent.mkdir()
+    loops = checkout.root / "online" / "learner" / "facts" / "gather.py"
+    loops.parent.mkdir(parents=True)
     loops.write_text("")
     checkout.make(capsys)
     assert checkout.make(capsys) == ""
@@ -117,8 +117,8 @@ def test_loops_are_compiled_when_it_is_made_and_when_they_have_changed(checkout,
 
 
 def test_loops_that_cannot_be_compiled_are_said_and_stop_nothing(checkout, capsys) -> None:
-    loops = checkout.root / "online" / "facts" / "gather.py"
-    loops.parent.mkdir()
+    loops = checkout.root / "online" / "learner" / "facts" / "gather.py"
+    loops.parent.mkdir(parents=True)
     loops.write_text("broken")
     checkout.warming_fails = True
     assert checkout._module.main(checkout._module.Venv(checkout.root, checkout.venv), python_is_named=False) == 0
@@ -128,7 +128,7 @@ def test_loops_that_cannot_be_compiled_are_said_and_stop_nothing(checkout, capsy
 
 
 def test_the_files_with_loops_are_those_whose_compiled_forms_are_named_after_them(checkout) -> None:
-    assert {f"online/{source}" for source in jit._SOURCES} == set(checkout._module.LOOPS)
+    assert {f"online/learner/{source}" for source in jit._SOURCES} == set(checkout._module.LOOPS)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])

@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from online.api.guard import answer
-from online.settings import Settings
+from online.config.settings import Settings
 from stream.events import BadEvent, Click, encode, parse_click
 from stream.source import Producer, SourceError
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from online.api.keys import ApiKeys
 from online.api.metrics import Requests
-from online.settings import Settings
+from online.config.settings import Settings
 
 HEALTH = ("/healthz", "/readyz")  # asked by machines that must learn it whatever else happens
 PAGE = "/"  # shows nothing by itself: what it fetches needs the key

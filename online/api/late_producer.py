@@ -5,9 +5,9 @@ import threading
 from collections.abc import Sequence
 from functools import partial
 
-from online.edges import open_producer, prepare_topics
-from online.settings import Settings
-from online.turn.backoff import Patience, StoppedError
+from online.config.settings import Settings
+from online.worker.backoff import Patience, StoppedError
+from online.worker.connections import open_producer, prepare_topics
 from stream.source import AwayError, Producer, SourceError
 
 log = logging.getLogger(__name__)

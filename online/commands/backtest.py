@@ -12,13 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from online.backtest import METHODS, OnProgress, backtest, runs_of
+from online.config.settings import Settings
+from online.evaluation.backtest import METHODS, OnProgress, backtest, runs_of
 from online.evaluation.backtest_events import BacktestError, Read, read_clicks
 from online.evaluation.backtest_report import remarks, report, table
-from online.event_files import EventFile
-from online.event_files.tally import BAD_ROWS_MAX
-from online.facts.warm import warm_if_cold
-from online.settings import Settings
+from online.learner.facts.warm import warm_if_cold
+from stream.event_files import EventFile
+from stream.event_files.tally import BAD_ROWS_MAX
 
 
 def run_backtest(

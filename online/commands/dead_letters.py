@@ -12,8 +12,8 @@ from rich.console import Console
 
 from online.commands.redrive import SENT_ALREADY, Redriven, Wanted, letters_in, read_repaired, reader_of, redrive
 from online.commands.views import dead_letters_view, first_bytes, reasons_line
-from online.edges import open_producer, open_reader
-from online.settings import Settings
+from online.config.settings import Settings
+from online.worker.connections import open_producer, open_reader
 from stream.dead_letters import DeadLetter
 
 _NAMED = 3  # letters in a line

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from online.api.serve import Api
 from online.commands.demo_stream import Publisher, Stream, in_time
 from online.commands.demo_views import (
     FASHION_CHANGES,
@@ -29,12 +30,11 @@ from online.commands.demo_views import (
     story_view,
     welcome,
 )
-from online.edges import open_lists, open_producer, open_reader
-from online.event_files import EventFile
-from online.facts.warm import warm_if_cold
-from online.serve import Api
-from online.settings import Settings, load_settings
-from online.worker import run_worker
+from online.config.settings import Settings, load_settings
+from online.learner.facts.warm import warm_if_cold
+from online.worker.connections import open_lists, open_producer, open_reader
+from online.worker.main import run_worker
+from stream.event_files import EventFile
 from stream.lists import Lists
 from stream.source import Partition
 

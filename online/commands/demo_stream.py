@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from online.commands.demo_views import Story
 from online.evaluation.town import Town
-from online.event_files import EventFile
+from stream.event_files import EventFile
 from stream.events import BadEvent, Click, encode, parse_click
 from stream.lists import Lists, RedisAwayError, TopList
 from stream.source import Producer

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from online.commands.demo_terminal import shown_command, shown_program
 from online.commands.views import plain, reasons_line
-from online.settings import PREFIX, Settings
+from online.config.settings import PREFIX, Settings
 from stream.events import Click
 from stream.lists import TopList
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from online.event_files import EventFile, ReadOptions
+    from stream.event_files import EventFile, ReadOptions
 
 FileArgument = Annotated[
     Path, typer.Argument(help="CSV, JSON lines (also packed) or Parquet with user, item, timestamp; - reads stdin.")
@@ -34,9 +34,9 @@ def read_options(
     """Raises BadParameter for what cannot be meant."""
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - not needed to show the help
 
-    from online.event_files import ReadOptions, parse_columns  # noqa: PLC0415
-    from online.event_files.delimiter import parse_delimiter  # noqa: PLC0415
-    from online.event_files.text import known_encoding  # noqa: PLC0415
+    from stream.event_files import ReadOptions, parse_columns  # noqa: PLC0415
+    from stream.event_files.delimiter import parse_delimiter  # noqa: PLC0415
+    from stream.event_files.text import known_encoding  # noqa: PLC0415
 
     option = "--columns"
     try:
@@ -55,7 +55,7 @@ def read_options(
 
 def bad_rows_share(text: str) -> float:
     """Raises BadParameter for what is no share."""
-    from online.event_files import parse_share  # noqa: PLC0415
+    from stream.event_files import parse_share  # noqa: PLC0415
 
     try:
         return parse_share(text)
@@ -68,6 +68,6 @@ def open_file(
 ) -> "EventFile":
     """Raises BadParameter, and EventFileError for what cannot be opened."""
     options = read_options(columns, delimiter, encoding, timezone)
-    from online.event_files import EventFile  # noqa: PLC0415
+    from stream.event_files import EventFile  # noqa: PLC0415
 
     return EventFile(file, options)

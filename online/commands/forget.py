@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from online.edges import clicks_kept_ms, open_lists, open_producer, open_reader, prepare_topics
-from online.settings import Settings
-from online.turn.forget import quoted_in
-from online.turn.requests import RequestError, ask_worker
+from online.config.settings import Settings
+from online.worker.connections import clicks_kept_ms, open_lists, open_producer, open_reader, prepare_topics
+from online.worker.forget import quoted_in
+from online.worker.requests import RequestError, ask_worker
 from stream.dead_letters import dead_letter
 from stream.events import Forget, encode_forget, id_problem
 from stream.lists import Lists

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from online.commands.replay_progress import Progress
-from online.event_files import EventFile, EventFileError, RowTally
+from stream.event_files import EventFile, EventFileError, RowTally
 from stream.events import BadEvent, Limits, parse_click
 from stream.source import Producer
 

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Self
 
-from online.event_files import EventFile, Message
+from stream.event_files import EventFile, Message
 
 BLOCKS_MAX = 1_024  # digests kept of a file, however long; even, since they are joined two by two
 _DIGEST_BYTES = 8

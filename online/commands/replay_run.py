@@ -13,9 +13,9 @@ from rich.progress import Progress as Bar
 from online.commands.replay import Pace, Replayed, replay
 from online.commands.replay_progress import Progress
 from online.commands.views import reasons_line
-from online.edges import open_producer, prepare_topics
-from online.event_files import EventFile, check_rows
-from online.settings import Settings
+from online.config.settings import Settings
+from online.worker.connections import open_producer, prepare_topics
+from stream.event_files import EventFile, check_rows
 
 _INTERRUPTED = 130
 

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from online.commands.backtest import left_out
 from online.commands.views import plain
+from online.config.settings import ENV_FILE, PREFIX, Settings
 from online.evaluation.backtest_events import read_clicks
 from online.evaluation.tune import CONFIDENCE, LATER, SEARCH, HowFar, OnProgress, Tuned, tune
 from online.evaluation.tune_runs import TuneError
-from online.event_files import EventFile
-from online.event_files.tally import BAD_ROWS_MAX
-from online.facts.warm import warm_if_cold
-from online.settings import ENV_FILE, PREFIX, Settings
+from online.learner.facts.warm import warm_if_cold
+from stream.event_files import EventFile
+from stream.event_files.tally import BAD_ROWS_MAX
 
 _MUCH_SLOWER = 0.8
 

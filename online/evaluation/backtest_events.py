@@ -14,10 +14,10 @@ from operator import attrgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from online.event_files import EventFile, RowTally
-from online.event_files.tally import BAD_ROWS_MAX
-from online.settings import Settings
-from online.turn.seen import SeenEvents
+from online.config.settings import Settings
+from online.worker.dedup import SeenEvents
+from stream.event_files import EventFile, RowTally
+from stream.event_files.tally import BAD_ROWS_MAX
 from stream.events import BadEvent, Click, parse_click
 
 TEACHES_ONLY = 0.2  # of the events: the first ones, which are not scored

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 
-from online.backtest import AS_SERVED, COUNTING, NEXTCLICK, Outcome, Ranks
 from online.evaluation import baselines
-from online.evaluation.metrics import hit_and_ndcg_at
+from online.evaluation.backtest import AS_SERVED, COUNTING, NEXTCLICK, Outcome, Ranks
+from online.metrics import hit_and_ndcg_at
 
 NEW = 3  # a person's first clicks, and an item's clicks after its first one, that count as new
 SINGLE = tuple(method for method in baselines.METHODS if method != "blend")  # count one thing each

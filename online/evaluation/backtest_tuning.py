@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from online.learner import Learner
-from online.ranking.batches import BatchResult
-from online.settings import Settings
-from online.turn.ledger import Ledger
-from online.upkeep.supervisor import Supervisor
-from online.upkeep.versions import Versions
+from online.config.settings import Settings
+from online.learner.batches import BatchResult
+from online.learner.learner import Learner
+from online.lifecycle.supervisor import Supervisor
+from online.lifecycle.versions import Versions
+from online.worker.progress import Ledger
 from stream.events import Click
 
 
@@ -23,7 +23,7 @@ class Tuning:
         self._supervisor = Supervisor(
             settings,
             learner=learner,
-            ledger=self._ledger,
+            totals=self._ledger,
             versions=Versions(settings.versions_kept, settings.versions_listed),
             changes=None,
             tell=lambda kind, text, figures: self.told.append((kind, self._ledger.learned, text, figures)),

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from online.evaluation.metrics import K
+from online.metrics import K
 
 METHODS = ("popular", "recent", "own", "markov", "knn", "blend")
 

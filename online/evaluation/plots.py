@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from online.backtest import AS_SERVED, NEXTCLICK, Outcome
+from online.evaluation.backtest import AS_SERVED, NEXTCLICK, Outcome
 from online.evaluation.backtest_report import BUCKETS, report
-from online.evaluation.metrics import hit_and_ndcg_at
+from online.metrics import hit_and_ndcg_at
 
 WINDOW_SHARE = 0.05  # of the scored events, which each point is the mean of
 _WINDOW_MIN = 100

@@ -22,11 +22,11 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 from scipy.stats import t as student_t
 
-from online.backtest import NEXTCLICK, Went
+from online.config.settings import Settings
+from online.evaluation.backtest import NEXTCLICK, Went
 from online.evaluation.backtest_events import facts_of
-from online.evaluation.metrics import hit_and_ndcg_at
 from online.evaluation.tune_runs import Notes, Runs, TuneError
-from online.settings import Settings
+from online.metrics import hit_and_ndcg_at
 from stream.events import Click
 
 CONFIDENCE = 0.95  # of the interval that a gain has to lie in, above 0

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from online.backtest import NEXTCLICK, Went, backtest
-from online.settings import Settings
+from online.config.settings import Settings
+from online.evaluation.backtest import NEXTCLICK, Went, backtest
 from stream.events import Click
 
 STEPS = 10  # a run notes its NDCG@10 so far each time it is through another tenth of the clicks

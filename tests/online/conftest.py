@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 import torch
 
-from online.checkpoint import Checkpoints
 from online.cli import main
-from online.edges import open_lists
+from online.config.settings import PREFIX, Settings
 from online.evaluation.town import Town
-from online.loop import Loop
-from online.settings import PREFIX, Settings
-from online.turn.dead_letter_box import DeadLetterBox
-from online.turn.quarantine import Quarantine
-from online.turn.steps import Reached, nobody_looks
-from online.worker import run_worker
+from online.worker.checkpoint import Checkpoints
+from online.worker.connections import open_lists
+from online.worker.dead_letters import DeadLetterBox
+from online.worker.loop import Loop
+from online.worker.main import run_worker
+from online.worker.poison_pills import Quarantine
+from online.worker.steps import Reached, nobody_looks
 from stream.events import Click, encode
 from stream.lists import Lists, ListsError, Mark, Memory, TopList
 from stream.source import Partition, Record, SourceError

@@ -21,7 +21,7 @@ import online.cli
 from online.api.keys import ApiKeys
 from online.cli import main
 from online.commands.views import ago, first_bytes, plain, status_view
-from online.settings import Settings
+from online.config.settings import Settings
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import BadEvent, parse
 from stream.lists import Lists, TopList, connect

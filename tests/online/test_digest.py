@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from online.edges import open_producer, prepare_topics
+from online.config.settings import Settings
 from online.evaluation.town import Town
-from online.settings import Settings
-from online.worker import run_worker
+from online.worker.connections import open_producer, prepare_topics
+from online.worker.main import run_worker
 from stream.events import encode
 from tests.online.conftest import SMALL, World
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from online.detectors import ADWIN, PageHinkley
+from online.lifecycle.detectors import ADWIN, PageHinkley
 
 TABLES = ("pandas", "matplotlib", "optuna", "pyarrow", "polars", "sklearn", "sqlalchemy", "narwhals")
 PLOTS_AND_TABLES = (*TABLES, "scipy")
@@ -19,8 +19,8 @@ HEAVY = ("torch", "numpy", "river", "kafka", "redis", "numba")
 LEARNS_A_CLICK = """
 import tempfile
 from pathlib import Path
-from online.learner import Learner
-from online.settings import Settings
+from online.learner.learner import Learner
+from online.config.settings import Settings
 from stream.events import Click
 learner = Learner(Settings(data_dir=Path(tempfile.gettempdir()), device="cpu"))
 for at in range(3):
@@ -39,10 +39,10 @@ def imported_by(code: str) -> set[str]:
     ("code", "needed", "unwanted"),
     [
         ("import online.cli", ("typer",), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
-        ("import online.worker", ("torch", "river", "kafka"), (*LOOPS, *HTTP, *COMPILER, "rich", "typer")),
+        ("import online.worker.main", ("torch", "river", "kafka"), (*LOOPS, *HTTP, *COMPILER, "rich", "typer")),
         (LEARNS_A_CLICK, ("torch", "numba"), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis", "rich")),
         ("import online.commands.backtest", ("torch",), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis")),
-        ("import online.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),
+        ("import online.api.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),
         ("import online.commands.replay", (), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
     ],
     ids=["help", "worker", "learning", "backtest", "serve", "replay"],
@@ -54,7 +54,7 @@ def test_nothing_is_imported_that_is_not_used(code, needed, unwanted):
 
 
 def test_the_detectors_are_river_s_own_and_river_drift_is_whole_for_whoever_imports_it_later():
-    import river.drift  # noqa: PLC0415 - after online.detectors
+    import river.drift  # noqa: PLC0415 - after online.lifecycle.detectors
 
     theirs = river.drift.ADWIN(delta=0.01, clock=1), river.drift.PageHinkley(mode="up")
     ours = ADWIN(delta=0.01, clock=1), PageHinkley(mode="up")
@@ -75,6 +75,6 @@ def test_the_detectors_are_river_s_own_and_river_drift_is_whole_for_whoever_impo
 def test_with_a_river_of_another_make_the_detectors_are_imported_as_ever():
     code = (
         "import river, sys; path = list(river.__path__); river.__path__ = ['/nowhere', *path];"
-        "from online.detectors import ADWIN; ADWIN(); assert 'river.drift' in sys.modules"
+        "from online.lifecycle.detectors import ADWIN; ADWIN(); assert 'river.drift' in sys.modules"
     )
     assert "river.drift.kswin" in imported_by(code)

@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from online.stream_time import STREAM_GAP_S_MAX
-from online.turn.status import StatusReport
+from online.learner.stream_time import STREAM_GAP_S_MAX
+from online.worker.status import StatusReport
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
 from stream.source import Record

@@ -8,10 +8,10 @@ import fakeredis
 import pytest
 from starlette.testclient import TestClient
 
+from online.api.serve import create_app
+from online.config.settings import Settings
 from online.evaluation.backtest_events import read_clicks
-from online.event_files import EventFile
-from online.serve import create_app
-from online.settings import Settings
+from stream.event_files import EventFile
 from stream.events import parse
 from stream.lists import Lists
 from tests.online.conftest import NOW

@@ -2,8 +2,8 @@
 
 import pytest
 
-from online.edges import look_at_stream, open_producer, open_source, prepare_topics
-from online.settings import Settings
+from online.config.settings import Settings
+from online.worker.connections import look_at_stream, open_producer, open_source, prepare_topics
 from stream.source import Partition
 
 pytestmark = pytest.mark.real

@@ -10,8 +10,8 @@ import pytest
 from kafka import KafkaAdminClient
 from kafka import errors as kafka_errors
 
-from online.secure import kafka_options
-from online.settings import load_settings
+from online.config.clients import kafka_options
+from online.config.settings import load_settings
 from stream import kafka
 from stream import kafka_errors as ours
 from stream.kafka import KafkaProducer, ensure_topics

@@ -14,8 +14,8 @@ import fakeredis
 import pytest
 
 from online.api.keys import make_key
-from online.serve import Api
-from online.settings import Settings
+from online.api.serve import Api
+from online.config.settings import Settings
 from stream.lists import Lists, TopList
 
 WAIT_S = 60

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from online.api import keys as api_keys
 from online.api.guard import HEADERS, TokenBuckets, _address
 from online.api.keys import ApiKeys, make_key
-from online.serve import Api, create_app
-from online.settings import Settings
+from online.api.serve import Api, create_app
+from online.config.settings import Settings
 from stream.events import encode, parse
 from stream.lists import Lists, TopList
 from stream.log import LogProducer

@@ -14,8 +14,8 @@ import fakeredis
 import httpx
 import pytest
 
-from online.serve import Api
-from online.settings import Settings
+from online.api.serve import Api
+from online.config.settings import Settings
 from stream.lists import Lists
 
 SECONDS = 30.0  # on a busy machine

@@ -22,13 +22,13 @@ import pytest
 from rich.console import Console
 
 from benchmarks._servers import free_port
+from online.api.serve import ServeError
 from online.commands.demo import DemoError, run_demo
 from online.commands.demo_stream import Stream
 from online.commands.demo_terminal import shown_command, shown_program, stays
 from online.commands.demo_views import Story, next_steps, story_view
+from online.config.settings import Settings
 from online.evaluation.town import Town
-from online.serve import ServeError
-from online.settings import Settings
 from stream.events import BadEvent, Click, parse
 from stream.lists import Lists, RedisAwayError, TopList
 

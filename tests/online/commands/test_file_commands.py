@@ -12,9 +12,9 @@ from rich.console import Console
 
 import online.cli
 from online.cli import main
+from online.config.settings import load_settings
 from online.evaluation.backtest_events import read_clicks
-from online.event_files import EventFile, RowTally
-from online.settings import load_settings
+from stream.event_files import EventFile, RowTally
 from stream.log import LogSource
 
 Run = Callable[..., tuple[int, str, str]]
@@ -144,7 +144,7 @@ def test_replay_after_the_quote_is_closed_publishes_everything_once(run: Run, tm
 def test_a_fault_far_down_is_found_before_the_first_row_is_out(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr("online.event_files.tally.CHECKED_ROWS_MAX", 100)
+    monkeypatch.setattr("stream.event_files.tally.CHECKED_ROWS_MAX", 100)
     (tmp_path / "a.csv").write_text(HEADER + rows(999) + 'u1,"i1,1700000999\n' + rows(1_000, 1_000))
     code, _, error = run("replay", "a.csv", *options)
     assert (code, error.count("\n")) == (1, 1)
@@ -175,7 +175,7 @@ def test_a_fault_that_comes_while_rows_are_published_loses_nothing(
 def test_bad_rows_beyond_those_looked_at_first_end_with_exit_status_1(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("online.event_files.tally.CHECKED_ROWS_MAX", 50)
+    monkeypatch.setattr("stream.event_files.tally.CHECKED_ROWS_MAX", 50)
     (tmp_path / "a.csv").write_text(HEADER + rows(100) + ",i,5\n" * 20)
     code, shown, error = run("replay", "a.csv")
     assert code == 1

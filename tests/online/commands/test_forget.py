@@ -9,8 +9,8 @@ from rich.console import Console
 import online.cli
 from online.commands import forget as forget_command
 from online.commands.forget import ForgetError, forget
-from online.edges import open_lists, open_producer, open_reader, prepare_topics
-from online.settings import Settings
+from online.config.settings import Settings
+from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
 from tests.online.conftest import SMALL, worker_thread

@@ -4,8 +4,8 @@ import pytest
 
 from online.commands.dead_letters import run_dead_letters
 from online.commands.forget import forget
-from online.edges import open_lists
-from online.settings import Settings
+from online.config.settings import Settings
+from online.worker.connections import open_lists
 from stream.people import people_in
 from tests.online.commands.test_forget import BROKEN, WAIT_S, clicks, publish, values
 from tests.online.conftest import SMALL, worker_thread

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from online.commands.replay import Pace, Replayed, replay
 from online.commands.replay_progress import Progress, ReplayError
-from online.event_files import EventFile, EventFileError, Message
+from stream.event_files import EventFile, EventFileError, Message
 from stream.events import BadEvent, Click, parse
 from stream.source import SourceError
 

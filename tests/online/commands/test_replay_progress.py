@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from online.commands import replay_progress as module
 from online.commands.replay import Replayed, replay
 from online.commands.replay_progress import BLOCKS_MAX, Progress, ReplayError, RowDigests
-from online.event_files import EventFile, Message, ReadOptions, parse_columns
+from stream.event_files import EventFile, Message, ReadOptions, parse_columns
 
 HEADER = "user,item,timestamp\n"
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from online.evaluation.baselines import METHODS, Baselines
-from online.evaluation.metrics import K
+from online.metrics import K
 
 Stream = list[tuple[int, int]]
 

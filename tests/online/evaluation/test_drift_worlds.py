@@ -4,9 +4,9 @@
 import pytest
 
 from benchmarks.drift import Life, recovery
+from online.config.settings import Settings
 from online.evaluation import worlds
 from online.evaluation.town import Town
-from online.settings import Settings
 from tests.online.conftest import SMALL
 
 TOWN = Town(users=40, items=120)

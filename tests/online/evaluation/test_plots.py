@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from online.backtest import METHODS, Outcome, backtest
+from online.config.settings import Settings
+from online.evaluation.backtest import METHODS, Outcome, backtest
 from online.evaluation.plots import by_history, course, rolling_means, save_plots, spread
 from online.evaluation.town import Town
-from online.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from online import backtest as backtest_module
-from online.backtest import NEXTCLICK, backtest
 from online.cli import main
 from online.commands.tune import remarks, run_tune, settings_file, verdict
-from online.evaluation.metrics import hit_and_ndcg_at
+from online.config.settings import Settings, load_settings
+from online.evaluation import backtest as backtest_module
+from online.evaluation.backtest import NEXTCLICK, backtest
 from online.evaluation.town import Town
 from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, HowFar, Tuned, _gain, tune
 from online.evaluation.tune_runs import STEPS, Notes, Runs, TuneError
-from online.event_files import EventFile, EventFileError
-from online.ranking.batches import BatchResult, Impression
-from online.settings import Settings, load_settings
+from online.learner.batches import BatchResult, Impression
+from online.metrics import hit_and_ndcg_at
+from stream.event_files import EventFile, EventFileError
 from stream.events import Click
 
 IDEAL = 0.0084  # the learning rate that foresees best, in the world of `Foresight`: 4.2 times the default

@@ -7,13 +7,13 @@ from itertools import count, islice, pairwise
 import numpy as np
 import pytest
 
-from online.backtest import NEXTCLICK, backtest
+from online.config.settings import Settings
 from online.evaluation import worlds
+from online.evaluation.backtest import NEXTCLICK, backtest
 from online.evaluation.baselines import METHODS, Baselines
-from online.evaluation.metrics import hit_and_ndcg_at
 from online.evaluation.town import CLICK, PURCHASE, Town
 from online.evaluation.worlds import Bot, World
-from online.settings import Settings
+from online.metrics import hit_and_ndcg_at
 from stream.events import Click
 
 TOWN = Town(users=60, items=64)

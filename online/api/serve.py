@@ -1,0 +1,342 @@
+"""The HTTP API: lists from Redis, health, metrics, and a page that shows what is going on.
+
+It only reads Redis, so any number of these may run beside the worker. Where it may write (`api_read_only` is false), it
+publishes clicks too; a Redis user who may only read is enough all the same.
+"""
+
+import base64
+import contextlib
+import hashlib
+import logging
+import re
+import resource
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import uvicorn
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+
+from online.api.clicks import Clicks
+from online.api.guard import Guard, Watched, answer
+from online.api.late_producer import LateProducer
+from online.api.metrics import Requests
+from online.api.protocol import bounded_protocol
+from online.config.settings import Settings
+from online.worker.connections import open_lists
+from stream.events import Click, id_problem
+from stream.lists import Lists, ListsError, RedisAwayError
+from stream.source import AwayError, Producer, SourceError
+
+NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
+NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
+_PAGE = Path(__file__).parent / "api" / "dashboard.html"
+_START_S_MAX = 10.0
+_ACCEPTED_AT_ONCE = 128  # connections, before those too many are closed
+_OTHER_FILES = 4 * _ACCEPTED_AT_ONCE  # open beside the connections
+_GOODBYE_S_MAX = 5  # for answers under way when the API is stopped
+
+log = logging.getLogger(__name__)
+
+
+class _Text(Convertor[str]):
+    """All of the rest of a path. Starlette's own `path` stops at a line break, and ids may have any character."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("text", _Text())
+
+
+class ServeError(Exception):
+    """The API cannot listen; one line that says where and what to do."""
+
+
+class Recommendation(BaseModel):
+    """A list as it stands in Redis, cut to `k`. Times are milliseconds since 1970; `age_ms` is since it was written."""
+
+    user_id: str
+    items: list[str]
+    scores: list[float]
+    version: int
+    offset: str
+    clicked_at: int
+    written_at: int
+    source: str
+    age_ms: int
+
+
+def create_app(settings: Settings, lists: Lists, producer: Producer | None = None) -> FastAPI:
+    """The API over `lists`; where it may write, clicks go to `producer`."""
+    # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
+    app = FastAPI(title="nextclick", docs_url=None, redoc_url=None, redirect_slashes=False)
+    requests = Requests(lists)
+    page = _PAGE.read_text()
+    page_policy = _content_security_policy(page)
+    app.state.requests = requests
+    for error, code, headers in _ERRORS:
+        app.add_exception_handler(error, _answered(code, headers))
+    app.add_exception_handler(RequestValidationError, _wrong_request)
+    app.add_exception_handler(HTTPException, _not_here)
+
+    @app.get("/recommend/{user:text}")
+    def recommend(
+        user: str, k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10
+    ) -> Recommendation:
+        """What to show this person now; the popular list for anybody unknown."""
+        if (problem := id_problem(user)) is not None:
+            raise _BadUserError(f"user: {problem}")
+        own = lists.read(user)
+        top = own or lists.popular()
+        if top is None:
+            raise _NothingLearnedError(NOTHING_LEARNED)
+        requests.served(own=own is not None)
+        fields = top.model_dump() | {"items": top.items[:k], "scores": top.scores[:k]}
+        return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
+
+    @app.head("/healthz", include_in_schema=False)
+    @app.get("/healthz")
+    async def alive() -> dict[str, str]:
+        """This process answers, whatever Redis does."""
+        return {"status": "ok"}
+
+    @app.head("/readyz", include_in_schema=False)
+    @app.get("/readyz")
+    def ready() -> dict[str, Any]:
+        """Redis lets us read lists, there is something to serve, and clicks can be taken where they may be. `degraded`,
+        still with status 200: something is wrong with the worker. It is listed, without its texts where keys are needed
+        elsewhere: this needs none."""
+        lists.check()
+        if isinstance(producer, LateProducer) and producer.waits_for is not None:
+            raise AwayError(producer.waits_for)
+        status = lists.status()
+        if status is None and lists.popular() is None:
+            raise _NothingLearnedError(NOTHING_LEARNED)
+        problems = [NO_WORKER] if status is None else status.get("problems", [])
+        shown = ("kind", "since") if settings.api_keys else ("kind", "since", "text")
+        listed = [{name: one.get(name) for name in shown} for one in problems]
+        return {"status": "degraded" if listed else "ready", "problems": listed}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(requests.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/status.json")
+    def status() -> dict[str, Any]:
+        """What the worker says about itself (null where it is silent), and whether Redis answers."""
+        try:
+            return {"now": _now_ms(), "redis": "ok", "worker": lists.status()}
+        except ListsError as error:
+            return {"now": _now_ms(), "redis": str(error), "worker": None}
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def dashboard() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
+
+    if producer is not None and not settings.api_read_only:
+        shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
+        clicks = Clicks(settings, producer)
+        app.post("/click", status_code=202, openapi_extra={"requestBody": shape})(clicks.accept)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Watched, requests=requests)
+    return app
+
+
+class Api:
+    """The API in a thread of its own, listening from the moment it is made.
+
+    Raises ServeError where the address cannot be listened on.
+    """
+
+    def __init__(self, settings: Settings, lists: Lists, producer: Producer | None = None) -> None:
+        self._socket = _listen(settings.api_host, settings.api_port)
+        host, port = self._socket.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        app = create_app(settings, lists, producer)
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            backlog=_ACCEPTED_AT_ONCE,
+            server_header=False,
+            lifespan="off",
+            http=bounded_protocol(
+                connections_max=settings.api_connections_max,
+                request_s_max=settings.api_request_s_max,
+                refused=lambda status: app.state.requests.answered("none", status, 0.0),
+            ),
+            ws="none",
+            h11_max_incomplete_event_size=settings.api_header_bytes_max,
+            proxy_headers=settings.api_trusted_proxies is not None,
+            forwarded_allow_ips=settings.api_trusted_proxies,
+            timeout_graceful_shutdown=_GOODBYE_S_MAX,
+        )
+        self._server = uvicorn.Server(config)
+        # Signals are the main thread's: it decides when everything ends.
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> "Api":
+        self._thread.start()
+        deadline = time.monotonic() + _START_S_MAX
+        while self.alive and not self._server.started and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not self._server.started:
+            raise ServeError(f"the API at {self.url} did not start: the log says why")
+        return self
+
+    def close(self) -> None:
+        """Answer what was asked, then end. Does no harm the second time."""
+        self._server.should_exit = True
+        if self.alive:
+            self._thread.join(_GOODBYE_S_MAX + 1)
+        self._socket.close()
+
+
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """The command: serves until `stop` is set, whether or not Redis and the broker are there yet.
+
+    Raises ServeError; ListsError and SourceError where one of them refuses, which waiting does not mend.
+    """
+    settings = _with_room(settings)
+    try:
+        lists = open_lists(settings)
+    except RedisAwayError as error:
+        log.warning("%s; until then /readyz and lists are answered with 503", error)
+        lists = open_lists(settings, there=False)
+    if settings.api_read_only:
+        run_api(settings, lists, stop)
+        return
+    with contextlib.closing(LateProducer(settings)) as producer:
+        run_api(settings, lists, stop, producer)
+
+
+def run_api(settings: Settings, lists: Lists, stop: threading.Event, producer: Producer | None = None) -> None:
+    """Serve until `stop` is set. Raises ServeError."""
+    api = Api(settings, lists, producer)
+    with contextlib.closing(api):
+        api.start()
+        log.info("API at %s (dashboard at /, lists at /recommend/USER)", api.url)
+        while not stop.wait(0.5):
+            if isinstance(producer, LateProducer) and producer.refusal is not None:
+                raise producer.refusal
+            if not api.alive:
+                raise ServeError(f"the API at {api.url} has ended by itself: the log says why")
+    log.info("API stopped")
+
+
+def _with_room(settings: Settings) -> Settings:
+    """Each connection is an open file to the system, which allows 1,024 in many places unless it is asked for more.
+    Where it does not allow as many as are set, there are fewer connections."""
+    wanted = settings.api_connections_max + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return settings
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed >= wanted:
+        return settings
+    most = max(1, allowed - _OTHER_FILES)
+    log.warning("the system allows %d open files (ulimit -n): so %d connections at most", allowed, most)
+    return settings.model_copy(update={"api_connections_max": most})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1_024)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ServeError(
+            f"the API cannot listen on {host} port {port} ({error.strerror or error}):"
+            " stop what listens there, or choose another with NEXTCLICK_API_PORT or --port"
+        ) from None
+    return listener
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1_000)
+
+
+class _NothingLearnedError(Exception):
+    pass
+
+
+class _BadUserError(Exception):
+    pass
+
+
+#: What is raised, the status it is answered with, and headers.
+_ERRORS: tuple[tuple[type[Exception], int, dict[str, str]], ...] = (
+    (_NothingLearnedError, 503, {"Retry-After": "5"}),
+    (ListsError, 503, {"Retry-After": "1"}),
+    (SourceError, 503, {"Retry-After": "1"}),
+    (_BadUserError, 422, {}),
+)
+
+
+def _answered(status: int, headers: dict[str, str]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handler(_: Request, error: Exception) -> JSONResponse:
+        return answer(status, str(error), headers)
+
+    return handler
+
+
+async def _not_here(request: Request, error: Exception) -> JSONResponse:
+    """Of what no route takes; Starlette's own answers have another shape."""
+    assert isinstance(error, HTTPException)
+    told = error.detail
+    if error.status_code == 404:
+        told = "there is nothing at this path: /openapi.json lists what there is"
+    elif error.status_code == 405:
+        told = f"{request.method} is not for this path: {(error.headers or {}).get('Allow', 'others')} is"
+    return answer(error.status_code, told, error.headers or {})
+
+
+async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    problems = [f"{detail['loc'][-1]}: {detail['msg']}" for detail in error.errors()]
+    return answer(422, "; ".join(problems), {})
+
+
+def _content_security_policy(page: str) -> str:
+    """Nothing may run or style but what the page itself contains, and it may talk to nobody but this server."""
+
+    def hashes(tag: str) -> str:
+        contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self';"
+        " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )

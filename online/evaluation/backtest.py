@@ -1,0 +1,332 @@
+"""Test, then learn, over a stream of clicks: how well each would have been foreseen, by us and by counting.
+
+The measure. The first fifth of the events only teaches; each later one is scored. A click's rank is the place (from 0)
+of its item among all items that occurred earlier in the stream, less those this person has had already where seen items
+are excluded; half of the ties count as ahead. An item that never occurred before is a miss, and so is an excluded one.
+hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
+
+The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
+`micro_batches`), as a worker would that always finds clicks waiting. Facts are those of the very moment: each click is
+asked for, and then counted, before the next. Weights lag by a step of some clicks, the Reformer's by a batch.
+So nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
+
+As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
+its age passed a mark (`refresh_ages_s`). It is ranked at the moment at which it falls due, from the clicks that had
+come by then. Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
+
+Letters: `n` events, `N` events of a micro-batch.
+"""
+
+import heapq
+import multiprocessing
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from online.config.settings import Settings
+from online.evaluation import baselines
+from online.evaluation.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
+from online.evaluation.backtest_tuning import Tuning
+from online.evaluation.baselines import Baselines
+from online.learner.batches import BatchResult, Impression
+from online.learner.learner import Following, Learner
+from online.learner.return_times import marks_passed
+from online.learner.stream_time import ActiveClock
+from online.metrics import hit_and_ndcg_at, ranks_in
+from stream.events import Click
+
+NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
+#: The same learner with settings changed, run beside it to see what it loses.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "nextclick-without-state": {"deep_state": False},
+    "nextclick-without-reformer": {"reformer": False},
+}
+METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
+COUNTING = "counting"  # the run that all counting methods share
+
+_COUNTED_AT_ONCE = 500  # events between two reports of progress
+_PROGRESS_EACH_S = 0.25
+
+Ranks = NDArray[np.float64]
+#: Called with a run's name, the events it is through, and its NDCG@10 so far (of counting: the best one's).
+OnProgress = Callable[[str, int, float], None]
+
+
+class Plan(NamedTuple):
+    """A micro-batch that is going to be learned."""
+
+    batch: range
+    clicks: Sequence[Click]
+    due: list[tuple[int, float, float, int]]  # lists that fall due meanwhile: as `LearnerRun._due` holds them
+    impressions: list[Impression] | None  # the same for the learner; None: nobody gets lists
+
+
+class LearnerRun:
+    """One learner going through a stream, and the lists that a worker would have kept in Redis.
+
+    A worker would write more lists than are ranked here: of those that nobody looks at before the next one is written,
+    only their number is kept.
+    """
+
+    def __init__(
+        self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True, finetune_every: int = 0
+    ) -> None:
+        """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed.
+        `finetune_every`: clicks between two fine-tunings, which go through the gate; 0: none."""
+        self.settings = settings
+        self.clicks = clicks
+        self.lists = lists
+        self.learner = Learner(settings, lists=False)
+        self.tuning = Tuning(settings, self.learner, finetune_every) if finetune_every else None
+        self.times = stream_times(clicks)
+        self._active = ActiveClock().update_all(click.timestamp for click in clicks)
+        self.refreshes = 0  # as many as a worker's
+        self._next = next_clicks(clicks)
+        # A heap: clicks that have come, the active time, the moment, and the click that will look.
+        self._due: list[tuple[int, float, float, int]] = []
+        self._standing: dict[int, NDArray[np.int64]] = {}  # by the click that will look at it: a list's first rows
+
+    def step(self, batch: range) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        """One micro-batch: see `steps`."""
+        return next(self.steps([batch]))
+
+    def steps(self, batches: Iterable[range]) -> Iterator[tuple[Ranks, NDArray[np.int64], Ranks]]:
+        """Micro-batches, as numbers of clicks: foresees each, writes the lists that fall due in between, learns it.
+
+        Yields ranks on request, numbers of candidates, and ranks as served; (N,) each, as in `BatchResult`.
+        """
+        order = iter(batches)
+        batch, planned = next(order, None), self._plan
+        plan = None if batch is None else planned(batch)
+        while plan is not None:
+            after = next(order, None)
+            following: list[Plan] = []
+
+            def announce(after: range | None = after, following: list[Plan] = following) -> Following:
+                assert after is not None
+                following.append(planned(after))
+                return Following(following[0].clicks, following[0].impressions)
+
+            # Fine-tuning reads histories between two micro-batches: then they are learned in turn.
+            ahead = announce if after is not None and self.tuning is None else None
+            learned = self.learner.learn(plan.clicks, plan.impressions, following=ahead)
+            yield self._yielded(plan, learned)
+            plan = following[0] if following else None if after is None else planned(after)
+
+    def _yielded(self, plan: Plan, learned: BatchResult) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        if self.tuning is not None:
+            self.tuning.after(plan.clicks, learned)
+        if learned.impressions is None:
+            return learned.ranks, learned.candidates, learned.served_ranks
+        *lists, anybodys = learned.impressions
+        self._standing |= {look: rows for (*_, look), rows in zip(plan.due, lists, strict=True)}
+        stood = np.stack([self._standing.pop(at, anybodys) for at in plan.batch])
+        return learned.ranks, learned.candidates, ranks_in(stood, learned.targets)
+
+    def _plan(self, batch: range) -> Plan:
+        """What a micro-batch brings, and the lists that fall due while it comes in."""
+        clicks = self.clicks[batch.start : batch.stop]
+        if not self.lists:
+            return Plan(batch, clicks, [], None)
+        for at in batch:
+            self._schedule(at)
+        due = []
+        while self._due and self._due[0][0] <= batch.stop:
+            due.append(heapq.heappop(self._due))
+        impressions = [
+            Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
+            for came, active, written_at, look in due
+        ]
+        return Plan(batch, clicks, due, impressions)
+
+    def _schedule(self, at: int) -> None:
+        """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
+        the one that is then looked at is written, if it still stands by then."""
+        active, following = self._active, self._next[at]
+        away = active[min(following, len(active) - 1)] - active[at]  # lists age in active time
+        self.refreshes += int(marks_passed(self.learner.returns.marks(), away))
+        if following < len(active):
+            age_s = float(self.learner.returns.written(np.array([away]))[0])
+            due = active[at] + age_s
+            came = max(at + 1, bisect_right(active, due, at + 1, following))
+            written_at = max(self.times[at], self.times[came - 1] + due - active[came - 1])
+            if self.times[following] - written_at <= self.settings.list_ttl_s:
+                heapq.heappush(self._due, (came, due, self.times[at] + age_s, following))
+
+
+class Given(NamedTuple):
+    """What every run goes through."""
+
+    clicks: Sequence[Click]
+    facts: Facts
+    settings: Settings
+    finetune_every: int = 0  # clicks between two fine-tunings of a learner; 0: none
+
+
+class Run(NamedTuple):
+    """Methods that come from going through the stream once, and the settings to change for it."""
+
+    name: str
+    methods: list[str]
+    overrides: dict[str, Any]
+
+
+class Went(NamedTuple):
+    """What one run gave."""
+
+    ranks: dict[str, Ranks]  # of each method: (n,); inf: a miss, or not scored
+    among_candidates: NDArray[np.bool_] | None  # (n,) whether a learner had the clicked item among its candidates
+    batches: int
+    refreshes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all runs gave."""
+
+    facts: Facts
+    exclude_seen: bool
+    went: dict[str, Went]  # by run
+    seconds: float  # for everything, runs beside each other counted once
+    ranks: dict[str, Ranks] = field(default_factory=dict)  # of each method: (n,)
+
+    def scored(self, method: str) -> Ranks:
+        """Ranks (scored,) of the events that count."""
+        return self.ranks[method][self.facts.first_scored :]
+
+
+def runs_of(methods: Sequence[str]) -> list[Run]:
+    """The runs that the methods take, longest first: what differs in nothing is run once."""
+    runs: list[Run] = []
+    for method in methods:
+        if method not in baselines.METHODS:
+            overrides = ABLATIONS.get(method, {})
+            same = next((run for run in runs if run.overrides == overrides), None)
+            if same is None:
+                runs.append(Run(method, [method], overrides))
+            else:
+                same.methods.append(method)
+    counted = [method for method in methods if method in baselines.METHODS]
+    return runs + ([Run(COUNTING, counted, {})] if counted else [])
+
+
+def backtest(
+    clicks: Sequence[Click],
+    settings: Settings,
+    *,
+    methods: Sequence[str] = METHODS,
+    jobs: int = 1,
+    finetune_every: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> Outcome:
+    """Runs the methods over the clicks, at most `jobs` processes beside each other; the figures do not depend on it.
+
+    Raises BacktestError for too few clicks.
+    """
+    began = time.perf_counter()
+    facts, runs = facts_of(clicks), runs_of(methods)
+    given = Given(clicks, facts, settings, finetune_every)
+    if jobs == 1 or len(runs) == 1:
+        went = {run.name: _go(run, given, on_progress) for run in runs}
+    else:
+        went = _go_together(runs, given, min(jobs, len(runs)), on_progress)
+    ranks = {method: found for one in went.values() for method, found in one.ranks.items()}
+    seconds = time.perf_counter() - began
+    return Outcome(facts, settings.exclude_seen, went, seconds, {method: ranks[method] for method in methods})
+
+
+def _go(run: Run, given: Given, on_progress: OnProgress) -> Went:
+    return (_count if run.name == COUNTING else _learn)(run, given, on_progress)
+
+
+def _count(run: Run, given: Given, on_progress: OnProgress) -> Went:
+    began = time.perf_counter()
+    facts, n = given.facts, len(given.clicks)
+    counting = Baselines(exclude_seen=given.settings.exclude_seen)
+    ranks = np.full((n, len(baselines.METHODS)), np.inf)
+    gained = np.zeros(len(baselines.METHODS))
+    for start in range(0, n, _COUNTED_AT_ONCE):
+        part = slice(start, min(start + _COUNTED_AT_ONCE, n))
+        both = zip(facts.users[part].tolist(), facts.items[part].tolist(), strict=True)
+        for at, (user, item) in enumerate(both, start):
+            if at >= facts.first_scored:
+                ranks[at] = counting.ranks(user, item)
+            counting.learn(user, item)
+        gained += hit_and_ndcg_at(ranks[part])[1].sum(0)
+        on_progress(run.name, part.stop, float(gained.max()) / max(1, part.stop - facts.first_scored))
+    found = {method: ranks[:, baselines.METHODS.index(method)] for method in run.methods}
+    return Went(found, None, n, 0, time.perf_counter() - began)
+
+
+def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
+    began = time.perf_counter()
+    clicks, facts = given.clicks, given.facts
+    settings = Settings(**{**given.settings.model_dump(), **run.overrides})
+    torch.set_num_threads(settings.threads)
+    lists = AS_SERVED in run.methods
+    going = LearnerRun(settings, clicks, lists=lists, finetune_every=given.finetune_every)
+    ranks, served = np.full((2, len(clicks)), np.inf)
+    among = np.zeros(len(clicks), bool)
+    batches, gained = 0, 0.0
+    each = list(micro_batches(clicks, settings))
+    for batch, (asked, candidates, served_ranks) in zip(each, going.steps(each), strict=True):
+        part = slice(batch.start, batch.stop)
+        served[part] = served_ranks
+        ranks[part] = complete(facts, part, asked, candidates, exclude_seen=settings.exclude_seen)
+        among[part] = np.isfinite(asked)
+        batches += 1
+        gained += float(hit_and_ndcg_at(ranks[part])[1][max(0, facts.first_scored - part.start) :].sum())
+        on_progress(run.name, part.stop, gained / max(1, part.stop - facts.first_scored))
+    if settings.exclude_seen:
+        served[facts.again] = np.inf
+    found = {method: served if method == AS_SERVED else ranks for method in run.methods}
+    return Went(found, among, batches, going.refreshes, time.perf_counter() - began)
+
+
+def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int64], *, exclude_seen: bool) -> Ranks:
+    """Ranks (N,) among candidates -> among all items that occurred: the others stand tied behind the candidates."""
+    possible = facts.known[part] - (facts.had[part] if exclude_seen else 0)
+    others = np.maximum(possible - candidates, 1)  # the clicked item at least
+    ranks = np.where(np.isfinite(ranks), ranks, candidates + (others - 1) / 2)
+    missed = facts.earlier_of_item[part] == 0
+    if exclude_seen:
+        missed = missed | facts.again[part]
+    return np.where(missed, np.inf, ranks)
+
+
+def _go_together(runs: Sequence[Run], given: Given, jobs: int, on_progress: OnProgress) -> dict[str, Went]:
+    """Each run in a process of its own. They tell how far they are through shared memory."""
+    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    told = spawn.Array("d", 2 * len(runs), lock=False)
+    with ProcessPoolExecutor(jobs, spawn, _remember, (told, given)) as pool:
+        waiting = {pool.submit(_go_remembered, place, run): run.name for place, run in enumerate(runs)}
+        going = set(waiting)
+        while going:
+            _, going = wait(going, timeout=_PROGRESS_EACH_S)
+            for place, run in enumerate(runs):
+                on_progress(run.name, int(told[2 * place]), told[2 * place + 1])
+        return {name: future.result() for future, name in waiting.items()}
+
+
+_remembered: list[Any] = []  # in a process of `_go_together`: what all its runs share
+
+
+def _remember(*shared: Any) -> None:
+    _remembered[:] = shared
+
+
+def _go_remembered(place: int, run: Run) -> Went:
+    told, given = _remembered
+
+    def tell(_: str, events: int, ndcg: float) -> None:
+        told[2 * place], told[2 * place + 1] = events, ndcg
+
+    return _go(run, given, tell)

@@ -1,0 +1,321 @@
+"""The guard against poisoned clicks: what one person, or a few, click again and again is not learned from.
+
+Everybody's lists follow everybody's clicks, so a bot that clicks one item ten thousand times would push it to all.
+Three kinds of leaky buckets (Turner 1986, "New directions in communications") bound what a few can do; clicks fill
+them, time drains them:
+
+- of a person: clicks beyond `guard_clicks_at_once`, and then `guard_clicks_per_minute`;
+- of a person and an item: clicks of the one on the other beyond `guard_repeats_at_once`, and then one for each
+  `guard_repeats_interval_s`;
+- of an item, twice as large: only what somebody clicks again fills it, and somebody else's first click drains it
+  by one. So what many people repeat is heard, and what a few people repeat for each other is not.
+
+A bucket that is full goes on filling, up to three times its size: who does not stop is not heard at all. Whoever fills
+that of one item to twice its size is caught, and what their clicks on it have counted so far is taken back. Guarded
+clicks still move their owner's history, and so their own list. Not seen: a few clicks each of very many people; that is
+what a trend is. Nor those of some who wait between their clicks, which count as any patient person's do.
+
+Time is each user's own: the event times of that user's clicks (of an item: of its clicks), which never go back,
+whatever other users' clocks say; so an archive may come in pieces. Times may be made up, so a click counts as made at
+most `guard_late_s` before what recent users agree on (online/learner/recent_users.py): made-up times gain one such
+span. Where these go back further, as from one piece of an archive to the next, so do the buckets' clocks. Of the time
+between two clicks on an item an hour counts at most: silence drains nothing.
+
+When far more is flagged than abuse can be, flagged clicks are let through (online/learner/safety_net.py).
+
+Letters: `N` clicks of a micro-batch, `K` keys poured at once, `B` rows of the table, `W` ways (entries) of a row.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.config.settings import Settings
+from online.learner.arrays import below, joined
+from online.learner.facts.jit import kernel
+from online.learner.facts.tables import NEAR
+from online.learner.history import Newest
+from online.learner.recent_users import RecentUsers
+from online.learner.safety_net import SafetyNet
+from online.learner.stream_time import STREAM_GAP_S_MAX
+from stream.people import digest_of, owner_number
+
+REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
+WAYS = 4
+CROWD = 2  # times the size of a bucket of one person and an item, that an item's can hold
+CAUGHT = 2  # times its size to which somebody who does not stop fills a bucket: what was heard is taken back
+FULL_MOST = 3  # times its size that it can be filled: how long somebody who stops has to wait
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits (Knuth, vol. 3, 6.4)
+
+Keys = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+
+class Judged(NamedTuple):
+    """What is to be done with N clicks."""
+
+    guarded: Bools  # (N,) not to be learned from
+    caught: Bools  # (N,) what their person had clicked of their item is to be taken back
+
+
+class Contributed(NamedTuple):
+    """What one person's clicks on one item, n of them, have counted, alone and as neighbours of K clicks."""
+
+    rows: NDArray[np.int64]  # (K,)
+    earlier: NDArray[np.int64]  # (K, NEAR) what stood before each, latest first; 0 in pairs without the item
+    ages: Floats  # (K,) clicks counted since, -1 of those on other items
+    numbers: NDArray[np.int64]  # (n,) of the moments
+
+
+class Buckets:
+    """Leaky buckets of at most about `held` keys, 32 bytes each. In a full row of the table the emptiest makes room.
+
+    So who clicks most is remembered, and when there are too many, it is heard too much rather than too little.
+    """
+
+    def __init__(
+        self, size: int, drained_each_s: float, held: int, *, late_s: float = np.inf, gap_s_max: float = np.inf
+    ) -> None:
+        """`size`: clicks that a bucket holds; `drained_each_s`: seconds in which one of them drains; `late_s`: a click
+        so long before a bucket's latest one takes the bucket's clock back with it, without draining anything;
+        `gap_s_max`: what counts at most of the time between two clicks."""
+        self.size, self.drained_each_s = size, drained_each_s
+        self._limits = np.array([FULL_MOST * size, drained_each_s, late_s, gap_s_max])
+        rows = max(1, held // WAYS)
+        self._keys = np.zeros((rows, WAYS), np.int64)  # 0: free
+        self._levels = np.zeros((rows, WAYS))  # (B, W) clicks
+        self._at = np.zeros((rows, WAYS))  # (B, W) seconds: when the level was that
+        self._owners = np.zeros((rows, WAYS), np.int64)  # (B, W) 0: nobody's
+
+    def pour(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, owners: Keys | int = 0) -> Floats:
+        """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
+        full each was just before, (K,) in clicks. Whose buckets they are: `owners` (K,)."""
+        levels = np.zeros(len(keys))
+        poured = np.full(len(keys), clicks, np.float64)
+        whose = np.full(len(keys), owners, np.int64)
+        _pour(self._keys, self._levels, self._at, self._owners, keys, now, poured, whose, levels, self._limits)
+        return levels
+
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's buckets are empty -> how many there were."""
+        mine = self._owners == owner
+        for part in (self._keys, self._levels, self._at, self._owners):
+            part[mine] = 0
+        return int(mine.sum())
+
+    def count_of(self, owner: int) -> int:
+        """How many buckets somebody has."""
+        return int((self._owners == owner).sum())
+
+    @property
+    def span_s(self) -> float:
+        """Seconds in which a bucket that has caught somebody drains."""
+        return CAUGHT * self.size * self.drained_each_s
+
+    def to_state(self) -> dict[str, NDArray[Any]]:
+        """Only what is in use."""
+        at = np.flatnonzero(self._keys)
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "owners": self._owners}
+        return {"rows": np.array([len(self._keys)]), "places": at} | {n: part.flat[at] for n, part in parts.items()}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes back what `to_state` gave; of a table of another size (settings have changed), nothing."""
+        if int(arrays["rows"][0]) != len(self._keys):
+            return
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "owners": self._owners}
+        for name, part in parts.items():
+            part[:] = 0
+            part.flat[arrays["places"]] = arrays[name]
+
+
+@kernel
+def _pour(
+    table_keys: NDArray[np.int64],
+    table_levels: NDArray[np.float64],
+    table_at: NDArray[np.float64],
+    table_owners: NDArray[np.int64],
+    keys: NDArray[np.int64],
+    now: NDArray[np.float64],
+    clicks: NDArray[np.float64],
+    owners: NDArray[np.int64],
+    levels: NDArray[np.float64],
+    limits: NDArray[np.float64],
+) -> None:
+    """`Buckets.pour` into a table (B, W), one key after the other; fills levels (K,)."""
+    most, drained_each_s, late_s, gap_s_max = limits
+    for k in range(len(keys)):
+        row = keys[k] % len(table_keys)
+        way, known = 0, False
+        least = np.inf
+        left_of_way = 0.0
+        for w in range(table_keys.shape[1]):
+            drained = min(max(now[k] - table_at[row, w], 0.0), gap_s_max) / drained_each_s
+            left = max(table_levels[row, w] - drained, 0.0)
+            if table_keys[row, w] == keys[k]:
+                way, known, left_of_way = w, True, left
+                break
+            if left < least:
+                way, least = w, left
+        level = left_of_way if known else 0.0
+        before = table_at[row, way]
+        table_at[row, way] = max(now[k], before) if known and now[k] >= before - late_s else now[k]
+        table_keys[row, way], table_owners[row, way] = keys[k], owners[k]
+        table_levels[row, way] = min(max(level + clicks[k], 0.0), most)
+        levels[k] = level
+
+
+class Guard:
+    """Says which clicks are not to be learned from, and remembers which those were."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.on, self.late_s = settings.guard, settings.guard_late_s
+        self.total: Counter[str] = Counter()  # guarded clicks, by reason
+        self._recent = RecentUsers()
+        through = settings.abuse_share_exceeded == "let-through"
+        self.net = SafetyNet(settings.abuse_share_max, lets_through=through, reasons=REASONS)
+        self._moments_held = settings.moments_held
+        self._guarded = np.zeros(settings.moments_held, np.bool_)  # of each moment, at its number modulo the length
+        self._judged = 0  # the latest moment's number
+        held, size = settings.guard_held, settings.guard_repeats_at_once
+        interval_s, late_s, gap_s = settings.guard_repeats_interval_s, self.late_s, STREAM_GAP_S_MAX
+        per_click_s = 60 / settings.guard_clicks_per_minute
+        self._people = Buckets(settings.guard_clicks_at_once, per_click_s, held, late_s=late_s)
+        self._pairs = Buckets(size, interval_s, held, late_s=late_s)
+        self._items = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
+
+    @property
+    def flagged(self) -> Bools:
+        """Of each moment that is held, at its number modulo the length, whether its click was guarded."""
+        return self._guarded
+
+    def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
+        """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
+        guarded, caught = np.zeros((2, len(users)), np.bool_)
+        if self.on:
+            people = owners_of_all(users)
+            self._recent.update(people, times)
+            now = np.maximum(times, self._recent.agreed() - self.late_s)
+            *found, caught = self._found(people, _keys(items), now)
+            flagged = np.zeros(len(users), np.int8)
+            for number, some in enumerate(found, 1):  # a click has one reason at most
+                flagged[some] = number
+            if self.net.update(people, flagged, len(self._recent)):
+                caught = np.zeros_like(caught)
+            else:
+                guarded[:] = flagged > 0
+                for reason, some in zip(REASONS, found, strict=True):
+                    self.total[reason] += int(some.sum())
+        self._guarded[numbers % self._moments_held] = guarded
+        self._judged = int(numbers[-1])
+        return Judged(guarded, caught)
+
+    def was_guarded(self, numbers: NDArray[np.int64]) -> Bools:
+        """Whether clicks were guarded, by the numbers (...) of their moments; of those long ago nobody knows: no."""
+        held = (numbers > 0) & (numbers > self._judged - self._moments_held)
+        found: Bools = held & self._guarded[numbers % self._moments_held]
+        return found
+
+    def contributed(self, newest: Newest, row: int) -> Contributed:
+        """What is to be taken back of one person (newest, N = 1) who was caught with an item.
+
+        From here on it counts as guarded.
+        """
+        rows, times, numbers = newest.rows[0], newest.timestamps[0], newest.numbers[0]
+        heard = (numbers > 0) & ~self.was_guarded(numbers)
+        its = heard & (rows == row) & (times >= times[0] - self._pairs.span_s)  # (L,)
+        window = np.arange(len(rows))[:, None] + np.arange(1, NEAR + 1)  # (L, NEAR) what stood before each
+        earlier = np.pad(np.where(heard, rows, 0), (0, NEAR))[window]
+        earlier[~(its[:, None] | np.pad(its, (0, NEAR))[window])] = 0
+        at = np.flatnonzero(its | (heard & earlier.any(1)))
+        ages = np.array([self._heard_since(numbers[one]) if its[one] else -1 for one in at.tolist()], float)
+        self._guarded[numbers[its] % self._moments_held] = True
+        self.total["taken-back"] += int(its.sum())
+        return Contributed(rows[at], earlier[at], ages, numbers[its])
+
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's buckets go -> how many there were. Buckets of items are everybody's, and stay."""
+        owners_of.cache_clear()  # it holds names
+        found = sum(part.forget_owner(owner) for part in self._buckets().values())
+        return found + self._recent.forget(owner) + self.net.forget(owner)
+
+    def count_of(self, owner: int) -> int:
+        """How many buckets are somebody's, and marks of theirs on recent clicks."""
+        found = sum(part.count_of(owner) for part in self._buckets().values())
+        return found + self._recent.count_of(owner) + self.net.count_of(owner)
+
+    def _heard_since(self, number: int) -> int:
+        since = np.arange(number + 1, self._judged + 1)
+        return int(np.count_nonzero(~self._guarded[since % self._moments_held]))
+
+    def _found(self, person: Keys, item: Keys, now: Floats) -> tuple[Bools, ...]:
+        """What each kind of bucket guards, (N,) each: what one guards does not reach the next. And which clicks show
+        that their person does not stop clicking their item, (N,)."""
+        rate = self._people.pour(person, now, owners=person) + 1 > self._people.size
+        heard = np.flatnonzero(~rate)
+        level = self._pairs.pour(_of_pairs(person[heard], item[heard]), now[heard], owners=person[heard])
+        repeats, caught, crowd = np.zeros((3, len(rate)), np.bool_)
+        repeats[heard] = level + 1 > self._pairs.size
+        most = CAUGHT * self._pairs.size
+        caught[heard] = (level < most) & (level + 1 >= most)
+        again = level > 0
+        fits = ~repeats[heard]
+        heard, again = heard[fits], again[fits]
+        level = self._items.pour(item[heard], now[heard], np.where(again, 1.0, -1.0))
+        crowd[heard] = again & (level + 1 > self._items.size)
+        return rate, repeats, crowd, caught
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays by name, and a JSON object."""
+        parts = {name: part.to_state() for name, part in self._buckets().items()}
+        numbers = np.arange(max(1, self._judged - self._moments_held + 1), self._judged + 1)
+        parts["recent"] = self._recent.to_state()
+        parts["net"], net = self.net.to_state()
+        arrays = joined(parts) | {"guarded": numbers[self.was_guarded(numbers)]}
+        return arrays, {"judged": self._judged, "total": dict(self.total), "net": net}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave; with fewer moments held the latest."""
+        for name, part in self._buckets().items():
+            part.load_state(below(arrays, name))
+        self._recent.load_state(below(arrays, "recent"))
+        self.net.load_state(below(arrays, "net"), state["net"])
+        self._judged, self.total = state["judged"], Counter(state["total"])
+        numbers = arrays["guarded"][arrays["guarded"] > self._judged - self._moments_held]
+        self._guarded[:] = False
+        self._guarded[numbers % self._moments_held] = True
+
+    def _buckets(self) -> dict[str, Buckets]:
+        return {"people": self._people, "pairs": self._pairs, "items": self._items}
+
+
+@lru_cache(maxsize=65_536)
+def _key(name: str) -> int:
+    """A number above 0 that is the same on every machine; nobody can choose names that share one."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1 or 1
+
+
+@lru_cache(maxsize=65_536)
+def owners_of(user_id: str) -> int:
+    """The number that what belongs to somebody carries."""
+    return owner_number(digest_of(user_id))
+
+
+def owners_of_all(users: Sequence[str]) -> Keys:
+    """Of people (N,)."""
+    return np.fromiter(map(owners_of, users), np.int64, len(users))
+
+
+def _keys(names: Sequence[str]) -> Keys:
+    return np.fromiter(map(_key, names), np.int64, len(names))
+
+
+def _of_pairs(ones: Keys, others: Keys) -> Keys:
+    mixed = (ones.astype(np.uint64) * _MIX) ^ others.astype(np.uint64)
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX
+    return np.maximum((mixed >> np.uint64(1)).astype(np.int64), 1)

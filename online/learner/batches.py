@@ -1,0 +1,102 @@
+"""What the learner takes in, a micro-batch at a time, and what it gives.
+
+Letters: `N` clicks of a micro-batch, `U` users in it, `K` candidates kept of a click, `D` width of states.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from online.learner.history import HistorySnapshot
+from online.learner.scoring import ScoredCandidates
+
+
+class ClickBatch(NamedTuple):
+    """N clicks in order of arrival."""
+
+    users: list[str]  # N
+    slots: NDArray[np.int64]  # (N,) their histories'
+    rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
+    targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
+    types: NDArray[np.int64]  # (N,) event types
+    times: NDArray[np.float64]  # (N,) seconds since 1970
+    active: NDArray[np.float64]  # (N,) active time (online/learner/stream_time.py)
+    nth: NDArray[np.int64]  # (N,) clicks of the same user that came earlier in the batch
+    behind: NDArray[np.int64]  # (N,) clicks of the same user that come later in it
+    previous_at: NDArray[np.float64]  # (N,) seconds, of the same user's click before; NaN: there was none
+    numbers: NDArray[np.int64]  # (N,) of their moments
+    owners: NDArray[np.int64]  # (N,) whose they are, as `stream.people.owner_number` says
+    trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
+
+
+class Impression(NamedTuple):
+    """A list that is written while a micro-batch comes in, for a user who clicked before, and looked at later."""
+
+    user_id: str
+    preceding: int  # clicks of the micro-batch that had come
+    written_at: float  # seconds since 1970
+    active: float  # active time then
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """Some clicks of a micro-batch, in order, and what the ranker learned from: enough to test and teach another model
+    by the same. For use before the next micro-batch is learned."""
+
+    part: slice  # of the micro-batch
+    scored: ScoredCandidates  # by the live model, without gradients
+    positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or not to be learned from
+    replayed: tuple[Tensor, Tensor] | None  # clicks: features (·, K, F), and which are there (·, K)
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """Whose histories say what stood before each click, and what the Reformer learned to guess."""
+
+    histories: HistorySnapshot  # as they stood just after the micro-batch
+    slots: NDArray[np.int64]  # (U,) of the histories
+    clicks: NDArray[np.int64]  # (U,) how many clicks each has just made
+    order: NDArray[np.int64]  # (N,) where each click stands when they are sorted by user
+    guessed: NDArray[np.bool_]  # (N,) which clicks it has learned to guess
+    targets: Tensor  # their rows
+    negatives: tuple[Tensor, Tensor] | None  # what it guessed against; None: it has not learned
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One user's new list, best item first."""
+
+    items: list[str]
+    scores: list[float]  # shares: how likely each is the next click, if that is a candidate; 6 significant digits
+    popular: bool = False  # whether it is what is popular, without what the user has clicked: no candidate was left
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What one micro-batch of N clicks gave: its users' new lists, and how well each click was foreseen.
+
+    Ranks count from 0, half of the ties as ahead. What is no candidate, or not in a list, has rank inf.
+    """
+
+    rankings: dict[str, Ranking]
+    losses: list[float]  # N, in nats
+    ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
+    candidates: NDArray[np.int64]  # (N,) how many candidates there were
+    served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
+    targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where nobody had clicked them before
+    trainable: NDArray[np.bool_]  # (N,) which clicks were learned from; those flagged as abuse say nothing of the lists
+    steps: list[TrainedStep]
+    network: TrainedNetwork | None  # None: the Reformer's states take no part
+    trained: bool = True  # whether the weights were trained on it
+    freed: Sequence[int] = ()  # rows that lost their item
+    taken: Sequence[int] = ()  # rows that were handed out
+    expired: int = 0  # items that lost their rows, because they had no clicks for long
+    impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, of anybody's
+
+    def finite(self) -> bool:
+        """Whether the live model's scores are all numbers."""
+        return all(step.scored.finite() for step in self.steps)

@@ -1,0 +1,632 @@
+"""One pass over a micro-batch: for each click the candidates as they were just before it, then the click is counted.
+
+So a query sees exactly what came before it, and nothing of what comes after, also within a micro-batch.
+
+Letters: `B` clicks of a micro-batch, `N` queries, `C` candidates of all of them (flat), `F` counted features, `P`
+moments found for all of them (flat), `L` clicks of a history, `V` rows of items.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.learner.facts.features import Person, Raw, fill_columns, fill_timed
+from online.learner.facts.items import Items, count_click
+from online.learner.facts.jit import inlined, kernel
+from online.learner.facts.moments import (
+    BY_CLOCK,
+    BY_ITEM,
+    Index,
+    Log,
+    append,
+    bucket_of_item,
+    clock_scores,
+    held,
+    put_own,
+    put_world,
+)
+from online.learner.facts.tables import NEAR, THIRD_FROM, THIRD_TO, Table, Tables, count, near_weight, uncount
+
+NEAR_DECAY, TASTE_DECAY = 0.8, 0.97  # what a neighbour's vote counts, for each click since its item
+TASTE_LATEST = 64  # items whose neighbours have a vote on the user's taste
+NEAR_MAX = 100  # candidates that stand near the latest items, and as many that suit the user's taste
+SECOND_MAX = 50  # candidates that came two clicks after the item before the last
+POPULAR_MAX = 30  # candidates that are most popular, by each of the half-lives
+SHOWN = 10  # followers of the last item that are kept for comparison
+EXPECTED_MIN = 5  # clicks that each item is taken to have had, when neighbours are weighed by popularity
+
+
+class Histories(NamedTuple):
+    """Rings of users' latest clicks (online/learner/history.py): (S, H), and (S,) clicks ever made."""
+
+    rows: NDArray[np.int32]
+    types: NDArray[np.uint8]
+    times: NDArray[np.float64]
+    numbers: NDArray[np.int64]
+    clicks: NDArray[np.int64]
+
+
+class Clicks(NamedTuple):
+    """B clicks in order of arrival."""
+
+    slots: NDArray[np.int64]  # of their users' histories
+    own_slots: NDArray[np.int64]  # where their users' older moments are indexed; −1: nowhere
+    rows: NDArray[np.int64]  # clicked items; 0: an item without a row
+    types: NDArray[np.int64]
+    times: NDArray[np.float64]  # seconds since 1970
+    active: NDArray[np.float64]  # active time
+    owners: NDArray[np.int64]  # as `stream.people.owner_number` says
+    trainable: NDArray[np.bool_]  # others learn from it: it is not flagged as abuse
+
+
+class Queries(NamedTuple):
+    """N questions about users, in order of position."""
+
+    positions: NDArray[np.int64]  # clicks of the micro-batch that had come
+    slots: NDArray[np.int64]  # −1: of somebody nothing is known of
+    own_slots: NDArray[np.int64]
+    now: NDArray[np.float64]  # seconds since 1970
+    active: NDArray[np.float64]
+    again: NDArray[np.bool_]  # the user of the query before it, at the same position, at another time
+
+
+class Seen(NamedTuple):
+    """Rows that users must not get, flat: of click or query q those from starts[q] to starts[q + 1]."""
+
+    on: bool
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+class Found(NamedTuple):
+    """Buffers that N queries' candidates are written to."""
+
+    starts: NDArray[np.int64]  # (N + 1,)
+    rows: NDArray[np.int32]  # (C,)
+    features: NDArray[np.float32]  # (C, F)
+    own_starts: NDArray[np.int64]  # (N + 1,)
+    own_moments: NDArray[np.int64]  # (P,) places in the log
+    own_candidates: NDArray[np.int64]  # (P,) of all C, which each points at
+    world_starts: NDArray[np.int64]
+    world_moments: NDArray[np.int64]
+    world_candidates: NDArray[np.int64]
+    last: NDArray[np.int32]  # (N,) the moment of each query
+    before: NDArray[np.int32]
+    times: NDArray[np.float64]
+    gaps: NDArray[np.float32]
+    followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
+
+
+class Scratch(NamedTuple):
+    """Marks that need not be cleared between queries: what carries another mark than the present one is not set."""
+
+    mark: NDArray[np.int64]  # (1,)
+    stamps: NDArray[np.int64]  # (V,) rows that are candidates
+    places: NDArray[np.int64]  # (V,) which
+    banned: NDArray[np.int64]  # (V,) rows that must not be
+    near_stamps: NDArray[np.int64]  # (V,) rows that have a sum
+    near_sums: NDArray[np.float32]  # (V,)
+    near_rows: NDArray[np.int32]  # (·,) rows near the latest items, in the order they were found
+    near_scores: NDArray[np.float32]
+    sorted: NDArray[np.float32]  # scores, while the best are looked for
+    taste_sums: NDArray[np.float32]
+    taste_scores: NDArray[np.float32]
+    moment_stamps: NDArray[np.int64]  # (M,)
+    clock: NDArray[np.float64]  # (B,) scores of buckets
+    raw: Raw
+
+
+class Limits(NamedTuple):
+    """Settings that the loops need."""
+
+    moments: int  # that are held
+    latest: int  # moments of a user that are always compared
+    probes: int  # buckets of the time that are looked into
+    recalls: bool  # whether moments are found at all
+    exclude_seen: bool
+
+
+@kernel
+def advance(
+    tables: Tables,
+    items: Items,
+    histories: Histories,
+    log: Log,
+    index: Index,
+    flagged: NDArray[np.bool_],
+    clicks: Clicks,
+    before: Queries,
+    seen_before: Seen,
+    found_before: Found,
+    lists: Queries,
+    seen_lists: Seen,
+    found_lists: Found,
+    scratch: Scratch,
+    limits: Limits,
+) -> None:
+    """Goes through B clicks; each is asked for and then counted. `before` (B queries): the clicks themselves. `lists`:
+    what else is asked, each when as many clicks have come as its position says. flagged (M,): of each moment that is
+    held, at its number modulo M, whether it is flagged as abuse."""
+    asked: Any = np.int64(0)  # for the literal 0 numba would compile all of `gather` once more
+    for b in range(len(clicks.rows) + 1):
+        while asked < len(lists.slots) and lists.positions[asked] == b:
+            gather(tables, items, histories, log, index, clicks, lists, asked, seen_lists, found_lists, scratch, limits)
+            asked += 1
+        if b < len(clicks.rows):
+            gather(tables, items, histories, log, index, clicks, before, b, seen_before, found_before, scratch, limits)
+            observe(tables, items, histories, log, index, flagged, clicks, b, scratch, limits)
+
+
+@kernel
+def observe(
+    tables: Tables,
+    items: Items,
+    histories: Histories,
+    log: Log,
+    index: Index,
+    flagged: NDArray[np.bool_],
+    clicks: Clicks,
+    b: int,
+    scratch: Scratch,
+    limits: Limits,
+) -> None:
+    """Click b becomes part of its user's history, of the log, and, if it is trainable, of all counts."""
+    slot, row = clicks.slots[b], clicks.rows[b]
+    n, H = histories.clicks[slot], histories.rows.shape[1]
+    length = min(n, H)
+    last = int(histories.rows[slot, (n - 1) % H]) if length > 0 else 0
+    before = int(histories.rows[slot, (n - 2) % H]) if length > 1 else 0
+    gap = math.log1p(max(0.0, clicks.times[b] - histories.times[slot, (n - 1) % H])) if length > 0 else 0.0
+    trainable = clicks.trainable[b]
+    if trainable:
+        for d in range(min(length, NEAR) if row > 0 else 0):
+            place = (n - 1 - d) % H
+            number = histories.numbers[slot, place]
+            # What was flagged precedes nothing: clicked between popular items it would become their neighbour.
+            if not held(log.total[0], limits.moments, number) or not flagged[number % len(flagged)]:
+                count_pair(tables, histories.rows[slot, place], row, d)
+        count_click(items, row, clicks.active[b])
+    number = append(log, row, last, before, clicks.times[b], gap, clicks.owners[b])
+    if limits.recalls:
+        if trainable and row > 0 and last > 0:
+            put_world(index, log, number)
+        if length >= limits.latest and clicks.own_slots[b] >= 0:
+            leaving = histories.numbers[slot, (n - limits.latest) % H]
+            if held(log.total[0], limits.moments, leaving):
+                put_own(index, log, clicks.own_slots[b], leaving, scratch.clock)
+    place = n % H
+    histories.rows[slot, place], histories.types[slot, place] = row, clicks.types[b]
+    histories.times[slot, place], histories.numbers[slot, place] = clicks.times[b], number
+    histories.clicks[slot] = n + 1
+
+
+@inlined
+def count_pair(tables: Tables, earlier: int, row: int, d: int) -> None:
+    """A click on `row` had one on `earlier` d places before it (0: just before)."""
+    if d == 0:
+        count(tables.first, earlier, row, 1.0)
+        count(tables.before, row, earlier, 1.0)
+    elif d == 1:
+        count(tables.second, earlier, row, 1.0)
+    if THIRD_FROM <= d < THIRD_TO:
+        count(tables.third, earlier, row, 1.0)
+    if earlier != row:
+        count(tables.near, earlier, row, near_weight(d + 1))
+        count(tables.near, row, earlier, near_weight(d + 1))
+
+
+@kernel
+def uncount_pairs(tables: Tables, rows: NDArray[np.int64], earlier: NDArray[np.int64]) -> None:
+    """Clicks (K,) on rows after others (K, NEAR), latest first, that should not have been counted; 0: no pair."""
+    for k in range(len(rows)):
+        row = rows[k]
+        for d in range(earlier.shape[1]):
+            other = earlier[k, d]
+            if d == 0:
+                uncount(tables.first, other, row, 1.0)
+                uncount(tables.before, row, other, 1.0)
+            elif d == 1:
+                uncount(tables.second, other, row, 1.0)
+            if THIRD_FROM <= d < THIRD_TO:
+                uncount(tables.third, other, row, 1.0)
+            if other != row:
+                uncount(tables.near, other, row, near_weight(d + 1))
+                uncount(tables.near, row, other, near_weight(d + 1))
+
+
+@inlined
+def add_candidate(
+    row: int,
+    c: int,
+    mark: int,
+    rows: NDArray[np.int32],
+    stamps: NDArray[np.int64],
+    places: NDArray[np.int64],
+    banned: NDArray[np.int64],
+    blocked: NDArray[np.bool_],
+) -> int:
+    """One more candidate, if it is none yet and may be one -> how many there are.
+
+    Single arrays, since numba counts the references of every array in a tuple that is handed on: that took 8 times as
+    long as the rest.
+    """
+    if row == 0 or stamps[row] == mark or banned[row] == mark or blocked[row]:
+        return c
+    stamps[row], places[row] = mark, c
+    rows[c] = row
+    return c + 1
+
+
+@kernel
+def nth_largest(values: NDArray[np.float32], n: int, buffer: NDArray[np.float32]) -> np.float32:
+    """The n-th largest (from 1) of values (C,), by quickselect (Hoare 1961); the buffer has room for all of them."""
+    some = buffer[: len(values)]
+    for k in range(len(values)):
+        some[k] = values[k]
+    left, right = 0, len(values) - 1
+    while left < right:
+        pivot = some[(left + right) // 2]
+        low, high = left, right
+        while low <= high:
+            while some[low] > pivot:
+                low += 1
+            while some[high] < pivot:
+                high -= 1
+            if low <= high:
+                some[low], some[high] = some[high], some[low]
+                low += 1
+                high -= 1
+        if n - 1 <= high:
+            right = high
+        elif n - 1 >= low:
+            left = low
+        else:
+            break
+    found: np.float32 = some[n - 1]
+    return found
+
+
+@inlined
+def add_best(
+    best: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    most: int,
+    buffer: NDArray[np.float32],
+    c: int,
+    mark: int,
+    rows: NDArray[np.int32],
+    stamps: NDArray[np.int64],
+    places: NDArray[np.int64],
+    banned: NDArray[np.int64],
+    blocked: NDArray[np.bool_],
+) -> int:
+    """The `most` rows with the highest scores become candidates (of equal ones the first) -> how many there are."""
+    if len(best) <= most:
+        for k in range(len(best)):
+            c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
+        return c
+    least = nth_largest(scores, most, buffer)
+    ties = most
+    for k in range(len(best)):
+        ties -= scores[k] > least
+    for k in range(len(best)):
+        if scores[k] > least or (scores[k] == least and ties > 0):
+            ties -= scores[k] == least
+            c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
+    return c
+
+
+@kernel
+def gather(
+    tables: Tables,
+    items: Items,
+    histories: Histories,
+    log: Log,
+    index: Index,
+    clicks: Clicks,
+    queries: Queries,
+    q: int,
+    seen: Seen,
+    found: Found,
+    scratch: Scratch,
+    limits: Limits,
+) -> None:
+    """The candidates of query q, what is counted of them, and the moments that point at them."""
+    slot = queries.slots[q]
+    start = found.starts[q]
+    n, H = (histories.clicks[slot] if slot >= 0 else 0), histories.rows.shape[1]
+    length = min(n, H)
+    last = int(histories.rows[slot, (n - 1) % H]) if length > 0 else 0
+    before = int(histories.rows[slot, (n - 2) % H]) if length > 1 else 0
+    third = int(histories.rows[slot, (n - 3) % H]) if length > 2 else 0
+    clicked_at = histories.times[slot, (n - 1) % H] if length > 0 else 0.0
+    now = queries.now[q]
+    gap = math.log1p(max(0.0, now - clicked_at)) if length > 0 else 0.0
+    found.last[q], found.before[q], found.times[q], found.gaps[q] = last, before, now, gap
+    raw = scratch.raw
+    first_total, second_total = float(tables.first.totals[last]), float(tables.second.totals[before])
+    log_length, log_first_total = math.log1p(float(length)), math.log1p(first_total)
+    own, world = found.own_starts[q], found.world_starts[q]
+    if queries.again[q]:
+        # The candidates of the query before: only what depends on the moment is new.
+        earlier = found.starts[q - 1]
+        size = start - earlier
+        for k in range(size):
+            found.rows[start + k] = found.rows[earlier + k]
+            for column in range(found.features.shape[1]):
+                found.features[start + k, column] = found.features[earlier + k, column]
+        person = Person(
+            last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total,
+            np.float32(1), np.float32(1),
+        )  # fmt: skip
+        fill_timed(raw, size, person, items, found.features[start : start + size])
+        for p in range(found.own_starts[q - 1], own):
+            found.own_moments[own + p - found.own_starts[q - 1]] = found.own_moments[p]
+            found.own_candidates[own + p - found.own_starts[q - 1]] = found.own_candidates[p] + size
+        for p in range(found.world_starts[q - 1], world):
+            found.world_moments[world + p - found.world_starts[q - 1]] = found.world_moments[p]
+            found.world_candidates[world + p - found.world_starts[q - 1]] = found.world_candidates[p] + size
+        for k in range(SHOWN):
+            found.followers[q, k] = found.followers[q - 1, k]
+        found.starts[q + 1] = start + size
+        found.own_starts[q + 1] = 2 * own - found.own_starts[q - 1]
+        found.world_starts[q + 1] = 2 * world - found.world_starts[q - 1]
+        return
+
+    scratch.mark[0] += 1
+    mark = scratch.mark[0]
+    if limits.exclude_seen:
+        for d in range(length):
+            scratch.banned[histories.rows[slot, d]] = mark
+        if seen.on:
+            for s in range(seen.starts[q], seen.starts[q + 1]):
+                scratch.banned[seen.rows[s]] = mark
+        for b in range(queries.positions[q]):
+            if clicks.slots[b] == slot:
+                scratch.banned[clicks.rows[b]] = mark
+
+    # Who may be a candidate
+    rows, stamps, places, banned, blocked = found.rows, scratch.stamps, scratch.places, scratch.banned, items.blocked
+    used, c = tables.first.used[last], start
+    for place in range(used):
+        c = add_candidate(tables.first.others[last, place], c, mark, rows, stamps, places, banned, blocked)
+    used = tables.second.used[before]
+    others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
+    c = add_best(others, counts, SECOND_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
+    near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
+    others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
+    c = add_best(others, counts, NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(
+        others, scratch.taste_scores[:near], NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked
+    )
+    for half_life in range(len(items.weights)):
+        taken = 0
+        for place in range(items.top.shape[1]):
+            row = items.top[half_life, place]
+            if row == 0 or taken == POPULAR_MAX:
+                break
+            if banned[row] != mark:
+                c = add_candidate(row, c, mark, rows, stamps, places, banned, blocked)
+                taken += 1
+    if not limits.exclude_seen:
+        for d in range(length):
+            c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, stamps, places, banned, blocked)
+    if limits.recalls and slot >= 0:
+        own_end, world_end = recall(
+            histories, log, index, slot, n, length, last, now, gap, queries.own_slots[q], mark, found, own, world,
+            scratch, limits,
+        )  # fmt: skip
+        for p in range(own, own_end):
+            c = add_candidate(log.items[found.own_moments[p]], c, mark, rows, stamps, places, banned, blocked)
+        for p in range(world, world_end):
+            c = add_candidate(log.items[found.world_moments[p]], c, mark, rows, stamps, places, banned, blocked)
+        own = point(log, mark, found.own_moments, found.own_candidates, own, own_end, scratch)
+        world = point(log, mark, found.world_moments, found.world_candidates, world, world_end, scratch)
+    found.starts[q + 1], found.own_starts[q + 1], found.world_starts[q + 1] = c, own, world
+
+    # What is counted of them
+    size = c - start
+    for k in range(size):
+        raw.rows[k] = found.rows[start + k]
+    for part in (raw.first, raw.second, raw.third, raw.before, raw.near, raw.taste, raw.times):
+        part[:size] = 0
+    add_counts(tables.first, last, raw.first, start, mark, scratch)
+    add_counts(tables.second, before, raw.second, start, mark, scratch)
+    add_counts(tables.third, third, raw.third, start, mark, scratch)
+    add_counts(tables.before, last, raw.before, start, mark, scratch)
+    most = np.float32(0)
+    taste_most = np.float32(0)
+    for k in range(near):
+        row = scratch.near_rows[k]
+        if scratch.stamps[row] == mark:
+            raw.near[scratch.places[row] - start] = scratch.near_scores[k]
+            most = max(most, scratch.near_scores[k])
+            raw.taste[scratch.places[row] - start] = scratch.taste_scores[k]
+            taste_most = max(taste_most, scratch.taste_scores[k])
+    for d in range(length):
+        at = (n - 1 - d) % H
+        row = histories.rows[slot, at]
+        if row > 0 and scratch.stamps[row] == mark:
+            k = scratch.places[row] - start
+            if raw.times[k] == 0:
+                raw.newest[k], raw.newest_at[k] = d, histories.times[slot, at]
+            raw.times[k] += np.float32(1)
+            raw.oldest_at[k] = histories.times[slot, at]
+    person = Person(
+        last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, most,
+        taste_most,
+    )  # fmt: skip
+    fill_columns(raw, size, person, items, found.features[start:c])
+    note_followers(tables.first, last, found.followers[q])
+
+
+@inlined
+def add_counts(table: Table, row: int, sums: NDArray[np.float32], start: int, mark: int, scratch: Scratch) -> None:
+    """What a table holds of a row, for those that are candidates."""
+    for place in range(table.used[row]):
+        other = table.others[row, place]
+        if scratch.stamps[other] == mark:
+            sums[scratch.places[other] - start] += table.counts[row, place]
+
+
+@inlined
+def sum_near(
+    table: Table, items: Items, histories: Histories, slot: int, n: int, length: int, mark: int, scratch: Scratch
+) -> int:
+    """Votes of the latest NEAR clicks for what stands near them: each by NEAR_DECAY^age, and by the roots of both
+    items' popularities; and of the latest TASTE_LATEST, by TASTE_DECAY^age: what a user likes lasts longer than what
+    they are at -> how many rows there are in `near_rows`, with both scores."""
+    H = histories.rows.shape[1]
+    banned, blocked = scratch.banned, items.blocked
+    found = 0
+    weight = lasting = 1.0
+    for d in range(min(length, TASTE_LATEST)):
+        row = histories.rows[slot, (n - 1 - d) % H]
+        root = math.sqrt(items.clicks[row] + EXPECTED_MIN)
+        vote, taste = np.float32(weight / root) if d < NEAR else np.float32(0), np.float32(lasting / root)
+        weight *= NEAR_DECAY
+        lasting *= TASTE_DECAY
+        if row == 0:
+            continue
+        for place in range(table.used[row]):
+            other = table.others[row, place]
+            if banned[other] == mark or blocked[other]:
+                continue  # before the best are chosen: who has seen nearly everything gets what is left
+            if scratch.near_stamps[other] != mark:
+                scratch.near_stamps[other] = mark
+                scratch.near_sums[other] = 0
+                scratch.taste_sums[other] = 0
+                scratch.near_rows[found] = other
+                found += 1
+            scratch.near_sums[other] += vote * table.counts[row, place]
+            scratch.taste_sums[other] += taste * table.counts[row, place]
+    for k in range(found):
+        row = scratch.near_rows[k]
+        root = math.sqrt(items.clicks[row] + EXPECTED_MIN)
+        scratch.near_scores[k] = scratch.near_sums[row] / np.float32(root)
+        scratch.taste_scores[k] = scratch.taste_sums[row] / np.float32(root)
+    return found
+
+
+@inlined
+def recall(
+    histories: Histories,
+    log: Log,
+    index: Index,
+    slot: int,
+    n: int,
+    length: int,
+    last: int,
+    now: float,
+    gap: float,
+    own_slot: int,
+    mark: int,
+    found: Found,
+    own: int,
+    world: int,
+    scratch: Scratch,
+    limits: Limits,
+) -> tuple[int, int]:
+    """Places in the log of the moments that are compared with the present: the user's own, and everybody's that had the
+    same bucket's item before them -> where both end in `found`."""
+    H, size, total = histories.rows.shape[1], len(log.items), log.total[0]
+    stamps, mine = scratch.moment_stamps, found.own_moments
+    for d in range(min(length, limits.latest)):
+        number = histories.numbers[slot, (n - 1 - d) % H]
+        if held(total, limits.moments, number):
+            at = number % size
+            stamps[at] = mark
+            mine[own] = at
+            own += 1
+    if own_slot >= 0:
+        buckets = index.own.shape[2]
+        own = look_into(
+            index.own[own_slot, BY_ITEM, bucket_of_item(last, buckets)],
+            total,
+            limits.moments,
+            size,
+            mark,
+            stamps,
+            mine,
+            own,
+        )
+        clock_scores(index.rotation, now, gap, scratch.clock)
+        for _ in range(min(limits.probes, buckets)):
+            best = 0
+            for b in range(1, buckets):
+                if scratch.clock[b] > scratch.clock[best]:
+                    best = b
+            own = look_into(index.own[own_slot, BY_CLOCK, best], total, limits.moments, size, mark, stamps, mine, own)
+            scratch.clock[best] = -np.inf
+    if last > 0:
+        bucket = bucket_of_item(last, len(index.world))
+        for r in range(min(index.world_counts[bucket], index.world.shape[1])):
+            number = index.world[bucket, r]
+            if held(total, limits.moments, number):
+                at = number % size
+                if log.last[at] > 0 and not log.private[at]:
+                    found.world_moments[world] = at
+                    world += 1
+    return own, world
+
+
+@inlined
+def look_into(
+    bucket: NDArray[np.int64],
+    total: int,
+    most: int,
+    size: int,
+    mark: int,
+    stamps: NDArray[np.int64],
+    moments: NDArray[np.int64],
+    own: int,
+) -> int:
+    """The moments of one of the user's buckets that are not found yet."""
+    for r in range(len(bucket)):
+        number = bucket[r]
+        if held(total, most, number):
+            at = number % size
+            if stamps[at] != mark:
+                stamps[at] = mark
+                moments[own] = at
+                own += 1
+    return own
+
+
+@inlined
+def point(
+    log: Log,
+    mark: int,
+    moments: NDArray[np.int64],
+    candidates: NDArray[np.int64],
+    start: int,
+    end: int,
+    scratch: Scratch,
+) -> int:
+    """Which candidates moments point at; those that point at none are dropped -> where they end."""
+    kept = start
+    for p in range(start, end):
+        row = log.items[moments[p]]
+        if row > 0 and scratch.stamps[row] == mark:
+            moments[kept], candidates[kept] = moments[p], scratch.places[row]
+            kept += 1
+    return kept
+
+
+@inlined
+def note_followers(table: Table, row: int, best: NDArray[np.int32]) -> None:
+    """The heaviest of a row, best first."""
+    best[:] = 0
+    used = table.used[row]
+    for k in range(min(used, len(best))):
+        heaviest = -1
+        for place in range(used):
+            taken = False
+            for j in range(k):
+                if best[j] == table.others[row, place]:
+                    taken = True
+            if not taken and (heaviest < 0 or table.counts[row, place] > table.counts[row, heaviest]):
+                heaviest = place
+        best[k] = table.others[row, heaviest]

@@ -1,0 +1,376 @@
+"""All facts, and the one way to them: a micro-batch and what else is asked meanwhile, in one pass.
+
+Letters: `N` queries, `C` candidates of all of them (flat), `F` counted features, `P` moments found (flat), `V` rows.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.memory import Directory
+from model.vocabulary import grown
+from online.config.settings import Settings
+from online.learner.arrays import below, joined
+from online.learner.facts import gather, items, moments, tables
+from online.learner.facts.features import Raw, counted
+from online.learner.facts.gather import Clicks, Found, Histories, Limits, Queries, Scratch, Seen
+from online.learner.facts.moments import Hits, Keys
+from online.learner.history import UserHistories
+
+ROWS_MIN = 1_024  # of all that is kept by row, to begin with
+_NONE = np.zeros(0, np.int64)
+NOBODY_SEES = Seen(False, _NONE, _NONE)
+
+
+class Gathered(NamedTuple):
+    """What facts say of N queries: it depends on no weights, so that several models can be asked about the same.
+
+    The arrays belong to the store, which uses them again after the next micro-batch.
+    """
+
+    starts: NDArray[np.int64]  # (N + 1,) of each query's candidates
+    rows: NDArray[np.int32]  # (C,) never 0
+    features: NDArray[np.float32]  # (C, F) as `online.learner.facts.features.counted` declares them
+    keys: Keys  # (N,) the moment of each query
+    own: Hits  # of each user's moments
+    world: Hits  # of everybody's
+    followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
+
+    def part(self, start: int, stop: int) -> "Gathered":
+        """Queries from `start` to `stop` only."""
+        c, d = int(self.starts[start]), int(self.starts[stop])
+        return Gathered(
+            self.starts[start : stop + 1] - c,
+            self.rows[c:d],
+            self.features[c:d],
+            self.keys.part(start, stop),
+            self.own.part(start, stop, c),
+            self.world.part(start, stop, c),
+            self.followers[start:stop],
+        )
+
+
+class FeatureStore:
+    """Neighbour tables, item counts, the log of moments and its index."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.half_lives = settings.popularity_half_lives
+        few = max(8, settings.successors_held // 2)
+        self._held = (settings.successors_held, few, few, few, settings.neighbours_held)
+        self.tables = tables.Tables(*(tables.empty_table(ROWS_MIN, held) for held in self._held))
+        self.items = items.empty_items(ROWS_MIN, self.half_lives)
+        # What is found for one micro-batch must not be overwritten while the next one comes in.
+        self.log = moments.empty_log(settings.moments_held + 2 * settings.micro_batch_max)
+        self.index = moments.empty_index(
+            settings.recall_users_held,
+            settings.recall_buckets,
+            settings.recall_ring,
+            world_buckets=settings.world_buckets,
+            world_ring=settings.world_ring,
+            seed=settings.seed,
+        )
+        self.directory = Directory(settings.recall_users_held)
+        self.width = len(counted(self.half_lives))
+        self._limits = Limits(
+            settings.moments_held,
+            settings.recall_latest,
+            settings.recall_probes,
+            settings.reformer,
+            settings.exclude_seen,
+        )
+        self._hits_max = (
+            settings.recall_latest + (1 + settings.recall_probes) * settings.recall_ring,
+            settings.world_ring,
+        )
+        self._candidates_max = (
+            sum(self._held[:2])
+            + 2 * gather.NEAR_MAX
+            + gather.POPULAR_MAX * len(self.half_lives)
+            + settings.history_max
+            + sum(self._hits_max)
+        )
+        self._scratch = self._new_scratch(ROWS_MIN)
+        self._buffers: list[list[Found]] = [[], []]  # of clicks and of lists; two micro-batches' in turn
+        self._asked = self._new_buffer(0)
+        self._no_clicks = self._new_buffer(0)
+        self._turn = 0
+
+    def __len__(self) -> int:
+        """Rows of items that there is room for."""
+        return len(self.items.clicks)
+
+    def grow(self, rows: int) -> None:
+        """Makes room for so many rows, by doubling."""
+        rows = grown(rows, len(self))
+        if rows == len(self):
+            return
+        self.tables = tables.Tables(*(tables.grown_table(table, rows) for table in self.tables))
+        self.items = items.grown_items(self.items, rows)
+        self._scratch = self._new_scratch(rows)
+
+    def _new_scratch(self, rows: int) -> Scratch:
+        C, near = self._candidates_max, gather.TASTE_LATEST * self._held[-1]
+        return Scratch(
+            mark=np.zeros(1, np.int64),
+            stamps=np.zeros(rows, np.int64),
+            places=np.zeros(rows, np.int64),
+            banned=np.zeros(rows, np.int64),
+            near_stamps=np.zeros(rows, np.int64),
+            near_sums=np.zeros(rows, np.float32),
+            near_rows=np.zeros(near, np.int32),
+            near_scores=np.zeros(near, np.float32),
+            sorted=np.zeros(near, np.float32),
+            taste_sums=np.zeros(rows, np.float32),
+            taste_scores=np.zeros(near, np.float32),
+            moment_stamps=np.zeros(len(self.log.items), np.int64),
+            clock=np.zeros(max(2, self.settings.recall_buckets)),
+            raw=Raw(
+                rows=np.zeros(C, np.int32),
+                first=np.zeros(C, np.float32),
+                second=np.zeros(C, np.float32),
+                third=np.zeros(C, np.float32),
+                before=np.zeros(C, np.float32),
+                near=np.zeros(C, np.float32),
+                taste=np.zeros(C, np.float32),
+                times=np.zeros(C, np.float32),
+                newest=np.zeros(C, np.int32),
+                newest_at=np.zeros(C),
+                oldest_at=np.zeros(C),
+            ),
+        )
+
+    # One pass
+
+    def advance(
+        self,
+        histories: UserHistories,
+        clicks: Clicks,
+        before: Queries,
+        lists: Queries,
+        *,
+        flagged: NDArray[np.bool_],
+        seen: Sequence[Seen] = (NOBODY_SEES, NOBODY_SEES),
+    ) -> tuple[Gathered, Gathered]:
+        """Asks for each click and then counts it -> what was found for the clicks, and for the lists.
+
+        Args:
+            histories: of all users; the clicks become part of them.
+            clicks: one micro-batch.
+            before: a query for each click.
+            lists: what else is asked, by rising position.
+            flagged: of each moment that is held, at its number modulo the length, whether it is flagged as abuse.
+            seen: rows that the users must not get, of the clicks' queries and of the lists'.
+        """
+        found = [self._buffer(kind, len(queries.slots)) for kind, queries in enumerate((before, lists))]
+        self._turn = 1 - self._turn
+        self._advance(histories, clicks, (before, lists), found, flagged=flagged, seen=seen)
+        return _trimmed(found[0], len(before.slots)), _trimmed(found[1], len(lists.slots))
+
+    def ask(
+        self, histories: UserHistories, lists: Queries, *, flagged: NDArray[np.bool_], seen: Seen = NOBODY_SEES
+    ) -> Gathered:
+        """The same for lists alone, as everything stands now. What it gives holds until it is asked again."""
+        if len(self._asked.last) < len(lists.slots):
+            self._asked = self._new_buffer(len(lists.slots))
+        found = [self._no_clicks, self._asked]
+        self._advance(histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=(NOBODY_SEES, seen))
+        return _trimmed(self._asked, len(lists.slots))
+
+    def _advance(
+        self,
+        histories: UserHistories,
+        clicks: Clicks,
+        queries: tuple[Queries, Queries],
+        found: Sequence[Found],
+        *,
+        flagged: NDArray[np.bool_],
+        seen: Sequence[Seen],
+    ) -> None:
+        gather.advance(
+            self.tables,
+            self.items,
+            Histories(*histories.rings()),
+            self.log,
+            self.index,
+            flagged,
+            clicks,
+            queries[0],
+            seen[0],
+            found[0],
+            queries[1],
+            seen[1],
+            found[1],
+            self._scratch,
+            self._limits,
+        )
+
+    def _buffer(self, kind: int, queries: int) -> Found:
+        held = self._buffers[kind]
+        while len(held) < 2:
+            held.append(self._new_buffer(0))
+        if len(held[self._turn].last) < queries:
+            held[self._turn] = self._new_buffer(queries)
+        return held[self._turn]
+
+    def _new_buffer(self, queries: int) -> Found:
+        # Memory that is not written to is not taken from the system: most queries have a third of the candidates.
+        C, (own, world) = queries * self._candidates_max, (queries * most for most in self._hits_max)
+        return Found(
+            np.zeros(queries + 1, np.int64),
+            np.zeros(C, np.int32),
+            np.zeros((C, self.width), np.float32),
+            np.zeros(queries + 1, np.int64),
+            np.zeros(own, np.int64),
+            np.zeros(own, np.int64),
+            np.zeros(queries + 1, np.int64),
+            np.zeros(world, np.int64),
+            np.zeros(world, np.int64),
+            np.zeros(queries, np.int32),
+            np.zeros(queries, np.int32),
+            np.zeros(queries),
+            np.zeros(queries, np.float32),
+            np.zeros((queries, gather.SHOWN), np.int32),
+        )
+
+    def next_numbers(self, count: int) -> NDArray[np.int64]:
+        """The numbers that the next moments will have."""
+        total = int(self.log.total[0])
+        return np.arange(total + 1, total + 1 + count)
+
+    def own_slots(self, users: Sequence[str]) -> NDArray[np.int64]:
+        """Where each one's older moments are indexed, (N,); −1 for nowhere."""
+        return np.array([self.directory.slot(user) for user in users], np.int64).reshape(len(users))
+
+    def take_own_slots(self, users: Sequence[str]) -> None:
+        """Different users get room for their older moments; who was here longest ago makes room."""
+        slots, new = self.directory.take(users)
+        for slot, is_new in zip(slots, new, strict=True):
+            if is_new:
+                moments.clear_slot(self.index, slot)
+
+    # What is popular
+
+    def popularity_by(self, half_life: int, rows: int) -> NDArray[np.float64]:
+        """Clicks on the first `rows` rows, each counting half for every half-life (its place) of clicks since."""
+        found: NDArray[np.float64] = self.items.popular[:rows, half_life] / self.items.weights[half_life]
+        return found
+
+    def popular(self, count: int, half_life: int) -> NDArray[np.int64]:
+        """The most popular rows that may be listed, best first, at most `count`."""
+        best = self.items.top[half_life, :count]
+        return best[best > 0].astype(np.int64)
+
+    def set_blocked(self, rows: Sequence[int], blocked: Sequence[bool]) -> None:
+        """Which rows must not be listed."""
+        before = self.items.blocked[list(rows)]
+        self.items.blocked[list(rows)] = blocked
+        if (before != np.asarray(blocked, np.bool_)).any():
+            items.rebuild_lists(self.items)
+
+    # What is taken back
+
+    def decay(self, factor: float) -> None:
+        """The past counts `factor` (from 0 to 1) of itself from now on; which moments were first and last stays."""
+        for table in self.tables:
+            tables.decay(table, factor)
+        self.items.clicks[...] *= np.float32(factor)
+        self.items.popular[...] *= factor
+        items.rebuild_lists(self.items)
+
+    def take_back(
+        self,
+        rows: NDArray[np.int64],
+        earlier: NDArray[np.int64],
+        ages: NDArray[np.float64],
+        numbers: NDArray[np.int64],
+    ) -> None:
+        """Clicks (K,) on rows after others (K, NEAR), latest first, that should not have been counted, 0 in whatever
+        pair is to stay; ages (K,): clicks counted since, −1 where the click itself is to stay. Of moments with these
+        numbers nobody else is reminded."""
+        gather.uncount_pairs(self.tables, rows, earlier)
+        items.uncount_clicks(self.items, rows[ages >= 0], ages[ages >= 0])
+        items.rebuild_lists(self.items)
+        self.log.private[numbers % len(self.log.items)] = True
+
+    def forget_rows(self, rows: Sequence[int]) -> None:
+        """Clears rows that are to be handed out again, and what others know of them."""
+        gone = np.zeros(len(self), np.bool_)
+        gone[list(rows)] = True
+        gone[0] = False
+        for table in self.tables:
+            tables.forget_rows(table, gone)
+        moments.forget_items(self.log, gone)
+        at = np.flatnonzero(gone)
+        for part in (self.items.clicks, self.items.first_at, self.items.last_at, self.items.popular):
+            part[at] = 0
+        self.items.blocked[at] = False
+        items.rebuild_lists(self.items)
+
+    def forget_user(self, user: str) -> bool:
+        """Nobody finds the user's older moments any more -> whether they had any."""
+        slot = self.directory.free(user)
+        if slot is not None:
+            moments.clear_slot(self.index, slot)
+        return slot is not None
+
+    def forget_owner(self, owner: int) -> NDArray[np.int64]:
+        """Somebody's moments point at nothing -> the places (K,) in the log that they had."""
+        return moments.forget_owner(self.log, owner)
+
+    # A checkpoint
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays by name, and a JSON object."""
+        directory = self.directory.to_state()
+        used = 1 + max((int(slot) for slot in directory["slots"]), default=-1)
+        parts = {
+            name: tables.table_to_state(table, len(self)) for name, table in zip(tables.NAMES, self.tables, strict=True)
+        }
+        parts["items"] = items.items_to_state(self.items, len(self))
+        parts["log"] = moments.log_to_state(self.log)
+        parts["index"] = moments.index_to_state(self.index, used)
+        return joined(parts), {"directory": directory}
+
+    def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
+        """Takes back what `to_state` gave, with as many half-lives; of an index of another shape (settings have
+        changed), nothing."""
+        counted_items = below(arrays, "items")
+        self.grow(len(counted_items["clicks"]))
+        for name, table in zip(tables.NAMES, self.tables, strict=True):
+            tables.load_table(table, below(arrays, name))
+        items.load_items(self.items, counted_items)
+        moments.load_log(self.log, below(arrays, "log"))
+        index = below(arrays, "index")
+        held = len(state["directory"]["slots"]) + len(state["directory"]["free"])
+        if held == self.directory.capacity and moments.index_fits(self.index, index):
+            moments.load_index(self.index, index)
+            self.directory.load_state(state["directory"])
+
+
+def no_clicks() -> Clicks:
+    """A micro-batch of none."""
+    nothing = np.zeros(0)
+    return Clicks(_NONE, _NONE, _NONE, _NONE, nothing, nothing, _NONE, np.zeros(0, np.bool_))
+
+
+def no_queries() -> Queries:
+    """Nothing is asked."""
+    nothing = np.zeros(0)
+    return Queries(_NONE, _NONE, _NONE, nothing, nothing, np.zeros(0, np.bool_))
+
+
+def _trimmed(found: Found, queries: int) -> Gathered:
+    C = int(found.starts[queries])
+    own, world = int(found.own_starts[queries]), int(found.world_starts[queries])
+    return Gathered(
+        found.starts[: queries + 1],
+        found.rows[:C],
+        found.features[:C],
+        Keys(found.last[:queries], found.before[:queries], found.times[:queries], found.gaps[:queries]),
+        Hits(found.own_starts[: queries + 1], found.own_moments[:own], found.own_candidates[:own]),
+        Hits(found.world_starts[: queries + 1], found.world_moments[:world], found.world_candidates[:world]),
+        found.followers[:queries],
+    )

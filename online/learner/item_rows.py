@@ -1,0 +1,89 @@
+"""Which items have a row, as the stream brings them and leaves them, and which of them must not be listed.
+
+Letters: `N` clicks of a micro-batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.vocabulary import Vocabulary
+from online.config.settings import Settings
+from stream.events import Click
+
+
+class ClickedRows(NamedTuple):
+    """What a micro-batch made of the rows."""
+
+    rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
+    targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
+    freed: list[int]  # rows that lost their items: what is kept by row has to be cleared before it is used
+    taken: list[int]  # rows that belong to other items than before, or to the same ones again
+    expired: int  # items that lost theirs because they had no clicks for long
+
+
+class ItemRows:
+    """The vocabulary, and the items that are not available, whether they have a row or not."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.vocabulary = Vocabulary(**self._limits())
+        self.unavailable: set[str] = set()
+        self._expired_at = 0.0  # when idle items last lost their rows, in active time
+
+    def _limits(self) -> dict[str, int]:
+        held = self.settings.items_held
+        return {"min_count": self.settings.item_min_count, "capacity_max": held, "waiting_max": held}
+
+    def observe(self, clicks: Sequence[Click], active: NDArray[np.float64]) -> ClickedRows:
+        """Counts a micro-batch of clicks in order of arrival, and the active time (N,) at each: items that nobody has
+        clicked for long lose their rows by it, and not by a silence of the whole stream."""
+        before = [self.vocabulary.row_of(click.item_id) for click in clicks]
+        # Rows are freed many at a time: to clear them, everything that is kept by row has to be searched.
+        new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
+        surplus = len(self.vocabulary) + new - self.settings.items_held
+        if surplus > 0:
+            self.vocabulary.free_oldest(max(surplus, self.settings.items_held // 64))
+        rows = [self.vocabulary.observe(click.item_id, at) for click, at in zip(clicks, active.tolist(), strict=True)]
+        now = float(active[-1])
+        expired: list[int] = []
+        if now - self._expired_at > self.settings.item_idle_s_max / 64:
+            expired = self.vocabulary.expire(now - self.settings.item_idle_s_max)
+            self._expired_at = now
+        freed = self.vocabulary.take_reset()
+        # Within one micro-batch a newcomer may have taken the row of an item that was clicked just before it.
+        rows = [
+            row if self.vocabulary.item_of(row) == click.item_id else 0 for row, click in zip(rows, clicks, strict=True)
+        ]
+        targets, seen = [], set()
+        for row, had in zip(rows, before, strict=True):
+            targets.append(row if had == row or row in seen else 0)
+            seen.add(row)
+        taken = {row for row, had in zip(rows, before, strict=True) if row and had != row} | (seen & set(freed))
+        return ClickedRows(np.array(rows, np.int64), np.array(targets, np.int64), freed, sorted(taken), len(expired))
+
+    def would_free(self, clicks: Sequence[Click], now: float) -> bool:
+        """Whether items may lose their rows to these clicks, the latest of which is at this active time."""
+        new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
+        expires = now - self._expired_at > self.settings.item_idle_s_max / 64
+        return expires or len(self.vocabulary) + new > self.settings.items_held
+
+    def set_available(self, item_id: str, available: bool) -> None:
+        """Whether an item may be listed. At most `items_held` are known as unavailable."""
+        if available:
+            self.unavailable.discard(item_id)
+        elif len(self.unavailable) < self.settings.items_held:
+            self.unavailable.add(item_id)
+
+    def to_state(self) -> dict[str, Any]:
+        """Numbers, strings and lists; JSON can hold it."""
+        vocabulary, unavailable = self.vocabulary.to_state(), sorted(self.unavailable)
+        return {"vocabulary": vocabulary, "unavailable": unavailable, "expired_at": self._expired_at}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave."""
+        self.vocabulary = Vocabulary.from_state(state["vocabulary"], **self._limits())
+        self.unavailable = set(state["unavailable"])
+        self._expired_at = state["expired_at"]

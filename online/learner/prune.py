@@ -1,0 +1,155 @@
+"""Which candidates the networks get to see: the best of each query by a linear score.
+
+Letters: `N` queries, `C` candidates of all of them (flat), `K` candidates kept of a query.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.learner.facts.jit import allocating, inlined, kernel
+
+
+@inlined
+def comparable(score: np.float32) -> np.float32:
+    """NaN counts as less than any number: weights that are no good must not seem to foresee what was clicked."""
+    return np.float32(-np.inf) if np.isnan(score) else score
+
+
+@allocating
+def keep_best(starts: NDArray[np.int64], scores: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
+    """Fills kept (N, K) with the positions among all C of each query's K best by `scores` (C,), best first, of equal
+    ones the first; −1 where there are no more."""
+    K = kept.shape[1]
+    best = np.empty(K, np.float32)
+    for q in range(len(kept)):
+        held = 0
+        for c in range(starts[q], starts[q + 1]):
+            score = comparable(scores[c])
+            if held == K and score <= best[held - 1]:
+                continue
+            at = held if held < K else K - 1
+            while at > 0 and best[at - 1] < score:
+                best[at], kept[q, at] = best[at - 1], kept[q, at - 1]
+                at -= 1
+            best[at], kept[q, at] = score, c
+            held = min(held + 1, K)
+        kept[q, held:] = -1
+
+
+@kernel
+def put_inputs(
+    places: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    features: NDArray[np.float32],
+    lifts: NDArray[np.float32],
+    own: NDArray[np.float32],
+    world: NDArray[np.float32],
+    items: NDArray[np.int64],
+    inputs: NDArray[np.float32],
+) -> None:
+    """Fills inputs (N · K, F) with what is known of candidates (N, K), positions among all C: features (C, G), lifts
+    (C,), soft counts of both memories (C, ·), and 0 as the network's logit; all 0 for −1. And items (N, K) with their
+    rows, 0 for −1."""
+    N, K = places.shape
+    G, H, W = features.shape[1], own.shape[1], world.shape[1]
+    for q in range(N):
+        for k in range(K):
+            c, x = places[q, k], inputs[q * K + k]
+            if c < 0:
+                items[q, k] = 0
+                for f in range(len(x)):
+                    x[f] = 0
+                continue
+            items[q, k] = rows[c]
+            for f in range(G):
+                x[f] = features[c, f]
+            x[G] = lifts[c]
+            for f in range(H):
+                x[G + 1 + f] = own[c, f]
+            for f in range(W):
+                x[G + 1 + H + f] = world[c, f]
+            x[G + 1 + H + W] = 0
+
+
+@kernel
+def rank_behind(
+    starts: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    kept: NDArray[np.int64],
+    targets: NDArray[np.int64],
+    ranks: NDArray[np.float64],
+) -> None:
+    """Ranks (N,) of targets (N,), positions among all C: those that are not kept stand behind all that are, by their
+    scores, half of the ties as ahead; −1 as a target leaves the rank as it is."""
+    for q in range(len(kept)):
+        target = targets[q]
+        if target < 0:
+            continue
+        held = 0
+        for k in range(kept.shape[1]):
+            held += kept[q, k] >= 0
+            if kept[q, k] == target:
+                target = -1
+        if target < 0:
+            continue
+        its, ahead, tied = comparable(scores[target]), 0, 0
+        for c in range(starts[q], starts[q + 1]):
+            ahead += int(comparable(scores[c]) > its)
+            tied += int(comparable(scores[c]) == its)
+        for k in range(held):  # these are ahead whatever they score
+            ahead -= int(comparable(scores[kept[q, k]]) > its)
+            tied -= int(comparable(scores[kept[q, k]]) == its)
+        ranks[q] = held + ahead + (tied - 1) / 2
+
+
+@kernel
+def find_rows(
+    starts: NDArray[np.int64], rows: NDArray[np.int32], wanted: NDArray[np.int64], found: NDArray[np.int64]
+) -> None:
+    """Fills found (N,) with where the wanted rows (N,), one of each query, stand among all C; −1: nowhere, or row 0."""
+    for q in range(len(wanted)):
+        found[q] = -1
+        if wanted[q] > 0:
+            for c in range(starts[q], starts[q + 1]):
+                if rows[c] == wanted[q]:
+                    found[q] = c
+                    break
+
+
+@allocating
+def join_views(
+    rows: NDArray[np.int32],
+    kept: NDArray[np.int64],
+    shares: NDArray[np.float32],
+    users: NDArray[np.int64],
+    best: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> None:
+    """Queries (N,) about `users` (N,), rising from 0, each at several moments -> one list of each user, by the mean of
+    the shares (N, K) at these moments: of a list that stands at all of them, that is what makes a click most likely.
+    Fills best (U, K') with rows, best first, 0 where there are no more, and their scores (U, K')."""
+    N, K = kept.shape
+    start = 0
+    while start < N:
+        user, stop = users[start], start
+        while stop < N and users[stop] == user:
+            stop += 1
+        some = np.zeros((stop - start) * K, np.int64)
+        sums = np.zeros(len(some), np.float32)
+        count = 0
+        for q in range(start, stop):
+            for k in range(K):
+                if kept[q, k] < 0:
+                    break
+                row, at = rows[kept[q, k]], 0
+                while at < count and some[at] != row:
+                    at += 1
+                if at == count:
+                    some[at] = row
+                    count += 1
+                sums[at] += shares[q, k] / np.float32(stop - start)
+        order = np.argsort(-sums[:count], kind="mergesort")
+        for k in range(best.shape[1]):
+            best[user, k] = some[order[k]] if k < count else 0
+            scores[user, k] = sums[order[k]] if k < count else np.float32(-np.inf)
+        start = stop

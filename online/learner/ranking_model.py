@@ -1,0 +1,419 @@
+"""The ranking model: everything that is learned by gradients, with the optimizers that move it. One version of it.
+
+What is counted and remembered (facts/) does not belong to it. So several versions can score what was gathered
+once, and be taught by the same clicks.
+
+Letters: `N` clicks, `L` clicks read of each user, `D` width of states, `C` candidates of all clicks (flat), `F`
+features, `K` candidates kept of a click, `V` rows of items.
+"""
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.adam import Adam
+from model.items import ItemTable
+from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad, clip_gradients
+from model.ranker import Columns, Ranker
+from model.recall import RecallHeads
+from model.reformer import Reformer, ReformerConfig
+from online.config.settings import Settings
+from online.learner.arrays import as_tensor, below
+from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
+from online.learner.facts.moments import Keys
+from online.learner.facts.store import Gathered
+from online.learner.history import Latest
+from online.learner.next_item import as_histories
+from online.learner.objectives import Objective, TrainingBatch
+from online.learner.prune import keep_best, put_inputs
+from online.learner.recall import soft_counts, with_gradients
+from online.learner.scoring import ScoredCandidates
+
+MISS_LOSS = 10.0  # nats, for a click on something that was not kept; also the most that one click can cost
+VECTORS_WIDTH = 32
+LEVEL_STEPS_MIN = 100  # before any norm counts as an explosion
+LEVEL_SLOWEST = 0.02  # share of the newest norm in the level
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def build_reformer(settings: Settings) -> Reformer:
+    """A new network, the same for the same settings on every machine."""
+    config = ReformerConfig(
+        layers=settings.layers,
+        width=settings.width,
+        heads=settings.heads,
+        rounds=settings.rounds,
+        buckets=settings.buckets,
+        window=settings.window,
+        dropout=settings.dropout,
+        seed=settings.seed,
+    )
+    return Reformer(config).to(choose_device(settings.device))
+
+
+def build_optimizer(network: Reformer, settings: Settings, learning_rate: float) -> Optimizer:
+    """What moves a Reformer."""
+    return Optimizer(
+        network,
+        OptimizerConfig(
+            learning_rate=learning_rate,
+            rows_learning_rate=settings.item_learning_rate,
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.gradient_norm_max,
+            warm_up_steps=settings.warm_up_steps,
+            half_life_steps=settings.learning_rate_half_life_steps,
+        ),
+    )
+
+
+class GradientMonitor:
+    """The running level of gradients' norms, which tells an explosion from a large step.
+
+    Beyond the limit, a norm counts as the limit: so what has risen for good becomes the level after some dozen steps.
+    """
+
+    def __init__(self, explosion: float) -> None:
+        """`explosion`: a norm of more than so many times the level is one."""
+        self.explosion = explosion
+        self.level, self.steps = 0.0, 0
+
+    def accepts(self, norm: float) -> bool:
+        """Whether a step with this norm may be taken; the level moves towards it. Not finite: no, and it does not."""
+        if not math.isfinite(norm):
+            return False
+        most = math.inf if self.steps < LEVEL_STEPS_MIN else self.explosion * self.level
+        self.steps += 1
+        self.level += max(1 / self.steps, LEVEL_SLOWEST) * (min(norm, most) - self.level)
+        return norm <= most
+
+
+class Memory(NamedTuple):
+    """What recall compares the present with."""
+
+    keys: Keys  # of all moments that are held
+    states: Tensor  # (held, D) float16, the Reformer's then
+
+
+class RankingModel:
+    """The Reformer, recall's heads and item vectors, the first score and the ranker; and for each what moves it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.device = choose_device(settings.device)
+        self.bfloat16 = settings.precision == "bfloat16" or (
+            settings.precision == "auto" and self.device.type == "cuda"
+        )
+        self.network = build_reformer(settings).eval()  # dropout is for fine-tuning
+        self.optimizer = build_optimizer(self.network, settings, settings.learning_rate)
+        starts = [feature.start for feature in features(settings.popularity_half_lives)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.ranker = Ranker(starts, settings.ranker_hidden, settings.ranker_networks).to(self.device)
+        # The first score knows no logit of the Reformer: that is computed for what is kept alone.
+        self.first = nn.Parameter(torch.tensor(starts[:-1], device=self.device))
+        self.own, self.world = RecallHeads(OWN_HEADS).to(self.device), RecallHeads(WORLD_HEADS).to(self.device)
+        self.vectors = ItemTable(1024, VECTORS_WIDTH, seed=settings.seed).to(self.device)
+        heads = [*self.own.parameters(), *self.world.parameters()]
+        self._ranker_parameters = list(self.ranker.parameters())
+        self._ranking_parameters = [*self._ranker_parameters, *heads, *self.vectors.parameters(), self.first]
+        groups = [
+            {"params": [*self._ranker_parameters, self.first], "lr": settings.ranker_learning_rate},
+            {"params": heads, "lr": settings.recall_learning_rate},
+        ]
+        self.adam = Adam(groups)
+        table = {"vectors": self.vectors.vectors}
+        self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
+        self.levels = [GradientMonitor(settings.gradient_explosion) for _ in range(2)]  # the network's, what ranks
+        self.skipped = 0  # steps not taken, because of their gradients
+
+    # Rows of items
+
+    def grow(self, rows: int) -> None:
+        """Makes room for so many rows; tables grow by doubling."""
+        self.network.items.grow(rows)
+        self.vectors.grow(rows)
+
+    def reset_rows(self, rows: Tensor) -> None:
+        """Rows (N,) int64 that are to be handed out again become as at the start, without their optimizers' state."""
+        self.network.items.reset(rows)
+        self.optimizer.reset_rows(rows)
+        self.vectors.reset(rows)
+        self.adagrad.reset_rows(rows)
+
+    @torch.no_grad()
+    def move_rows(self, before: Tensor, now: Tensor, rows: int) -> None:
+        """Items that stood in rows `before` (N,) int64 stand in rows `now` (N,). All other rows become as at the start;
+        there are `rows` at least."""
+        self.grow(rows)
+        tables = [table.data for table in (*self.network.items.parameters(), *self.vectors.parameters())]
+        kept = [table[before] for table in tables]
+        held = [(part.sums, name) for part in (self.optimizer.rows, self.adagrad) for name in part.sums]
+        kept_sums = [sums[name][before] for sums, name in held]
+        self.reset_rows(torch.arange(1, len(self.vectors), device=self.device))
+        for table, values in zip(tables, kept, strict=True):
+            table[now] = values
+        for (sums, name), values in zip(held, kept_sums, strict=True):
+            sums[name][now] = values
+
+    # Scoring
+
+    def precision(self) -> torch.autocast:
+        """A context in which the network's products are computed as `settings.precision` says; weights stay float32."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def states(self, latest: Latest) -> Tensor:
+        """The state after each click, (N, L, D)."""
+        with self.precision():
+            states: Tensor = self.network(as_histories(latest, self.device), recompute=False)
+        return states
+
+    def score(
+        self,
+        gathered: Gathered,
+        lifts: NDArray[np.float32],
+        memory: Memory,
+        states: Tensor | None,
+        *,
+        kept: int,
+        replayed: tuple[Tensor, Tensor] | None = None,
+    ) -> ScoredCandidates:
+        """Scores candidates of N queries: all of them by the first score, and the best by the ranker.
+
+        Args:
+            gathered: what facts say.
+            lifts: observed by expected clicks of each candidate, log, (C,).
+            memory: what recall compares the queries with.
+            states: the Reformer's, (N, D); None: without.
+            kept: K, how many candidates of each query the ranker sees.
+            replayed: features (R, K', F) of earlier clicks that are scored along, and which are there.
+
+        Returns:
+            Scores, with gradients where torch keeps any: to weights, item vectors, and states.
+        """
+        N, C = len(gathered.starts) - 1, len(gathered.rows)
+        recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
+        first = self._first_scores(gathered.features, lifts, recalled)
+        places = np.empty((N, kept), np.int64)
+        keep_best(gathered.starts, first, places)
+        features, there, scores, each = self._blank(N, kept if not C else 0)
+        scored = ScoredCandidates(
+            gathered, first, places, features, there, scores, each, recalled=tuple(recalled), lifts=lifts
+        )
+        if not C:
+            return scored
+        R = 0 if replayed is None else replayed[0].shape[:2].numel()
+        rows, present = self._inputs(scored, places, states, R)
+        if replayed is not None:
+            rows[N * kept :] = replayed[0].view(R, -1)
+        learned, columns = self._learned(scored, memory, states)
+        every = self.ranker.each(rows, learned, columns)  # in one go: it costs mostly by the number of operations
+        each = every[: N * kept].view(N, kept, -1)
+        if replayed is not None:
+            scored = scored._replace(replayed=every[N * kept :].view(*replayed[0].shape[:2], -1))
+        scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
+        features = rows[: N * kept].view(N, kept, -1)
+        return scored._replace(features=features, present=present, scores=scores, each=each)
+
+    def inputs(
+        self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The ranker's inputs for candidates (N, K), positions among all C, −1 for none -> features (N, K, F), 0 for
+        none, and which are there (N, K)."""
+        rows, present = self._inputs(scored, places, states, 0)
+        return rows.view(*places.shape, -1), present
+
+    def _inputs(
+        self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None, more: int
+    ) -> tuple[Tensor, Tensor]:
+        """The same in one matrix, (N · K + more, F), whose last rows are left as they come."""
+        N, K = places.shape
+        rows = torch.empty(N * K + more, len(self.first) + 1)
+        items = np.empty((N, K), np.int64)
+        gathered, (own, world) = scored.gathered, scored.recalled
+        put_inputs(places, gathered.rows, gathered.features, scored.lifts, own, world, items, rows.numpy())
+        rows, present = rows.to(self.device), as_tensor(places >= 0, self.device)
+        if states is not None:
+            rows[: N * K, -1] = self._logits(as_tensor(items, self.device), states).masked_fill_(~present, 0.0).view(-1)
+        return rows, present
+
+    def _learned(
+        self, scored: ScoredCandidates, memory: Memory, states: Tensor | None
+    ) -> tuple[Tensor | None, Columns | None]:
+        """The soft counts of all kept candidates (M, heads), through which gradients reach recall, and where they stand
+        among the ranker's inputs; None where there are no gradients."""
+        if not torch.is_grad_enabled() or not self.settings.reformer:
+            return None, None
+        gathered, vectors, there = scored.gathered, self.vectors.vectors, np.flatnonzero(scored.kept >= 0)
+        at = scored.kept.reshape(-1)[there]
+        parts = [
+            with_gradients(heads, vectors, gathered.keys, states, memory.keys, memory.states, hits, counts, at)
+            for (heads, hits), counts in zip(self._recalls(gathered), scored.recalled, strict=True)
+        ]
+        all_of_them = len(there) == scored.kept.size
+        rows = slice(0, len(there)) if all_of_them else as_tensor(there, self.device)
+        return torch.cat(parts, 1), Columns(rows, gathered.features.shape[1] + 1)
+
+    def _first_scores(
+        self, features: NDArray[np.float32], lifts: NDArray[np.float32], recalled: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The linear score of every candidate, (C,). By torch, which keeps to its number of threads: numpy's BLAS takes
+        all cores, and its threads go on waiting for work while others would have it."""
+        weights = self.first.detach().cpu()
+        at = features.shape[1]
+        scores = torch.addmv(torch.from_numpy(lifts) * weights[at], torch.from_numpy(features), weights[:at])
+        at += 1
+        for counts in recalled:
+            scores.addmv_(torch.from_numpy(counts), weights[at : at + counts.shape[1]])
+            at += counts.shape[1]
+        found: NDArray[np.float32] = scores.numpy()
+        return found
+
+    def _blank(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is made of no candidates: features, which are there, scores, and each network's."""
+        zeros = torch.zeros(N, K, len(self.first) + 1, device=self.device)
+        return zeros, zeros[..., 0].bool(), zeros[..., 0] - torch.inf, zeros[..., :1]
+
+    def _recalls(self, gathered: Gathered) -> list[tuple[RecallHeads, Any]]:
+        reformer = self.settings.reformer
+        return [(self.own, gathered.own if reformer else None), (self.world, gathered.world if reformer else None)]
+
+    def _counts(
+        self, heads: RecallHeads, gathered: Gathered, hits: Any, memory: Memory, states: Tensor | None
+    ) -> NDArray[np.float32]:
+        """What moments say of the candidates -> (C, heads)."""
+        C = len(gathered.rows)
+        if hits is None:
+            return np.zeros((C, len(heads.gains)), np.float32)
+        return soft_counts(
+            heads, self.vectors.vectors, gathered.keys, states, memory.keys, memory.states, hits, C
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _logits(self, items: Tensor, states: Tensor) -> Tensor:
+        """What the states (N, D) say of items' rows (N, K), (N, K)."""
+        table = self.network.items
+        logits = torch.baddbmm(table.bias(items)[..., None], table(items), states.detach()[..., None].to(table.vectors))
+        return logits[..., 0]
+
+    # Learning
+
+    def train(self, batch: TrainingBatch, objectives: Sequence[Objective]) -> bool:
+        """One step along the gradients of all objectives' losses -> whether it was taken. If any gradient is not
+        finite, or they explode, nothing moves, which is counted."""
+        losses = [loss for loss in (objective.loss(self, batch) for objective in objectives) if loss is not None]
+        if not losses:
+            return False
+        self.optimizer.zero_grad()
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        return self._step()
+
+    @torch.no_grad()
+    def _step(self) -> bool:
+        """Moves whatever has gradients -> whether it did."""
+        parameters = self._ranking_parameters
+        network = any(p.grad is not None for p in self.optimizer.parameters)
+        ranking = any(p.grad is not None for p in parameters)
+        norms = [
+            self.optimizer.gradient_norm() if network else None,
+            self._ranking_norm(parameters) if ranking else None,
+        ]
+        taken = [level.accepts(norm) for level, norm in zip(self.levels, norms, strict=True) if norm is not None]
+        self.skipped += not all(taken)
+        if network and all(taken):
+            self.optimizer.step(norms[0])
+        if ranking and all(taken):
+            self._step_ranking()
+        for parameter in parameters:
+            parameter.grad = None
+        return all(taken)
+
+    def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
+        vectors = self.vectors.vectors
+        vectors.grad = None if vectors.grad is None else vectors.grad.coalesce()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return float(nn.utils.get_total_norm([g.values() if g.is_sparse else g for g in gradients]))
+
+    def _step_ranking(self) -> None:
+        vectors = self.vectors.vectors
+        clip_gradients(self._ranker_parameters, self.settings.ranker_gradient_norm_max)
+        self.adam.step()
+        if vectors.grad is not None:
+            self.adagrad.step()
+            rows = vectors.grad.indices()[0]
+            vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """All learning rates are `factor` times those of the settings until this is said anew."""
+        settings = self.settings
+        self.optimizer.boost = factor
+        for group, rate in zip(
+            self.adam.param_groups, (settings.ranker_learning_rate, settings.recall_learning_rate), strict=True
+        ):
+            group["lr"] = factor * rate
+        self.adagrad.learning_rate = factor * settings.recall_vectors_learning_rate
+
+    # As one thing
+
+    def copy(self) -> "RankingModel":
+        """The same, to go another way from here."""
+        return copy.deepcopy(self, {id(self.settings): self.settings})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every weight by name, the running means of the ranker's features among them; (V, ·) those of items."""
+        modules = [("network", self.network), *self._ranking()]
+        named = {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
+        return named | {"first": self.first.data}
+
+    @torch.no_grad()
+    def finite(self) -> bool:
+        """Whether every weight is."""
+        return all(math.isfinite(float(tensor.float().sum())) for tensor in self.tensors().values())
+
+    def to_state(self) -> dict[str, NDArray[Any]]:
+        """Arrays by name: weights and optimizers."""
+        tensors = self.tensors()
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
+        for number, parameter in enumerate(self._dense()):
+            for name, moment in self.adam.state.get(parameter, {}).items():
+                tensors[f"adam.{number}.{name}"] = moment
+        tensors["adagrad"] = self.adagrad.sums["vectors"]
+        levels = [number for level in self.levels for number in (level.level, level.steps)]
+        tensors["levels"] = torch.tensor([*levels, self.skipped], dtype=torch.float64)
+        return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Takes back what `to_state` gave."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        for name, module in (("network", self.network), *self._ranking()):
+            module.load_state_dict(below(tensors, name))
+        self.first.data.copy_(tensors["first"])
+        self.optimizer.load_state_tensors(below(tensors, "optimizer"))
+        self.adam.state.clear()
+        for number, parameter in enumerate(self._dense()):
+            if moments := below(tensors, f"adam.{number}"):
+                self.adam.state[parameter] = {
+                    name: moment if name == "step" else moment.to(self.device) for name, moment in moments.items()
+                }
+        self.adagrad.sums["vectors"] = tensors["adagrad"].to(self.device)
+        levels = arrays["levels"].tolist()
+        for at, level in enumerate(self.levels):
+            level.level, level.steps = levels[2 * at], int(levels[2 * at + 1])
+        self.skipped = int(levels[-1])
+
+    def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
+        """What ranks beside the network, by name."""
+        yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
+
+    def _dense(self) -> list[nn.Parameter]:
+        return [parameter for group in self.adam.param_groups for parameter in group["params"]]

@@ -1,0 +1,108 @@
+"""Clicks that are learned from again: of each the clicked item's features and its strongest rivals'.
+
+Letters: `R` clicks held, `N` new ones, `K` candidates kept of each, `F` features.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.zeros import zeros
+from online.learner.scoring import ScoredCandidates
+
+FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
+
+
+class ReplayBuffer:
+    """At most R clicks, 2 K F + 8 bytes each; a new one takes a random place, so their ages fall off exponentially.
+
+    Features are kept as they were, in float16: what replay teaches is how to weigh them.
+    """
+
+    def __init__(self, held: int, candidates: int, width: int, seed: int, device: torch.device) -> None:
+        self.held, self.candidates = held, candidates
+        self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
+        self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
+        self.owners = np.zeros(held, np.int64)  # whose clicks they are, as `stream.people.owner_number` says
+        self.filled = 0
+        self.random = np.random.default_rng(seed)
+
+    def add(self, features: Tensor, present: Tensor, owners: NDArray[np.int64] | int = 0) -> None:
+        """What `among_rivals` gave of N clicks, and whose they are (N,); 0: nobody's."""
+        places = self._places(min(len(features), self.held))
+        at = torch.from_numpy(places).to(self.features.device)
+        self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
+        self.owners[places] = np.broadcast_to(owners, len(features))[: len(at)]
+
+    def sample(self, count: int, random: np.random.Generator | None = None) -> tuple[Tensor, Tensor] | None:
+        """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there.
+
+        `random`: what draws them; None: the buffer's own numbers, which a checkpoint keeps.
+        """
+        if not count or self.filled < max(1, min(FIRST, self.held)):
+            return None
+        at = torch.from_numpy((random or self.random).integers(0, self.filled, count)).to(self.features.device)
+        return self.features[at].float(), self.present[at]
+
+    def forget(self, kept: float) -> None:
+        """Leaves a share of the clicks (from 0 to 1), of any age."""
+        self._keep(np.arange(int(kept * self.filled)))
+
+    def forget_owner(self, owner: int) -> int:
+        """Somebody's clicks go -> how many there were."""
+        before = self.filled
+        self._keep(np.flatnonzero(self.owners[:before] != owner))
+        return before - self.filled
+
+    def _keep(self, places: NDArray[np.int64]) -> None:
+        """Leaves these, in their order; nothing stays of the others."""
+        at = torch.from_numpy(places).to(self.features.device)
+        for part in (self.features, self.present):
+            part[: len(at)] = part[at]
+            part[len(at) : self.filled] = 0
+        self.owners[: len(at)] = self.owners[places]
+        self.owners[len(at) : self.filled] = 0
+        self.filled = len(at)
+
+    def _places(self, count: int) -> NDArray[np.int64]:
+        """Different places for at most R new clicks: free ones first."""
+        free = min(count, self.held - self.filled)
+        again = self.random.choice(self.filled, count - free, replace=False) if free < count else np.zeros(0, np.int64)
+        chosen = np.concatenate([np.arange(self.filled, self.filled + free), again])
+        self.filled += free
+        return chosen
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays = {"features": self.features[: self.filled], "present": self.present[: self.filled]}
+        found = {name: part.cpu().numpy() for name, part in arrays.items()}
+        return found | {"owners": self.owners[: self.filled].copy()}, {"random": self.random.bit_generator.state}
+
+    def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
+        """Takes back what `to_state` gave; of another shape (settings have changed), nothing."""
+        features = torch.from_numpy(arrays["features"].copy())
+        if features.shape[1:] != self.features.shape[1:]:
+            return
+        self.filled = min(len(features), self.held)
+        self.features[: self.filled] = features[: self.filled].to(self.features.device)
+        self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
+        self.owners[: self.filled] = arrays["owners"][: self.filled]
+        self.random.bit_generator.state = state["random"]
+
+
+def among_rivals(scored: ScoredCandidates, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Some clicks, and where their items stand among the K kept candidates, (N,), −1 where they do not -> of those that
+    do, n of them, the clicked one's features and then those of its strongest rivals, (n, count, F) without gradients;
+    and which are there (n, count)."""
+    hit = (places >= 0).nonzero()[:, 0]
+    features, present = scored.features[hit], scored.present[hit]
+    scores = scored.scores[hit].masked_fill(~present, -torch.inf)
+    scores.scatter_(1, places[hit, None], torch.inf)  # the clicked one comes first
+    best = scores.topk(min(count, scores.shape[1]), 1).indices  # (n, count)
+    features = features.gather(1, best[..., None].expand(-1, -1, features.shape[2]))
+    present = present.gather(1, best)
+    missing = count - best.shape[1]
+    return F.pad(features, (0, 0, 0, missing)), F.pad(present, (0, missing))

@@ -1,0 +1,181 @@
+"""The shadow: other weights beside the live ones, on the same clicks, until a gate can tell which are better.
+
+Letters: `N` clicks of a micro-batch, `K` = 10 places of a list, `Q` lists whose variety is looked at.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from online.config.gate_limits import GateLimits
+from online.learner.arrays import below, joined
+from online.learner.batches import BatchResult, TrainedNetwork, TrainedStep
+from online.learner.learner import GUESSING, RANKING, Learner, guessing_batch, training_batch
+from online.learner.ranking_model import RankingModel
+from online.learner.scoring import ScoredCandidates
+from online.lifecycle.gate import Decision, SequentialGate
+from online.metrics import K, hit_and_ndcg_at
+
+
+class Variety:
+    """How many items the latest Q lists have between them, in effect: exp of the entropy (Hill 1973: order 1) of how
+    often each stands in them. Everybody gets the same ten: 10."""
+
+    def __init__(self, lists: int) -> None:
+        self._tops: deque[NDArray[np.int64]] = deque(maxlen=lists)
+
+    def add(self, tops: NDArray[np.int64]) -> None:
+        """Rows (N, K), 0 where a list has no more."""
+        self._tops.extend(tops)
+
+    @property
+    def full(self) -> bool:
+        return len(self._tops) == self._tops.maxlen
+
+    def items(self) -> float:
+        """Between 1 and Q · K."""
+        rows = np.concatenate(self._tops) if self._tops else np.zeros(0, np.int64)
+        share = np.unique(rows[rows > 0], return_counts=True)[1] / max(1, (rows > 0).sum())
+        return float(np.exp(-(share * np.log(share)).sum()))
+
+    def to_state(self) -> NDArray[np.int64]:
+        return np.stack(self._tops) if self._tops else np.zeros((0, K), np.int64)
+
+    def load_state(self, tops: NDArray[np.int64]) -> None:
+        self._tops.clear()
+        self._tops.extend(tops)
+
+
+class Trial:
+    """Weights that rank each click before they learn it, as the live ones do, and how both have fared.
+
+    They read the latest clicks of each person anew each time: the memories that attention is continued from belong to
+    the live network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live
+    ones do not, lists that all look alike.
+    """
+
+    def __init__(
+        self, learner: Learner, weights: RankingModel, limits: GateLimits, *, facts: Mapping[str, Any]
+    ) -> None:
+        """`facts`: what the supervisor wants to know of these weights afterwards, for JSON."""
+        self.learner, self.weights = learner, weights
+        self.limits, self.facts = limits, dict(facts)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins to compare, from nothing."""
+        settings = self.learner.settings
+        self.gate = SequentialGate(self.limits)
+        self.mine, self.live = Variety(settings.variety_lists), Variety(settings.variety_lists)
+        self.fault: str | None = None  # of these weights
+        self.live_fault: str | None = None
+        self.resting = False  # kept, with rows that follow the live ones, and not compared
+        self._skipped = (self.weights.skipped, self.learner.weights.skipped)
+
+    def forget_lists(self) -> None:
+        """The latest lists, whose variety is looked at: somebody's is among them."""
+        for variety in (self.mine, self.live):
+            variety.load_state(np.zeros((0, K), np.int64))
+
+    @property
+    def decision(self) -> Decision:
+        """Whether these weights may take the live ones' place."""
+        if self.fault is not None:
+            return "reject"
+        return "publish" if self.live_fault is not None else self.gate.decision
+
+    def follow(self, learned: BatchResult) -> None:
+        """The micro-batch that the live weights have just learned: tests, then teaches, step by step. It costs about
+        what learning did, without what is gathered. What was not trained on is not compared."""
+        if learned.freed:
+            self.weights.reset_rows(torch.tensor(learned.freed, dtype=torch.int64))
+        self.weights.grow(len(self.learner.store))
+        if self.resting or self.fault is not None or not learned.trained:
+            return
+        self.weights.scale_learning_rate(self.learner.weights.optimizer.boost)
+        before = None if learned.network is None else self._states(learned.network)
+        states = None if before is None else before.detach().requires_grad_(True)
+        ranks = []
+        for step in learned.steps:
+            mine = None if states is None else states[step.part]
+            gathered, kept = step.scored.gathered, self.learner.settings.candidates_kept
+            lifts, memory = step.scored.lifts, self.learner.memory()
+            scored = self.weights.score(gathered, lifts, memory, mine, kept=kept, replayed=step.replayed)
+            if not scored.finite():
+                self.fault = "its scores are not finite"
+            if not step.scored.finite():
+                self.live_fault = "its scores are not finite"
+            if self.fault is not None or self.live_fault is not None:
+                return
+            ranks.append(scored.ranks(scored.positions(learned.targets[step.part])))
+            self.mine.add(scored.tops(K))
+            self.live.add(step.scored.tops(K))
+            self._learn(learned, step, scored, mine)
+        gains, trainable = hit_and_ndcg_at(np.concatenate(ranks))[1], learned.trainable
+        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][trainable], gains[trainable])  # flagged clicks say nothing
+        if before is not None and states is not None and learned.network is not None:
+            self.weights.train(guessing_batch(learned.network, before, states.grad), GUESSING)
+        self._look_for_faults()
+
+    def _states(self, network: TrainedNetwork) -> Tensor:
+        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks, network.histories)
+        return before[torch.from_numpy(network.order).to(before.device)]
+
+    def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
+        batch = training_batch(self.weights, scored, step.positions, states, step.replayed)
+        if self.weights.train(batch, RANKING):
+            trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
+            self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
+
+    def _look_for_faults(self) -> None:
+        before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)
+        mine, live = (now > was for now, was in zip(self._skipped, before, strict=True))
+        if mine and not live:
+            self.fault = "its gradients exploded or were not finite"
+        if self.mine.full:
+            least = self.learner.settings.variety_share_min
+            mine_items, live_items = self.mine.items(), self.live.items()
+            if mine_items < least * live_items:
+                self.fault = _alike(mine_items, live_items)
+            elif live_items < least * mine_items:
+                self.live_fault = _alike(live_items, mine_items)
+
+    def figures(self) -> dict[str, Any]:
+        return self.gate.figures()
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays by name, and a JSON object."""
+        tops = {"mine": self.mine.to_state(), "live": self.live.to_state()}
+        return joined({"weights": self.weights.to_state(), "tops": tops}), {
+            "facts": self.facts,
+            "gate": self.gate.to_state(),
+            "fault": self.fault,
+            "live_fault": self.live_fault,
+            "resting": self.resting,
+            "skipped": list(self._skipped),
+        }
+
+    @classmethod
+    def restored(
+        cls, learner: Learner, limits: GateLimits, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]
+    ) -> "Trial":
+        """What `to_state` gave."""
+        weights = RankingModel(learner.settings)
+        weights.load_state(below(arrays, "weights"))
+        found = cls(learner, weights, limits, facts=state["facts"])
+        found.gate.load_state(state["gate"])
+        found.mine.load_state(arrays["tops.mine"])
+        found.live.load_state(arrays["tops.live"])
+        found.fault, found.live_fault, found.resting = state["fault"], state["live_fault"], state["resting"]
+        mine, live = state["skipped"]
+        found._skipped = (mine, live)
+        return found
+
+
+def _alike(items: float, others: float) -> str:
+    return f"its lists are all alike: {items:.0f} items between them in effect, where the other's have {others:.0f}"

@@ -1,0 +1,365 @@
+"""Who decides which weights serve: fine-tuning when asked, trials in the shadow, versions, and the way back.
+
+The loop calls `after` with each micro-batch, once its lists are out, and `turn` once a turn. Everybody else only asks.
+Whatever is decided is told in one line with its figures.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from online.config.settings import Settings
+from online.learner.arrays import below, joined
+from online.learner.batches import BatchResult
+from online.learner.learner import Learner
+from online.learner.ranking_model import RankingModel
+from online.lifecycle.click_rates import OUTAGE, RateNotice
+from online.lifecycle.emit import Emit
+from online.lifecycle.finetune import FineTuning, examples
+from online.lifecycle.flood import FloodWatch
+from online.lifecycle.reaction import Changes
+from online.lifecycle.shadow import Trial
+from online.lifecycle.versions import VersionError, Versions
+from stream.events import Click
+
+SLOW_HERE = 0.5  # of the expected rate: clicks that are read faster are not missing
+SKIPPED_TOLD_EACH = 1_000  # clicks between two notices of updates that were stopped
+
+#: Reads a checkpoint by its number -> arrays and state. Raises VersionError where it cannot be read.
+ReadCheckpoint = Callable[[int], tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]
+
+
+class Totals(Protocol):
+    """What the worker counts, and a supervisor goes by."""
+
+    learned: int  # clicks
+    finetunings: int
+
+
+class Supervisor:
+    """Drift, fine-tuning, the shadow, and versions of one learner's weights.
+
+    At most one candidate is in the shadow, and beside it the live weights' predecessor: when a version is published,
+    and again when an alarm says that things got worse.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        learner: Learner,
+        totals: Totals,
+        versions: Versions,
+        changes: Changes | None,
+        tell: Emit,
+        read_checkpoint: ReadCheckpoint | None,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`changes`: None: drift is not watched. `read_checkpoint`: None: there are none, so none to roll back to.
+        `clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
+        self.settings, self.learner, self.totals, self.versions = settings, learner, totals, versions
+        self.changes, self.clock = changes, clock
+        self._tell, self._read_checkpoint = tell, read_checkpoint
+        self._rollbacks: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self.finetuning: FineTuning | None = None
+        self.candidate: Trial | None = None
+        self.predecessor: Trial | None = None
+        self.last_finetuned_at: float | None = None  # seconds since 1970
+        self._asked: dict[str, Any] | None = None
+        self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
+        self._flood = FloodWatch()
+        self._outage_told = False  # and not yet that it is over
+        self._monotonic = monotonic
+        self._read_at = deque([monotonic()], maxlen=settings.outage_clicks + 1)  # when the latest clicks were, here
+        self._skipped_told = (0, -SKIPPED_TOLD_EACH)  # updates stopped, and clicks learned, at the latest notice
+
+    # Asking
+
+    def ask_finetuning(self, why: str, *, drift: bool = False) -> None:
+        """Fine-tune when there is time; `drift`: on recent clicks most of all. May be called from any thread; asked
+        twice before it begins counts once."""
+        if self._asked is None or (drift and not self._asked["drift"]):
+            self._asked = {"why": why, "drift": drift}
+
+    def ask_rollback(self, number: int, why: str) -> None:
+        """Version `number` is to serve again, from the next turn on. May be called from any thread.
+
+        Raises VersionError: it cannot be had.
+        """
+        self.versions.held(number)
+        self._rollbacks.put((number, why))
+
+    @property
+    def state(self) -> str:
+        """`running`, `shadow` (a candidate is compared), `asked` or `idle`."""
+        if self.finetuning is not None:
+            return "running"
+        return "shadow" if self.candidate is not None else "asked" if self._asked is not None else "idle"
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do without any click."""
+        return self.finetuning is not None or (self._asked is not None and self.candidate is None)
+
+    @property
+    def outage(self) -> bool:
+        """Whether clicks are missing, as far as people were told."""
+        return self._outage_told
+
+    @property
+    def flooded(self) -> bool:
+        """Whether clicks that look like a bot's come just now."""
+        return self._flood.lasts
+
+    # What the loop calls
+
+    def after(self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None) -> None:
+        """A micro-batch was learned, and its lists are out; `arrived_at`: as `Changes.update` takes it."""
+        self._read_at.extend([self._monotonic()] * len(clicks))
+        if self.finetuning is not None:
+            self.finetuning.rows_changed.update(learned.freed, learned.taken)
+        for trial in (self.candidate, self.predecessor):
+            if trial is not None:
+                trial.follow(learned)
+        self._look_at_live(learned)
+        if self.changes is not None:
+            for notice in self.changes.update(clicks, learned, arrived_at):
+                self._notice(notice)
+
+    def silence(self, idle_s: float) -> None:
+        """No messages come, and none wait; `idle_s`: seconds for which none has come."""
+        for notice in [] if self.changes is None or self._outage_told else self.changes.silence(idle_s):
+            self._outage_told = True
+            self._tell(notice.kind, str(notice), notice.as_dict())
+
+    def turn(self, *, late: bool = False) -> bool:
+        """Decides what is due, and does a slice of fine-tuning, unless clicks are late -> whether another version
+        serves now: it has to be saved before any list names it."""
+        before = self.learner.version
+        while not self._rollbacks.empty():
+            self._roll_back_to(*self._rollbacks.get())
+        if self.predecessor is not None and not self.predecessor.resting:
+            self._judge_predecessor(self.predecessor)
+        if self.candidate is not None:
+            self._judge_candidate(self.candidate)
+        elif not late:
+            self._finetune()
+        return self.learner.version != before
+
+    def forget(self) -> None:
+        """Somebody is forgotten: a fine-tuning under way may have read their clicks, and begins anew."""
+        if self.finetuning is not None:
+            self.finetuning, self._asked = None, self._asked or self._why
+        for trial in (self.candidate, self.predecessor):
+            if trial is not None:
+                trial.forget_lists()
+
+    # Fine-tuning
+
+    def _finetune(self) -> None:
+        """A slice, where it is running or asked for."""
+        if self.finetuning is None:
+            if self._asked is None:
+                return
+            self._why, self._asked = self._asked, None
+            self.finetuning = self._begin_finetuning(self._why)
+            if self.finetuning is None:
+                return
+        self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
+        if self.finetuning.done:
+            tuning, self.finetuning = self.finetuning, None
+            self._finetuned(tuning)
+
+    def _begin_finetuning(self, asked: Mapping[str, Any]) -> FineTuning | None:
+        seed = self.settings.seed + self.totals.finetunings + 1
+        share = self.settings.finetune_recent_share_drift if asked["drift"] else self.settings.finetune_recent_share
+        histories = examples(self.learner, share, np.random.default_rng(seed))
+        if histories is None:
+            self._tell("finetuning", "left out: no history has two clicks on known items yet", {"why": asked["why"]})
+            return None
+        figures = {"why": asked["why"], "histories": len(histories.lengths), "clicks": int(histories.lengths.sum())}
+        self._tell("finetuning", f"began ({asked['why']}) on {figures['histories']} histories", figures)
+        return FineTuning(self.learner, histories, seed=seed)
+
+    def _finetuned(self, tuning: FineTuning) -> None:
+        self.totals.finetunings += 1
+        self.last_finetuned_at = self.clock()
+        why = f"fine-tuned ({self._why['why']})"
+        if tuning.failed is None:
+            self.examine(tuning.candidate(), why, tuning.figures())
+        else:
+            self._tell("rejected", f"{why}: {tuning.failed}", tuning.figures())
+
+    def examine(self, weights: RankingModel, why: str, figures: Mapping[str, Any]) -> None:
+        """Weights that may become the next version: put into the shadow, in the place of any other candidate; without
+        a gate, published with the next turn."""
+        if not weights.finite():
+            self._tell("rejected", f"{why}: its weights are not finite", figures)
+            return
+        facts = {"why": why, "figures": dict(figures), "parent": self.learner.version}
+        self.candidate = Trial(self.learner, weights, self.settings.candidate_gate, facts=facts)
+        if self.settings.gate:
+            self._tell("candidate", f"{why}: ranks beside version {self.learner.version}", figures)
+        else:
+            self._publish(self.candidate)
+
+    # Decisions
+
+    def _judge_candidate(self, trial: Trial) -> None:
+        if trial.decision == "publish":
+            self._publish(trial)
+        elif trial.decision == "reject":
+            self.candidate = None
+            figures = trial.figures()
+            reason = trial.fault or f"{_compared(figures)} after {figures['clicks']:,} clicks"
+            self._tell("rejected", f"{trial.facts['why']}: {reason}", trial.facts["figures"] | figures)
+
+    def _judge_predecessor(self, trial: Trial) -> None:
+        if trial.decision == "go on":
+            return
+        trial.resting = True
+        if trial.fault is not None:
+            self.predecessor = None
+        elif trial.decision == "publish":
+            figures = trial.figures()
+            reason = trial.live_fault or f"it is worse than its predecessor: {_compared(figures)}"
+            self._take_back(trial.weights, trial.facts["number"], reason, figures)
+
+    def _publish(self, trial: Trial) -> None:
+        self.candidate = None
+        facts, figures = trial.facts, trial.facts["figures"] | trial.figures()
+        before, number = self.learner.weights, self.learner.version
+        version = self.versions.publish(
+            facts["why"], at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, parent=facts["parent"]
+        )
+        self.learner.publish(trial.weights, version.number)
+        self.predecessor = Trial(self.learner, before, self.settings.rollback_gate, facts={"number": number})
+        self.predecessor.resting = not self.settings.gate
+        compared = _compared(figures) if figures["clicks"] else "without a gate"
+        self._tell("published", f"version {version.number}, {facts['why']}: {compared}", figures)
+
+    def _take_back(self, weights: RankingModel, number: int, why: str, figures: Mapping[str, Any]) -> None:
+        """Version `number` serves again, as a new version; what descends from the one given up goes with it."""
+        given_up = self.learner.version
+        version = self.versions.roll_back(
+            number, why, at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, at_hand=True
+        )
+        self.learner.publish(weights, version.number)
+        self.predecessor, self.finetuning = None, None
+        text = f"version {given_up} gives way to version {number}, which is version {version.number} now: {why}"
+        self._tell("rolled_back", text, figures)
+        if self.candidate is not None:
+            self._tell("rejected", f"{self.candidate.facts['why']}: version {given_up} was given up", {})
+            self.candidate = None
+
+    def _roll_back_to(self, number: int, why: str) -> None:
+        """As people ask: the weights of that version's checkpoint. Counts, memories and histories stay those of now."""
+        try:
+            version = self.versions.held(number)
+            if self._read_checkpoint is None:
+                raise VersionError("there are no checkpoints here")
+            arrays, state = self._read_checkpoint(version.checkpoint or 0)
+        except VersionError as error:
+            self._tell("guard", f"not rolled back to version {number}: {error}", {})
+            return
+        self._take_back(self._weights_of(arrays, state["learner"]), number, why, {})
+
+    def _weights_of(self, arrays: Mapping[str, NDArray[Any]], learner: Mapping[str, Any]) -> RankingModel:
+        """A checkpoint's, each item's vectors in the row that it has now."""
+        weights = RankingModel(self.settings)
+        weights.load_state(below(arrays, "weights"))
+        saved = learner["items"]["vocabulary"]
+        now = [self.learner.vocabulary.row_of(item) for item in saved["items"]]
+        there = [(old, new) for old, new in zip(saved["rows"], now, strict=True) if old and new]
+        old, new = torch.tensor(there, dtype=torch.int64).reshape(-1, 2).unbind(1)
+        weights.move_rows(old, new, len(self.learner.store))
+        return weights
+
+    # What is told
+
+    def _look_at_live(self, learned: BatchResult) -> None:
+        """Live weights that cannot go on; updates of them that were stopped, and clicks that were kept from them."""
+        resting = self.predecessor is not None and self.predecessor.resting
+        if resting and not learned.finite():
+            self._compare_with_predecessor()
+        skipped, (told, at) = self.learner.weights.skipped, self._skipped_told
+        if skipped > told and self.totals.learned - at >= SKIPPED_TOLD_EACH:
+            self._tell("guard", f"{skipped - told} updates stopped: gradients exploded or were not finite", {})
+            self._skipped_told = (skipped, self.totals.learned)
+        if (flood := self._flood.update(self.totals.learned, self.learner.guard.total)) is not None:
+            self._tell("guard", *flood)
+        if (turned := self.learner.guard.net.take_notice()) is not None:
+            self._tell(*turned)
+
+    def _notice(self, notice: Any) -> None:
+        """Of drift, or of clicks that are missing."""
+        if isinstance(notice, RateNotice):
+            self._notice_of_rate(notice)
+            return
+        self._tell("alarm" if notice.worse else "improvement", str(notice), notice.as_dict())
+        if notice.worse:
+            self.ask_finetuning("drift", drift=True)
+            self._compare_with_predecessor()
+
+    def _notice_of_rate(self, notice: RateNotice) -> None:
+        """An outage is told if clicks are read slowly here too: else the worker catches up with what came slowly once,
+        or the broker's clock was set. What was told to begin is told to end."""
+        begins = notice.kind == OUTAGE
+        took_s = self._monotonic() - self._read_at[0]
+        slow_here = len(self._read_at) - 1 < SLOW_HERE * notice.expected_hz * took_s
+        if begins == self._outage_told or (begins and not slow_here):
+            return
+        self._outage_told = begins
+        self._tell(notice.kind, str(notice), notice.as_dict())
+
+    def _compare_with_predecessor(self) -> None:
+        """Perhaps it is not the world that got worse."""
+        if self.settings.gate and self.predecessor is not None and self.predecessor.resting:
+            self.predecessor.restart()
+
+    def _now_ms(self) -> int:
+        return int(1000 * self.clock())
+
+    # State
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays by name, and a JSON object. A fine-tuning under way is not in it: it is asked for again."""
+        arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
+        state: dict[str, Any] = {"candidate": None, "predecessor": None}
+        for name, trial in (("candidate", self.candidate), ("predecessor", self.predecessor)):
+            if trial is not None:
+                arrays[name], state[name] = trial.to_state()
+        return joined(arrays), state | {
+            "asked": self._why if self.finetuning is not None else self._asked,
+            "skipped_told": list(self._skipped_told),
+            "flood": self._flood.to_state(),
+            "outage_told": self._outage_told,
+            "changes": None if self.changes is None else self.changes.to_state(),
+        }
+
+    def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave, after learner, totals and versions."""
+        gates = {"candidate": self.settings.candidate_gate, "predecessor": self.settings.rollback_gate}
+        for name, limits in gates.items():
+            if state[name] is not None:
+                setattr(self, name, Trial.restored(self.learner, limits, below(arrays, name), state[name]))
+        self._asked = state["asked"]
+        skipped, at = state["skipped_told"]
+        self._skipped_told = (skipped, at)
+        self._flood.load_state(state["flood"])
+        self._outage_told = state["outage_told"]
+        if self.changes is not None:
+            self.changes.load_state(state["changes"])
+            self.changes.rates.silent = self._outage_told and not self.changes.rates.falling
+
+
+def _compared(figures: Mapping[str, Any]) -> str:
+    """In words, what a gate found."""
+    return f"NDCG@10 {figures['candidate']} in the shadow, {figures['live']} live, {figures['clicks']:,} clicks"

@@ -1,0 +1,107 @@
+"""How long to wait before something that is away is asked again."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from online.config.settings import Settings
+
+SAID_EVERY_S = 30.0  # what is waited for is said again after so long
+ATTEMPTS_SHARE_MAX = 0.2  # of the time may go to attempts, however long each takes to fail
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+class StoppedError(Exception):
+    """It was to stop while something was still away."""
+
+
+class Backoff:
+    """Waits between attempts: doubling from `first_s` to `longest_s`, each up to half shorter by chance, so that many
+    who lost the same server do not come back at once.
+
+    An attempt that takes long to fail is followed by a wait in proportion: whoever makes attempts between other work
+    gets on with that. `random`: from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        first_s: float,
+        longest_s: float,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._first_s = first_s
+        self._longest_s = longest_s
+        self._monotonic = monotonic
+        self._random = random
+        self._next_s = first_s
+        self._due_at = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time for an attempt."""
+        return self._monotonic() >= self._due_at
+
+    def failed(self, took_s: float = 0.0) -> float:
+        """An attempt has failed just now, after `took_s` seconds -> seconds until the next is due."""
+        wait_s = self._next_s * (1 - self._random() / 2)
+        wait_s = max(wait_s, took_s * (1 / ATTEMPTS_SHARE_MAX - 1))
+        self._next_s = min(2 * self._next_s, self._longest_s)
+        self._due_at = self._monotonic() + wait_s
+        return wait_s
+
+    def succeeded(self) -> None:
+        """The next failure is the first one again."""
+        self._next_s, self._due_at = self._first_s, 0.0
+
+
+def backoff(settings: Settings, monotonic: Callable[[], float] = time.monotonic) -> Backoff:
+    """As the settings say."""
+    return Backoff(settings.retry_s_min, settings.retry_s_max, monotonic=monotonic)
+
+
+class Patience:
+    """Tries again what cannot be done yet, until it can or `stop` is set, and says what it waits for.
+
+    `away`: the errors that are worth waiting for; others are raised. `tell` gets the line that is waited for, with each
+    attempt that fails, and None once nothing is.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        stop: threading.Event,
+        away: tuple[type[Exception], ...],
+        tell: Callable[[str | None], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._stop = stop
+        self._away = away
+        self._tell = tell
+
+    def until_done(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, once it does. Raises StoppedError."""
+        pause, said, said_at, began = backoff(self._settings), "", 0.0, time.monotonic()
+        while True:
+            try:
+                done = attempt()
+            except self._away as error:
+                line, now = str(error), time.monotonic()
+                if line != said or now - said_at >= SAID_EVERY_S:
+                    log.warning("waiting for %.0f s: %s", now - began, line)
+                    said, said_at = line, now
+                self._tell(line)
+                if self._stop.wait(pause.failed()):
+                    raise StoppedError from error
+            else:
+                if said:
+                    log.info("there after %.0f s", time.monotonic() - began)
+                    self._tell(None)
+                return done

@@ -1,0 +1,152 @@
+"""The catalogue: which items may be recommended, as the items topic says, and lists without those that may not.
+
+Nothing else of an item is kept: no list and no command shows a title or tags.
+"""
+
+import logging
+import time
+
+from online.config.settings import Settings
+from online.learner.learner import Learner
+from online.lifecycle.emit import Emit
+from online.lifecycle.unreadable import UnreadableWatch
+from online.worker.dead_letters import DeadLetterBox
+from online.worker.items_feed import ItemsFeed
+from online.worker.poison_pills import INTERNAL_ERROR, last_line
+from online.worker.progress import Ledger
+from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
+from stream.events import BadEvent
+from stream.items import Item, parse
+from stream.lists import PAGE, Lists, ListsError, TopList
+from stream.source import Partition, Record
+
+log = logging.getLogger(__name__)
+
+
+class Catalogue:
+    """Takes items in, and takes those that are not to be had any more out of the lists that stand.
+
+    Which items those are is the learner's to know, and so it is in the checkpoint, beside the next offsets of the
+    items topic: as with clicks, a worker goes on from there, and one without a checkpoint reads the topic from its
+    beginning. Lists are gone through page by page, some of them after each micro-batch, whichever items they lack:
+    withdrawals that come together share one sweep. What a crash, or a Redis that was away, has left in lists is found
+    because a sweep follows each start and each return, where any item is not available.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        feed: ItemsFeed,
+        learner: Learner,
+        lists: Lists,
+        dead_letters: DeadLetterBox,
+        ledger: Ledger,
+        unreadable: UnreadableWatch,
+        tell: Emit,
+    ) -> None:
+        self._settings = settings
+        self._feed = feed
+        self._learner = learner
+        self._lists = lists
+        self._dead_letters = dead_letters
+        self._ledger = ledger
+        self.unreadable = unreadable
+        self._tell = tell
+        self._limits = settings.limits
+        self._asked = False  # for a sweep that begins with the first page
+        self._cursor: int | None = None  # of the next page, while sweeping
+        self._amended = 0
+        self.emptied = 0  # lists that the latest sweep has left without items, and so taken away
+        self._began_at = 0.0
+        self._full = False  # whether it was said that there is no room for more
+
+    def start(self) -> None:
+        """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored."""
+        mine = {p: offset for p, offset in self._ledger.next_offsets.items() if p.topic == self._settings.items_topic}
+        self._feed.start(mine)
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,
+        which earlier versions left for people who had clicked everything."""
+        self._asked = self._asked or bool(self._learner.unavailable) or self._settings.exclude_seen
+
+    @property
+    def sweeping(self) -> bool:
+        """Whether lists remain to be looked at."""
+        return self._asked or self._cursor is not None
+
+    def take_in(self) -> bool:
+        """Takes in the items that have come -> whether one came or went. Raises SourceError (dead letters)."""
+        moved = False
+        for record in self._feed.take():
+            item = self._read(record)
+            self.unreadable.update(item if isinstance(item, BadEvent) else None, record.value)
+            if isinstance(item, BadEvent):
+                self._dead_letters.put(record, item)
+                self._ledger.dead_letters[item.reason] += 1
+                if item.reason == UNDECODABLE_BATCH:
+                    self._tell("undecodable", *undecodable_notice(record, item))
+            elif item.available == (item.item_id in self._learner.unavailable):
+                moved = self._move(item) or moved
+            self._ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
+        return moved
+
+    def _read(self, record: Record) -> Item | BadEvent:
+        try:
+            return undecodable(record) or parse(record.key, record.value, limits=self._limits)
+        except Exception as error:  # a bug of ours is no reason to stop either
+            log.exception("a bug of ours: %s offset %d cannot be read", record.topic, record.offset)
+            return BadEvent(INTERNAL_ERROR, last_line(error))
+
+    def _move(self, item: Item) -> bool:
+        """Notes that an item came or went -> whether there was room for that."""
+        self._learner.set_available(item.item_id, item.available)
+        if not item.available and item.item_id not in self._learner.unavailable:
+            if not self._full:
+                log.warning(
+                    "%d items are not available, and there is no room to know of more: raise NEXTCLICK_ITEMS_HELD",
+                    len(self._learner.unavailable),
+                )
+            self._full = True
+            return False
+        self._asked = self._asked or not item.available
+        return True
+
+    def sweep(self) -> list[str]:
+        """Amends the next lists -> users whose list has become short. Raises ListsError; then all begins anew."""
+        if self._cursor is None:
+            self._asked, self._cursor, self._amended, self._began_at = False, 0, 0, time.monotonic()
+            self.emptied = 0
+        short: list[str] = []
+        try:
+            for _ in range(max(1, self._settings.sweep_lists_max // PAGE)):
+                cursor, page = self._lists.page(self._cursor)
+                amended = {user: less for user, top in page.items() if (less := self._without(top)) is not top}
+                self._lists.amend(amended)
+                self._amended += len(amended)
+                self.emptied += sum(not less.items for less in amended.values())
+                short += [user for user, less in amended.items() if 2 * len(less.items) < self._settings.list_size]
+                self._cursor = cursor or None
+                if self._cursor is None:
+                    self._say()
+                    break
+        except ListsError:
+            self._asked, self._cursor = True, None  # another server knows nothing of this cursor
+            raise
+        return short
+
+    def _without(self, top: TopList) -> TopList:
+        """The list without what is not available; the same one where it holds items, and none of these."""
+        unavailable = self._learner.unavailable
+        if top.items and unavailable.isdisjoint(top.items):
+            return top
+        kept = [pair for pair in zip(top.items, top.scores, strict=False) if pair[0] not in unavailable]
+        return top.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
+
+    def _say(self) -> None:
+        log.info(
+            "%d items are not available; %d lists had one of them, and lost it within %.1f s",
+            len(self._learner.unavailable), self._amended, time.monotonic() - self._began_at,
+        )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Dead letters once each, although the worker may meet the same bad message again after a crash."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from online.worker.backoff import Backoff
+from online.worker.poison_pills import Place, place
+from stream.dead_letters import DeadLetter, DeadLetters, dead_letter
+from stream.eraser import Eraser
+from stream.events import BadEvent
+from stream.readers import TopicReader
+from stream.source import Partition, Producer, Record, SourceError
+
+log = logging.getLogger(__name__)
+
+
+class DeadLetterBox:
+    """Puts bad messages on the dead letters' topic, and knows which were put there after the last checkpoint.
+
+    A checkpoint remembers where that topic ended. A worker that goes on from it reads what was written later, and
+    leaves those messages out when it meets them again. While the broker does not take them they are kept here, and
+    `waits_for` says why: no more should be read then, so that they are those of a single poll and of what was put since
+    the checkpoint before.
+    """
+
+    def __init__(
+        self, producer: Producer, reader: TopicReader, topic: str, eraser: Eraser, backoff: Backoff | None = None
+    ) -> None:
+        self._producer = producer
+        self._reader = reader
+        self._topic = topic
+        self._eraser = eraser
+        self._letters = DeadLetters(producer, topic)
+        self._backoff = backoff or Backoff(0.5, 5.0)
+        self._ends: dict[Partition, int] = {}
+        self._there: dict[Place, BadEvent] = {}
+        self._unacknowledged: list[tuple[Record, BadEvent]] = []
+        self.waits_for: str | None = None
+
+    def put(self, record: Record, bad: BadEvent) -> None:
+        """Hands over a bad message, or keeps it for later."""
+        if place(record) in self._there:
+            return
+        self._unacknowledged.append((record, bad))
+        if self.waits_for is None:
+            try:
+                self._letters.put(record, bad)
+            except SourceError as error:
+                self._failed(error)
+
+    def found(self, record: Record) -> BadEvent | None:
+        """Why it was put there after the last checkpoint, by a worker that did not come to the next one."""
+        return self._there.get(place(record))
+
+    def flush(self, next_offsets: Mapping[Partition, int]) -> bool:
+        """Whether everything put is acknowledged. Where it is not, the checkpoint has to wait: its offsets must not
+        pass what is not there.
+
+        `next_offsets`: what the checkpoint that follows says; messages before them are not met again.
+        """
+        if self._unacknowledged:
+            if self.waits_for is not None and not self._backoff.due:
+                return False
+            try:
+                if self.waits_for is not None:
+                    self._put_again()
+                self._producer.flush()
+                self._ends = self._reader.ends()
+            except SourceError as error:
+                self._failed(error)
+                return False
+            self._unacknowledged.clear()
+            if self.waits_for is not None:
+                log.info("dead letters are taken again")
+            self.waits_for = None
+            self._backoff.succeeded()
+        ahead = (at for at in self._there if at[2] >= next_offsets.get(Partition(*at[:2]), 0))
+        self._there = {at: self._there[at] for at in ahead}
+        return True
+
+    def _put_again(self) -> None:
+        """Some may have arrived although nobody said so."""
+        arrived = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read(self._ends))}
+        for record, bad in self._unacknowledged:
+            if place(record) not in arrived:
+                self._letters.put(record, bad)
+
+    def _failed(self, error: SourceError) -> None:
+        self._backoff.failed()
+        if self.waits_for is None:
+            log.warning("no clicks are taken until dead letters are: %s", error)
+        self.waits_for = str(error)
+
+    def erase(self, gone: Callable[[DeadLetter], bool]) -> int:
+        """Takes dead letters out of their topic, once everything put is there -> how many. Raises SourceError."""
+        erased = self._eraser.erase(self._topic, lambda record: gone(dead_letter(record)))
+        if erased:
+            self._ends = self._reader.ends()
+        return erased
+
+    def to_state(self) -> dict[str, list[list[Any]]]:
+        return {
+            "ends": [[topic, partition, offset] for (topic, partition), offset in self._ends.items()],
+            "there": [
+                [*at, why.reason, why.detail] for at, why in sorted(self._there.items())
+            ],  # other partitions may not be so far yet
+        }
+
+    def load_state(self, state: Mapping[str, list[list[Any]]], next_offsets: Mapping[Partition, int]) -> None:
+        """Reads what was put there after the checkpoint; a first start has an empty state. Raises SourceError."""
+        self._ends = {Partition(topic, partition): offset for topic, partition, offset in state.get("ends", [])}
+        self._there = {(topic, partition, at): BadEvent(*why) for topic, partition, at, *why in state.get("there", [])}
+        for letter in map(dead_letter, self._reader.read(self._ends)):
+            if not letter.is_mark and letter.offset >= next_offsets.get(Partition(letter.topic, letter.partition), 0):
+                self._there[letter.topic, letter.partition, letter.offset] = BadEvent(letter.reason, letter.detail)

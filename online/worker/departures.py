@@ -1,0 +1,58 @@
+"""When many items or lists go at once, people are told, with the reason: nothing empties the lists silently."""
+
+import time
+from collections.abc import Callable
+
+from online.learner.seen_items import SeenItems
+from online.lifecycle.emit import Emit
+
+MANY_MIN, MANY_SHARE = 10, 0.1  # of items that lose their rows at once
+LISTS_MIN, LISTS_SHARE = 100, 0.5  # of lists that age at once
+TOLD_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them all, again and again
+SEEN_TOLD_AGAIN_S = 86_400.0  # after a notice of seen items that were lost: at its bound a worker loses them all day
+
+
+class Departures:
+    """Tells of items that expire, and of lists that age, in quantity."""
+
+    def __init__(self, tell: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._tell, self._monotonic = tell, monotonic
+        self._aged_at = self._seen_told_at = float("-inf")
+        self._seen_told = 0  # users who had lost theirs at the latest notice
+
+    def expired(self, items: int, left: int, idle_s_max: float) -> None:
+        """`items` have just lost their rows, because they had no clicks for `idle_s_max`; `left` have one."""
+        if items < max(MANY_MIN, MANY_SHARE * (items + left)):
+            return
+        days = f"{idle_s_max / 86_400:,.3g} days of active time (NEXTCLICK_ITEM_IDLE_S_MAX)"
+        text = f"{items:,} of {items + left:,} items went at once: they had no clicks for {days}"
+        self._tell("expired", text, {"items": items, "left": left})
+
+    def aged(self, lists: int, of: int) -> None:
+        """So many lists have become old since the last look."""
+        if lists < max(LISTS_MIN, LISTS_SHARE * of) or self._monotonic() - self._aged_at < TOLD_AGAIN_S:
+            return
+        self._aged_at = self._monotonic()
+        text = f"{lists:,} of {of:,} lists have aged at once, as the stream's time went on: little by little they are"
+        self._tell("aged", f"{text} ranked anew", {"lists": lists, "of": of})
+
+    def seen_items(self, seen: SeenItems) -> None:
+        """Whether users have had to make room there since the latest notice."""
+        users = seen.users_lost - self._seen_told
+        if not users or self._monotonic() - self._seen_told_at < SEEN_TOLD_AGAIN_S:
+            return
+        self._seen_told_at, self._seen_told = self._monotonic(), seen.users_lost
+        text = (
+            f"what {users:,} of the least recently seen users have clicked is not remembered any more: "
+            f"{len(seen):,} users (of at most {seen.users_held:,}, NEXTCLICK_USERS_HELD) are held now, with "
+            f"{seen.pairs:,} items (of at most {seen.pairs_max:,}, NEXTCLICK_SEEN_PAIRS_MAX). "
+            "A user who comes back may be shown what they have seen"
+        )
+        figures = {"users": users, "users_lost": seen.users_lost, "pairs_lost": seen.pairs_lost, "pairs": seen.pairs}
+        self._tell("seen_items_lost", text, figures)
+
+    def deleted(self, lists: int) -> None:
+        """So many lists went from Redis, because none of their items is available any more."""
+        if lists >= LISTS_MIN:
+            text = f"{lists:,} lists went: none of their items is available any more"
+            self._tell("expired", text, {"lists": lists})

@@ -1,0 +1,219 @@
+"""Forgetting somebody: everything that is theirs goes, in an order that a crash at any moment does not undo.
+
+That somebody is to be forgotten stands in order among the clicks, by the digest of their id (stream/people.py). The
+loop meets it like a click: what came before is learned, then all of the person goes out of memory. Outputs come next,
+as always: their list in Redis, their dead letters. Then a checkpoint is written at once, and those before it, which
+know the person still, go within `forget_checkpoints_s`: what versions need to be rolled back to, weights and
+vocabulary, stays. What cannot be done now (Redis is away, the broker refuses) is owed, also across a restart.
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from online.config.settings import Settings
+from online.learner.learner import Learner
+from online.lifecycle.emit import Emit
+from online.lifecycle.supervisor import Supervisor
+from online.lifecycle.versions import Versions
+from online.worker.arrived import ToForget
+from online.worker.checkpoint import CheckpointError, Checkpoints
+from online.worker.dead_letters import DeadLetterBox
+from online.worker.list_writer import ListWriter
+from online.worker.progress import Ledger
+from stream.dead_letters import DeadLetter
+from stream.people import digest_of, owner_number, people_in
+from stream.source import Partition, SourceError
+
+WEIGHTS = "weights."  # arrays of a checkpoint that are nobody's
+#: Parts of a checkpoint's state whose texts name items, topics and our own words; nobody stands there.
+NAMES_OF_OTHERS = {
+    *(("learner", "items"), ("learner", "event_types")),
+    *(("ledger",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
+}
+QUOTING = (("notices",), ("dead_letters",))  # a line for people may quote an id; the rest are our own words
+_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
+KEYED_BY_PEOPLE = ("learner", "states", "built")
+
+log = logging.getLogger(__name__)
+
+
+class Forgetting:
+    """Does it, and knows what is owed still; part of each checkpoint. For the loop's thread alone."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        learner: Learner,
+        ledger: Ledger,
+        writer: ListWriter,
+        supervisor: Supervisor,
+        dead_letters: DeadLetterBox,
+        checkpoints: Checkpoints,
+        versions: Versions,
+        tell: Emit,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`monotonic`: a monotonic clock, in seconds: what has to go must go, whatever the other one says."""
+        self.settings, self.learner, self.ledger, self.writer = settings, learner, ledger, writer
+        self.supervisor, self.dead_letters = supervisor, dead_letters
+        self.checkpoints, self.versions = checkpoints, versions
+        self._tell, self._clock = tell, monotonic
+        self._letters: set[tuple[str, str, int, int]] = set()  # digest; dead letters of topic, partition, before offset
+        self._before: tuple[int, float] | None = None  # checkpoints with lower numbers are to go, and when
+        self.unsaved = False  # whether somebody was forgotten after the latest checkpoint
+
+    def forget(self, one: ToForget) -> None:
+        digest, record = one.event.user_sha256, one.record
+        found = self.learner.forget(digest)
+        self.writer.forget(digest)
+        self.supervisor.forget()
+        self._letters.add((digest, record.topic, record.partition, record.offset))
+        self.unsaved = True
+        if any(found.values()):
+            self._tell("forgotten", f"somebody was forgotten, with {found['moments']:,} moments", found)
+
+    @property
+    def owes(self) -> bool:
+        """Whether the next checkpoint has something to do."""
+        return self.unsaved or bool(self._letters)
+
+    def saving(self, number: int) -> None:
+        """The checkpoint with that number is about to be written, after the dead letters were flushed: those of who was
+        forgotten go now. A broker that refuses is asked again with the next one."""
+        if self._letters:
+            try:
+                erased = self.dead_letters.erase(self._is_gone)
+            except SourceError as error:
+                log.warning("dead letters of people who were forgotten stay for now: %s", error)
+            else:
+                log.info("%d dead letters of people who were forgotten are gone", erased)
+                self._letters.clear()
+        if self.unsaved:
+            self._before = (number, self._clock() + self.settings.forget_checkpoints_s)
+            self.unsaved = False
+
+    def _is_gone(self, letter: DeadLetter) -> bool:
+        mine = [one for one in self._letters if one[1:3] == (letter.topic, letter.partition) and letter.offset < one[3]]
+        if not mine:
+            return False
+        user_path = self.settings.click_names.paths.get("user_id")
+        names = people_in(letter.record.key, letter.record.value, user_path)
+        return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in mine)
+
+    def drop_checkpoints(self) -> None:
+        """Where it is time: one that knows people who were forgotten goes, or is cut down to what a rollback needs."""
+        if self._before is None or self._clock() < self._before[1] or not self._written:
+            return
+        for number in self._older():
+            try:
+                if number in self.versions.pinned:
+                    self.checkpoints.thin(number, _is_nobodys, _vocabulary_of)
+                else:
+                    self.checkpoints.remove(number)
+            except CheckpointError as error:  # it cannot be read: what nobody can use helps nobody
+                log.warning("%s; it goes, because it knows somebody who was forgotten", error)
+                self.checkpoints.remove(number)
+            return  # the next with the next turn: clicks wait
+        self._before = None
+
+    @property
+    def _written(self) -> bool:
+        """Whether there is a checkpoint without the person: the disk may have been full."""
+        return self._before is not None and max(self.checkpoints.numbers(), default=0) >= self._before[0]
+
+    def _older(self) -> list[int]:
+        assert self._before is not None
+        thin = self.checkpoints.thinned()
+        return [number for number in self.checkpoints.numbers() if number < self._before[0] and number not in thin]
+
+    def waits_for(self) -> list[str]:
+        """What is owed, in lines for people."""
+        found = []
+        if self.unsaved or (self._before is not None and not self._written):
+            found.append("a checkpoint without the person is not written yet")
+        if self.writer.unwanted:
+            found.append("Redis is away: the list will be deleted when it is back")
+        if self._letters:
+            found.append("the dead letters are not taken out yet: the broker did not let the worker, see its log")
+        if self._before is not None and (older := self._older()):
+            left_s = max(0.0, self._before[1] - self._clock())
+            found.append(f"{len(older)} older checkpoints go within {left_s:.0f} s")
+        return found
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What `nextclick forget` asks: `forget`, a digest; `after`, [topic, partition, next offset] that the loop has
+        to have passed; `search`, whether to search too -> `passed`, `waits_for`, and how often the person is found in
+        `memory`, by kind, and in `checkpoints`, by number."""
+        digest = str(request["forget"])
+        places = [(Partition(str(topic), int(number)), int(offset)) for topic, number, offset in request["after"]]
+        passed = all(self.ledger.next_offsets.get(partition, 0) >= offset for partition, offset in places)
+        waits = self.waits_for() if passed else ["the worker has not come to it yet: clicks wait"]
+        found: dict[str, Any] = {"passed": passed, "waits_for": waits}
+        if request.get("search"):
+            lists = sum(digest_of(user) == digest for user in self.writer.people())
+            found["memory"] = self.learner.holds(digest) | {"lists to be written": lists}
+            found["checkpoints"] = self._search(digest)
+        return found
+
+    def _search(self, digest: str) -> dict[str, int | None]:
+        """How often each checkpoint names the person or marks something as theirs; None: it cannot be read."""
+        found: dict[str, int | None] = {}
+        for number in self.checkpoints.numbers():
+            try:
+                with self.checkpoints.opened(number) as (state, arrays):
+                    owner = owner_number(digest)
+                    marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
+                    found[str(number)] = marks + sum(digest_of(name) == digest for name in _texts(state))
+            except CheckpointError:
+                found[str(number)] = None
+        return found
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "letters": sorted(map(list, self._letters)),
+            "before": None if self._before is None else self._before[0],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave."""
+        self._letters = {(digest, topic, number, offset) for digest, topic, number, offset in state["letters"]}
+        # A restart has come by with what they are kept for: going on from one of the later ones.
+        self._before = None if state["before"] is None else (state["before"], self._clock())
+
+
+def _is_nobodys(name: str) -> bool:
+    return name.startswith(WEIGHTS)
+
+
+def _vocabulary_of(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {"learner": {"items": state["learner"]["items"]}}
+
+
+def quoted_in(text: str) -> Iterable[str]:
+    """What stands in quotes, as in the last line of a traceback."""
+    return (one or other for one, other in _QUOTED.findall(text))
+
+
+def _texts(value: Any, path: Sequence[str] = ()) -> Iterable[str]:
+    """Every text in a checkpoint's state that may be somebody's id."""
+    if tuple(path) in NAMES_OF_OTHERS:
+        return
+    if isinstance(value, str):
+        if tuple(path[:1]) in QUOTING:
+            yield from quoted_in(value)
+        else:
+            yield value
+    elif isinstance(value, Mapping):
+        if tuple(path) == KEYED_BY_PEOPLE:
+            yield from value
+        for name, one in value.items():
+            yield from _texts(one, (*path, name))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one, path)

@@ -1,0 +1,108 @@
+"""From records to clicks: what cannot be read goes to the dead letters, what was learned before is left out."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+
+from online.config.settings import Settings
+from online.lifecycle.emit import Emit
+from online.lifecycle.unreadable import UnreadableWatch
+from online.worker.arrived import Arrived, ToForget
+from online.worker.dead_letters import DeadLetterBox
+from online.worker.dedup import SeenEvents
+from online.worker.event_time import not_ahead
+from online.worker.first_messages import FirstMessages
+from online.worker.poison_pills import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
+from online.worker.progress import Ledger
+from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
+from stream.events import BadEvent, Click, Forget, parse
+from stream.source import Record
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """What stands between the source and the learner. The ids it has seen are part of a checkpoint."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        dead_letters: DeadLetterBox,
+        quarantine: Quarantine,
+        ledger: Ledger,
+        unreadable: UnreadableWatch,
+        tell: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock`: seconds since 1970."""
+        self.settings = settings
+        self.dead_letters = dead_letters
+        self.quarantine = quarantine
+        self.ledger = ledger
+        self.unreadable = unreadable
+        self.tell = tell
+        self.clock = clock
+        self.seen = SeenEvents(settings.event_ids_held)
+        self._limits, self._names = settings.limits, settings.click_names
+        self._first = FirstMessages(self._names, tell)
+
+    def readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
+        """What can be learned of these, in their order. Raises InternalError."""
+        now = self.clock()
+        if not records:
+            self._first.nothing_more(learned=self.ledger.learned)
+        for record in records:
+            event = self._read(record, now)
+            if not isinstance(event, Forget):
+                self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
+                if not self._first.done:
+                    self._first.saw(record.value, event)
+            if isinstance(event, BadEvent):
+                if event.reason == INTERNAL_ERROR:
+                    self._put_aside(record, event)
+                elif event.reason == UNDECODABLE_BATCH:
+                    self.tell("undecodable", *undecodable_notice(record, event))
+                self.dead_letters.put(record, event)
+                self.ledger.dead_letters[event.reason] += 1
+            elif isinstance(event, Forget):
+                yield ToForget(event, record)
+            elif event.event_id is not None and not self.seen.add(event.event_id):
+                self.ledger.duplicates += 1
+            else:
+                self.ledger.put_aside = 0
+                yield Arrived(self._not_ahead(event, record), record)
+
+    def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
+        detail = self.quarantine.aside(record)
+        if detail is not None:
+            return BadEvent(INTERNAL_ERROR, detail)
+        found = self.dead_letters.found(record) or undecodable(record)
+        if found is not None and found.reason in (INTERNAL_ERROR, UNDECODABLE_BATCH):
+            return found
+        try:
+            event = parse(record.value, now=now, limits=self._limits, names=self._names)
+        except Exception as error:
+            log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
+            event = BadEvent(INTERNAL_ERROR, last_line(error))
+        if found is None or (isinstance(event, BadEvent) and event.reason == found.reason):
+            return event
+        return found  # what stands among the dead letters must not be learned too, though it could be read by now
+
+    def _not_ahead(self, click: Click, record: Record) -> Click:
+        seconds = not_ahead(click.timestamp, record, self.settings.future_s_max)
+        return click if seconds == click.timestamp else click.model_copy(update={"timestamp": seconds})
+
+    def _put_aside(self, record: Record, why: BadEvent) -> None:
+        """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
+        where = "{} partition {} offset {}".format(*place(record))
+        figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
+        self.ledger.put_aside += 1
+        if self.ledger.put_aside < self.settings.internal_errors_in_a_row_max:
+            self.tell("internal_error", f"{where} is put aside: {why.detail}", figures)
+            return
+        text = f"{self.ledger.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
+        self.tell("internal_error", f"{text}; the worker stops", figures)
+        raise InternalError(
+            f"{text}. The worker stops, so as not to empty the stream into {self.settings.dead_letters_topic}: "
+            "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to pass over them"
+        )

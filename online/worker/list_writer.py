@@ -1,0 +1,292 @@
+"""Everything that is written to Redis, and what is owed to it: lists after clicks, lists that aged, lists left behind.
+
+Redis may be away at any time. Learning goes on then; whose list is behind is remembered, also in the checkpoint.
+"""
+
+import itertools
+import logging
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.config.settings import Settings
+from online.learner.learner import Learner, Ranking
+from online.lifecycle.emit import Emit
+from online.metrics import Latencies
+from online.worker.arrived import Arrived
+from online.worker.backoff import SAID_EVERY_S
+from online.worker.catalogue import Catalogue
+from online.worker.departures import Departures
+from online.worker.eviction_watch import SAMPLE, EvictionWatch
+from online.worker.progress import Ledger
+from online.worker.redis_link import RedisLink
+from online.worker.refresh import RefreshSchedule, StreamClock
+from stream.lists import PAGE, Lists, TopList
+from stream.people import digest_of
+
+PROBE_LISTS = 8  # written in an attempt to find out whether Redis takes lists again
+PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
+
+log = logging.getLogger(__name__)
+
+
+class ListWriter:
+    """Writes lists for the loop. `start` once the checkpoint is restored, then the rest at the loop's own pace."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        learner: Learner,
+        ledger: Ledger,
+        catalogue: Catalogue,
+        lists: Lists,
+        departures: Departures,
+        tell: Emit,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
+        self.settings = settings
+        self.learner = learner
+        self.ledger = ledger
+        self.catalogue = catalogue
+        self.lists = lists
+        self.departures = departures
+        self.clock = clock
+        # Users whose list in Redis is behind, longest first, and whether that is by a click: while Redis evicts, the
+        # lists of the others are only to replace one that stands.
+        self.stale: dict[str, bool] = {}
+        self.popular_stale = False  # whether the popular list is
+        self.unwanted: dict[str, None] = {}  # digests of people whose list must not stand; before they click anew
+        self.latencies = Latencies()
+        self.stream_clock = StreamClock(learner.clock, monotonic)
+        self.aging = RefreshSchedule(learner.returns, self.stream_clock)
+        self._loss_said_at = -math.inf
+        self.link = RedisLink(
+            settings,
+            lists,
+            clock=clock,
+            on_loss=self._lost,
+            on_return=self._returned,
+        )
+        self.link.before = self._delete_unwanted
+        self.evictions = EvictionWatch(lists, tell=tell, on_room=self.renew_all, clock=clock)
+        self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
+        self._owned: frozenset[int] | None = None  # partitions whose people's lists this worker writes; None: all
+
+    @property
+    def redis_waits_since(self) -> float | None:
+        """Since when Redis takes no lists, in seconds since 1970; None: it does."""
+        return self.link.away_since
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to write that Redis would take now."""
+        owed = bool(self.stale or self.unwanted) or self.popular_stale or self.catalogue.sweeping
+        return owed and self.link.taking and self.link.due
+
+    @property
+    def behind(self) -> int:
+        """How many lists in Redis are behind."""
+        return len(self.stale) + sum(user not in self.stale for user in self._ready)
+
+    def start(self) -> None:
+        """Call it once, after the checkpoint is restored. Redis may be away."""
+        self.look()
+        self.catalogue.start()
+
+    def look(self) -> None:
+        """Sees whether Redis has lost anything, however quietly. To be called about once a second."""
+        if self.link.due and self.link.look():
+            self.evictions.look()
+            if self.evictions.since is not None:
+                self.popular_stale = True  # what most are served must not be missing for longer
+
+    def to_state(self) -> dict[str, Any]:
+        return {
+            "stale": list(self.stale),
+            "popular_stale": self.popular_stale,
+            "unwanted": list(self.unwanted),
+            "aging": self.aging.to_state(),
+            "link": self.link.to_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave; the learner has its histories back already."""
+        self.stale = dict.fromkeys(state["stale"], True)
+        self.popular_stale = state["popular_stale"]
+        self.unwanted = dict.fromkeys(state["unwanted"])
+        self.aging.load_state(state["aging"])
+        self.link.load_state(state["link"])
+
+    def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
+        """Writes the lists of those who clicked, and the popular one; it owes them where Redis does not take them."""
+        self.stream_clock.now()  # from here on time passes until the next click
+        lasts = {one.click.user_id: one for one in batch}  # each user's last click
+        histories = self.learner.histories
+        origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
+        histories.origins[histories.find(list(lasts))] = origins
+        self.ledger.latest_offset, self.ledger.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
+        lists = {user: self._top_list(rankings[user], one.offset, one.clicked_at_ms) for user, one in lasts.items()}
+        self.aging.renewed(lists)
+        self.popular_stale = True
+        for user, one in lasts.items():
+            self.stale.pop(user, None)
+            self._ready[user] = lists[user], one.record.timestamp_ms
+        if self.link.due or not self.link.taking or len(self._ready) >= PAGE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Writes what waits for a slow Redis; it is owed where Redis does not take it. State may be saved then."""
+        if not self._ready:
+            return
+        ready, self._ready = self._ready, {}
+        if self.link.write({user: top for user, (top, _) in ready.items()}, self._popular()):
+            written_ms = 1000 * self.clock()
+            self.latencies.add((came_ms, written_ms) for _, came_ms in ready.values())
+            self.popular_stale = False
+        else:
+            self._owe(ready, clicked=True)
+
+    def _owe(self, users: Iterable[str], *, clicked: bool = False) -> None:
+        """`clicked`: whether it is a click that their lists lack."""
+        for user in users:
+            self.stale[user] = clicked or self.stale.get(user, False)
+        while len(self.stale) > self.settings.users_held:
+            del self.stale[next(iter(self.stale))]
+
+    def owns(self, partitions: Collection[int]) -> None:
+        """Notes which partitions are this worker's now; none, while they are handed out or the broker is away.
+
+        A person's list is written by who learns their clicks. Who gets a partition writes its people's lists anew: what
+        another worker owed them is not known here.
+        """
+        if not partitions or partitions == self._owned:
+            return
+        before, self._owned = self._owned, frozenset(partitions)
+        if before is not None and (gained := self._owned - before):
+            users = self.learner.histories.users()
+            self._owe(user for user, mine in zip(users, self._of(users, gained), strict=True) if mine)
+
+    def _of(self, users: Sequence[str], partitions: Collection[int]) -> NDArray[np.bool_]:
+        """Whether each user's latest click was in one of these partitions."""
+        histories = self.learner.histories
+        return np.isin(histories.origins[histories.find(users), 0], list(partitions))
+
+    def refresh(self) -> None:
+        """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
+        if self.link.taking:
+            self._owe(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
+            self.departures.aged(self.aging.take_count(), len(self.learner.histories))
+        if not self.link.due:
+            return
+        self.settle()
+        taking = self.link.taking
+        if (taking and not (self.stale or self.popular_stale or self.unwanted)) or not self.link.due:
+            return
+        count = self.settings.refresh_lists_max
+        count = count if taking else min(count, PROBE_LISTS)
+        # Only lists that it took show that Redis is back: where none is behind, some are written all the same.
+        users = list(itertools.islice(self.stale, count))
+        users = users or ([] if taking else self.learner.histories.users()[-count:])
+        histories = self.learner.histories
+        held = [user for user in users if user in histories]  # the others made room since
+        if self._owned is not None:  # of the others, another worker takes care
+            held = [user for user, mine in zip(held, self._of(held, self._owned), strict=True) if mine]
+        slots = histories.find(held)
+        clicked_at = histories.newest(slots, 1).timestamps[:, 0]
+        ages_s = np.maximum(self.stream_clock.now() - histories.active_at[slots], 0.0)
+        moments = (clicked_at + ages_s).tolist()
+        clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()
+        lists = {
+            user: self._top_list(ranking, f"{partition}:{offset}", at_ms)
+            for user, ranking, (partition, offset), at_ms in zip(
+                held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
+            )
+        }
+        evicting = self.evictions.since is not None
+        replacing = [user for user in lists if evicting and not self.stale.get(user, False)]
+        popular = self._popular() if (self.popular_stale or not taking) and self.ledger.learned else None
+        if self.link.write(lists, popular, replacing=replacing):
+            self.popular_stale = False
+            self.ledger.refreshes += len(lists)
+            for user in users:
+                self.stale.pop(user, None)
+
+    def forget(self, digest: str) -> None:
+        """No list of that person (`stream.people.digest_of` their id) is to stand: deleted once Redis answers."""
+        for user in self.people():
+            if digest_of(user) == digest:
+                self.stale.pop(user, None)
+                self._ready.pop(user, None)
+                self.aging.renewed([user])
+        self.link.forget(digest)
+        self.unwanted[digest] = None
+        self.link.do(lambda: None)  # unless it is away
+
+    def people(self) -> list[str]:
+        """Whose lists are to be written."""
+        return [*self.stale, *self._ready, *self.aging.people()]
+
+    def _delete_unwanted(self) -> None:
+        """Before anything else is written: whoever has clicked since gets a new list."""
+        if self.unwanted:
+            self.lists.forget(lambda user: digest_of(user) in self.unwanted)
+            self.unwanted.clear()
+
+    def mind_items(self) -> None:
+        """Takes in what came and went, and takes what went out of some of the lists that stand."""
+        if self.catalogue.take_in() and self.ledger.learned:
+            self.popular_stale = True
+        if self.catalogue.sweeping and self.link.due:
+            self.link.do(self._sweep)
+
+    def _sweep(self) -> None:
+        # What is left of a list is in the right order; only a short one is worth ranking anew.
+        self._owe(user for user in self.catalogue.sweep() if user in self.learner.histories)
+        if not self.catalogue.sweeping:
+            self.departures.deleted(self.catalogue.emptied)
+
+    def _lost(self, users: Collection[str] | None) -> None:
+        """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
+        if users is None and self.evictions.has_evicted(self.link.recent_users(SAMPLE)):
+            self.popular_stale = True
+            return
+        if users is None:
+            self.renew_all()
+        else:
+            self._owe(users)
+            self.popular_stale = True
+        if time.monotonic() - self._loss_said_at >= SAID_EVERY_S:
+            self._loss_said_at = time.monotonic()
+            log.info("Redis has lost lists: %d will be written anew", len(self.stale))
+
+    def _returned(self, seconds: float) -> None:
+        self.catalogue.look_again()
+        log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
+
+    def renew_all(self) -> None:
+        """Everybody's list is behind: little by little they are ranked anew."""
+        self._owe(self.learner.histories.users())
+        self.popular_stale = True
+
+    def _popular(self) -> TopList:
+        popular = replace(self.learner.popular(), popular=True)
+        return self._top_list(popular, self.ledger.latest_offset, self.ledger.latest_clicked_at_ms)
+
+    def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int) -> TopList:
+        return TopList(
+            items=ranking.items,
+            scores=ranking.scores,
+            version=self.learner.version,
+            offset=offset,
+            clicked_at=clicked_at_ms,
+            written_at=int(1000 * self.clock()),
+            source=POPULAR if ranking.popular else PERSONAL,
+        )

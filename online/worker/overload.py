@@ -1,0 +1,131 @@
+"""How far the worker is behind the stream, and what it does about it when that is too far.
+
+The lag is what was written and not yet taken in: messages, and the age of the oldest of them, which the time of the
+message read last tells to a second or so. A turn that leaves less than a poll takes is no lag: the next one takes it.
+
+Behind, the worker keeps the order and goes on with everything (`overload` = fall-behind), or leaves out training until
+it has caught up (shed-training): histories, counts, memories and lists go on, weights wait. Either way fine-tuning
+rests as long as clicks are late.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from online.config.settings import Settings
+from online.lifecycle.emit import Emit
+from online.worker.progress import Ledger
+from stream.source import Partition, Record, Source, SourceError
+
+LOOK_S = 1.0  # between two looks at the lag: a broker has to be asked
+ASK_PAUSES = 4.0  # times as long as its answer took, before it is asked again: it may be slow
+
+
+class Lag(NamedTuple):
+    """What was written and not yet taken in."""
+
+    messages: Mapping[Partition, int]
+    seconds: Mapping[Partition, float]  # age of the oldest; only of partitions that have been read
+
+    @property
+    def total(self) -> int:
+        return sum(self.messages.values())
+
+    @property
+    def oldest_s(self) -> float | None:
+        """None while nothing says how old what waits is."""
+        return max(self.seconds.values(), default=None if self.total else 0.0)
+
+
+class Overload:
+    """Measures the lag, tells people when it is too large and when it is over, and says whether training is left out.
+
+    It follows the computer's clock: after a crash the same clicks may be trained on, or not.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        ledger: Ledger,
+        tell: Emit,
+        clock: Callable[[], float],
+    ) -> None:
+        """`tell`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970."""
+        self.settings, self.ledger, self.clock = settings, ledger, clock
+        self._tell = tell
+        self.lag: Lag | None = None  # as last measured; None while the broker does not say
+        self.behind = False  # so far that people were told
+        self.shedding = False  # training is left out
+        self.late = False  # fine-tuning rests
+        self._untrained_before = 0  # clicks that had not been trained on when this shedding began
+        self._read_ms: dict[Partition, int] = {}  # when the message read last was written
+        self._look_at = float("-inf")  # not before
+
+    def saw(self, records: Sequence[Record]) -> None:
+        """Messages that were read, in order."""
+        for record in records:
+            partition = Partition(record.topic, record.partition)
+            if record.timestamp_ms >= 0:
+                self._read_ms[partition] = record.timestamp_ms
+            else:  # some producers say no time, and then nobody knows how old what follows is
+                self._read_ms.pop(partition, None)
+
+    def measure(self, source: Source) -> Lag | None:
+        """The lag now; None while the broker does not say."""
+        began = time.monotonic()
+        try:
+            ends, positions = source.ends(), source.positions()
+        except SourceError:
+            self.lag = None
+            return None
+        finally:
+            now = time.monotonic()
+            self._look_at = now + max(LOOK_S, ASK_PAUSES * (now - began))
+        messages = {p: max(0, end - positions.get(p, end)) for p, end in ends.items()}
+        now_ms = 1000 * self.clock()
+        seconds = {p: round(max(0.0, now_ms - at) / 1000, 3) for p, at in self._read_ms.items() if messages.get(p)}
+        self.lag = Lag(messages, seconds | {p: 0.0 for p, count in messages.items() if not count})
+        return self.lag
+
+    def look(self, source: Source) -> None:
+        """Once a turn; measures every `LOOK_S`, and decides."""
+        if time.monotonic() < self._look_at:
+            return
+        lag = self.measure(source)
+        if lag is None:
+            return
+        settings = self.settings
+        self.late = self._waits_longer(lag, settings.lag_over_s)
+        told_s = settings.lag_over_s if self.behind else settings.lag_told_s
+        behind = bool(settings.lag_told_s) and self._waits_longer(lag, told_s)
+        shed_s = settings.lag_over_s if self.shedding else settings.shed_lag_s
+        shedding = settings.overload == "shed-training" and self._waits_longer(lag, shed_s)
+        figures = {"messages": lag.total, "seconds": lag.oldest_s}
+        how = f"{lag.total:,} messages wait, the oldest for {lag.oldest_s or 0.0:.0f} s"
+        if behind != self.behind:
+            self.behind = behind
+            kind = "behind" if behind else "behind_over"
+            self._tell(kind, f"more clicks come than can be learned: {how}" if behind else f"caught up: {how}", figures)
+        if shedding != self.shedding:
+            self.shedding = shedding
+            if shedding:
+                self._untrained_before = self.ledger.untrained
+                self._tell("shedding", f"weights are not trained until it has caught up: {how}", figures)
+            else:
+                clicks = self.ledger.untrained - self._untrained_before
+                figures |= {"untrained": clicks}
+                self._tell("shedding_over", f"weights are trained again; {clicks:,} clicks they have not seen", figures)
+
+    def _waits_longer(self, lag: Lag, seconds: float) -> bool:
+        """Whether the next poll does not take all, and the oldest click waits for longer."""
+        return lag.total > self.settings.poll_records_max and lag.oldest_s is not None and lag.oldest_s > seconds
+
+    def to_state(self) -> dict[str, Any]:
+        return {"behind": self.behind, "shedding": self.shedding, "untrained_before": self._untrained_before}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave: what people were told of is told to be over."""
+        self.behind, self.shedding = state["behind"], state["shedding"]
+        self.late = self.behind or self.shedding  # until it is measured
+        self._untrained_before = state["untrained_before"]

@@ -1,0 +1,76 @@
+"""What is wrong with a worker right now: one list, for `status`, the dashboard, /readyz and /metrics.
+
+A notice tells of a moment; a problem lasts until what caused it is over. What is open is asked of the part that knows,
+at each report, so nothing here can go stale or survive a restart by mistake.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from online.worker.loop import Loop
+
+#: Each kind, in the order in which people should read them.
+KINDS = (
+    *("waiting", "redis", "unsaved", "unreadable", "outage", "shedding", "behind"),
+    *("abuse_share", "evicting", "guard"),
+)
+
+
+class Problem(NamedTuple):
+    """Something that goes wrong now. `since`: milliseconds since 1970."""
+
+    kind: str  # one of KINDS
+    since: int
+    text: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+class Problems:
+    """Asks a loop's parts; remembers when each problem was first seen, where no notice says it."""
+
+    def __init__(self, loop: "Loop") -> None:
+        self.loop = loop
+        self._first_seen: dict[str, int] = {}
+
+    def now(self, now_ms: int) -> list[Problem]:
+        """The problems that are open, the gravest first."""
+        found: dict[str, list[str]] = {}
+        for kind, text in self._open():
+            found.setdefault(kind, []).append(text)
+        self._first_seen = {kind: self._first_seen.get(kind, now_ms) for kind in found}
+        problems = []
+        for kind in sorted(found, key=KINDS.index):
+            problem = Problem(kind, self._first_seen[kind], "; ".join(found[kind]))
+            notice = None if problem.text else self.loop.notices.last.get(kind)
+            problems.append(problem if notice is None else Problem(kind, notice.at, notice.text))
+        return problems
+
+    def _open(self) -> Iterator[tuple[str, str]]:
+        """Kind and text of each; an empty text: what its latest notice says."""
+        loop = self.loop
+        for line in (loop.source.trouble(), loop.dead_letters.waits_for):
+            if line:
+                yield "waiting", line
+        if loop.writer.redis_waits_since is not None:
+            why = loop.writer.link.trouble or "Redis does not take the lists"
+            yield "redis", f"{why}; learning goes on, lists will be brought up to date"
+        if loop.unsaved_since is not None:
+            yield "unsaved", ""
+        for watch in loop.unreadable.values():
+            if watch.began:
+                yield "unreadable", watch.text
+        if loop.supervisor.outage:
+            yield "outage", ""
+        if loop.overload.shedding:
+            yield "shedding", ""
+        if loop.overload.behind:
+            yield "behind", ""
+        if loop.learner.guard.net.open:
+            yield "abuse_share", ""
+        if loop.writer.evictions.since is not None:
+            yield "evicting", ""
+        if loop.supervisor.flooded:
+            yield "guard", "clicks that look like a bot's are kept from other people's lists"

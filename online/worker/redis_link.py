@@ -1,0 +1,179 @@
+"""The way to Redis: whether it takes lists, how much of the worker's time it may cost, and what it has lost.
+
+It may be away, full, read-only, slow, half-working, or back with less than it had, at any time; learning goes on
+meanwhile. Only lists that were taken prove that it is back: a Redis that answers a ping, or takes the mark, may refuse
+them all the same. One that takes lists and refuses them by turns counts as away until it has taken all for a while.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from online.config.settings import Settings
+from online.worker.backoff import SAID_EVERY_S, backoff
+from online.worker.receipts import Receipts
+from stream.lists import Lists, ListsError, TopList
+from stream.redis_errors import RedisSilentError
+
+SLOW_S = 0.05  # an answer that takes longer is followed by a pause as long as it took
+RELAPSE_S = 60.0  # what fails again so soon, for the same reason, has not been back
+SETTLED_S = 10.0  # after a relapse it has to take everything for so long, after the next one for twice as long
+SETTLED_S_MAX = 300.0
+REASONS_MAX = 8  # different reasons that are said at once; the others wait their turn
+
+log = logging.getLogger(__name__)
+
+
+class RedisLink:
+    """Does what needs Redis, for the writer of lists; never raises ListsError."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lists: Lists,
+        *,
+        clock: Callable[[], float],
+        on_loss: Callable[[Collection[str] | None], None],
+        on_return: Callable[[float], None],
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
+        """
+        Args:
+            settings: how long to wait between attempts.
+            lists: where lists go.
+            clock: the computer's, in seconds since 1970.
+            on_loss: gets the users whose lists Redis has lost, None for all.
+            on_return: called when lists are taken again, with the seconds for which they were not.
+            monotonic: in seconds, from any beginning; None: the computer's.
+        """
+        self.lists = lists
+        self.away_since: float | None = None  # seconds since 1970; None: it is not away, or was not long enough ago
+        self.trouble: str | None = None  # why, in a line for people
+        self.before: Callable[[], None] = lambda: None  # what is owed, and done before anything else
+        self._clock = clock
+        self._monotonic = monotonic or time.monotonic
+        self._on_loss = on_loss
+        self._on_return = on_return
+        self._backoff = backoff(settings, self._monotonic)
+        self._receipts = Receipts()
+        self._failing = False  # whether the latest attempt has failed
+        self._silent = False  # whether that was because no answer came
+        self._taking_since = 0.0  # when it took lists again
+        self._back_at = -RELAPSE_S  # when it was last said to be back
+        self._began_at = self._began = 0.0  # the outage that lasts, or was the last: by both clocks, in seconds
+        self._settle_s = 0.0  # how long it has to take everything before it is back
+        self._reasons: set[str] = set()  # that were said in this outage, or in those just before it
+        self._said_at = 0.0
+        self._pause_until = 0.0
+
+    @property
+    def taking(self) -> bool:
+        """Whether it took what it was last given."""
+        return not self._failing
+
+    @property
+    def answers(self) -> bool:
+        """Whether asking something else than to take lists is worth the time: it may refuse them and still answer."""
+        return not (self._failing and self._silent)
+
+    @property
+    def due(self) -> bool:
+        """Whether it may be asked now: not with every micro-batch while it is away, and while it is slow for at most
+        half of the time."""
+        return self._backoff.due if self._failing else self._monotonic() >= self._pause_until
+
+    def write(self, lists: Mapping[str, TopList], popular: TopList | None, *, replacing: Collection[str] = ()) -> bool:
+        """Writes lists -> whether Redis took them. `replacing`: users whose list is only to replace one that stands.
+
+        While it is away these are the attempts that show whether it is back: give it lists, where there are any.
+        """
+
+        def work() -> None:
+            found = self.lists.write(lists, popular, mark=self._receipts.mark(), replacing=replacing)
+            self._account(found, lists)
+
+        return self._attempt(work)
+
+    def look(self) -> bool:
+        """Writes the mark alone, to see whether anything was lost -> whether that was done; not while it is away."""
+        return not self._failing and self.write({}, None)
+
+    def do(self, work: Callable[[], None]) -> bool:
+        """Does what needs Redis -> whether it is done; not, and at once, while it is away."""
+        return not self._failing and self._attempt(work)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        if self._failing and not self._backoff.due:
+            return False
+        began = self._monotonic()
+        try:
+            self.before()
+            work()
+        except ListsError as error:
+            self._failed(error, self._monotonic() - began)
+            return False
+        self._succeeded(began)
+        return True
+
+    def _account(self, found: int | None, users: Collection[str]) -> None:
+        lost = self._receipts.took(found, users)
+        if lost is None or lost:
+            self._on_loss(lost)
+
+    def recent_users(self, users_max: int) -> list[str]:
+        """Whose lists were written last, without those of the very last write."""
+        return self._receipts.recent_users(users_max)
+
+    def _succeeded(self, began: float) -> None:
+        now = self._monotonic()
+        self._pause_until = now + (now - began if now - began > SLOW_S else 0.0)
+        if self._failing:
+            self._failing, self._taking_since = False, now
+        if self.away_since is None:
+            if now - self._back_at >= RELAPSE_S:
+                self._backoff.succeeded()
+                self._settle_s = 0.0
+        elif now - self._taking_since >= self._settle_s:
+            self.away_since = self.trouble = None
+            self._back_at = now
+            self._on_return(now - self._began)
+
+    def _failed(self, error: ListsError, took_s: float) -> None:
+        self._backoff.failed(took_s)
+        self._failing, self._silent, self.trouble = True, isinstance(error, RedisSilentError), str(error)
+        now = self._monotonic()
+        if self.away_since is None:
+            self._goes_away(error, now)
+        elif now - self._said_at >= SAID_EVERY_S:
+            self._said_at = now
+            log.warning("still, after %.0f s: %s", now - self._began, error)
+        elif str(error) not in self._reasons and len(self._reasons) < REASONS_MAX:
+            self._reasons.add(str(error))
+            log.warning("now: %s", error)
+
+    def _goes_away(self, error: ListsError, now: float) -> None:
+        if now - self._back_at >= RELAPSE_S:
+            self._reasons = set()
+        if str(error) in self._reasons or len(self._reasons) >= REASONS_MAX:  # the same outage
+            if not self._settle_s:
+                self._said_at = now
+                log.warning("%s; it takes lists and refuses them by turns, and is left in peace more and more", error)
+            self._settle_s = min(max(SETTLED_S, 2 * self._settle_s), SETTLED_S_MAX)
+        else:
+            self._began_at, self._began = self._clock(), now
+            self._said_at, self._settle_s = now, 0.0
+            self._reasons.add(str(error))
+            log.warning("%s; learning goes on, lists will be brought up to date", error)
+        self.away_since = self._began_at
+
+    def forget(self, digest: str) -> None:
+        """Somebody's list may be lost from now on (`stream.people.digest_of` their id)."""
+        self._receipts.forget(digest)
+
+    def to_state(self) -> dict[str, Any]:
+        return self._receipts.to_state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `to_state` gave."""
+        self._receipts.load_state(state)

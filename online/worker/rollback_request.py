@@ -1,0 +1,30 @@
+"""`nextclick versions --rollback` asks the running worker (online/worker/requests.py)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from online.worker.requests import RequestError, ask_worker
+from stream.lists import Lists
+
+__all__ = ["RollbackError", "ask_rollback", "rollback"]
+
+RollbackError = RequestError
+
+
+def ask_rollback(lists: Lists, to: int, timeout_s: float) -> dict[str, Any]:
+    """Asks for a rollback and waits for it -> `version`, the new one, and `parent`.
+
+    Raises RollbackError: it cannot be done, or nobody did it within `timeout_s` seconds; ListsError.
+    """
+    return ask_worker(lists, {"rollback": to}, timeout_s, "nextclick versions")
+
+
+def rollback(roll_back: Callable[[int], int]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """What answers such a request. `roll_back` gives the new version's number, or raises VersionError or
+    CheckpointError."""
+
+    def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+        to = int(request["rollback"])
+        return {"version": roll_back(to), "parent": to}
+
+    return answer

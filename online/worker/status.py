@@ -1,0 +1,124 @@
+"""What the worker says about itself: one JSON object, for `status`, for the dashboard and for /metrics."""
+
+import os
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from online.worker.loop import Loop
+from online.worker.problems import Problem, Problems
+from stream.source import Partition
+
+RATE_WINDOW_S = 10.0
+
+
+def waiting_status(line: str) -> dict[str, Any]:
+    """What a worker says that has not begun, because something it needs is not there yet: `line` says what."""
+    now_ms = int(1000 * time.time())
+    problems = [Problem("waiting", now_ms, line).as_dict()]
+    report = {"state": "waiting", "pid": os.getpid(), "written_at": now_ms, "waits_for": [line], "redis": "ok"}
+    return report | {"problems": problems}
+
+
+class StatusReport:
+    """Describes a loop; keeps what the rate is computed from."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.started_at = time.time()
+        self._problems = Problems(loop)
+        self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.ledger.learned)])
+
+    def describe(self, state: str) -> dict[str, Any]:
+        """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second, and the
+        lag is in messages and seconds, None while the broker does not say."""
+        loop, ledger, learner = self.loop, self.loop.ledger, self.loop.learner
+        lag = loop.overload.measure(loop.source)
+        supervisor, tuned_at = loop.supervisor, loop.supervisor.last_finetuned_at
+        return {
+            "state": state,
+            "pid": os.getpid(),
+            "started_at": int(1000 * self.started_at),
+            "written_at": int(1000 * time.time()),
+            "version": learner.version,
+            "learned": ledger.learned,
+            "untrained": ledger.untrained,
+            "duplicates": ledger.duplicates,
+            "dead_letters": dict(ledger.dead_letters),
+            "unreadable_share_of": {topic: watch.figures["share"] for topic, watch in loop.unreadable.items()},
+            "users": len(learner.histories),
+            "items": len(learner.vocabulary),
+            "unavailable": len(learner.unavailable),
+            "lag": None if lag is None else lag.total,
+            "lag_s": None if lag is None else lag.oldest_s,
+            "lag_of": {} if lag is None else named(lag.messages),
+            "lag_s_of": {} if lag is None else named(lag.seconds),
+            "behind": loop.overload.behind,
+            "shedding": loop.overload.shedding,
+            "positions": named(ledger.next_offsets),
+            "events_per_s": self._rate(),
+            "click_to_list_ms": loop.writer.latencies.quantiles(),
+            "click_to_list_unknown": loop.writer.latencies.unknown,
+            "scored": learner.scores.scored,
+            "scores": learner.scores.total(),
+            "recent": learner.scores.recent(),
+            "loss": loop.changes.drift.mean_loss,
+            "alarms": loop.changes.drift.alarms,
+            "improvements": loop.changes.drift.improvements,
+            "last_alarm": loop.changes.drift.last_alarm,
+            "finetune": {
+                "state": supervisor.state,
+                "done": ledger.finetunings,
+                "last_at": None if tuned_at is None else int(1000 * tuned_at),
+            },
+            "gate": None if supervisor.candidate is None else supervisor.candidate.figures(),
+            "checkpoint": None
+            if loop.last_saved is None
+            else {
+                "number": loop.last_saved.number,
+                "bytes": loop.last_saved.size_bytes,
+                "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
+            },
+            "unsaved_since": None if loop.unsaved_since is None else int(1000 * loop.unsaved_since),
+            "lost": ledger.lost,
+            "lists_behind": loop.writer.behind,
+            "refreshes": ledger.refreshes,
+            "guarded": dict(learner.guard.total),
+            "abuse_share": round(learner.guard.net.share, 4),
+            "abuse_share_exceeded": learner.guard.net.open,
+            "let_through": dict(learner.guard.net.let_through),
+            "expired": learner.expired,
+            "waits_for": [
+                line for line in (loop.source.trouble(), loop.dead_letters.waits_for, loop.writer.link.trouble) if line
+            ],
+            "problems": [problem.as_dict() for problem in self._problems.now(int(1000 * time.time()))],
+            "redis": "ok" if loop.writer.redis_waits_since is None else "waiting",
+            "redis_memory": loop.writer.evictions.figures(),
+            "versions": loop.versions.as_dicts(),
+            "notices": [notice.as_dict() for notice in loop.notices.latest],
+            "notice_counts": dict(loop.notices.counts),
+            "notices_dropped": loop.notices.dropped,
+            "memory_mb_max": memory_mb_max(),
+        }
+
+    def _rate(self) -> float:
+        now, learned = time.monotonic(), self.loop.ledger.learned
+        self._progress.append((now, learned))
+        while len(self._progress) > 2 and now - self._progress[0][0] > RATE_WINDOW_S:
+            self._progress.popleft()
+        began, before = self._progress[0]
+        return round((learned - before) / max(1e-3, now - began), 1)
+
+
+def named(of_partition: Mapping[Partition, float]) -> dict[str, float]:
+    """As JSON has it."""
+    return {f"{partition.topic}:{partition.partition}": value for partition, value in sorted(of_partition.items())}
+
+
+def memory_mb_max() -> float:
+    """The most memory this process has held so far (resident)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

@@ -1,0 +1,289 @@
+"""Checkpoints that another thread completes while the loop goes on: the order of effects holds, and so do crashes."""
+
+import itertools
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from online.worker.checkpoint import CheckpointError, Checkpoints
+from online.worker.steps import STEPS
+from stream.events import Forget
+from stream.people import digest_of
+
+CLICKS = 160  # five full polls
+BAD = {3: b"no json", 40: None, 70: b"[]", 130: b"{}"}
+ASIDE = ("checkpoint_manifest", "checkpoint_rename", "checkpoint_clean")
+
+
+class CrashError(BaseException):
+    """As kill -9: nothing of ours catches it."""
+
+
+class Late(Executor):
+    """Does what it is given when it has been asked so many times whether it is done, or has to be: within the loop's
+    own thread, so that a test says what comes before what. A crash in it is one of the whole process."""
+
+    def __init__(self, turns):
+        self.turns = turns
+        self.given = 0
+
+    def submit(self, work):
+        self.given += 1
+        return LateFuture(work, self.turns)
+
+    def shutdown(self, **_):
+        pass
+
+
+class LateFuture(Future):
+    def __init__(self, work, turns):
+        super().__init__()
+        self.work, self.turns = work, turns
+
+    def done(self):
+        if self.turns > 0:
+            self.turns -= 1
+            return False
+        self._do()
+        return super().done()
+
+    def result(self, timeout=None):
+        self._do()
+        return super().result(timeout)
+
+    def _do(self):
+        if not super().done():
+            try:
+                self.set_result(self.work())
+            except Exception as error:
+                self.set_exception(error)
+
+
+@pytest.fixture
+def values(town_clicks):
+    return [BAD.get(place, click) for place, click in enumerate(town_clicks[:CLICKS])]
+
+
+@pytest.fixture
+def aside_loop():
+    """Loops whose checkpoints are due at each turn, and completed aside."""
+
+    def make(world, reached=lambda _: None, *, aside, monotonic=None, **overrides):
+        passing = itertools.count(1.0)
+        monotonic = monotonic or (lambda: float(next(passing)))
+        return world.loop(reached, monotonic=monotonic, aside=aside, checkpoint_interval_s=1e-3, **overrides)
+
+    return make
+
+
+def fault(step, visit):
+    """A crash at the n-th visit of a step."""
+    count = itertools.count(1)
+
+    def reached(one):
+        if one == step and next(count) == visit:
+            raise CrashError(step)
+
+    return reached
+
+
+def outcome(world, loop):
+    letters = [(letter.key, letter.value, letter.offset) for letter in world.dead()]
+    everything = world.everything(loop)
+    del everything["versions"]  # they know the numbers of checkpoints, of which there were fewer
+    return everything, letters, dict(world.broker.committed), loop.ledger.next_offsets
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    return {}
+
+
+@pytest.fixture
+def undisturbed(quiet, new_world, values):
+    if not quiet:
+        world = new_world()
+        world.publish(values)
+        quiet["outcome"] = outcome(world, world.run())
+    return quiet["outcome"]
+
+
+@pytest.mark.parametrize(("step", "turns"), [*itertools.product(STEPS, (0, 1, 3))])
+def test_killed_at_a_step_with_a_checkpoint_on_its_way_it_ends_as_if_nothing_had_happened(
+    new_world, values, undisturbed, aside_loop, *, step, turns
+):
+    world = new_world()
+    world.publish(values)
+    crashes = 0
+    for visit in (1, 2, 1):
+        try:
+            world.drain(world.begin(aside_loop(world, fault(step, visit), aside=Late(turns))))
+        except CrashError:
+            crashes += 1
+    assert crashes >= 2
+    aside = Late(turns)
+    last = world.drain(world.begin(aside_loop(world, aside=aside)))
+    assert outcome(world, last) == undisturbed
+
+
+def test_a_real_thread_changes_nothing_either(new_world, values, undisturbed, aside_loop):
+    world = new_world()
+    world.publish(values)
+    loop = world.drain(world.begin(aside_loop(world, aside=ThreadPoolExecutor(1))))
+    loop.close()
+    assert outcome(world, loop) == undisturbed
+    number, _, state = loop.checkpoints.load()
+    assert state["ledger"]["learned"] == loop.ledger.learned
+    assert number == loop.last_saved.number
+
+
+def test_what_is_committed_is_what_the_checkpoint_holds_and_not_what_was_learned_since(world, values, aside_loop):
+    world.publish(values)
+    loop = world.begin(aside_loop(world, aside=Late(2)))
+    commits = []
+    while loop.turn():
+        if world.broker.committed:
+            _, _, state = loop.checkpoints.load()
+            (_, _, offset), *_ = state["ledger"]["next_offsets"]
+            assert world.broker.committed == {world.partition(): offset}
+            commits.append((offset, loop.ledger.next_offsets[world.partition()]))
+    assert any(committed < taken for committed, taken in commits)
+
+
+def test_lists_and_dead_letters_of_what_a_checkpoint_holds_are_out_before_it_is_begun(world, values, aside_loop):
+    steps = []
+    world.publish(values)
+    loop = world.begin(aside_loop(world, steps.append, aside=Late(1)))
+    for _ in range(3):
+        loop.turn()
+    first = steps.index("checkpoint")
+    assert steps.index("lists") < first
+    assert steps.index("dead_letters") < first
+    assert "learn" in steps[first : steps.index("checkpoint_rename")]  # another turn was not held up
+    assert steps.index("checkpoint_rename") < steps.index("commit")
+
+
+def test_only_one_is_on_its_way_and_the_next_waits_for_its_end(world, values, aside_loop):
+    world.publish(values)
+    aside = Late(10**6)
+    loop = world.begin(aside_loop(world, aside=aside))
+    while loop.turn():
+        pass
+    assert aside.given == 1
+    assert loop.checkpoints.numbers() == []
+    loop.finish()
+    assert loop.checkpoints.numbers() == [1, 2]
+    assert world.broker.committed == {world.partition(): CLICKS}
+
+
+def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside_loop, caplog):
+    failing = threading.Event()
+    failing.set()
+
+    def reached(step):
+        if step == "checkpoint_manifest" and failing.is_set():
+            raise OSError(28, "No space left on device")
+
+    now = [0.0]
+    world.publish(values)
+    loop = world.begin(aside_loop(world, reached, aside=Late(1), monotonic=lambda: now[0]))
+    now[0] = 1.0
+    for _ in range(3):
+        loop.turn()
+    assert loop.unsaved_since is not None
+    assert "No space left on device" in caplog.text
+    assert loop.checkpoints.numbers() == []
+    assert loop.versions.live.checkpoint is None
+    assert not list(loop.checkpoints.folder.iterdir())
+    assert world.broker.committed == {}
+    failing.clear()
+    now[0] = 2.0
+    for _ in range(3):
+        loop.turn()
+    assert loop.unsaved_since is None
+    while loop.turn():
+        pass
+    loop.finish()
+    assert world.broker.committed == {world.partition(): CLICKS}
+    assert loop.versions.live.checkpoint == loop.last_saved.number
+
+
+def test_a_version_is_on_disk_before_it_makes_a_list_though_a_checkpoint_is_on_its_way(world, values, aside_loop):
+    world.publish(values)
+    loop = world.begin(aside_loop(world, aside=Late(10**6)))
+    loop.turn()
+    loop.supervisor.ask_finetuning("a test")
+    while loop.learner.version == 1:
+        loop.turn()
+    _, _, state = loop.checkpoints.load()
+    assert state["learner"]["version"] == 2
+    assert loop.checkpoints.numbers() == [1, 2]  # the one on its way came first
+    assert loop.versions.live.checkpoint == 2
+    assert loop.versions.all()[0].checkpoint == 1
+
+
+def test_somebody_who_is_forgotten_is_not_in_the_checkpoint_that_was_on_its_way(world, town_clicks, aside_loop):
+    clicks = town_clicks[:CLICKS]
+    user = clicks[0].user_id
+    forget = Forget(user_sha256=digest_of(user), timestamp=clicks[-1].timestamp)
+    left = [click for click in clicks[96:] if click.user_id != user]
+    world.publish(
+        [*clicks[:96], forget.model_dump_json().encode().replace(b"{", b'{"event_type":"nextclick.forget",', 1), *left]
+    )
+    loop = world.begin(aside_loop(world, aside=Late(10**6), forget_checkpoints_s=0.0))
+    while loop.turn():
+        pass
+    loop.turn()
+    loop.turn()
+    loop.finish()
+    assert loop.checkpoints.numbers()
+    for number in loop.checkpoints.numbers():
+        answer = loop.answer_forget({"forget": digest_of(user), "after": [], "search": True})
+        assert answer["checkpoints"][str(number)] == 0
+
+
+def test_closing_waits_for_the_one_on_its_way(world, values, aside_loop):
+    """So that a loop which begins anew in the same process, after a bug, does not meet it half done."""
+    held, entered = threading.Event(), threading.Event()
+
+    def reached(step):
+        if step == "checkpoint_rename":
+            entered.set()
+            assert held.wait(30)
+
+    world.publish(values)
+    loop = world.begin(aside_loop(world, reached, aside=ThreadPoolExecutor(1)))
+    loop.turn()
+    assert entered.wait(30)
+    threading.Timer(0.05, held.set).start()
+    loop.close()
+    assert Checkpoints(loop.checkpoints.folder, 2).numbers() == [1]
+
+
+def test_begun_and_completed_is_saved(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "some", 2)
+    arrays = {"a": np.arange(5)}
+    complete = checkpoints.begin(arrays, {"b": 1})
+    assert checkpoints.load() is None
+    arrays["a"][:] = 0  # what is begun holds what was, whatever changes meanwhile
+    saved = complete()
+    number, found, state = checkpoints.load()
+    assert (number, found["a"].tolist(), state) == (saved.number, [0, 1, 2, 3, 4], {"b": 1})
+
+
+def test_what_cannot_be_begun_or_completed_leaves_nothing(tmp_path):
+    steps = []
+
+    def full(step):
+        steps.append(step)
+        if step == refused:
+            raise OSError(28, "No space left on device")
+
+    for refused in ("checkpoint_state", "checkpoint_manifest", "checkpoint_rename"):
+        checkpoints = Checkpoints(tmp_path / refused, 2, reached=full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            checkpoints.begin({"a": np.arange(5)}, {})()
+        assert not list((tmp_path / refused).iterdir())
+    assert set(ASIDE) - {"checkpoint_clean"} <= set(steps)

@@ -1,0 +1,95 @@
+"""A notice is told once, everywhere; after a crash the same ones have the same ids."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from online.config.settings import PREFIX, Settings
+from online.lifecycle.versions import STATES, Versions
+from online.worker.notices import GRAVE, KINDS, NoticeBoard
+from online.worker.progress import Ledger
+
+
+class Topic:
+    dropped = 2
+
+    def __init__(self):
+        self.notices = []
+
+    def put(self, notice):
+        self.notices.append(notice)
+
+
+@pytest.fixture
+def topic():
+    return Topic()
+
+
+@pytest.fixture
+def board(topic):
+    return NoticeBoard(3, ledger=Ledger(learned=40), versions=Versions(3, 5), clock=lambda: 5.5, writer=topic)
+
+
+def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, topic, caplog):
+    caplog.set_level(logging.INFO, "online.worker.notices")
+    notice = board.tell("rolled back", "version 4 is version 2", {"live": 0.25})
+    assert notice.as_dict() == {
+        "id": "rolled_back-40-0", "kind": "rolled_back", "at": 5_500, "clicks": 40, "version": 1,
+        "text": "version 4 is version 2", "figures": {"live": 0.25},
+    }  # fmt: skip
+    assert topic.notices == list(board.latest) == [notice]
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", "rolled_back: version 4 is version 2")
+    ]
+
+
+def test_ids_tell_notices_of_one_kind_at_one_click_apart(board):
+    kinds = ["alarm", "alarm", "guard", "alarm"]
+    assert [board.tell(kind, "").id for kind in kinds] == ["alarm-40-0", "alarm-40-1", "guard-40-0", "alarm-40-2"]
+    board._ledger.learned = 41
+    assert board.tell("alarm", "").id == "alarm-41-0"
+
+
+def test_the_latest_are_kept_and_all_are_counted(board):
+    for number in range(5):
+        board.tell("alarm", str(number))
+    board.tell("guard", "5")
+    assert [notice.text for notice in board.latest] == ["3", "4", "5"]
+    assert board.counts == {"alarm": 5, "guard": 1}
+    assert board.dropped == 2
+
+
+def test_a_restart_goes_on_with_the_same_ids(board):
+    board.tell("alarm", "one")
+    board.tell("alarm", "two")
+    state = json.loads(json.dumps(board.to_state()))
+    again = NoticeBoard(3, ledger=Ledger(learned=40), versions=Versions(3, 5), clock=lambda: 9.0)
+    again.load_state(state)
+    assert again.to_state() == board.to_state()
+    assert again.tell("alarm", "three").id == board.tell("alarm", "three").id == "alarm-40-2"
+    assert again.dropped == 0
+
+
+def test_figures_that_json_cannot_hold_do_no_harm(board):
+    figures = {"nan": float("nan"), "inf": [np.float32(np.inf), np.int64(3)], 7: {"x": object, "y": (1, True)}}
+    found = board.tell("guard", "", figures).figures
+    assert json.loads(json.dumps(found, allow_nan=False)) == {
+        "nan": None, "inf": [None, 3], "7": {"x": "<class 'object'>", "y": [1, True]},
+    }  # fmt: skip
+
+
+def test_what_people_are_warned_of_are_kinds():
+    assert KINDS.keys() > GRAVE
+
+
+def test_the_operators_page_says_what_each_kind_and_each_state_means():
+    page = (Path(__file__).parents[3] / "OPERATING.md").read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+    assert [state for state in STATES if f"| {state} |" not in page] == []
+    settings = {name.lower() for name in re.findall(rf"{PREFIX}([A-Z_]+)(?!\*)\b", page)}
+    files = {"env_file", "secrets_dir"}  # where settings are read from, no settings themselves
+    assert settings <= set(Settings.model_fields) | files | {"guard_"}

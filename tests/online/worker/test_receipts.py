@@ -1,0 +1,77 @@
+"""What Redis has lost is found out at the next write."""
+
+import pytest
+
+from online.worker.receipts import WRITES_HELD, Receipts
+
+
+class Redis:
+    """One number, as Redis keeps it."""
+
+    def __init__(self, receipts):
+        self.receipts = receipts
+        self.number = None
+
+    def write(self, *users):
+        mark = self.receipts.mark()
+        found, self.number = self.number, mark.number
+        return self.receipts.took(found, users)
+
+
+@pytest.fixture
+def redis():
+    return Redis(Receipts())
+
+
+def test_while_nothing_is_lost_nothing_is_said(redis):
+    assert [redis.write(user) for user in "abc"] == [(), (), ()]
+
+
+def test_an_emptied_redis_has_lost_everything(redis):
+    redis.write("a")
+    redis.number = None
+    assert redis.write("b") is None
+    assert redis.write("c") == ()
+
+
+def test_one_that_went_back_has_lost_what_came_last(redis):
+    redis.write("a")
+    redis.write("b", "c")
+    kept = redis.number
+    redis.write("d")
+    redis.write("b")
+    redis.number = kept
+    assert set(redis.write("e")) == {"d", "b"}
+    assert redis.write("f") == ()
+
+
+def test_one_that_went_back_further_than_is_remembered_has_lost_everything(redis):
+    redis.write("a")
+    kept = redis.number
+    for _ in range(WRITES_HELD + 1):
+        redis.write("b")
+    redis.number = kept
+    assert redis.write("c") is None
+
+
+def test_after_a_crash_what_the_killed_worker_wrote_later_is_no_loss(redis):
+    redis.write("a")
+    saved = redis.receipts.to_state()
+    redis.write("b")
+    redis.write("c")
+    redis.receipts = Receipts()
+    redis.receipts.load_state(saved)
+    assert redis.write("b") == ()
+    assert redis.write("c") == ()
+
+
+def test_after_a_restart_an_emptied_redis_is_noticed(redis):
+    redis.write("a")
+    saved = redis.receipts.to_state()
+    redis.receipts, redis.number = Receipts(), None
+    redis.receipts.load_state(saved)
+    assert redis.write("b") is None
+
+
+def test_workers_do_not_mistake_each_others_marks():
+    assert Receipts().mark().id != Receipts().mark().id

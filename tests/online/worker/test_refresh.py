@@ -1,0 +1,236 @@
+"""The stream's clock never goes back; lists fall due as they age, each once for all the ages it has passed."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from online.learner.history import UserHistories
+from online.learner.return_times import ReturnTimes, marks_passed
+from online.learner.stream_time import STREAM_GAP_S_MAX, ActiveClock
+from online.worker.refresh import RefreshSchedule, StreamClock
+
+MINUTE, HOUR, DAY = 60.0, 3_600.0, 86_400.0
+AGES = (10 * MINUTE, HOUR, 4 * HOUR)
+
+
+class Computer:
+    """A clock that tests set."""
+
+    def __init__(self, now: float = 1_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- what time it is ---------------------------------------------------------------------------------------------
+
+
+def test_before_the_first_click_there_is_no_time():
+    assert StreamClock(ActiveClock(), Computer()).now() == -np.inf
+
+
+def test_after_a_click_time_passes_as_on_the_computer_however_old_the_click_is():
+    computer, active = Computer(), ActiveClock()
+    clock = StreamClock(active, computer)
+    active.update(5.0)
+    assert clock.now() == 5.0
+    computer.now += 90.0
+    assert clock.now() == 95.0
+    active.update(60.0)  # came late, and changes nothing
+    assert clock.now() == 95.0
+    active.update(1_000.0)  # a replay at speed
+    assert clock.now() == 1_000.0
+
+
+def test_a_click_from_the_future_ages_nobody_by_more_than_a_gap_may_count():
+    computer, active = Computer(), ActiveClock()
+    clock = StreamClock(active, computer)
+    active.update(1_000.0)
+    assert clock.now() == 1_000.0
+    active.update(1_000.0 + DAY)
+    assert clock.now() == 1_000.0 + STREAM_GAP_S_MAX
+    computer.now += 7.0
+    active.update(1_007.0)
+    assert clock.now() == 1_007.0 + STREAM_GAP_S_MAX
+
+
+def test_a_silence_counts_for_an_hour_while_it_lasts_and_when_a_click_has_ended_it():
+    computer, active = Computer(), ActiveClock()
+    clock = StreamClock(active, computer)
+    active.update(1_000.0)
+    clock.now()
+    computer.now += 180 * DAY
+    assert clock.now() == 1_000.0 + STREAM_GAP_S_MAX
+    active.update(1_000.0 + 180 * DAY)
+    assert clock.now() == 1_000.0 + STREAM_GAP_S_MAX
+    computer.now += 60.0
+    assert clock.now() == 1_060.0 + STREAM_GAP_S_MAX
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(-1e6, 1e6)), max_size=30))
+def test_it_never_goes_back_whatever_comes_and_whatever_happens_to_the_computer_s_clock(steps):
+    computer, active = Computer(0.0), ActiveClock()
+    clock, told = StreamClock(active, computer), -np.inf
+    for is_click, value in steps:
+        if is_click:
+            active.update(value)
+        else:
+            computer.now += value
+        assert clock.now() >= told
+        told = clock.now()
+
+
+# --- whose list has aged -----------------------------------------------------------------------------------------
+
+
+class Town:
+    """Histories, a busy stream's clock, and a schedule that is asked at every step."""
+
+    def __init__(self, ages_s=AGES, users_held=100):
+        self.histories = UserHistories(users_held, 4)
+        self.computer = Computer()
+        self.active = ActiveClock()
+        self.clock = StreamClock(self.active, self.computer)
+        self.active.update(self.computer.now)
+        self.clock.now()
+        self.schedule = RefreshSchedule(ReturnTimes(ages_s), self.clock)
+
+    def click(self, user, ago_s=0.0):
+        slots = self.histories.slots([user])
+        self.histories.append(slots, [1], [0], [self.computer.now - ago_s])
+        self.histories.active_at[slots] = self.computer.now - ago_s
+        self.active.update(self.computer.now)
+        self.clock.now()
+        self.schedule.renewed([user])
+
+    def after(self, seconds, count_max=100):
+        """Others click all the while."""
+        for _ in range(int(seconds // HOUR)):
+            self.computer.now += HOUR
+            self.active.update(self.computer.now)
+        self.computer.now += seconds % HOUR
+        self.schedule.ask()
+        return self.schedule.take(self.histories, count_max)
+
+
+@pytest.fixture
+def town():
+    return Town()
+
+
+def test_marks_are_passed_once_an_age_is_above_them():
+    assert marks_passed(AGES, [-np.inf, 0.0, 600.0, 600.1, HOUR + 1, 5 * HOUR]).tolist() == [0, 0, 0, 1, 2, 3]
+    assert marks_passed((), [5 * HOUR]).tolist() == [0]
+
+
+def test_each_age_is_passed_once_and_then_it_is_over(town):
+    town.click("ada")
+    assert town.after(9 * MINUTE) == []
+    assert town.after(2 * MINUTE) == ["ada"]
+    assert town.after(2 * MINUTE) == []
+    assert town.after(HOUR) == ["ada"]
+    assert town.after(3 * HOUR) == ["ada"]
+    assert town.after(300 * DAY) == []
+
+
+def test_a_click_begins_again(town):
+    town.click("ada")
+    assert town.after(11 * MINUTE) == ["ada"]
+    town.click("ada")
+    assert town.after(9 * MINUTE) == []
+    assert town.after(2 * MINUTE) == ["ada"]
+
+
+def test_several_ages_passed_between_two_looks_are_one_refresh(town):
+    town.click("ada")
+    assert town.after(2 * HOUR) == ["ada"]
+    assert town.after(MINUTE) == []
+
+
+def test_without_being_asked_nobody_is_due(town):
+    town.click("ada")
+    town.computer.now += HOUR
+    assert town.schedule.take(town.histories, 100) == []
+    assert town.after(0.0) == ["ada"]
+
+
+def test_of_many_a_bounded_number_is_taken_at_a_time_and_nobody_is_forgotten_or_taken_twice(town):
+    for number in range(7):
+        town.click(f"u{number}")
+    first, second, third = town.after(11 * MINUTE, 3), town.after(1.0, 3), town.after(1.0, 3)
+    assert [len(first), len(second), len(third)] == [3, 3, 1]
+    assert {*first, *second, *third} == {f"u{number}" for number in range(7)}
+    assert town.after(1.0, 3) == []
+
+
+def test_who_ages_while_others_wait_comes_after_them(town):
+    town.click("ada")
+    town.click("ben")
+    assert town.after(11 * MINUTE, 1) == ["ada"]
+    town.click("cleo")
+    assert town.after(11 * MINUTE, 1) == ["ben"]  # cleo's has aged meanwhile
+    assert town.after(1.0, 1) == ["cleo"]
+
+
+def test_whoever_clicks_while_waiting_waits_no_longer(town):
+    town.click("ada")
+    town.click("ben")
+    assert town.after(11 * MINUTE, 1) == ["ada"]
+    town.click("ben")
+    assert town.after(1.0) == []
+
+
+def test_without_ages_nothing_ever_falls_due():
+    town = Town(ages_s=())
+    town.click("ada")
+    assert town.after(300 * DAY) == []
+
+
+def test_who_waits_is_bounded_by_who_has_a_history():
+    town = Town(users_held=8)
+    for round_ in range(5):
+        for number in range(8):
+            town.click(f"u{round_}-{number}")
+        assert len(town.after(11 * MINUTE, 5)) == 5
+        waiting = town.schedule.to_state()["waiting"]
+        assert set(waiting) < {f"u{round_}-{number}" for number in range(8)}  # the others have made room
+
+
+def test_a_restart_changes_nothing(town):
+    for number in range(5):
+        town.click(f"u{number}")
+    assert len(town.after(11 * MINUTE, 2)) == 2
+    before, town.schedule = town.schedule, RefreshSchedule(ReturnTimes(AGES), town.clock)
+    town.schedule.load_state(json.loads(json.dumps(before.to_state())))
+    assert town.after(1.0) == ["u2", "u3", "u4"]
+    assert len(town.after(HOUR)) == 5
+
+
+def test_a_schedule_that_begins_among_old_lists_leaves_them_until_their_next_age(town):
+    town.click("dora", ago_s=30 * DAY)
+    town.click("cleo", ago_s=2 * HOUR)
+    town.click("ada")
+    fresh = RefreshSchedule(ReturnTimes(AGES), town.clock)
+    fresh.load_state(RefreshSchedule(ReturnTimes(AGES), town.clock).to_state())
+    town.schedule = fresh
+    assert town.after(0.0) == []
+    assert town.after(11 * MINUTE) == ["ada"]
+    assert town.after(2 * HOUR) == ["cleo", "ada"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 20_000)), max_size=40))
+def test_it_takes_whom_a_list_of_all_marks_would_name(steps):
+    """Against the slow reference: after each click, every age of its list written down, and crossed out when over."""
+    town, open_marks = Town(), {}
+    for user, is_click, seconds in steps:
+        if is_click:
+            town.click(user)
+            open_marks[user] = [town.computer.now + age for age in AGES]
+        taken = town.after(seconds)
+        passed = {u for u, marks in open_marks.items() if any(mark < town.clock.now() for mark in marks)}
+        assert set(taken) == passed
+        open_marks = {u: [mark for mark in marks if mark >= town.clock.now()] for u, marks in open_marks.items()}

@@ -1,0 +1,153 @@
+"""Fail points: whatever step of a turn it crashes, hangs or raises at, it ends as if nothing had happened."""
+
+import ast
+import inspect
+import re
+import textwrap
+from collections import Counter
+
+import pytest
+
+from online.worker import checkpoint as checkpoint_module
+from online.worker import loop as loop_module
+from online.worker.poison_pills import HalfDoneError
+from online.worker.steps import STEPS
+from stream.events import Click
+
+POLL = 32
+CLICKS = 96  # three full polls, six micro-batches
+BAD = {3: b"no json", 40: None, 70: b"[]", 95: b'{"user_id": "", "item_id": "i", "timestamp": 1}'}
+VISITS = (1, 2, 1)  # of each start; what a crash left behind a checkpoint is not visited again
+
+
+class CrashError(BaseException):
+    """As kill -9: nothing of ours catches it."""
+
+
+class Fault:
+    """Fails at the n-th visit of a step; without one, only counts."""
+
+    def __init__(self, step=None, visit=0, how=CrashError):
+        self.step, self.visit, self.how = step, visit, how
+        self.visits = Counter()
+
+    def __call__(self, step):
+        self.visits[step] += 1
+        if step == self.step and self.visits[step] == self.visit:
+            raise self.how(f"a fault at {step}")
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    """What a run without faults leaves, computed once."""
+    return {}
+
+
+@pytest.fixture
+def values(town_clicks):
+    return [BAD.get(place, click) for place, click in enumerate(town_clicks[:CLICKS])]
+
+
+@pytest.fixture
+def undisturbed(quiet, new_world, values):
+    if not quiet:
+        world = new_world()
+        world.publish(values)
+        loop = world.run()
+        quiet.update(world.everything(loop), dead=dead(world), saved=saved(loop))
+    return quiet
+
+
+def killed(world, fault, **overrides):
+    """Runs a worker with a fault -> whether it came to it."""
+    try:
+        world.run(fault, **overrides)
+    except CrashError:
+        return True
+    return False
+
+
+def dead(world):
+    return [(letter.key, letter.value, letter.headers) for letter in world.dead()]
+
+
+def saved(loop):
+    """The latest checkpoint: arrays bit for bit, and the state, but for how far the dead letters' topic was read,
+    since when it is looked for lists that have aged, and the mark that Redis was left."""
+    _, arrays, state = loop.checkpoints.load()
+    del state["dead_letters"], state["lists"]["aging"]["looked_at"], state["lists"]["link"]
+    return state | {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
+
+
+def differences(world, loop, undisturbed):
+    found = {**world.everything(loop), "dead": dead(world), "saved": saved(loop)}
+    different = {name for name in undisturbed if found[name] != undisturbed[name]}
+    if "saved" in different:
+        different |= {f"saved.{n}" for n, value in undisturbed["saved"].items() if found["saved"].get(n) != value}
+    return different
+
+
+def test_every_numbered_step_of_the_loop_has_a_name_and_each_name_is_reached(world, values):
+    """The comments `# 1. ...` are the steps; what they say is done after the names that carry their number."""
+    source = inspect.getsource(loop_module.Loop)
+    numbers = [int(number) for number in re.findall(r"^ +# (\d)\. ", source, re.MULTILINE)]
+    assert sorted(numbers) == list(range(1, 8))
+    assert {int(what.split(":")[0]) for what in STEPS.values()} == set(numbers)
+    calls = [
+        node.args[0].value
+        for module in (loop_module, checkpoint_module)
+        for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(module))))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "_reached"
+    ]
+    assert set(calls) == set(STEPS)
+    fault = Fault()
+    world.publish(values)
+    world.run(fault)
+    assert set(fault.visits) == set(STEPS)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_a_step_again_and_again_it_ends_as_if_nothing_had_happened(new_world, values, undisturbed, step):
+    world = new_world()
+    world.publish(values)
+    assert sum(killed(world, Fault(step, visit)) for visit in VISITS) >= 2
+    last = world.run()
+    assert differences(world, last, undisturbed) == set()
+    assert world.broker.committed == {world.partition(): CLICKS}
+
+
+def test_killed_at_one_step_after_the_other_it_ends_as_if_nothing_had_happened(new_world, values, undisturbed):
+    world = new_world()
+    world.publish(values)
+    assert all(killed(world, Fault(step, 1)) for step in STEPS)
+    assert differences(world, world.run(), undisturbed) == set()
+
+
+def test_of_several_partitions_whatever_step_it_is_killed_at_each_event_is_accounted_for_once(new_world, town_clicks):
+    clicks = [click.model_copy(update={"event_id": f"e{at}"}) for at, click in enumerate(town_clicks[:120])]
+    sent = [BAD.get(place, click) for place, click in enumerate(clicks)]
+    world = new_world()
+    world.publish([*sent, *clicks[:10]], partitions=3)
+    assert all(killed(world, Fault(step, 1), poll_records_max=20 + at) for at, step in enumerate(STEPS))  # other turns
+    last = world.run()
+    good = {click.event_id for click in sent if isinstance(click, Click)}
+    twice = sum(click.event_id in good for click in clicks[:10])
+    assert last.ledger.learned == last.learner.scores.scored == len(good) + 10 - twice
+    assert (last.ledger.duplicates, sum(last.ledger.dead_letters.values())) == (twice, len(BAD))
+    assert last.ledger.next_offsets == last.source.ends()
+    assert len(world.dead()) == len(BAD)
+
+
+def test_an_error_of_ours_at_a_step_stops_the_worker_or_sends_it_back_and_leaves_no_trace(
+    new_world, values, undisturbed
+):
+    world = new_world()
+    world.publish(values)
+    stopped = sent_back = 0
+    for step in STEPS:
+        with pytest.raises((ValueError, HalfDoneError)) as error:
+            world.run(Fault(step, 1, ValueError))
+        stopped += error.type is ValueError
+        sent_back += error.type is HalfDoneError
+    assert (stopped, sent_back) == (len(STEPS) - 3, 3)
+    assert differences(world, world.run(), undisturbed) == set()
