@@ -48,7 +48,7 @@ def measured(bot: Bot, between: bool, seed: int, guard: bool) -> Found:
     torch.set_num_threads(1)
     bot = replace(bot, between=popular_items(seed) if between else ())
     world = attack(seed, change_at=BEGINS_AT, bot=bot)
-    learner = Learner(load_settings(guard=guard, device="cpu", **SMALL))
+    learner = Learner(load_settings(abuse_filter=guard, device="cpu", **SMALL))
     size, bots = learner.settings.micro_batch_max, set(bot.user_ids)
     stream = world.clicks(10**9)
     for _ in range(BEGINS_AT // size):
@@ -90,7 +90,7 @@ def main() -> None:
         ("20 accounts, between popular items", twenty, True),
         ("20 patient accounts, between popular items", patient, True),
     ):
-        for guard in {"both": (False, True), "on": (True,), "off": (False,)}[given.guard]:
+        for guard in {"both": (False, True), "on": (True,), "off": (False,)}[given.abuse_filter]:
             with multiprocessing.get_context("spawn").Pool(given.jobs) as pool:
                 found = pool.starmap(measured, [(bot, between, seed, guard) for seed in range(given.seeds)])
             lists, poisoned, populars, poisoned_populars, trainable = (sum(part) for part in zip(*found, strict=True))

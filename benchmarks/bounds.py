@@ -21,7 +21,7 @@ from online.learner.arrays import joined
 from online.learner.learner import Learner
 from online.learner.ranking_model import VECTORS_WIDTH
 from online.learner.seen_items import SeenItems
-from online.lifecycle.shadow import Trial
+from online.lifecycle.shadow import ShadowEvaluation
 from online.worker.checkpoint import Checkpoints
 from online.worker.dedup import SeenEvents
 from online.worker.status import memory_mb_max
@@ -86,7 +86,7 @@ def start(settings: Settings) -> Learner:
         # The log's parts, a mark, and what the guard notes of each; the state's width in float16.
         ("recall: moments", settings.moments_held, 33 + 8 + 1 + 2 * settings.width),
         ("replay: clicks", settings.replay_held, 2 * K * F + K + 8),
-        ("the guard: people, items and pairs", 3 * settings.guard_held, 24),
+        ("the guard: people, items and pairs", 3 * settings.abuse_keys_held, 24),
         ("excerpts of histories: clicks", settings.finetune_reservoir_held * settings.history_max, 13),
     ]
     for what, count, each in parts:
@@ -96,20 +96,20 @@ def start(settings: Settings) -> Learner:
 
 
 def fill_guard(learner: Learner) -> None:
-    guard = learner.guard
+    guard = learner.abuse_filter
     random = np.random.default_rng(0)
     for buckets in guard._buckets().values():
         buckets._keys[:] = random.integers(1, 2**62, buckets._keys.shape)
         buckets._levels.fill(1)
         buckets._at.fill(1.7e9)
-    guard._guarded.fill(True)
+    guard._flagged.fill(True)
 
 
-def fill_shadow(learner: Learner) -> list[Trial]:
+def fill_shadow(learner: Learner) -> list[ShadowEvaluation]:
     """A candidate, and the live weights' predecessor."""
     settings = learner.settings
     gates = (settings.candidate_gate, settings.rollback_gate)
-    return [Trial(learner, learner.weights.copy(), gate, facts={}) for gate in gates]
+    return [ShadowEvaluation(learner, learner.weights.copy(), gate, facts={}) for gate in gates]
 
 
 def fill_histories(learner: Learner) -> None:
@@ -169,10 +169,10 @@ def weights_per_row(settings: Settings) -> int:
 
 def queries_max(settings: Settings) -> int:
     """What one micro-batch's lists ask: each at several moments, and twice the list for anybody."""
-    return settings.micro_batch_max * settings.looks_max + 2
+    return settings.micro_batch_max * settings.expected_views_max + 2
 
 
-def on_disk(learner: Learner, trials: list[Trial], folder: Path) -> None:
+def on_disk(learner: Learner, trials: list[ShadowEvaluation], folder: Path) -> None:
     arrays, state = learner.to_state()
     for name, trial in zip(("candidate", "predecessor"), trials, strict=True):
         arrays |= joined({name: trial.to_state()[0]})
@@ -211,7 +211,7 @@ def main() -> None:
     fill("items: rows, ids besides", rows, bytes_per_row(settings), fill_items)
     asked = 2 * (settings.micro_batch_max + queries_max(settings))
     fill("what is found, two micro-batches: questions", asked, bytes_per_query(learner), fill_buffers)
-    trials: list[Trial] = []
+    trials: list[ShadowEvaluation] = []
     what = "weights in the shadow, two sets: rows"
     each = 2 * weights_per_row(settings)
     fill(what, rows, each, lambda learner: trials.extend(fill_shadow(learner)))

@@ -57,7 +57,7 @@ LARGE = ("too-large", b'{"user_id": "u1", "padding": "' + b"x" * 1_000_000 + b'"
 LATENCIES_HELD = 10_000  # latest ones of which a worker says the median and p99
 _STATUS_S = 0.2  # between two reports of the worker: how exactly its rate is known
 # The stream's users make in seconds what they made in months: none of them is to count as a bot.
-_NO_ABUSE = {"guard_clicks_at_once": 10**9, "guard_clicks_per_minute": 1e9, "guard_repeats_at_once": 10**9}
+_NO_ABUSE = {"abuse_clicks_at_once": 10**9, "abuse_clicks_per_minute": 1e9, "abuse_repeats_at_once": 10**9}
 _STANDS_STILL_S_MAX = 600  # a busy machine makes it slow, not wrong
 
 

@@ -88,7 +88,7 @@ def main() -> None:
         for guard in (True, False):
             if what in options.only:
                 name = f"one {what} has most clicks, guard {'on' if guard else 'off'}"
-                measure(name, flood, options.clicks, Learner(load_settings(guard=guard)))
+                measure(name, flood, options.clicks, Learner(load_settings(abuse_filter=guard)))
     if "items" in options.only:
         measure("new items, free rows", new_items, options.items, Learner(load_settings()))
         full = Learner(load_settings(items_held=options.items))

@@ -48,7 +48,7 @@ from stream.lists import Lists, ListsError, TopList, connect
 SMALL: dict[str, Any] = {
     **{"layers": "lsh", "width": 16, "heads": 2, "rounds": 1, "buckets": 4, "window": 8, "ranker_hidden": 16},
     **{"ranker_networks": 1, "users_held": 500, "items_held": 500, "moments_held": 5_000, "replay_held": 500},
-    **{"replay_batch": 16, "list_size": 20, "guard": False, "reaction_clicks": 0, "finetune_interval_s": 0},
+    **{"replay_batch": 16, "list_size": 20, "abuse_filter": False, "reaction_clicks": 0, "finetune_interval_s": 0},
     **{"world_buckets": 64, "world_ring": 32, "event_ids_held": 1_000, "refresh_ages_s": "none"},
     **{"micro_batch_max": 1, "poll_records_max": 1, "checkpoint_interval_s": 2, "future_s_max": 1e9},
 }
@@ -403,7 +403,7 @@ def _place(value: bytes) -> tuple[str, float]:
 
 
 def _learned(settings: Settings) -> "Counter[tuple[str, float]]":
-    """What the last checkpoint's histories hold; as many as its ledger says, or the histories are not the measure."""
+    """What the last checkpoint's histories hold; as many as its progress says, or the histories are not the measure."""
     found = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept).load()
     if found is None:
         return Counter()
@@ -413,7 +413,7 @@ def _learned(settings: Settings) -> "Counter[tuple[str, float]]":
     known: Counter[tuple[str, float]] = Counter()
     for user, end, length in zip(state["learner"]["users"], ends, arrays["history.lengths"], strict=True):
         known.update((user, at) for at in times[end - length : end])
-    assert known.total() == state["ledger"]["learned"], (known.total(), state["ledger"]["learned"])
+    assert known.total() == state["progress"]["learned"], (known.total(), state["progress"]["learned"])
     return known
 
 

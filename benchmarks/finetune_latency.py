@@ -22,7 +22,7 @@ from online.config.settings import Settings
 from online.evaluation.town import Town
 from online.worker.checkpoint import Checkpoints
 from online.worker.connections import open_eraser, open_items, open_producer, open_reader, open_source, prepare_topics
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.loop import Loop
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
@@ -69,7 +69,7 @@ def measure(loop: Loop, seconds: float) -> tuple[dict[str, list[float]], int]:
                 supervisor.candidate = None
             else:
                 supervisor.ask_finetuning("to be measured")
-    return waited, loop.ledger.finetunings
+    return waited, loop.progress.finetunings
 
 
 def run(rate: float, seconds: float, folder: Path) -> Iterator[str]:
@@ -87,14 +87,14 @@ def run(rate: float, seconds: float, folder: Path) -> Iterator[str]:
             settings,
             source=source,
             items=parts.enter_context(closing(open_items(settings))),
-            dead_letters=DeadLetterBox(producer, reader, settings.dead_letters_topic, open_eraser(settings)),
+            dead_letters=DeadLetterWriter(producer, reader, settings.dead_letters_topic, open_eraser(settings)),
             lists=Lists(redis.client, ttl_s=settings.list_ttl_s),
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept),
         )
         loop.restore()
         loop.start()
         send(producer, settings, islice(clicks, BEFORE))
-        while loop.ledger.learned < BEFORE:
+        while loop.progress.learned < BEFORE:
             loop.turn()
         thread = threading.Thread(target=publish, args=(settings, clicks, rate, stop), daemon=True)
         thread.start()

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
     **{"world_buckets": 16, "world_ring": 8, "ranker_hidden": 8, "ranker_networks": 1, "replay_held": 64},
     **{"replay_candidates": 8, "replay_batch": 4, "negatives": 8, "micro_batch_max": 64, "list_size": 10},
     **{"memory_users_held": 64, "event_ids_held": 5_000, "poll_records_max": 2_048, "log_records_max": 50_000},
-    **{"checkpoint_interval_s": 10.0, "guard_held": 4_096, "finetune_interval_s": 0.0},
+    **{"checkpoint_interval_s": 10.0, "abuse_keys_held": 4_096, "finetune_interval_s": 0.0},
 }
 
 

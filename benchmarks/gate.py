@@ -32,10 +32,10 @@ from online.learner.objectives import ListwiseRanking, TrainingBatch
 from online.learner.ranking_model import RankingModel
 from online.learner.scoring import ScoredCandidates
 from online.lifecycle.reaction import Changes
-from online.lifecycle.shadow import Trial
+from online.lifecycle.shadow import ShadowEvaluation
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.versions import Versions
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.events import Click
 
 BATCH = 32
@@ -102,14 +102,14 @@ class Stream:
     def __init__(self, seed: int, clicks: int, **settings: Any) -> None:
         self.settings = Settings(seed=seed, **{**SETTINGS, **settings})
         self.learner = Learner(self.settings)
-        self.ledger, self.told = Ledger(), []
+        self.progress, self.told = Progress(), []
         self.supervisor = Supervisor(
             self.settings,
             learner=self.learner,
-            totals=self.ledger,
+            totals=self.progress,
             versions=Versions(5, 20),
             changes=Changes(self.settings, self.learner),
-            tell=lambda kind, text, figures: self.told.append((kind, self.ledger.learned, text, figures)),
+            emit=lambda kind, text, figures: self.told.append((kind, self.progress.learned, text, figures)),
             read_checkpoint=None,
             clock=time.time,
         )
@@ -124,8 +124,8 @@ class Stream:
         twin = Stream(self.settings.seed, 0, **self.settings.model_dump(exclude={"seed", *SETTINGS}))
         twin.learner.load_state(*self.learner.to_state())
         twin.supervisor.load_state(*self.supervisor.to_state())
-        twin.ledger.learned = self.ledger.learned
-        deque(islice(twin._clicks, self.ledger.learned), maxlen=0)
+        twin.progress.learned = self.progress.learned
+        deque(islice(twin._clicks, self.progress.learned), maxlen=0)
         return twin
 
     def go_on(self, clicks: int, until: Callable[[], bool] = lambda: False) -> int:
@@ -136,10 +136,10 @@ class Stream:
             batch: list[Click] = list(islice(self._clicks, BATCH))
             learned = self.learner.learn(batch)
             self.learner.states.rebuild()
-            self.ledger.learned += BATCH
-            self.supervisor.after(batch, learned)
+            self.progress.learned += BATCH
+            self.supervisor.on_batch(batch, learned)
             self.watch(learned)
-            self.supervisor.turn()
+            self.supervisor.step()
         return clicks
 
     def watch(self, learned: BatchResult) -> None:
@@ -157,18 +157,18 @@ def candidates(stream: Stream, noise: float) -> dict[str, dict[str, Any]]:
     for name, sabotage in SABOTAGES.items():
         weights = learner.weights.copy()
         sabotage(weights, learner, stream.random)
-        trials[name] = Trial(learner, weights, limits, facts={})
+        trials[name] = ShadowEvaluation(learner, weights, limits, facts={})
     going = dict(trials)
 
     def follow(learned: BatchResult) -> None:
         for name, trial in list(going.items()):
-            trial.follow(learned)
+            trial.update(learned)
             if trial.decision != "go on":
                 del going[name]
 
     stream.watch = follow  # type: ignore[method-assign]
     stream.go_on(limits.clicks_max + BATCH, until=lambda: not going)
-    honest = going["honest"] = trials["honest"] = Trial(learner, learner.weights.copy(), limits, facts={})
+    honest = going["honest"] = trials["honest"] = ShadowEvaluation(learner, learner.weights.copy(), limits, facts={})
     handicap(learner.weights, noise, stream.settings.seed)
     stream.go_on(limits.clicks_max + BATCH, until=lambda: not going)
     stream.watch = honest.follow  # type: ignore[method-assign]
@@ -185,7 +185,7 @@ def rolled_back(stream: Stream, sabotage: str, after: int) -> tuple[str, int]:
     supervisor.examine(learner.weights.copy(), "a copy", {})
     assert supervisor.candidate is not None
     supervisor.candidate.live_fault = "published without asking, for the benchmark"
-    supervisor.turn()
+    supervisor.step()
     losses: deque[float] = deque(maxlen=LEVEL_CLICKS)
     stream.watch = lambda learned: losses.extend(learned.losses)  # type: ignore[method-assign]
     stream.go_on(max(after, LEVEL_CLICKS) if after else 0)

@@ -69,7 +69,7 @@ class Run:
         return fresh
 
     def to_the_end(self) -> dict[str, Any]:
-        """Starts a worker, stops it when everything is learned -> the ledger of its last checkpoint."""
+        """Starts a worker, stops it when everything is learned -> the progress of its last checkpoint."""
         self.worker.start()
         lately, progress = time.monotonic(), -1
         while (taken := self._taken()) < self.clicks:
@@ -82,10 +82,10 @@ class Run:
             time.sleep(0.1)
         exit_status = self.worker.end(signal.SIGTERM)
         _, state = self.saved()
-        ledger: dict[str, Any] = state["ledger"]
+        progress: dict[str, Any] = state["progress"]
         learner = state["learner"]
-        scored = learner["scores"]["scored"] + sum(learner["guard"]["total"].values())  # guarded clicks are not
-        return ledger | {"exit_status": exit_status, "scored": scored}
+        scored = learner["scores"]["scored"] + sum(learner["guard"]["total"].values())  # flagged clicks are not
+        return progress | {"exit_status": exit_status, "scored": scored}
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The last checkpoint's arrays and state."""
@@ -108,9 +108,9 @@ def different(one: Run, other: Run) -> list[str]:
     (arrays, state), (others, as_well) = one.saved(), other.saved()
     names = [name for name in arrays.keys() | others.keys() if not _same(arrays.get(name), others.get(name))]
     ledgers = [
-        {**s["ledger"], "next_offsets": [at for *_, at in s["ledger"]["next_offsets"]]} for s in (state, as_well)
+        {**s["progress"], "next_offsets": [at for *_, at in s["progress"]["next_offsets"]]} for s in (state, as_well)
     ]
-    names += ["ledger"] if ledgers[0] != ledgers[1] else []
+    names += ["progress"] if ledgers[0] != ledgers[1] else []
     return sorted(names + [part for part in ("learner", "supervisor") if state[part] != as_well[part]])
 
 
@@ -128,7 +128,7 @@ def run(
     chance = random.Random(seed)
     times = [killed.life(chance.uniform(0.2, 1.0) * life_s_max) for _ in range(kills)]
     fresh = [seconds for seconds in times if seconds is not None]
-    ledger = killed.to_the_end()
+    progress = killed.to_the_end()
     differs = None
     if kafka is None:
         quiet = Run(folder / "quiet", clicks, None, redis)
@@ -139,14 +139,14 @@ def run(
         "kills": kills,
         "killed_before_a_list": kills - len(fresh),
         "clicks": clicks,
-        "learned": ledger["learned"],
-        "scored_or_guarded": ledger["scored"],
-        "duplicates": ledger["duplicates"],
-        "dead_letters": ledger["dead_letters"],
-        "offsets": sum(offset for *_, offset in ledger["next_offsets"]),
+        "learned": progress["learned"],
+        "scored_or_guarded": progress["scored"],
+        "duplicates": progress["duplicates"],
+        "dead_letters": progress["dead_letters"],
+        "offsets": sum(offset for *_, offset in progress["next_offsets"]),
         "differs_from_a_run_that_nobody_killed": differs,
         "start_to_first_fresh_list_s": {"p50": quantiles[0], "p95": quantiles[1]},
-        "exit_status": ledger["exit_status"],
+        "exit_status": progress["exit_status"],
     }
 
 

@@ -125,11 +125,11 @@ def compare(file: EventFile, options: argparse.Namespace) -> bool:
     for partitions in options.partitions:
         with tempfile.TemporaryDirectory() as folder:
             status = learn(file, partitions, Path(folder), options)
-        flagged, served = sum(status["guarded"].values()), status["scores"]["served"]
+        flagged, served = sum(status["flagged"].values()), status["scores"]["served"]
         first = first or (flagged, served["ndcg@10"])
         ratio = served["ndcg@10"] / first[1]
         agree &= abs(ratio - 1) <= WITHIN and abs(flagged - first[0]) <= WITHIN * status["learned"]
-        reasons = json.dumps(status["guarded"])
+        reasons = json.dumps(status["flagged"])
         print(
             f"{partitions:10} {status['learned']:8,} {flagged:17,} {served['hit@10']:8.4f} {served['ndcg@10']:18.4f} "
             f"{ratio:13.3f} {status['refreshes']:10,}  {reasons}",

@@ -37,7 +37,7 @@ def clicks_of_one(count: int, random: np.random.Generator) -> list[Click]:
 
 def trained(clicks: Sequence[Click], seed: int) -> Learner:
     """A learner that knows all facts of these clicks, with weights that have learned nothing."""
-    learner = Learner(load_settings(seed=seed, device="cpu", guard=False), lists=False)
+    learner = Learner(load_settings(seed=seed, device="cpu", abuse_filter=False), lists=False)
     for batch in micro_batches(clicks, learner.settings):
         begun = learner._begin([clicks[at] for at in batch], None)
         learner._gathered(begun, learner._advance(begun))
@@ -70,7 +70,7 @@ def measure(count: int, seed: int) -> tuple[float, tuple[float, float], tuple[fl
     asked, memory = questions(learner, random), learner.memory()
 
     def gather() -> Gathered:
-        return learner.store.ask(learner.histories, asked, flagged=learner.guard.flagged)
+        return learner.store.ask(learner.histories, asked, flagged=learner.abuse_filter.flagged)
 
     gathered = gather()
     states = torch.randn(QUERIES, learner.settings.width, generator=torch.Generator().manual_seed(seed))

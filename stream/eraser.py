@@ -19,7 +19,7 @@ from stream.source import Partition, Record
 _NO_OPTIONS: Mapping[str, Any] = {}
 _DELETE_MS_MAX = 30_000
 
-Gone = Callable[[Record], bool]
+OffsetOutOfRange = Callable[[Record], bool]
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Eraser(Protocol):
     """All that is kept stays in its order within each partition; readers may come past gaps."""
 
-    def erase(self, topic: str, gone: Gone) -> int:
+    def erase(self, topic: str, gone: OffsetOutOfRange) -> int:
         """Takes out every record that is there now and for which `gone` says so -> how many. Raises SourceError."""
 
 
@@ -37,7 +37,7 @@ class LogEraser:
     def __init__(self, path: str | Path) -> None:
         self._path = path
 
-    def erase(self, topic: str, gone: Gone) -> int:
+    def erase(self, topic: str, gone: OffsetOutOfRange) -> int:
         places: dict[Partition, list[int]] = {}
         with closing(LogReader(self._path, topic)) as reader:
             for record in reader.read():
@@ -56,7 +56,7 @@ class KafkaEraser:
     def __init__(self, bootstrap_servers: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> None:
         self._servers, self._options = bootstrap_servers, client_options
 
-    def erase(self, topic: str, gone: Gone) -> int:
+    def erase(self, topic: str, gone: OffsetOutOfRange) -> int:
         with closing(KafkaReader(self._servers, topic, self._options)) as reader:
             erased = sum(map(gone, reader.read()))
             if not erased:

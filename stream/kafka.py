@@ -15,7 +15,6 @@ from kafka.structs import OffsetAndMetadata
 from stream.batches import put_aside_undecodable, undecodable_of
 from stream.kafka_errors import connected, log, source_error
 from stream.source import (
-    AwayError,
     OnAssigned,
     OnGone,
     OnRevoked,
@@ -23,6 +22,7 @@ from stream.source import (
     Record,
     SourceError,
     TooLargeError,
+    UnavailableError,
     next_offset,
     warn_of,
 )
@@ -445,8 +445,8 @@ def ensure_topics(
     """Make the topics that are missing, with so many partitions; those that are there stay as they are.
 
     `configs` are Kafka's settings by topic. A topic named `*.dead` takes messages of twice Kafka's usual size unless
-    told otherwise: a dead letter is the whole bad message and its headers. Raises SourceError; AwayError for what is
-    missing and may not be made, by the broker's rules or because `create` is false.
+    told otherwise: a dead letter is the whole bad message and its headers. Raises SourceError; UnavailableError for a
+    topic that is missing and may not be made, by the broker's rules or because `create` is false.
     """
     admin = connected(KafkaAdminClient, bootstrap_servers, dict(client_options))
     try:
@@ -455,7 +455,7 @@ def ensure_topics(
             if name in there:
                 continue
             if not create:
-                raise AwayError(f"Kafka at {bootstrap_servers} has no topic {name} yet: create it")
+                raise UnavailableError(f"Kafka at {bootstrap_servers} has no topic {name} yet: create it")
             usual = {"max.message.bytes": str(_DEAD_LETTER_BYTES_MAX)} if name.endswith(".dead") else {}
             wanted = {"num_partitions": partitions, "configs": {**usual, **configs.get(name, {})}}
             try:
@@ -463,7 +463,7 @@ def ensure_topics(
             except kafka_errors.TopicAlreadyExistsError:
                 continue  # another process was faster
             except kafka_errors.AuthorizationError as error:
-                raise AwayError(
+                raise UnavailableError(
                     f"Kafka at {bootstrap_servers} has no topic {name} that this user may see, nor lets it make one: "
                     "create it, or change the ACLs"
                 ) from error

@@ -12,7 +12,7 @@ from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from stream.source import AwayError, SourceError
+from stream.source import SourceError, UnavailableError
 from stream.tls_errors import tls_trouble
 
 log = logging.getLogger("stream.kafka")
@@ -155,11 +155,13 @@ def _refused(bootstrap_servers: str, why: BaseException) -> SourceError | None:
 
 
 def source_error(bootstrap_servers: str, error: BaseException, topic: str | None = None) -> SourceError:
-    """The line that says what to do about an error of kafka-python; an AwayError where waiting may help."""
+    """The line that says what to do about an error of kafka-python; an UnavailableError where waiting may help."""
     if isinstance(error, kafka_errors.KafkaTimeoutError | kafka_errors.UnknownTopicOrPartitionError) and topic:
-        return AwayError(f"Kafka at {bootstrap_servers} does not offer topic {topic}: create it, or check its name")
+        return UnavailableError(
+            f"Kafka at {bootstrap_servers} does not offer topic {topic}: create it, or check its name"
+        )
     if isinstance(error, kafka_errors.RetriableError | OSError) or "bootstrap" in str(error).lower():
-        return AwayError(
+        return UnavailableError(
             f"no Kafka answers at {bootstrap_servers}: start it, or check NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS"
         )
     if isinstance(error, kafka_errors.AuthorizationError):

@@ -27,9 +27,9 @@ from redis.retry import Retry
 
 from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_address
 from stream.people import texts_in
-from stream.redis_errors import ListsError, RedisAwayError, lists_error
+from stream.redis_errors import ListsError, RedisUnavailableError, lists_error
 
-__all__ = ["Lists", "ListsError", "Mark", "RedisAwayError", "TopList", "connect", "top_key"]
+__all__ = ["Lists", "ListsError", "RedisUnavailableError", "TopList", "Watermark", "connect", "top_key"]
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Memory(NamedTuple):
         return self.bytes_max > 0 and self.policy != "noeviction"
 
 
-class Mark(NamedTuple):
+class Watermark(NamedTuple):
     """What a write leaves in Redis, for the next one to see whether anything was lost in between."""
 
     id: str  # the worker's
@@ -149,7 +149,7 @@ class Lists:
         lists: Mapping[str, TopList],
         popular: TopList | None = None,
         *,
-        mark: Mark | None = None,
+        mark: Watermark | None = None,
         replacing: Collection[str] = (),
     ) -> int | None:
         """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists), and at last

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from stream.log_file import RECORDS_MAX, Entry, Extent, Log
 from stream.source import (
-    AwayError,
     OnAssigned,
     OnGone,
     OnRevoked,
     Partition,
     Record,
     SourceError,
+    UnavailableError,
     next_offset,
     warn_of,
 )
@@ -64,7 +64,7 @@ class LogSource:
             raise SourceError(f"the click log {self._log.path} is polled before start()")
         try:
             records = self._poll(max_records, timeout_s)
-        except AwayError as error:  # it has waited for long already
+        except UnavailableError as error:  # it has waited for long already
             if self._trouble is None:
                 log.warning("waiting: %s", error)
             self._trouble = str(error)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from stream.source import AwayError, Partition, Record, SourceError
+from stream.source import Partition, Record, SourceError, UnavailableError
 
 RECORDS_MAX = 1_000_000
 _LOCK_WAIT_S_MAX = 30.0
@@ -293,7 +293,7 @@ class Log:
                 "database is locked": "another program holds it: end that one, or choose another path",
             }.get(str(error), "check that the folder is there and may be written to")
             # A lock passes, and so does a full disk.
-            kind = AwayError if str(error) in _PASSING or self._is_full() else SourceError
+            kind = UnavailableError if str(error) in _PASSING or self._is_full() else SourceError
             raise kind(f"the click log {self.path} cannot be used: {error}; {advice}") from error
         except sqlite3.DatabaseError as error:
             raise SourceError(
@@ -302,7 +302,7 @@ class Log:
         except sqlite3.Error as error:
             raise SourceError(f"the click log {self.path} cannot be used: {error}") from error
         except OSError as error:
-            kind = AwayError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SourceError
+            kind = UnavailableError if error.errno in (errno.ENOSPC, errno.EDQUOT) else SourceError
             raise kind(f"the click log {self.path} cannot be made: {error.strerror or error}") from error
 
 

@@ -11,7 +11,7 @@ from kafka import errors as kafka_errors
 from stream.kafka import FETCH_BYTES_MAX, as_record, open_consumer
 from stream.kafka_errors import source_error
 from stream.log_file import Log
-from stream.source import AwayError, Partition, Record
+from stream.source import Partition, Record, UnavailableError
 
 _NOWHERE: Mapping[Partition, int] = {}
 _NO_OPTIONS: Mapping[str, Any] = {}
@@ -92,7 +92,7 @@ class KafkaReader:
                     if position != before:
                         before, deadline = position, time.monotonic() + _ASK_MS_MAX / 1_000
                     elif time.monotonic() > deadline:
-                        raise AwayError(f"Kafka at {self._servers} does not give {self._topic}: try again")
+                        raise UnavailableError(f"Kafka at {self._servers} does not give {self._topic}: try again")
                     messages = self._consumer.poll(timeout_ms=_POLL_MS, max_records=_PAGE).get(where, [])
                     yield from (as_record(message) for message in messages if message.offset < end)
             except kafka_errors.KafkaError as error:

@@ -27,11 +27,11 @@ class ListsError(Exception):
     """Redis cannot do what was asked. One line that names it, without its password, and says what to do."""
 
 
-class RedisAwayError(ListsError):
+class RedisUnavailableError(ListsError):
     """It does not answer, or takes nothing now (loading, read-only, out of memory): that may pass by itself."""
 
 
-class RedisSilentError(RedisAwayError):
+class RedisTimeoutError(RedisUnavailableError):
     """No answer came at all: asking again costs time."""
 
 
@@ -42,9 +42,9 @@ def lists_error(error: Exception, address: str, secrets: Collection[str] = ()) -
         if line := _refuses_connection(error, text):
             return ListsError(f"Redis at {address} {line}")
         if isinstance(error, redis.exceptions.BusyLoadingError):
-            return RedisAwayError(f"Redis at {address} is loading its data: it takes lists once that is done")
+            return RedisUnavailableError(f"Redis at {address} is loading its data: it takes lists once that is done")
         if "max number of clients" in text:
-            return RedisAwayError(f"Redis at {address} has no room for one more client: raise its maxclients")
+            return RedisUnavailableError(f"Redis at {address} has no room for one more client: raise its maxclients")
         return _no_answer(error, text, address)
     for matches, kind, line in _REFUSALS:
         if matches(error, text):
@@ -57,7 +57,7 @@ def _no_answer(error: Exception, text: str, address: str) -> ListsError:
         advice = "check NEXTCLICK_REDIS_URL and NEXTCLICK_REDIS_SSL_*"
         return ListsError(f"Redis at {address} cannot be trusted or does not trust us: {trouble}; {advice}")
     if re.search(r"closed by server|reset by peer|Broken pipe", text):
-        return RedisAwayError(
+        return RedisUnavailableError(
             f"Redis at {address} ended the connection instead of answering, see its log: it may be in protected mode, "
             "or want TLS (rediss://); a proxy in between has to pass pipelines on"
         )
@@ -66,7 +66,7 @@ def _no_answer(error: Exception, text: str, address: str) -> ListsError:
         advice += " (rediss:// where it does not speak TLS?)"
     if "_ssl.c" in str(error):  # it hung up before it could say why
         advice += ", and NEXTCLICK_REDIS_SSL_CERTFILE where it asks for a certificate"
-    return RedisSilentError(f"no Redis answers at {address}: {advice} ({text})")
+    return RedisTimeoutError(f"no Redis answers at {address}: {advice} ({text})")
 
 
 def _refuses_connection(error: Exception, text: str) -> str | None:
@@ -90,43 +90,43 @@ _PRIMARY = f"{_URL}, it has to name the primary"
 _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str], ...] = (
     (
         _is(redis.exceptions.MasterDownError),
-        RedisAwayError,
+        RedisUnavailableError,
         f"is a replica that has lost its primary: {_PRIMARY}",
     ),
     (
         lambda error, text: isinstance(error, _CLUSTER) or "in cluster mode" in text,
-        RedisAwayError,
+        RedisUnavailableError,
         "is a cluster (MOVED, CLUSTERDOWN and the like): Redis Cluster is not supported yet, give a single Redis",
     ),
     (
         _is(redis.exceptions.ReadOnlyError),
-        RedisAwayError,
+        RedisUnavailableError,
         f"is a read-only replica, which takes no lists: {_PRIMARY}",
     ),
     (
         _is(redis.exceptions.OutOfMemoryError),
-        RedisAwayError,
+        RedisUnavailableError,
         "is full (maxmemory) and may not evict enough: raise its maxmemory, or set its maxmemory-policy to allkeys-lru",
     ),
     (
         _says(r"^MISCONF\b"),
-        RedisAwayError,
+        RedisUnavailableError,
         "cannot save to its disk (MISCONF) and takes nothing until it can: see its log",
     ),
     (
         _says(r"^NOREPLICAS\b"),
-        RedisAwayError,
+        RedisUnavailableError,
         "has too few replicas (min-replicas-to-write) and takes nothing until it has more",
     ),
-    (_says(r"^(BUSY|UNKILLABLE)\b"), RedisAwayError, "is held up by a script or a module (BUSY)"),
+    (_says(r"^(BUSY|UNKILLABLE)\b"), RedisUnavailableError, "is held up by a script or a module (BUSY)"),
     (
         _says(r"^DENIED\b"),
-        RedisAwayError,
+        RedisUnavailableError,
         "is in protected mode, and lets only its own machine in: give it a password, or set what it binds to",
     ),
     (
         _is(redis.exceptions.NoPermissionError),
-        RedisAwayError,
+        RedisUnavailableError,
         "refuses: its user may not do that (NOPERM: {text}); check what that user may do: OPERATING.md, 'Kafka and "
         "Redis', has rules that are enough",
     ),

@@ -15,7 +15,7 @@ class SourceError(Exception):
     """The broker or the log file cannot do what was asked. One line that names it and says what to do."""
 
 
-class AwayError(SourceError):
+class UnavailableError(SourceError):
     """What was asked for is not there now, but may come: a broker that does not answer, a topic not made yet."""
 
 
@@ -69,7 +69,7 @@ OnRevoked = Callable[[Sequence[Partition]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class OffsetOutOfRange:
     """A position that the partition does not have: `earliest` up to, not including, `end` are retained."""
 
     partition: Partition
@@ -90,10 +90,10 @@ class Gone:
 
 
 #: Told of a position that is gone, before reading goes on from the earliest one; what it raises ends the reading.
-OnGone = Callable[[Gone], None]
+OnGone = Callable[[OffsetOutOfRange], None]
 
 
-def warn_of(gone: Gone) -> None:
+def warn_of(gone: OffsetOutOfRange) -> None:
     """Says it in the log."""
     log.warning("%s; going on from %d", gone, gone.earliest)
 
@@ -107,7 +107,7 @@ def next_offset(partition: Partition, wanted: int | None, earliest: int, end: in
     if wanted is None:
         return earliest
     if not earliest <= wanted <= end:
-        on_gone(Gone(partition, wanted, earliest, end))
+        on_gone(OffsetOutOfRange(partition, wanted, earliest, end))
         return earliest
     return wanted
 

@@ -8,13 +8,13 @@ import pytest
 
 from benchmarks.faults import FAULTS, holds, matrix
 from online.worker.backoff import Backoff
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from stream.dead_letters import dead_letter
 from stream.eraser import KafkaEraser
 from stream.events import BadEvent
 from stream.kafka import KafkaProducer, ensure_topics
 from stream.readers import KafkaReader
-from stream.source import AwayError, Partition, Record
+from stream.source import Partition, Record, UnavailableError
 
 QUICK = ("worker killed", "broker killed", "topic later", "redis killed")
 
@@ -38,7 +38,7 @@ def test_dead_letters_wait_for_a_broker_that_is_away_and_stand_there_once_afterw
     ensure_topics(kafka_broker.bootstrap_servers, {topic: 1})
     producer = KafkaProducer(kafka_broker.bootstrap_servers, acknowledge_s_max=2.0)
     reader = KafkaReader(kafka_broker.bootstrap_servers, topic)
-    box = DeadLetterBox(producer, reader, topic, KafkaEraser(kafka_broker.bootstrap_servers), Backoff(1e-6, 1e-6))
+    box = DeadLetterWriter(producer, reader, topic, KafkaEraser(kafka_broker.bootstrap_servers), Backoff(1e-6, 1e-6))
     box.load_state({}, {})
     box.put(Record("clicks", 0, 1, 0, b"k", b"v"), BadEvent("malformed-json", ""))
     offsets = {Partition("clicks", 0): 9}
@@ -62,7 +62,7 @@ def test_dead_letters_wait_for_a_broker_that_is_away_and_stand_there_once_afterw
 
 @pytest.mark.real
 def test_a_topic_that_others_are_to_make_is_named_and_not_made(kafka_broker: Any) -> None:
-    with pytest.raises(AwayError, match="has no topic made-by-others yet: create it"):
+    with pytest.raises(UnavailableError, match="has no topic made-by-others yet: create it"):
         ensure_topics(kafka_broker.bootstrap_servers, {"made-by-others": 1}, create=False)
     ensure_topics(kafka_broker.bootstrap_servers, {"made-by-others": 1})
     ensure_topics(kafka_broker.bootstrap_servers, {"made-by-others": 1}, create=False)

@@ -4,7 +4,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from online.api.guard import answer
+from online.api.middleware import answer
 from online.config.settings import Settings
 from stream.events import BadEvent, Click, encode, parse_click
 from stream.source import Producer, SourceError

@@ -8,7 +8,7 @@ from functools import partial
 from online.config.settings import Settings
 from online.worker.backoff import Patience, StoppedError
 from online.worker.connections import open_producer, prepare_topics
-from stream.source import AwayError, Producer, SourceError
+from stream.source import Producer, SourceError, UnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ class LateProducer:
 
     def _there(self) -> Producer:
         if self._producer is None:
-            raise self.refusal or AwayError(str(self.waits_for))
+            raise self.refusal or UnavailableError(str(self.waits_for))
         return self._producer
 
     def _connect(self) -> None:
         def tell(line: str | None) -> None:
             self.waits_for = line or self.waits_for
 
-        patience = Patience(self._settings, self._stop, (AwayError,), tell)
+        patience = Patience(self._settings, self._stop, (UnavailableError,), tell)
         try:
             patience.until_done(partial(prepare_topics, self._settings))
             self._producer = patience.until_done(partial(open_producer, self._settings))

@@ -16,7 +16,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from online.api.guard import HEADERS, answer
+from online.api.middleware import HEADERS, answer
 
 TOLD_EVERY_S = 30.0  # that connections were closed
 BUSY = "too many connections: ask again later"

@@ -27,15 +27,15 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from online.api.clicks import Clicks
-from online.api.guard import Guard, Watched, answer
 from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
+from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
 from online.api.protocol import bounded_protocol
 from online.config.settings import Settings
 from online.worker.connections import open_lists
 from stream.events import Click, id_problem
-from stream.lists import Lists, ListsError, RedisAwayError
-from stream.source import AwayError, Producer, SourceError
+from stream.lists import Lists, ListsError, RedisUnavailableError
+from stream.source import Producer, SourceError, UnavailableError
 
 NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
@@ -123,7 +123,7 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         elsewhere: this needs none."""
         lists.check()
         if isinstance(producer, LateProducer) and producer.waits_for is not None:
-            raise AwayError(producer.waits_for)
+            raise UnavailableError(producer.waits_for)
         status = lists.status()
         if status is None and lists.popular() is None:
             raise _NothingLearnedError(NOTHING_LEARNED)
@@ -153,8 +153,8 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
         clicks = Clicks(settings, producer)
         app.post("/click", status_code=202, openapi_extra={"requestBody": shape})(clicks.accept)
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Watched, requests=requests)
+    app.add_middleware(AuthMiddleware, settings=settings)
+    app.add_middleware(MetricsMiddleware, requests=requests)
     return app
 
 
@@ -223,7 +223,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     settings = _with_room(settings)
     try:
         lists = open_lists(settings)
-    except RedisAwayError as error:
+    except RedisUnavailableError as error:
         log.warning("%s; until then /readyz and lists are answered with 503", error)
         lists = open_lists(settings, there=False)
     if settings.api_read_only:

@@ -17,7 +17,7 @@ from online.commands.demo_views import Story
 from online.evaluation.town import Town
 from stream.event_files import EventFile
 from stream.events import BadEvent, Click, encode, parse_click
-from stream.lists import Lists, RedisAwayError, TopList
+from stream.lists import Lists, RedisUnavailableError, TopList
 from stream.source import Producer
 
 T = TypeVar("T")
@@ -212,7 +212,7 @@ def in_time(ask: Callable[..., T], *arguments: str) -> T | None:
     """What the embedded Redis answers. None where it does not in time: on a busy machine that thread may wait long."""
     try:
         return ask(*arguments)
-    except RedisAwayError:
+    except RedisUnavailableError:
         return None
 
 

@@ -18,7 +18,7 @@ from online.commands.backtest import left_out
 from online.commands.views import plain
 from online.config.settings import ENV_FILE, PREFIX, Settings
 from online.evaluation.backtest_events import read_clicks
-from online.evaluation.tune import CONFIDENCE, LATER, SEARCH, HowFar, OnProgress, Tuned, tune
+from online.evaluation.tune import CONFIDENCE, LATER, SEARCH, OnProgress, SearchProgress, Tuned, tune
 from online.evaluation.tune_runs import TuneError
 from online.learner.facts.warm import warm_if_cold
 from stream.event_files import EventFile
@@ -171,7 +171,7 @@ def _bar(trials: int) -> Iterator[OnProgress]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {stage: bars.add_task(stage, total=1.0, note="") for stage in (SEARCH, LATER)}
 
-        def on_progress(now: HowFar) -> None:
+        def on_progress(now: SearchProgress) -> None:
             note = f"{now.trials}/{trials} trials, best NDCG@10 {now.best:.4f}" if now.stage == SEARCH else ""
             bars.update(tasks[now.stage], completed=now.share, note=note)
 

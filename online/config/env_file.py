@@ -3,7 +3,7 @@
 import difflib
 import io
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,12 @@ from dotenv.parser import parse_stream
 class Names:
     """The variables `prefix` + FIELD, and `others` that say where more of them are (the first one: a file)."""
 
-    def __init__(self, prefix: str, others: Sequence[str], fields: Collection[str]) -> None:
+    def __init__(
+        self, prefix: str, others: Sequence[str], fields: Collection[str], renamed: Mapping[str, str] | None = None
+    ) -> None:
+        """`renamed`: fields by the names they had."""
         self.prefix = prefix
+        self._renamed = renamed or {}
         self.env_file = others[0]
         self._others = others
         self._fields = fields
@@ -31,6 +35,8 @@ class Names:
 
     def unknown(self, variable: str) -> str:
         """A line that says that there is no such setting, and which one may be meant."""
+        if (now := self._renamed.get(self.field(variable))) is not None:
+            return f"{variable} is called {self.prefix}{now.upper()} now: rename it"
         close = difflib.get_close_matches(self.field(variable), self._fields, n=1)
         meant = f"; did you mean {self.prefix}{close[0].upper()}?" if close else ""
         return f"{variable}: there is no such setting{meant}"

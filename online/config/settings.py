@@ -33,6 +33,19 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+#: Settings by the names they had in 0.1.
+RENAMED = {
+    "guard": "abuse_filter",
+    "guard_clicks_at_once": "abuse_clicks_at_once",
+    "guard_clicks_per_minute": "abuse_clicks_per_minute",
+    "guard_repeats_at_once": "abuse_repeats_at_once",
+    "guard_repeats_interval_s": "abuse_repeats_interval_s",
+    "guard_late_s": "abuse_late_s",
+    "guard_held": "abuse_keys_held",
+    "looks_max": "expected_views_max",
+}
+
+
 class SettingsError(Exception):
     """Settings that cannot be used; the message has one line for each of them, with the variable's name."""
 
@@ -116,7 +129,7 @@ class Settings(SecuritySettings):
         description="an age is left out while fewer of the lists that reach it are looked at before the next",
     )
     refreshes_max: Rate = Field(6.0, description="refreshes of a list on average; the ages least worth it are left out")
-    looks_max: Positive = Field(
+    expected_views_max: Positive = Field(
         3, description="moments that a list is ranked for where it will be looked at within hours or days"
     )
     refresh_interval_s: Rate = Field(1.0, description="time between two looks for lists that have aged")
@@ -276,18 +289,18 @@ class Settings(SecuritySettings):
     outage_clicks: Positive = Field(200, description="clicks whose time tells the rate")
 
     # The guard.
-    guard: bool = Field(True, description="false: clicks are learned from however many somebody makes")
-    guard_clicks_at_once: Positive = Field(120, description="clicks of a person at once that others' lists learn from")
-    guard_clicks_per_minute: Rate = Field(20.0, description="the same, for longer")
-    guard_repeats_at_once: Annotated[int, Field(ge=2)] = Field(
+    abuse_filter: bool = Field(True, description="false: clicks are learned from however many somebody makes")
+    abuse_clicks_at_once: Positive = Field(120, description="clicks of a person at once that others' lists learn from")
+    abuse_clicks_per_minute: Rate = Field(20.0, description="the same, for longer")
+    abuse_repeats_at_once: Annotated[int, Field(ge=2)] = Field(
         5, description="clicks of a person on one item at once that others' lists learn from"
     )
-    guard_repeats_interval_s: Rate = Field(300.0, description="time after which they learn from one more of these")
-    guard_late_s: Seconds = Field(
+    abuse_repeats_interval_s: Rate = Field(300.0, description="time after which they learn from one more of these")
+    abuse_late_s: Seconds = Field(
         86_400.0,
         description="a click counts as made at most so long before a quarter of the latest users' clicks",
     )
-    guard_held: Positive = Field(131_072, description="people, items, and pairs of both whose clicks are watched")
+    abuse_keys_held: Positive = Field(131_072, description="people, items, and pairs of both whose clicks are watched")
     abuse_share_max: Annotated[float, Field(gt=0, le=1)] = Field(
         0.05, description="share of the latest clicks that may be flagged as abuse; more, of many users, is a misfit"
     )
@@ -438,7 +451,7 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: with one line for every wrong or unknown variable, all of them at once.
     """
-    names = Names(PREFIX, (ENV_FILE, SECRETS_DIR), Settings.model_fields)
+    names = Names(PREFIX, (ENV_FILE, SECRETS_DIR), Settings.model_fields, RENAMED)
     problems = [names.unknown(name) for name in sorted(os.environ) if name.startswith(PREFIX) and not names.known(name)]
     file = EnvFile(os.environ.get(ENV_FILE) or None, names)
     secrets = SecretsDir(os.environ.get(SECRETS_DIR) or None, SECRETS_DIR, names)

@@ -161,7 +161,7 @@ class LearnerRun:
                 heapq.heappush(self._due, (came, due, self.times[at] + age_s, following))
 
 
-class Given(NamedTuple):
+class RunInput(NamedTuple):
     """What every run goes through."""
 
     clicks: Sequence[Click]
@@ -178,7 +178,7 @@ class Run(NamedTuple):
     overrides: dict[str, Any]
 
 
-class Went(NamedTuple):
+class RunResult(NamedTuple):
     """What one run gave."""
 
     ranks: dict[str, Ranks]  # of each method: (n,); inf: a miss, or not scored
@@ -194,7 +194,7 @@ class Outcome:
 
     facts: Facts
     exclude_seen: bool
-    went: dict[str, Went]  # by run
+    went: dict[str, RunResult]  # by run
     seconds: float  # for everything, runs beside each other counted once
     ranks: dict[str, Ranks] = field(default_factory=dict)  # of each method: (n,)
 
@@ -233,7 +233,7 @@ def backtest(
     """
     began = time.perf_counter()
     facts, runs = facts_of(clicks), runs_of(methods)
-    given = Given(clicks, facts, settings, finetune_every)
+    given = RunInput(clicks, facts, settings, finetune_every)
     if jobs == 1 or len(runs) == 1:
         went = {run.name: _go(run, given, on_progress) for run in runs}
     else:
@@ -243,11 +243,11 @@ def backtest(
     return Outcome(facts, settings.exclude_seen, went, seconds, {method: ranks[method] for method in methods})
 
 
-def _go(run: Run, given: Given, on_progress: OnProgress) -> Went:
+def _go(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
     return (_count if run.name == COUNTING else _learn)(run, given, on_progress)
 
 
-def _count(run: Run, given: Given, on_progress: OnProgress) -> Went:
+def _count(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
     began = time.perf_counter()
     facts, n = given.facts, len(given.clicks)
     counting = Baselines(exclude_seen=given.settings.exclude_seen)
@@ -263,10 +263,10 @@ def _count(run: Run, given: Given, on_progress: OnProgress) -> Went:
         gained += hit_and_ndcg_at(ranks[part])[1].sum(0)
         on_progress(run.name, part.stop, float(gained.max()) / max(1, part.stop - facts.first_scored))
     found = {method: ranks[:, baselines.METHODS.index(method)] for method in run.methods}
-    return Went(found, None, n, 0, time.perf_counter() - began)
+    return RunResult(found, None, n, 0, time.perf_counter() - began)
 
 
-def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
+def _learn(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
     began = time.perf_counter()
     clicks, facts = given.clicks, given.facts
     settings = Settings(**{**given.settings.model_dump(), **run.overrides})
@@ -288,7 +288,7 @@ def _learn(run: Run, given: Given, on_progress: OnProgress) -> Went:
     if settings.exclude_seen:
         served[facts.again] = np.inf
     found = {method: served if method == AS_SERVED else ranks for method in run.methods}
-    return Went(found, among, batches, going.refreshes, time.perf_counter() - began)
+    return RunResult(found, among, batches, going.refreshes, time.perf_counter() - began)
 
 
 def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int64], *, exclude_seen: bool) -> Ranks:
@@ -302,7 +302,7 @@ def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int
     return np.where(missed, np.inf, ranks)
 
 
-def _go_together(runs: Sequence[Run], given: Given, jobs: int, on_progress: OnProgress) -> dict[str, Went]:
+def _go_together(runs: Sequence[Run], given: RunInput, jobs: int, on_progress: OnProgress) -> dict[str, RunResult]:
     """Each run in a process of its own. They tell how far they are through shared memory."""
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     told = spawn.Array("d", 2 * len(runs), lock=False)
@@ -323,7 +323,7 @@ def _remember(*shared: Any) -> None:
     _remembered[:] = shared
 
 
-def _go_remembered(place: int, run: Run) -> Went:
+def _go_remembered(place: int, run: Run) -> RunResult:
     told, given = _remembered
 
     def tell(_: str, events: int, ndcg: float) -> None:

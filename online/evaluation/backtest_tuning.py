@@ -8,7 +8,7 @@ from online.learner.batches import BatchResult
 from online.learner.learner import Learner
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.versions import Versions
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.events import Click
 
 
@@ -19,25 +19,25 @@ class Tuning:
     def __init__(self, settings: Settings, learner: Learner, every: int) -> None:
         self.every = every
         self.told: list[tuple[str, int, str, Mapping[str, Any]]] = []  # kind, clicks until then, text, figures
-        self._ledger = Ledger()
+        self._progress = Progress()
         self._supervisor = Supervisor(
             settings,
             learner=learner,
-            totals=self._ledger,
+            totals=self._progress,
             versions=Versions(settings.versions_kept, settings.versions_listed),
             changes=None,
-            tell=lambda kind, text, figures: self.told.append((kind, self._ledger.learned, text, figures)),
+            emit=lambda kind, text, figures: self.told.append((kind, self._progress.learned, text, figures)),
             read_checkpoint=None,
             clock=lambda: 0.0,
         )
 
     def after(self, clicks: Sequence[Click], learned: BatchResult) -> None:
         """A micro-batch was learned."""
-        before = self._ledger.learned
-        self._ledger.learned += len(clicks)
-        self._supervisor.after(clicks, learned)
-        if self._ledger.learned // self.every > before // self.every:
+        before = self._progress.learned
+        self._progress.learned += len(clicks)
+        self._supervisor.on_batch(clicks, learned)
+        if self._progress.learned // self.every > before // self.every:
             self._supervisor.ask_finetuning(f"every {self.every:,} clicks")
-        self._supervisor.turn()
+        self._supervisor.step()
         while self._supervisor.busy:
-            self._supervisor.turn()
+            self._supervisor.step()

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from scipy.stats import t as student_t
 
 from online.config.settings import Settings
-from online.evaluation.backtest import NEXTCLICK, Went
+from online.evaluation.backtest import NEXTCLICK, RunResult
 from online.evaluation.backtest_events import facts_of
 from online.evaluation.tune_runs import Notes, Runs, TuneError
 from online.metrics import hit_and_ndcg_at
@@ -66,7 +66,7 @@ SPACE = (
 )
 
 
-class HowFar(NamedTuple):
+class SearchProgress(NamedTuple):
     """How far `tune` is."""
 
     stage: str  # SEARCH, then LATER
@@ -75,7 +75,7 @@ class HowFar(NamedTuple):
     best: float  # NDCG@10 on the searched part so far; 0: none yet
 
 
-OnProgress = Callable[[HowFar], None]
+OnProgress = Callable[[SearchProgress], None]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def tune(
         each,
         jobs,
         lambda: stop() and not ended_search,
-        lambda done: on_progress(HowFar(LATER, done, found.trials, found.best_ndcg)),
+        lambda done: on_progress(SearchProgress(LATER, done, found.trials, found.best_ndcg)),
     )
     ranks = [one.ranks[NEXTCLICK][searched:] for one in went]
     (_, stood), (_, best) = hit_and_ndcg_at(ranks[0]), hit_and_ndcg_at(ranks[-1])
@@ -252,7 +252,7 @@ class _Search:
                             pruned.add(place)
                 so_far.stop = place in pruned or self._ends(trial.number)
             done = sum(so_far.events for so_far in notes) / len(self.clicks)
-            self._on_progress(HowFar(SEARCH, (self._over + done) / self.trials, self._over, self._best))
+            self._on_progress(SearchProgress(SEARCH, (self._over + done) / self.trials, self._over, self._best))
 
         for place, (trial, went) in enumerate(zip(trials, runs.go(each, watch), strict=True)):
             if place in pruned:
@@ -286,9 +286,9 @@ def _through_all(
     jobs: int,
     stop: Callable[[], bool],
     on_progress: Callable[[float], None],
-) -> list[Went]:
+) -> list[RunResult]:
     """Each settings' run over all clicks, at most `jobs` beside each other. `on_progress` gets the share done."""
-    went: list[Went] = []
+    went: list[RunResult] = []
 
     def watch(notes: Sequence[Notes]) -> None:
         for so_far in notes:
@@ -306,7 +306,7 @@ def _through_all(
     return went
 
 
-def _figures(went: Went, searched: int) -> Figures:
+def _figures(went: RunResult, searched: int) -> Figures:
     ranks = went.ranks[NEXTCLICK]
     hit, ndcg = hit_and_ndcg_at(ranks[searched:])
     return Figures(float(ndcg.mean()), float(hit.mean()), len(ranks) / went.seconds)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.config.settings import Settings
-from online.evaluation.backtest import NEXTCLICK, Went, backtest
+from online.evaluation.backtest import NEXTCLICK, RunResult, backtest
 from stream.events import Click
 
 STEPS = 10  # a run notes its NDCG@10 so far each time it is through another tenth of the clicks
@@ -91,7 +91,7 @@ class Runs:
             finally:
                 runs._numbers[:, 0] = 1  # whatever still goes on is wanted by nobody
 
-    def go(self, each: Sequence[Settings], watch: Watch) -> list[Went | None]:
+    def go(self, each: Sequence[Settings], watch: Watch) -> list[RunResult | None]:
         """At most `jobs` runs -> what each gave, None where it was stopped. `watch` sees the last of their notes, too.
 
         Raises BacktestError for too few clicks, and TuneError where a process was killed.
@@ -102,7 +102,7 @@ class Runs:
         if self._pool is None:
             return [_go(self.clicks, settings, notes[0], lambda: watch(notes)) for settings in each]
         futures = [self._pool.submit(_go_remembered, place, settings) for place, settings in enumerate(each)]
-        going: set[Future[Went | None]] = set(futures)
+        going: set[Future[RunResult | None]] = set(futures)
         try:
             while going:
                 _, going = wait(going, timeout=_LOOK_EACH_S)
@@ -116,7 +116,7 @@ class _StoppedError(Exception):
     """Ends a backtest from within its report of progress."""
 
 
-def _go(clicks: Sequence[Click], settings: Settings, notes: Notes, after_batch: Callable[[], None]) -> Went | None:
+def _go(clicks: Sequence[Click], settings: Settings, notes: Notes, after_batch: Callable[[], None]) -> RunResult | None:
     def on_progress(_: str, events: int, ndcg: float) -> None:
         notes.write(events, len(clicks), ndcg)
         after_batch()
@@ -137,7 +137,7 @@ def _remember(*shared: Any) -> None:
     _remembered[:] = shared
 
 
-def _go_remembered(place: int, settings: Settings) -> Went | None:
+def _go_remembered(place: int, settings: Settings) -> RunResult | None:
     clicks, numbers = _remembered
     shared: NDArray[np.float64] = np.frombuffer(numbers).reshape(-1, Notes.NUMBERS)
     return _go(clicks, settings, Notes(shared[place]), lambda: None)

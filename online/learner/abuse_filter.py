@@ -4,9 +4,9 @@ Everybody's lists follow everybody's clicks, so a bot that clicks one item ten t
 Three kinds of leaky buckets (Turner 1986, "New directions in communications") bound what a few can do; clicks fill
 them, time drains them:
 
-- of a person: clicks beyond `guard_clicks_at_once`, and then `guard_clicks_per_minute`;
-- of a person and an item: clicks of the one on the other beyond `guard_repeats_at_once`, and then one for each
-  `guard_repeats_interval_s`;
+- of a person: clicks beyond `abuse_clicks_at_once`, and then `abuse_clicks_per_minute`;
+- of a person and an item: clicks of the one on the other beyond `abuse_repeats_at_once`, and then one for each
+  `abuse_repeats_interval_s`;
 - of an item, twice as large: only what somebody clicks again fills it, and somebody else's first click drains it
   by one. So what many people repeat is heard, and what a few people repeat for each other is not.
 
@@ -17,13 +17,13 @@ what a trend is. Nor those of some who wait between their clicks, which count as
 
 Time is each user's own: the event times of that user's clicks (of an item: of its clicks), which never go back,
 whatever other users' clocks say; so an archive may come in pieces. Times may be made up, so a click counts as made at
-most `guard_late_s` before what recent users agree on (online/learner/recent_users.py): made-up times gain one such
+most `abuse_late_s` before what recent users agree on (online/learner/recent_users.py): made-up times gain one such
 span. Where these go back further, as from one piece of an archive to the next, so do the buckets' clocks. Of the time
 between two clicks on an item an hour counts at most: silence drains nothing.
 
 When far more is flagged than abuse can be, flagged clicks are let through (online/learner/safety_net.py).
 
-Letters: `N` clicks of a micro-batch, `K` keys poured at once, `B` rows of the table, `W` ways (entries) of a row.
+Letters: `N` clicks of a micro-batch, `K` keys consumed at once, `B` rows of the table, `W` ways (entries) of a row.
 """
 
 import hashlib
@@ -60,7 +60,7 @@ Floats = NDArray[np.float64]
 class Judged(NamedTuple):
     """What is to be done with N clicks."""
 
-    guarded: Bools  # (N,) not to be learned from
+    flagged: Bools  # (N,) not to be learned from
     caught: Bools  # (N,) what their person had clicked of their item is to be taken back
 
 
@@ -93,13 +93,13 @@ class Buckets:
         self._at = np.zeros((rows, WAYS))  # (B, W) seconds: when the level was that
         self._owners = np.zeros((rows, WAYS), np.int64)  # (B, W) 0: nobody's
 
-    def pour(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, owners: Keys | int = 0) -> Floats:
+    def consume(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, owners: Keys | int = 0) -> Floats:
         """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
         full each was just before, (K,) in clicks. Whose buckets they are: `owners` (K,)."""
         levels = np.zeros(len(keys))
-        poured = np.full(len(keys), clicks, np.float64)
+        consumed = np.full(len(keys), clicks, np.float64)
         whose = np.full(len(keys), owners, np.int64)
-        _pour(self._keys, self._levels, self._at, self._owners, keys, now, poured, whose, levels, self._limits)
+        _consume(self._keys, self._levels, self._at, self._owners, keys, now, consumed, whose, levels, self._limits)
         return levels
 
     def forget_owner(self, owner: int) -> int:
@@ -135,7 +135,7 @@ class Buckets:
 
 
 @kernel
-def _pour(
+def _consume(
     table_keys: NDArray[np.int64],
     table_levels: NDArray[np.float64],
     table_at: NDArray[np.float64],
@@ -147,7 +147,7 @@ def _pour(
     levels: NDArray[np.float64],
     limits: NDArray[np.float64],
 ) -> None:
-    """`Buckets.pour` into a table (B, W), one key after the other; fills levels (K,)."""
+    """`Buckets.consume` into a table (B, W), one key after the other; fills levels (K,)."""
     most, drained_each_s, late_s, gap_s_max = limits
     for k in range(len(keys)):
         row = keys[k] % len(table_keys)
@@ -170,71 +170,71 @@ def _pour(
         levels[k] = level
 
 
-class Guard:
+class AbuseFilter:
     """Says which clicks are not to be learned from, and remembers which those were."""
 
     def __init__(self, settings: Settings) -> None:
-        self.on, self.late_s = settings.guard, settings.guard_late_s
-        self.total: Counter[str] = Counter()  # guarded clicks, by reason
+        self.on, self.late_s = settings.abuse_filter, settings.abuse_late_s
+        self.total: Counter[str] = Counter()  # flagged clicks, by reason
         self._recent = RecentUsers()
         through = settings.abuse_share_exceeded == "let-through"
         self.net = SafetyNet(settings.abuse_share_max, lets_through=through, reasons=REASONS)
         self._moments_held = settings.moments_held
-        self._guarded = np.zeros(settings.moments_held, np.bool_)  # of each moment, at its number modulo the length
+        self._flagged = np.zeros(settings.moments_held, np.bool_)  # of each moment, at its number modulo the length
         self._judged = 0  # the latest moment's number
-        held, size = settings.guard_held, settings.guard_repeats_at_once
-        interval_s, late_s, gap_s = settings.guard_repeats_interval_s, self.late_s, STREAM_GAP_S_MAX
-        per_click_s = 60 / settings.guard_clicks_per_minute
-        self._people = Buckets(settings.guard_clicks_at_once, per_click_s, held, late_s=late_s)
+        held, size = settings.abuse_keys_held, settings.abuse_repeats_at_once
+        interval_s, late_s, gap_s = settings.abuse_repeats_interval_s, self.late_s, STREAM_GAP_S_MAX
+        per_click_s = 60 / settings.abuse_clicks_per_minute
+        self._people = Buckets(settings.abuse_clicks_at_once, per_click_s, held, late_s=late_s)
         self._pairs = Buckets(size, interval_s, held, late_s=late_s)
         self._items = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
 
     @property
     def flagged(self) -> Bools:
-        """Of each moment that is held, at its number modulo the length, whether its click was guarded."""
-        return self._guarded
+        """Of each moment that is held, at its number modulo the length, whether its click was flagged."""
+        return self._flagged
 
     def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
         """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
-        guarded, caught = np.zeros((2, len(users)), np.bool_)
+        flagged, caught = np.zeros((2, len(users)), np.bool_)
         if self.on:
             people = owners_of_all(users)
             self._recent.update(people, times)
             now = np.maximum(times, self._recent.agreed() - self.late_s)
             *found, caught = self._found(people, _keys(items), now)
-            flagged = np.zeros(len(users), np.int8)
+            reasons = np.zeros(len(users), np.int8)
             for number, some in enumerate(found, 1):  # a click has one reason at most
-                flagged[some] = number
-            if self.net.update(people, flagged, len(self._recent)):
+                reasons[some] = number
+            if self.net.update(people, reasons, len(self._recent)):
                 caught = np.zeros_like(caught)
             else:
-                guarded[:] = flagged > 0
+                flagged[:] = reasons > 0
                 for reason, some in zip(REASONS, found, strict=True):
                     self.total[reason] += int(some.sum())
-        self._guarded[numbers % self._moments_held] = guarded
+        self._flagged[numbers % self._moments_held] = flagged
         self._judged = int(numbers[-1])
-        return Judged(guarded, caught)
+        return Judged(flagged, caught)
 
-    def was_guarded(self, numbers: NDArray[np.int64]) -> Bools:
-        """Whether clicks were guarded, by the numbers (...) of their moments; of those long ago nobody knows: no."""
+    def was_flagged(self, numbers: NDArray[np.int64]) -> Bools:
+        """Whether clicks were flagged, by the numbers (...) of their moments; of those long ago nobody knows: no."""
         held = (numbers > 0) & (numbers > self._judged - self._moments_held)
-        found: Bools = held & self._guarded[numbers % self._moments_held]
+        found: Bools = held & self._flagged[numbers % self._moments_held]
         return found
 
     def contributed(self, newest: Newest, row: int) -> Contributed:
         """What is to be taken back of one person (newest, N = 1) who was caught with an item.
 
-        From here on it counts as guarded.
+        From here on it counts as flagged.
         """
         rows, times, numbers = newest.rows[0], newest.timestamps[0], newest.numbers[0]
-        heard = (numbers > 0) & ~self.was_guarded(numbers)
+        heard = (numbers > 0) & ~self.was_flagged(numbers)
         its = heard & (rows == row) & (times >= times[0] - self._pairs.span_s)  # (L,)
         window = np.arange(len(rows))[:, None] + np.arange(1, NEAR + 1)  # (L, NEAR) what stood before each
         earlier = np.pad(np.where(heard, rows, 0), (0, NEAR))[window]
         earlier[~(its[:, None] | np.pad(its, (0, NEAR))[window])] = 0
         at = np.flatnonzero(its | (heard & earlier.any(1)))
         ages = np.array([self._heard_since(numbers[one]) if its[one] else -1 for one in at.tolist()], float)
-        self._guarded[numbers[its] % self._moments_held] = True
+        self._flagged[numbers[its] % self._moments_held] = True
         self.total["taken-back"] += int(its.sum())
         return Contributed(rows[at], earlier[at], ages, numbers[its])
 
@@ -251,14 +251,14 @@ class Guard:
 
     def _heard_since(self, number: int) -> int:
         since = np.arange(number + 1, self._judged + 1)
-        return int(np.count_nonzero(~self._guarded[since % self._moments_held]))
+        return int(np.count_nonzero(~self._flagged[since % self._moments_held]))
 
     def _found(self, person: Keys, item: Keys, now: Floats) -> tuple[Bools, ...]:
         """What each kind of bucket guards, (N,) each: what one guards does not reach the next. And which clicks show
         that their person does not stop clicking their item, (N,)."""
-        rate = self._people.pour(person, now, owners=person) + 1 > self._people.size
+        rate = self._people.consume(person, now, owners=person) + 1 > self._people.size
         heard = np.flatnonzero(~rate)
-        level = self._pairs.pour(_of_pairs(person[heard], item[heard]), now[heard], owners=person[heard])
+        level = self._pairs.consume(_of_pairs(person[heard], item[heard]), now[heard], owners=person[heard])
         repeats, caught, crowd = np.zeros((3, len(rate)), np.bool_)
         repeats[heard] = level + 1 > self._pairs.size
         most = CAUGHT * self._pairs.size
@@ -266,7 +266,7 @@ class Guard:
         again = level > 0
         fits = ~repeats[heard]
         heard, again = heard[fits], again[fits]
-        level = self._items.pour(item[heard], now[heard], np.where(again, 1.0, -1.0))
+        level = self._items.consume(item[heard], now[heard], np.where(again, 1.0, -1.0))
         crowd[heard] = again & (level + 1 > self._items.size)
         return rate, repeats, crowd, caught
 
@@ -276,7 +276,7 @@ class Guard:
         numbers = np.arange(max(1, self._judged - self._moments_held + 1), self._judged + 1)
         parts["recent"] = self._recent.to_state()
         parts["net"], net = self.net.to_state()
-        arrays = joined(parts) | {"guarded": numbers[self.was_guarded(numbers)]}
+        arrays = joined(parts) | {"flagged": numbers[self.was_flagged(numbers)]}
         return arrays, {"judged": self._judged, "total": dict(self.total), "net": net}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
@@ -286,9 +286,9 @@ class Guard:
         self._recent.load_state(below(arrays, "recent"))
         self.net.load_state(below(arrays, "net"), state["net"])
         self._judged, self.total = state["judged"], Counter(state["total"])
-        numbers = arrays["guarded"][arrays["guarded"] > self._judged - self._moments_held]
-        self._guarded[:] = False
-        self._guarded[numbers % self._moments_held] = True
+        numbers = arrays["flagged"][arrays["flagged"] > self._judged - self._moments_held]
+        self._flagged[:] = False
+        self._flagged[numbers % self._moments_held] = True
 
     def _buckets(self) -> dict[str, Buckets]:
         return {"people": self._people, "pairs": self._pairs, "items": self._items}

@@ -18,7 +18,7 @@ from torch import Tensor
 from model.vocabulary import Vocabulary
 from model.zeros import zeros
 from online.config.settings import Settings
-from online.learner.abuse_filter import Guard, owners_of_all
+from online.learner.abuse_filter import AbuseFilter, owners_of_all
 from online.learner.arrays import as_tensor, below, joined
 from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedNetwork, TrainedStep
 from online.learner.facts.gather import Clicks, Queries, Seen
@@ -47,6 +47,7 @@ __all__ = ["EVENT_TYPES_MAX", "METHODS", "BatchResult", "Learner", "Ranking"]
 METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
 SCORE_DIGITS = 6  # of scores in lists
+EXACT_POWER_MAX = 22  # of ten, among float64
 _NONE = np.zeros(0, np.int64)
 RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
 
@@ -97,7 +98,7 @@ class Ahead(NamedTuple):
     error: Exception | None  # what went wrong when it was begun
 
 
-class InconsistentStateError(RuntimeError):
+class UnexpectedBatchError(RuntimeError):
     """A micro-batch was announced, and another one came."""
 
 
@@ -110,7 +111,7 @@ class Learner:
         self.lists = lists
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.items = ItemRows(settings)
-        self.guard = Guard(settings)
+        self.abuse_filter = AbuseFilter(settings)
         self.histories = UserHistories(settings.users_held, settings.history_max)
         self.weights = RankingModel(settings)  # the version that serves and learns
         self.device = self.weights.device
@@ -128,7 +129,7 @@ class Learner:
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(
-            settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.looks_max
+            settings.refresh_ages_s, settings.refresh_share_min, settings.refreshes_max, settings.expected_views_max
         )
         self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
         self._ahead: Ahead | None = None
@@ -189,7 +190,7 @@ class Learner:
                 before that is learned, except to say which items are available.
 
         Raises:
-            InconsistentStateError: something else was announced as `following`.
+            UnexpectedBatchError: something else was announced as `following`.
         """
         prepared = self._gathered(self._begin(clicks, impressions)) if self._ahead is None else self._taken(clicks)
         if following is not None:
@@ -215,7 +216,7 @@ class Learner:
         assert self._ahead is not None
         ahead, self._ahead = self._ahead, None
         if ahead.following.clicks is not clicks:
-            raise InconsistentStateError("other clicks were announced to follow than these that are to be learned")
+            raise UnexpectedBatchError("other clicks were announced to follow than these that are to be learned")
         if ahead.error is not None:
             raise ahead.error
         if ahead.begun is None or ahead.facts is None:
@@ -272,7 +273,7 @@ class Learner:
             told,
             before,
             begun.lists.queries,
-            flagged=self.guard.flagged,
+            flagged=self.abuse_filter.flagged,
             seen=(seen, begun.lists.seen),
         )
 
@@ -285,7 +286,7 @@ class Learner:
             self.seen.add_clicks(batch.users, batch.rows)
         self.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
         self._take_back(batch, begun.caught)
-        offered = batch.trainable & ~self.mostly_guarded(batch.slots)
+        offered = batch.trainable & ~self.mostly_flagged(batch.slots)
         self.reservoir.offer(self.histories, batch.slots[offered], batch.behind[offered], batch.owners[offered])
         network = None
         if self.deep_state:
@@ -370,7 +371,7 @@ class Learner:
         found["moments"] = len(gone)
         found["replayed"] = self.replay.forget_owner(owner)
         found["excerpts"] = self.reservoir.forget_owner(owner)
-        found["guard"] = self.guard.forget_owner(owner)
+        found["guard"] = self.abuse_filter.forget_owner(owner)
         return dict(found)
 
     def named(self, digest: str) -> set[str]:
@@ -396,7 +397,7 @@ class Learner:
             "moments": int((self.store.log.owners == owner).sum()),
             "clicks to replay": int((replay.owners[: replay.filled] == owner).sum()),
             "excerpts for fine-tuning": self.reservoir.count_of(owner),
-            "the guard's buckets": self.guard.count_of(owner),
+            "the guard's buckets": self.abuse_filter.count_of(owner),
         }
 
     def _observe(self, clicks: Sequence[Click], active: NDArray[np.float64]) -> ClickedRows:
@@ -438,7 +439,7 @@ class Learner:
         clicked = self._observe(clicks, active)
         types = np.array([self._event_type(click.event_type) for click in clicks], np.int64)
         numbers = self.store.next_numbers(len(clicks))
-        guarded, caught = self.guard.judge(users, [click.item_id for click in clicks], times, numbers)
+        flagged, caught = self.abuse_filter.judge(users, [click.item_id for click in clicks], times, numbers)
         following = next_in_batch(slots)
         nth = earlier_in_batch(slots)
         previous_at = np.where(self.histories.lengths(slots) > 0, self.histories.latest_at(slots), np.nan)
@@ -457,7 +458,7 @@ class Learner:
             previous_at,
             numbers,
             owners_of_all(users),
-            ~guarded,
+            ~flagged,
         )
         return batch, clicked, caught
 
@@ -540,15 +541,15 @@ class Learner:
         """Those who do not stop clicking an item: what their clicks on it have counted so far is gone."""
         for at in np.flatnonzero(caught).tolist():
             newest = self.histories.newest(batch.slots[at : at + 1], self.histories.history_max)
-            self.store.take_back(*self.guard.contributed(newest, int(batch.rows[at])))
+            self.store.take_back(*self.abuse_filter.contributed(newest, int(batch.rows[at])))
 
-    def mostly_guarded(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def mostly_flagged(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whose histories (N,) are no person's, as far as the guard can tell, (N,): more than half of the clicks are
-        guarded."""
-        if not self.guard.total:  # none ever was
+        flagged."""
+        if not self.abuse_filter.total:  # none ever was
             return np.zeros(len(slots), np.bool_)
         newest = self.histories.newest(slots, self.settings.history_max)
-        found: NDArray[np.bool_] = 2 * self.guard.was_guarded(newest.numbers).sum(1) > newest.lengths
+        found: NDArray[np.bool_] = 2 * self.abuse_filter.was_flagged(newest.numbers).sum(1) > newest.lengths
         return found
 
     # Ranking
@@ -601,7 +602,7 @@ class Learner:
         the one for anybody."""
         wanted = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_nobody(0, self._now[1]))
         lists = self.queries.lists(wanted, now=self._now[0])
-        gathered = self.store.ask(self.histories, lists.queries, flagged=self.guard.flagged, seen=lists.seen)
+        gathered = self.store.ask(self.histories, lists.queries, flagged=self.abuse_filter.flagged, seen=lists.seen)
         if states is not None:
             states = torch.cat([states, states.new_zeros(1, states.shape[1])])
         rows, scores = self._rows_of_lists(gathered, lists, states)
@@ -758,7 +759,12 @@ class Learner:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
         parts: dict[str, dict[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {}
-        kept: dict[str, Any] = {"states": self.states, "store": self.store, "replay": self.replay, "guard": self.guard}
+        kept: dict[str, Any] = {
+            "states": self.states,
+            "store": self.store,
+            "replay": self.replay,
+            "guard": self.abuse_filter,
+        }
         for name, part in kept.items():
             parts[name], state[name] = part.to_state()
         parts["lift"] = self.lift.to_state()
@@ -799,7 +805,7 @@ class Learner:
         if saved.shape[1] == self.moment_states.shape[1]:
             kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
             self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
-        self.guard.load_state(below(arrays, "guard"), state["guard"])
+        self.abuse_filter.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))
         anybodys = below(arrays, "anybody")
@@ -876,11 +882,10 @@ def filled(lists: NDArray[np.int64], popular: NDArray[np.int64]) -> NDArray[np.i
 
 
 def _rounded(scores: NDArray[np.float32]) -> list[float]:
-    """To SCORE_DIGITS."""
+    """To SCORE_DIGITS, and to no less than the last power of ten that is exact."""
     exact = scores.astype(np.float64)
     with np.errstate(divide="ignore"):
-        scale = 10.0 ** (SCORE_DIGITS - 1 - np.floor(np.log10(np.abs(exact))))
-    scale[~np.isfinite(scale)] = 1.0
+        scale = 10.0 ** np.minimum(SCORE_DIGITS - 1 - np.floor(np.log10(np.abs(exact))), EXACT_POWER_MAX)
     rounded: list[float] = (np.round(exact * scale) / scale).tolist()
     return rounded
 

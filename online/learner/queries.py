@@ -75,7 +75,7 @@ class QueryBuilder:
         """
         order = np.argsort(wanted.preceding, kind="stable")
         known = wanted.slots[order] >= 0
-        lists, ages_s = self.returns.looks(wanted.ages_s[order])
+        lists, ages_s = self.returns.expected_views(wanted.ages_s[order])
         single = known[lists] | np.append(True, lists[1:] != lists[:-1])  # no need of several moments without a user
         lists, ages_s = lists[single], ages_s[single]
         at = order[lists]  # (N,) of the wanted

@@ -30,12 +30,16 @@ class ReturnTimes:
     """
 
     def __init__(
-        self, ages_s: Sequence[float], share_min: float = 0.0, refreshes_max: float = np.inf, looks_max: int = 3
+        self,
+        ages_s: Sequence[float],
+        share_min: float = 0.0,
+        refreshes_max: float = np.inf,
+        expected_views_max: int = 3,
     ) -> None:
         """`ages_s`: the marks, rising; `share_min`: of the lists that reach a mark, what makes it worth a refresh;
-        `refreshes_max`: of a list, on average; `looks_max`: K, the most moments that one list is ranked for."""
+        `refreshes_max`: of a list, on average; `expected_views_max`: K, moments a list is ranked for at most."""
         self.ages_s = np.array(ages_s, np.float64)
-        self.share_min, self.refreshes_max, self.looks_max = share_min, refreshes_max, looks_max
+        self.share_min, self.refreshes_max, self.expected_views_max = share_min, refreshes_max, expected_views_max
         self._gaps = np.zeros(BINS)
         self._lists = 0.0  # written at clicks
         self._marks: NDArray[np.float64] | None = None  # as last found; None: something has come since
@@ -80,14 +84,14 @@ class ReturnTimes:
         written: NDArray[np.float64] = np.concatenate([[0.0], self.marks()])[marks_passed(self.marks(), gaps_s)]
         return written
 
-    def looks(self, ages_s: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def expected_views(self, ages_s: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ages (N,) at which lists are written, in seconds since a click -> at which ages they will be looked at, flat:
         which list (L,), rising, and its ages (L,), each as likely as its others. One for each list, K where these would
         be far apart."""
         marks = self.marks()
         standing = np.searchsorted(marks, self._middles, side="right")  # (BINS,) which of these spans each lies in
-        shares = (np.arange(self.looks_max) + 0.5) / self.looks_max
-        table = np.empty((len(marks) + 1, self.looks_max))
+        shares = (np.arange(self.expected_views_max) + 0.5) / self.expected_views_max
+        table = np.empty((len(marks) + 1, self.expected_views_max))
         for span in range(len(table)):
             (bins,) = np.nonzero(standing == span)
             if not len(bins):  # two marks within one bin
@@ -97,8 +101,8 @@ class ReturnTimes:
             table[span] = self._middles[bins[np.searchsorted(reached, shares * reached[-1])]]
         mine = table[np.searchsorted(marks, ages_s, side="right")]  # (N, K)
         close = mine[:, -1] - mine[:, 0] < FAR_APART_S
-        mine[close] = mine[close, self.looks_max // 2, None]
-        wanted = np.arange(self.looks_max) < np.where(close, 1, self.looks_max)[:, None]
+        mine[close] = mine[close, self.expected_views_max // 2, None]
+        wanted = np.arange(self.expected_views_max) < np.where(close, 1, self.expected_views_max)[:, None]
         lists, nth = np.nonzero(wanted)
         return lists, np.maximum(mine[lists, nth], ages_s[lists])
 

@@ -110,7 +110,7 @@ class Signal:
         self._page_hinkley = PageHinkley(mode="up")
         self._squares, self._steps = 0.0, 0  # of the differences between neighbours
         for at, value in enumerate(values):
-            self._tell(value, values[at - 1] if at else None)
+            self._emit(value, values[at - 1] if at else None)
 
     @property
     def lately(self) -> float:
@@ -131,7 +131,7 @@ class Signal:
 
     def _add(self, value: float, since: int) -> Found | None:
         before = float(self._adwin.estimation)
-        self._tell(value, self._values[-1] if self._values else None)
+        self._emit(value, self._values[-1] if self._values else None)
         self._values.append(value)
         self._since.append(since)
         self._lately.append(value)
@@ -144,7 +144,7 @@ class Signal:
             self._restart_at(self.sensitivity.values_held // 2)
         return None
 
-    def _tell(self, value: float, earlier: float | None) -> None:
+    def _emit(self, value: float, earlier: float | None) -> None:
         self._adwin.update(value)
         if earlier is not None:
             self._squares += (value - earlier) ** 2

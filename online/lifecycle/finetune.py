@@ -30,13 +30,13 @@ def examples(learner: Learner, recent_share: float, random: np.random.Generator)
     """Histories to learn from, at most `finetune_histories`: those of the people seen last, and a uniform sample of all
     clicks so far with what led to them (online/learner/reservoir.py). None: nobody has two clicks on known items yet.
 
-    Whose clicks are mostly guarded is in neither.
+    Whose clicks are mostly flagged is in neither.
 
     `recent_share`: how many of them are recent; where there are too few of one kind, there are more of the other.
     """
     count = learner.settings.finetune_histories
     slots = learner.histories.recently_seen(2 * count)
-    slots = slots[~learner.mostly_guarded(slots)][:count]
+    slots = slots[~learner.mostly_flagged(slots)][:count]
     if not len(slots) or learner.vocabulary.rows <= 2:
         return None
     recent = round(recent_share * count)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 TOLD_EACH = 1_000  # clicks after which it is looked at anew
-FLOOD = 20  # guarded ones among them; honest people, who play a track in a loop, have some in a thousand
+FLOOD = 20  # flagged ones among them; honest people, who play a track in a loop, have some in a thousand
 
 
 class Told(NamedTuple):
@@ -16,7 +16,7 @@ class Told(NamedTuple):
 
 
 class FloodWatch:
-    """Looks at the guard's totals as clicks come. A flood begins with `FLOOD` guarded clicks among at most `TOLD_EACH`,
+    """Looks at the guard's totals as clicks come. A flood begins with `FLOOD` flagged clicks among at most `TOLD_EACH`,
     and is over when there are fewer among as many."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class FloodWatch:
         return self._began is not None
 
     def update(self, clicks: int, total: Mapping[str, int]) -> Told | None:
-        """Clicks learned so far, and the guarded ones among them by reason."""
+        """Clicks learned so far, and the flagged ones among them by reason."""
         now = Counter({reason: count for reason, count in total.items() if reason != "taken-back"})
         found = (now - self._before).total()
         over = clicks - self._at >= TOLD_EACH

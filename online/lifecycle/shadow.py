@@ -22,7 +22,7 @@ from online.lifecycle.gate import Decision, SequentialGate
 from online.metrics import K, hit_and_ndcg_at
 
 
-class Variety:
+class Diversity:
     """How many items the latest Q lists have between them, in effect: exp of the entropy (Hill 1973: order 1) of how
     often each stands in them. Everybody gets the same ten: 10."""
 
@@ -51,7 +51,7 @@ class Variety:
         self._tops.extend(tops)
 
 
-class Trial:
+class ShadowEvaluation:
     """Weights that rank each click before they learn it, as the live ones do, and how both have fared.
 
     They read the latest clicks of each person anew each time: the memories that attention is continued from belong to
@@ -71,10 +71,10 @@ class Trial:
         """Begins to compare, from nothing."""
         settings = self.learner.settings
         self.gate = SequentialGate(self.limits)
-        self.mine, self.live = Variety(settings.variety_lists), Variety(settings.variety_lists)
+        self.mine, self.live = Diversity(settings.variety_lists), Diversity(settings.variety_lists)
         self.fault: str | None = None  # of these weights
         self.live_fault: str | None = None
-        self.resting = False  # kept, with rows that follow the live ones, and not compared
+        self.paused = False  # kept, with rows that follow the live ones, and not compared
         self._skipped = (self.weights.skipped, self.learner.weights.skipped)
 
     def forget_lists(self) -> None:
@@ -89,13 +89,13 @@ class Trial:
             return "reject"
         return "publish" if self.live_fault is not None else self.gate.decision
 
-    def follow(self, learned: BatchResult) -> None:
+    def update(self, learned: BatchResult) -> None:
         """The micro-batch that the live weights have just learned: tests, then teaches, step by step. It costs about
         what learning did, without what is gathered. What was not trained on is not compared."""
         if learned.freed:
             self.weights.reset_rows(torch.tensor(learned.freed, dtype=torch.int64))
         self.weights.grow(len(self.learner.store))
-        if self.resting or self.fault is not None or not learned.trained:
+        if self.paused or self.fault is not None or not learned.trained:
             return
         self.weights.scale_learning_rate(self.learner.weights.optimizer.boost)
         before = None if learned.network is None else self._states(learned.network)
@@ -156,14 +156,14 @@ class Trial:
             "gate": self.gate.to_state(),
             "fault": self.fault,
             "live_fault": self.live_fault,
-            "resting": self.resting,
+            "paused": self.paused,
             "skipped": list(self._skipped),
         }
 
     @classmethod
     def restored(
         cls, learner: Learner, limits: GateLimits, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]
-    ) -> "Trial":
+    ) -> "ShadowEvaluation":
         """What `to_state` gave."""
         weights = RankingModel(learner.settings)
         weights.load_state(below(arrays, "weights"))
@@ -171,7 +171,7 @@ class Trial:
         found.gate.load_state(state["gate"])
         found.mine.load_state(arrays["tops.mine"])
         found.live.load_state(arrays["tops.live"])
-        found.fault, found.live_fault, found.resting = state["fault"], state["live_fault"], state["resting"]
+        found.fault, found.live_fault, found.paused = state["fault"], state["live_fault"], state["paused"]
         mine, live = state["skipped"]
         found._skipped = (mine, live)
         return found

@@ -1,6 +1,6 @@
 """Who decides which weights serve: fine-tuning when asked, trials in the shadow, versions, and the way back.
 
-The loop calls `after` with each micro-batch, once its lists are out, and `turn` once a turn. Everybody else only asks.
+The loop calls `on_batch` with each micro-batch, once its lists are out, and `step` once a turn.
 Whatever is decided is told in one line with its figures.
 """
 
@@ -24,7 +24,7 @@ from online.lifecycle.emit import Emit
 from online.lifecycle.finetune import FineTuning, examples
 from online.lifecycle.flood import FloodWatch
 from online.lifecycle.reaction import Changes
-from online.lifecycle.shadow import Trial
+from online.lifecycle.shadow import ShadowEvaluation
 from online.lifecycle.versions import VersionError, Versions
 from stream.events import Click
 
@@ -57,7 +57,7 @@ class Supervisor:
         totals: Totals,
         versions: Versions,
         changes: Changes | None,
-        tell: Emit,
+        emit: Emit,
         read_checkpoint: ReadCheckpoint | None,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
@@ -66,11 +66,11 @@ class Supervisor:
         `clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
         self.settings, self.learner, self.totals, self.versions = settings, learner, totals, versions
         self.changes, self.clock = changes, clock
-        self._tell, self._read_checkpoint = tell, read_checkpoint
+        self._emit, self._read_checkpoint = emit, read_checkpoint
         self._rollbacks: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self.finetuning: FineTuning | None = None
-        self.candidate: Trial | None = None
-        self.predecessor: Trial | None = None
+        self.candidate: ShadowEvaluation | None = None
+        self.predecessor: ShadowEvaluation | None = None
         self.last_finetuned_at: float | None = None  # seconds since 1970
         self._asked: dict[str, Any] | None = None
         self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
@@ -120,14 +120,16 @@ class Supervisor:
 
     # What the loop calls
 
-    def after(self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None) -> None:
+    def on_batch(
+        self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None
+    ) -> None:
         """A micro-batch was learned, and its lists are out; `arrived_at`: as `Changes.update` takes it."""
         self._read_at.extend([self._monotonic()] * len(clicks))
         if self.finetuning is not None:
             self.finetuning.rows_changed.update(learned.freed, learned.taken)
         for trial in (self.candidate, self.predecessor):
             if trial is not None:
-                trial.follow(learned)
+                trial.update(learned)
         self._look_at_live(learned)
         if self.changes is not None:
             for notice in self.changes.update(clicks, learned, arrived_at):
@@ -137,15 +139,15 @@ class Supervisor:
         """No messages come, and none wait; `idle_s`: seconds for which none has come."""
         for notice in [] if self.changes is None or self._outage_told else self.changes.silence(idle_s):
             self._outage_told = True
-            self._tell(notice.kind, str(notice), notice.as_dict())
+            self._emit(notice.kind, str(notice), notice.as_dict())
 
-    def turn(self, *, late: bool = False) -> bool:
+    def step(self, *, late: bool = False) -> bool:
         """Decides what is due, and does a slice of fine-tuning, unless clicks are late -> whether another version
         serves now: it has to be saved before any list names it."""
         before = self.learner.version
         while not self._rollbacks.empty():
             self._roll_back_to(*self._rollbacks.get())
-        if self.predecessor is not None and not self.predecessor.resting:
+        if self.predecessor is not None and not self.predecessor.paused:
             self._judge_predecessor(self.predecessor)
         if self.candidate is not None:
             self._judge_candidate(self.candidate)
@@ -182,10 +184,10 @@ class Supervisor:
         share = self.settings.finetune_recent_share_drift if asked["drift"] else self.settings.finetune_recent_share
         histories = examples(self.learner, share, np.random.default_rng(seed))
         if histories is None:
-            self._tell("finetuning", "left out: no history has two clicks on known items yet", {"why": asked["why"]})
+            self._emit("finetuning", "left out: no history has two clicks on known items yet", {"why": asked["why"]})
             return None
         figures = {"why": asked["why"], "histories": len(histories.lengths), "clicks": int(histories.lengths.sum())}
-        self._tell("finetuning", f"began ({asked['why']}) on {figures['histories']} histories", figures)
+        self._emit("finetuning", f"began ({asked['why']}) on {figures['histories']} histories", figures)
         return FineTuning(self.learner, histories, seed=seed)
 
     def _finetuned(self, tuning: FineTuning) -> None:
@@ -195,36 +197,36 @@ class Supervisor:
         if tuning.failed is None:
             self.examine(tuning.candidate(), why, tuning.figures())
         else:
-            self._tell("rejected", f"{why}: {tuning.failed}", tuning.figures())
+            self._emit("rejected", f"{why}: {tuning.failed}", tuning.figures())
 
     def examine(self, weights: RankingModel, why: str, figures: Mapping[str, Any]) -> None:
         """Weights that may become the next version: put into the shadow, in the place of any other candidate; without
         a gate, published with the next turn."""
         if not weights.finite():
-            self._tell("rejected", f"{why}: its weights are not finite", figures)
+            self._emit("rejected", f"{why}: its weights are not finite", figures)
             return
         facts = {"why": why, "figures": dict(figures), "parent": self.learner.version}
-        self.candidate = Trial(self.learner, weights, self.settings.candidate_gate, facts=facts)
+        self.candidate = ShadowEvaluation(self.learner, weights, self.settings.candidate_gate, facts=facts)
         if self.settings.gate:
-            self._tell("candidate", f"{why}: ranks beside version {self.learner.version}", figures)
+            self._emit("candidate", f"{why}: ranks beside version {self.learner.version}", figures)
         else:
             self._publish(self.candidate)
 
     # Decisions
 
-    def _judge_candidate(self, trial: Trial) -> None:
+    def _judge_candidate(self, trial: ShadowEvaluation) -> None:
         if trial.decision == "publish":
             self._publish(trial)
         elif trial.decision == "reject":
             self.candidate = None
             figures = trial.figures()
             reason = trial.fault or f"{_compared(figures)} after {figures['clicks']:,} clicks"
-            self._tell("rejected", f"{trial.facts['why']}: {reason}", trial.facts["figures"] | figures)
+            self._emit("rejected", f"{trial.facts['why']}: {reason}", trial.facts["figures"] | figures)
 
-    def _judge_predecessor(self, trial: Trial) -> None:
+    def _judge_predecessor(self, trial: ShadowEvaluation) -> None:
         if trial.decision == "go on":
             return
-        trial.resting = True
+        trial.paused = True
         if trial.fault is not None:
             self.predecessor = None
         elif trial.decision == "publish":
@@ -232,7 +234,7 @@ class Supervisor:
             reason = trial.live_fault or f"it is worse than its predecessor: {_compared(figures)}"
             self._take_back(trial.weights, trial.facts["number"], reason, figures)
 
-    def _publish(self, trial: Trial) -> None:
+    def _publish(self, trial: ShadowEvaluation) -> None:
         self.candidate = None
         facts, figures = trial.facts, trial.facts["figures"] | trial.figures()
         before, number = self.learner.weights, self.learner.version
@@ -240,10 +242,10 @@ class Supervisor:
             facts["why"], at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, parent=facts["parent"]
         )
         self.learner.publish(trial.weights, version.number)
-        self.predecessor = Trial(self.learner, before, self.settings.rollback_gate, facts={"number": number})
-        self.predecessor.resting = not self.settings.gate
+        self.predecessor = ShadowEvaluation(self.learner, before, self.settings.rollback_gate, facts={"number": number})
+        self.predecessor.paused = not self.settings.gate
         compared = _compared(figures) if figures["clicks"] else "without a gate"
-        self._tell("published", f"version {version.number}, {facts['why']}: {compared}", figures)
+        self._emit("published", f"version {version.number}, {facts['why']}: {compared}", figures)
 
     def _take_back(self, weights: RankingModel, number: int, why: str, figures: Mapping[str, Any]) -> None:
         """Version `number` serves again, as a new version; what descends from the one given up goes with it."""
@@ -254,9 +256,9 @@ class Supervisor:
         self.learner.publish(weights, version.number)
         self.predecessor, self.finetuning = None, None
         text = f"version {given_up} gives way to version {number}, which is version {version.number} now: {why}"
-        self._tell("rolled_back", text, figures)
+        self._emit("rolled_back", text, figures)
         if self.candidate is not None:
-            self._tell("rejected", f"{self.candidate.facts['why']}: version {given_up} was given up", {})
+            self._emit("rejected", f"{self.candidate.facts['why']}: version {given_up} was given up", {})
             self.candidate = None
 
     def _roll_back_to(self, number: int, why: str) -> None:
@@ -267,7 +269,7 @@ class Supervisor:
                 raise VersionError("there are no checkpoints here")
             arrays, state = self._read_checkpoint(version.checkpoint or 0)
         except VersionError as error:
-            self._tell("guard", f"not rolled back to version {number}: {error}", {})
+            self._emit("guard", f"not rolled back to version {number}: {error}", {})
             return
         self._take_back(self._weights_of(arrays, state["learner"]), number, why, {})
 
@@ -286,24 +288,24 @@ class Supervisor:
 
     def _look_at_live(self, learned: BatchResult) -> None:
         """Live weights that cannot go on; updates of them that were stopped, and clicks that were kept from them."""
-        resting = self.predecessor is not None and self.predecessor.resting
-        if resting and not learned.finite():
+        paused = self.predecessor is not None and self.predecessor.paused
+        if paused and not learned.finite():
             self._compare_with_predecessor()
         skipped, (told, at) = self.learner.weights.skipped, self._skipped_told
         if skipped > told and self.totals.learned - at >= SKIPPED_TOLD_EACH:
-            self._tell("guard", f"{skipped - told} updates stopped: gradients exploded or were not finite", {})
+            self._emit("guard", f"{skipped - told} updates stopped: gradients exploded or were not finite", {})
             self._skipped_told = (skipped, self.totals.learned)
-        if (flood := self._flood.update(self.totals.learned, self.learner.guard.total)) is not None:
-            self._tell("guard", *flood)
-        if (turned := self.learner.guard.net.take_notice()) is not None:
-            self._tell(*turned)
+        if (flood := self._flood.update(self.totals.learned, self.learner.abuse_filter.total)) is not None:
+            self._emit("guard", *flood)
+        if (turned := self.learner.abuse_filter.net.take_notice()) is not None:
+            self._emit(*turned)
 
     def _notice(self, notice: Any) -> None:
         """Of drift, or of clicks that are missing."""
         if isinstance(notice, RateNotice):
             self._notice_of_rate(notice)
             return
-        self._tell("alarm" if notice.worse else "improvement", str(notice), notice.as_dict())
+        self._emit("alarm" if notice.worse else "improvement", str(notice), notice.as_dict())
         if notice.worse:
             self.ask_finetuning("drift", drift=True)
             self._compare_with_predecessor()
@@ -317,11 +319,11 @@ class Supervisor:
         if begins == self._outage_told or (begins and not slow_here):
             return
         self._outage_told = begins
-        self._tell(notice.kind, str(notice), notice.as_dict())
+        self._emit(notice.kind, str(notice), notice.as_dict())
 
     def _compare_with_predecessor(self) -> None:
         """Perhaps it is not the world that got worse."""
-        if self.settings.gate and self.predecessor is not None and self.predecessor.resting:
+        if self.settings.gate and self.predecessor is not None and self.predecessor.paused:
             self.predecessor.restart()
 
     def _now_ms(self) -> int:
@@ -349,7 +351,7 @@ class Supervisor:
         gates = {"candidate": self.settings.candidate_gate, "predecessor": self.settings.rollback_gate}
         for name, limits in gates.items():
             if state[name] is not None:
-                setattr(self, name, Trial.restored(self.learner, limits, below(arrays, name), state[name]))
+                setattr(self, name, ShadowEvaluation.restored(self.learner, limits, below(arrays, name), state[name]))
         self._asked = state["asked"]
         skipped, at = state["skipped_told"]
         self._skipped_told = (skipped, at)

@@ -27,9 +27,9 @@ class UnreadableWatch:
     holds or tells names a user or quotes a message.
     """
 
-    def __init__(self, topic: str, *, share: float, messages: int, tell: Emit) -> None:
+    def __init__(self, topic: str, *, share: float, messages: int, emit: Emit) -> None:
         """`share`: 0: people are never told."""
-        self._topic, self._share, self._half, self._tell = topic, share, max(1, messages // 2), tell
+        self._topic, self._share, self._half, self._emit = topic, share, max(1, messages // 2), emit
         self.began = False  # and is not over
         self._meanwhile = 0  # unreadable messages since it began
         self._counted = [0, 0]  # messages of the half before this one, and of this one
@@ -50,11 +50,11 @@ class UnreadableWatch:
                 self._examples[bad.reason] = Example(redacted(value), bad.hint)
             if not self.began and self._is_large():
                 self.began, self._meanwhile = True, self._unreadable
-                self._tell(UNREADABLE, self.text, self.figures)
+                self._emit(UNREADABLE, self.text, self.figures)
         elif self.began and self._unreadable < self._share / 2 * sum(self._counted):
             self.began = False
             text = f"messages on {self._topic} can be read again; {self._meanwhile:,} became dead letters meanwhile"
-            self._tell(OVER, text, self.figures | {"dead_letters": self._meanwhile})
+            self._emit(OVER, text, self.figures | {"dead_letters": self._meanwhile})
 
     def _is_large(self) -> bool:
         unreadable = self._unreadable

@@ -10,10 +10,10 @@ from online.config.settings import Settings
 from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.lifecycle.unreadable import UnreadableWatch
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.items_feed import ItemsFeed
 from online.worker.poison_pills import INTERNAL_ERROR, last_line
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
 from stream.events import BadEvent
 from stream.items import Item, parse
@@ -40,19 +40,19 @@ class Catalogue:
         feed: ItemsFeed,
         learner: Learner,
         lists: Lists,
-        dead_letters: DeadLetterBox,
-        ledger: Ledger,
+        dead_letters: DeadLetterWriter,
+        progress: Progress,
         unreadable: UnreadableWatch,
-        tell: Emit,
+        emit: Emit,
     ) -> None:
         self._settings = settings
         self._feed = feed
         self._learner = learner
         self._lists = lists
         self._dead_letters = dead_letters
-        self._ledger = ledger
+        self._progress = progress
         self.unreadable = unreadable
-        self._tell = tell
+        self._emit = emit
         self._limits = settings.limits
         self._asked = False  # for a sweep that begins with the first page
         self._cursor: int | None = None  # of the next page, while sweeping
@@ -63,7 +63,7 @@ class Catalogue:
 
     def start(self) -> None:
         """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored."""
-        mine = {p: offset for p, offset in self._ledger.next_offsets.items() if p.topic == self._settings.items_topic}
+        mine = {p: offset for p, offset in self._progress.next_offsets.items() if p.topic == self._settings.items_topic}
         self._feed.start(mine)
         self.look_again()
 
@@ -85,12 +85,12 @@ class Catalogue:
             self.unreadable.update(item if isinstance(item, BadEvent) else None, record.value)
             if isinstance(item, BadEvent):
                 self._dead_letters.put(record, item)
-                self._ledger.dead_letters[item.reason] += 1
+                self._progress.dead_letters[item.reason] += 1
                 if item.reason == UNDECODABLE_BATCH:
-                    self._tell("undecodable", *undecodable_notice(record, item))
+                    self._emit("undecodable", *undecodable_notice(record, item))
             elif item.available == (item.item_id in self._learner.unavailable):
                 moved = self._move(item) or moved
-            self._ledger.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
+            self._progress.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
         return moved
 
     def _read(self, record: Record) -> Item | BadEvent:

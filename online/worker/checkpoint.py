@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from online.worker.steps import Reached, nobody_looks
+from online.worker.steps import StepHook, no_hook
 
 FORMAT = 7
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
@@ -62,7 +62,7 @@ class Checkpoints:
         CheckpointError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, kept: int, *, reached: Reached = nobody_looks) -> None:
+    def __init__(self, folder: Path, kept: int, *, reached: StepHook = no_hook) -> None:
         self.folder = folder
         self.kept = kept
         self._reached = reached

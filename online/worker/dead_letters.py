@@ -15,7 +15,7 @@ from stream.source import Partition, Producer, Record, SourceError
 log = logging.getLogger(__name__)
 
 
-class DeadLetterBox:
+class DeadLetterWriter:
     """Puts bad messages on the dead letters' topic, and knows which were put there after the last checkpoint.
 
     A checkpoint remembers where that topic ended. A worker that goes on from it reads what was written later, and

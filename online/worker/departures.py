@@ -15,8 +15,8 @@ SEEN_TOLD_AGAIN_S = 86_400.0  # after a notice of seen items that were lost: at 
 class Departures:
     """Tells of items that expire, and of lists that age, in quantity."""
 
-    def __init__(self, tell: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._tell, self._monotonic = tell, monotonic
+    def __init__(self, emit: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._emit, self._monotonic = emit, monotonic
         self._aged_at = self._seen_told_at = float("-inf")
         self._seen_told = 0  # users who had lost theirs at the latest notice
 
@@ -26,7 +26,7 @@ class Departures:
             return
         days = f"{idle_s_max / 86_400:,.3g} days of active time (NEXTCLICK_ITEM_IDLE_S_MAX)"
         text = f"{items:,} of {items + left:,} items went at once: they had no clicks for {days}"
-        self._tell("expired", text, {"items": items, "left": left})
+        self._emit("expired", text, {"items": items, "left": left})
 
     def aged(self, lists: int, of: int) -> None:
         """So many lists have become old since the last look."""
@@ -34,7 +34,7 @@ class Departures:
             return
         self._aged_at = self._monotonic()
         text = f"{lists:,} of {of:,} lists have aged at once, as the stream's time went on: little by little they are"
-        self._tell("aged", f"{text} ranked anew", {"lists": lists, "of": of})
+        self._emit("aged", f"{text} ranked anew", {"lists": lists, "of": of})
 
     def seen_items(self, seen: SeenItems) -> None:
         """Whether users have had to make room there since the latest notice."""
@@ -49,10 +49,10 @@ class Departures:
             "A user who comes back may be shown what they have seen"
         )
         figures = {"users": users, "users_lost": seen.users_lost, "pairs_lost": seen.pairs_lost, "pairs": seen.pairs}
-        self._tell("seen_items_lost", text, figures)
+        self._emit("seen_items_lost", text, figures)
 
     def deleted(self, lists: int) -> None:
         """So many lists went from Redis, because none of their items is available any more."""
         if lists >= LISTS_MIN:
             text = f"{lists:,} lists went: none of their items is available any more"
-            self._tell("expired", text, {"lists": lists})
+            self._emit("expired", text, {"lists": lists})

@@ -35,7 +35,7 @@ class EvictionWatch:
         self,
         lists: Lists,
         *,
-        tell: Emit,
+        emit: Emit,
         on_room: Callable[[], None],
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
@@ -52,7 +52,7 @@ class EvictionWatch:
         self.evicted = 0  # keys, whosever, since this worker began to look
         self.memory: Memory | None = None  # as of the latest look; None: it does not say
         self._lists = lists
-        self._tell = tell
+        self._emit = emit
         self._on_room = on_room
         self._clock = clock
         self._monotonic = monotonic
@@ -128,7 +128,7 @@ class EvictionWatch:
             f"Redis at {self._lists.address} is too small and evicts lists ({why}; {self._limits()}): raise its "
             "maxmemory. Until then lists go to those who click, and what was evicted is not written anew"
         )
-        self._tell("evicting", text, self.figures())
+        self._emit("evicting", text, self.figures())
 
     def _end(self) -> None:
         seconds = self._clock() - (self.since or 0.0)
@@ -136,7 +136,7 @@ class EvictionWatch:
         self._over_s = min(2 * self._over_s, OVER_S_MAX)
         text = f"Redis at {self._lists.address} has room again after {seconds:.0f} s ({self._limits()})"
         text += ": all lists are written anew"
-        self._tell("evicting_over", text, self.figures())
+        self._emit("evicting_over", text, self.figures())
         self._on_room()
 
     def _limits(self) -> str:

@@ -26,8 +26,8 @@ _KIND = "first_messages"
 class FirstMessages:
     """Judges once, by the first `FIRST` messages or by what there is; nothing of it is in a checkpoint."""
 
-    def __init__(self, names: ClickFields, tell: Emit) -> None:
-        self._names, self._tell = names, tell
+    def __init__(self, names: ClickFields, emit: Emit) -> None:
+        self._names, self._emit = names, emit
         self.done = False
         self._messages = 0
         self._clicks: list[float] = []  # their times
@@ -62,7 +62,7 @@ class FirstMessages:
             missing = [field for field in missing if field in NEEDED]
         mapped = [field for field in missing if field in self._names.paths]
         if mapped or (missing and not self._clicks):
-            self._tell(_KIND, self._missing_text(missing, mapped), {"messages": self._messages, "missing": missing})
+            self._emit(_KIND, self._missing_text(missing, mapped), {"messages": self._messages, "missing": missing})
         elif self._clicks and max(self._clicks) < _EARLY_S:
             latest = span(max(self._clicks))
             text = (
@@ -70,7 +70,7 @@ class FirstMessages:
                 "timestamps: they are taken as seconds since then. Are they dates, days, or times of another unit? "
                 "Then hours and ages will be wrong"
             )
-            self._tell(_KIND, text, {"messages": self._messages, "latest": max(self._clicks)})
+            self._emit(_KIND, text, {"messages": self._messages, "latest": max(self._clicks)})
 
     def _missing_text(self, missing: list[str], mapped: list[str]) -> str:
         half = max(self._paths.values(), default=0) / 2

@@ -22,9 +22,9 @@ from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.versions import Versions
 from online.worker.arrived import ToForget
 from online.worker.checkpoint import CheckpointError, Checkpoints
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.list_writer import ListWriter
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.dead_letters import DeadLetter
 from stream.people import digest_of, owner_number, people_in
 from stream.source import Partition, SourceError
@@ -33,7 +33,7 @@ WEIGHTS = "weights."  # arrays of a checkpoint that are nobody's
 #: Parts of a checkpoint's state whose texts name items, topics and our own words; nobody stands there.
 NAMES_OF_OTHERS = {
     *(("learner", "items"), ("learner", "event_types")),
-    *(("ledger",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
+    *(("progress",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
 }
 QUOTING = (("notices",), ("dead_letters",))  # a line for people may quote an id; the rest are our own words
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
@@ -50,20 +50,20 @@ class Forgetting:
         settings: Settings,
         *,
         learner: Learner,
-        ledger: Ledger,
+        progress: Progress,
         writer: ListWriter,
         supervisor: Supervisor,
-        dead_letters: DeadLetterBox,
+        dead_letters: DeadLetterWriter,
         checkpoints: Checkpoints,
         versions: Versions,
-        tell: Emit,
+        emit: Emit,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`monotonic`: a monotonic clock, in seconds: what has to go must go, whatever the other one says."""
-        self.settings, self.learner, self.ledger, self.writer = settings, learner, ledger, writer
+        self.settings, self.learner, self.progress, self.writer = settings, learner, progress, writer
         self.supervisor, self.dead_letters = supervisor, dead_letters
         self.checkpoints, self.versions = checkpoints, versions
-        self._tell, self._clock = tell, monotonic
+        self._emit, self._clock = emit, monotonic
         self._letters: set[tuple[str, str, int, int]] = set()  # digest; dead letters of topic, partition, before offset
         self._before: tuple[int, float] | None = None  # checkpoints with lower numbers are to go, and when
         self.unsaved = False  # whether somebody was forgotten after the latest checkpoint
@@ -76,10 +76,10 @@ class Forgetting:
         self._letters.add((digest, record.topic, record.partition, record.offset))
         self.unsaved = True
         if any(found.values()):
-            self._tell("forgotten", f"somebody was forgotten, with {found['moments']:,} moments", found)
+            self._emit("forgotten", f"somebody was forgotten, with {found['moments']:,} moments", found)
 
     @property
-    def owes(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether the next checkpoint has something to do."""
         return self.unsaved or bool(self._letters)
 
@@ -152,7 +152,7 @@ class Forgetting:
         `memory`, by kind, and in `checkpoints`, by number."""
         digest = str(request["forget"])
         places = [(Partition(str(topic), int(number)), int(offset)) for topic, number, offset in request["after"]]
-        passed = all(self.ledger.next_offsets.get(partition, 0) >= offset for partition, offset in places)
+        passed = all(self.progress.next_offsets.get(partition, 0) >= offset for partition, offset in places)
         waits = self.waits_for() if passed else ["the worker has not come to it yet: clicks wait"]
         found: dict[str, Any] = {"passed": passed, "waits_for": waits}
         if request.get("search"):

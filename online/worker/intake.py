@@ -7,12 +7,12 @@ from online.config.settings import Settings
 from online.lifecycle.emit import Emit
 from online.lifecycle.unreadable import UnreadableWatch
 from online.worker.arrived import Arrived, ToForget
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.dedup import SeenEvents
 from online.worker.event_time import not_ahead
 from online.worker.first_messages import FirstMessages
 from online.worker.poison_pills import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
 from stream.events import BadEvent, Click, Forget, parse
 from stream.source import Record
@@ -27,30 +27,30 @@ class Intake:
         self,
         settings: Settings,
         *,
-        dead_letters: DeadLetterBox,
+        dead_letters: DeadLetterWriter,
         quarantine: Quarantine,
-        ledger: Ledger,
+        progress: Progress,
         unreadable: UnreadableWatch,
-        tell: Emit,
+        emit: Emit,
         clock: Callable[[], float],
     ) -> None:
         """`clock`: seconds since 1970."""
         self.settings = settings
         self.dead_letters = dead_letters
         self.quarantine = quarantine
-        self.ledger = ledger
+        self.progress = progress
         self.unreadable = unreadable
-        self.tell = tell
+        self.emit = emit
         self.clock = clock
         self.seen = SeenEvents(settings.event_ids_held)
         self._limits, self._names = settings.limits, settings.click_names
-        self._first = FirstMessages(self._names, tell)
+        self._first = FirstMessages(self._names, emit)
 
     def readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
         """What can be learned of these, in their order. Raises InternalError."""
         now = self.clock()
         if not records:
-            self._first.nothing_more(learned=self.ledger.learned)
+            self._first.nothing_more(learned=self.progress.learned)
         for record in records:
             event = self._read(record, now)
             if not isinstance(event, Forget):
@@ -61,15 +61,15 @@ class Intake:
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)
                 elif event.reason == UNDECODABLE_BATCH:
-                    self.tell("undecodable", *undecodable_notice(record, event))
+                    self.emit("undecodable", *undecodable_notice(record, event))
                 self.dead_letters.put(record, event)
-                self.ledger.dead_letters[event.reason] += 1
+                self.progress.dead_letters[event.reason] += 1
             elif isinstance(event, Forget):
                 yield ToForget(event, record)
             elif event.event_id is not None and not self.seen.add(event.event_id):
-                self.ledger.duplicates += 1
+                self.progress.duplicates += 1
             else:
-                self.ledger.put_aside = 0
+                self.progress.put_aside = 0
                 yield Arrived(self._not_ahead(event, record), record)
 
     def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
@@ -96,12 +96,12 @@ class Intake:
         """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
         where = "{} partition {} offset {}".format(*place(record))
         figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
-        self.ledger.put_aside += 1
-        if self.ledger.put_aside < self.settings.internal_errors_in_a_row_max:
-            self.tell("internal_error", f"{where} is put aside: {why.detail}", figures)
+        self.progress.put_aside += 1
+        if self.progress.put_aside < self.settings.internal_errors_in_a_row_max:
+            self.emit("internal_error", f"{where} is put aside: {why.detail}", figures)
             return
-        text = f"{self.ledger.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
-        self.tell("internal_error", f"{text}; the worker stops", figures)
+        text = f"{self.progress.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
+        self.emit("internal_error", f"{text}; the worker stops", figures)
         raise InternalError(
             f"{text}. The worker stops, so as not to empty the stream into {self.settings.dead_letters_topic}: "
             "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to pass over them"

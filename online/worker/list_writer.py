@@ -23,7 +23,7 @@ from online.worker.backoff import SAID_EVERY_S
 from online.worker.catalogue import Catalogue
 from online.worker.departures import Departures
 from online.worker.eviction_watch import SAMPLE, EvictionWatch
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from online.worker.redis_link import RedisLink
 from online.worker.refresh import RefreshSchedule, StreamClock
 from stream.lists import PAGE, Lists, TopList
@@ -43,18 +43,18 @@ class ListWriter:
         settings: Settings,
         *,
         learner: Learner,
-        ledger: Ledger,
+        progress: Progress,
         catalogue: Catalogue,
         lists: Lists,
         departures: Departures,
-        tell: Emit,
+        emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
         self.settings = settings
         self.learner = learner
-        self.ledger = ledger
+        self.progress = progress
         self.catalogue = catalogue
         self.lists = lists
         self.departures = departures
@@ -76,7 +76,7 @@ class ListWriter:
             on_return=self._returned,
         )
         self.link.before = self._delete_unwanted
-        self.evictions = EvictionWatch(lists, tell=tell, on_room=self.renew_all, clock=clock)
+        self.evictions = EvictionWatch(lists, emit=emit, on_room=self.renew_all, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
         self._owned: frozenset[int] | None = None  # partitions whose people's lists this worker writes; None: all
 
@@ -126,13 +126,13 @@ class ListWriter:
         self.link.load_state(state["link"])
 
     def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
-        """Writes the lists of those who clicked, and the popular one; it owes them where Redis does not take them."""
+        """Writes the lists of those who clicked, and the popular one; where Redis takes none, they stay pending."""
         self.stream_clock.now()  # from here on time passes until the next click
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
         histories = self.learner.histories
         origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
         histories.origins[histories.find(list(lasts))] = origins
-        self.ledger.latest_offset, self.ledger.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
+        self.progress.latest_offset, self.progress.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
         lists = {user: self._top_list(rankings[user], one.offset, one.clicked_at_ms) for user, one in lasts.items()}
         self.aging.renewed(lists)
         self.popular_stale = True
@@ -212,10 +212,10 @@ class ListWriter:
         }
         evicting = self.evictions.since is not None
         replacing = [user for user in lists if evicting and not self.stale.get(user, False)]
-        popular = self._popular() if (self.popular_stale or not taking) and self.ledger.learned else None
+        popular = self._popular() if (self.popular_stale or not taking) and self.progress.learned else None
         if self.link.write(lists, popular, replacing=replacing):
             self.popular_stale = False
-            self.ledger.refreshes += len(lists)
+            self.progress.refreshes += len(lists)
             for user in users:
                 self.stale.pop(user, None)
 
@@ -240,9 +240,9 @@ class ListWriter:
             self.lists.forget(lambda user: digest_of(user) in self.unwanted)
             self.unwanted.clear()
 
-    def mind_items(self) -> None:
+    def apply_item_updates(self) -> None:
         """Takes in what came and went, and takes what went out of some of the lists that stand."""
-        if self.catalogue.take_in() and self.ledger.learned:
+        if self.catalogue.take_in() and self.progress.learned:
             self.popular_stale = True
         if self.catalogue.sweeping and self.link.due:
             self.link.do(self._sweep)
@@ -278,7 +278,7 @@ class ListWriter:
 
     def _popular(self) -> TopList:
         popular = replace(self.learner.popular(), popular=True)
-        return self._top_list(popular, self.ledger.latest_offset, self.ledger.latest_clicked_at_ms)
+        return self._top_list(popular, self.progress.latest_offset, self.progress.latest_clicked_at_ms)
 
     def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int) -> TopList:
         return TopList(

@@ -26,21 +26,21 @@ from online.lifecycle.versions import VersionError, Versions
 from online.worker.arrived import Arrived, ToForget, micro_batches
 from online.worker.catalogue import Catalogue
 from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.departures import Departures
 from online.worker.forget import Forgetting
 from online.worker.intake import Intake
 from online.worker.items_feed import ItemsFeed
 from online.worker.list_writer import ListWriter
-from online.worker.notices import NoticeBoard
+from online.worker.notices import Notices
 from online.worker.overload import Overload
-from online.worker.poison_pills import HalfDoneError, Quarantine, last_line, place
-from online.worker.progress import Ledger
-from online.worker.steps import Reached, nobody_looks
+from online.worker.poison_pills import InconsistentStateError, Quarantine, last_line, place
+from online.worker.progress import Progress
+from online.worker.steps import StepHook, no_hook
 from stream.events import Click
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
-from stream.source import Gone, Partition, Record, Source, SourceError
+from stream.source import OffsetOutOfRange, Partition, Record, Source, SourceError
 
 # Weights saved with others cannot be loaded.
 SHAPED_BY = (
@@ -62,7 +62,7 @@ class _Writing(NamedTuple):
     """A checkpoint that is being completed in another thread, and where the stream stood when it was begun."""
 
     saved: Future[Saved]
-    ledger: dict[str, Any]
+    progress: dict[str, Any]
     next_offsets: dict[Partition, int]
 
 
@@ -75,14 +75,14 @@ class Loop:
         *,
         source: Source,
         items: ItemsFeed,
-        dead_letters: DeadLetterBox,
+        dead_letters: DeadLetterWriter,
         lists: Lists,
         checkpoints: Checkpoints,
         notices: NoticeWriter | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         quarantine: Quarantine | None = None,
-        reached: Reached = nobody_looks,
+        reached: StepHook = no_hook,
         aside: Executor | None = None,
     ) -> None:
         """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one, for how long things take.
@@ -97,17 +97,17 @@ class Loop:
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
         self.learner = Learner(settings)
-        self.ledger = Ledger()
+        self.progress = Progress()
         self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
-        self.notices = NoticeBoard(
-            settings.notices_held, ledger=self.ledger, versions=self.versions, clock=clock, writer=notices
+        self.notices = Notices(
+            settings.notices_held, progress=self.progress, versions=self.versions, clock=clock, writer=notices
         )
         self.unreadable = {
             topic: UnreadableWatch(
                 topic,
                 share=settings.unreadable_share,
                 messages=settings.unreadable_messages,
-                tell=self.notices.tell,
+                emit=self.notices.emit,
             )
             for topic in (settings.clicks_topic, settings.items_topic)
         }
@@ -115,31 +115,31 @@ class Loop:
             settings,
             dead_letters=dead_letters,
             quarantine=self._quarantine,
-            ledger=self.ledger,
+            progress=self.progress,
             unreadable=self.unreadable[settings.clicks_topic],
-            tell=self.notices.tell,
+            emit=self.notices.emit,
             clock=clock,
         )
-        self.overload = Overload(settings, ledger=self.ledger, tell=self.notices.tell, clock=clock)
+        self.overload = Overload(settings, progress=self.progress, emit=self.notices.emit, clock=clock)
         catalogue = Catalogue(
             settings,
             feed=items,
             learner=self.learner,
             lists=lists,
             dead_letters=dead_letters,
-            ledger=self.ledger,
+            progress=self.progress,
             unreadable=self.unreadable[settings.items_topic],
-            tell=self.notices.tell,
+            emit=self.notices.emit,
         )
-        self.departures = Departures(self.notices.tell, monotonic)
+        self.departures = Departures(self.notices.emit, monotonic)
         self.writer = ListWriter(
             settings,
             learner=self.learner,
-            ledger=self.ledger,
+            progress=self.progress,
             catalogue=catalogue,
             lists=lists,
             departures=self.departures,
-            tell=self.notices.tell,
+            emit=self.notices.emit,
             clock=clock,
             monotonic=monotonic,
         )
@@ -147,10 +147,10 @@ class Loop:
         self.supervisor = Supervisor(
             settings,
             learner=self.learner,
-            totals=self.ledger,
+            totals=self.progress,
             versions=self.versions,
             changes=self.changes,
-            tell=self.notices.tell,
+            emit=self.notices.emit,
             read_checkpoint=partial(_read_for_rollback, checkpoints),
             clock=clock,
             monotonic=monotonic,
@@ -158,13 +158,13 @@ class Loop:
         self.forgetting = Forgetting(
             settings,
             learner=self.learner,
-            ledger=self.ledger,
+            progress=self.progress,
             writer=self.writer,
             supervisor=self.supervisor,
             dead_letters=dead_letters,
             checkpoints=checkpoints,
             versions=self.versions,
-            tell=self.notices.tell,
+            emit=self.notices.emit,
             monotonic=monotonic,
         )
         self.read_from: dict[str, str] = {}  # cluster, topic, group: what the offsets belong to
@@ -173,7 +173,7 @@ class Loop:
         self._unsaved_at = 0.0  # the same, by the monotonic clock
         self._saved_at = monotonic()
         self._heard_at = monotonic()  # when messages came last, or it was not known whether any wait
-        self._saved_ledger = self.ledger.to_state()
+        self._saved_progress = self.progress.to_state()
         self._aside = ThreadPoolExecutor(1, "checkpoint") if aside is None else aside
         self._writing: _Writing | None = None
         self._announced: list[Click] | None = None  # to the learner, as the micro-batch that comes next
@@ -189,8 +189,8 @@ class Loop:
             return None
         number, arrays, state = found
         self._check_shape(number, state["shape"])
-        self.ledger.load_state(state["ledger"])
-        self.dead_letters.load_state(state["dead_letters"], self.ledger.next_offsets)  # first: the broker may be away
+        self.progress.load_state(state["progress"])
+        self.dead_letters.load_state(state["dead_letters"], self.progress.next_offsets)  # first: the broker may be away
         self.intake.seen.load_state(arrays.pop("seen"))
         for topic, unreadable in state.get("unreadable", {}).items():
             if topic in self.unreadable:
@@ -203,10 +203,12 @@ class Loop:
         self.writer.load_state(state["lists"])
         self.forgetting.load_state(state["forgetting"])
         self.read_from = state.get("read_from", {})
-        self._saved_ledger = self.ledger.to_state()
+        self._saved_progress = self.progress.to_state()
         self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
-        offsets = ", ".join(f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.ledger.next_offsets.items()))
-        log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.ledger.learned, offsets)
+        offsets = ", ".join(
+            f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.progress.next_offsets.items())
+        )
+        log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.progress.learned, offsets)
         return number
 
     def leave_stream(self) -> None:
@@ -215,7 +217,7 @@ class Loop:
         Raises SourceError; it may be tried again.
         """
         self.dead_letters.load_state({}, {})  # first: the broker may be away, and this is tried again
-        self.ledger.next_offsets.clear()
+        self.progress.next_offsets.clear()
 
     def start(self) -> None:
         """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record. That goes for
@@ -228,8 +230,8 @@ class Loop:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on.
 
         Raises:
-            HalfDoneError: our own code failed on a micro-batch. Another loop has to go on from the checkpoint, with the
-                same quarantine.
+            InconsistentStateError: our own code failed on a micro-batch. Another loop has to go on from the checkpoint,
+                with the same quarantine.
             InternalError: it fails on one event after the other.
             SourceError: the broker, or the log, does not do what it must.
         """
@@ -253,21 +255,21 @@ class Loop:
             assert batch is not None
             self._take_in(batch, after)
             self._reached("items")
-            self.writer.mind_items()  # here too: a full turn may take a second
+            self.writer.apply_item_updates()  # here too: a full turn may take a second
         if not arrived:
             self._reached("items")
-            self.writer.mind_items()
+            self.writer.apply_item_updates()
         self._listen(records)
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         self._reached("offsets")
-        self.ledger.passed(self.source.positions())
+        self.progress.passed(self.source.positions())
         self._reached("refresh")
         self.writer.refresh()
         # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now. While no
         # checkpoint can be written all that waits: a version is saved before lists name it.
         self._reached("decide")
-        published = self.unsaved_since is None and self.supervisor.turn(late=self.overload.late)
+        published = self.unsaved_since is None and self.supervisor.step(late=self.overload.late)
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
         # 7. Weights and offsets become the checkpoint, and then the commit. Another thread completes it, but for what
@@ -299,7 +301,7 @@ class Loop:
             aside = self._quarantine.failed(records, error)
             then = "it goes to the dead letters" if aside else "they are tried again"
             first = "{} partition {} offset {}".format(*place(records[0]))
-            raise HalfDoneError(
+            raise InconsistentStateError(
                 f"a bug of ours met {len(records)} click(s), the first of them at {first}; {then}, everything goes on "
                 f"from the checkpoint: {last_line(error)}"
             ) from error
@@ -311,14 +313,14 @@ class Loop:
         # 3. Score the lists that stand, learn, rank anew.
         self._reached("learn")
         learned = self.learner.learn(clicks, train=not self.overload.shedding, following=following)
-        self.ledger.learned += len(batch)
-        self.ledger.untrained += 0 if learned.trained else int(learned.trainable.sum())
+        self.progress.learned += len(batch)
+        self.progress.untrained += 0 if learned.trained else int(learned.trainable.sum())
         # 4. The new lists, in one pipeline.
         self._reached("lists")
         self.writer.publish(batch, learned.rankings)
         # 5. The shadow learns the same; drift: an alarm begins a reaction, and asks for fine-tuning.
         self._reached("shadow")
-        self.supervisor.after(clicks, learned, [one.record.timestamp_ms / 1_000 for one in batch])
+        self.supervisor.on_batch(clicks, learned, [one.record.timestamp_ms / 1_000 for one in batch])
         self.departures.expired(learned.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
         if self.learner.seen is not None:
             self.departures.seen_items(self.learner.seen)
@@ -333,7 +335,7 @@ class Loop:
 
     def _held_up(self) -> bool:
         """While dead letters wait for their topic no clicks are taken: no checkpoint could follow."""
-        if self.dead_letters.waits_for is None or self.dead_letters.flush(self.ledger.next_offsets):
+        if self.dead_letters.waits_for is None or self.dead_letters.flush(self.progress.next_offsets):
             return False
         self.writer.refresh()
         time.sleep(self.settings.poll_timeout_s)
@@ -358,8 +360,8 @@ class Loop:
             except CheckpointError:
                 self.versions.not_saved()
                 raise
-            self._note(saved, state["ledger"], self.ledger.next_offsets)
-        self._commit(self.ledger.next_offsets)
+            self._note(saved, state["progress"], self.progress.next_offsets)
+        self._commit(self.progress.next_offsets)
         return True
 
     def _begin_checkpoint(self) -> bool:
@@ -368,7 +370,7 @@ class Loop:
         if not self._ready_to_save():
             return False
         if not self._news:
-            self._commit(self.ledger.next_offsets)
+            self._commit(self.progress.next_offsets)
             return True
         arrays, state, pinned = self._content()
         try:
@@ -376,7 +378,7 @@ class Loop:
         except CheckpointError:
             self.versions.not_saved()
             raise
-        self._writing = _Writing(self._aside.submit(complete), state["ledger"], dict(self.ledger.next_offsets))
+        self._writing = _Writing(self._aside.submit(complete), state["progress"], dict(self.progress.next_offsets))
         return False
 
     def _written(self) -> bool:
@@ -391,14 +393,14 @@ class Loop:
         except CheckpointError:
             self.versions.not_saved()
             raise
-        self._note(saved, writing.ledger, writing.next_offsets)
+        self._note(saved, writing.progress, writing.next_offsets)
         self._commit(writing.next_offsets)
         return True
 
     @property
     def _news(self) -> bool:
         """Whether there is something that the latest checkpoint does not hold."""
-        return self.ledger.to_state() != self._saved_ledger or self.versions.unsaved or self.forgetting.owes
+        return self.progress.to_state() != self._saved_progress or self.versions.unsaved or self.forgetting.has_pending
 
     def _ready_to_save(self) -> bool:
         """Outputs first: whether all of them are where they belong, or owed in the checkpoint."""
@@ -407,15 +409,15 @@ class Loop:
         if not self._news:
             return True
         self._reached("dead_letters")
-        if not self.dead_letters.flush(self.ledger.next_offsets):
+        if not self.dead_letters.flush(self.progress.next_offsets):
             return False
         self.forgetting.saving(self.checkpoints.next_number())
         return True
 
-    def _note(self, saved: Saved, ledger: dict[str, Any], next_offsets: Mapping[Partition, int]) -> None:
-        """A checkpoint stands: `ledger` and `next_offsets` are what it holds."""
+    def _note(self, saved: Saved, progress: dict[str, Any], next_offsets: Mapping[Partition, int]) -> None:
+        """A checkpoint stands: `progress` and `next_offsets` are what it holds."""
         self.last_saved = saved
-        self._saved_ledger = ledger
+        self._saved_progress = progress
         self._quarantine.forget_before(next_offsets)
 
     def _commit(self, next_offsets: Mapping[Partition, int]) -> None:
@@ -433,13 +435,13 @@ class Loop:
             if self.unsaved_since is None:
                 self.unsaved_since, self._unsaved_at = self.clock(), self.monotonic()
                 text = f"{error}; learning goes on, and would begin again at the latest checkpoint"
-                self.notices.tell("unsaved", text, {})
+                self.notices.emit("unsaved", text, {})
             else:
                 log.warning("still: %s", error)
             return
         if stands and self.unsaved_since is not None:
             seconds, self.unsaved_since = self.monotonic() - self._unsaved_at, None
-            self.notices.tell("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
+            self.notices.emit("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
 
     def _content(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
         """Of a checkpoint: arrays, state, and the numbers of those that have to stay."""
@@ -449,7 +451,7 @@ class Loop:
         pinned = self.versions.saving(self.checkpoints.next_number())
         state: dict[str, Any] = {
             "learner": learner,
-            "ledger": self.ledger.to_state(),
+            "progress": self.progress.to_state(),
             "versions": self.versions.to_state(),
             "notices": self.notices.to_state(),
             "unreadable": {topic: watch.to_state() for topic, watch in self.unreadable.items()},
@@ -499,27 +501,27 @@ class Loop:
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where they begin."""
-        starts = self.ledger.starts(partitions)
+        starts = self.progress.starts(partitions)
         places = (f"{p.partition} from {starts[p]:,}" if p in starts else f"{p.partition} anew" for p in partitions)
         log.info("reads topic %s, partition %s", self.settings.clicks_topic, ", ".join(places))
         return starts
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
         """Another worker takes over: it must not be told less than was learned here."""
-        if any(partition in self.ledger.next_offsets for partition in partitions):
+        if any(partition in self.progress.next_offsets for partition in partitions):
             self._try(self.checkpoint)
 
-    def _gone(self, gone: Gone) -> None:
+    def _gone(self, gone: OffsetOutOfRange) -> None:
         """The broker has not kept what comes next. Raises SourceError where that is not to be passed over."""
         if self.settings.offsets_gone == "stop":
             raise SourceError(
                 f"{gone}; the worker stops, as NEXTCLICK_OFFSETS_GONE says: set it to earliest to go on "
                 f"from {gone.earliest}"
             )
-        self.ledger.lost += gone.lost
+        self.progress.lost += gone.lost
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
-        self.notices.tell("lost", f"{gone}; going on from {gone.earliest}", figures)
+        self.notices.emit("lost", f"{gone}; going on from {gone.earliest}", figures)
 
 
 def _read_for_rollback(checkpoints: Checkpoints, number: int) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]:

@@ -32,17 +32,17 @@ from online.worker.connections import (
     open_source,
     prepare_topics,
 )
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.loop import Loop
-from online.worker.poison_pills import HalfDoneError, InternalError, Quarantine
+from online.worker.poison_pills import InconsistentStateError, InternalError, Quarantine
 from online.worker.requests import answer_request
 from online.worker.rollback_request import rollback
 from online.worker.start import check_start
 from online.worker.status import StatusReport, waiting_status
-from online.worker.steps import Reached, nobody_looks
+from online.worker.steps import StepHook, no_hook
 from stream.embedded_redis import EmbeddedRedis
-from stream.lists import Lists, ListsError, RedisAwayError
-from stream.source import AwayError
+from stream.lists import Lists, ListsError, RedisUnavailableError
+from stream.source import UnavailableError
 
 
 class Closable(Protocol):
@@ -66,7 +66,7 @@ def run_worker(
     *,
     from_beginning: bool = False,
     ready: threading.Event | None = None,
-    reached: Reached = nobody_looks,
+    reached: StepHook = no_hook,
 ) -> None:
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
@@ -88,7 +88,7 @@ def run_worker(
         disk.until_done(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
         lists = _lists(settings, parts)
-        patience = Patience(settings, stop, (AwayError, DiskFullError), partial(_say_waiting, lists))
+        patience = Patience(settings, stop, (UnavailableError, DiskFullError), partial(_say_waiting, lists))
         patience.until_done(partial(prepare_topics, settings))
         stream = patience.until_done(partial(look_at_stream, settings))
         fits = partial(check_start, stream=stream, from_beginning=from_beginning)
@@ -108,7 +108,7 @@ def _lives(
     quarantine: Quarantine,
     fits: Callable[[Loop, int | None], None],
     ready: threading.Event | None,
-    reached: Reached,
+    reached: StepHook,
 ) -> bool:
     """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours.
 
@@ -123,7 +123,7 @@ def _lives(
         source = opened(partial(open_source, settings, [settings.clicks_topic], settings.consumer_group))
         reader = opened(partial(open_reader, settings, settings.dead_letters_topic))
         eraser = open_eraser(settings)
-        box = DeadLetterBox(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
+        box = DeadLetterWriter(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
         items = opened(partial(open_items, settings))
         notices = parts.enter_context(closing(open_notices(settings)))
         loop = Loop(
@@ -150,7 +150,7 @@ def _lives(
             ready.set()
         try:
             _run(loop, report, stop)
-        except HalfDoneError as error:
+        except InconsistentStateError as error:
             log.error("%s", error, exc_info=error.__cause__)
             return False
         except InternalError:
@@ -175,7 +175,7 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
     log.info("stopping: a last checkpoint is written")
     loop.finish()
     _say(loop, report, "stopped")
-    log.info("stopped after %d clicks", loop.ledger.learned)
+    log.info("stopped after %d clicks", loop.progress.learned)
 
 
 def roll_back(loop: Loop, to: int) -> int:
@@ -211,7 +211,7 @@ def _lists(settings: Settings, parts: ExitStack) -> Lists:
         return Lists(redis.client, ttl_s=settings.list_ttl_s)
     try:
         return open_lists(settings)
-    except RedisAwayError:
+    except RedisUnavailableError:
         return open_lists(settings, there=False)  # the writer of lists says so, and how long
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from online.lifecycle.versions import Versions
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.notices import Notice, NoticeWriter
 
 #: Each kind, and what it means and asks of people.
@@ -48,7 +48,7 @@ KINDS = {
     "lost": "messages were gone before they were read",
     "undecodable": "messages could not be decoded and were put aside",
 }
-GRAVE = frozenset(
+WARNINGS = frozenset(
     {
         *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "abuse_share", "expired"),
         "seen_items_lost",
@@ -59,7 +59,7 @@ GRAVE = frozenset(
 log = logging.getLogger(__name__)
 
 
-class NoticeBoard:
+class Notices:
     """The latest `held` notices and how many there were of each kind; part of each checkpoint.
 
     `writer`: None where there is no topic. `clock`: the computer's, in seconds since 1970.
@@ -69,12 +69,12 @@ class NoticeBoard:
         self,
         held: int,
         *,
-        ledger: Ledger,
+        progress: Progress,
         versions: Versions,
         clock: Callable[[], float],
         writer: NoticeWriter | None = None,
     ) -> None:
-        self._ledger = ledger
+        self._progress = progress
         self._versions = versions
         self._clock = clock
         self._writer = writer
@@ -89,12 +89,12 @@ class NoticeBoard:
         """Notices that the topic never saw, since this worker started."""
         return 0 if self._writer is None else self._writer.dropped
 
-    def tell(self, kind: str, text: str, figures: Mapping[str, Any] | None = None) -> Notice:
+    def emit(self, kind: str, text: str, figures: Mapping[str, Any] | None = None) -> Notice:
         """`kind`: one of KINDS, with spaces or underscores. For the loop's thread alone: the clicks learned so far make
         the notice's id. Figures that are not finite become None: JSON has no others.
         """
         kind = kind.replace(" ", "_")
-        clicks = self._ledger.learned
+        clicks = self._progress.learned
         if clicks != self._told_at:
             self._told_at, self._told_there = clicks, Counter()
         number, self._told_there[kind] = self._told_there[kind], self._told_there[kind] + 1
@@ -110,7 +110,7 @@ class NoticeBoard:
         self.latest.append(notice)
         self.last[kind] = notice
         self.counts[kind] += 1
-        log.log(logging.WARNING if kind in GRAVE else logging.INFO, "%s: %s", kind, text)
+        log.log(logging.WARNING if kind in WARNINGS else logging.INFO, "%s: %s", kind, text)
         if self._writer is not None:
             self._writer.put(notice)
         return notice

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from online.config.settings import Settings
 from online.lifecycle.emit import Emit
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.source import Partition, Record, Source, SourceError
 
 LOOK_S = 1.0  # between two looks at the lag: a broker has to be asked
@@ -47,13 +47,13 @@ class Overload:
         self,
         settings: Settings,
         *,
-        ledger: Ledger,
-        tell: Emit,
+        progress: Progress,
+        emit: Emit,
         clock: Callable[[], float],
     ) -> None:
         """`tell`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970."""
-        self.settings, self.ledger, self.clock = settings, ledger, clock
-        self._tell = tell
+        self.settings, self.progress, self.clock = settings, progress, clock
+        self._emit = emit
         self.lag: Lag | None = None  # as last measured; None while the broker does not say
         self.behind = False  # so far that people were told
         self.shedding = False  # training is left out
@@ -106,16 +106,16 @@ class Overload:
         if behind != self.behind:
             self.behind = behind
             kind = "behind" if behind else "behind_over"
-            self._tell(kind, f"more clicks come than can be learned: {how}" if behind else f"caught up: {how}", figures)
+            self._emit(kind, f"more clicks come than can be learned: {how}" if behind else f"caught up: {how}", figures)
         if shedding != self.shedding:
             self.shedding = shedding
             if shedding:
-                self._untrained_before = self.ledger.untrained
-                self._tell("shedding", f"weights are not trained until it has caught up: {how}", figures)
+                self._untrained_before = self.progress.untrained
+                self._emit("shedding", f"weights are not trained until it has caught up: {how}", figures)
             else:
-                clicks = self.ledger.untrained - self._untrained_before
+                clicks = self.progress.untrained - self._untrained_before
                 figures |= {"untrained": clicks}
-                self._tell("shedding_over", f"weights are trained again; {clicks:,} clicks they have not seen", figures)
+                self._emit("shedding_over", f"weights are trained again; {clicks:,} clicks they have not seen", figures)
 
     def _waits_longer(self, lag: Lag, seconds: float) -> bool:
         """Whether the next poll does not take all, and the oldest click waits for longer."""

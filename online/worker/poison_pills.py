@@ -19,7 +19,7 @@ _DETAIL_CHARACTERS_MAX = 200
 Place = tuple[str, int, int]
 
 
-class HalfDoneError(Exception):
+class InconsistentStateError(Exception):
     """A bug of ours met a micro-batch: what is in memory is half done, so everything goes on from the checkpoint."""
 
 

@@ -68,7 +68,7 @@ class Problems:
             yield "shedding", ""
         if loop.overload.behind:
             yield "behind", ""
-        if loop.learner.guard.net.open:
+        if loop.learner.abuse_filter.net.open:
             yield "abuse_share", ""
         if loop.writer.evictions.since is not None:
             yield "evicting", ""

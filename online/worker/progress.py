@@ -9,7 +9,7 @@ from stream.source import Partition
 
 
 @dataclass
-class Ledger:
+class Progress:
     """Next offsets and totals. Saved in each checkpoint with the weights, so that both always tell the same story.
 
     `next_offsets` holds, for every partition ever read, the first offset that the weights have not seen.

@@ -12,9 +12,9 @@ from typing import Any
 
 from online.config.settings import Settings
 from online.worker.backoff import SAID_EVERY_S, backoff
-from online.worker.receipts import Receipts
+from online.worker.watermarks import WriteWatermarks
 from stream.lists import Lists, ListsError, TopList
-from stream.redis_errors import RedisSilentError
+from stream.redis_errors import RedisTimeoutError
 
 SLOW_S = 0.05  # an answer that takes longer is followed by a pause as long as it took
 RELAPSE_S = 60.0  # what fails again so soon, for the same reason, has not been back
@@ -56,7 +56,7 @@ class RedisLink:
         self._on_loss = on_loss
         self._on_return = on_return
         self._backoff = backoff(settings, self._monotonic)
-        self._receipts = Receipts()
+        self._receipts = WriteWatermarks()
         self._failing = False  # whether the latest attempt has failed
         self._silent = False  # whether that was because no answer came
         self._taking_since = 0.0  # when it took lists again
@@ -141,7 +141,7 @@ class RedisLink:
 
     def _failed(self, error: ListsError, took_s: float) -> None:
         self._backoff.failed(took_s)
-        self._failing, self._silent, self.trouble = True, isinstance(error, RedisSilentError), str(error)
+        self._failing, self._silent, self.trouble = True, isinstance(error, RedisTimeoutError), str(error)
         now = self._monotonic()
         if self.away_since is None:
             self._goes_away(error, now)

@@ -137,7 +137,7 @@ def _of_another_stream(loop: "Loop", stream: Origin) -> str | None:
     """What the checkpoint has read instead, as the end of a sentence; None: this one."""
     topic, was = loop.settings.clicks_topic, loop.read_from
     besides = {loop.settings.items_topic}
-    read = {partition.topic for partition in loop.ledger.next_offsets} - besides
+    read = {partition.topic for partition in loop.progress.next_offsets} - besides
     if read and topic not in read:
         return f"has read topic {', '.join(sorted(read))}, not {topic}"
     cluster = was.get("cluster", "")
@@ -152,7 +152,7 @@ def _cluster(cluster: str) -> str:
 
 def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> None:
     """Says it where checkpoint and commits are far from each other: the checkpoint decides."""
-    at, settings = loop.ledger.next_offsets, loop.settings
+    at, settings = loop.progress.next_offsets, loop.settings
     group = loop.read_from.get("group", settings.consumer_group)
     if group != settings.consumer_group:
         log.warning("checkpoint %d was written for group %s, not %s", number, group, settings.consumer_group)

@@ -30,12 +30,12 @@ class StatusReport:
         self.loop = loop
         self.started_at = time.time()
         self._problems = Problems(loop)
-        self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.ledger.learned)])
+        self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.progress.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
         """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second, and the
         lag is in messages and seconds, None while the broker does not say."""
-        loop, ledger, learner = self.loop, self.loop.ledger, self.loop.learner
+        loop, progress, learner = self.loop, self.loop.progress, self.loop.learner
         lag = loop.overload.measure(loop.source)
         supervisor, tuned_at = loop.supervisor, loop.supervisor.last_finetuned_at
         return {
@@ -44,10 +44,10 @@ class StatusReport:
             "started_at": int(1000 * self.started_at),
             "written_at": int(1000 * time.time()),
             "version": learner.version,
-            "learned": ledger.learned,
-            "untrained": ledger.untrained,
-            "duplicates": ledger.duplicates,
-            "dead_letters": dict(ledger.dead_letters),
+            "learned": progress.learned,
+            "untrained": progress.untrained,
+            "duplicates": progress.duplicates,
+            "dead_letters": dict(progress.dead_letters),
             "unreadable_share_of": {topic: watch.figures["share"] for topic, watch in loop.unreadable.items()},
             "users": len(learner.histories),
             "items": len(learner.vocabulary),
@@ -58,7 +58,7 @@ class StatusReport:
             "lag_s_of": {} if lag is None else named(lag.seconds),
             "behind": loop.overload.behind,
             "shedding": loop.overload.shedding,
-            "positions": named(ledger.next_offsets),
+            "positions": named(progress.next_offsets),
             "events_per_s": self._rate(),
             "click_to_list_ms": loop.writer.latencies.quantiles(),
             "click_to_list_unknown": loop.writer.latencies.unknown,
@@ -71,7 +71,7 @@ class StatusReport:
             "last_alarm": loop.changes.drift.last_alarm,
             "finetune": {
                 "state": supervisor.state,
-                "done": ledger.finetunings,
+                "done": progress.finetunings,
                 "last_at": None if tuned_at is None else int(1000 * tuned_at),
             },
             "gate": None if supervisor.candidate is None else supervisor.candidate.figures(),
@@ -83,13 +83,13 @@ class StatusReport:
                 "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
             },
             "unsaved_since": None if loop.unsaved_since is None else int(1000 * loop.unsaved_since),
-            "lost": ledger.lost,
+            "lost": progress.lost,
             "lists_behind": loop.writer.behind,
-            "refreshes": ledger.refreshes,
-            "guarded": dict(learner.guard.total),
-            "abuse_share": round(learner.guard.net.share, 4),
-            "abuse_share_exceeded": learner.guard.net.open,
-            "let_through": dict(learner.guard.net.let_through),
+            "refreshes": progress.refreshes,
+            "flagged": dict(learner.abuse_filter.total),
+            "abuse_share": round(learner.abuse_filter.net.share, 4),
+            "abuse_share_exceeded": learner.abuse_filter.net.open,
+            "let_through": dict(learner.abuse_filter.net.let_through),
             "expired": learner.expired,
             "waits_for": [
                 line for line in (loop.source.trouble(), loop.dead_letters.waits_for, loop.writer.link.trouble) if line
@@ -105,7 +105,7 @@ class StatusReport:
         }
 
     def _rate(self) -> float:
-        now, learned = time.monotonic(), self.loop.ledger.learned
+        now, learned = time.monotonic(), self.loop.progress.learned
         self._progress.append((now, learned))
         while len(self._progress) > 2 and now - self._progress[0][0] > RATE_WINDOW_S:
             self._progress.popleft()

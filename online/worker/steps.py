@@ -1,6 +1,6 @@
 """The steps of a turn by name, so that a test can make each of them crash, hang or raise.
 
-The loop and the checkpoints call an injected `Reached` with a step's name just before it is done. Nobody looks in
+The loop and the checkpoints call an injected `StepHook` with a step's name just before it is done. Nobody looks in
 production: there is no setting for it.
 """
 
@@ -26,8 +26,8 @@ STEPS = {
     "commit": "7: the broker is told",
 }
 
-Reached = Callable[[str], None]
+StepHook = Callable[[str], None]
 
 
-def nobody_looks(step: str) -> None:
+def no_hook(step: str) -> None:
     """What production injects."""

@@ -24,13 +24,13 @@ from online.config.settings import PREFIX, Settings
 from online.evaluation.town import Town
 from online.worker.checkpoint import Checkpoints
 from online.worker.connections import open_lists
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from online.worker.loop import Loop
 from online.worker.main import run_worker
 from online.worker.poison_pills import Quarantine
-from online.worker.steps import Reached, nobody_looks
+from online.worker.steps import StepHook, no_hook
 from stream.events import Click, encode
-from stream.lists import Lists, ListsError, Mark, Memory, TopList
+from stream.lists import Lists, ListsError, Memory, TopList, Watermark
 from stream.source import Partition, Record, SourceError
 
 NOW = 1_730_600_000.0  # two days after the town's first click
@@ -292,7 +292,7 @@ class MemoryLists:
         lists: Mapping[str, TopList],
         popular: TopList | None = None,
         *,
-        mark: Mark | None = None,
+        mark: Watermark | None = None,
         replacing: Collection[str] = (),
     ) -> int | None:
         if self.away:
@@ -377,7 +377,7 @@ class World:
 
     def loop(
         self,
-        reached: Reached = nobody_looks,
+        reached: StepHook = no_hook,
         quarantine: Quarantine | None = None,
         *,
         monotonic: Callable[[], float] = lambda: 0.0,
@@ -385,7 +385,7 @@ class World:
         **overrides: Any,
     ) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
-        box = DeadLetterBox(
+        box = DeadLetterWriter(
             ListProducer(self.broker),
             ListReader(self.broker, self.dead_topic),
             self.dead_topic,
@@ -492,7 +492,7 @@ def known(loop: Loop) -> dict[str, Any]:
     return {
         **{name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         "learner": state,
-        "ledger": loop.ledger.to_state(),
+        "progress": loop.progress.to_state(),
         "supervisor": supervisor,
         "versions": loop.versions.to_state(),
         "notices": loop.notices.to_state(),

@@ -85,7 +85,7 @@ def weights_of_the_embedded_run(folder: Path) -> str:
         killer(step)
         if step == "commit" and not killer.left:
             state = json.loads((newest(settings.checkpoints_dir) / "state.json").read_text())
-            if state["ledger"]["learned"] == CLICKS:
+            if state["progress"]["learned"] == CLICKS:
                 stop.set()
 
     while not stop.is_set():

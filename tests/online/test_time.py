@@ -52,7 +52,7 @@ def test_clicks_count_in_the_order_in_which_they_arrive_whatever_their_timestamp
     arrive(world, [click("u", item, NOW - ago) for item, ago in (("a", 60), ("late", 7_200), ("b", 60), ("c", 60))])
     loop = world.run()
     assert [item for item, _ in stands(loop, "u")] == ["c", "b", "late", "a"]
-    assert loop.ledger.learned == 4
+    assert loop.progress.learned == 4
     assert world.lists.held["u"].clicked_at == int(1000 * (NOW - 60))
     healthy(world, loop)
 
@@ -69,7 +69,7 @@ def test_a_duplicate_is_known_by_its_event_id_alone(world):
         ],
     )
     loop = world.run()
-    assert (loop.ledger.learned, loop.ledger.duplicates) == (4, 1)
+    assert (loop.progress.learned, loop.progress.duplicates) == (4, 1)
 
 
 @pytest.mark.parametrize("ago", [YEARS_S, NOW], ids=["ten years", "1970"])
@@ -78,7 +78,7 @@ def test_a_clock_that_is_years_late_is_taken_and_is_nobody_else_s(world, ago):
     arrive(world, [click("lost", "i1", NOW - ago)] * 3)
     arrive(world, [click("u1", "i1", NOW - 30)])
     loop = world.run(refresh_ages_s=(600.0,))
-    assert loop.ledger.learned == 24
+    assert loop.progress.learned == 24
     assert loop.writer.stream_clock.now() == NOW - 30  # the latest of all
     assert [at for _, at in stands(loop, "lost")] == [NOW - ago] * 3
     assert len(loop.learner.vocabulary) == 3  # no item has expired
@@ -86,7 +86,7 @@ def test_a_clock_that_is_years_late_is_taken_and_is_nobody_else_s(world, ago):
     healthy(world, loop)
     loop.writer.aging.ask()
     loop.turn()
-    assert loop.ledger.refreshes == 0  # such a list has passed all its ages
+    assert loop.progress.refreshes == 0  # such a list has passed all its ages
 
 
 def test_a_clock_that_is_ahead_by_less_than_a_day_counts_as_the_time_of_arrival(world):
@@ -99,13 +99,13 @@ def test_a_clock_that_is_ahead_by_less_than_a_day_counts_as_the_time_of_arrival(
     assert loop.writer.stream_clock.now() == NOW - 40
     assert loop.learner.clock.now == NOW - 40
     assert loop.changes.rates._latest[-1] == NOW - 40
-    assert loop.ledger.learned == 3
+    assert loop.progress.learned == 3
 
 
 def test_a_clock_that_is_ahead_by_more_than_a_day_is_a_dead_letter(world):
     arrive(world, [click("u", "a", NOW + DAY_S + 1), click("u", "b", NOW + YEARS_S)])
     loop = world.run()
-    assert (loop.ledger.learned, loop.ledger.dead_letters) == (0, {"future-timestamp": 2})
+    assert (loop.progress.learned, loop.progress.dead_letters) == (0, {"future-timestamp": 2})
 
 
 def test_what_was_too_far_ahead_stays_a_dead_letter_though_it_would_be_taken_later(world):
@@ -117,7 +117,7 @@ def test_what_was_too_far_ahead_stays_a_dead_letter_though_it_would_be_taken_lat
     second = world.loop()
     second.clock = lambda: NOW + 60
     world.drain(world.begin(second))
-    assert (second.ledger.learned, second.ledger.dead_letters) == (1, {"future-timestamp": 1})
+    assert (second.progress.learned, second.progress.dead_letters) == (1, {"future-timestamp": 1})
     assert [dead_letter(one).offset for one in world.dead()] == [0]
 
 
@@ -140,8 +140,8 @@ def test_whatever_the_timestamps_each_click_is_learned_and_nothing_is_broken(tmp
     world = World(tmp_path_factory.mktemp("time"))
     arrive(world, [click(*one) for one in clicks])
     loop = world.run(item_idle_s_max=30 * DAY_S, refresh_ages_s=(600.0,))
-    assert loop.ledger.learned == len(clicks)
-    assert loop.ledger.dead_letters == {}
+    assert loop.progress.learned == len(clicks)
+    assert loop.progress.dead_letters == {}
     healthy(world, loop)
     loop.writer.aging.ask()
     loop.turn()
@@ -259,7 +259,7 @@ def test_a_clock_that_is_set_is_no_outage_and_ages_nothing(world, set_by_s):
     assert steady.loop.learner.clock.now - before <= STREAM_GAP_S_MAX + 60.0
     steady.loop.writer.aging.ask()
     steady.loop.turn()
-    assert steady.loop.ledger.refreshes == 0
+    assert steady.loop.progress.refreshes == 0
 
 
 def test_while_the_broker_is_away_nobody_knows_whether_clicks_are_missing(world):

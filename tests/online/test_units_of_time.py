@@ -79,5 +79,5 @@ def test_on_the_topic(world, spelling):
         message = {"user_id": f"u{number}", "item_id": "i", "timestamp": SPELLINGS[spelling](at)}
         world.broker.append("clicks", json.dumps(message).encode())
     loop = world.run()
-    assert loop.ledger.learned == len(TIMES)
-    assert loop.ledger.latest_clicked_at_ms == int(1_000 * TIMES[-1])
+    assert loop.progress.learned == len(TIMES)
+    assert loop.progress.latest_clicked_at_ms == int(1_000 * TIMES[-1])

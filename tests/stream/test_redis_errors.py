@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from stream.redis_errors import ListsError, RedisAwayError, RedisSilentError, lists_error
+from stream.redis_errors import ListsError, RedisTimeoutError, RedisUnavailableError, lists_error
 
 WHERE = "redis://h:1/0"
 LIST = "Command # 3 (SET nextclick:top:private-id {...}) of pipeline caused error: "
@@ -12,22 +12,30 @@ LIST = "Command # 3 (SET nextclick:top:private-id {...}) of pipeline caused erro
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [
-        (redis.exceptions.MovedError("3999 127.0.0.1:7001"), RedisAwayError, "is a cluster (MOVED"),
-        (redis.exceptions.ClusterCrossSlotError("Keys hash to different slots"), RedisAwayError, "is a cluster"),
-        (redis.exceptions.ClusterDownError("Hash slot not served"), RedisAwayError, "is a cluster"),
-        (redis.ResponseError("SELECT is not allowed in cluster mode"), RedisAwayError, "is a cluster"),
-        (redis.exceptions.MasterDownError("Link with MASTER is down"), RedisAwayError, "lost its primary"),
-        (redis.exceptions.ReadOnlyError("You can't write"), RedisAwayError, "read-only replica"),
-        (redis.exceptions.OutOfMemoryError("command not allowed"), RedisAwayError, "maxmemory-policy to allkeys-lru"),
-        (redis.ResponseError("MISCONF Redis is configured to save"), RedisAwayError, "cannot save to its disk"),
-        (redis.ResponseError("NOREPLICAS Not enough good replicas"), RedisAwayError, "too few replicas"),
-        (redis.ResponseError("BUSY Redis is busy running a script"), RedisAwayError, "held up by a script"),
-        (redis.ResponseError("DENIED Redis is running in protected mode"), RedisAwayError, "is in protected mode"),
-        (redis.exceptions.BusyLoadingError("Redis is loading"), RedisAwayError, "is loading its data"),
-        (redis.ConnectionError("max number of clients reached"), RedisAwayError, "raise its maxclients"),
-        (redis.ConnectionError("Connection closed by server."), RedisAwayError, "ended the connection"),
-        (redis.TimeoutError("Timeout reading from h:1"), RedisSilentError, "start it, or check NEXTCLICK_REDIS_URL"),
-        (redis.ConnectionError("Error 111 connecting to ::1:1. Connection refused."), RedisSilentError, "start it"),
+        (redis.exceptions.MovedError("3999 127.0.0.1:7001"), RedisUnavailableError, "is a cluster (MOVED"),
+        (redis.exceptions.ClusterCrossSlotError("Keys hash to different slots"), RedisUnavailableError, "is a cluster"),
+        (redis.exceptions.ClusterDownError("Hash slot not served"), RedisUnavailableError, "is a cluster"),
+        (redis.ResponseError("SELECT is not allowed in cluster mode"), RedisUnavailableError, "is a cluster"),
+        (redis.exceptions.MasterDownError("Link with MASTER is down"), RedisUnavailableError, "lost its primary"),
+        (redis.exceptions.ReadOnlyError("You can't write"), RedisUnavailableError, "read-only replica"),
+        (
+            redis.exceptions.OutOfMemoryError("command not allowed"),
+            RedisUnavailableError,
+            "maxmemory-policy to allkeys-lru",
+        ),
+        (redis.ResponseError("MISCONF Redis is configured to save"), RedisUnavailableError, "cannot save to its disk"),
+        (redis.ResponseError("NOREPLICAS Not enough good replicas"), RedisUnavailableError, "too few replicas"),
+        (redis.ResponseError("BUSY Redis is busy running a script"), RedisUnavailableError, "held up by a script"),
+        (
+            redis.ResponseError("DENIED Redis is running in protected mode"),
+            RedisUnavailableError,
+            "is in protected mode",
+        ),
+        (redis.exceptions.BusyLoadingError("Redis is loading"), RedisUnavailableError, "is loading its data"),
+        (redis.ConnectionError("max number of clients reached"), RedisUnavailableError, "raise its maxclients"),
+        (redis.ConnectionError("Connection closed by server."), RedisUnavailableError, "ended the connection"),
+        (redis.TimeoutError("Timeout reading from h:1"), RedisTimeoutError, "start it, or check NEXTCLICK_REDIS_URL"),
+        (redis.ConnectionError("Error 111 connecting to ::1:1. Connection refused."), RedisTimeoutError, "start it"),
         (redis.AuthenticationError("invalid username-password pair"), ListsError, "check NEXTCLICK_REDIS_USERNAME"),
         (redis.ResponseError("DB index is out of range"), ListsError, "no database of that number"),
         (redis.ResponseError("NOPROTO unsupported protocol version"), ListsError, "?protocol=2"),

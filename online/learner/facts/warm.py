@@ -56,8 +56,8 @@ TINY: dict[str, Any] = {
     "step_clicks": 16,
     "candidates_kept": 4,
     "list_size": 10,
-    "guard": True,
-    "guard_repeats_at_once": 2,
+    "abuse_filter": True,
+    "abuse_repeats_at_once": 2,
     "reformer": True,
     "deep_state": True,
 }

@@ -33,7 +33,7 @@ from online.worker.connections import prepare_topics
 from stream.embedded_redis import EmbeddedRedis
 from stream.lists import POPULAR_KEY, Lists, TopList, connect
 from stream.log import LogProducer
-from stream.source import AwayError, SourceError
+from stream.source import SourceError, UnavailableError
 
 SETTINGS = Settings(api_port=0, list_size=20)
 
@@ -431,7 +431,7 @@ def test_serve_starts_before_its_broker_and_takes_clicks_when_that_comes(
 
     def prepare(settings: Settings) -> None:
         if not there.is_set():
-            raise AwayError("no Kafka answers at k:9092: start it")
+            raise UnavailableError("no Kafka answers at k:9092: start it")
         prepare_topics(settings)
 
     monkeypatch.setattr(late_producer, "prepare_topics", prepare)

@@ -30,7 +30,7 @@ from online.commands.demo_views import Story, next_steps, story_view
 from online.config.settings import Settings
 from online.evaluation.town import Town
 from stream.events import BadEvent, Click, parse
-from stream.lists import Lists, RedisAwayError, TopList
+from stream.lists import Lists, RedisUnavailableError, TopList
 
 ROOT = Path(__file__).parents[3]
 
@@ -75,7 +75,7 @@ def test_an_embedded_redis_that_is_late_does_not_end_the_demo(monkeypatch: pytes
 
         def late(self: Lists, *arguments: str, answers: Callable[..., object] = answers) -> object:
             if next(numbers) % 2:
-                raise RedisAwayError("it was busy")
+                raise RedisUnavailableError("it was busy")
             return answers(self, *arguments)
 
         monkeypatch.setattr(Lists, name, late)

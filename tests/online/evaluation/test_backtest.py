@@ -27,7 +27,7 @@ from online.evaluation.backtest import (
     NEXTCLICK,
     LearnerRun,
     Outcome,
-    Went,
+    RunResult,
     backtest,
     complete,
 )
@@ -93,7 +93,7 @@ class TestMeasure:
         clicks = stream("ada tea", "ben tea", "ada cup", "ada tea", "ben cup")
         facts = facts_of(clicks)  # the first one only teaches
         ranks = np.array([0.0, 0.0, np.inf, 0.5, 2.0])
-        went = Went({NEXTCLICK: ranks, "own": ranks + 1}, np.array([True, True, False, True, False]), 2, 0, 1.0)
+        went = RunResult({NEXTCLICK: ranks, "own": ranks + 1}, np.array([True, True, False, True, False]), 2, 0, 1.0)
         found = report(Outcome(facts, False, {NEXTCLICK: went}, 2.0, went.ranks))
         ndcg = [1.0, 0.0, 1 / math.log2(2.5), 0.5]
         assert found["methods"][NEXTCLICK] == {"hit@10": 0.75, "ndcg@10": round(sum(ndcg) / 4, 5)}

@@ -23,7 +23,7 @@ from online.config.settings import Settings, load_settings
 from online.evaluation import backtest as backtest_module
 from online.evaluation.backtest import NEXTCLICK, backtest
 from online.evaluation.town import Town
-from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, HowFar, Tuned, _gain, tune
+from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, SearchProgress, Tuned, _gain, tune
 from online.evaluation.tune_runs import STEPS, Notes, Runs, TuneError
 from online.learner.batches import BatchResult, Impression
 from online.metrics import hit_and_ndcg_at
@@ -215,7 +215,7 @@ class TestSearch:
         assert found.pruned > 0
 
     def test_progress_rises_to_the_end(self) -> None:
-        told: list[HowFar] = []
+        told: list[SearchProgress] = []
         tuned = tune(stream(200), settings(micro_batch_max=16), trials=3, on_progress=told.append)
         assert [now.stage for now in told] == sorted((now.stage for now in told), key=[SEARCH, LATER].index)
         for stage in (SEARCH, LATER):

@@ -10,7 +10,7 @@ import pytest
 from online.evaluation import worlds
 from online.evaluation.town import Town
 from online.evaluation.worlds import Bot
-from online.learner.abuse_filter import CAUGHT, FULL_MOST, WAYS, Buckets, Guard
+from online.learner.abuse_filter import CAUGHT, FULL_MOST, WAYS, AbuseFilter, Buckets
 from online.learner.facts.gather import count_pair
 from online.learner.facts.items import count_click
 from online.learner.facts.jit import kernel
@@ -24,26 +24,26 @@ AT_ONCE, REPEATS, INTERVAL_S = 20, 3, 100.0
 
 @pytest.fixture
 def guard(small):
-    return Guard(small(**LIMITS))
+    return AbuseFilter(small(**LIMITS))
 
 
 LIMITS = {
-    "guard_clicks_at_once": AT_ONCE,
-    "guard_clicks_per_minute": 6.0,
-    "guard_repeats_at_once": REPEATS,
-    "guard_repeats_interval_s": INTERVAL_S,
-    "guard_late_s": 1_000.0,
+    "abuse_clicks_at_once": AT_ONCE,
+    "abuse_clicks_per_minute": 6.0,
+    "abuse_repeats_at_once": REPEATS,
+    "abuse_repeats_interval_s": INTERVAL_S,
+    "abuse_late_s": 1_000.0,
 }
 
 
 def judge(guard, clicks, size=16):
-    """Clicks as (user, item, seconds) -> which are guarded, which show that somebody is caught."""
+    """Clicks as (user, item, seconds) -> which are flagged, which show that somebody is caught."""
     found = []
     for start in range(0, len(clicks), size):
         users, items, times = zip(*clicks[start : start + size], strict=True)
         numbers = np.arange(start + 1, start + 1 + len(users))
         found.append(guard.judge(list(map(str, users)), list(map(str, items)), np.array(times, float), numbers))
-    return np.concatenate([one.guarded for one in found]), np.concatenate([one.caught for one in found])
+    return np.concatenate([one.flagged for one in found]), np.concatenate([one.caught for one in found])
 
 
 # --- buckets -----------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def test_buckets_of_a_batch_are_those_of_clicks_one_by_one(batch):
     amounts = random.choice([1.0, 1.0, -1.0], 600)
     buckets = Buckets(4, 10.0, 400)
     parts = [slice(start, start + batch) for start in range(0, 600, batch)]
-    found = np.concatenate([buckets.pour(keys[part], now[part], amounts[part]) for part in parts])
+    found = np.concatenate([buckets.consume(keys[part], now[part], amounts[part]) for part in parts])
     held, expected = {}, []
     for key, at, amount in zip(keys.tolist(), now.tolist(), amounts.tolist(), strict=True):
         level, since = held.get(key, (0.0, at))
@@ -69,17 +69,17 @@ def test_buckets_of_a_batch_are_those_of_clicks_one_by_one(batch):
 def test_in_a_full_row_the_emptiest_makes_room():
     buckets = Buckets(10, 1e9, WAYS)  # one row
     for key in range(1, WAYS + 1):
-        buckets.pour(np.full(key + 1, key), np.zeros(key + 1))
+        buckets.consume(np.full(key + 1, key), np.zeros(key + 1))
     newcomers = np.arange(100, 200)
-    assert buckets.pour(newcomers, np.zeros(100)).max() == 0
-    assert buckets.pour(np.arange(WAYS, 0, -1), np.zeros(WAYS)).tolist() == [*range(WAYS + 1, 2, -1), 0]
+    assert buckets.consume(newcomers, np.zeros(100)).max() == 0
+    assert buckets.consume(np.arange(WAYS, 0, -1), np.zeros(WAYS)).tolist() == [*range(WAYS + 1, 2, -1), 0]
 
 
-# --- who is guarded ----------------------------------------------------------------------------------------------
+# --- who is flagged ----------------------------------------------------------------------------------------------
 
 
 def test_a_hundred_ratings_at_one_moment_and_clicks_out_of_order_are_honest(small):
-    guard = Guard(small())
+    guard = AbuseFilter(small())
     ratings = [("rater", item, 5_000.0) for item in range(100)]
     late = [("late", item, 5_000.0 - 60 * item) for item in range(100)]
     assert not judge(guard, ratings + late)[0].any()
@@ -87,17 +87,17 @@ def test_a_hundred_ratings_at_one_moment_and_clicks_out_of_order_are_honest(smal
 
 def test_a_flood_is_heard_up_to_a_bucket_and_again_after_a_pause(guard):
     flood = [("bot", item, item / 10) for item in range(1_000)]
-    guarded, _ = judge(guard, flood)
-    assert not guarded[:AT_ONCE].any()
-    assert guarded[AT_ONCE + 10 :].all()
-    assert guard.total["rate"] == guarded.sum()
+    flagged, _ = judge(guard, flood)
+    assert not flagged[:AT_ONCE].any()
+    assert flagged[AT_ONCE + 10 :].all()
+    assert guard.total["rate"] == flagged.sum()
     after, _ = judge(guard, [("bot", 1, 100 + FULL_MOST * AT_ONCE * 10.0)])
     assert not after.any()
 
 
 def test_an_item_is_heard_up_to_a_bucket_and_then_its_person_is_caught_once(guard):
-    guarded, caught = judge(guard, [("bot", "it", 8.0 * at) for at in range(100)])
-    assert guarded.tolist() == [False] * REPEATS + [True] * 97
+    flagged, caught = judge(guard, [("bot", "it", 8.0 * at) for at in range(100)])
+    assert flagged.tolist() == [False] * REPEATS + [True] * 97
     assert np.flatnonzero(caught).tolist() == [CAUGHT * REPEATS]  # one has drained meanwhile, or part of it
 
 
@@ -105,16 +105,16 @@ def test_what_many_repeat_is_heard_and_what_few_repeat_is_not(guard):
     many = [(user, "song", 40.0 * user + at) for user in range(100) for at in range(2)]
     assert not judge(guard, many)[0].any()
     few = [(f"bot-{at % 20}", "spam", 5_000.0 + at) for at in range(20 * REPEATS)]
-    guarded, _ = judge(guard, few)
-    assert not guarded[:20].any()  # a click each: what a trend looks like
-    assert (~guarded[20:]).sum() <= 2 * REPEATS
-    assert guard.total["crowd"] == guarded.sum()
+    flagged, _ = judge(guard, few)
+    assert not flagged[:20].any()  # a click each: what a trend looks like
+    assert (~flagged[20:]).sum() <= 2 * REPEATS
+    assert guard.total["crowd"] == flagged.sum()
 
 
 def test_made_up_timestamps_gain_one_span_at_most(guard):
     judge(guard, [("anybody", "else", 1e6)])
-    guarded, _ = judge(guard, [("bot", "it", 1_000.0 * at) for at in range(900)])
-    assert (~guarded).sum() <= REPEATS + 1_000.0 / INTERVAL_S + 1
+    flagged, _ = judge(guard, [("bot", "it", 1_000.0 * at) for at in range(900)])
+    assert (~flagged).sum() <= REPEATS + 1_000.0 / INTERVAL_S + 1
 
 
 def chunks(users=400, clicks_each=40, partitions=4, days=120):
@@ -135,7 +135,7 @@ def test_an_archive_that_comes_partition_by_partition_is_flagged_nowhere(small, 
     stream = [
         one for start in range(0, max(map(len, parts)), size) for part in parts for one in part[start : start + size]
     ]
-    guard = Guard(small(abuse_share_exceeded="keep-out"))
+    guard = AbuseFilter(small(abuse_share_exceeded="keep-out"))
     judge(guard, stream)
     assert guard.total.total() == 0
 
@@ -160,9 +160,9 @@ def test_one_user_far_ahead_changes_nothing_for_the_others(guard):
 
 
 def test_without_it_everything_is_heard(small):
-    guard = Guard(small(guard=False))
-    guarded, caught = judge(guard, [("bot", "it", at) for at in range(500)])
-    assert not guarded.any()
+    guard = AbuseFilter(small(abuse_filter=False))
+    flagged, caught = judge(guard, [("bot", "it", at) for at in range(500)])
+    assert not flagged.any()
     assert not caught.any()
     assert not guard.total
 
@@ -222,7 +222,7 @@ def attacked(small, bot, *, guard, others=800, **overrides):
     """A learner after an attack, and the share of other people's lists since it began that hold the bots' item."""
     world = worlds.attack(1, change_at=AT, bot=bot, town=TOWN)
     held = {"list_size": 10, "successors_held": 32, "users_held": 128, "history_max": 64, "moments_held": 5_000}
-    learner = Learner(small(guard=guard, **held, **overrides))
+    learner = Learner(small(abuse_filter=guard, **held, **overrides))
     stream, found, seen = world.clicks(10**6), [], 0
     while seen < AT + others:
         batch = list(islice(stream, 16))
@@ -240,13 +240,13 @@ POPULAR = tuple(TOWN.item_ids[:6])
 @pytest.mark.parametrize("accounts", [1, 20])
 def test_a_bots_item_stays_out_of_other_peoples_lists_and_without_the_guard_it_does_not(small, accounts):
     bot = Bot(clicks=1_500, rate_hz=5.0, accounts=accounts, between=POPULAR)
-    assert attacked(small, bot, guard=False)[1] > 0.05
-    assert attacked(small, bot, guard=True)[1] < 0.01
+    assert attacked(small, bot, abuse_filter=False)[1] > 0.05
+    assert attacked(small, bot, abuse_filter=True)[1] < 0.01
 
 
 def test_nothing_that_others_see_is_left_of_an_account_that_was_caught(small):
     bot = Bot(clicks=600, rate_hz=1.0, between=POPULAR)
-    learner, _ = attacked(small, bot, guard=True, guard_clicks_per_minute=600.0, guard_clicks_at_once=1_000)
+    learner, _ = attacked(small, bot, abuse_filter=True, abuse_clicks_per_minute=600.0, abuse_clicks_at_once=1_000)
     row = learner.vocabulary.row_of(bot.item_id)
     assert row > 0
     assert learner.store.items.clicks[row] == 0
@@ -255,12 +255,12 @@ def test_nothing_that_others_see_is_left_of_an_account_that_was_caught(small):
     for name, table in zip(NAMES, learner.store.tables, strict=True):
         inside = np.arange(table.others.shape[1]) < table.used[:, None]
         assert not (table.others[inside] == row).any(), name
-    assert learner.guard.total["taken-back"] >= learner.settings.guard_repeats_at_once
+    assert learner.abuse_filter.total["taken-back"] >= learner.settings.abuse_repeats_at_once
 
 
 def test_guarded_clicks_move_their_owners_history_and_list_but_no_weights_counts_or_scores(small):
     town = list(TOWN.clicks(320))
-    learner = Learner(small(guard_repeats_at_once=2))
+    learner = Learner(small(abuse_repeats_at_once=2))
     for start in range(0, 320, 16):
         learner.learn(town[start : start + 16])
     now = town[-1].timestamp
@@ -292,10 +292,10 @@ def test_a_restart_in_the_middle_of_an_attack_goes_on_bit_for_bit(small, same):
     for start in range(0, 240, 16):
         halves[0].learn(clicks[start : start + 16])
     arrays, state = halves[0].to_state()
-    assert 0 < halves[0].guard.total["repeats"] < whole.guard.total["repeats"]
+    assert 0 < halves[0].abuse_filter.total["repeats"] < whole.abuse_filter.total["repeats"]
     halves[1].load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
     for start in range(240, 800, 16):
         halves[1].learn(clicks[start : start + 16])
-    assert whole.guard.total["taken-back"]
+    assert whole.abuse_filter.total["taken-back"]
     assert same(whole.to_state()[0], halves[1].to_state()[0])
     assert whole.to_state()[1] == halves[1].to_state()[1]

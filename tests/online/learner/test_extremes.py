@@ -12,7 +12,7 @@ from online.learner.learner import Learner
 BATCH = 16
 #: All of them are reached before the flood, or within some hundred clicks of it.
 LIMITS = {"items_held": 64, "moments_held": 200, "recall_users_held": 16, "memory_users_held": 16, "replay_held": 64}
-LIMITS |= {"guard_held": 32, "finetune_reservoir_held": 16}
+LIMITS |= {"abuse_keys_held": 32, "finetune_reservoir_held": 16}
 
 
 def flooded(settings, flood):
@@ -37,7 +37,7 @@ def held(learner):
     ("flood", "guard"), [(one_person, True), (one_person, False), (one_item, True), (new_items, True)]
 )
 def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, guard):
-    settings = small(**LIMITS, guard=guard)
+    settings = small(**LIMITS, abuse_filter=guard)
     learner, stream = flooded(settings, flood)
     learn(learner, stream, 320)
     half = held(learner)
@@ -45,7 +45,7 @@ def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, guard):
     # These are saved as far as they are in use, and not all of them are yet: 8 bytes of each array a place at most.
     rows = settings.items_held + 1
     places = {
-        "guard.": max(settings.guard_held, settings.users_held),
+        "guard.": max(settings.abuse_keys_held, settings.users_held),
         "history.": 21 * (settings.history_max + settings.history_max // 2),
         "items": settings.items_held,
         "store.near.": rows * settings.neighbours_held // 2,  # 4 bytes of each array a place

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from online.learner.history import SERVED
@@ -617,8 +617,11 @@ def test_a_gpu_finds_the_candidates_of_the_cpu_and_scores_them_nearly_the_same(s
         np.testing.assert_allclose(mine.scores, its.scores, atol=0.1)
 
 
-@given(st.lists(st.floats(-1e9, 1e9, width=32), max_size=20))
+@given(
+    st.lists(st.floats(2**-40, 2**30, width=32) | st.floats(-(2**30), -(2**-40), width=32) | st.just(0.0), max_size=20)
+)
+@example([1e-30])
 def test_scores_in_lists_have_six_digits(scores):
     for score, rounded in zip(scores, _rounded(np.array(scores, np.float32)), strict=True):
-        assert rounded == pytest.approx(score, rel=5.1e-6)
+        assert rounded == pytest.approx(score, rel=5.1e-6, abs=1e-22)
         assert rounded == float(f"{rounded:.6g}")

@@ -10,7 +10,7 @@ import torch
 
 from online.learner.batches import Impression
 from online.learner.history import SERVED
-from online.learner.learner import Following, InconsistentStateError, Learner
+from online.learner.learner import Following, Learner, UnexpectedBatchError
 from online.learner.lift import Lift
 from online.learner.ranking_model import RankingModel
 from online.learner.return_times import ReturnTimes
@@ -97,7 +97,7 @@ def test_candidates_and_ranks_of_every_click_do_not_depend_on_the_cut(small, cha
     clicks = some_clicks(256)
     settings = small(
         **{
-            "guard": False,
+            "abuse_filter": False,
             "micro_batch_max": 64,
             "moments_held": 100,
             "recall_users_held": 64,
@@ -125,7 +125,7 @@ def test_candidates_and_ranks_of_every_click_do_not_depend_on_the_cut(small, cha
 @pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_the_list_of_each_user_of_a_batch_is_the_one_that_ranking_them_afterwards_gives(small, exclude_seen):
-    settings = small(history_max=64, exclude_seen=exclude_seen, guard=False)
+    settings = small(history_max=64, exclude_seen=exclude_seen, abuse_filter=False)
     learner = drawn_weights(Learner(settings))
     several = 0
     for part in in_parts(some_clicks(160, users=12), 16):
@@ -143,7 +143,7 @@ def test_the_list_of_each_user_of_a_batch_is_the_one_that_ranking_them_afterward
 @pytest.mark.parametrize("changed", [{}, {"deep_state": False}, {"exclude_seen": True}])
 def test_a_list_in_between_is_the_one_that_ranking_at_that_moment_would_have_given(small, changed):
     """Of users who click before it, after it, both, or not at all."""
-    settings = small(**{"history_max": 64, "guard": False, "list_size": 20} | changed)
+    settings = small(**{"history_max": 64, "abuse_filter": False, "list_size": 20} | changed)
     clicks = some_clicks(120, users=10)
     before, batch = clicks[:104], clicks[104:]
     learner = drawn_weights(Learner(settings, lists=False))
@@ -170,7 +170,7 @@ def test_a_list_in_between_is_the_one_that_ranking_at_that_moment_would_have_giv
 
 
 def test_who_makes_room_within_a_micro_batch_comes_back_as_somebody_new(small):
-    settings = small(users_held=16, guard=False)
+    settings = small(users_held=16, abuse_filter=False)
     learner = Learner(settings)
     learner.learn([Click(user_id="old", item_id=f"i{n}", timestamp=NOW + n) for n in range(10)])
     others = [Click(user_id=f"u{n}", item_id="i3", timestamp=NOW + 100 + n) for n in range(16)]
@@ -192,7 +192,7 @@ def test_who_makes_room_within_a_micro_batch_comes_back_as_somebody_new(small):
 
 @pytest.mark.parametrize("changed", [{}, {"deep_state": False}, {"reformer": False}, {"exclude_seen": True}])
 def test_a_user_may_click_more_in_one_micro_batch_than_a_history_keeps(small, changed):
-    settings = small(**{"history_max": 6, "online_history": 4, "guard": False} | changed)
+    settings = small(**{"history_max": 6, "online_history": 4, "abuse_filter": False} | changed)
     learner = Learner(settings)
     mine = [Click(user_id="a", item_id=f"i{n % 9}", timestamp=NOW + n) for n in range(96)]
     other = [Click(user_id="b", item_id=f"i{n % 5}", timestamp=NOW + n) for n in range(96)]
@@ -260,7 +260,7 @@ def test_a_learner_that_is_stopped_again_and_again_goes_on_bit_for_bit(small, sa
 
 @pytest.mark.parametrize("changed", [{"moments_held": 300}, {"moments_held": 40}, {"micro_batch_max": 32}])
 def test_with_room_for_more_moments_or_for_fewer_the_latest_are_taken_back(small, changed):
-    settings = small(moments_held=80, guard=False)
+    settings = small(moments_held=80, abuse_filter=False)
     learner = Learner(settings)
     for part in in_parts(some_clicks(400), 16):
         learner.learn(part)
@@ -355,5 +355,5 @@ def test_other_clicks_than_those_announced_are_refused(small):
     learner = Learner(small())
     first, second, third = in_parts(some_clicks(48), 16)
     learner.learn(first, following=lambda: Following(second))
-    with pytest.raises(InconsistentStateError, match="other clicks were announced"):
+    with pytest.raises(UnexpectedBatchError, match="other clicks were announced"):
         learner.learn(third)

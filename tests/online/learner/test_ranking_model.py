@@ -49,7 +49,7 @@ class Asked:
             np.zeros(len(users), np.bool_),
         )
         _, found = learner.store.advance(
-            learner.histories, no_clicks(), no_queries(), queries, flagged=learner.guard.flagged
+            learner.histories, no_clicks(), no_queries(), queries, flagged=learner.abuse_filter.flagged
         )
         self.gathered = copy.deepcopy(found)  # the store uses the arrays again
         self.lifts, self.memory = learner.lift.of(self.gathered.rows), learner.memory()

@@ -27,8 +27,13 @@ def learned(ages_s, gaps, lists=None, **limits):
 class Slow:
     """Every gap by itself, each as long as the middle of its bin of an eighth of a doubling."""
 
-    def __init__(self, ages_s, gaps, lists, share_min, *, refreshes_max=math.inf, looks_max=3):
-        self.ages_s, self.lists, self.share_min, self.looks_max = list(ages_s), lists, share_min, looks_max
+    def __init__(self, ages_s, gaps, lists, share_min, *, refreshes_max=math.inf, expected_views_max=3):
+        self.ages_s, self.lists, self.share_min, self.expected_views_max = (
+            list(ages_s),
+            lists,
+            share_min,
+            expected_views_max,
+        )
         self.refreshes_max = refreshes_max
         self.gaps = [self.middle(min(BINS - 1, int(math.log2(max(gap, 1.0)) * BINS_EACH))) for gap in gaps]
 
@@ -60,23 +65,23 @@ class Slow:
         """A click at the very moment of a mark meets the list that stood before it."""
         return max([0.0, *(mark for mark in self.marks() if mark < gap)])
 
-    def looks(self, age):
+    def expected_views(self, age):
         """Quantiles, in the middle of K equal parts, of the gaps that end while the list stands."""
         marks = [0.0, *self.marks(), math.inf]
         low = max(mark for mark in marks if mark <= max(age, 0.0))
         high = marks[marks.index(low) + 1]
         stands = [bin_ for bin_ in range(BINS) if low <= self.middle(bin_) < high]
         reached = list(accumulate(self.gaps.count(self.middle(bin_)) + PRIOR for bin_ in stands))
-        wanted = [(nth + 0.5) / self.looks_max * reached[-1] for nth in range(self.looks_max)]
+        wanted = [(nth + 0.5) / self.expected_views_max * reached[-1] for nth in range(self.expected_views_max)]
         found = [next(self.middle(b) for b, at in zip(stands, reached, strict=True) if at >= share) for share in wanted]
         if found[-1] - found[0] < FAR_APART_S:
-            found = [found[self.looks_max // 2]]
+            found = [found[self.expected_views_max // 2]]
         return [max(look, age) for look in found]
 
 
 def by_list(returns, ages_s):
     """The moments of each list."""
-    lists, looks = returns.looks(np.array(ages_s, float))
+    lists, looks = returns.expected_views(np.array(ages_s, float))
     assert lists.tolist() == sorted(lists.tolist())
     return [looks[lists == at].tolist() for at in range(len(ages_s))]
 
@@ -94,12 +99,14 @@ def test_marks_worth_a_refresh_and_what_follows_from_them_are_those_of_a_loop(ag
 
 
 @given(some_ages, some_gaps, st.integers(1, 5), st.sampled_from([0.0, 0.3]))
-def test_moments_of_looks_are_the_quantiles_of_the_gaps_that_end_while_a_list_stands(ages, gaps, looks_max, share_min):
-    returns = learned(ages, gaps, share_min=share_min, looks_max=looks_max)
-    slow = Slow(ages, gaps, len(gaps), share_min, looks_max=looks_max)
+def test_moments_of_looks_are_the_quantiles_of_the_gaps_that_end_while_a_list_stands(
+    ages, gaps, expected_views_max, share_min
+):
+    returns = learned(ages, gaps, share_min=share_min, expected_views_max=expected_views_max)
+    slow = Slow(ages, gaps, len(gaps), share_min, expected_views_max=expected_views_max)
     asked = [-3.0, 0.0, 599.0, 2_000.0, *ages, 1e7]
     for found, age in zip(by_list(returns, asked), asked, strict=True):
-        assert found == pytest.approx(slow.looks(age))
+        assert found == pytest.approx(slow.expected_views(age))
 
 
 def test_a_mark_that_is_not_worth_it_leaves_its_lists_to_the_one_before():
@@ -143,17 +150,19 @@ def test_a_list_that_is_written_late_is_looked_at_no_earlier():
 
 def test_moments_that_are_close_to_each_other_are_one_and_those_far_apart_are_as_many_as_the_setting_says():
     close, far = [600.0] * 500 + [1_500.0] * 500, [60.0] * 50 + [90_000.0] * 50
-    for looks_max in (1, 2, 3, 8):
-        (once,), (often,) = (by_list(learned((), gaps, looks_max=looks_max), [0.0]) for gaps in (close, far))
+    for expected_views_max in (1, 2, 3, 8):
+        (once,), (often,) = (
+            by_list(learned((), gaps, expected_views_max=expected_views_max), [0.0]) for gaps in (close, far)
+        )
         assert len(once) == 1
-        assert len(often) == looks_max
-        if looks_max > 1:
+        assert len(often) == expected_views_max
+        if expected_views_max > 1:
             assert often[-1] - often[0] > FAR_APART_S
-            assert sum(look < 100 for look in often) == pytest.approx(looks_max / 2, abs=0.5)
+            assert sum(look < 100 for look in often) == pytest.approx(expected_views_max / 2, abs=0.5)
 
 
 def test_with_one_moment_it_is_the_median():
-    (looks,) = by_list(learned((), [60.0] * 20 + [4_000.0] * 100 + [1e6] * 60, looks_max=1), [0.0])
+    (looks,) = by_list(learned((), [60.0] * 20 + [4_000.0] * 100 + [1e6] * 60, expected_views_max=1), [0.0])
     assert looks == pytest.approx([4_000.0], rel=0.1)
 
 
@@ -178,10 +187,10 @@ def test_what_was_learned_outlives_a_restart_also_with_other_ages_and_more_looks
     gaps = [5.0, 700.0, 9_000.0, 90_000.0] * 20
     returns = learned(AGES, gaps, lists=100, share_min=0.1)
     arrays = {name: np.array(json.loads(json.dumps(array.tolist()))) for name, array in returns.to_state().items()}
-    same, others = ReturnTimes(AGES, 0.1), ReturnTimes((60.0,), 0.1, looks_max=2)
+    same, others = ReturnTimes(AGES, 0.1), ReturnTimes((60.0,), 0.1, expected_views_max=2)
     for one in (same, others):
         one.load_state(arrays)
-    fresh = learned((60.0,), gaps, lists=100, share_min=0.1, looks_max=2)
+    fresh = learned((60.0,), gaps, lists=100, share_min=0.1, expected_views_max=2)
     for one in (returns, same, others, fresh):
         one.add(np.array([50.0, 800.0]), 3)
     for mine, its in ((same, returns), (others, fresh)):

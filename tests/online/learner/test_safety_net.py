@@ -9,7 +9,7 @@ import pytest
 from online.evaluation import worlds
 from online.evaluation.town import Town
 from online.evaluation.worlds import Bot
-from online.learner.abuse_filter import Guard
+from online.learner.abuse_filter import AbuseFilter
 from online.learner.learner import Learner
 from online.learner.safety_net import CLOSED, FEW, OPENED, WINDOW, WINDOW_MIN, SafetyNet
 from stream.events import Click
@@ -100,11 +100,11 @@ def date_only(count=600, users=60):
 
 @pytest.mark.parametrize("exceeded", ["let-through", "keep-out"])
 def test_a_clock_that_fits_no_limit_costs_the_first_clicks_only(small, exceeded):
-    learner = Learner(small(abuse_share_exceeded=exceeded, guard_repeats_at_once=2))
+    learner = Learner(small(abuse_share_exceeded=exceeded, abuse_repeats_at_once=2))
     stream, heard = date_only(), []
     for start in range(0, len(stream), 16):
         heard += learner.learn(stream[start : start + 16]).trainable.tolist()
-    notice = learner.guard.net.take_notice()
+    notice = learner.abuse_filter.net.take_notice()
     assert notice.kind == OPENED
     assert notice.figures["let_through"] == (exceeded == "let-through")
     if exceeded == "let-through":
@@ -121,12 +121,12 @@ def test_bots_that_make_most_of_all_clicks_are_kept_out_by_default(small, accoun
     learner = Learner(small(users_held=128))
     while batch := list(islice(stream, 16)):
         learner.learn(batch)
-    assert learner.guard.net.share > 0.5
-    assert not learner.guard.net.open
+    assert learner.abuse_filter.net.share > 0.5
+    assert not learner.abuse_filter.net.open
 
 
 def test_the_state_of_the_limits_is_saved_with_the_net(small):
-    guard, again = Guard(small(guard_repeats_at_once=2)), Guard(small(guard_repeats_at_once=2))
+    guard, again = AbuseFilter(small(abuse_repeats_at_once=2)), AbuseFilter(small(abuse_repeats_at_once=2))
     stream = date_only()
     users, items = [one.user_id for one in stream], [one.item_id for one in stream]
     guard.judge(users, items, np.array([one.timestamp for one in stream]), np.arange(1, len(stream) + 1))

@@ -47,7 +47,7 @@ def shown_although_seen(learner, clicks, users):
 @pytest.fixture
 def settings(small):
     limits = {"items_held": 4_000, "history_max": 64, "list_size": 50, "successors_held": 64}
-    return small(exclude_seen=True, guard=False, micro_batch_max=32, reformer=False, **limits)
+    return small(exclude_seen=True, abuse_filter=False, micro_batch_max=32, reformer=False, **limits)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_within_a_micro_batch_a_click_counts_as_seen_for_those_after_it_and_not_
 
 
 def test_the_next_item_of_a_row_has_not_been_seen_by_those_who_saw_the_one_before(small):
-    learner = Learner(small(exclude_seen=True, guard=False, items_held=30))
+    learner = Learner(small(exclude_seen=True, abuse_filter=False, items_held=30))
     learn(learner, stream({"few": 30, "other": 30}, items=30), size=4)
     row = learner.vocabulary.row_of("i4")
     learner.vocabulary.expire(float("inf"))

@@ -139,7 +139,7 @@ def test_a_workers_lists_stay_after_an_archive_and_one_click_of_today_also_after
         world.drain(loop)
         loop.writer.aging.ask()
         loop.turn()
-        assert loop.ledger.learned == 601
+        assert loop.progress.learned == 601
         assert len(loop.learner.vocabulary) == items + 1
         assert world.lists.held.keys() == {*before, "new"}
         assert all(len(top.items) == len(before[user].items) for user, top in world.lists.held.items() if user != "new")

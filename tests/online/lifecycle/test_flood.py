@@ -1,4 +1,4 @@
-"""A flood of guarded clicks is told of at its beginning and at its end, and honest people's repeats are not."""
+"""A flood of flagged clicks is told of at its beginning and at its end, and honest people's repeats are not."""
 
 import json
 
@@ -12,7 +12,7 @@ from stream.events import Click
 
 
 def run(watch, guarded_each, clicks, start=0, total=None):
-    """So many clicks, one of `guarded_each` guarded -> what was told."""
+    """So many clicks, one of `guarded_each` flagged -> what was told."""
     total = {} if total is None else total
     found = []
     for number in range(start + 1, start + clicks + 1):
@@ -67,8 +67,8 @@ def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(world, town_clicks)
     loop = world.run()
     (notice,) = [notice for notice in loop.notices.latest if notice.kind == "guard"]
     assert "kept from other people's lists" in notice.text
-    guarded = loop.learner.guard.total
-    assert guarded["repeats"] + guarded["rate"] > 250
+    flagged = loop.learner.abuse_filter.total
+    assert flagged["repeats"] + flagged["rate"] > 250
     assert sum(notice.figures["reasons"].values()) == notice.figures["clicks"]
     again = world.begin(world.loop())
     assert again.supervisor._flood.to_state() == loop.supervisor._flood.to_state()
@@ -80,9 +80,9 @@ def test_nobody_s_fine_tuning_reads_what_a_bot_clicked(small, town_clicks):
     for start in range(0, len(stream), 8):
         learner.learn(stream[start : start + 8])
     pushed = learner.vocabulary.row_of("pushed")
-    bots = learner.mostly_guarded(learner.histories.find(["a bot", town_clicks[120].user_id]))
+    bots = learner.mostly_flagged(learner.histories.find(["a bot", town_clicks[120].user_id]))
     assert bots.tolist() == [True, False]
     assert "a bot" in learner.histories.users_of(learner.histories.recently_seen(512))
     found = examples(learner, 0.5, np.random.default_rng(0))
     lengths = (found.rows == pushed).sum(1)
-    assert lengths.max() <= learner.settings.guard_repeats_at_once  # its first clicks, before anybody could tell
+    assert lengths.max() <= learner.settings.abuse_repeats_at_once  # its first clicks, before anybody could tell

@@ -9,7 +9,7 @@ import torch
 from benchmarks.gate import SABOTAGES
 from online.learner.facts.features import COLUMNS
 from online.learner.learner import Learner
-from online.lifecycle.shadow import Trial, Variety
+from online.lifecycle.shadow import Diversity, ShadowEvaluation
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def learn(learner, clicks, *trials, anew=False):
             forget_memories(learner)
         learned = learner.learn(clicks[start : start + 8])
         for trial in trials:
-            trial.follow(learned)
+            trial.update(learned)
 
 
 def forget_memories(learner):
@@ -37,7 +37,7 @@ def forget_memories(learner):
 
 def begin(learner, weights=None):
     weights = learner.weights.copy() if weights is None else weights
-    return Trial(learner, weights, learner.settings.candidate_gate, facts={"why": "a test"})
+    return ShadowEvaluation(learner, weights, learner.settings.candidate_gate, facts={"why": "a test"})
 
 
 def read_anew(learner):
@@ -84,14 +84,14 @@ def test_rows_that_change_hands_change_hands_in_the_shadow_too(small, town_click
     learner = read_anew(Learner(small(items_held=20)))
     learn(learner, town_clicks[:100])
     trial, resting = begin(learner), begin(learner)
-    resting.resting = True
+    resting.paused = True
     taken = set()
     for start in range(100, 300, 8):
         forget_memories(learner)
         learned = learner.learn(town_clicks[start : start + 8])
         taken |= set(learned.freed)
         for one in (trial, resting):
-            one.follow(learned)
+            one.update(learned)
     assert taken
     assert close(trial.weights, learner.weights)
     fresh = Learner(small(items_held=20)).weights.vectors.vectors
@@ -139,7 +139,7 @@ def test_who_gives_everybody_the_same_ten_is_rejected_at_once(learner, town_clic
         weights.ranker.linear[:] = 0
         weights.ranker.out[:] = 0
         weights.ranker.linear[COLUMNS["clicks"]] = 100
-    trial = Trial(learner, weights, learner.settings.rollback_gate, facts={})
+    trial = ShadowEvaluation(learner, weights, learner.settings.rollback_gate, facts={})
     trial.learner.settings = learner.settings.model_copy(update={"variety_share_min": 0.8})
     learn(learner, town_clicks[200:248], trial)
     assert "alike" in trial.fault
@@ -147,7 +147,7 @@ def test_who_gives_everybody_the_same_ten_is_rejected_at_once(learner, town_clic
 
 
 def test_variety_is_the_number_of_items_in_effect():
-    variety = Variety(4)
+    variety = Diversity(4)
     assert variety.items() == 1.0  # of nothing
     variety.add(np.tile(np.arange(1, 11), (4, 1)))
     assert variety.items() == pytest.approx(10)
@@ -162,7 +162,7 @@ def test_a_restored_trial_goes_on_as_if_nothing_had_happened(learner, town_click
     learn(learner, town_clicks[200:264], trial)
     arrays, state = trial.to_state()
     arrays = {name: array.copy() for name, array in arrays.items()}
-    again = Trial.restored(learner, trial.limits, arrays, json.loads(json.dumps(state)))
+    again = ShadowEvaluation.restored(learner, trial.limits, arrays, json.loads(json.dumps(state)))
     learn(learner, town_clicks[264:300], trial, again)
     assert same(trial.to_state()[0], again.to_state()[0])
     assert trial.to_state()[1] == again.to_state()[1]

@@ -117,7 +117,7 @@ def test_live_weights_that_are_not_finite_are_rolled_back_even_long_after(world,
     loop = begun(world, town_clicks)
     published(loop)
     go_on(world, loop, town_clicks[160:260])
-    assert loop.supervisor.predecessor.resting  # the new version was found good
+    assert loop.supervisor.predecessor.paused  # the new version was found good
     assert loop.learner.version == 2
     with torch.no_grad():
         loop.learner.weights.ranker.linear[:] = float("nan")
@@ -142,7 +142,7 @@ def test_without_a_gate_it_is_published_at_once_and_the_predecessor_rests(world,
     loop.supervisor.ask_finetuning("a test")
     loop.turn()
     assert loop.learner.version == 2
-    assert loop.supervisor.predecessor.resting
+    assert loop.supervisor.predecessor.paused
 
 
 def test_people_can_have_an_earlier_version_back_while_clicks_come(world, town_clicks):
@@ -186,13 +186,13 @@ def test_an_alarm_compares_with_the_predecessor_again_and_asks_for_fine_tuning(w
     loop = begun(world, town_clicks)
     published(loop)
     go_on(world, loop, town_clicks[160:260])
-    assert loop.supervisor.predecessor.resting
+    assert loop.supervisor.predecessor.paused
     loop.changes.drift.update(["click"] * 2_000, [0.1] * 2_000, [True] * 2_000, range(2_000))
     alarms = loop.changes.drift.update(["click"] * 1_000, [9.0] * 1_000, [False] * 1_000, range(2_000, 3_000))
     for alarm in alarms:
         loop.supervisor._notice(alarm)
     assert any(alarm.worse for alarm in alarms)
-    assert not loop.supervisor.predecessor.resting
+    assert not loop.supervisor.predecessor.paused
     assert loop.supervisor.state == "asked"
     assert loop.supervisor._asked["drift"]
 
@@ -217,7 +217,7 @@ def test_killed_while_a_candidate_is_in_the_shadow_it_ends_as_if_nothing_had_hap
         published(loop)
         better = loop.learner.weights.copy()
         loop.supervisor.examine(better, "a test", {})
-        loop.ledger.finetunings += 1
+        loop.progress.finetunings += 1
         loop.checkpoint()
         world.publish(town_clicks[160:400])
         if kill:

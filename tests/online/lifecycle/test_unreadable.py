@@ -28,7 +28,7 @@ class Told(list):
 
 def watch(share=0.2, messages=1_000):
     told = Told()
-    return UnreadableWatch("clicks", share=share, messages=messages, tell=told), told
+    return UnreadableWatch("clicks", share=share, messages=messages, emit=told), told
 
 
 def feed(one, count, value=None):
@@ -162,7 +162,7 @@ def test_items_that_cannot_be_read_are_told_too(world, town_clicks):
     (notice,) = [notice for notice in loop.notices.latest if notice.kind == "unreadable"]
     assert "messages on items cannot be read" in notice.text
     assert "invalid-available" in notice.text
-    assert loop.ledger.next_offsets[Partition("items", 0)] == 60
+    assert loop.progress.next_offsets[Partition("items", 0)] == 60
 
 
 def test_a_running_worker_s_status_says_so(tmp_path, free_port):

@@ -8,7 +8,7 @@ import pytest
 from online.config.settings import Settings
 from online.worker import backoff as module
 from online.worker.backoff import Backoff, Patience, StoppedError
-from stream.source import AwayError, SourceError
+from stream.source import SourceError, UnavailableError
 
 
 class Clock:
@@ -67,8 +67,8 @@ def failing(times, error):
 def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog):
     caplog.set_level(logging.INFO, "online.worker.backoff")
     told = []
-    patience = Patience(settings, threading.Event(), (AwayError,), told.append)
-    assert patience.until_done(failing(3, AwayError("no Kafka answers"))) == 7
+    patience = Patience(settings, threading.Event(), (UnavailableError,), told.append)
+    assert patience.until_done(failing(3, UnavailableError("no Kafka answers"))) == 7
     assert told == ["no Kafka answers"] * 3 + [None]
     assert [record.message for record in caplog.records] == [
         "waiting for 0 s: no Kafka answers",
@@ -78,17 +78,21 @@ def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog)
 
 def test_it_is_said_again_after_a_while(settings, caplog, monkeypatch):
     monkeypatch.setattr(module, "SAID_EVERY_S", 0.0)
-    Patience(settings, threading.Event(), (AwayError,)).until_done(failing(3, AwayError("no Kafka answers")))
+    Patience(settings, threading.Event(), (UnavailableError,)).until_done(
+        failing(3, UnavailableError("no Kafka answers"))
+    )
     assert sum("no Kafka answers" in record.message for record in caplog.records) == 3
 
 
 def test_what_would_not_pass_is_raised_at_once(settings):
     with pytest.raises(SourceError, match="not a click log"):
-        Patience(settings, threading.Event(), (AwayError,)).until_done(failing(1, SourceError("not a click log")))
+        Patience(settings, threading.Event(), (UnavailableError,)).until_done(
+            failing(1, SourceError("not a click log"))
+        )
 
 
 def test_who_is_told_to_stop_waits_no_longer(settings):
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):
-        Patience(settings, stop, (AwayError,)).until_done(failing(99, AwayError("no Kafka answers")))
+        Patience(settings, stop, (UnavailableError,)).until_done(failing(99, UnavailableError("no Kafka answers")))

@@ -186,7 +186,7 @@ def test_a_turn_takes_in_and_looks_at_no_more_than_the_settings_say(world, town_
     for _ in range(4):
         before = len(pages)
         loop.turn()
-        taken.append(loop.ledger.next_offsets[ITEMS])
+        taken.append(loop.progress.next_offsets[ITEMS])
         assert len(pages) - before <= 2
     assert taken == [3, 6, 7, 7]
 
@@ -216,7 +216,7 @@ def test_after_a_restart_it_goes_on_where_it_was_and_items_stay_withdrawn(world,
     assert again.writer.catalogue._feed.began_at == [{ITEMS: 1}]
     world.publish(town_clicks[:100])
     world.drain(again)
-    assert again.ledger.next_offsets[ITEMS] == 2
+    assert again.progress.next_offsets[ITEMS] == 2
     assert holders(world, item) == set()
 
 
@@ -285,7 +285,7 @@ def test_what_is_no_item_is_a_dead_letter_once_and_stops_nothing(world, loop):
         ("items", 0, 3, "missing-key"),
     ]
     assert [letter.record.value for letter in letters[:3]] == bad
-    assert loop.ledger.dead_letters == dict.fromkeys([letter.reason for letter in letters], 1)
+    assert loop.progress.dead_letters == dict.fromkeys([letter.reason for letter in letters], 1)
 
 
 def test_a_crash_before_the_checkpoint_puts_no_dead_letter_twice(world, loop):

@@ -93,7 +93,7 @@ def outcome(world, loop):
     letters = [(letter.key, letter.value, letter.offset) for letter in world.dead()]
     everything = world.everything(loop)
     del everything["versions"]  # they know the numbers of checkpoints, of which there were fewer
-    return everything, letters, dict(world.broker.committed), loop.ledger.next_offsets
+    return everything, letters, dict(world.broker.committed), loop.progress.next_offsets
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_a_real_thread_changes_nothing_either(new_world, values, undisturbed, as
     loop.close()
     assert outcome(world, loop) == undisturbed
     number, _, state = loop.checkpoints.load()
-    assert state["ledger"]["learned"] == loop.ledger.learned
+    assert state["progress"]["learned"] == loop.progress.learned
     assert number == loop.last_saved.number
 
 
@@ -146,9 +146,9 @@ def test_what_is_committed_is_what_the_checkpoint_holds_and_not_what_was_learned
     while loop.turn():
         if world.broker.committed:
             _, _, state = loop.checkpoints.load()
-            (_, _, offset), *_ = state["ledger"]["next_offsets"]
+            (_, _, offset), *_ = state["progress"]["next_offsets"]
             assert world.broker.committed == {world.partition(): offset}
-            commits.append((offset, loop.ledger.next_offsets[world.partition()]))
+            commits.append((offset, loop.progress.next_offsets[world.partition()]))
     assert any(committed < taken for committed, taken in commits)
 
 

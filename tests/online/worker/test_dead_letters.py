@@ -3,13 +3,13 @@
 import pytest
 
 from online.worker.backoff import Backoff
-from online.worker.dead_letters import DeadLetterBox
+from online.worker.dead_letters import DeadLetterWriter
 from stream.dead_letters import dead_letter
 from stream.eraser import LogEraser
 from stream.events import BadEvent
 from stream.log import LogProducer
 from stream.readers import LogReader
-from stream.source import AwayError, Partition, Record
+from stream.source import Partition, Record, UnavailableError
 
 TOPIC = "clicks.dead"
 BAD = BadEvent("malformed-json", "no JSON")
@@ -30,7 +30,7 @@ class Worker:
 
     def crash(self):
         self.producer = LogProducer(self.path)
-        self.box = DeadLetterBox(self.producer, LogReader(self.path, TOPIC), TOPIC, LogEraser(self.path))
+        self.box = DeadLetterWriter(self.producer, LogReader(self.path, TOPIC), TOPIC, LogEraser(self.path))
         self.box.load_state(*self.saved)
 
     def put(self, *places):
@@ -142,7 +142,7 @@ class Failing:
                 self.producer.flush()
             else:
                 self.producer._buffer, self.producer._buffer_bytes = [], 0  # as a client that is begun anew
-            raise AwayError("no Kafka answers")
+            raise UnavailableError("no Kafka answers")
         self.producer.flush()
 
 

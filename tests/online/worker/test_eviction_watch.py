@@ -37,7 +37,7 @@ class Watched:
         self.redis, self.told, self.rooms, self.now = Redis(), [], 0, 1_000.0
         self.watch = EvictionWatch(
             self.redis,
-            tell=lambda kind, text, figures: self.told.append((kind, text, figures)),
+            emit=lambda kind, text, figures: self.told.append((kind, text, figures)),
             on_room=self.has_room,
             clock=lambda: self.now,
             monotonic=lambda: self.now,
@@ -211,9 +211,9 @@ def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room
     assert f"maxmemory-policy {policy}" in caplog.text
     assert caplog.text.count("will be written anew") <= 1
     assert loop.writer.evictions.evicted > 0
-    refreshes = loop.ledger.refreshes
+    refreshes = loop.progress.refreshes
     works(loop, lists, seconds=1.0)
-    assert loop.ledger.refreshes - refreshes < len(users)  # nothing is fought over while nobody clicks
+    assert loop.progress.refreshes - refreshes < len(users)  # nothing is fought over while nobody clicks
     client.config_set("maxmemory", 0)
     works(loop, lists, seconds=5.0)
     deadline = time.monotonic() + 60

@@ -139,7 +139,7 @@ def of(arrays):
 
 
 def without_clocks(state):
-    kept = {name: state[name] for name in ("learner", "ledger", "supervisor")}
+    kept = {name: state[name] for name in ("learner", "progress", "supervisor")}
     return kept | {"stale": (state["lists"]["stale"], state["lists"]["popular_stale"])}
 
 
@@ -186,11 +186,11 @@ def test_on_kafka_killed_at_every_step_each_event_is_accounted_for_once(
         for at, step in enumerate(STEPS):
             assert them.fails(step, 1 + at % 2, ("kill", "hang")[at % 3 == 0]) == -signal.SIGKILL, step
         arrays, state = them.finish(messages)
-    ledger, learner = state["ledger"], state["learner"]
-    guarded = sum(learner["guard"]["total"].values())  # says nothing of how good lists are
-    assert ledger["learned"] == learner["scores"]["scored"] + guarded == 400
-    assert (ledger["duplicates"], ledger["dead_letters"]) == (0, {"malformed-json": BROKEN})
-    assert sum(offset for name, _, offset in ledger["next_offsets"] if name == topic) == messages
+    progress, learner = state["progress"], state["learner"]
+    flagged = sum(learner["guard"]["total"].values())  # says nothing of how good lists are
+    assert progress["learned"] == learner["scores"]["scored"] + flagged == 400
+    assert (progress["duplicates"], progress["dead_letters"]) == (0, {"malformed-json": BROKEN})
+    assert sum(offset for name, _, offset in progress["next_offsets"] if name == topic) == messages
     expected = SeenEvents(10_000)
     for at in range(400):
         assert expected.add(f"e{at}")

@@ -137,6 +137,6 @@ def test_with_the_setting_they_are_learned(world):
         message = THEIRS | {"itemId": number % 7, "ts": int(1_000 * NOW) + number}
         world.broker.append("clicks", json.dumps(message).encode())
     loop = world.run(click_fields="user=userId,item=itemId,timestamp=ts")
-    assert loop.ledger.learned == 150
+    assert loop.progress.learned == 150
     assert "first_messages" not in loop.notices.counts
-    assert loop.ledger.latest_clicked_at_ms == 1_000 * NOW + 149
+    assert loop.progress.latest_clicked_at_ms == 1_000 * NOW + 149

@@ -11,7 +11,7 @@ from online.evaluation.town import Town
 from online.learner.abuse_filter import owners_of
 from online.learner.learner import Learner
 from online.worker.forget import Forgetting
-from online.worker.poison_pills import HalfDoneError
+from online.worker.poison_pills import InconsistentStateError
 from stream.events import Click, Forget, encode, encode_forget
 from stream.people import digest_of, owner_number
 from stream.source import Partition
@@ -272,7 +272,7 @@ def test_nobody_else_notices_that_somebody_unknown_is_forgotten(world, new_world
 
     one, other = after(world, [forget("nobody")]), after(new_world(), [])
     for known in (one, other):
-        for part in ("ledger", "history.origins", "versions"):  # offsets are one more; so are checkpoints
+        for part in ("progress", "history.origins", "versions"):  # offsets are one more; so are checkpoints
             known.pop(part)
         known["lists"] = {user: top.items for user, top in known["lists"].items()}
         known["popular"] = known["popular"].items
@@ -289,7 +289,7 @@ def test_a_crash_on_the_way_changes_nothing(world, new_world, town_clicks, step,
     world.crash(loop.forgetting, step, call=1, after=after) if step != "drop_checkpoints" else world.crash(
         loop.forgetting, step, call=2, after=after
     )
-    with pytest.raises((AbortedError, HalfDoneError)):
+    with pytest.raises((AbortedError, InconsistentStateError)):
         world.drain(world.begin(loop))
     crashed = world.run(forget_checkpoints_s=0.0)
     plain = new_world()
@@ -334,7 +334,7 @@ def test_dead_letters_before_it_go_and_others_stay(world, town_clicks):
     assert [letter.value for letter in world.dead()] == [
         b'{"user_id": "u11"}', b"\xff u11", b'{"user_id": 7, "item_id": "u1"}', b'{"user_id": "u1"}',
     ]  # fmt: skip
-    assert not loop.forgetting.owes
+    assert not loop.forgetting.has_pending
     assert other
 
 
@@ -381,4 +381,4 @@ def test_partitions_each_have_it(world, town_clicks):
         world.broker.append("clicks", forget(user), partition=number)
     loop = world.run()
     assert not any(loop.learner.holds(digest_of(user)).values())
-    assert loop.ledger.next_offsets[Partition("clicks", 2)] > 0
+    assert loop.progress.next_offsets[Partition("clicks", 2)] > 0

@@ -7,7 +7,7 @@ import pytest
 
 from online.config.settings import Settings
 from online.worker.redis_link import RELAPSE_S, SETTLED_S, RedisLink
-from stream.lists import ListsError, RedisAwayError, TopList
+from stream.lists import ListsError, RedisUnavailableError, TopList
 
 LIST = TopList(items=["i"], scores=[0.5], version=1, offset="0:1", clicked_at=1, written_at=2, source="personal")
 TURN_S = 0.1
@@ -69,7 +69,7 @@ def run(tmp_path, caplog):
 
 
 def test_a_redis_that_takes_the_mark_but_no_lists_is_away_all_the_time_and_told_every_half_minute(run, caplog):
-    link, redis, changes = run(lambda _: RedisAwayError("Redis at r is a cluster"))
+    link, redis, changes = run(lambda _: RedisUnavailableError("Redis at r is a cluster"))
     assert changes == 1
     assert link.away_since == 1_000.0
     assert link.trouble == "Redis at r is a cluster"
@@ -115,10 +115,10 @@ def test_what_fails_long_afterwards_is_a_new_outage(run, caplog):
 
 def test_other_reasons_of_the_same_outage_are_said_once_and_not_without_end(run, caplog):
     seen = iter(range(10**6))
-    run(lambda _: RedisAwayError(f"reason {next(seen) % 3}"))
+    run(lambda _: RedisUnavailableError(f"reason {next(seen) % 3}"))
     assert [caplog.text.count(f"now: reason {n}") for n in range(3)] == [0, 1, 1]
     caplog.clear()
-    run(lambda _: RedisAwayError(f"reason {next(seen)}"))
+    run(lambda _: RedisUnavailableError(f"reason {next(seen)}"))
     assert len(caplog.records) < 12
 
 

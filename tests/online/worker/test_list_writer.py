@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from online.api.serve import create_app
 from online.worker.status import StatusReport
 from stream.events import Click
-from stream.lists import POPULAR_KEY, Lists, RedisAwayError, TopList, top_key
+from stream.lists import POPULAR_KEY, Lists, RedisUnavailableError, TopList, top_key
 from tests.online.conftest import NOW
 
 EMPTY = TopList(items=[], scores=[], version=1, offset="0:1", clicked_at=1, written_at=2, source="personal")
@@ -73,7 +73,7 @@ def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(
     world.publish(clicks(*pairs, *(("ada", item) for item in popular)))
     world.publish_item("gone", b'{"available": false}')
     loop = runs(
-        world, history_max=256, items_held=400, popularity_half_lives=(30,), guard=False, successors_held=64,
+        world, history_max=256, items_held=400, popularity_half_lives=(30,), abuse_filter=False, successors_held=64,
         recall_latest=1, reformer=False, users_held=8, micro_batch_max=8,
     )  # fmt: skip
     (ranking,) = loop.learner.rank(["ada"])
@@ -134,7 +134,7 @@ class Picky(Lists):
     def write(self, lists, popular=None, *, mark=None, replacing=()):
         self.asked.append(len(lists))
         if self.away and lists:
-            raise RedisAwayError("refused")
+            raise RedisUnavailableError("refused")
         return super().write(lists, popular, mark=mark, replacing=replacing)
 
 

@@ -11,10 +11,10 @@ import pytest
 from online.worker import redis_link
 from online.worker.arrived import Arrived, micro_batches
 from online.worker.checkpoint import CheckpointError
-from online.worker.progress import Ledger
+from online.worker.progress import Progress
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
-from stream.source import AwayError, Partition, Record
+from stream.source import Partition, Record, UnavailableError
 from tests.online.conftest import NOW
 
 POLL = 32
@@ -41,7 +41,7 @@ STEPS = [
     *[("dead_letters.put", call) for call in (1, 3, 5)],
     *[("learner.learn", call) for call in (1, 9)],
     *[("lists.write", call) for call in (1, 7)],
-    *[("supervisor.after", call) for call in (4,)],
+    *[("supervisor.on_batch", call) for call in (4,)],
     *[("dead_letters.flush", call) for call in (2, 5)],
     *[("checkpoints.save", call) for call in (1, 5)],
     *[("source.commit", call) for call in (1, 3)],
@@ -74,8 +74,8 @@ def test_killed_at_any_step_it_ends_as_if_nothing_had_happened(new_world, values
 
     second = world.run()
     assert second.source.began_at == [{world.partition(): turns_saved * POLL}]
-    assert second.ledger.learned == CLICKS - len(BAD)
-    assert second.ledger.dead_letters == {
+    assert second.progress.learned == CLICKS - len(BAD)
+    assert second.progress.dead_letters == {
         "malformed-json": 2, "not-an-object": 1, "tombstone": 1, "invalid-user_id": 1,
     }  # fmt: skip
     assert world.broker.committed == {world.partition(): CLICKS}
@@ -124,11 +124,11 @@ def test_with_rare_checkpoints_everything_since_the_last_is_learned_again_and_co
     first = world.loop(checkpoint_interval_s=3_600.0)
     world.crash(first.source, "poll", call=4)
     world.crashes(first)
-    assert first.ledger.learned > 0
+    assert first.progress.learned > 0
     assert first.checkpoints.numbers() == []
     second = world.run()
     assert second.source.began_at == [{world.partition(): 0}]
-    assert second.ledger.learned == second.learner.scores.scored == CLICKS - len(BAD)
+    assert second.progress.learned == second.learner.scores.scored == CLICKS - len(BAD)
     assert len(world.dead()) == len(BAD)
 
 
@@ -146,8 +146,8 @@ def test_of_several_partitions_each_record_is_learned_once_and_each_dead_letter_
         world.crashes(loop)
         vars(world.lists).pop("write", None)
     last = world.run()
-    assert last.ledger.learned == last.learner.scores.scored == total - 4
-    assert last.ledger.next_offsets == last.source.ends()
+    assert last.progress.learned == last.learner.scores.scored == total - 4
+    assert last.progress.next_offsets == last.source.ends()
     places = [(letter.partition, letter.offset) for letter in map(dead_letter, world.dead())]
     assert sorted(places) == [(0, 5), (1, 20), (2, 30), (2, 31)]
 
@@ -214,8 +214,8 @@ def test_what_is_committed_is_in_the_checkpoint_never_less(world, values):
     while loop.turn():
         number, _, state = loop.checkpoints.load()
         assert number == loop.last_saved.number
-        saved = Ledger()
-        saved.load_state(state["ledger"])
+        saved = Progress()
+        saved.load_state(state["progress"])
         assert loop.source.commits[-1] == saved.next_offsets == loop.source.positions()
 
 
@@ -245,7 +245,7 @@ def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_comm
     loop.turn()
     loop.turn()
     assert loop.unsaved_since == NOW
-    assert (loop.ledger.learned, loop.notices.counts) == (3 * POLL - 3, {"unsaved": 1})
+    assert (loop.progress.learned, loop.notices.counts) == (3 * POLL - 3, {"unsaved": 1})
     assert "cannot write: no space left; learning goes on" in loop.notices.latest[-1].text
     assert world.broker.committed == {world.partition(): POLL}
     with pytest.raises(CheckpointError, match="no space"):
@@ -323,20 +323,20 @@ def test_event_ids_are_learned_once_also_across_restarts_and_crashes(world, town
         click.model_copy(update={"event_id": f"e{number}"}) for number, click in enumerate(town_clicks[: 2 * POLL])
     ]
     world.publish([*named[:POLL], *named[:4]])
-    assert world.run().ledger.duplicates == 4
+    assert world.run().progress.duplicates == 4
     world.publish([*named[POLL - 8 :], *named])
     crashed = world.loop()
     world.crash(crashed.checkpoints, "save", call=2)
     world.crashes(crashed)
     last = world.run()
-    assert last.ledger.learned == last.learner.scores.scored == 2 * POLL
-    assert last.ledger.duplicates == 4 + 8 + 2 * POLL
+    assert last.progress.learned == last.learner.scores.scored == 2 * POLL
+    assert last.progress.duplicates == 4 + 8 + 2 * POLL
     assert world.broker.committed == {world.partition(): POLL + 4 + 8 + POLL + 2 * POLL}
 
 
 def test_clicks_without_an_event_id_are_all_learned(world, town_clicks):
     world.publish([town_clicks[0]] * 5)
-    assert world.run().ledger.learned == 5
+    assert world.run().progress.learned == 5
 
 
 def test_dead_letters_keep_value_place_and_reason_and_disturb_nothing_else(new_world, town_clicks):
@@ -356,14 +356,14 @@ def test_dead_letters_keep_value_place_and_reason_and_disturb_nothing_else(new_w
         ("clicks", 0, 24, "not-an-object"),
     ]
     assert [letter.record.value for letter in letters] == bad
-    assert sum(loop.ledger.dead_letters.values()) == len(bad)
+    assert sum(loop.progress.dead_letters.values()) == len(bad)
 
 
 def test_nothing_but_broken_messages_moves_on_too(world):
     world.publish([b"no json"] * 40)
     loop = world.run()
     assert world.broker.committed == {world.partition(): 40}
-    assert (loop.ledger.learned, len(world.dead()), world.lists.held) == (0, 40, {})
+    assert (loop.progress.learned, len(world.dead()), world.lists.held) == (0, 40, {})
     assert world.run().source.began_at == [{world.partition(): 40}]
     assert len(world.dead()) == 40
 
@@ -384,7 +384,7 @@ def test_without_redis_learning_goes_on_and_lists_are_brought_up_to_date(new_wor
     while loop.turn():
         pass
     assert loop.writer.redis_waits_since is not None
-    assert loop.ledger.learned == there.ledger.learned
+    assert loop.progress.learned == there.progress.learned
     behind = set(loop.writer.stale)
     assert behind == {value.user_id for value in values[POLL:] if isinstance(value, Click)}
     world.lists.away = False
@@ -483,21 +483,21 @@ def test_while_dead_letters_wait_nothing_more_is_taken_or_saved_and_afterwards_n
     flush = loop.dead_letters._producer.flush
 
     def away():
-        raise AwayError("no Kafka answers")
+        raise UnavailableError("no Kafka answers")
 
     loop.dead_letters._producer.flush = away
     for _ in range(4):
         loop.turn()
-    assert loop.ledger.next_offsets == {world.partition(): POLL}  # one poll
+    assert loop.progress.next_offsets == {world.partition(): POLL}  # one poll
     assert loop.checkpoints.numbers() == []
     assert loop.source.commits == []
     assert loop.dead_letters.waits_for == "no Kafka answers"
     loop.dead_letters._producer.flush = flush
-    while loop.turn() or loop.ledger.next_offsets[world.partition()] < CLICKS:
+    while loop.turn() or loop.progress.next_offsets[world.partition()] < CLICKS:
         pass
     loop.finish()
     assert loop.dead_letters.waits_for is None
-    assert loop.ledger.to_state() == there.ledger.to_state()
+    assert loop.progress.to_state() == there.progress.to_state()
     assert [record.headers for record in world.dead()] == [record.headers for record in quiet.dead()]
 
 
@@ -550,12 +550,12 @@ def test_revoked_partitions_are_in_a_checkpoint_and_committed_before_they_go(wor
     loop.turn()
     assert loop.source.commits == [at]  # while it still was ours, and nothing of the poll that followed
     _, _, state = loop.checkpoints.load()
-    saved = Ledger()
-    saved.load_state(state["ledger"])
+    saved = Progress()
+    saved.load_state(state["progress"])
     assert saved.next_offsets == at
     world.drain(loop)
     assert loop.source.commits[-1].keys() == {world.partition(0)}
-    assert loop.ledger.next_offsets[world.partition(1)] == at[world.partition(1)]
+    assert loop.progress.next_offsets[world.partition(1)] == at[world.partition(1)]
 
 
 def test_a_partition_that_comes_back_goes_on_where_these_weights_left_it(world, town_clicks):
@@ -569,13 +569,13 @@ def test_a_partition_that_comes_back_goes_on_where_these_weights_left_it(world, 
     loop.source.assign([world.partition(1)])
     assert loop.source.positions()[world.partition(1)] == at
     world.drain(loop)
-    assert loop.ledger.learned == 100
+    assert loop.progress.learned == 100
 
 
 def test_what_the_broker_has_committed_decides_nothing(world, town_clicks):
     world.publish(town_clicks[:100])
     world.broker.committed[world.partition()] = 77
-    assert world.run().ledger.learned == 100
+    assert world.run().progress.learned == 100
 
 
 def test_a_new_partition_begins_at_its_earliest_record(world, town_clicks):
@@ -585,7 +585,7 @@ def test_a_new_partition_begins_at_its_earliest_record(world, town_clicks):
         world.broker.append("clicks", encode(click), partition=1)
     loop = world.run()
     assert loop.source.began_at == [{world.partition(0): 50, world.partition(1): 0}]
-    assert loop.ledger.learned == 60
+    assert loop.progress.learned == 60
 
 
 def test_a_partition_given_up_before_anything_was_read_needs_no_checkpoint(world):
@@ -605,7 +605,7 @@ def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, 
     loop.changes.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))
     loop.turn()
     assert loop.changes.drift.alarms > 0
-    assert loop.ledger.finetunings == 1
+    assert loop.progress.finetunings == 1
     assert loop.learner.version == 2
     assert loop.supervisor.state == "idle"
     assert "alarm: the loss has risen from " in caplog.text
@@ -624,7 +624,7 @@ def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(world,
         thread.join()
     assert loop.supervisor.state == "asked"
     world.drain(loop)
-    assert (loop.ledger.finetunings, loop.learner.version) == (1, 2)
+    assert (loop.progress.finetunings, loop.learner.version) == (1, 2)
     _, _, state = loop.checkpoints.load()
     assert state["learner"]["version"] == 2
 
@@ -646,7 +646,7 @@ def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
         slices += 1
     assert slices > 5
     assert len(calls) > 4  # clicks were learned meanwhile
-    assert loop.ledger.finetunings == 2
+    assert loop.progress.finetunings == 2
 
 
 def test_asked_without_anybody_to_learn_from_nothing_happens(world, caplog):
@@ -655,7 +655,7 @@ def test_asked_without_anybody_to_learn_from_nothing_happens(world, caplog):
     loop = world.begin(world.loop())
     loop.supervisor.ask_finetuning("a test")
     world.drain(loop)
-    assert (loop.learner.version, loop.ledger.finetunings, loop.supervisor.state) == (1, 0, "idle")
+    assert (loop.learner.version, loop.progress.finetunings, loop.supervisor.state) == (1, 0, "idle")
     assert "finetuning: left out" in caplog.text
 
 
@@ -665,7 +665,7 @@ def test_fine_tuning_that_was_asked_for_is_not_forgotten_in_a_crash(world, town_
     first.supervisor.ask_finetuning("a test")
     first.supervisor._finetune = lambda: None  # killed before it came to it
     first.turn()
-    assert world.run().ledger.finetunings == 1
+    assert world.run().progress.finetunings == 1
 
 
 # --- restore, and what it is given -------------------------------------------------------------------------------
@@ -731,7 +731,7 @@ def test_smaller_limits_are_taken_up_at_a_restart(world, town_clicks):
     world.publish(town_clicks[200:300])
     loop = world.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4,
                      neighbours_held=5)  # fmt: skip
-    assert loop.ledger.learned == 300
+    assert loop.progress.learned == 300
     assert len(loop.learner.histories) == 16
     assert loop.learner.store.tables.first.others.shape[1] == 3
     assert loop.learner.store.tables.near.others.shape[1] == 5
@@ -789,8 +789,8 @@ def test_an_offset_names_the_next_one_to_read():
 
 
 def test_a_ledger_starts_only_what_it_has_read():
-    ledger = Ledger({Partition("clicks", 0): 7})
-    assert ledger.starts([Partition("clicks", 0), Partition("clicks", 1)]) == {Partition("clicks", 0): 7}
+    progress = Progress({Partition("clicks", 0): 7})
+    assert progress.starts([Partition("clicks", 0), Partition("clicks", 1)]) == {Partition("clicks", 0): 7}
 
 
 # --- a Redis that has lost its data ------------------------------------------------------------------------------
@@ -857,13 +857,13 @@ def test_of_a_redis_that_went_back_a_little_only_what_came_last_is_written_again
     kept = dict(world.lists.held), dict(world.lists.marks)
     world.publish(town_clicks[POLL : POLL + 3])
     world.drain(loop)
-    (world.lists.held, world.lists.marks), refreshed = kept, loop.ledger.refreshes
+    (world.lists.held, world.lists.marks), refreshed = kept, loop.progress.refreshes
     loop.writer.look()
     while loop.writer.stale:
         loop.turn()
     lasts = {click.user_id: f"0:{place + 1}" for place, click in enumerate(town_clicks[: POLL + 3])}
     assert {user: top.offset for user, top in world.lists.held.items()} == lasts
-    assert loop.ledger.refreshes - refreshed == len({click.user_id for click in town_clicks[POLL : POLL + 3]})
+    assert loop.progress.refreshes - refreshed == len({click.user_id for click in town_clicks[POLL : POLL + 3]})
 
 
 # --- lists are refreshed as they age -----------------------------------------------------------------------------
@@ -884,9 +884,9 @@ def drain_asking(loop, each=1):
 def what_was_learned(world, loop):
     """Everything but the lists, and what is counted and scored of them."""
     found = world.everything(loop)
-    found |= {"learner": dict(found["learner"]), "ledger": dict(found["ledger"])}
+    found |= {"learner": dict(found["learner"]), "progress": dict(found["progress"])}
     del found["lists"], found["popular"], found["history.served"], found["notices"]
-    del found["learner"]["scores"], found["ledger"]["refreshes"]
+    del found["learner"]["scores"], found["progress"]["refreshes"]
     return found
 
 
@@ -915,7 +915,7 @@ def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
     for user, top in world.lists.held.items():
         assert (top.clicked_at, top.offset) == (before[user].clicked_at, before[user].offset)
         assert (top.written_at, before[user].written_at) == (int(1000 * times[0]), int(1000 * start))
-    assert loop.ledger.refreshes == len(before)
+    assert loop.progress.refreshes == len(before)
 
     times[0] += 1_000_000.0
     loop.writer.aging.ask()
@@ -932,14 +932,14 @@ def test_a_bounded_number_is_refreshed_each_time_it_is_asked(world):
         loop.writer.aging.ask()
         loop.turn()
         loop.turn()  # nobody asks
-        refreshed.append(loop.ledger.refreshes)
+        refreshed.append(loop.progress.refreshes)
     assert refreshed == [4, 8, 10, 10]
 
 
 def test_the_refreshes_of_a_replay_follow_its_clicks(world, town_clicks):
     world.publish(town_clicks)
     loop = drain_asking(world.begin(world.loop(**AGES)))
-    assert loop.ledger.refreshes > 20
+    assert loop.progress.refreshes > 20
     assert loop.writer.stream_clock.now() == max(click.timestamp for click in town_clicks)
 
 
@@ -950,7 +950,7 @@ def test_refreshing_changes_nothing_that_is_learned(new_world, values):
     few = {**AGES, "memory_users_held": 4, "micro_batch_max": 4, "online_history": 2}  # memories make room
     never = quiet.run(**few)
     often = drain_asking(busy.begin(busy.loop(**few)))
-    assert often.ledger.refreshes > 0
+    assert often.progress.refreshes > 0
     assert what_was_learned(busy, often) == what_was_learned(quiet, never)
 
 
@@ -990,7 +990,7 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_click
     saved = loop.last_saved.number
     loop.writer.aging.ask()
     loop.turn()
-    assert loop.ledger.refreshes > 0
+    assert loop.progress.refreshes > 0
     assert loop.last_saved.number == saved + 1
     loop.turn()
     assert loop.last_saved.number == saved + 1
@@ -998,7 +998,7 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_click
     assert world.everything(again) == world.everything(loop)
     again.writer.aging.ask()
     again.turn()
-    assert again.ledger.refreshes == loop.ledger.refreshes  # they are not due a second time
+    assert again.progress.refreshes == loop.progress.refreshes  # they are not due a second time
 
 
 def test_a_restart_does_not_refresh_everybody(world):
@@ -1010,12 +1010,12 @@ def test_a_restart_does_not_refresh_everybody(world):
     assert loop.writer.stream_clock.now() == 900_000.0
     loop.writer.aging.ask()
     loop.turn()
-    assert loop.ledger.refreshes == 0
+    assert loop.progress.refreshes == 0
     world.publish([Click(user_id="newer", item_id="i", timestamp=901_000.0)])
     loop.turn()
     loop.writer.aging.ask()
     loop.turn()
-    assert loop.ledger.refreshes == 1  # new's
+    assert loop.progress.refreshes == 1  # new's
 
 
 def test_without_redis_no_list_is_refreshed_and_afterwards_each_once(world):
@@ -1026,10 +1026,10 @@ def test_without_redis_no_list_is_refreshed_and_afterwards_each_once(world):
     for _ in range(3):
         loop.writer.aging.ask()
         loop.turn()
-    assert loop.ledger.refreshes == 0
+    assert loop.progress.refreshes == 0
     world.lists.away = False
     for _ in range(3):
         loop.writer.aging.ask()
         loop.turn()
-    assert loop.ledger.refreshes == 3  # cleo's, which Redis has never had, and then those that have aged
+    assert loop.progress.refreshes == 3  # cleo's, which Redis has never had, and then those that have aged
     assert not loop.writer.stale

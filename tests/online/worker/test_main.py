@@ -75,9 +75,9 @@ def learned(lists):
         return 0  # the embedded Redis answers from the worker's process, which may be busy for longer than is waited
 
 
-def saved_ledger(settings):
+def saved_progress(settings):
     _, _, state = Checkpoints(settings.checkpoints_dir, 3).load()
-    return state["ledger"]
+    return state["progress"]
 
 
 def test_clicks_go_in_and_lists_come_out(settings, publish, town_clicks):
@@ -103,8 +103,8 @@ def test_clicks_go_in_and_lists_come_out(settings, publish, town_clicks):
         assert status["positions"] == {"clicks:0": 154}
         assert status["scored"] == 151
         assert status["scores"].keys() == {"served", "popular", "followed"}
-    assert saved_ledger(settings)["learned"] == 151  # the last checkpoint
-    assert saved_ledger(settings)["next_offsets"] == [["clicks", 0, 154]]
+    assert saved_progress(settings)["learned"] == 151  # the last checkpoint
+    assert saved_progress(settings)["next_offsets"] == [["clicks", 0, 154]]
 
 
 def test_after_a_restart_it_goes_on_where_it_was_and_commits_say_so(settings, publish):
@@ -145,7 +145,7 @@ def test_the_scheduler_asks_for_lists_that_have_aged(settings, publish, small):
         wait_until("100 clicks", lambda: learned(lists) == 100)
         people = len(set(lists.users()))
         wait_until("everybody's list is refreshed", lambda: lists.status()["refreshes"] >= people)
-    assert saved_ledger(settings)["refreshes"] >= people > 10
+    assert saved_progress(settings)["refreshes"] >= people > 10
 
 
 def test_a_rollback_works_live_and_survives_a_restart(settings, publish, small):
@@ -194,7 +194,7 @@ def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_cli
         publish(60, 70)
         wait_until("ten more", lambda: learned(lists) == 69)
     assert "a bug of ours met 1 click(s), the first of them at clicks partition 0 offset 20" in caplog.text
-    assert saved_ledger(settings)["next_offsets"] == [["clicks", 0, 70]]
+    assert saved_progress(settings)["next_offsets"] == [["clicks", 0, 70]]
 
 
 def test_while_checkpoints_cannot_be_written_clicks_become_lists_and_the_status_says_so(settings, publish):
@@ -213,7 +213,7 @@ def test_while_checkpoints_cannot_be_written_clicks_become_lists_and_the_status_
         away.rename(settings.checkpoints_dir)
         wait_until("a checkpoint again", lambda: lists.status()["unsaved_since"] is None)
         assert "nextclick_checkpoint_failing_seconds 0.0" in generate_latest_text(lists)
-    assert saved_ledger(settings)["learned"] == 90
+    assert saved_progress(settings)["learned"] == 90
 
 
 def generate_latest_text(lists):
@@ -233,7 +233,7 @@ def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish
     if offsets_gone == "stop":
         with pytest.raises(SourceError, match=r"offset 20 is no longer retained, 40 records.*NEXTCLICK_OFFSETS_GONE"):
             run_worker(few, threading.Event())
-        assert saved_ledger(few)["lost"] == 0
+        assert saved_progress(few)["lost"] == 0
         return
     with worker_thread(few) as lists:
         wait_until("what is left", lambda: learned(lists) == 50)
@@ -241,7 +241,7 @@ def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish
         assert "nextclick_lost_total 40.0" in generate_latest_text(lists)
         (told,) = [notice["figures"] for notice in lists.status()["notices"] if notice["kind"] == "lost"]
         assert (told["records"], told["earliest"]) == (40, 60)
-    assert saved_ledger(few)["lost"] == 40
+    assert saved_progress(few)["lost"] == 40
 
 
 def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
@@ -347,7 +347,7 @@ def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_
     publish(200, 250)
     first.kill()  # somewhere in the middle
     first.communicate()
-    before = saved_ledger(settings)["learned"] if Checkpoints(settings.checkpoints_dir, 3).load() else 0
+    before = saved_progress(settings)["learned"] if Checkpoints(settings.checkpoints_dir, 3).load() else 0
 
     second = start(settings)
     lists = lists_of(settings, second)
@@ -365,7 +365,7 @@ def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_
     out, err = second.communicate(timeout=WAIT_S)
     assert second.returncode == 0, err
     assert "Traceback" not in out + err
-    assert saved_ledger(settings)["learned"] == 300
+    assert saved_progress(settings)["learned"] == 300
     dead = LogSource(settings.log_path, [settings.dead_letters_topic], "test")
     dead.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
     assert len(dead.poll(max_records=10, timeout_s=0)) == 2
@@ -381,7 +381,7 @@ def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_onc
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, err
-    assert 0 < saved_ledger(settings)["learned"] <= 50
+    assert 0 < saved_progress(settings)["learned"] <= 50
     (line,) = [line for line in (out + err).splitlines() if "no Redis answers" in line]
     assert f"127.0.0.1:{nobody}" in line
     assert "learning goes on" in line

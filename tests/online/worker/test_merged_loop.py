@@ -55,7 +55,7 @@ def test_killed_at_any_step_it_ends_as_if_nothing_had_happened(new_world, publis
     world.crash(getattr(loop, part), name, call=call, after=after)
     world.crashes(loop)
     second = world.drain(world.begin(merged(world.loop())))
-    assert second.ledger.learned == second.learner.scores.scored == CLICKS - len(BAD)
+    assert second.progress.learned == second.learner.scores.scored == CLICKS - len(BAD)
     assert world.everything(second) == undisturbed
     assert len(world.dead()) == len(BAD)
 
@@ -73,8 +73,8 @@ def test_small_buffers_and_crashes_lose_nothing_and_learn_nothing_twice(world, p
         world.crash(getattr(loop, part), name, call=call, after=after)
         world.crashes(loop)
     last = world.drain(world.begin(merged(world.loop())))
-    assert last.ledger.learned == last.learner.scores.scored == CLICKS - len(BAD)
-    assert last.ledger.next_offsets == last.source.ends() == world.broker.committed
+    assert last.progress.learned == last.learner.scores.scored == CLICKS - len(BAD)
+    assert last.progress.next_offsets == last.source.ends() == world.broker.committed
     assert sorted((one.partition, one.offset) for one in map(dead_letter, world.dead())) == sorted(
         (place % PARTITIONS, place // PARTITIONS) for place in BAD
     )
@@ -84,9 +84,9 @@ def test_what_is_buffered_is_neither_in_a_checkpoint_nor_committed_nor_caught_up
     publish(world)
     loop = world.begin(merged(world.loop(poll_records_max=20)))
     loop.turn()
-    given = sum(loop.ledger.next_offsets.values())
+    given = sum(loop.progress.next_offsets.values())
     assert given == 20
-    assert world.broker.committed == loop.ledger.next_offsets
+    assert world.broker.committed == loop.progress.next_offsets
     assert loop.overload.measure(loop.source).total == CLICKS - given
 
 
@@ -94,14 +94,14 @@ def test_a_takeover_by_another_worker_begins_at_what_was_learned(world, publish)
     publish(world)
     loop = world.begin(merged(world.loop(poll_records_max=20, checkpoint_interval_s=3_600.0)))
     loop.turn()
-    at = dict(loop.ledger.next_offsets)
+    at = dict(loop.progress.next_offsets)
     inner = loop.source._source
     inner.revoking = [world.partition(number) for number in range(PARTITIONS)]
     loop.turn()
     assert inner.commits == [at]
     inner.assign(sorted(world.broker.topics)[:PARTITIONS])
     world.drain(loop)
-    assert loop.ledger.learned == loop.learner.scores.scored == CLICKS - len(BAD)
+    assert loop.progress.learned == loop.learner.scores.scored == CLICKS - len(BAD)
 
 
 def test_what_was_written_partition_by_partition_is_learned_in_the_order_of_time(world, publish, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 
 from online.config.settings import PREFIX, Settings
 from online.lifecycle.versions import STATES, Versions
-from online.worker.notices import GRAVE, KINDS, NoticeBoard
-from online.worker.progress import Ledger
+from online.worker.notices import KINDS, WARNINGS, Notices
+from online.worker.progress import Progress
 
 
 class Topic:
@@ -31,12 +31,12 @@ def topic():
 
 @pytest.fixture
 def board(topic):
-    return NoticeBoard(3, ledger=Ledger(learned=40), versions=Versions(3, 5), clock=lambda: 5.5, writer=topic)
+    return Notices(3, progress=Progress(learned=40), versions=Versions(3, 5), clock=lambda: 5.5, writer=topic)
 
 
 def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, topic, caplog):
     caplog.set_level(logging.INFO, "online.worker.notices")
-    notice = board.tell("rolled back", "version 4 is version 2", {"live": 0.25})
+    notice = board.emit("rolled back", "version 4 is version 2", {"live": 0.25})
     assert notice.as_dict() == {
         "id": "rolled_back-40-0", "kind": "rolled_back", "at": 5_500, "clicks": 40, "version": 1,
         "text": "version 4 is version 2", "figures": {"live": 0.25},
@@ -49,41 +49,41 @@ def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, top
 
 def test_ids_tell_notices_of_one_kind_at_one_click_apart(board):
     kinds = ["alarm", "alarm", "guard", "alarm"]
-    assert [board.tell(kind, "").id for kind in kinds] == ["alarm-40-0", "alarm-40-1", "guard-40-0", "alarm-40-2"]
-    board._ledger.learned = 41
-    assert board.tell("alarm", "").id == "alarm-41-0"
+    assert [board.emit(kind, "").id for kind in kinds] == ["alarm-40-0", "alarm-40-1", "guard-40-0", "alarm-40-2"]
+    board._progress.learned = 41
+    assert board.emit("alarm", "").id == "alarm-41-0"
 
 
 def test_the_latest_are_kept_and_all_are_counted(board):
     for number in range(5):
-        board.tell("alarm", str(number))
-    board.tell("guard", "5")
+        board.emit("alarm", str(number))
+    board.emit("guard", "5")
     assert [notice.text for notice in board.latest] == ["3", "4", "5"]
     assert board.counts == {"alarm": 5, "guard": 1}
     assert board.dropped == 2
 
 
 def test_a_restart_goes_on_with_the_same_ids(board):
-    board.tell("alarm", "one")
-    board.tell("alarm", "two")
+    board.emit("alarm", "one")
+    board.emit("alarm", "two")
     state = json.loads(json.dumps(board.to_state()))
-    again = NoticeBoard(3, ledger=Ledger(learned=40), versions=Versions(3, 5), clock=lambda: 9.0)
+    again = Notices(3, progress=Progress(learned=40), versions=Versions(3, 5), clock=lambda: 9.0)
     again.load_state(state)
     assert again.to_state() == board.to_state()
-    assert again.tell("alarm", "three").id == board.tell("alarm", "three").id == "alarm-40-2"
+    assert again.emit("alarm", "three").id == board.emit("alarm", "three").id == "alarm-40-2"
     assert again.dropped == 0
 
 
 def test_figures_that_json_cannot_hold_do_no_harm(board):
     figures = {"nan": float("nan"), "inf": [np.float32(np.inf), np.int64(3)], 7: {"x": object, "y": (1, True)}}
-    found = board.tell("guard", "", figures).figures
+    found = board.emit("guard", "", figures).figures
     assert json.loads(json.dumps(found, allow_nan=False)) == {
         "nan": None, "inf": [None, 3], "7": {"x": "<class 'object'>", "y": [1, True]},
     }  # fmt: skip
 
 
 def test_what_people_are_warned_of_are_kinds():
-    assert KINDS.keys() > GRAVE
+    assert KINDS.keys() > WARNINGS
 
 
 def test_the_operators_page_says_what_each_kind_and_each_state_means():

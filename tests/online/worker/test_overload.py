@@ -19,10 +19,10 @@ class At:
     def __init__(self, small, **settings):
         self.settings = small(poll_records_max=10, lag_told_s=30.0, **settings)
         self.now, self.told, self.end, self.position = 1_000.0, [], {}, {}
-        self.ledger = type("Ledger", (), {"untrained": 0})()
-        self.overload = Overload(self.settings, ledger=self.ledger, tell=self.tell, clock=lambda: self.now)
+        self.progress = type("Progress", (), {"untrained": 0})()
+        self.overload = Overload(self.settings, progress=self.progress, emit=self.emit, clock=lambda: self.now)
 
-    def tell(self, kind, text, figures):
+    def emit(self, kind, text, figures):
         self.told.append((kind, text, dict(figures)))
 
     def ends(self):
@@ -92,7 +92,7 @@ def test_training_is_left_out_between_two_limits_and_what_it_cost_is_told(small)
     for waited_s in (9.0, 11.0, 5.0, 2.5, 1.5, 9.0):
         at.look(500, waited_s)
         found.append(at.overload.shedding)
-        at.ledger.untrained += 70 * at.overload.shedding
+        at.progress.untrained += 70 * at.overload.shedding
     assert found == [False, True, True, True, False, False]
     assert at.kinds == ["shedding", "shedding_over"]
     assert at.told[1][2]["untrained"] == 210
@@ -165,7 +165,9 @@ def overloaded(world, clicks, **settings):
     """A worker that finds 400 clicks on the topic, as old as the world."""
     world.broker.arrived_ms = 0
     world.publish(clicks)
-    return world.begin(world.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, guard=False, **settings))
+    return world.begin(
+        world.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, abuse_filter=False, **settings)
+    )
 
 
 @pytest.fixture
@@ -191,8 +193,8 @@ def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_ca
         pass
     loop.turn()
     assert not loop.overload.shedding
-    assert loop.ledger.learned == 400
-    assert loop.ledger.untrained == 384  # all but the first poll and the last
+    assert loop.progress.learned == 400
+    assert loop.progress.untrained == 384  # all but the first poll and the last
     assert list(loop.notices.counts) == [
         "behind",
         "shedding",
@@ -207,7 +209,7 @@ def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_ca
     assert not all(torch.equal(weights[name], now) for name, now in tensors(loop.learner).items())
     loop.finish()
     again = world.begin(world.loop())
-    assert again.ledger.untrained == 384
+    assert again.progress.untrained == 384
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
@@ -215,8 +217,8 @@ def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_wo
     behind, quiet = new_world(), new_world()
     late = behind.drain(overloaded(behind, town_clicks))
     quiet.publish(town_clicks)
-    other = quiet.run(micro_batch_max=8, poll_records_max=8, guard=False)
-    assert late.ledger.untrained == 0
+    other = quiet.run(micro_batch_max=8, poll_records_max=8, abuse_filter=False)
+    assert late.progress.untrained == 0
     assert late.notices.counts == {"behind": 1, "behind_over": 1}
     assert all(torch.equal(now, tensors(other.learner)[name]) for name, now in tensors(late.learner).items())
 
@@ -233,7 +235,7 @@ def test_fine_tuning_waits_until_a_worker_has_caught_up(world, town_clicks):
         pass
     for _ in range(3):
         loop.turn()
-    assert loop.ledger.finetunings == 1
+    assert loop.progress.finetunings == 1
 
 
 @pytest.mark.usefixtures("_looks_each_turn")

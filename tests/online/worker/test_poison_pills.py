@@ -6,7 +6,7 @@ import pytest
 
 from online.worker import intake as intake_module
 from online.worker.arrived import Arrived, micro_batches
-from online.worker.poison_pills import HalfDoneError, InternalError, Quarantine, last_line
+from online.worker.poison_pills import InconsistentStateError, InternalError, Quarantine, last_line
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
 from stream.source import Partition, Record
@@ -24,7 +24,7 @@ def live(world, broken, **overrides):
         lives += 1
         try:
             return world.drain(world.begin(loop)), lives
-        except HalfDoneError:
+        except InconsistentStateError:
             continue
 
 
@@ -69,9 +69,9 @@ def test_an_event_that_our_code_fails_on_is_put_aside_and_the_others_are_learned
         (90, "internal-error", "ZeroDivisionError: division by zero"),
     ]
     assert letters[0].record.value == encode(values[40])
-    assert loop.ledger.learned == loop.learner.scores.scored == len(values) - 3
-    assert loop.ledger.dead_letters == {"malformed-json": 1, "internal-error": 2}
-    assert loop.ledger.next_offsets == {world.partition(): len(values)}
+    assert loop.progress.learned == loop.learner.scores.scored == len(values) - 3
+    assert loop.progress.dead_letters == {"malformed-json": 1, "internal-error": 2}
+    assert loop.progress.next_offsets == {world.partition(): len(values)}
     assert {"odd-40", "odd-90"}.isdisjoint(item for top in world.lists.held.values() for item in top.items)
     assert loop.learner.vocabulary.row_of("odd-40") == 0 != loop.learner.vocabulary.row_of("odd-5")
     assert lives == 1 + 2 * 3  # again as it was, then each alone, then without it
@@ -103,14 +103,14 @@ def test_a_bug_that_needs_several_clicks_at_once_puts_nobody_aside(world, values
         loop.learner.learn = failing
 
     loop, lives = live(world, broken)
-    assert (lives, loop.ledger.dead_letters) == (3, {"malformed-json": 1})
-    assert loop.ledger.learned == len(values) - 1
+    assert (lives, loop.progress.dead_letters) == (3, {"malformed-json": 1})
+    assert loop.progress.learned == len(values) - 1
 
 
 def test_before_the_first_checkpoint_it_begins_anew(world, values):
     world.publish(values[:20])
     loop, _ = live(world, raising_on("odd-5"), checkpoint_interval_s=3_600.0)
-    assert (loop.ledger.learned, [dead_letter(one).offset for one in world.dead()]) == (19, [5])
+    assert (loop.progress.learned, [dead_letter(one).offset for one in world.dead()]) == (19, [5])
 
 
 def test_killed_between_the_dead_letter_and_the_checkpoint_it_is_not_learned_too(new_world, values):
@@ -129,7 +129,7 @@ def test_killed_between_the_dead_letter_and_the_checkpoint_it_is_not_learned_too
         live(world, raising_on("odd-5"), reached=killed)
     assert [dead_letter(one).offset for one in world.dead()] == [5]
     loop = world.run()
-    assert (loop.ledger.learned, loop.ledger.dead_letters) == (POLL - 1, {"internal-error": 1})
+    assert (loop.progress.learned, loop.progress.dead_letters) == (POLL - 1, {"internal-error": 1})
     assert [dead_letter(one).offset for one in world.dead()] == [5]
 
 
@@ -145,15 +145,15 @@ def test_after_so_many_in_a_row_it_says_so_and_stops_and_other_code_goes_on(worl
     assert "NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX" in message
     assert "\n" not in message
     loop = world.run(internal_errors_in_a_row_max=4)
-    assert loop.ledger.learned + loop.ledger.dead_letters["internal-error"] == POLL
-    assert loop.ledger.dead_letters["internal-error"] == len(world.dead()) < 4
+    assert loop.progress.learned + loop.progress.dead_letters["internal-error"] == POLL
+    assert loop.progress.dead_letters["internal-error"] == len(world.dead()) < 4
 
 
 def test_far_between_they_are_no_alarm(world, values):
     world.publish(values)
     loop, _ = live(world, raising_on("odd-5", "odd-40", "odd-90"), internal_errors_in_a_row_max=2)
-    assert loop.ledger.dead_letters["internal-error"] == 3
-    assert loop.ledger.put_aside == 0
+    assert loop.progress.dead_letters["internal-error"] == 3
+    assert loop.progress.put_aside == 0
 
 
 def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(world, values, monkeypatch, caplog):
@@ -167,7 +167,7 @@ def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(worl
     monkeypatch.setattr(intake_module, "parse", failing)
     world.publish(values)
     loop = world.run()
-    assert loop.ledger.learned == len(values) - 2
+    assert loop.progress.learned == len(values) - 2
     assert dead_letter(world.dead()[0]).detail == "KeyError: 'odd'"
     assert "clicks partition 0 offset 40 cannot be read" in caplog.text
 

@@ -18,12 +18,12 @@ def test_a_problem_is_open_while_its_cause_lasts(world):
     report = StatusReport(loop)
     assert kinds(report) == []
     loop.overload.behind = True
-    loop.notices.tell("behind", "more clicks come than can be learned")
+    loop.notices.emit("behind", "more clicks come than can be learned")
     (problem,) = report.describe("running")["problems"]
     assert problem["text"] == "more clicks come than can be learned"
     assert problem["since"] == loop.notices.last["behind"].at
     loop.unsaved_since = 1.0
-    loop.notices.tell("unsaved", "no space")
+    loop.notices.emit("unsaved", "no space")
     loop.supervisor._outage_told = True
     assert kinds(report) == ["unsaved", "outage", "behind"]
     assert set(kinds(report)) <= set(KINDS)
@@ -43,7 +43,7 @@ def test_what_no_notice_tells_is_dated_by_when_it_was_first_seen(world, monkeypa
 def test_a_restart_does_not_bring_back_what_is_over(world):
     """The checkpoint that ends a full disk is written before it is told that it has ended."""
     loop = world.loop()
-    loop.notices.tell("unsaved", "no space")
+    loop.notices.emit("unsaved", "no space")
     again = world.loop()
     again.notices.load_state(loop.notices.to_state())
     assert kinds(StatusReport(again)) == []
@@ -78,14 +78,14 @@ def test_status_metric_and_notices_count_the_same_alarms_and_a_change_for_the_be
 def test_abuse_beyond_its_share_and_a_redis_that_evicts_are_problems_while_they_last(world):
     loop = world.loop()
     report = StatusReport(loop)
-    loop.learner.guard.net.open = True
-    loop.notices.tell("abuse_share", "6 % of the latest clicks are flagged as abuse")
+    loop.learner.abuse_filter.net.open = True
+    loop.notices.emit("abuse_share", "6 % of the latest clicks are flagged as abuse")
     loop.writer.evictions.since = 1_700_000_000.0
-    loop.notices.tell("evicting", "Redis is too small")
+    loop.notices.emit("evicting", "Redis is too small")
     found = report.describe("running")["problems"]
     assert [(one["kind"], one["text"]) for one in found] == [
         ("abuse_share", "6 % of the latest clicks are flagged as abuse"),
         ("evicting", "Redis is too small"),
     ]
-    loop.learner.guard.net.open, loop.writer.evictions.since = False, None
+    loop.learner.abuse_filter.net.open, loop.writer.evictions.since = False, None
     assert kinds(report) == []

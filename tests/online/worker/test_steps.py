@@ -10,7 +10,7 @@ import pytest
 
 from online.worker import checkpoint as checkpoint_module
 from online.worker import loop as loop_module
-from online.worker.poison_pills import HalfDoneError
+from online.worker.poison_pills import InconsistentStateError
 from online.worker.steps import STEPS
 from stream.events import Click
 
@@ -132,9 +132,9 @@ def test_of_several_partitions_whatever_step_it_is_killed_at_each_event_is_accou
     last = world.run()
     good = {click.event_id for click in sent if isinstance(click, Click)}
     twice = sum(click.event_id in good for click in clicks[:10])
-    assert last.ledger.learned == last.learner.scores.scored == len(good) + 10 - twice
-    assert (last.ledger.duplicates, sum(last.ledger.dead_letters.values())) == (twice, len(BAD))
-    assert last.ledger.next_offsets == last.source.ends()
+    assert last.progress.learned == last.learner.scores.scored == len(good) + 10 - twice
+    assert (last.progress.duplicates, sum(last.progress.dead_letters.values())) == (twice, len(BAD))
+    assert last.progress.next_offsets == last.source.ends()
     assert len(world.dead()) == len(BAD)
 
 
@@ -145,9 +145,9 @@ def test_an_error_of_ours_at_a_step_stops_the_worker_or_sends_it_back_and_leaves
     world.publish(values)
     stopped = sent_back = 0
     for step in STEPS:
-        with pytest.raises((ValueError, HalfDoneError)) as error:
+        with pytest.raises((ValueError, InconsistentStateError)) as error:
             world.run(Fault(step, 1, ValueError))
         stopped += error.type is ValueError
-        sent_back += error.type is HalfDoneError
+        sent_back += error.type is InconsistentStateError
     assert (stopped, sent_back) == (len(STEPS) - 3, 3)
     assert differences(world, world.run(), undisturbed) == set()

@@ -26,8 +26,8 @@ def test_clicks_behind_it_are_learned_and_it_is_told_counted_and_put_aside(world
     world.publish(town_clicks[:60])
     with_batch(world, "clicks", 20)
     loop = world.run()
-    assert loop.ledger.learned == 59
-    assert loop.ledger.dead_letters == {UNDECODABLE_BATCH: 1}
+    assert loop.progress.learned == 59
+    assert loop.progress.dead_letters == {UNDECODABLE_BATCH: 1}
     assert letters(world) == [("clicks", 0, 20, UNDECODABLE_BATCH, TEXT)]
     (notice,) = [one for one in loop.notices.latest if one.kind == "undecodable"]
     assert notice.text == f"clicks partition 0: {TEXT}; put aside, reading goes on behind"
@@ -45,8 +45,8 @@ def test_after_a_crash_it_stands_there_once(world, town_clicks, call):
     else:
         world.crashes(loop)
     loop = world.run()
-    assert loop.ledger.learned == 59
-    assert loop.ledger.dead_letters == {UNDECODABLE_BATCH: 1}
+    assert loop.progress.learned == 59
+    assert loop.progress.dead_letters == {UNDECODABLE_BATCH: 1}
     assert len(letters(world)) == 1
 
 
@@ -92,5 +92,5 @@ def test_positions_that_pass_what_no_message_comes_of_are_saved_and_committed(wo
     loop.finish()
     assert loop.source.commits[-1] == {world.partition(): 43}
     again = world.begin(world.loop())
-    assert again.ledger.next_offsets[world.partition()] == 43
+    assert again.progress.next_offsets[world.partition()] == 43
     assert again.source.began_at[-1] == {world.partition(): 43}

@@ -71,7 +71,7 @@ def _compiled():
 @pytest.mark.timeout(900)
 def test_what_comes_after_it_compiles_nothing():
     found = lives()
-    assert found["hits"] > 10
+    assert found["hits"] > 5
     assert not any(found["misses"].values()), found["misses"]
 
 

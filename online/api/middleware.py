@@ -66,7 +66,7 @@ class TokenBuckets:
         return wait
 
 
-class Guard:
+class AuthMiddleware:
     """Lets through who may ask, as often as they may, and what may be asked; answers the others itself."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -99,7 +99,7 @@ class Guard:
         return None if _is_text(scope) else answer(400, "the path is not UTF-8 text, percent-encoded", {})
 
 
-class Watched:
+class MetricsMiddleware:
     """Counts and times every request, and gives every answer the security headers that it does not set itself."""
 
     def __init__(self, app: ASGIApp, requests: Requests) -> None:

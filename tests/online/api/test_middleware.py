@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online.api import keys as api_keys
-from online.api.guard import HEADERS, TokenBuckets, _address
 from online.api.keys import ApiKeys, make_key
+from online.api.middleware import HEADERS, TokenBuckets, _address
 from online.api.serve import Api, create_app
 from online.config.settings import Settings
 from stream.events import encode, parse

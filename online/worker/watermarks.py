@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from itertools import chain
 from typing import Any
 
-from stream.lists import Mark
+from stream.lists import Watermark
 from stream.people import digest_of
 
 WRITES_HELD = 1_000  # latest writes whose users are remembered
 
 
-class Receipts:
+class WriteWatermarks:
     """Each write leaves its number in Redis and gets to know which number stood there.
 
     None: Redis was emptied (restarted without its data, flushed). A lower one than the last: it went back to an earlier
@@ -26,9 +26,9 @@ class Receipts:
         self._number = 0
         self._latest: deque[tuple[int, tuple[str, ...]]] = deque(maxlen=WRITES_HELD)
 
-    def mark(self) -> Mark:
+    def mark(self) -> Watermark:
         """To be left with the next write."""
-        return Mark(self._id, self._number + 1)
+        return Watermark(self._id, self._number + 1)
 
     def took(self, found: int | None, users: Collection[str]) -> Collection[str] | None:
         """That write is done; `found` is the number that stood there -> whose lists were lost before it; None: all."""

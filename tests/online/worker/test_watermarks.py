@@ -2,25 +2,25 @@
 
 import pytest
 
-from online.worker.receipts import WRITES_HELD, Receipts
+from online.worker.watermarks import WRITES_HELD, WriteWatermarks
 
 
 class Redis:
     """One number, as Redis keeps it."""
 
-    def __init__(self, receipts):
-        self.receipts = receipts
+    def __init__(self, watermarks):
+        self.watermarks = watermarks
         self.number = None
 
     def write(self, *users):
-        mark = self.receipts.mark()
+        mark = self.watermarks.mark()
         found, self.number = self.number, mark.number
-        return self.receipts.took(found, users)
+        return self.watermarks.took(found, users)
 
 
 @pytest.fixture
 def redis():
-    return Redis(Receipts())
+    return Redis(WriteWatermarks())
 
 
 def test_while_nothing_is_lost_nothing_is_said(redis):
@@ -56,22 +56,22 @@ def test_one_that_went_back_further_than_is_remembered_has_lost_everything(redis
 
 def test_after_a_crash_what_the_killed_worker_wrote_later_is_no_loss(redis):
     redis.write("a")
-    saved = redis.receipts.to_state()
+    saved = redis.watermarks.to_state()
     redis.write("b")
     redis.write("c")
-    redis.receipts = Receipts()
-    redis.receipts.load_state(saved)
+    redis.watermarks = WriteWatermarks()
+    redis.watermarks.load_state(saved)
     assert redis.write("b") == ()
     assert redis.write("c") == ()
 
 
 def test_after_a_restart_an_emptied_redis_is_noticed(redis):
     redis.write("a")
-    saved = redis.receipts.to_state()
-    redis.receipts, redis.number = Receipts(), None
-    redis.receipts.load_state(saved)
+    saved = redis.watermarks.to_state()
+    redis.watermarks, redis.number = WriteWatermarks(), None
+    redis.watermarks.load_state(saved)
     assert redis.write("b") is None
 
 
 def test_workers_do_not_mistake_each_others_marks():
-    assert Receipts().mark().id != Receipts().mark().id
+    assert WriteWatermarks().mark().id != WriteWatermarks().mark().id
