@@ -44,7 +44,7 @@ from stream.source import SourceError
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]  # a busy machine makes it slow, not wrong
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PLANTED = {
     name: f"planted-{name}-a83k"
     for name in ("kafka", "kafka-plain", "kafka-key", "redis", "redis-serve", "redis-admin", "api")

@@ -29,7 +29,7 @@ from tests.online.learner.facts.streams import (
     stream,
 )
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SIZES = (1, 7, 64)  # of micro-batches
 seeds = st.integers(0, 2**32 - 1)
 changed_settings = st.sampled_from(
