@@ -33,7 +33,7 @@ def raising_on(*items, times=1_000_000, where="learn"):
     left = [times]
 
     def broken(loop):
-        part, name = {"learn": (loop.learner, "learn"), "shadow": (loop.supervisor, "after")}[where]
+        part, name = {"learn": (loop.learner, "learn"), "shadow": (loop.supervisor, "on_batch")}[where]
         method = getattr(part, name)
 
         def failing(clicks, *rest, **more):
