@@ -1,11 +1,11 @@
-"""In how many other people's lists bots bring their item, with the guard and without.
+"""In how many other people's lists bots bring their item, with the abuse filter and without.
 
     python -m benchmarks.attack [--seeds 20] [--clicks 10000] [--jobs 2]
 
 In a town of shoppers, after 3,000 clicks bots click one item that nobody else clicks, ten thousand times at five clicks
 a second: one account, one that clicks popular items in between (to make its item what follows them), and both with
 twenty accounts. What is counted: lists of other people whose top ten hold the item, among those written from the first
-of the bots' clicks to 1,000 clicks of other people later; and the same of the popular list. Last, what the guard has
+of the bots' clicks to 1,000 clicks of other people later; and the same of the popular list. Last, what the filter has
 not seen: twenty accounts whose pace is that of patient people, one click on the item in five minutes each.
 """
 
@@ -77,12 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--clicks", type=int, default=10_000, help="of the bots")
-    parser.add_argument("--guard", choices=("both", "on", "off"), default="both")
+    parser.add_argument("--abuse-filter", choices=("both", "on", "off"), default="both")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time")
     given = parser.parse_args()
     one, twenty = Bot(clicks=given.clicks), Bot(clicks=given.clicks, accounts=20)
     patient = replace(twenty, rate_hz=twenty.accounts / 150.0)  # every other click is on the item
-    print(f"{'bots':42} guard  lists with the item  popular lists   clicks learned from")
+    print(f"{'bots':42} filter lists with the item  popular lists   clicks learned from")
     for name, bot, between in (
         ("one account, the item only", one, False),
         ("one account, between popular items", one, True),

@@ -127,8 +127,8 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
     (
         _is(redis.exceptions.NoPermissionError),
         RedisUnavailableError,
-        "refuses: its user may not do that (NOPERM: {text}); check what that user may do: OPERATING.md, 'Kafka and "
-        "Redis', has rules that are enough",
+        "refuses: its user may not do that (NOPERM: {text}); check what that user may do: docs/security.md, "
+        "'Connections', has rules that are enough",
     ),
     (
         _says(r"(?i)unknown (command|subcommand)|^syntax error"),

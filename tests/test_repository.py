@@ -1,28 +1,18 @@
 """What holds for the whole repository: imports go one way, settings are used, versions are pinned, docs are true."""
 
 import ast
-import contextlib
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
 import tomllib
-import uuid
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 from packaging.requirements import Requirement
 
-from online.cli import app
 from online.config.settings import PREFIX, Settings
-from stream.items import Item
-from stream.items import parse as parse_item
-from stream.kafka import ensure_topics
-from stream.readers import KafkaReader
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("stream", "model", "online")
@@ -183,54 +173,6 @@ def test_nothing_is_unpickled_or_run_from_data() -> None:
 
 def test_a_pin_leaves_open_which_build_is_taken() -> None:
     assert not [version for version in _pins().values() if "+" in version]
-
-
-def test_the_readme_names_only_targets_and_commands_that_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    code = "\n".join(fenced + inline for fenced, inline in _code((ROOT / "README.md").read_text()))
-    assert set(re.findall(r"\bmake ([a-z]+)", code)) <= targets
-    assert set(re.findall(r"\bnextclick ([a-z][a-z-]*)", code)) <= commands
-
-
-def test_commands_in_the_documents_have_only_options_that_exist() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    seen = 0
-    for name in ("README.md", "OPERATING.md"):
-        code = "\n".join(fenced + inline for fenced, inline in _code((ROOT / name).read_text()))
-        # Up to a comment, a pipe or the next command.
-        for command, rest in re.findall(r"\bnextclick ([a-z][a-z-]*)((?: [^\n#|&;]*)?)", code):
-            known = {option for parameter in commands[command].params for option in parameter.opts}
-            known |= {option for parameter in commands[command].params for option in parameter.secondary_opts}
-            unknown = set(re.findall(r"(?<= )--?[a-z][a-z-]*", rest)) - known
-            assert not unknown, f"{name}: nextclick {command} has no {', '.join(sorted(unknown))}"
-            seen += 1
-    assert seen > 20
-
-
-@pytest.mark.real
-def test_the_readme_s_command_for_kafka_s_own_producer_publishes_an_item(kafka_broker: Any) -> None:
-    (command,) = re.findall(
-        r"^echo .*?kafka-console-producer\.sh \\\n.*?$", (ROOT / "README.md").read_text(), re.MULTILINE
-    )
-    topic = f"items-{uuid.uuid4().hex[:8]}"
-    servers = kafka_broker.bootstrap_servers
-    ensure_topics(servers, {topic: 1})
-    tool = Path(os.environ["KAFKA_START"]).with_name("tool")
-    command = command.replace("kafka-console-producer.sh", f"{tool} ConsoleProducer")
-    command = command.replace("localhost:9092", servers).replace("--topic items", f"--topic {topic}")
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done
-    assert "deprecat" not in (done.stdout + done.stderr).lower(), done
-    with contextlib.closing(KafkaReader(servers, topic)) as reader:
-        (record,) = reader.read()
-    item = parse_item(record.key, record.value)
-    assert isinstance(item, Item), item
-    assert (item.item_id, item.title, item.available) == ("i9", "A kettle", False)
-
-
-def _code(markdown: str) -> list[tuple[str, str]]:
-    return re.findall(r"```[^\n]*\n(.*?)```|`([^`\n]+)`", markdown, re.DOTALL)
 
 
 def _tops(names: set[str]) -> set[str]:

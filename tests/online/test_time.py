@@ -1,4 +1,4 @@
-"""Time and order, as OPERATING.md defines them: late clicks, clicks out of order, clocks that are years wrong."""
+"""Time and order, as docs/events.md defines them: late clicks, clicks out of order, clocks that are years wrong."""
 
 import re
 
