@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from online.commands.extras import MissingExtraError, require_extras
 from online.commands.file_options import (
     BAD_ROWS_MAX,
     BadRowsOption,
@@ -58,7 +59,7 @@ _EXPECTED = {
     "online.commands.forget": ("ForgetError",),
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
-    "online.worker.requests": ("RequestError",),
+    "online.worker.ask": ("RequestError",),
     "online.api.serve": ("ServeError",),
     "online.evaluation.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
@@ -95,7 +96,8 @@ def main() -> None:
     except Exception as error:
         if not _is_expected(error):
             raise
-        print(f"nextclick: {error}", file=sys.stderr)
+        about = "nextclick " if isinstance(error, MissingExtraError) else "nextclick: "  # which begins with the command
+        print(f"{about}{error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -132,6 +134,7 @@ def demo(  # noqa: PLR0917 - typer's options
 
     Embedded log and Redis: no broker, no server, nothing left behind.
     """
+    require_extras("demo", "worker", "embedded")
     share = bad_rows_share(bad_rows_max)
     events = open_file(data, columns, delimiter, encoding, timezone) if data is not None else None
     if events is not None:
@@ -161,6 +164,7 @@ def worker(
     stops, and says how to go on. A checkpoint of another topic or cluster is gone on from with --from-beginning only.
     """
     settings = _folder_settings(data_dir)
+    require_extras("worker", "worker", *(("embedded",) if settings.redis_url is None else ()))
     stop = _stop_on_signals()
     from online.worker.start import announce
 
@@ -296,6 +300,7 @@ def backtest(  # noqa: PLR0917 - typer's options
 
     The first fifth only teaches. Nothing is read or written but the file and what is asked for.
     """
+    require_extras("backtest", "backtest")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
@@ -349,6 +354,7 @@ def tune(  # noqa: PLR0917 - typer's options
     Ctrl-C ends the search early and goes on with what it has.
     Learning rates, what is remembered and batches are searched; the network's shape is not.
     """
+    require_extras("tune", "backtest")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
@@ -556,7 +562,7 @@ def _print_json(value: Any) -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    if isinstance(error, NothingThereError):
+    if isinstance(error, (NothingThereError, MissingExtraError)):
         return True
     # A class can only have been raised if its module is loaded.
     loaded = [(sys.modules[module], names) for module, names in _EXPECTED.items() if module in sys.modules]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from online.config.settings import Settings
+from online.worker.ask import RequestError, ask_worker
 from online.worker.connections import clicks_kept_ms, open_lists, open_producer, open_reader, prepare_topics
-from online.worker.forget import quoted_in
-from online.worker.requests import RequestError, ask_worker
+from online.worker.quoted import quoted_in
 from stream.dead_letters import dead_letter
 from stream.events import Forget, encode_forget, id_problem
 from stream.lists import Lists

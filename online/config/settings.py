@@ -6,6 +6,7 @@ of the file that `NEXTCLICK_ENV_FILE` names, or by a file `nextclick_users_held`
 last in a name.
 """
 
+import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -341,7 +342,8 @@ class Settings(SecuritySettings):
     @classmethod
     def _comes(cls, value: str | None) -> str | None:
         if value is not None:
-            cron_trigger(value)
+            with contextlib.suppress(ImportError):  # the worker, which alone has a use for it, checks it
+                cron_trigger(value)
         return value
 
     @field_validator("click_fields")
