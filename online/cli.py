@@ -46,7 +46,7 @@ app = typer.Typer(
 )
 out = Console(highlight=False, soft_wrap=False)
 
-#: Errors that people can mend: shown as one line. Looked up by name, because importing them all takes a second.
+#: Errors that an operator can fix: shown as one line. Looked up by name, because importing them all takes a second.
 _EXPECTED = {
     "online.config.settings": ("SettingsError",),
     "online.evaluation.backtest_events": ("BacktestError",),
@@ -86,11 +86,11 @@ def _loading() -> Iterator[None]:
 
 
 class NothingThereError(Exception):
-    """What was asked for does not exist (yet); one line for people."""
+    """What was asked for does not exist (yet); the message is one line."""
 
 
 def main() -> None:
-    """The console script: errors that people can mend are one line and exit status 1, wrong usage is 2."""
+    """The console script: errors that an operator can fix are one line and exit status 1, wrong usage is 2."""
     try:
         app(prog_name="nextclick")
     except Exception as error:
@@ -158,7 +158,7 @@ def worker(
         bool, typer.Option("--from-beginning", help="Without a checkpoint: learn from the earliest click that is kept.")
     ] = False,
 ) -> None:
-    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM).
+    """Learn from the clicks topic and keep every user's list in Redis, until stopped (Ctrl-C or SIGTERM).
 
     It goes on from the latest checkpoint in its data folder. Where the group has read clicks and there is none, it
     stops, and says how to go on. A checkpoint of another topic or cluster is gone on from with --from-beginning only.
@@ -206,7 +206,7 @@ def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, di
         key, entry = make_key(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    print(f"key, for whoever asks (keep it, it is not shown again): {key}")
+    print(f"key, for the client (keep it, it is not shown again): {key}")
     print(f"entry of NEXTCLICK_API_KEYS (comma-separated): {entry}")
 
 
@@ -251,7 +251,7 @@ def item(  # noqa: PLR0917 - typer's options
     item_id: Annotated[str, typer.Argument(help="Item id.")],
     available: Annotated[bool, typer.Option("--available/--unavailable", help="Whether lists may hold it.")] = True,
     withdraw: Annotated[bool, typer.Option("--withdraw", help="Publish a tombstone: it is no item any more.")] = False,
-    title: Annotated[str | None, typer.Option(help="What people call it.")] = None,
+    title: Annotated[str | None, typer.Option(help="A name to show.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -281,7 +281,7 @@ def backtest(  # noqa: PLR0917 - typer's options
     file: FileArgument,
     limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
     exclude_seen: Annotated[
-        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
+        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a user clicked before.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.", min=0)] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
@@ -335,7 +335,7 @@ def tune(  # noqa: PLR0917 - typer's options
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
     exclude_seen: Annotated[
-        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
+        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a user clicked before.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.", min=0)] = None,
     jobs: Annotated[int, typer.Option(help="Processes beside each other; the result depends on it.", min=1)] = 1,
@@ -375,7 +375,7 @@ def top(
     k: Annotated[int, typer.Option("--k", "-k", help="Items wanted.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print a person's list; the popular one for anybody without."""
+    """Print a user's list; the popular one for a user without a list."""
     settings = _settings()
     from online.commands.views import list_view
     from online.worker.connections import open_lists
@@ -481,19 +481,19 @@ def dead_letters(  # noqa: PLR0917 - typer's options
 def forget(
     user: Annotated[str, typer.Argument(help="User id.")],
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker to do it.", min=1)] = 120,
-    count: Annotated[bool, typer.Option("--count/--no-count", help="Count their clicks in Kafka.")] = True,
+    count: Annotated[bool, typer.Option("--count/--no-count", help="Count the user's clicks in Kafka.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Forget a person: history, memories, list, dead letters, old checkpoints. Ends with a search of every store.
+    """Forget a user: history, memories, list, dead letters, old checkpoints. Ends with a search of every store.
 
-    Exit status 0 only where nothing is found any more. What was learned by everybody's model stays, as it says.
+    Exit status 0 only where nothing is found any more. What the shared model has learned stays, as it says.
     """
     settings = _folder_settings(data_dir, log_only=True)
-    from online.commands.forget import forget as forget_person
+    from online.commands.forget import forget as forget_user
     from online.commands.views import proof_view
 
-    proof = forget_person(settings, user, timeout_s=timeout, count_clicks=count)
+    proof = forget_user(settings, user, timeout_s=timeout, count_clicks=count)
     if as_json:
         _print_json(proof.as_dict())
     else:

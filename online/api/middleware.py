@@ -67,7 +67,7 @@ class TokenBuckets:
 
 
 class AuthMiddleware:
-    """Lets through who may ask, as often as they may, and what may be asked; answers the others itself."""
+    """Passes on the requests that are allowed, within their limits, and answers the others itself."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -125,7 +125,7 @@ class MetricsMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = status or CLIENT_GONE  # nobody is left to be answered
+            status = status or CLIENT_GONE  # the client is gone
         except Exception:
             # Starlette's own answer would come from outside of this, without the headers.
             log.exception("%s of the API failed", scope["method"])
@@ -139,7 +139,7 @@ class MetricsMiddleware:
 
 
 def _is_text(scope: Scope) -> bool:
-    """Whether the path is text: what decoded it has put U+FFFD for what is not, and asks for somebody else."""
+    """Whether the path is text: what decoded it has put U+FFFD for what is not, and would name another user."""
     try:
         unquote_to_bytes(scope.get("raw_path") or b"").decode()
     except UnicodeDecodeError:

@@ -393,7 +393,7 @@ def test_serve_ends_gracefully_on_sigterm(tmp_path: Path, lists: Lists) -> None:
     )
     assert process.stderr is not None
     line = process.stderr.readline()
-    assert re.match(r"\d{4}-\d\d-\d\dT\S+ INFO online\.serve: API at http://127\.0\.0\.1:\d+ ", line)
+    assert re.match(r"\d{4}-\d\d-\d\dT\S+ INFO online\.api\.serve: API at http://127\.0\.0\.1:\d+ ", line)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=30)
     assert process.returncode == 0
