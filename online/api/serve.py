@@ -39,7 +39,7 @@ from stream.source import Producer, SourceError, UnavailableError
 
 NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
-_PAGE = Path(__file__).with_name("dashboard.html")
+_PAGE = Path(__file__).parent / "dashboard.html"
 _START_S_MAX = 10.0
 _ACCEPTED_AT_ONCE = 128  # connections, before those too many are closed
 _OTHER_FILES = 4 * _ACCEPTED_AT_ONCE  # open beside the connections
