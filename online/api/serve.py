@@ -314,12 +314,12 @@ def _answered(status: int, headers: dict[str, str]) -> Callable[[Request, Except
 async def _not_here(request: Request, error: Exception) -> JSONResponse:
     """Of what no route takes; Starlette's own answers have another shape."""
     assert isinstance(error, HTTPException)
-    told = error.detail
+    message = error.detail
     if error.status_code == 404:
-        told = "there is nothing at this path: /openapi.json lists what there is"
+        message = "there is nothing at this path: /openapi.json lists what there is"
     elif error.status_code == 405:
-        told = f"{request.method} is not for this path: {(error.headers or {}).get('Allow', 'others')} is"
-    return answer(error.status_code, told, error.headers or {})
+        message = f"{request.method} is not for this path: {(error.headers or {}).get('Allow', 'others')} is"
+    return answer(error.status_code, message, error.headers or {})
 
 
 async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
