@@ -1,4 +1,7 @@
-# nextclick in an image: a virtual environment in /opt/nextclick, run by a user who owns nothing but /data.
+# nextclick in two images, each a virtual environment in /opt/nextclick, run by a user who owns nothing but /data:
+#
+#   docker build --target api .      the bare installation: serve, and the commands that publish, show and ask; no torch
+#   docker build --target worker .   with the worker's packages: worker, and demo
 #
 # PIP_ARGS reaches the installation of the dependencies. Where the index offers PyTorch with CUDA by default (some
 # gigabytes), it can name PyTorch's index of CPU builds: --build-arg PIP_ARGS="--extra-index-url URL".
@@ -25,15 +28,27 @@ COPY online/ online/
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
  && python -m pip --python /opt/nextclick/bin/python install --no-deps --no-index --prefix /opt/package dist/*.whl
 
-FROM base
+FROM base AS runtime
 RUN groupadd --gid 10001 nextclick \
  && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin nextclick \
  && install --directory --owner nextclick --group nextclick /data
-COPY --from=dependencies /opt/nextclick /opt/nextclick
-COPY --from=package /opt/package /opt/nextclick
-# Loops are compiled for the kind of processor that builds the image; on another kind the worker does it at its start.
-RUN /opt/nextclick/bin/python -m online.learner.facts.warm
 ENV PATH=/opt/nextclick/bin:$PATH PYTHONUNBUFFERED=1 NEXTCLICK_DATA_DIR=/data
-USER 10001:10001
 WORKDIR /data
 CMD ["nextclick", "--help"]
+
+FROM runtime AS api
+COPY --from=dependencies /opt/nextclick /opt/nextclick
+COPY --from=package /opt/package /opt/nextclick
+USER 10001:10001
+
+FROM dependencies AS worker-dependencies
+ARG PIP_ARGS=""
+RUN python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*extras['worker'], *extras['embedded'], sep='\n')" >requirements.txt \
+ && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS}
+
+FROM runtime AS worker
+COPY --from=worker-dependencies /opt/nextclick /opt/nextclick
+COPY --from=package /opt/package /opt/nextclick
+# Loops are compiled for the kind of processor that builds the image; on another kind the worker does it at its start.
+RUN python -m online.learner.facts.warm
+USER 10001:10001

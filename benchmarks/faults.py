@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
     **{"layers": "lsh", "width": 16, "heads": 2, "rounds": 1, "buckets": 4, "window": 8, "ranker_hidden": 16},
     **{"ranker_networks": 1, "users_held": 500, "items_held": 500, "moments_held": 5_000, "replay_held": 500},
     **{"replay_batch": 16, "list_size": 20, "abuse_filter": False, "reaction_clicks": 0, "finetune_interval_s": 0},
-    **{"world_buckets": 64, "world_ring": 32, "event_ids_held": 1_000, "refresh_ages_s": "none"},
+    **{"event_ids_held": 1_000, "refresh_ages_s": "none"},
     **{"micro_batch_max": 1, "poll_records_max": 1, "checkpoint_interval_s": 2, "future_s_max": 1e9},
 }
 SLACK_S = 2.0  # a click that is older and not in its owner's list makes lists not fresh

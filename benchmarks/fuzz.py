@@ -42,9 +42,9 @@ NOW = 1_732_233_600.0
 SMALL: dict[str, Any] = {
     **{"layers": "lsh", "width": 8, "rounds": 1, "buckets": 2, "window": 4, "online_history": 6, "history_max": 128},
     **{"users_held": 512, "items_held": 512, "successors_held": 8, "popularity_half_lives": "30,300"},
-    **{"moments_held": 2_000, "recall_latest": 4, "recall_users_held": 64, "recall_buckets": 4, "recall_ring": 4},
-    **{"world_buckets": 16, "world_ring": 8, "ranker_hidden": 8, "ranker_networks": 1, "replay_held": 64},
-    **{"replay_candidates": 8, "replay_batch": 4, "negatives": 8, "micro_batch_max": 64, "list_size": 10},
+    **{"moments_held": 2_000, "recall_latest": 4, "recall_users_held": 64},
+    **{"ranker_hidden": 8, "ranker_networks": 1, "replay_held": 64},
+    **{"replay_batch": 4, "negatives": 8, "micro_batch_max": 64, "list_size": 10},
     **{"memory_users_held": 64, "event_ids_held": 5_000, "poll_records_max": 2_048, "log_records_max": 50_000},
     **{"checkpoint_interval_s": 10.0, "abuse_keys_held": 4_096, "finetune_interval_s": 0.0},
 }

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from online.commands.extras import MissingExtraError, require_extras
 from online.commands.file_options import (
     BAD_ROWS_MAX,
     BadRowsOption,
@@ -45,7 +46,7 @@ app = typer.Typer(
 )
 out = Console(highlight=False, soft_wrap=False)
 
-#: Errors that people can mend: shown as one line. Looked up by name, because importing them all takes a second.
+#: Errors that an operator can fix: shown as one line. Looked up by name, because importing them all takes a second.
 _EXPECTED = {
     "online.config.settings": ("SettingsError",),
     "online.evaluation.backtest_events": ("BacktestError",),
@@ -58,7 +59,7 @@ _EXPECTED = {
     "online.commands.forget": ("ForgetError",),
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
-    "online.worker.requests": ("RequestError",),
+    "online.worker.ask": ("RequestError",),
     "online.api.serve": ("ServeError",),
     "online.evaluation.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
@@ -85,17 +86,18 @@ def _loading() -> Iterator[None]:
 
 
 class NothingThereError(Exception):
-    """What was asked for does not exist (yet); one line for people."""
+    """What was asked for does not exist (yet); the message is one line."""
 
 
 def main() -> None:
-    """The console script: errors that people can mend are one line and exit status 1, wrong usage is 2."""
+    """The console script: errors that an operator can fix are one line and exit status 1, wrong usage is 2."""
     try:
         app(prog_name="nextclick")
     except Exception as error:
         if not _is_expected(error):
             raise
-        print(f"nextclick: {error}", file=sys.stderr)
+        about = "nextclick " if isinstance(error, MissingExtraError) else "nextclick: "  # which begins with the command
+        print(f"{about}{error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -111,10 +113,14 @@ def _nextclick(version: Annotated[bool, typer.Option("--version", help="Print th
 
 @app.command(epilog="Example: nextclick demo --seconds 30")
 def demo(  # noqa: PLR0917 - typer's options
-    seconds: Annotated[float, typer.Option(help="How long clicks come; 0: no limit, a file to its end.", min=0)] = 45,
+    seconds: Annotated[
+        float, typer.Option(help="How long clicks are published; 0: no limit, a file to its end.", min=0)
+    ] = 45,
     seed: Annotated[int, typer.Option(help="Which town, and which network.", min=0)] = 0,
     data: Annotated[Path | None, typer.Option(help="Clicks of a file (as for replay) instead of a town's.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Keep log and checkpoints there; else they go.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep log and checkpoints there; otherwise they are deleted.")
+    ] = None,
     port: Annotated[int | None, typer.Option(help="Port of the API; 0: any free one.", min=0, max=65_535)] = None,
     columns: ColumnsOption = None,
     delimiter: DelimiterOption = None,
@@ -132,6 +138,7 @@ def demo(  # noqa: PLR0917 - typer's options
 
     Embedded log and Redis: no broker, no server, nothing left behind.
     """
+    require_extras("demo", "worker", "embedded")
     share = bad_rows_share(bad_rows_max)
     events = open_file(data, columns, delimiter, encoding, timezone) if data is not None else None
     if events is not None:
@@ -155,12 +162,13 @@ def worker(
         bool, typer.Option("--from-beginning", help="Without a checkpoint: learn from the earliest click that is kept.")
     ] = False,
 ) -> None:
-    """Learn from the clicks topic and keep everybody's list in Redis, until stopped (Ctrl-C or SIGTERM).
+    """Learn from the clicks topic and keep every user's list in Redis, until stopped (Ctrl-C or SIGTERM).
 
     It goes on from the latest checkpoint in its data folder. Where the group has read clicks and there is none, it
     stops, and says how to go on. A checkpoint of another topic or cluster is gone on from with --from-beginning only.
     """
     settings = _folder_settings(data_dir)
+    require_extras("worker", "worker", *(("embedded",) if settings.redis_url is None else ()))
     stop = _stop_on_signals()
     from online.worker.start import announce
 
@@ -191,10 +199,10 @@ def serve(
 
 
 @app.command("api-key", epilog="Example: nextclick api-key shop")
-def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, digits, dots, dashes.")]) -> None:
-    """Make a key for the API, shown only now, and what to add to NEXTCLICK_API_KEYS so that it is let in.
+def api_key(name: Annotated[str, typer.Argument(help="Name of the client: letters, digits, dots, dashes.")]) -> None:
+    """Make a key for the API, shown only now, and the entry of NEXTCLICK_API_KEYS that makes the API accept it.
 
-    The API keeps only the key's hash. To take a key back, remove its entry and start the API again.
+    The API keeps only the key's hash. To revoke a key, remove its entry and start the API again.
     """
     from online.api.keys import make_key
 
@@ -202,7 +210,7 @@ def api_key(name: Annotated[str, typer.Argument(help="Who it is for: letters, di
         key, entry = make_key(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    print(f"key, for whoever asks (keep it, it is not shown again): {key}")
+    print(f"key, for the client (keep it, it is not shown again): {key}")
     print(f"entry of NEXTCLICK_API_KEYS (comma-separated): {entry}")
 
 
@@ -225,7 +233,7 @@ def replay(  # noqa: PLR0917 - typer's options
     Needed columns: user (or user_id), item (or item_id), timestamp; others are named by --columns.
     Read where present: event_type, event_id, value (or rating).
 
-    The file is looked at first: what cannot be read is refused before anything is published.
+    The file is checked first: a file that cannot be read is refused before anything is published.
     Interrupt it at any time: the same command goes on where it ended, also when the file has grown.
     Publishing twice is harmless: the worker knows each row by its event id.
     """
@@ -246,12 +254,14 @@ def replay(  # noqa: PLR0917 - typer's options
 def item(  # noqa: PLR0917 - typer's options
     item_id: Annotated[str, typer.Argument(help="Item id.")],
     available: Annotated[bool, typer.Option("--available/--unavailable", help="Whether lists may hold it.")] = True,
-    withdraw: Annotated[bool, typer.Option("--withdraw", help="Publish a tombstone: it is no item any more.")] = False,
-    title: Annotated[str | None, typer.Option(help="What people call it.")] = None,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="Publish a tombstone: the item no longer exists.")
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="A name to show.")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Publish one record to the items topic: all there is to say of an item, instead of what was said before.
+    """Publish one record to the items topic. It replaces the item's earlier record.
 
     What is withdrawn or not available leaves every list within seconds, until it is published as available.
     """
@@ -277,13 +287,13 @@ def backtest(  # noqa: PLR0917 - typer's options
     file: FileArgument,
     limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
     exclude_seen: Annotated[
-        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
+        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a user clicked before.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.", min=0)] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Save plots (PNG) in that folder.")] = None,
     methods: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Processes beside each other; else as many as cores.", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="Parallel processes; by default one per core.", min=1)] = None,
     finetune_every: Annotated[int, typer.Option(help="Clicks between two fine-tunings; 0: none.", min=0)] = 0,
     columns: ColumnsOption = None,
     delimiter: DelimiterOption = None,
@@ -292,10 +302,11 @@ def backtest(  # noqa: PLR0917 - typer's options
     bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
     sort: SortOption = False,
 ) -> None:
-    """Test, then learn, over a file: how well it foresees each click, beside counting methods.
+    """Predict each click of a file before learning it, and compare with counting baselines.
 
-    The first fifth only teaches. Nothing is read or written but the file and what is asked for.
+    The first fifth of the clicks is not scored. Only the file is read, and only the outputs named here are written.
     """
+    require_extras("backtest", "backtest")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
@@ -326,14 +337,14 @@ def tune(  # noqa: PLR0917 - typer's options
     share: Annotated[float, typer.Option(help="Of the clicks: the first ones, to search on.", min=0.1, max=0.9)] = 0.5,
     trials: Annotated[int, typer.Option(help="Settings tried.", min=1)] = 30,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds after which the search ends; comparing comes on top.", min=0)
+        float | None, typer.Option(help="Seconds after which the search ends; the comparison takes extra time.", min=0)
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Take the file's first N rows only.", min=1)] = None,
     exclude_seen: Annotated[
-        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a person had already.")
+        bool | None, typer.Option("--exclude-seen/--include-seen", help="Leave out what a user clicked before.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.", min=0)] = None,
-    jobs: Annotated[int, typer.Option(help="Processes beside each other; the result depends on it.", min=1)] = 1,
+    seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.", min=0)] = None,
+    jobs: Annotated[int, typer.Option(help="Parallel processes; the result depends on their number.", min=1)] = 1,
     columns: ColumnsOption = None,
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = None,
@@ -341,14 +352,15 @@ def tune(  # noqa: PLR0917 - typer's options
     bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
     sort: SortOption = False,
 ) -> None:
-    """Search settings that suit a file, judge them on its later clicks, and write them as a settings file.
+    """Search settings that suit a file, evaluate them on its later clicks, and write them as a settings file.
 
-    The search sees the first part only; the later clicks compare what it found with the settings as they stand.
-    Where that is not better, the file holds the settings as they stand, and says so.
+    The search sees the first part only; the later clicks compare what it found with the current settings.
+    If they are not better, the file holds the current settings, and says so.
 
     Ctrl-C ends the search early and goes on with what it has.
     Learning rates, what is remembered and batches are searched; the network's shape is not.
     """
+    require_extras("tune", "backtest")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
     given = {"exclude_seen": exclude_seen, "seed": seed}
@@ -369,7 +381,7 @@ def top(
     k: Annotated[int, typer.Option("--k", "-k", help="Items wanted.", min=1)] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print a person's list; the popular one for anybody without."""
+    """Print a user's list; the popular one for a user without a list."""
     settings = _settings()
     from online.commands.views import list_view
     from online.worker.connections import open_lists
@@ -393,7 +405,7 @@ def top(
 
 @app.command(epilog="Example: nextclick status --json")
 def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Print what the worker says about itself; exit status 1 where none reports."""
+    """Print the worker's status; exit status 1 if no worker reports."""
     settings = _settings()
     from online.commands.views import status_view
     from online.worker.connections import open_lists
@@ -447,16 +459,20 @@ def dead_letters(  # noqa: PLR0917 - typer's options
     topic: Annotated[str | None, typer.Option(help="Only messages of this topic.")] = None,
     since: Annotated[str | None, typer.Option(help="Only later ones: 30min, 2h, 3d, or ISO 8601.")] = None,
     limit: Annotated[int, typer.Option(help="How many of the latest to show.", min=0)] = 10,
-    redrive: Annotated[bool, typer.Option("--redrive", help="Send round again what can be read by now.")] = False,
+    redrive: Annotated[
+        bool, typer.Option("--redrive", help="Publish again the messages that can be read now.")
+    ] = False,
     with_: Annotated[Path | None, typer.Option("--with", help="Repaired messages, JSON lines; only these.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be sent.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Also what came back after it had been sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be published.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also messages that were published again before and failed again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Print which messages could not be read, and why; or send them round again.
+    """Print which messages could not be read, and why; or publish them again.
 
-    Each is sent once: what was sent is marked. What cannot be read stays as it is.
+    Each is published again once, and is marked then. A message that still cannot be read stays as it is.
     A line of the file given by --with: {"topic": "clicks", "partition": 0, "offset": 7, "value": {...}}
     """
     if not redrive and (with_ is not None or dry_run or again):
@@ -475,19 +491,19 @@ def dead_letters(  # noqa: PLR0917 - typer's options
 def forget(
     user: Annotated[str, typer.Argument(help="User id.")],
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the worker to do it.", min=1)] = 120,
-    count: Annotated[bool, typer.Option("--count/--no-count", help="Count their clicks in Kafka.")] = True,
+    count: Annotated[bool, typer.Option("--count/--no-count", help="Count the user's clicks in Kafka.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Forget a person: history, memories, list, dead letters, old checkpoints. Ends with a search of every store.
+    """Forget a user: history, memories, list, dead letters, old checkpoints. Ends with a search of every store.
 
-    Exit status 0 only where nothing is found any more. What was learned by everybody's model stays, as it says.
+    Exit status 0 only where nothing is found any more. What the shared model has learned stays, as it says.
     """
     settings = _folder_settings(data_dir, log_only=True)
-    from online.commands.forget import forget as forget_person
+    from online.commands.forget import forget as forget_user
     from online.commands.views import proof_view
 
-    proof = forget_person(settings, user, timeout_s=timeout, count_clicks=count)
+    proof = forget_user(settings, user, timeout_s=timeout, count_clicks=count)
     if as_json:
         _print_json(proof.as_dict())
     else:
@@ -556,7 +572,7 @@ def _print_json(value: Any) -> None:
 
 
 def _is_expected(error: Exception) -> bool:
-    if isinstance(error, NothingThereError):
+    if isinstance(error, (NothingThereError, MissingExtraError)):
         return True
     # A class can only have been raised if its module is loaded.
     loaded = [(sys.modules[module], names) for module, names in _EXPECTED.items() if module in sys.modules]

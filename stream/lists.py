@@ -19,7 +19,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import fakeredis
 import redis
 from pydantic import BaseModel, ValidationError
 from redis.backoff import ConstantBackoff
@@ -300,7 +299,7 @@ class Lists:
 
     def memory(self) -> Memory:
         """How full Redis is. Raises ListsError too where its user may not ask (INFO), or it does not say."""
-        if isinstance(self._client, fakeredis.FakeRedis):
+        if _is_embedded(self._client):
             return Memory("embedded", evicted=0, used_bytes=0, bytes_max=0, policy="noeviction")
         with self._clear_errors():
             info = self._client.info()
@@ -381,3 +380,8 @@ def _address(client: redis.Redis) -> str:
         return f"unix://{where['path']}" + (f"?db={db}" if db else "")
     scheme = "rediss" if "ssl_ca_certs" in where or "ssl_cert_reqs" in where else "redis"
     return f"{scheme}://{host_and_port(where.get('host', 'localhost'), where.get('port', REDIS_PORT))}/{db}"
+
+
+def _is_embedded(client: redis.Redis) -> bool:
+    """Whether it is the embedded Redis's client. Its package is not imported to tell: it need not be installed."""
+    return any(kind.__module__.partition(".")[0] == "fakeredis" for kind in type(client).__mro__)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from online.commands import extras as commands_extras
 from online.config.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,6 +36,7 @@ LEVELS = (
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi"}  # parts that these show openly as their own
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 def imported(module: str) -> set[str]:
@@ -95,10 +97,46 @@ def test_the_api_needs_neither_the_network_nor_the_loop() -> None:
 def test_every_import_is_a_declared_dependency() -> None:
     names = set().union(*map(_tops, IMPORTS.values())) - set(PACKAGES) - set(sys.stdlib_module_names)
     sold_as = importlib.metadata.packages_distributions()
-    declared = {_requirement_name(line) for line in PROJECT["dependencies"]}
+    declared = {_requirement_name(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines}
     wanted = {name: sold_as.get(BROUGHT_ALONG.get(name, name), [name]) for name in names}
     undeclared = {name for name, candidates in wanted.items() if not set(map(_canonical, candidates)) & declared}
     assert not undeclared
+
+
+@pytest.mark.parametrize(
+    ("start", "extras"),
+    [
+        *((module, ()) for module in ("online.cli", "online.api.serve", "online.api.keys", "online.worker.start")),
+        *((f"online.commands.{name}", ()) for name in ("dead_letters", "forget", "replay_run", "views")),
+        *((module, ()) for module in ("online.worker.connections", "online.worker.rollback_request", "stream.items")),
+        ("online.worker.main", ("worker",)),
+        ("online.commands.demo", ("worker",)),  # which starts the embedded Redis by way of the worker
+        ("online.commands.backtest", ("backtest",)),
+        ("online.commands.tune", ("backtest",)),
+        ("stream.embedded_redis", ("embedded",)),
+    ],
+)
+def test_a_command_loads_only_packages_of_the_bare_installation_and_of_its_extra(start, extras) -> None:
+    installed = {_requirement_name(line) for line in [*PROJECT["dependencies"], *_lines_of(extras)]}
+    found, todo = set(), [start]
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo.extend(_loaded_with(module) & set(TREES))
+    sold_as = importlib.metadata.packages_distributions()
+    for module in found:
+        for name in _tops(_loaded_with(module)) - set(PACKAGES) - set(sys.stdlib_module_names):
+            candidates = set(map(_canonical, sold_as.get(BROUGHT_ALONG.get(name, name), [name])))
+            assert candidates & installed, f"{module}, which {start} loads, imports {name}"
+
+
+def test_an_extra_brings_what_its_commands_look_for() -> None:
+    sold_as = importlib.metadata.packages_distributions()
+    for extra, modules in commands_extras.EXTRAS.items():
+        brought = {_requirement_name(line) for line in _lines_of((extra,))}
+        looked_for = {_canonical(sold_as[module][0]) for module in modules}
+        assert looked_for == brought, extra
 
 
 def test_every_setting_is_read_somewhere() -> None:
@@ -124,7 +162,10 @@ def test_the_example_environment_shows_the_defaults() -> None:
 
 
 def test_each_dependency_is_pinned_to_one_version() -> None:
-    asked = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"], "setuptools"]
+    asked = [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines), "setuptools"]
+    asked = [
+        line for line in asked if _requirement_name(line) not in {"nextclick", "atheris"}
+    ]  # the latter: Linux only
     assert _with_indirect(asked) - {"pip"} <= set(_pins())  # which comes with the virtual environment
 
 
@@ -187,6 +228,31 @@ def _reachable(start: str) -> set[str]:
             found.add(module)
             todo.extend(IMPORTS[module])
     return found
+
+
+def _lines_of(extras: tuple[str, ...]) -> list[str]:
+    """What extras require, those of ours that they name included."""
+    lines = []
+    for line in (line for extra in extras for line in EXTRAS[extra]):
+        asked = Requirement(line)
+        lines += _lines_of(tuple(sorted(asked.extras))) if asked.name == "nextclick" else [line]
+    return lines
+
+
+def _loaded_with(module: str) -> set[str]:
+    """What is imported as `module` is: not what a function imports when it runs, nor what only type checkers see."""
+    names, todo = set(), list(TREES[module].body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {full if (full := f"{node.module}.{a.name}") in TREES else str(node.module) for a in node.names}
+        elif isinstance(node, ast.If):
+            todo += node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else [*node.body, *node.orelse]
+        elif isinstance(node, ast.Try):
+            todo += [*node.body, *node.orelse, *(each for handler in node.handlers for each in handler.body)]
+    return names
 
 
 def _canonical(name: str) -> str:

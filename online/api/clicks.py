@@ -26,7 +26,7 @@ class Clicks:
         body = await _body(request, self._limits.message_bytes_max)
         if body is None:
             return answer(413, f"a click has at most {self._limits.message_bytes_max} bytes", {})
-        click = parse_click(body, limits=self._limits)  # nobody is forgotten from here
+        click = parse_click(body, limits=self._limits)  # a request to forget a user is not accepted here
         if isinstance(click, BadEvent):
             return JSONResponse({"error": click.detail, "reason": click.reason}, status_code=422)
         try:

@@ -1,7 +1,7 @@
 """Keys for the API: made here, known to the API by their hashes alone.
 
 A key is 256 random bits. Nobody finds one by trying, so its plain SHA-256 is all that has to be kept: salt and slow
-hashing are for passwords, which people choose, and would only make each request slow.
+hashing are for passwords, which are guessable, and would only make each request slow.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Sequence
 
 _RANDOM_BYTES = 32
-_PREFIX = "nck_"  # so that scanners of leaked secrets, and people, see what it is
+_PREFIX = "nck_"  # so that scanners of leaked secrets, and readers, see what it is
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -33,7 +33,7 @@ class ApiKeys:
         return len(self._hashes)
 
     def name_of(self, key: bytes) -> str | None:
-        """Whose key this is; None where it is nobody's. How long it takes says nothing about any key."""
+        """The name of the key; None where it is unknown. How long it takes says nothing about any key."""
         shown, found = _hash(key), None
         for name, known in self._hashes.items():  # all of them, whichever it is
             if hmac.compare_digest(shown, known):

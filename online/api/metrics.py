@@ -13,17 +13,16 @@ from stream.lists import Lists, ListsError
 #: (metric, field of the worker's status, help). The status is flat here; what is nested stands in `_nested`.
 _GAUGES = (
     ("nextclick_version", "version", "Version of the model that makes the lists"),
-    ("nextclick_lag", "lag", "Messages written to the clicks topic that the worker has not taken in yet"),
+    ("nextclick_lag_messages", "lag", "Messages written to the clicks topic that the worker has not taken in yet"),
     ("nextclick_lag_seconds", "lag_s", "How long the oldest of these has waited"),
     ("nextclick_behind", "behind", "1 where more clicks come than can be learned"),
     ("nextclick_shedding", "shedding", "1 where weights are not trained, because the lag is too large"),
     ("nextclick_events_per_second", "events_per_s", "Clicks learned per second, over the last ten seconds"),
-    ("nextclick_users", "users", "People whose history is held"),
+    ("nextclick_users", "users", "Users whose history is held"),
     ("nextclick_items", "items", "Items that have a row"),
     ("nextclick_loss", "loss", "Mean next-item loss in the drift detector's window"),
     ("nextclick_waiting", "waiting", "1 while the worker waits for Kafka, Redis, a topic or its dead letters' topic"),
     ("nextclick_lists_behind", "lists_behind", "Lists kept for later because Redis did not take them"),
-    ("nextclick_worker_memory_megabytes_max", "memory_mb_max", "Most memory the worker has held so far, resident"),
 )
 _COUNTERS = (
     ("nextclick_learned", "learned", "Clicks learned by the weights that serve"),
@@ -32,12 +31,12 @@ _COUNTERS = (
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
     ("nextclick_lost", "lost", "Messages that the broker did not keep until they were read"),
     ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
-    ("nextclick_drift_alarms", "alarms", "Times that clicks were found to be foreseen less well than before"),
-    ("nextclick_drift_improvements", "improvements", "Times that they were found to be foreseen better"),
+    ("nextclick_drift_alarms", "alarms", "Times that clicks were predicted less well than before"),
+    ("nextclick_drift_improvements", "improvements", "Times that clicks were predicted better than before"),
     (
         "nextclick_click_to_list_unknown",
         "click_to_list_unknown",
-        "Lists of which clocks do not tell how long they took",
+        "Lists whose latency is unknown because clocks disagree",
     ),
     ("nextclick_expired", "expired", "Items that lost their rows because they had no clicks for long"),
     ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
@@ -45,17 +44,23 @@ _COUNTERS = (
 #: (family, metric, field of the status that is an object, its label, help)
 _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
     (CounterMetricFamily, "nextclick_dead_letters", "dead_letters", "reason", "Messages that could not be read"),
-    (CounterMetricFamily, "nextclick_guarded", "guarded", "reason", "Clicks not learned from, or taken back"),
+    (
+        CounterMetricFamily,
+        "nextclick_flagged",
+        "guarded",
+        "reason",
+        "Clicks flagged as abuse: not learned, or taken back",
+    ),
     (CounterMetricFamily, "nextclick_let_through", "let_through", "reason", "Flagged clicks learned from all the same"),
     (CounterMetricFamily, "nextclick_notices", "notice_counts", "kind", "What happened to the model, by kind"),
     (GaugeMetricFamily, "nextclick_unreadable_share", "unreadable_share_of", "topic", "Of its latest messages"),
-    (GaugeMetricFamily, "nextclick_partition_lag", "lag_of", "partition", "The lag of each partition"),
+    (GaugeMetricFamily, "nextclick_partition_lag_messages", "lag_of", "partition", "The lag of each partition"),
     (GaugeMetricFamily, "nextclick_partition_lag_seconds", "lag_s_of", "partition", "The same in seconds"),
 )
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}
 
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that nobody here asks for
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that is of no use here
 
 
 class Requests:
@@ -64,7 +69,7 @@ class Requests:
     def __init__(self, lists: Lists) -> None:
         self._registry = CollectorRegistry()
         self._seconds = Histogram(
-            "nextclick_request_seconds",
+            "nextclick_request_duration_seconds",
             "Time from a request's arrival to the end of its answer, by route",
             ["route"],
             registry=self._registry,
@@ -75,7 +80,7 @@ class Requests:
         )
         self._served = Counter(
             "nextclick_lists_served",
-            "Lists returned: the person's own, or the popular one for people without",
+            "Lists returned: the user's own, or the popular one for users without a list",
             ["list"],
             registry=self._registry,
         )
@@ -127,6 +132,9 @@ def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:
         text = "Seconds since the worker last reported"
         yield GaugeMetricFamily("nextclick_status_age_seconds", text, value=max(0.0, time.time() - written_at / 1_000))
 
+    if (megabytes := _number(status.get("memory_mb_max"))) is not None:
+        text = "Most resident memory that the worker has held so far"
+        yield GaugeMetricFamily("nextclick_worker_memory_max_bytes", text, value=megabytes * 2**20)
     if status.get("checkpoint") is not None or status.get("unsaved_since") is not None:
         since = _number(status.get("unsaved_since"))
         text = "Seconds since when no checkpoint could be written; 0: they can be"
@@ -147,19 +155,19 @@ def _nested(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield from _gate(_object(status, "gate"))
     memory = _object(status, "redis_memory")
     if (evicted := _number(memory.get("evicted"))) is not None:
-        text = "Keys, whosever, that Redis has evicted since the worker began to look"
+        text = "Keys of any client that Redis has evicted since the worker began to look"
         yield CounterMetricFamily("nextclick_redis_evicted_keys", text, value=evicted)
         text = "1 while Redis is too small and evicts lists"
         evicting = int(memory.get("evicting_since") is not None)
         yield GaugeMetricFamily("nextclick_redis_evicting", text, value=evicting)
     quantiles = GaugeMetricFamily(
-        "nextclick_click_to_list_milliseconds",
+        "nextclick_click_to_list_seconds",
         "From a click's arrival on the topic to its list in Redis, latest 10,000",
         labels=["quantile"],
     )
     for name, quantile in _QUANTILES.items():
         if (value := _number(_object(status, "click_to_list_ms").get(name))) is not None:
-            quantiles.add_metric([quantile], value)
+            quantiles.add_metric([quantile], value / 1_000)
     yield quantiles
     for field, metric, text in (
         ("scores", "", "over all scored clicks"),

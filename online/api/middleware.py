@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 
 
 class TokenBuckets:
-    """For each of at most `held` askers a bucket of `at_once` tokens that fills by `per_s`.
+    """A bucket of `at_once` tokens for each of at most `held` clients, which fills by `per_s`.
 
-    Who was silent for longest makes room. Filled lazily: kept are what was left, and when that was.
+    The client that has been silent longest makes room. Buckets are filled lazily: what was left is kept, with its time.
     """
 
     def __init__(self, per_s: float, at_once: int, held: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,20 +54,20 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def wait_s(self, who: str) -> float:
+    def wait_s(self, client: str) -> float:
         """Take one token -> 0.0; where there is none, the seconds until there will be."""
         now = self._clock()
-        tokens, at = self._buckets.pop(who, (float(self._at_once), now))
+        tokens, at = self._buckets.pop(client, (float(self._at_once), now))
         tokens = min(float(self._at_once), tokens + (now - at) * self._per_s)
         wait = 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._per_s
-        self._buckets[who] = (tokens - 1.0 if wait == 0.0 else tokens, now)
+        self._buckets[client] = (tokens - 1.0 if wait == 0.0 else tokens, now)
         if len(self._buckets) > self._held:
             self._buckets.popitem(last=False)
         return wait
 
 
 class AuthMiddleware:
-    """Lets through who may ask, as often as they may, and what may be asked; answers the others itself."""
+    """Passes on the requests that are allowed, within their limits, and answers the others itself."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app = app
@@ -125,7 +125,7 @@ class MetricsMiddleware:
         try:
             await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
-            status = status or CLIENT_GONE  # nobody is left to be answered
+            status = status or CLIENT_GONE  # the client is gone
         except Exception:
             # Starlette's own answer would come from outside of this, without the headers.
             log.exception("%s of the API failed", scope["method"])
@@ -139,7 +139,7 @@ class MetricsMiddleware:
 
 
 def _is_text(scope: Scope) -> bool:
-    """Whether the path is text: what decoded it has put U+FFFD for what is not, and asks for somebody else."""
+    """Whether the path is text: what decoded it has put U+FFFD for what is not, and would name another user."""
     try:
         unquote_to_bytes(scope.get("raw_path") or b"").decode()
     except UnicodeDecodeError:
@@ -154,7 +154,7 @@ def _key(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def _address(scope: Scope) -> str:
-    """Who asks, as far as it can be told without a key. One customer has a whole /64 of IPv6 addresses."""
+    """The client, as far as it is known without a key. One customer has a whole /64 of IPv6 addresses."""
     host = (scope.get("client") or ("", 0))[0]
     try:
         address = ipaddress.ip_address(host)

@@ -1,7 +1,7 @@
 """HTTP/1.1 as uvicorn speaks it, with limits on how long a client may take and on how many hold a connection.
 
 uvicorn has a limit for idle connections between two requests, and none for a first request, a body or an answer that is
-not read: some hundred silent sockets would shut everybody else out.
+not read: some hundred silent sockets would shut all other clients out.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from online.api.middleware import HEADERS, answer
 
-TOLD_EVERY_S = 30.0  # that connections were closed
+REPORT_EVERY_S = 30.0  # that connections were closed
 BUSY = "too many connections: ask again later"
 SLOW = "the request did not come in time"
 
@@ -40,7 +40,7 @@ def bounded_protocol(
     # In the order in which they fell silent: those that never sent a whole request, and those between two requests.
     newcomers: dict[H11Protocol, None] = {}
     idle: dict[H11Protocol, None] = {}
-    told = _Told()
+    closed_report = _ClosedReport()
 
     class Bounded(H11Protocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -114,7 +114,7 @@ def bounded_protocol(
                 return
             refused(status)
             if status == HTTPStatus.SERVICE_UNAVAILABLE:
-                told.closed()
+                closed_report.closed()
             body = json.dumps({"error": error}).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             headers += [*HEADERS.items(), (b"connection", b"close")]
@@ -135,7 +135,7 @@ def bounded_protocol(
     return Bounded
 
 
-class _Told:
+class _ClosedReport:
     """Says now and then how many connections had to make room."""
 
     def __init__(self) -> None:
@@ -146,7 +146,7 @@ class _Told:
         self._count += 1
         if (now := time.monotonic()) >= self._next_at:
             log.warning("too many connections: %d that were silent made room for others lately", self._count)
-            self._count, self._next_at = 0, now + TOLD_EVERY_S
+            self._count, self._next_at = 0, now + REPORT_EVERY_S
 
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> Any:

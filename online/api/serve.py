@@ -1,7 +1,7 @@
 """The HTTP API: lists from Redis, health, metrics, and a page that shows what is going on.
 
 It only reads Redis, so any number of these may run beside the worker. Where it may write (`api_read_only` is false), it
-publishes clicks too; a Redis user who may only read is enough all the same.
+publishes clicks too; a Redis user with read access is enough all the same.
 """
 
 import base64
@@ -98,7 +98,7 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     def recommend(
         user: str, k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10
     ) -> Recommendation:
-        """What to show this person now; the popular list for anybody unknown."""
+        """The list to show this user now; the popular list for an unknown user."""
         if (problem := id_problem(user)) is not None:
             raise _BadUserError(f"user: {problem}")
         own = lists.read(user)
@@ -314,12 +314,12 @@ def _answered(status: int, headers: dict[str, str]) -> Callable[[Request, Except
 async def _not_here(request: Request, error: Exception) -> JSONResponse:
     """Of what no route takes; Starlette's own answers have another shape."""
     assert isinstance(error, HTTPException)
-    told = error.detail
+    message = error.detail
     if error.status_code == 404:
-        told = "there is nothing at this path: /openapi.json lists what there is"
+        message = "there is nothing at this path: /openapi.json lists what there is"
     elif error.status_code == 405:
-        told = f"{request.method} is not for this path: {(error.headers or {}).get('Allow', 'others')} is"
-    return answer(error.status_code, told, error.headers or {})
+        message = f"{request.method} is not for this path: {(error.headers or {}).get('Allow', 'others')} is"
+    return answer(error.status_code, message, error.headers or {})
 
 
 async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
@@ -329,7 +329,7 @@ async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
 
 
 def _content_security_policy(page: str) -> str:
-    """Nothing may run or style but what the page itself contains, and it may talk to nobody but this server."""
+    """Nothing may run or style but what the page itself contains, and it may talk to this server only."""
 
     def hashes(tag: str) -> str:
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)

@@ -16,18 +16,18 @@ from rich.live import Live
 from rich.text import Text
 
 from online.api.serve import Api
-from online.commands.demo_stream import Publisher, Stream, in_time
+from online.commands.demo_stream import Publisher, Stream, unless_unavailable
 from online.commands.demo_views import (
     FASHION_CHANGES,
+    ClickEffect,
     Running,
-    Story,
     bad_rows_line,
     course_line,
     dashboard_stays,
+    effect_view,
     live_line,
     next_steps,
     stopped_line,
-    story_view,
     welcome,
 )
 from online.config.settings import Settings, load_settings
@@ -40,7 +40,7 @@ from stream.source import Partition
 
 _CHANGE_AT = 0.5  # share of the time after which fashion changes
 _CHANGE_AFTER_S = 60.0  # where the time is not limited
-_FIRST_STORY_AFTER_S = 4.0
+_FIRST_EFFECT_AFTER_S = 4.0
 _BAD_ROWS_TOLD = 10  # so many are said at once
 _REFRESH_EVERY_S = 0.5
 _PLAIN_LINE_EVERY_S = 5.0
@@ -51,7 +51,7 @@ _GOODBYE_S_MAX = 30.0
 
 
 class DemoError(Exception):
-    """The demo cannot go on; one line for people."""
+    """The demo cannot go on; one line for the operator."""
 
 
 class Background(threading.Thread):
@@ -109,7 +109,7 @@ def run_demo(
         if stream.file is not None:
             _say_how_far(console, stream, stream.file.path, None if stop.is_set() else seconds)
         if not stop.is_set():
-            screen.last_story()
+            screen.show_last_effect()
             console.print(screen.course())
         if stay and not stop.is_set():
             console.print(dashboard_stays(running), soft_wrap=True)
@@ -195,7 +195,7 @@ class Screen:
         self._publisher = publisher
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._said_at = self._started = time.monotonic()
-        self._told: Story | None = None
+        self._shown_effect: ClickEffect | None = None
         self._bad_told = False
         # Hit rates of the lists as served: now, before fashion changed, and the lowest since.
         self._hit = math.nan
@@ -218,8 +218,8 @@ class Screen:
                     self._stream.change_fashion()
                     self._hit_before = self._hit
                     self._console.print(FASHION_CHANGES)
-                if self._told is None and elapsed_s >= _FIRST_STORY_AFTER_S:
-                    self._tell_story()
+                if self._shown_effect is None and elapsed_s >= _FIRST_EFFECT_AFTER_S:
+                    self._show_effect()
                 self._tell_bad_rows()
                 self._say(elapsed_s)
             enough.set()
@@ -228,25 +228,25 @@ class Screen:
         elapsed_s, ended_ms = time.monotonic() - self._started, 1_000 * time.time()
         deadline = time.monotonic() + _REPORT_S_MAX
         while time.monotonic() < deadline and not self._stop.is_set():
-            status = in_time(self._lists.status)
+            status = unless_unavailable(self._lists.status)
             if status is not None and status["written_at"] >= ended_ms:
                 break
             self._stop.wait(0.1)
         self._say(elapsed_s, last=True)
 
-    def last_story(self) -> None:
+    def show_last_effect(self) -> None:
         """The click that changed most, unless that is told already; a line where there is none."""
-        self._tell_story()
-        if self._told is None:
+        self._show_effect()
+        if self._shown_effect is None:
             self._console.print("no user with a list has clicked, so there are no lists to compare", style="dim")
 
-    def _tell_story(self) -> None:
-        story = self._publisher.best_story
-        if story is not None and story is not self._told:
-            if self._told is not None:
+    def _show_effect(self) -> None:
+        effect = self._publisher.best_effect
+        if effect is not None and effect is not self._shown_effect:
+            if self._shown_effect is not None:
                 self._console.print("\n  The click that has changed most since:", style="dim")
-            self._told = story
-            self._console.print(story_view(story), Text())
+            self._shown_effect = effect
+            self._console.print(effect_view(effect), Text())
 
     def _tell_bad_rows(self) -> None:
         bad = self._stream.bad
@@ -261,7 +261,7 @@ class Screen:
         return course_line(self._hit_before, self._hit_lowest, self._hit)
 
     def _say(self, elapsed_s: float, *, last: bool = False) -> None:
-        status = in_time(self._lists.status)
+        status = unless_unavailable(self._lists.status)
         if status is None:
             return
         self._hit = status["recent"]["served"]["hit@10"]

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from online.commands.demo_views import Story
+from online.commands.demo_views import ClickEffect
 from online.evaluation.town import Town
 from stream.event_files import EventFile
 from stream.events import BadEvent, Click, encode, parse_click
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 _BURST = 32  # clicks sent together
 _TOWN_CLICKS_MAX = 100_000_000
-_STORY_EVERY_S = 1.0  # it costs a wait of its own
-_STORY_USERS_MAX = 8  # users of a burst who are looked up for a list
+_EFFECT_EVERY_S = 1.0  # it costs a wait of its own
+_EFFECT_USERS_MAX = 8  # users of a burst who are looked up for a list
 _LIST_S_MAX = 5.0  # a list that has not come within this time is not waited for
 _POLL_EVERY_S = 0.002
 _POSITION_EVERY_S = 0.25
@@ -132,8 +132,8 @@ class Publisher:
         self._lists = lists
         self._topic = topic
         self._end = end
-        self._best: Story | None = None
-        self._story_at = 0.0  # when one is looked for again
+        self._best: ClickEffect | None = None
+        self._effect_at = 0.0  # when one is looked for again
 
     def run(self, stop: threading.Event) -> None:
         """Burst after burst, until `stop` is set or the stream ends."""
@@ -141,33 +141,33 @@ class Publisher:
             burst = self._stream.take(_BURST)
             if not burst:
                 return
-            at = self._with_list(burst) if time.monotonic() >= self._story_at else None
+            at = self._with_list(burst) if time.monotonic() >= self._effect_at else None
             if at is None:
                 self._send(burst, stop)
             else:
                 self._send(burst[:at], stop)
-                self._send_for_story(burst[at], stop)
+                self._send_for_effect(burst[at], stop)
                 self._send(burst[at + 1 :], stop)
 
     @property
-    def best_story(self) -> Story | None:
+    def best_effect(self) -> ClickEffect | None:
         """The click that has changed most so far; None where no user with a list has clicked."""
         return self._best
 
-    def _send_for_story(self, sent: Sent, stop: threading.Event) -> None:
+    def _send_for_effect(self, sent: Sent, stop: threading.Event) -> None:
         """Send one click by itself, and keep what it changed where that is more than by any before."""
         assert sent.click is not None
-        before = in_time(self._lists.read, sent.click.user_id)
+        before = unless_unavailable(self._lists.read, sent.click.user_id)
         started = time.perf_counter()
         after = self._send([sent], stop)
         milliseconds = 1_000 * (time.perf_counter() - started)
         best_next = self._stream.best_next(sent.click.item_id)
         if before is None or after is None:
             return
-        story = Story(sent.click, before, after, milliseconds, best_next)
-        if self._best is None or story.change > self._best.change:
-            self._best = story
-        self._story_at = time.monotonic() + _STORY_EVERY_S
+        effect = ClickEffect(sent.click, before, after, milliseconds, best_next)
+        if self._best is None or effect.change > self._best.change:
+            self._best = effect
+        self._effect_at = time.monotonic() + _EFFECT_EVERY_S
 
     def _with_list(self, burst: list[Sent]) -> int | None:
         """The place of the last click whose user has a list already."""
@@ -175,10 +175,10 @@ class Publisher:
         for at, sent in reversed(list(enumerate(burst))):
             if sent.click is None or sent.click.user_id in users:
                 continue
-            if len(users) == _STORY_USERS_MAX:
+            if len(users) == _EFFECT_USERS_MAX:
                 break
             users.add(sent.click.user_id)
-            if in_time(self._lists.read, sent.click.user_id) is not None:
+            if unless_unavailable(self._lists.read, sent.click.user_id) is not None:
                 return at
         return None
 
@@ -196,19 +196,19 @@ class Publisher:
         ask_at = time.monotonic() + _POSITION_EVERY_S
         deadline = time.monotonic() + _LIST_S_MAX
         while not stop.is_set() and time.monotonic() < deadline:
-            top = in_time(self._lists.read, user)
+            top = unless_unavailable(self._lists.read, user)
             if top is not None and _offset(top) >= end:
                 return top
             if time.monotonic() >= ask_at:
                 # A click that was learned before, or that leaves nothing to show, makes no list.
-                if _position(in_time(self._lists.status), self._topic) >= end:
+                if _position(unless_unavailable(self._lists.status), self._topic) >= end:
                     return None
                 ask_at = time.monotonic() + _POSITION_EVERY_S
             time.sleep(_POLL_EVERY_S)
         return None
 
 
-def in_time(ask: Callable[..., T], *arguments: str) -> T | None:
+def unless_unavailable(ask: Callable[..., T], *arguments: str) -> T | None:
     """What the embedded Redis answers. None where it does not in time: on a busy machine that thread may wait long."""
     try:
         return ask(*arguments)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 
 def stays(console: Console) -> bool:
-    """Whether there is somebody at a terminal who can look at the dashboard, and end it with Ctrl-C."""
+    """Whether it runs at a terminal, where Ctrl-C can end the dashboard."""
     try:
         in_front = os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
     except (OSError, ValueError):  # no terminal, or none of ours

@@ -18,7 +18,7 @@ from online.config.settings import PREFIX, Settings
 from stream.events import Click
 from stream.lists import TopList
 
-_SHOWN = 8  # items of a list in the story
+_SHOWN = 8  # items of a list that are shown
 
 FASHION_CHANGES = Text(
     "  fashion changes: tastes turn to other shelves, what followed no longer does", style="bold magenta"
@@ -26,10 +26,10 @@ FASHION_CHANGES = Text(
 
 
 @dataclass(frozen=True)
-class Story:
+class ClickEffect:
     """What one click changed: the list before, the click, the list after, and the time between.
 
-    `best_next` is what most often follows the clicked item; None where nobody knows.
+    `best_next` is what most often follows the clicked item; None where it is not known.
     """
 
     click: Click
@@ -103,13 +103,13 @@ def live_line(elapsed_s: float, status: Mapping[str, Any]) -> Text:
     return line
 
 
-def story_view(story: Story) -> RenderableType:
+def effect_view(effect: ClickEffect) -> RenderableType:
     """The list before a click, the click, and the list after, with what has changed."""
-    before, after = story.before.items, story.after.items
-    item = story.click.item_id
+    before, after = effect.before.items, effect.after.items
+    item = effect.click.item_id
     table = Table(box=None, padding=(0, 3, 0, 2), header_style="dim")
     table.add_column("the list before")
-    table.add_column(f"{story.milliseconds:.0f} ms after the click")
+    table.add_column(f"{effect.milliseconds:.0f} ms after the click")
     table.add_column("")
     for rank in range(min(_SHOWN, len(after))):
         was = before.index(after[rank]) if after[rank] in before else None
@@ -118,13 +118,13 @@ def story_view(story: Story) -> RenderableType:
         table.add_row(_place(rank, old), Text.assemble(_place(rank, after[rank]), style=changed), _move(was, rank))
     lines: list[RenderableType] = [
         Text.assemble(
-            "  ", (plain(story.click.user_id), "bold"), " clicked ", (plain(item), "bold"), _stood(before, item)
+            "  ", (plain(effect.click.user_id), "bold"), " clicked ", (plain(item), "bold"), _stood(before, item)
         ),
         Padding(table, (1, 0)),
     ]
-    if story.best_next is not None:
-        lines.append(Text(f"  in this town {plain(story.best_next)} mostly follows {plain(item)}:"))
-        lines.append(Text(f"  {_rank(before, story.best_next)} before, {_rank(after, story.best_next)} now"))
+    if effect.best_next is not None:
+        lines.append(Text(f"  in this town {plain(effect.best_next)} mostly follows {plain(item)}:"))
+        lines.append(Text(f"  {_rank(before, effect.best_next)} before, {_rank(after, effect.best_next)} now"))
     return Group(Text(), *lines)
 
 
@@ -154,7 +154,7 @@ def dashboard_stays(running: Running) -> RenderableType:
     """What can be done with a demo whose clicks have ended."""
     commands = [(command, "a list, as JSON") for command in running.list_commands()[:1]]
     if running.user_id is not None:
-        commands += [(running.command("top", running.user_id), "the same, for people")]
+        commands += [(running.command("top", running.user_id), "the same, as a table")]
     commands += [(running.command("status"), "what the worker does")]
     says = f"No more clicks come. The dashboard stays at {running.url}/ until Ctrl-C. Meanwhile, in another terminal:"
     return Group(Text(), Text(says, style="bold"), *_commands(commands))

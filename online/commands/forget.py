@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from online.config.settings import Settings
+from online.worker.ask import RequestError, ask_worker
 from online.worker.connections import clicks_kept_ms, open_lists, open_producer, open_reader, prepare_topics
-from online.worker.forget import quoted_in
-from online.worker.requests import RequestError, ask_worker
+from online.worker.quoted import quoted_in
 from stream.dead_letters import dead_letter
 from stream.events import Forget, encode_forget, id_problem
 from stream.lists import Lists
@@ -23,9 +23,9 @@ from stream.source import Partition, Record
 
 _ASK_EACH_S = 0.5
 REMAINS = (
-    "what the clicks have taught everybody's model: weights, and sums such as how often an item was clicked or "
-    "followed another. Nothing there says whose clicks they were, and nothing can be taken out of it again",
-    "ids of events, as 64-bit digests that belong to nobody, so that a redelivered click is not learned",
+    "what the shared model has learned from the clicks: weights, and sums such as how often an item was clicked or "
+    "followed another. Nothing there names a user, and no user's part can be taken out of it again",
+    "ids of events, as 64-bit digests that name no user, so that a redelivered click is not learned",
     "the request itself on the topic of clicks: the SHA-256 of the id, so that reading the topic again forgets again",
 )
 
@@ -36,7 +36,7 @@ class ForgetError(Exception):
 
 @dataclass
 class Proof:
-    """How often the person is found, store by store (None: it could not be searched), what is still to be done, and
+    """How often the user is found, store by store (None: it could not be searched), what is still to be done, and
     what stays."""
 
     found: dict[str, int | None] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Proof:
 
 
 def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: bool = True) -> Proof:
-    """Forgets somebody, and proves it. Without a worker it is only asked for, which is among what the proof waits for.
+    """Forgets a user, and proves it. Without a worker it is only asked for, which is among what the proof waits for.
 
     `count_clicks`: whether to read through the topic of clicks in Kafka, to say how many of theirs are there.
     Raises ForgetError, SourceError, ListsError.
@@ -81,7 +81,7 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
 def _publish(settings: Settings, digest: str) -> dict[Partition, int]:
     """The request, in every partition of the clicks -> the next offset after it in each.
 
-    Who publishes clicks chooses their partition; wherever somebody's are, the request comes after them.
+    The producer chooses the partition of a click; in each partition the request comes after the user's clicks.
     """
     value = encode_forget(Forget(user_sha256=digest, timestamp=time.time()))
     key, after = digest.encode(), {}
@@ -133,7 +133,7 @@ def _found_on_topics(settings: Settings, user_id: str) -> dict[str, int]:
 
 
 def _quotes(value: bytes, user_id: str) -> bool:
-    """Whether a notice does, which are lines for people."""
+    """Whether a notice quotes the id."""
     try:
         return user_id in quoted_in(str(json.loads(value)["text"]))
     except (ValueError, TypeError, KeyError):
@@ -141,13 +141,13 @@ def _quotes(value: bytes, user_id: str) -> bool:
 
 
 def _names(record: Record, user_id: str, settings: Settings) -> bool:
-    """Whether it is about the person; of broken items the key is an item."""
+    """Whether it is about the user; of broken items the key is an item."""
     key = None if dead_letter(record).topic == settings.items_topic else record.key
     return user_id in people_in(key, record.value, _user_path(settings))
 
 
 def _user_path(settings: Settings) -> str | None:
-    """Where users stand in other people's messages."""
+    """Where users stand in the producers' messages."""
     return settings.click_names.paths.get("user_id")
 
 
@@ -155,7 +155,7 @@ def _user_path(settings: Settings) -> str | None:
 
 
 def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, int]) -> None:
-    """The embedded log is ours: the person's clicks before the request go, and their bytes with them."""
+    """The embedded log is ours: the user's clicks before the request go, and their bytes with them."""
     with closing(Log(settings.log_path)) as file:
         for partition, offset in after.items():
             mine = [one.offset for one in _records_of(file, partition, user_id, settings) if one.offset < offset]
@@ -170,7 +170,7 @@ def _records_of(file: Log, partition: Partition, user_id: str, settings: Setting
 
 
 def _found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
-    """Records that are there, and bytes that look like the person's clicks, in the file and in its journal."""
+    """Records that are there, and bytes that look like the user's clicks, in the file and in its journal."""
     path, topic = settings.log_path, settings.clicks_topic
     with closing(Log(path)) as file:
         mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
@@ -189,7 +189,7 @@ def _spellings(user_id: str) -> list[bytes]:
 
 
 def _words(user_id: str) -> list[bytes]:
-    """Bytes one of which stands in each message about the person: an id as it is, or what JSON may write it with, which
+    """Bytes one of which stands in each message about the user: an id as it is, or what JSON may write it with, which
     is an escape in any text, and an exponent in a number."""
     exponents = [f"{digit}{e}".encode() for digit in range(10) for e in "eE"] if _is_integer(user_id) else []
     return [*_spellings(user_id), b"\\", *exponents]
@@ -200,7 +200,7 @@ def _is_integer(user_id: str) -> bool:
 
 
 def _pattern(user_id: str, user_path: str | None = None) -> re.Pattern[bytes]:
-    """A click of the person as it stands in a file: with its quotes, so that no longer id is taken for it."""
+    """A click of the user as it stands in a file: with its quotes, so that no longer id is taken for it."""
     values = [b'"' + re.escape(text) + b'"' for text in _spellings(user_id)]
     if _is_integer(user_id):
         values.append(user_id.encode() + rb"(?:\.0+)?(?![0-9.eE])")
@@ -218,7 +218,7 @@ def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
 
 
 def _clicks_in_kafka(settings: Settings, user_id: str, *, count: bool) -> str:
-    """What of the person stays in a topic that belongs to who publishes it, and until when."""
+    """What stays of the user in a topic that belongs to its producers, and until when."""
     topic, kept_ms = settings.clicks_topic, clicks_kept_ms(settings)
     words, user_path, number, latest_ms = _words(user_id), _user_path(settings), 0, 0
     if count:
@@ -235,6 +235,6 @@ def _clicks_in_kafka(settings: Settings, user_id: str, *, count: bool) -> str:
         day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime((latest_ms + kept_ms) / 1_000)) if count else ""
         until = f"until {day} at the latest (retention.ms is {kept_ms:,})" if count else f"for {kept_ms:,} ms each"
     return (
-        f"{said} about the person on the topic {topic} in Kafka, which belongs to who publishes it: {until}. "
-        "Read again, they are forgotten again"
+        f"{said} about the user on the topic {topic} in Kafka, which belongs to its producers: {until}. "
+        "Read again, the user is forgotten again"
     )

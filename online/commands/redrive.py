@@ -101,7 +101,7 @@ def redrive(
             continue
         # A repaired click may have another user, or have one at last: its order is theirs.
         key = found.user_id.encode() if repaired is not None and isinstance(found, Click) else letter.record.key
-        # What everybody's partition has is not to be in one of them twice.
+        # What every partition has must not be in one of them twice.
         send_again(producer, letter, value, key, letter.partition if isinstance(found, Forget) else None)
         waiting.append(letter)
         if len(waiting) == SENT_AT_ONCE:

@@ -22,7 +22,7 @@ _DIGEST_BYTES = 8
 
 
 class ReplayError(Exception):
-    """A replay that cannot begin or go on; one line for people."""
+    """A replay that cannot begin or go on; one line for the operator."""
 
 
 @dataclass
@@ -99,7 +99,7 @@ class Progress:
     """How many rows of a file have reached one topic, on disk in `folder`.
 
     `target` names the broker and topic: the same file may be published to several. `rows` are acknowledged; `bad`
-    counts those of them that are no clicks; `remark` is a line for people, where there is something to say.
+    counts those of them that are no clicks; `remark` is a line for the operator, where there is something to say.
     """
 
     def __init__(self, folder: Path, file: EventFile, target: str) -> None:

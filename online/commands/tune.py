@@ -116,7 +116,7 @@ def verdict(tuned: Tuned) -> str:
     if tuned.found.best == tuned.found.stood:
         return "no trial was better on the searched clicks: the settings stay as they stand"
     low, high = tuned.interval
-    between = "one person only" if math.isinf(low) else f"{100 * CONFIDENCE:.0f} % interval {low:+.4f} to {high:+.4f}"
+    between = "one user only" if math.isinf(low) else f"{100 * CONFIDENCE:.0f} % interval {low:+.4f} to {high:+.4f}"
     gain = f"NDCG@10 on later clicks {tuned.gain:+.4f} ({between})"
     if tuned.better:
         return f"better: {gain}"

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people. Text from the stream is shown with its control characters spelled out."""
+"""What the commands print: tables. Text from the stream is shown with its control characters spelled out."""
 
 import time
 from collections import Counter
@@ -25,7 +25,7 @@ def plain(text: str) -> str:
 
 
 def ago(milliseconds: float) -> str:
-    """A duration as people say it."""
+    """A duration in a short form."""
     seconds = max(0.0, milliseconds / 1_000)
     for size, unit in ((86_400.0, "days"), (3_600.0, "h"), (60.0, "min")):
         if seconds >= 2 * size:
@@ -34,7 +34,7 @@ def ago(milliseconds: float) -> str:
 
 
 def list_view(user_id: str, top: TopList, *, own: bool, k: int) -> RenderableType:
-    """One person's list, with where it comes from and how old it is."""
+    """One user's list, with where it comes from and how old it is."""
     age = ago(1_000 * time.time() - top.written_at)
     whose = f"the list of {plain(user_id)}" if own else f"{plain(user_id)} has no list yet: the popular one"
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -62,7 +62,7 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         table.add_row(label, Text(f"{plain(str(problem.get('text')))} (for {lasts})", style="red"))
     table.add_row(
         "model",
-        f"version {status.get('version')}, {_count(status.get('users'))} people, {_count(status.get('items'))} items",
+        f"version {status.get('version')}, {_count(status.get('users'))} users, {_count(status.get('items'))} items",
     )
     table.add_row("unavailable", f"{_count(status.get('unavailable'))} items: published as such, or withdrawn")
     table.add_row(
@@ -199,7 +199,7 @@ def dead_letters_view(
 
 
 def proof_view(proof: Mapping[str, Any]) -> RenderableType:
-    """Where somebody who is to be forgotten was looked for, how often they were found, and what stays."""
+    """Which stores were searched for a forgotten user, how often the user was found, and what stays."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("searched")
     table.add_column("found", justify="right")

@@ -14,11 +14,17 @@ class Names:
     """The variables `prefix` + FIELD, and `others` that say where more of them are (the first one: a file)."""
 
     def __init__(
-        self, prefix: str, others: Sequence[str], fields: Collection[str], renamed: Mapping[str, str] | None = None
+        self,
+        prefix: str,
+        others: Sequence[str],
+        fields: Collection[str],
+        renamed: Mapping[str, str] | None = None,
+        fixed: Mapping[str, object] | None = None,
     ) -> None:
-        """`renamed`: fields by the names they had."""
+        """`renamed`: fields by the names they had; `fixed`: values that cannot be set, by the names they had."""
         self.prefix = prefix
         self._renamed = renamed or {}
+        self._fixed = fixed or {}
         self.env_file = others[0]
         self._others = others
         self._fields = fields
@@ -35,9 +41,13 @@ class Names:
 
     def unknown(self, variable: str) -> str:
         """A line that says that there is no such setting, and which one may be meant."""
-        if (now := self._renamed.get(self.field(variable))) is not None:
+        field = self.field(variable)
+        now = self._renamed.get(field, field)
+        if now in self._fixed:
+            return f"{variable} is no setting any more: its value is fixed at {self._fixed[now]}"
+        if now != field:
             return f"{variable} is called {self.prefix}{now.upper()} now: rename it"
-        close = difflib.get_close_matches(self.field(variable), self._fields, n=1)
+        close = difflib.get_close_matches(field, self._fields, n=1)
         meant = f"; did you mean {self.prefix}{close[0].upper()}?" if close else ""
         return f"{variable}: there is no such setting{meant}"
 

@@ -71,7 +71,7 @@ class ShadowEvaluation:
         """Begins to compare, from nothing."""
         settings = self.learner.settings
         self.gate = SequentialGate(self.limits)
-        self.mine, self.live = Diversity(settings.variety_lists), Diversity(settings.variety_lists)
+        self.mine, self.live = Diversity(settings.diversity_lists), Diversity(settings.diversity_lists)
         self.fault: str | None = None  # of these weights
         self.live_fault: str | None = None
         self.paused = False  # kept, with rows that follow the live ones, and not compared
@@ -138,7 +138,7 @@ class ShadowEvaluation:
         if mine and not live:
             self.fault = "its gradients exploded or were not finite"
         if self.mine.full:
-            least = self.learner.settings.variety_share_min
+            least = self.learner.settings.diversity_share_min
             mine_items, live_items = self.mine.items(), self.live.items()
             if mine_items < least * live_items:
                 self.fault = _alike(mine_items, live_items)

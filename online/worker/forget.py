@@ -8,7 +8,6 @@ vocabulary, stays. What cannot be done now (Redis is away, the broker refuses) i
 """
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.list_writer import ListWriter
 from online.worker.progress import Progress
+from online.worker.quoted import quoted_in
 from stream.dead_letters import DeadLetter
 from stream.people import digest_of, owner_number, people_in
 from stream.source import Partition, SourceError
@@ -36,7 +36,6 @@ NAMES_OF_OTHERS = {
     *(("progress",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
 }
 QUOTING = (("notices",), ("dead_letters",))  # a line for people may quote an id; the rest are our own words
-_QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 KEYED_BY_PEOPLE = ("learner", "states", "built")
 
 log = logging.getLogger(__name__)
@@ -193,11 +192,6 @@ def _is_nobodys(name: str) -> bool:
 
 def _vocabulary_of(state: Mapping[str, Any]) -> dict[str, Any]:
     return {"learner": {"items": state["learner"]["items"]}}
-
-
-def quoted_in(text: str) -> Iterable[str]:
-    """What stands in quotes, as in the last line of a traceback."""
-    return (one or other for one, other in _QUOTED.findall(text))
 
 
 def _texts(value: Any, path: Sequence[str] = ()) -> Iterable[str]:

@@ -513,9 +513,9 @@ class Loop:
 
     def _gone(self, gone: OffsetOutOfRange) -> None:
         """The broker has not kept what comes next. Raises SourceError where that is not to be passed over."""
-        if self.settings.offsets_gone == "stop":
+        if self.settings.offset_out_of_range == "stop":
             raise SourceError(
-                f"{gone}; the worker stops, as NEXTCLICK_OFFSETS_GONE says: set it to earliest to go on "
+                f"{gone}; the worker stops, as NEXTCLICK_OFFSET_OUT_OF_RANGE says: set it to earliest to go on "
                 f"from {gone.earliest}"
             )
         self.progress.lost += gone.lost

@@ -40,7 +40,6 @@ from online.worker.rollback_request import rollback
 from online.worker.start import check_start
 from online.worker.status import StatusReport, waiting_status
 from online.worker.steps import StepHook, no_hook
-from stream.embedded_redis import EmbeddedRedis
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import UnavailableError
 
@@ -206,6 +205,8 @@ def _say(loop: Loop, report: StatusReport, state: str) -> None:
 
 def _lists(settings: Settings, parts: ExitStack) -> Lists:
     if settings.redis_url is None:
+        from stream.embedded_redis import EmbeddedRedis  # noqa: PLC0415 - an extra of its own
+
         redis = parts.enter_context(EmbeddedRedis(settings.embedded_redis_port))
         log.info("embedded Redis at %s", redis.url)
         return Lists(redis.client, ttl_s=settings.list_ttl_s)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from online.worker.requests import RequestError, ask_worker
+from online.worker.ask import RequestError, ask_worker
 from stream.lists import Lists
 
 __all__ = ["RollbackError", "ask_rollback", "rollback"]

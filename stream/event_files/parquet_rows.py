@@ -33,8 +33,14 @@ class ParquetRows:
 
     def messages(self, skip: int) -> Iterator[Message]:
         """The rows after the first `skip`. Raises EventFileError for wrong columns and types, and for damaged data."""
-        import pyarrow as pa  # noqa: PLC0415 - takes longer to import than most commands to run
-        from pyarrow import parquet  # noqa: PLC0415
+        try:
+            import pyarrow as pa  # noqa: PLC0415 - takes longer to import than most commands to run
+            from pyarrow import parquet  # noqa: PLC0415
+        except ImportError:
+            raise EventFileError(
+                f'{self._name} is a Parquet file, which needs the packages of the extra "backtest": '
+                "pip install 'nextclick[backtest]'"
+            ) from None
 
         self.rows_read = 0
         try:

@@ -287,18 +287,18 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     assert values["nextclick_requests_total", "/recommend/{user:text}", "200"] == 2
     assert values["nextclick_requests_total", "/recommend/{user:text}", "422"] == 1
     assert values["nextclick_requests_total", "404", "none"] == 1
-    assert values["nextclick_request_seconds_count", "/recommend/{user:text}"] == 3
+    assert values["nextclick_request_duration_seconds_count", "/recommend/{user:text}"] == 3
     assert values["nextclick_lists_served_total", "own"] == values["nextclick_lists_served_total", "popular"] == 1
     assert values["nextclick_worker_up",] == values["nextclick_redis_up",] == 1
     assert values["nextclick_learned_total",] == 12_345
     assert values["nextclick_dead_letters_total", "malformed-json"] == 4
-    assert values["nextclick_guarded_total", "rate"] == 40
-    assert values["nextclick_lag",] == values["nextclick_partition_lag", "clicks:0"] == 17
+    assert values["nextclick_flagged_total", "rate"] == 40
+    assert values["nextclick_lag_messages",] == values["nextclick_partition_lag_messages", "clicks:0"] == 17
     assert values["nextclick_lag_seconds",] == values["nextclick_partition_lag_seconds", "clicks:0"] == 2.5
     assert (values["nextclick_behind",], values["nextclick_shedding",]) == (1, 0)
     assert values["nextclick_untrained_total",] == 90
     assert values["nextclick_hit_rate_at_10_recent", "served"] == 0.61
-    assert values["nextclick_click_to_list_milliseconds", "0.99"] == 88
+    assert values["nextclick_click_to_list_seconds", "0.99"] == 0.088
     assert values["nextclick_drift_alarms_total",] == 1
     assert values["nextclick_version",] == 3
     assert (values["nextclick_redis_evicting",], values["nextclick_redis_evicted_keys_total",]) == (1, 9)

@@ -26,7 +26,7 @@ from online.api.serve import ServeError
 from online.commands.demo import DemoError, run_demo
 from online.commands.demo_stream import Stream
 from online.commands.demo_terminal import shown_command, shown_program, stays
-from online.commands.demo_views import Story, next_steps, story_view
+from online.commands.demo_views import ClickEffect, effect_view, next_steps
 from online.config.settings import Settings
 from online.evaluation.town import Town
 from stream.events import BadEvent, Click, parse
@@ -63,7 +63,7 @@ def test_a_demo_shows_a_list_before_and_after_a_click_and_what_to_try_next(tmp_p
     assert re.search(r"hit@10: [\d.]+ % before fashion changed", shown)
     assert "Try next:" in shown
     assert list(tmp_path.glob("nextclick-*")) == []
-    # The story comes while clicks go on, and another one only where it is better.
+    # The effect is shown while clicks go on, and another one only where it is better.
     assert shown.index("ms after the click") < shown.rindex("list in ")
     assert shown.count("ms after the click") == 1 + shown.count("The click that has changed most since")
 
@@ -327,7 +327,7 @@ def in_a_terminal(command: str) -> str:
     return said.decode()
 
 
-def test_a_story_marks_what_has_changed() -> None:
+def test_an_effect_marks_what_has_changed() -> None:
     def top(items: list[str]) -> TopList:
         scores = [1.0] * len(items)
         return TopList(
@@ -335,9 +335,9 @@ def test_a_story_marks_what_has_changed() -> None:
         )
 
     click = Click(user_id="ada", item_id="tea", timestamp=1)
-    story = Story(click, top(["tea", "cup", "rose"]), top(["cup", "pot", "tea", "rose"]), 12.3, "pot")
+    effect = ClickEffect(click, top(["tea", "cup", "rose"]), top(["cup", "pot", "tea", "rose"]), 12.3, "pot")
     shown = io.StringIO()
-    Console(file=shown, width=100).print(story_view(story))
+    Console(file=shown, width=100).print(effect_view(effect))
     lines = [" ".join(line.split()) for line in shown.getvalue().splitlines()]
     assert "ada clicked tea, which stood at rank 1 of the list" in lines
     assert "the list before 12 ms after the click" in lines

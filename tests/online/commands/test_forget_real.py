@@ -31,7 +31,7 @@ def test_forgotten_live_and_again_when_all_is_read_from_the_beginning(settings, 
         proof = forget(settings, "u1", timeout_s=WAIT_S)
         assert proof.complete, proof.as_dict()
         assert any("memory" in name for name in proof.found)
-        assert "8 messages about the person on the topic" in proof.clicks
+        assert "8 messages about the user on the topic" in proof.clicks
         assert "retention.ms is 604,800,000" in proof.clicks
         assert "u1" not in set(open_lists(settings).users())
         letters = values(settings, settings.dead_letters_topic)

@@ -3,7 +3,16 @@
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from online.config.settings import PREFIX, Settings, SettingsError, load_settings
+from online.config.settings import (
+    PREFIX,
+    RENAMED,
+    SECTIONS,
+    Settings,
+    SettingsError,
+    fixed_values,
+    load_settings,
+    settable,
+)
 
 
 def problems(**overrides):
@@ -36,8 +45,8 @@ def test_variables_are_read_and_overrides_win(monkeypatch, tmp_path):
 def test_gates_and_versions_have_to_fit_their_limits():
     lines = problems(shadow_clicks_max=100, gate_block_clicks=25, versions_kept=30)
     assert lines == [
-        "NEXTCLICK_SHADOW_CLICKS_MAX (100) must not be below 10 times NEXTCLICK_GATE_BLOCK_CLICKS (25)",
-        "NEXTCLICK_VERSIONS_LISTED (20) must not be below NEXTCLICK_VERSIONS_KEPT (30)",
+        "NEXTCLICK_SHADOW_CLICKS_MAX (100) must not be below 250",
+        "NEXTCLICK_VERSIONS_KEPT (30) must not exceed 20",
     ]
     settings = load_settings(gate_margin=0.03, rollback_margin=0.04)
     assert (settings.candidate_gate.margin, settings.rollback_gate.margin) == (0.03, -0.04)
@@ -193,7 +202,7 @@ def test_what_is_wrong_in_a_file_of_settings_is_listed_with_the_rest(monkeypatch
     ]
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("name", settable())
 def test_every_setting_can_stand_in_a_file(env_file, tmp_path, name):
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     given = {"finetune_cron": "0 3 * * mon", "kafka_bootstrap_servers": "host:9092", "redis_url": "redis://host/0"}
@@ -217,3 +226,38 @@ def test_every_setting_can_stand_in_a_file(env_file, tmp_path, name):
 def test_an_empty_name_of_a_file_of_settings_is_none(monkeypatch):
     monkeypatch.setenv("NEXTCLICK_ENV_FILE", "")
     assert load_settings() == Settings()
+
+
+@pytest.mark.parametrize("name", fixed_values())
+def test_a_fixed_value_is_set_by_code_alone_and_refused_elsewhere(monkeypatch, env_file, tmp_path, name):
+    value = fixed_values()[name]
+    line = f"{PREFIX}{name.upper()} is no setting any more: its value is fixed at {value}"
+    env_file("")
+    assert getattr(load_settings(**{name: 2 * value}), name) == 2 * value
+    path = env_file(f"{PREFIX}{name.upper()}=2\n")
+    assert problems() == [f"{path} line 1: {line}"]
+    env_file("")
+    monkeypatch.setenv(PREFIX + name.upper(), "2")
+    assert problems() == [line]
+    assert getattr(Settings(), name) == value  # a variable that is not refused, as it is not looked for, sets nothing
+    monkeypatch.delenv(PREFIX + name.upper())
+    (tmp_path / "secrets").mkdir()
+    secret = tmp_path / "secrets" / f"nextclick_{name}"
+    secret.write_text("2")
+    monkeypatch.setenv("NEXTCLICK_SECRETS_DIR", str(secret.parent))
+    assert problems() == [f"{secret}: {PREFIX}{name.upper()} is no setting any more: its value is fixed at {value}"]
+
+
+def test_a_name_of_before_is_refused_with_what_became_of_it(monkeypatch):
+    monkeypatch.setenv("NEXTCLICK_OFFSETS_GONE", "stop")
+    monkeypatch.setenv("NEXTCLICK_VARIETY_LISTS", "8")
+    assert problems() == [
+        "NEXTCLICK_OFFSETS_GONE is called NEXTCLICK_OFFSET_OUT_OF_RANGE now: rename it",
+        "NEXTCLICK_VARIETY_LISTS is no setting any more: its value is fixed at 256",
+    ]
+    assert set(RENAMED.values()) <= set(Settings.model_fields)
+
+
+def test_each_setting_belongs_to_one_subject():
+    names = [name for section in SECTIONS for name in section.model_fields]
+    assert names == list(Settings.model_fields)

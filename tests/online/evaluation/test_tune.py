@@ -431,7 +431,7 @@ class TestVerdict:
             assert verdict(result).startswith(begins), (gain, error, people)
             assert result.better == begins.startswith("better")
             assert result.kept == (result.found.best if result.better else result.found.stood)
-        assert "one person only" in verdict(tuned(gain=0.01, gain_error=math.inf))
+        assert "one user only" in verdict(tuned(gain=0.01, gain_error=math.inf))
 
     def test_the_time_it_took_is_all_of_it(self) -> None:
         result = tuned(judging_s=31.0)

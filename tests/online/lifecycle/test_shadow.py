@@ -14,7 +14,7 @@ from online.lifecycle.shadow import Diversity, ShadowEvaluation
 
 @pytest.fixture
 def learner(small, town_clicks):
-    limits = {"gate_block_clicks": 10, "shadow_clicks_max": 200, "variety_lists": 32}
+    limits = {"gate_block_clicks": 10, "shadow_clicks_max": 200, "diversity_lists": 32}
     learner = Learner(small(online_history=12, replay_held=50, **limits))
     learn(learner, town_clicks[:200])
     return learner
@@ -140,7 +140,7 @@ def test_who_gives_everybody_the_same_ten_is_rejected_at_once(learner, town_clic
         weights.ranker.out[:] = 0
         weights.ranker.linear[COLUMNS["clicks"]] = 100
     trial = ShadowEvaluation(learner, weights, learner.settings.rollback_gate, facts={})
-    trial.learner.settings = learner.settings.model_copy(update={"variety_share_min": 0.8})
+    trial.learner.settings = learner.settings.model_copy(update={"diversity_share_min": 0.8})
     learn(learner, town_clicks[200:248], trial)
     assert "alike" in trial.fault
     assert trial.mine.items() < 0.8 * trial.live.items()

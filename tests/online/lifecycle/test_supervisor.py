@@ -13,7 +13,7 @@ from online.learner.ranking_model import RankingModel
 from online.lifecycle.versions import VersionError
 
 GATE = {
-    "gate": True, "gate_block_clicks": 5, "shadow_clicks_max": 100, "variety_lists": 32, "online_history": 12,
+    "gate": True, "gate_block_clicks": 5, "shadow_clicks_max": 100, "diversity_lists": 32, "online_history": 12,
     "replay_held": 50,
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ own SIGKILL (`kill`), or hangs until this script kills it (`hang`); with `none` 
 each one's process id, and how it ended. Workers are forked from this process, so that torch is loaded once.
 """
 
+import json
 import os
 import signal
 import sys
@@ -31,7 +32,8 @@ def work(life: int, says: int, line: str) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     # Another group each time: the broker would wait for a member that was killed. Positions are the checkpoint's.
-    settings = load_settings(consumer_group=f"life-{os.getppid()}-{life}", data_dir=Path(folder))
+    given = json.loads(sys.argv[1])  # settings that no variable sets
+    settings = load_settings(**given, consumer_group=f"life-{os.getppid()}-{life}", data_dir=Path(folder))
     run_worker(settings, stop, reached=reached)
 
 

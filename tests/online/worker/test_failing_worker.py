@@ -1,5 +1,6 @@
 """Fail points of real worker processes: killed, or hanging until they are killed, at the steps of a turn."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import online
-from online.config.settings import PREFIX
+from online.config.settings import PREFIX, fixed_values
 from online.worker.checkpoint import Checkpoints
 from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
 from online.worker.dedup import SeenEvents
@@ -87,11 +88,12 @@ def workers(settings):
     if settings.redis_url is not None:
         values["redis_url"] = settings.redis_url.get_secret_value()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= {PREFIX + name.upper(): value for name, value in values.items()}
+    in_code = {name: getattr(settings, name) for name in values.keys() & fixed_values().keys()}
+    environment |= {PREFIX + name.upper(): value for name, value in values.items() if name not in in_code}
     log = settings.data_dir / "workers.log"
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("failing_worker.py"))],
+            [sys.executable, str(Path(__file__).with_name("failing_worker.py")), json.dumps(in_code)],
             cwd=ROOT,
             env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,

@@ -1,0 +1,1 @@
+"""Settings by subject: one class each, all of which online/config/settings.py puts together."""
