@@ -26,7 +26,6 @@ DOCS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.m
 #: A changelog names what is no more.
 OF_NOW = [path for path in DOCS if path.name != "CHANGELOG.md"]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in OF_NOW}
-GENERATED = {ROOT / "docs/settings.md"}  # written from the settings' descriptions, and tested with them
 PLACES = r"(?:\.ci|online|stream|model|benchmarks|tests|docs)"
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 #: Words that were given up for the field's own, as regular expressions.
@@ -49,8 +48,6 @@ def test_each_link_leads_somewhere(path: Path) -> None:
             continue
         name, _, anchor = target.partition("#")
         found = (path.parent / name).resolve() if name else path
-        if found in GENERATED:
-            continue
         assert found.exists(), f"{target}: there is no such file"
         assert not anchor or anchor in _anchors(found.read_text()), f"{target}: there is no such heading"
 
@@ -59,7 +56,7 @@ def test_each_link_leads_somewhere(path: Path) -> None:
 def test_each_path_and_module_exists(name: str) -> None:
     code = _fenced(TEXTS[name]) + "\n".join(_inline(TEXTS[name]))
     paths = set(re.findall(rf"(?<![\w./-]){PLACES}/[\w./-]*\w", code))
-    assert not {path for path in paths if not (ROOT / path).exists() and ROOT / path not in GENERATED}
+    assert not {path for path in paths if not (ROOT / path).exists()}
     modules = {module.replace(".", "/") for module in re.findall(r"python -m ((?:online|benchmarks)[\w.]*)", code)}
     assert not {one for one in modules if not (ROOT / one).is_dir() and not (ROOT / f"{one}.py").exists()}
 
