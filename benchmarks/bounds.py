@@ -121,7 +121,7 @@ def fill_histories(learner: Learner) -> None:
 def fill_items(learner: Learner) -> None:
     for n in range(learner.settings.items_held):
         learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
-    learner._make_room()
+    learner.make_room()
     store = learner.store
     scratch = store._scratch
     touch([store.tables, *store.items[:4], store.items.blocked, learner.lift._counts])

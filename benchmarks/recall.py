@@ -39,8 +39,8 @@ def trained(clicks: Sequence[Click], seed: int) -> Learner:
     """A learner that knows all facts of these clicks, with weights that have learned nothing."""
     learner = Learner(load_settings(seed=seed, device="cpu", abuse_filter=False), lists=False)
     for batch in micro_batches(clicks, learner.settings):
-        begun = learner._begin([clicks[at] for at in batch], None)
-        learner._gathered(begun, learner._advance(begun))
+        begun = learner.preparer.begin([clicks[at] for at in batch], None)
+        learner.preparer.complete(begun, learner.preparer.gather(begun))
     learner.weights.grow(len(learner.store))
     return learner
 

@@ -55,7 +55,7 @@ def compare(learner: Learner, users: list[str]) -> tuple[float, float, float]:
         return [[str(row) for row in one] for one in order.tolist()]
 
     def served(states: Tensor) -> list[list[str]]:
-        return [ranking.items for ranking in learner._rank(users, slots, np.zeros(len(slots)), states)]
+        return [ranking.items for ranking in learner.ranker.rank(users, slots, np.zeros(len(slots)), states)]
 
     cosine = torch.nn.functional.cosine_similarity(remembered, fresh).mean()
     return float(cosine), overlap(best(remembered), best(fresh)), overlap(served(remembered), served(fresh))

@@ -5,7 +5,7 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `K` candidates kept of a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,11 @@ class ClickBatch(NamedTuple):
     owners: NDArray[np.int64]  # (N,) whose they are, as `stream.people.owner_number` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
 
+    def part(self, part: slice) -> "ClickBatch":
+        """Some of them."""
+        fields: Any = [field[part] for field in self]
+        return ClickBatch(*fields)
+
 
 class Impression(NamedTuple):
     """A list that is written while a micro-batch comes in, for a user who clicked before, and looked at later."""
@@ -51,6 +56,8 @@ class TrainedStep:
     scored: ScoredCandidates  # by the live model, without gradients
     positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or not to be learned from
     replayed: tuple[Tensor, Tensor] | None  # clicks: features (·, K, F), and which are there (·, K)
+    losses: NDArray[np.float64]  # (n,) what each click cost before it was learned, in nats
+    ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.config.settings import Settings
-from online.learner.learner import Learner, Ranking
+from online.learner.batches import Ranking
+from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.metrics import Latencies
 from online.worker.arrived import Arrived

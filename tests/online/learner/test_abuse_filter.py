@@ -218,11 +218,11 @@ TOWN = Town(users=60, items=64)
 AT = 640
 
 
-def attacked(small, bot, *, guard, others=800, **overrides):
+def attacked(small, bot, *, abuse_filter, others=800, **overrides):
     """A learner after an attack, and the share of other people's lists since it began that hold the bots' item."""
     world = worlds.attack(1, change_at=AT, bot=bot, town=TOWN)
     held = {"list_size": 10, "successors_held": 32, "users_held": 128, "history_max": 64, "moments_held": 5_000}
-    learner = Learner(small(abuse_filter=guard, **held, **overrides))
+    learner = Learner(small(abuse_filter=abuse_filter, **held, **overrides))
     stream, found, seen = world.clicks(10**6), [], 0
     while seen < AT + others:
         batch = list(islice(stream, 16))

@@ -10,8 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from online.learner.history import SERVED
-from online.learner.learner import EVENT_TYPES_MAX, Learner, _rounded
+from online.learner.learner import Learner
+from online.learner.lists import rounded
 from online.learner.objectives import ListwiseRanking
+from online.learner.state import EVENT_TYPES_MAX
 from stream.events import Click
 
 ITEMS = 40
@@ -622,6 +624,6 @@ def test_a_gpu_finds_the_candidates_of_the_cpu_and_scores_them_nearly_the_same(s
 )
 @example([1e-30])
 def test_scores_in_lists_have_six_digits(scores):
-    for score, rounded in zip(scores, _rounded(np.array(scores, np.float32)), strict=True):
-        assert rounded == pytest.approx(score, rel=5.1e-6, abs=1e-22)
-        assert rounded == float(f"{rounded:.6g}")
+    for score, shown in zip(scores, rounded(np.array(scores, np.float32)), strict=True):
+        assert shown == pytest.approx(score, rel=5.1e-6, abs=1e-22)
+        assert shown == float(f"{shown:.6g}")

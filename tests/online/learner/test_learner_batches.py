@@ -10,8 +10,9 @@ import torch
 
 from online.learner.batches import Impression
 from online.learner.history import SERVED
-from online.learner.learner import Following, Learner, UnexpectedBatchError
+from online.learner.learner import Learner
 from online.learner.lift import Lift
+from online.learner.lookahead import UnexpectedBatchError, UpcomingBatch
 from online.learner.ranking_model import RankingModel
 from online.learner.return_times import ReturnTimes
 from stream.events import Click
@@ -314,7 +315,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
 
 def announced(learner, batches):
     """What each gives, when the next is announced with it."""
-    nexts = [*(lambda clicks=clicks: Following(clicks) for clicks in batches[1:]), None]
+    nexts = [*(lambda clicks=clicks: UpcomingBatch(clicks) for clicks in batches[1:]), None]
     return [learner.learn(clicks, following=after) for clicks, after in zip(batches, nexts, strict=True)]
 
 
@@ -334,7 +335,7 @@ def test_gathering_the_next_facts_while_weights_learn_changes_nothing(small, cha
         np.testing.assert_array_equal(array, other_arrays[name], err_msg=name)
 
 
-@pytest.mark.parametrize("where", ["_makes_room", "_begin", "_advance"])
+@pytest.mark.parametrize("where", ["evicts", "begin", "gather"])
 def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small, monkeypatch, where):
     learner = Learner(small())
     first, second = in_parts(some_clicks(32), 16)
@@ -343,8 +344,8 @@ def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small,
         raise ValueError("a bug")
 
     def announce():
-        monkeypatch.setattr(learner, where, fail)
-        return Following(second)
+        monkeypatch.setattr(learner.preparer, where, fail)
+        return UpcomingBatch(second)
 
     assert len(learner.learn(first, following=announce).ranks) == 16
     with pytest.raises(ValueError, match="a bug"):
@@ -354,6 +355,6 @@ def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small,
 def test_other_clicks_than_those_announced_are_refused(small):
     learner = Learner(small())
     first, second, third = in_parts(some_clicks(48), 16)
-    learner.learn(first, following=lambda: Following(second))
+    learner.learn(first, following=lambda: UpcomingBatch(second))
     with pytest.raises(UnexpectedBatchError, match="other clicks were announced"):
         learner.learn(third)

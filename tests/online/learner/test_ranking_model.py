@@ -15,7 +15,7 @@ from online.learner.facts.features import OWN_HEADS, WORLD_HEADS
 from online.learner.facts.gather import Queries
 from online.learner.facts.store import no_clicks, no_queries
 from online.learner.history import Latest
-from online.learner.learner import RANKING, Learner, training_batch
+from online.learner.learner import Learner
 from online.learner.next_item import Negatives
 from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
 from online.learner.ranking_model import (
@@ -27,6 +27,7 @@ from online.learner.ranking_model import (
     choose_device,
 )
 from online.learner.recall import soft_counts
+from online.learner.training import RANKING, training_batch
 from stream.events import Click
 
 HEADS = len(OWN_HEADS) + len(WORLD_HEADS)
