@@ -43,6 +43,7 @@ from online.learner.history import Newest
 from online.learner.recent_users import RecentUsers
 from online.learner.safety_net import SafetyNet
 from online.learner.stream_time import STREAM_GAP_S_MAX
+from online.learner.user_stores import UserKey
 from stream.people import digest_of, owner_number
 
 REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
@@ -112,6 +113,15 @@ class Buckets:
     def count_of(self, owner: int) -> int:
         """How many buckets somebody has."""
         return int((self._owners == owner).sum())
+
+    @property
+    def filled(self) -> int:
+        """Buckets in use."""
+        return int(np.count_nonzero(self._keys))
+
+    @property
+    def capacity(self) -> int:
+        return self._keys.size
 
     @property
     def span_s(self) -> float:
@@ -238,16 +248,23 @@ class AbuseFilter:
         self.total["taken-back"] += int(its.sum())
         return Contributed(rows[at], earlier[at], ages, numbers[its])
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's buckets go -> how many there were. Buckets of items are everybody's, and stay."""
-        owners_of.cache_clear()  # it holds names
-        found = sum(part.forget_owner(owner) for part in self._buckets().values())
-        return found + self._recent.forget(owner) + self.net.forget(owner)
+    def user_ids(self) -> tuple[str, ...]:
+        return ()
 
-    def count_of(self, owner: int) -> int:
-        """How many buckets are somebody's, and marks of theirs on recent clicks."""
-        found = sum(part.count_of(owner) for part in self._buckets().values())
-        return found + self._recent.count_of(owner) + self.net.count_of(owner)
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        """How many buckets are the user's, and marks on recent clicks."""
+        found = sum(part.count_of(user.user_hash) for part in self._buckets().values())
+        return {"abuse_filter": found + self._recent.count_of(user.user_hash) + self.net.count_of(user.user_hash)}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        """The user's buckets go. Buckets of items belong to no user, and stay."""
+        owners_of.cache_clear()  # it holds names
+        found = sum(part.forget_owner(user.user_hash) for part in self._buckets().values())
+        return {"abuse_filter": found + self._recent.forget(user.user_hash) + self.net.forget(user.user_hash)}
+
+    def usage(self) -> tuple[int, int]:
+        buckets = self._buckets().values()
+        return sum(part.filled for part in buckets), sum(part.capacity for part in buckets)
 
     def _heard_since(self, number: int) -> int:
         since = np.arange(number + 1, self._judged + 1)

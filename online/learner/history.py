@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from online.learner.user_stores import UserKey
+
 SERVED = 10  # items of the list in front of a user that hit@10 and NDCG@10 look at
 
 
@@ -129,6 +131,19 @@ class UserHistories:
             array[slot] = array[last]
             array[last] = 0
         return kept
+
+    def user_ids(self) -> list[str]:
+        return self.users()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        known = [name for name in user.user_ids if name in self._slots]
+        return {"history_clicks": int(self.lengths(self.find(known)).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        return {"history_clicks": sum(self.forget(name) for name in user.user_ids)}
+
+    def usage(self) -> tuple[int, int]:
+        return len(self._slots), self.users_held
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Clicks kept of each slot, (N,)."""

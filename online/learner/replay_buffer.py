@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model.zeros import zeros
 from online.learner.scoring import ScoredCandidates
+from online.learner.user_stores import UserKey
 
 FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
@@ -52,11 +53,19 @@ class ReplayBuffer:
         """Leaves a share of the clicks (from 0 to 1), of any age."""
         self._keep(np.arange(int(kept * self.filled)))
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's clicks go -> how many there were."""
-        before = self.filled
-        self._keep(np.flatnonzero(self.owners[:before] != owner))
-        return before - self.filled
+    def user_ids(self) -> tuple[str, ...]:
+        return ()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"replay_clicks": int((self.owners[: self.filled] == user.user_hash).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        found = self.count_user(user)
+        self._keep(np.flatnonzero(self.owners[: self.filled] != user.user_hash))
+        return found
+
+    def usage(self) -> tuple[int, int]:
+        return self.filled, self.held
 
     def _keep(self, places: NDArray[np.int64]) -> None:
         """Leaves these, in their order; nothing stays of the others."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.history import Latest, UserHistories
+from online.learner.user_stores import UserKey
 
 
 class Reservoir:
@@ -74,16 +75,21 @@ class Reservoir:
         """Items that lost their row: their clicks become unknown ones (row 0)."""
         self._rows[np.isin(self._rows, rows)] = 0
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's excerpts go, and their places stay empty until a click takes them -> how many there were."""
-        at = np.flatnonzero(self._owners == owner)
+    def user_ids(self) -> tuple[str, ...]:
+        return ()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"finetuning_excerpts": int((self._owners == user.user_hash).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        """The user's excerpts go, and their places stay empty until a click takes them."""
+        at = np.flatnonzero(self._owners == user.user_hash)
         for part in (self._rows, self._types, self._times, self._lengths, self._owners):
             part[at] = 0
-        return len(at)
+        return {"finetuning_excerpts": len(at)}
 
-    def count_of(self, owner: int) -> int:
-        """How many excerpts somebody has."""
-        return int((self._owners == owner).sum())
+    def usage(self) -> tuple[int, int]:
+        return len(self), self.held
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         parts = {"rows": self._rows, "types": self._types, "times": self._times, "lengths": self._lengths}

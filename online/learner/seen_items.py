@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
+from online.learner.user_stores import UserKey
+
 
 class SeenItems:
     """The rows that each of at most `users_held` users has clicked, at most `pairs_max` pairs of a user and a row.
@@ -99,6 +101,18 @@ class SeenItems:
         pairs = len(self._rows.pop(user, ()))
         self.pairs -= pairs
         return pairs
+
+    def user_ids(self) -> list[str]:
+        return self.users()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"seen_items": sum(len(self._rows.get(name, ())) for name in user.user_ids)}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        return {"seen_items": sum(self.forget(name) for name in user.user_ids)}
+
+    def usage(self) -> tuple[int, int]:
+        return self.pairs, self.pairs_max
 
     def forget_rows(self, rows: Iterable[int]) -> None:
         """Items that lost their row: nobody has seen what will have it next. One pass over all users: give many rows

@@ -1,6 +1,5 @@
 """All that a learner learns and remembers: what a checkpoint brings back."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.vocabulary import Vocabulary
-from model.zeros import zeros
 from online.config.settings import Settings
 from online.learner.abuse_filter import AbuseFilter
 from online.learner.arrays import as_tensor, below, joined
-from online.learner.facts.moments import Keys, places_held
+from online.learner.facts.moments import Keys
 from online.learner.facts.store import FeatureStore, Gathered
 from online.learner.history import UserHistories
 from online.learner.item_rows import ClickedRows, ItemRows
@@ -27,9 +25,9 @@ from online.learner.scoring import ScoredCandidates
 from online.learner.seen_items import SeenItems
 from online.learner.stream_time import ActiveClock
 from online.learner.user_states import UserStates
+from online.learner.user_stores import UserStores
 from online.metrics import Scores
 from stream.events import Click
-from stream.people import digest_of, owner_number
 
 METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
@@ -47,9 +45,6 @@ class LearnerState:
         self.weights = RankingModel(settings)  # the version that serves and learns
         self.device = self.weights.device
         self.store = FeatureStore(settings)
-        self.moment_states = zeros(  # of the moments in the log, of unit length, or 0
-            len(self.store.log.items), settings.width if self.deep_state else 0, dtype=torch.float16
-        )
         self.lift = Lift()
         self.replay = ReplayBuffer(
             settings.replay_held, settings.replay_candidates, len(self.weights.first) + 1, settings.seed, self.device
@@ -57,6 +52,7 @@ class LearnerState:
         self.states = UserStates(settings, self.weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
         self.seen = SeenItems(settings.users_held, settings.seen_pairs_max) if settings.exclude_seen else None
+        self.user_stores = self._user_stores()
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
         self.returns = ReturnTimes(
@@ -68,6 +64,19 @@ class LearnerState:
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
         self.make_room()
+
+    def _user_stores(self) -> UserStores:
+        """All that hold data of users."""
+        stores = UserStores()
+        stores.add("history", self.histories)
+        stores.add("states", self.states)
+        stores.add("store", self.store)
+        stores.add("replay", self.replay)
+        stores.add("reservoir", self.reservoir)
+        stores.add("abuse_filter", self.abuse_filter)
+        if self.seen is not None:
+            stores.add("seen", self.seen)
+        return stores
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -145,6 +154,11 @@ class LearnerState:
         log = self.store.log
         return Memory(Keys(log.last, log.before, log.times, log.gaps), self.moment_states)
 
+    @property
+    def moment_states(self) -> Tensor:
+        """The Reformer's states at the moments of the log, (M, D) float16."""
+        return torch.from_numpy(self.store.moment_states)
+
     def score(
         self, gathered: Gathered, states: Tensor | None, kept: int, replayed: tuple[Tensor, Tensor] | None = None
     ) -> ScoredCandidates:
@@ -163,77 +177,33 @@ class LearnerState:
     # Users are forgotten
 
     def forget(self, digest: str) -> dict[str, int]:
-        """Nothing of somebody (`stream.people.digest_of` their id) is left -> how much there was, by kind.
+        """Nothing of a user (`stream.people.digest_of` the id) is left -> how much there was, by kind.
 
-        What stays are sums over everybody, which nobody can be told from: weights, counts, running scores.
+        What stays are sums over all users, from which none can be told: weights, counts, running scores.
         """
-        owner = owner_number(digest)
-        found: Counter[str] = Counter()
-        for user in self.named(digest):
-            found["clicks"] += self.histories.forget(user)
-            found["attention"] += self.states.forget(user)
-            found["recall"] += self.store.forget_user(user)
-            if self.seen is not None:
-                found["seen"] += self.seen.forget(user)
-        gone = self.store.forget_owner(owner)
-        self.moment_states[torch.from_numpy(gone)] = 0
-        found["moments"] = len(gone)
-        found["replayed"] = self.replay.forget_owner(owner)
-        found["excerpts"] = self.reservoir.forget_owner(owner)
-        found["guard"] = self.abuse_filter.forget_owner(owner)
-        return dict(found)
+        return self.user_stores.forget(digest)
 
-    def named(self, digest: str) -> set[str]:
+    def named(self, digest: str) -> frozenset[str]:
         """The id with that digest, where it stands anywhere here."""
-        users = {*self.histories.users(), *self.states.people(), *self.store.directory.users()}
-        if self.seen is not None:
-            users |= {*self.seen.users()}
-        return {user for user in users if digest_of(user) == digest}
+        return self.user_stores.named(digest)
 
     def holds(self, digest: str) -> dict[str, int]:
-        """How much there is of somebody, by kind of memory."""
-        owner = owner_number(digest)
-        users = {
-            "histories": self.histories.users(),
-            "attention's memories": self.states.people(),
-            "recall's memories": self.store.directory.users(),
-        }
-        if self.seen is not None:
-            users["seen items"] = self.seen.users()
-        found = {kind: sum(digest_of(user) == digest for user in names) for kind, names in users.items()}
-        replay = self.replay
-        return found | {
-            "moments": int((self.store.log.owners == owner).sum()),
-            "clicks to replay": int((replay.owners[: replay.filled] == owner).sum()),
-            "excerpts for fine-tuning": self.reservoir.count_of(owner),
-            "the guard's buckets": self.abuse_filter.count_of(owner),
-        }
+        """How much there is of a user, by the kinds that `forget` gives."""
+        return self.user_stores.holds(digest)
 
     # A checkpoint
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
-        parts: dict[str, dict[str, NDArray[Any]]] = {}
-        state: dict[str, Any] = {}
-        kept: dict[str, Any] = {
-            "states": self.states,
-            "store": self.store,
-            "replay": self.replay,
-            "guard": self.abuse_filter,
-        }
-        for name, part in kept.items():
-            parts[name], state[name] = part.to_state()
-        parts["lift"] = self.lift.to_state()
-        parts["moments"] = {"states": self.moment_states[places_held(self.store.log)].numpy()}
-        parts["weights"] = self.weights.to_state()
-        parts["reservoir"], state["reservoir"] = self.reservoir.to_state()
-        parts["history"], state["users"] = self.histories.to_state()
-        if self.seen is not None:
-            parts["seen"], state["seen"] = self.seen.to_state()
-        parts["returns"] = self.returns.to_state()
         assert self.popular_list is not None
         rows, scores = self.popular_list
-        parts["anybody"] = {"rows": rows, "scores": scores}
+        parts, state = self.user_stores.to_state()
+        parts |= {
+            "lift": self.lift.to_state(),
+            "weights": self.weights.to_state(),
+            "returns": self.returns.to_state(),
+            "popular": {"rows": rows, "scores": scores},
+        }
         return joined(parts), state | {
             "version": self.version,
             "random": self.random.bit_generator.state,
@@ -250,23 +220,16 @@ class LearnerState:
         self.items.load_state(state["items"])
         self.random.bit_generator.state = state["random"]
         self.weights.load_state(below(arrays, "weights"))
-        self.reservoir.load_state(below(arrays, "reservoir"), state["reservoir"])
-        self.histories.load_state(below(arrays, "history"), state["users"])
-        if self.seen is not None:
-            self._load_seen(self.seen, below(arrays, "seen"), state.get("seen"))
-        self.states.load_state(below(arrays, "states"), state["states"])
-        self.store.load_state(below(arrays, "store"), state["store"])
-        self.replay.load_state(below(arrays, "replay"), state["replay"])
+        missing = self.user_stores.load_state(arrays, state)
+        if "seen" in missing:
+            self._see_histories()
+        elif missing:
+            raise KeyError(f"the checkpoint lacks {sorted(missing)}")
         self.lift.load_state(below(arrays, "lift"))
-        places, saved = places_held(self.store.log), torch.from_numpy(arrays["moments.states"].copy())
-        if saved.shape[1] == self.moment_states.shape[1]:
-            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
-            self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
-        self.abuse_filter.load_state(below(arrays, "guard"), state["guard"])
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))
-        anybodys = below(arrays, "anybody")
-        self.popular_list = anybodys["rows"].copy(), anybodys["scores"].copy()
+        popular = below(arrays, "popular")
+        self.popular_list = popular["rows"].copy(), popular["scores"].copy()
         self.clock.load_state(state["clock"])
         self.now = (self.clock.latest, self.clock.now) if self.clock.latest > -np.inf else (0.0, 0.0)
         self.expired = state["expired"]
@@ -274,10 +237,8 @@ class LearnerState:
         self.make_room()
         self.block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])
 
-    def _load_seen(self, seen: SeenItems, arrays: dict[str, NDArray[Any]], users: list[str] | None) -> None:
-        """From a checkpoint that holds it; otherwise from the histories, which are all that such a checkpoint knows."""
-        if users is not None:
-            seen.load_state(arrays, users)
-            return
+    def _see_histories(self) -> None:
+        """Seen items of a checkpoint that does not hold them: the histories are all that it knows."""
+        assert self.seen is not None
         for user in self.histories.users():
-            seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])
+            self.seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])

@@ -42,8 +42,8 @@ def read_states(state: LearnerState, prepared: PreparedBatch, *, train: bool) ->
     network = replace(network, guessed=network.guessed & had[network.order] & train)
     network = replace(network, targets=state.tensor(batch.rows[network.guessed]))
     leaf = before.detach().requires_grad_(train)
-    at = state.tensor(batch.numbers % len(state.moment_states)).cpu()
-    state.moment_states[at] = torch.nn.functional.normalize(leaf.detach(), dim=-1).half().cpu()
+    unit = torch.nn.functional.normalize(leaf.detach(), dim=-1)
+    state.store.note_states(batch.numbers, unit.half().cpu().numpy())
     return ReformerStates(network, before, leaf, after)
 
 

@@ -19,6 +19,7 @@ from online.config.settings import Settings
 from online.learner.history import HistorySnapshot, Latest, UserHistories
 from online.learner.next_item import as_histories
 from online.learner.ranking_model import RankingModel
+from online.learner.user_stores import UserKey
 
 Histories = HistorySnapshot | UserHistories  # as they stood then, or stand now
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -133,13 +134,22 @@ class UserStates:
 
     def forget(self, user: str) -> bool:
         """Nothing is remembered of the user -> whether there was something."""
-        self._built.pop(user, None)
-        wanted = self._wanted.pop(user, self) is None
-        return self.memory.free(user) or wanted
+        there = self._built.pop(user, None) is not None
+        there |= self._wanted.pop(user, self) is None
+        return self.memory.free(user) or there
 
-    def people(self) -> set[str]:
-        """Everybody of whom something is remembered, or is to be."""
+    def user_ids(self) -> set[str]:
+        """Users of whom something is remembered, or is to be."""
         return {*self.memory.directory.users(), *self._built, *self._wanted}
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"attention_memories": len(self.user_ids() & user.user_ids)}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        return {"attention_memories": sum(self.forget(name) for name in user.user_ids)}
+
+    def usage(self) -> tuple[int, int]:
+        return len(self.memory.directory), self.memory.directory.capacity
 
     def weights_replaced(self) -> None:
         """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""

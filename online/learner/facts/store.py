@@ -18,6 +18,7 @@ from online.learner.facts.features import Raw, counted
 from online.learner.facts.gather import Clicks, Found, Histories, Limits, Queries, Scratch, Seen
 from online.learner.facts.moments import Hits, Keys
 from online.learner.history import UserHistories
+from online.learner.user_stores import UserKey
 
 ROWS_MIN = 1_024  # of all that is kept by row, to begin with
 _NONE = np.zeros(0, np.int64)
@@ -72,6 +73,9 @@ class FeatureStore:
             world_ring=settings.world_ring,
             seed=settings.seed,
         )
+        # The Reformer's states at the moments of the log, of unit length, or 0.
+        deep_state = settings.reformer and settings.deep_state
+        self.moment_states = np.zeros((len(self.log.items), settings.width if deep_state else 0), np.float16)
         self.directory = Directory(settings.recall_users_held)
         self.width = len(counted(self.half_lives))
         self._limits = Limits(
@@ -240,6 +244,10 @@ class FeatureStore:
         total = int(self.log.total[0])
         return np.arange(total + 1, total + 1 + count)
 
+    def note_states(self, numbers: NDArray[np.int64], states: NDArray[np.float16]) -> None:
+        """Moments with these numbers (N,) are compared by states (N, D) from now on."""
+        self.moment_states[numbers % len(self.moment_states)] = states
+
     def own_slots(self, users: Sequence[str]) -> NDArray[np.int64]:
         """Where each one's older moments are indexed, (N,); −1 for nowhere."""
         return np.array([self.directory.slot(user) for user in users], np.int64).reshape(len(users))
@@ -309,16 +317,28 @@ class FeatureStore:
         self.items.blocked[at] = False
         items.rebuild_lists(self.items)
 
-    def forget_user(self, user: str) -> bool:
-        """Nobody finds the user's older moments any more -> whether they had any."""
-        slot = self.directory.free(user)
-        if slot is not None:
-            moments.clear_slot(self.index, slot)
-        return slot is not None
+    # Users
 
-    def forget_owner(self, owner: int) -> NDArray[np.int64]:
-        """Somebody's moments point at nothing -> the places (K,) in the log that they had."""
-        return moments.forget_owner(self.log, owner)
+    def user_ids(self) -> list[str]:
+        return self.directory.users()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        indexed = sum(name in self.directory for name in user.user_ids)
+        return {"recall_index": indexed, "moments": int((self.log.owners == user.user_hash).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        """The user's older moments are not found any more, and none points at anything."""
+        found = self.count_user(user)
+        for name in user.user_ids:
+            slot = self.directory.free(name)
+            if slot is not None:
+                moments.clear_slot(self.index, slot)
+        self.moment_states[moments.forget_owner(self.log, user.user_hash)] = 0
+        return found
+
+    def usage(self) -> tuple[int, int]:
+        """Moments in the log."""
+        return min(int(self.log.total[0]), len(self.log.items)), len(self.log.items)
 
     # A checkpoint
 
@@ -331,6 +351,7 @@ class FeatureStore:
         }
         parts["items"] = items.items_to_state(self.items, len(self))
         parts["log"] = moments.log_to_state(self.log)
+        parts["log_states"] = {"states": self.moment_states[moments.places_held(self.log)]}
         parts["index"] = moments.index_to_state(self.index, used)
         return joined(parts), {"directory": directory}
 
@@ -343,11 +364,19 @@ class FeatureStore:
             tables.load_table(table, below(arrays, name))
         items.load_items(self.items, counted_items)
         moments.load_log(self.log, below(arrays, "log"))
+        self._load_moment_states(arrays["log_states.states"])
         index = below(arrays, "index")
         held = len(state["directory"]["slots"]) + len(state["directory"]["free"])
         if held == self.directory.capacity and moments.index_fits(self.index, index):
             moments.load_index(self.index, index)
             self.directory.load_state(state["directory"])
+
+    def _load_moment_states(self, saved: NDArray[np.float16]) -> None:
+        """Of another width (settings have changed), nothing."""
+        places = moments.places_held(self.log)
+        if saved.shape[1] == self.moment_states.shape[1]:
+            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
+            self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
 
 
 def no_clicks() -> Clicks:

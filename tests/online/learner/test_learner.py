@@ -561,7 +561,7 @@ def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same,
         learn(one, clicks[:400])
     restored = restarted(stopped, settings)
     arrays = stopped.to_state()[0]
-    assert arrays["anybody.rows"].any()
+    assert arrays["popular.rows"].any()
     assert arrays["returns.gaps"].any()
     for part in (
         "store.log.items",

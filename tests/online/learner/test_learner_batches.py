@@ -289,16 +289,16 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
         learner.learn(part)
     digest = digest_of("u3")
     there = learner.holds(digest)
-    assert there.pop("the guard's buckets") >= 0
+    assert there.pop("abuse_filter") >= 0
     assert all(there.values()), there
     places = np.flatnonzero(learner.store.log.owners == owner_number(digest))
     assert learner.moment_states[places].any()
     forgotten = learner.forget(digest)
-    assert forgotten["clicks"] == 16
+    assert forgotten["history_clicks"] == 16
     assert forgotten["moments"] == len(places)
     for one in (learner, reloaded(learner, settings)):
         assert not any(one.holds(digest).values())
-        assert one.named(digest) == set()
+        assert one.named(digest) == frozenset()
         assert not one.moment_states[places].any()
         for part in one.store.log[:-1]:
             assert not part[places].any()

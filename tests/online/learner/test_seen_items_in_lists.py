@@ -150,8 +150,8 @@ def test_the_next_item_of_a_row_has_not_been_seen_by_those_who_saw_the_one_befor
 def test_nothing_is_left_of_who_was_forgotten(trained):
     trained.histories.forget("most")  # as if they had made room there
     assert trained.named(digest_of("most")) == {"most"}
-    assert trained.holds(digest_of("most"))["seen items"] == 1
-    assert trained.forget(digest_of("most"))["seen"] == 3_000
+    assert trained.holds(digest_of("most"))["seen_items"] == 3_000
+    assert trained.forget(digest_of("most"))["seen_items"] == 3_000
     assert not any(trained.holds(digest_of("most")).values())
     arrays, state = as_saved(trained)
     assert "most" not in json.dumps(state)

@@ -188,7 +188,7 @@ def test_a_forgotten_history_starts_anew_and_a_forgotten_user_is_nowhere(world: 
     slot = world.states.memory.directory.slot("bob")
     assert world.states.forget("bob")
     assert not world.states.forget("bob")
-    assert world.states.people() == {"ada"}
+    assert world.states.user_ids() == {"ada"}
     assert not any(tensor[slot].any() for tensor in world.states._kept().values())
 
 

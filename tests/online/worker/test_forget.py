@@ -82,7 +82,7 @@ def test_a_learner_holds_nothing_of_who_was_forgotten(knowing):
     held = learner.holds(digest_of(user))
     assert all(held.values()), held
     (kept,) = learner.histories.lengths(learner.histories.find([user]))
-    assert learner.forget(digest_of(user))["clicks"] == kept
+    assert learner.forget(digest_of(user))["history_clicks"] == kept
     assert not any(learner.holds(digest_of(user)).values())
     arrays, state = learner.to_state()
     assert traces(arrays, as_json(state), user) == []
@@ -116,7 +116,7 @@ def test_others_keep_what_was_theirs(knowing):
     after = learner.histories.latest(learner.histories.find(others), 12)
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
     assert learner.histories.users() == others
-    assert learner.replay.filled == replayed - found["replayed"]
+    assert learner.replay.filled == replayed - found["replay_clicks"]
     assert all(ranking.items for ranking in learner.rank(others))
     learn(
         learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]]

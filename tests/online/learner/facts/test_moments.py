@@ -28,6 +28,7 @@ from online.learner.facts.moments import (
     put_world,
 )
 from online.learner.facts.store import FeatureStore
+from online.learner.user_stores import UserKey
 from tests.online.learner.facts.streams import START, Ask, Click, Player, few
 
 WEEK = 604_800.0
@@ -255,7 +256,7 @@ def test_everybody_finds_what_followed_the_same_item_however_many_others_came():
     player.play([Click(1, 7, START, START, trainable=True)])
     found = ask(player, 1, START + 5)
     assert (2, 8) in found.world
-    player.store.forget_owner(1)  # user 0's number
+    player.store.forget_user(UserKey(frozenset(), 1))  # user 0's hash
     assert (2, 8) not in ask(player, 1, START + 5).world
 
 
@@ -279,8 +280,9 @@ def test_older_moments_that_are_forgotten_are_found_by_nobody():
     player = Player(few(**PATIENT, recall_ring=200, recall_probes=4), 64)
     player.play(clicks_of(0, [7, 8, 7]))
     assert len(ask(player, 0, START).own) == 3
-    assert player.store.forget_user("0")
-    assert not player.store.forget_user("0")
+    user = UserKey(frozenset({"0"}), 0)
+    assert player.store.forget_user(user)["recall_index"] == 1
+    assert player.store.forget_user(user)["recall_index"] == 0
     assert len(ask(player, 0, START).own) == 1
     assert player.store.own_slots(["0"]).tolist() == [-1]
 
