@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from online.config.settings import load_settings
 from online.evaluation.backtest_events import micro_batches
-from online.learner.facts.gather import Queries
+from online.learner.facts.gather import QueryArrays
 from online.learner.facts.store import Gathered
 from online.learner.learner import Learner
 from online.learner.recall import soft_counts
@@ -45,12 +45,12 @@ def trained(clicks: Sequence[Click], seed: int) -> Learner:
     return learner
 
 
-def questions(learner: Learner, random: np.random.Generator) -> Queries:
+def questions(learner: Learner, random: np.random.Generator) -> QueryArrays:
     """What is asked at moments after the last click."""
     slots = np.repeat(learner.histories.find(["u"]), QUERIES)
     now = learner.histories.latest_at(slots) + np.sort(random.uniform(10, 1e6, QUERIES))
     own_slots = learner.store.own_slots(["u"] * QUERIES)
-    return Queries(np.zeros(QUERIES, np.int64), slots, own_slots, now, now, np.zeros(QUERIES, np.bool_))
+    return QueryArrays(np.zeros(QUERIES, np.int64), slots, own_slots, now, now, np.zeros(QUERIES, np.bool_))
 
 
 def seconds(run: Callable[[], object]) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def compare(learner: Learner, users: list[str]) -> tuple[float, float, float]:
     """Mean cosine of the states, overlap of the network's ten best, overlap of the ten served."""
     slots = learner.histories.find(users)
     remembered = learner.states.now(users, slots)
-    latest = learner.histories.latest(slots, learner.settings.history_max)
+    latest = learner.histories.oldest_first(slots, learner.settings.history_max)
     fresh = torch.cat(
         [learner.weights.states(latest.of(np.array([at])))[:, int(latest.lengths[at]) - 1] for at in range(len(users))]
     )

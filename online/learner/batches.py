@@ -21,7 +21,7 @@ class ClickBatch(NamedTuple):
     users: list[str]  # N
     slots: NDArray[np.int64]  # (N,) their histories'
     rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
-    targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
+    targets: NDArray[np.int64]  # (N,) the same, 0 where the item had no click before
     types: NDArray[np.int64]  # (N,) event types
     times: NDArray[np.float64]  # (N,) seconds since 1970
     active: NDArray[np.float64]  # (N,) active time (online/learner/stream_time.py)
@@ -29,7 +29,7 @@ class ClickBatch(NamedTuple):
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come later in it
     previous_at: NDArray[np.float64]  # (N,) seconds, of the same user's click before; NaN: there was none
     numbers: NDArray[np.int64]  # (N,) of their moments
-    owners: NDArray[np.int64]  # (N,) whose they are, as `stream.people.owner_number` says
+    user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.people.owner_number` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
 
     def part(self, part: slice) -> "ClickBatch":
@@ -94,7 +94,7 @@ class BatchResult:
     ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
     candidates: NDArray[np.int64]  # (N,) how many candidates there were
     served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
-    targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where nobody had clicked them before
+    targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where they had no click before
     trainable: NDArray[np.bool_]  # (N,) which clicks were learned from; those flagged as abuse say nothing of the lists
     steps: list[TrainedStep]
     network: TrainedNetwork | None  # None: the Reformer's states take no part
@@ -102,7 +102,7 @@ class BatchResult:
     freed: Sequence[int] = ()  # rows that lost their item
     taken: Sequence[int] = ()  # rows that were handed out
     expired: int = 0  # items that lost their rows, because they had no clicks for long
-    impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, of anybody's
+    impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, the popular one
 
     def finite(self) -> bool:
         """Whether the live model's scores are all numbers."""

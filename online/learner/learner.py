@@ -116,7 +116,7 @@ class Learner(LearnerState):
             rows = scored.rows()
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
-            self.replay.add(*rivals, batch.owners[kept])
+            self.replay.add(*rivals, batch.user_hashes[kept])
 
     def _train(self, prepared: PreparedBatch, step: TrainedStep, states: Tensor | None) -> TrainedStep:
         """The ranker learns from what it has just scored."""

@@ -17,7 +17,7 @@ from online.learner.facts.store import Gathered
 from online.learner.history import SERVED, next_in_batch
 from online.learner.popular_fill import PopularFill, popular_fill
 from online.learner.preparing import PreparedBatch, served_part
-from online.learner.queries import Lists, QueryBuilder
+from online.learner.queries import ListQueries, QueryBuilder
 from online.learner.state import LearnerState
 from online.learner.training import ReformerStates
 from online.metrics import ranks_in
@@ -39,7 +39,7 @@ class ListRanker:
         """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
         the popular list."""
         state = self.state
-        requests = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_nobody(0, state.now[1]))
+        requests = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_unknown_user(0, state.now[1]))
         lists = self.queries.lists(requests, now=state.now[0])
         gathered = state.store.ask(state.histories, lists.queries, flagged=state.abuse_filter.flagged, seen=lists.seen)
         if states is not None:
@@ -61,7 +61,7 @@ class ListRanker:
     # The lists of a micro-batch
 
     def best_rows(
-        self, gathered: Gathered, lists: Lists, states: Tensor | None
+        self, gathered: Gathered, lists: ListQueries, states: Tensor | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best rows of each requested list (L, ·), 0 where there are no more, and their scores; states (L, D)."""
         count = max(self.state.settings.list_size, SERVED)

@@ -47,5 +47,5 @@ def popular_fill(
     shares /= max(shares.sum(), 1e-12)
     starts, rows = queries.seen_by(users)
     # Of users who had to make room there, their histories still know the latest clicks.
-    latest = state.histories.newest(slots, state.histories.history_max).rows
+    latest = state.histories.newest_first(slots, state.histories.history_max).rows
     return PopularFill(shares, latest, starts, rows)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from online.learner.abuse_filter import owners_of_all
+from online.learner.abuse_filter import user_hashes_of
 from online.learner.batches import ClickBatch, Impression, TrainedNetwork
-from online.learner.facts.gather import Clicks, Queries, Seen
+from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
 from online.learner.facts.store import Gathered
 from online.learner.history import SERVED, HistorySnapshot, earlier_in_batch, next_in_batch
 from online.learner.item_rows import ClickedRows
 from online.learner.next_item import Negatives
 from online.learner.popular_fill import PopularFill, popular_fill
-from online.learner.queries import Lists, QueryBuilder, Wanted
+from online.learner.queries import ListQueries, ListRequests, QueryBuilder
 from online.learner.state import LearnerState
 from stream.events import Click
 
@@ -33,11 +33,13 @@ class PreparedBatch:
     clicked: ClickedRows
     caught: NDArray[np.bool_]  # (N,) clicks that show that their user does not stop clicking their item
     last_clicks: NDArray[np.int64]  # (U,) each user's last click
-    click_arrays: Clicks  # the clicks as facts take them
-    click_queries: Queries  # a query for each of them
-    click_seen: Seen
-    requests: Wanted  # (L,) lists between the clicks; then those after `last_clicks`; then the one for unknown users
-    list_queries: Lists
+    click_arrays: ClickArrays  # the clicks as facts take them
+    click_queries: QueryArrays  # a query for each of them
+    click_seen: SeenRows
+    requests: (
+        ListRequests  # (L,) lists between the clicks; then those after `last_clicks`; then the one for unknown users
+    )
+    list_queries: ListQueries
     repeated: NDArray[np.int64]  # (R,) clicks that the same user's next click follows in the batch: the first lists
     impressions: Sequence[Impression] | None
     known_impressions: NDArray[np.int64]  # which of the impressions' users have a history: the next lists
@@ -86,14 +88,14 @@ class BatchPreparer:
             known = [i for i, one in enumerate(impressions) if one.user_id in state.histories]
             known_impressions = np.array(known, np.int64)
             requests = requests.and_also(queries.of_impressions(batch, [impressions[i] for i in known]))
-            requests = requests.and_also(queries.of_nobody(0, state.now[1]))
+            requests = requests.and_also(queries.of_unknown_user(0, state.now[1]))
         now = state.now[0]
         had = ~np.isnan(batch.previous_at) & batch.trainable
         state.returns.add((batch.times - batch.previous_at)[had], int(batch.trainable.sum()))
         state.now = state.clock.latest, state.clock.now
         if self.lists:
             requests = requests.and_also(queries.at_end(batch, last_clicks))
-            requests = requests.and_also(queries.of_nobody(len(batch.users), state.now[1]))
+            requests = requests.and_also(queries.of_unknown_user(len(batch.users), state.now[1]))
             now = state.now[0]
         return PreparedBatch(
             batch=batch,
@@ -131,7 +133,7 @@ class BatchPreparer:
         state.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
         self._take_back(batch, begun.caught)
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
-        state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.owners[offered])
+        state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.user_hashes[offered])
         network = self._network(begun) if state.deep_state else None
         fill = None
         if state.settings.exclude_seen and self.lists:
@@ -166,7 +168,7 @@ class BatchPreparer:
             behind=earlier_in_batch(slots[::-1])[::-1],
             previous_at=previous_at,
             numbers=numbers,
-            owners=owners_of_all(users),
+            user_hashes=user_hashes_of(users),
             trainable=~flagged,
         )
         return batch, clicked, caught
@@ -185,8 +187,8 @@ class BatchPreparer:
         """What the clicks of users who do not stop clicking an item have counted so far on it is gone."""
         state = self.state
         for at in np.flatnonzero(caught).tolist():
-            newest = state.histories.newest(batch.slots[at : at + 1], state.histories.history_max)
-            state.store.take_back(*state.abuse_filter.contributed(newest, int(batch.rows[at])))
+            newest = state.histories.newest_first(batch.slots[at : at + 1], state.histories.history_max)
+            state.store.take_back(*state.abuse_filter.counts_to_undo(newest, int(batch.rows[at])))
 
     def _network(self, begun: PreparedBatch) -> TrainedNetwork:
         """What the Reformer is to guess: clicks on known items that are not flagged, against a sample of the others;

@@ -1,6 +1,6 @@
 """Which items each user has clicked, exactly and without an order: one compressed bitmap of rows per user.
 
-Letters: `U` users asked for, `S` their rows together (flat), `N` clicks.
+Letters: `U` users that are read, `S` their rows together (flat), `N` clicks.
 """
 
 from array import array
@@ -32,7 +32,7 @@ class SeenItems:
         self.users_held = users_held
         self.pairs_max = pairs_max
         self.pairs = 0  # held now
-        self.users_lost = 0  # who had to make room, since the start of this process
+        self.users_lost = 0  # that had to make room, since the start of this process
         self.pairs_lost = 0  # theirs
         self._rows: OrderedDict[str, BitMap] = OrderedDict()  # by user, least recently seen first
 
@@ -44,7 +44,7 @@ class SeenItems:
         return user in self._rows
 
     def users(self) -> list[str]:
-        """Everybody who is held, least recently seen first."""
+        """Users who are held, least recently seen first."""
         return list(self._rows)
 
     # Clicks
@@ -84,7 +84,7 @@ class SeenItems:
         """What users have clicked; asking does not count as seeing them.
 
         Args:
-            users: U of them, in any order, the same one several times if need be. Who is not held has no rows.
+            users: U of them, in any order, the same one several times if need be. A user who is not held has no rows.
 
         Returns:
             starts (U + 1,) and rows (S,): those of user `u` are `rows[starts[u] : starts[u + 1]]`, rising.
@@ -115,7 +115,7 @@ class SeenItems:
         return self.pairs, self.pairs_max
 
     def forget_rows(self, rows: Iterable[int]) -> None:
-        """Items that lost their row: nobody has seen what will have it next. One pass over all users: give many rows
+        """Items that lost their row: no user has seen what will have it next. One pass over all users: give many rows
         at a time."""
         gone = _bitmap(rows)
         for held in self._rows.values():

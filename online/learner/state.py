@@ -29,7 +29,7 @@ from online.learner.user_stores import UserStores
 from online.metrics import Scores
 from stream.events import Click
 
-METHODS = ("served", "popular", "followed")  # the lists as served, and two rivals that are asked at the same moment
+METHODS = ("served", "popular", "followed")  # the lists as served, and two baselines at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
 
 
@@ -170,7 +170,7 @@ class LearnerState:
         """Of which histories (N,) more than half of the clicks are flagged as abuse, (N,)."""
         if not self.abuse_filter.total:  # none ever was
             return np.zeros(len(slots), np.bool_)
-        newest = self.histories.newest(slots, self.settings.history_max)
+        newest = self.histories.newest_first(slots, self.settings.history_max)
         found: NDArray[np.bool_] = 2 * self.abuse_filter.was_flagged(newest.numbers).sum(1) > newest.lengths
         return found
 
@@ -241,4 +241,6 @@ class LearnerState:
         """Seen items of a checkpoint that does not hold them: the histories are all that it knows."""
         assert self.seen is not None
         for user in self.histories.users():
-            self.seen.add(user, self.histories.newest(self.histories.find([user]), self.histories.history_max).rows[0])
+            self.seen.add(
+                user, self.histories.newest_first(self.histories.find([user]), self.histories.history_max).rows[0]
+            )

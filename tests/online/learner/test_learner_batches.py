@@ -184,7 +184,7 @@ def test_who_makes_room_within_a_micro_batch_comes_back_as_somebody_new(small):
     rankings = learner.learn(batch).rankings  # "fresh" took u0's place, who came back in the same micro-batch
     assert len(learner.histories) == 16
     assert learner.histories.lengths(learner.histories.find(["u0", "old", "fresh"])).tolist() == [2, 1, 2]
-    assert learner.histories.newest(learner.histories.find(["old"]), 5).rows.tolist() == [
+    assert learner.histories.newest_first(learner.histories.find(["old"]), 5).rows.tolist() == [
         [learner.vocabulary.row_of("i6"), 0, 0, 0, 0]
     ]
     assert {"u0", "old", "fresh"} <= rankings.keys()
@@ -203,7 +203,7 @@ def test_a_user_may_click_more_in_one_micro_batch_than_a_history_keeps(small, ch
         assert len(learned.ranks) == len(learned.losses) == 16
         assert np.isfinite(learned.losses).all()
         assert learned.finite()
-    newest = learner.histories.newest(learner.histories.find(["a"]), 6)
+    newest = learner.histories.newest_first(learner.histories.find(["a"]), 6)
     expected = [learner.vocabulary.row_of(click.item_id) for click in mine[part][::-1][:6]]
     assert newest.rows[0].tolist() == expected
     assert learner.weights.finite()
@@ -268,7 +268,7 @@ def test_with_room_for_more_moments_or_for_fewer_the_latest_are_taken_back(small
     other = reloaded(learner, settings.model_copy(update=changed))
     held = min(len(learner.store.log.items), len(other.store.log.items))
     numbers = np.arange(400 - held + 1, 401)
-    for of in ("items", "last", "owners"):
+    for of in ("items", "last", "user_hashes"):
         mine, its = (getattr(one.store.log, of)[numbers % len(one.store.log.items)] for one in (learner, other))
         assert np.array_equal(mine, its)
     mine, its = (one.moment_states[torch.from_numpy(numbers % len(one.moment_states))] for one in (learner, other))
@@ -291,7 +291,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
     there = learner.holds(digest)
     assert there.pop("abuse_filter") >= 0
     assert all(there.values()), there
-    places = np.flatnonzero(learner.store.log.owners == owner_number(digest))
+    places = np.flatnonzero(learner.store.log.user_hashes == owner_number(digest))
     assert learner.moment_states[places].any()
     forgotten = learner.forget(digest)
     assert forgotten["history_clicks"] == 16
@@ -305,7 +305,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
         arrays, state = one.to_state()
         assert '"u3"' not in json.dumps(state)
         for name, array in arrays.items():
-            if name.endswith("owners"):
+            if name.endswith("user_hashes"):
                 assert owner_number(digest) not in array, name
         assert len(one.learn(clicks[:16]).rankings) > 1
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS
-from online.learner.facts.gather import Queries
+from online.learner.facts.gather import QueryArrays
 from online.learner.facts.store import no_clicks, no_queries
-from online.learner.history import Latest
+from online.learner.history import ClicksOldestFirst
 from online.learner.learner import Learner
 from online.learner.next_item import Negatives
 from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
@@ -41,7 +41,7 @@ class Asked:
         self.learner, self.users = learner, users
         self.model = learner.weights.copy() if model is None else model
         slots = learner.histories.find(users)
-        queries = Queries(
+        queries = QueryArrays(
             np.zeros(len(users), np.int64),
             slots,
             learner.store.own_slots(users),
@@ -112,7 +112,7 @@ def moved(before, model):
 
 def history(rows):
     length = len(rows)
-    return Latest(
+    return ClicksOldestFirst(
         np.array([rows]), np.zeros((1, length), np.int64), np.arange(length, dtype=np.float64)[None], np.array([length])
     )
 

@@ -164,7 +164,7 @@ def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories
     learner = Learner(settings)
     learner.load_state({name: array for name, array in arrays.items() if not name.startswith("seen.")}, state)
     assert learner.seen.users() == learner.histories.users()
-    latest = learner.histories.newest(learner.histories.find(["few"]), learner.histories.history_max)
+    latest = learner.histories.newest_first(learner.histories.find(["few"]), learner.histories.history_max)
     assert learner.seen.of(["few"])[1].tolist() == sorted(set(latest.rows[0].tolist()))
     assert len(latest.rows[0]) == settings.history_max
 

@@ -18,8 +18,8 @@ from online.learner.facts.moments import (
     clock_scores,
     empty_index,
     empty_log,
+    forget_hash,
     forget_items,
-    forget_owner,
     held,
     load_log,
     log_to_state,
@@ -35,8 +35,8 @@ WEEK = 604_800.0
 
 
 @kernel
-def append_one(log, rows, time, gap, owner):
-    return append(log, rows[0], rows[1], rows[2], time, gap, owner)
+def append_one(log, rows, time, gap, user_hash):
+    return append(log, rows[0], rows[1], rows[2], time, gap, user_hash)
 
 
 @kernel
@@ -66,11 +66,11 @@ class LogAgainstList(RuleBasedStateMachine):
         self.model = []  # [item, last, before, time, gap, owner, private], of number 1 on
         self.first = 1  # numbers before were lost for good
 
-    @rule(new=st.tuples(row, row, row), owner=st.integers(1, 3))
-    def append(self, new, owner):
+    @rule(new=st.tuples(row, row, row), user_hash=st.integers(1, 3))
+    def append(self, new, user_hash):
         time, gap = START + len(self.model), float(len(self.model))
-        assert append_one(self.log, new, time, gap, owner) == len(self.model) + 1
-        self.model.append([*new, time, gap, owner, False])
+        assert append_one(self.log, new, time, gap, user_hash) == len(self.model) + 1
+        self.model.append([*new, time, gap, user_hash, False])
         self.first = max(self.first, len(self.model) - len(self.log.items) + 1)
 
     @rule(rows=st.sets(st.integers(1, 6), min_size=1, max_size=2))
@@ -79,10 +79,10 @@ class LogAgainstList(RuleBasedStateMachine):
         for one in self.model:
             one[:3] = [0 if row in rows else row for row in one[:3]]
 
-    @rule(owner=st.integers(1, 3))
-    def forget_owner(self, owner):
-        places = forget_owner(self.log, owner).tolist()
-        mine = [at for at, one in enumerate(self.model, 1) if one[5] == owner and at >= self.first]
+    @rule(user_hash=st.integers(1, 3))
+    def forget_hash(self, user_hash):
+        places = forget_hash(self.log, user_hash).tolist()
+        mine = [at for at, one in enumerate(self.model, 1) if one[5] == user_hash and at >= self.first]
         assert sorted(places) == sorted(number % len(self.log.items) for number in mine)
         for number in mine:
             self.model[number - 1] = [0, 0, 0, 0.0, 0.0, 0, False]
