@@ -68,7 +68,7 @@ def start(settings: Settings) -> Learner:
     store.take_own_slots([f"user-{n}" for n in range(settings.recall_users_held)])
     touch(learner.states.memory.state_tensors().values())
     touch([store.index, store.log, store._scratch.moment_stamps, learner.moment_states])
-    touch([replay.features, replay.present, torch.from_numpy(replay.owners)])
+    touch([replay.features, replay.present, torch.from_numpy(replay.user_hashes)])
     store.log.total[:], replay.filled = len(store.log.items), replay.held
     fill_guard(learner)
     reservoir = learner.reservoir
@@ -121,7 +121,7 @@ def fill_histories(learner: Learner) -> None:
 def fill_items(learner: Learner) -> None:
     for n in range(learner.settings.items_held):
         learner.vocabulary.observe(f"item-{n}", 1.7e9 + n)
-    learner._make_room()
+    learner.make_room()
     store = learner.store
     scratch = store._scratch
     touch([store.tables, *store.items[:4], store.items.blocked, learner.lift._counts])

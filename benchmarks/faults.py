@@ -411,7 +411,7 @@ def _learned(settings: Settings) -> "Counter[tuple[str, float]]":
     ends = arrays["history.lengths"].cumsum()
     times = arrays["history.times"].tolist()
     known: Counter[tuple[str, float]] = Counter()
-    for user, end, length in zip(state["learner"]["users"], ends, arrays["history.lengths"], strict=True):
+    for user, end, length in zip(state["learner"]["history"], ends, arrays["history.lengths"], strict=True):
         known.update((user, at) for at in times[end - length : end])
     assert known.total() == state["progress"]["learned"], (known.total(), state["progress"]["learned"])
     return known

@@ -84,7 +84,7 @@ class Run:
         _, state = self.saved()
         progress: dict[str, Any] = state["progress"]
         learner = state["learner"]
-        scored = learner["scores"]["scored"] + sum(learner["guard"]["total"].values())  # flagged clicks are not
+        scored = learner["scores"]["scored"] + sum(learner["abuse_filter"]["total"].values())  # flagged clicks are not
         return progress | {"exit_status": exit_status, "scored": scored}
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -28,6 +28,7 @@ from online.evaluation.town import Town
 from online.learner.facts.store import FeatureStore
 from online.learner.facts.warm import warm_if_cold
 from online.learner.learner import Learner
+from online.learner.lists import ListRanker
 from online.learner.objectives import NextItem, Objective
 from online.learner.ranking_model import RankingModel
 from online.learner.user_states import UserStates
@@ -71,9 +72,9 @@ class Stages:
                 (online.learner.ranking_model, "soft_counts", RECALL),
                 (RankingModel, "score", SCORE),
                 (RankingModel, "inputs", RANKER),
-                (Learner, "_rows_of_lists", LISTS),
-                (Learner, "_write_lists", LISTS),
-                (Learner, "_score_served", LISTS),
+                (ListRanker, "best_rows", LISTS),
+                (ListRanker, "write", LISTS),
+                (ListRanker, "test_served", LISTS),
             ):
                 patches.enter_context(patch.object(owner, name, self._timed(getattr(owner, name), stage)))
             patches.enter_context(patch.object(RankingModel, "train", self._timed_train(RankingModel.train)))
@@ -122,12 +123,12 @@ def facts_seconds(clicks: Sequence[Click], settings: Settings, warm_up: int, *, 
     learner = Learner(settings, lists=lists)
     taken, counted = 0.0, 0
     for batch in micro_batches(clicks, settings):
-        begun = learner._begin([clicks[at] for at in batch], None)
+        begun = learner.preparer.begin([clicks[at] for at in batch], None)
         began = time.process_time()
-        found = learner._advance(begun)
+        found = learner.preparer.gather(begun)
         if batch.start >= warm_up:
             taken, counted = taken + time.process_time() - began, counted + len(batch)
-        learner._gathered(begun, found)
+        learner.preparer.complete(begun, found)
     return taken / counted
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from online.config.settings import load_settings
 from online.evaluation.backtest_events import micro_batches
-from online.learner.facts.gather import Queries
+from online.learner.facts.gather import QueryArrays
 from online.learner.facts.store import Gathered
 from online.learner.learner import Learner
 from online.learner.recall import soft_counts
@@ -39,18 +39,18 @@ def trained(clicks: Sequence[Click], seed: int) -> Learner:
     """A learner that knows all facts of these clicks, with weights that have learned nothing."""
     learner = Learner(load_settings(seed=seed, device="cpu", abuse_filter=False), lists=False)
     for batch in micro_batches(clicks, learner.settings):
-        begun = learner._begin([clicks[at] for at in batch], None)
-        learner._gathered(begun, learner._advance(begun))
+        begun = learner.preparer.begin([clicks[at] for at in batch], None)
+        learner.preparer.complete(begun, learner.preparer.gather(begun))
     learner.weights.grow(len(learner.store))
     return learner
 
 
-def questions(learner: Learner, random: np.random.Generator) -> Queries:
+def questions(learner: Learner, random: np.random.Generator) -> QueryArrays:
     """What is asked at moments after the last click."""
     slots = np.repeat(learner.histories.find(["u"]), QUERIES)
     now = learner.histories.latest_at(slots) + np.sort(random.uniform(10, 1e6, QUERIES))
     own_slots = learner.store.own_slots(["u"] * QUERIES)
-    return Queries(np.zeros(QUERIES, np.int64), slots, own_slots, now, now, np.zeros(QUERIES, np.bool_))
+    return QueryArrays(np.zeros(QUERIES, np.int64), slots, own_slots, now, now, np.zeros(QUERIES, np.bool_))
 
 
 def seconds(run: Callable[[], object]) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def compare(learner: Learner, users: list[str]) -> tuple[float, float, float]:
     """Mean cosine of the states, overlap of the network's ten best, overlap of the ten served."""
     slots = learner.histories.find(users)
     remembered = learner.states.now(users, slots)
-    latest = learner.histories.latest(slots, learner.settings.history_max)
+    latest = learner.histories.oldest_first(slots, learner.settings.history_max)
     fresh = torch.cat(
         [learner.weights.states(latest.of(np.array([at])))[:, int(latest.lengths[at]) - 1] for at in range(len(users))]
     )
@@ -55,7 +55,7 @@ def compare(learner: Learner, users: list[str]) -> tuple[float, float, float]:
         return [[str(row) for row in one] for one in order.tolist()]
 
     def served(states: Tensor) -> list[list[str]]:
-        return [ranking.items for ranking in learner._rank(users, slots, np.zeros(len(slots)), states)]
+        return [ranking.items for ranking in learner.ranker.rank(users, slots, np.zeros(len(slots)), states)]
 
     cosine = torch.nn.functional.cosine_similarity(remembered, fresh).mean()
     return float(cosine), overlap(best(remembered), best(fresh)), overlap(served(remembered), served(fresh))

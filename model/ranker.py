@@ -155,15 +155,3 @@ class _Networks(torch.autograd.Function):
 def _where_positive(gradient: Tensor, output: Tensor) -> Tensor:
     """The gradient through a ReLU, by its output."""
     return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]
-
-
-def listwise_losses(scores: Tensor, owners: Tensor, places: Tensor) -> Tensor:
-    """Softmax cross-entropy over the candidates of each click: scores (C,), owners (C,) which of the N clicks each
-    belongs to, places (N,) of the clicked items among the C -> (N,) in nats.
-
-    This is ListNet's top-one loss (Cao et al. 2007) with one relevant item. N clicks without candidates are undefined.
-    """
-    most = scores.new_full((len(places),), -torch.inf).scatter_reduce(0, owners, scores.detach(), "amax")
-    most = most.clamp(min=-1e30)
-    sums = scores.new_zeros(len(places)).index_add(0, owners, (scores - most[owners]).exp())
-    return sums.clamp(min=1e-30).log() + most - scores[places]

@@ -36,7 +36,8 @@ from online.evaluation.backtest_events import Facts, facts_of, micro_batches, ne
 from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
 from online.learner.batches import BatchResult, Impression
-from online.learner.learner import Following, Learner
+from online.learner.learner import Learner
+from online.learner.lookahead import UpcomingBatch
 from online.learner.return_times import marks_passed
 from online.learner.stream_time import ActiveClock
 from online.metrics import hit_and_ndcg_at, ranks_in
@@ -109,10 +110,10 @@ class LearnerRun:
             after = next(order, None)
             following: list[Plan] = []
 
-            def announce(after: range | None = after, following: list[Plan] = following) -> Following:
+            def announce(after: range | None = after, following: list[Plan] = following) -> UpcomingBatch:
                 assert after is not None
                 following.append(planned(after))
-                return Following(following[0].clicks, following[0].impressions)
+                return UpcomingBatch(following[0].clicks, following[0].impressions)
 
             # Fine-tuning reads histories between two micro-batches: then they are learned in turn.
             ahead = announce if after is not None and self.tuning is None else None

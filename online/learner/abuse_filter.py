@@ -1,19 +1,19 @@
-"""The guard against poisoned clicks: what one person, or a few, click again and again is not learned from.
+"""The abuse filter against poisoned clicks: what one user, or a few, click again and again is not learned from.
 
-Everybody's lists follow everybody's clicks, so a bot that clicks one item ten thousand times would push it to all.
+All lists follow all users' clicks, so a bot that clicks one item ten thousand times would push it to everyone's.
 Three kinds of leaky buckets (Turner 1986, "New directions in communications") bound what a few can do; clicks fill
 them, time drains them:
 
-- of a person: clicks beyond `abuse_clicks_at_once`, and then `abuse_clicks_per_minute`;
-- of a person and an item: clicks of the one on the other beyond `abuse_repeats_at_once`, and then one for each
+- of a user: clicks beyond `abuse_clicks_at_once`, and then `abuse_clicks_per_minute`;
+- of a user and an item: clicks of the one on the other beyond `abuse_repeats_at_once`, and then one for each
   `abuse_repeats_interval_s`;
-- of an item, twice as large: only what somebody clicks again fills it, and somebody else's first click drains it
-  by one. So what many people repeat is heard, and what a few people repeat for each other is not.
+- of an item, twice as large: only repeated clicks of a user fill it, and the first click of another user drains it
+  by one. So what many users repeat is learned, and what a few users repeat for each other is not.
 
-A bucket that is full goes on filling, up to three times its size: who does not stop is not heard at all. Whoever fills
-that of one item to twice its size is caught, and what their clicks on it have counted so far is taken back. Guarded
-clicks still move their owner's history, and so their own list. Not seen: a few clicks each of very many people; that is
-what a trend is. Nor those of some who wait between their clicks, which count as any patient person's do.
+A bucket that is full goes on filling, up to three times its size: a user who does not stop is not learned from at all.
+A user who fills that of one item to twice its size is caught, and what these clicks have counted so far is taken back.
+Flagged clicks still move their user's history, and so that user's list. Not flagged: a few clicks each of very many
+users; that is what a trend is. Nor those of some who wait between their clicks, which count as any patient user's do.
 
 Time is each user's own: the event times of that user's clicks (of an item: of its clicks), which never go back,
 whatever other users' clocks say; so an archive may come in pieces. Times may be made up, so a click counts as made at
@@ -39,17 +39,18 @@ from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.facts.jit import kernel
 from online.learner.facts.tables import NEAR
-from online.learner.history import Newest
+from online.learner.history import ClicksNewestFirst
 from online.learner.recent_users import RecentUsers
 from online.learner.safety_net import SafetyNet
 from online.learner.stream_time import STREAM_GAP_S_MAX
+from online.learner.user_stores import UserKey
 from stream.people import digest_of, owner_number
 
-REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few people
+REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few users
 WAYS = 4
-CROWD = 2  # times the size of a bucket of one person and an item, that an item's can hold
-CAUGHT = 2  # times its size to which somebody who does not stop fills a bucket: what was heard is taken back
-FULL_MOST = 3  # times its size that it can be filled: how long somebody who stops has to wait
+CROWD = 2  # times the size of a bucket of one user and an item, that an item's can hold
+CAUGHT = 2  # times its size to which a user who does not stop fills a bucket: what was learned is taken back
+FULL_MOST = 3  # times its size that it can be filled: how long a user who stops has to wait
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits (Knuth, vol. 3, 6.4)
 
 Keys = NDArray[np.int64]
@@ -57,15 +58,15 @@ Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
 
-class Judged(NamedTuple):
+class AbuseVerdict(NamedTuple):
     """What is to be done with N clicks."""
 
     flagged: Bools  # (N,) not to be learned from
-    caught: Bools  # (N,) what their person had clicked of their item is to be taken back
+    caught: Bools  # (N,) what their user had clicked of their item is to be taken back
 
 
-class Contributed(NamedTuple):
-    """What one person's clicks on one item, n of them, have counted, alone and as neighbours of K clicks."""
+class CountsToUndo(NamedTuple):
+    """What one user's clicks on one item, n of them, have counted, alone and as neighbours of K clicks."""
 
     rows: NDArray[np.int64]  # (K,)
     earlier: NDArray[np.int64]  # (K, NEAR) what stood before each, latest first; 0 in pairs without the item
@@ -76,7 +77,7 @@ class Contributed(NamedTuple):
 class Buckets:
     """Leaky buckets of at most about `held` keys, 32 bytes each. In a full row of the table the emptiest makes room.
 
-    So who clicks most is remembered, and when there are too many, it is heard too much rather than too little.
+    So users who click most are remembered; with too many of them, too much is learned rather than too little.
     """
 
     def __init__(
@@ -91,44 +92,55 @@ class Buckets:
         self._keys = np.zeros((rows, WAYS), np.int64)  # 0: free
         self._levels = np.zeros((rows, WAYS))  # (B, W) clicks
         self._at = np.zeros((rows, WAYS))  # (B, W) seconds: when the level was that
-        self._owners = np.zeros((rows, WAYS), np.int64)  # (B, W) 0: nobody's
+        self._user_hashes = np.zeros((rows, WAYS), np.int64)  # (B, W) 0: of no user
 
-    def consume(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, owners: Keys | int = 0) -> Floats:
+    def consume(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, user_hashes: Keys | int = 0) -> Floats:
         """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
-        full each was just before, (K,) in clicks. Whose buckets they are: `owners` (K,)."""
+        full each was just before, (K,) in clicks. Their users: `user_hashes` (K,)."""
         levels = np.zeros(len(keys))
         consumed = np.full(len(keys), clicks, np.float64)
-        whose = np.full(len(keys), owners, np.int64)
-        _consume(self._keys, self._levels, self._at, self._owners, keys, now, consumed, whose, levels, self._limits)
+        hashes = np.full(len(keys), user_hashes, np.int64)
+        _consume(
+            self._keys, self._levels, self._at, self._user_hashes, keys, now, consumed, hashes, levels, self._limits
+        )
         return levels
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's buckets are empty -> how many there were."""
-        mine = self._owners == owner
-        for part in (self._keys, self._levels, self._at, self._owners):
-            part[mine] = 0
-        return int(mine.sum())
+    def forget_hash(self, user_hash: int) -> int:
+        """A user's buckets are empty -> how many there were."""
+        of_user = self._user_hashes == user_hash
+        for part in (self._keys, self._levels, self._at, self._user_hashes):
+            part[of_user] = 0
+        return int(of_user.sum())
 
-    def count_of(self, owner: int) -> int:
-        """How many buckets somebody has."""
-        return int((self._owners == owner).sum())
+    def count_of(self, user_hash: int) -> int:
+        """How many buckets a user has."""
+        return int((self._user_hashes == user_hash).sum())
+
+    @property
+    def filled(self) -> int:
+        """Buckets in use."""
+        return int(np.count_nonzero(self._keys))
+
+    @property
+    def capacity(self) -> int:
+        return self._keys.size
 
     @property
     def span_s(self) -> float:
-        """Seconds in which a bucket that has caught somebody drains."""
+        """Seconds in which a bucket that has caught a user drains."""
         return CAUGHT * self.size * self.drained_each_s
 
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Only what is in use."""
         at = np.flatnonzero(self._keys)
-        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "owners": self._owners}
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "user_hashes": self._user_hashes}
         return {"rows": np.array([len(self._keys)]), "places": at} | {n: part.flat[at] for n, part in parts.items()}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Takes back what `to_state` gave; of a table of another size (settings have changed), nothing."""
         if int(arrays["rows"][0]) != len(self._keys):
             return
-        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "owners": self._owners}
+        parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "user_hashes": self._user_hashes}
         for name, part in parts.items():
             part[:] = 0
             part.flat[arrays["places"]] = arrays[name]
@@ -139,11 +151,11 @@ def _consume(
     table_keys: NDArray[np.int64],
     table_levels: NDArray[np.float64],
     table_at: NDArray[np.float64],
-    table_owners: NDArray[np.int64],
+    table_hashes: NDArray[np.int64],
     keys: NDArray[np.int64],
     now: NDArray[np.float64],
     clicks: NDArray[np.float64],
-    owners: NDArray[np.int64],
+    user_hashes: NDArray[np.int64],
     levels: NDArray[np.float64],
     limits: NDArray[np.float64],
 ) -> None:
@@ -165,7 +177,7 @@ def _consume(
         level = left_of_way if known else 0.0
         before = table_at[row, way]
         table_at[row, way] = max(now[k], before) if known and now[k] >= before - late_s else now[k]
-        table_keys[row, way], table_owners[row, way] = keys[k], owners[k]
+        table_keys[row, way], table_hashes[row, way] = keys[k], user_hashes[k]
         table_levels[row, way] = min(max(level + clicks[k], 0.0), most)
         levels[k] = level
 
@@ -185,27 +197,29 @@ class AbuseFilter:
         held, size = settings.abuse_keys_held, settings.abuse_repeats_at_once
         interval_s, late_s, gap_s = settings.abuse_repeats_interval_s, self.late_s, STREAM_GAP_S_MAX
         per_click_s = 60 / settings.abuse_clicks_per_minute
-        self._people = Buckets(settings.abuse_clicks_at_once, per_click_s, held, late_s=late_s)
-        self._pairs = Buckets(size, interval_s, held, late_s=late_s)
-        self._items = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
+        self._user_buckets = Buckets(settings.abuse_clicks_at_once, per_click_s, held, late_s=late_s)
+        self._pair_buckets = Buckets(size, interval_s, held, late_s=late_s)
+        self._item_buckets = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
 
     @property
     def flagged(self) -> Bools:
         """Of each moment that is held, at its number modulo the length, whether its click was flagged."""
         return self._flagged
 
-    def judge(self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]) -> Judged:
+    def judge(
+        self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]
+    ) -> AbuseVerdict:
         """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
         flagged, caught = np.zeros((2, len(users)), np.bool_)
         if self.on:
-            people = owners_of_all(users)
-            self._recent.update(people, times)
+            user_hashes = user_hashes_of(users)
+            self._recent.update(user_hashes, times)
             now = np.maximum(times, self._recent.agreed() - self.late_s)
-            *found, caught = self._found(people, _keys(items), now)
+            *found, caught = self._found(user_hashes, _keys(items), now)
             reasons = np.zeros(len(users), np.int8)
             for number, some in enumerate(found, 1):  # a click has one reason at most
                 reasons[some] = number
-            if self.net.update(people, reasons, len(self._recent)):
+            if self.net.update(user_hashes, reasons, len(self._recent)):
                 caught = np.zeros_like(caught)
             else:
                 flagged[:] = reasons > 0
@@ -213,61 +227,70 @@ class AbuseFilter:
                     self.total[reason] += int(some.sum())
         self._flagged[numbers % self._moments_held] = flagged
         self._judged = int(numbers[-1])
-        return Judged(flagged, caught)
+        return AbuseVerdict(flagged, caught)
 
     def was_flagged(self, numbers: NDArray[np.int64]) -> Bools:
-        """Whether clicks were flagged, by the numbers (...) of their moments; of those long ago nobody knows: no."""
+        """Whether clicks were flagged, by the numbers (...) of their moments; long ago: no."""
         held = (numbers > 0) & (numbers > self._judged - self._moments_held)
         found: Bools = held & self._flagged[numbers % self._moments_held]
         return found
 
-    def contributed(self, newest: Newest, row: int) -> Contributed:
-        """What is to be taken back of one person (newest, N = 1) who was caught with an item.
+    def counts_to_undo(self, newest: ClicksNewestFirst, row: int) -> CountsToUndo:
+        """What is to be taken back of one user (newest, N = 1) who was caught with an item.
 
         From here on it counts as flagged.
         """
         rows, times, numbers = newest.rows[0], newest.timestamps[0], newest.numbers[0]
-        heard = (numbers > 0) & ~self.was_flagged(numbers)
-        its = heard & (rows == row) & (times >= times[0] - self._pairs.span_s)  # (L,)
+        trainable = (numbers > 0) & ~self.was_flagged(numbers)
+        on_item = trainable & (rows == row) & (times >= times[0] - self._pair_buckets.span_s)  # (L,)
         window = np.arange(len(rows))[:, None] + np.arange(1, NEAR + 1)  # (L, NEAR) what stood before each
-        earlier = np.pad(np.where(heard, rows, 0), (0, NEAR))[window]
-        earlier[~(its[:, None] | np.pad(its, (0, NEAR))[window])] = 0
-        at = np.flatnonzero(its | (heard & earlier.any(1)))
-        ages = np.array([self._heard_since(numbers[one]) if its[one] else -1 for one in at.tolist()], float)
-        self._flagged[numbers[its] % self._moments_held] = True
-        self.total["taken-back"] += int(its.sum())
-        return Contributed(rows[at], earlier[at], ages, numbers[its])
+        earlier = np.pad(np.where(trainable, rows, 0), (0, NEAR))[window]
+        earlier[~(on_item[:, None] | np.pad(on_item, (0, NEAR))[window])] = 0
+        at = np.flatnonzero(on_item | (trainable & earlier.any(1)))
+        ages = np.array([self._trainable_since(numbers[one]) if on_item[one] else -1 for one in at.tolist()], float)
+        self._flagged[numbers[on_item] % self._moments_held] = True
+        self.total["taken-back"] += int(on_item.sum())
+        return CountsToUndo(rows[at], earlier[at], ages, numbers[on_item])
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's buckets go -> how many there were. Buckets of items are everybody's, and stay."""
-        owners_of.cache_clear()  # it holds names
-        found = sum(part.forget_owner(owner) for part in self._buckets().values())
-        return found + self._recent.forget(owner) + self.net.forget(owner)
+    def user_ids(self) -> tuple[str, ...]:
+        return ()
 
-    def count_of(self, owner: int) -> int:
-        """How many buckets are somebody's, and marks of theirs on recent clicks."""
-        found = sum(part.count_of(owner) for part in self._buckets().values())
-        return found + self._recent.count_of(owner) + self.net.count_of(owner)
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        """How many buckets are the user's, and marks on recent clicks."""
+        found = sum(part.count_of(user.user_hash) for part in self._buckets().values())
+        return {"abuse_filter": found + self._recent.count_of(user.user_hash) + self.net.count_of(user.user_hash)}
 
-    def _heard_since(self, number: int) -> int:
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        """The user's buckets go. Buckets of items belong to no user, and stay."""
+        user_hash_of.cache_clear()  # it holds names
+        found = sum(part.forget_hash(user.user_hash) for part in self._buckets().values())
+        return {"abuse_filter": found + self._recent.forget(user.user_hash) + self.net.forget(user.user_hash)}
+
+    def usage(self) -> tuple[int, int]:
+        buckets = self._buckets().values()
+        return sum(part.filled for part in buckets), sum(part.capacity for part in buckets)
+
+    def _trainable_since(self, number: int) -> int:
         since = np.arange(number + 1, self._judged + 1)
         return int(np.count_nonzero(~self._flagged[since % self._moments_held]))
 
-    def _found(self, person: Keys, item: Keys, now: Floats) -> tuple[Bools, ...]:
-        """What each kind of bucket guards, (N,) each: what one guards does not reach the next. And which clicks show
-        that their person does not stop clicking their item, (N,)."""
-        rate = self._people.consume(person, now, owners=person) + 1 > self._people.size
-        heard = np.flatnonzero(~rate)
-        level = self._pairs.consume(_of_pairs(person[heard], item[heard]), now[heard], owners=person[heard])
+    def _found(self, users: Keys, items: Keys, now: Floats) -> tuple[Bools, ...]:
+        """What each kind of bucket flags, (N,) each: what one flags does not reach the next. And which clicks show
+        that their user does not stop clicking their item, (N,)."""
+        rate = self._user_buckets.consume(users, now, user_hashes=users) + 1 > self._user_buckets.size
+        trainable = np.flatnonzero(~rate)
+        level = self._pair_buckets.consume(
+            _of_pairs(users[trainable], items[trainable]), now[trainable], user_hashes=users[trainable]
+        )
         repeats, caught, crowd = np.zeros((3, len(rate)), np.bool_)
-        repeats[heard] = level + 1 > self._pairs.size
-        most = CAUGHT * self._pairs.size
-        caught[heard] = (level < most) & (level + 1 >= most)
+        repeats[trainable] = level + 1 > self._pair_buckets.size
+        most = CAUGHT * self._pair_buckets.size
+        caught[trainable] = (level < most) & (level + 1 >= most)
         again = level > 0
-        fits = ~repeats[heard]
-        heard, again = heard[fits], again[fits]
-        level = self._items.consume(item[heard], now[heard], np.where(again, 1.0, -1.0))
-        crowd[heard] = again & (level + 1 > self._items.size)
+        fits = ~repeats[trainable]
+        trainable, again = trainable[fits], again[fits]
+        level = self._item_buckets.consume(items[trainable], now[trainable], np.where(again, 1.0, -1.0))
+        crowd[trainable] = again & (level + 1 > self._item_buckets.size)
         return rate, repeats, crowd, caught
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -291,24 +314,24 @@ class AbuseFilter:
         self._flagged[numbers % self._moments_held] = True
 
     def _buckets(self) -> dict[str, Buckets]:
-        return {"people": self._people, "pairs": self._pairs, "items": self._items}
+        return {"users": self._user_buckets, "pairs": self._pair_buckets, "items": self._item_buckets}
 
 
 @lru_cache(maxsize=65_536)
 def _key(name: str) -> int:
-    """A number above 0 that is the same on every machine; nobody can choose names that share one."""
+    """A number above 0 that is the same on every machine; no names can be chosen that share one."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1 or 1
 
 
 @lru_cache(maxsize=65_536)
-def owners_of(user_id: str) -> int:
-    """The number that what belongs to somebody carries."""
+def user_hash_of(user_id: str) -> int:
+    """What arrays carry instead of a user's id."""
     return owner_number(digest_of(user_id))
 
 
-def owners_of_all(users: Sequence[str]) -> Keys:
-    """Of people (N,)."""
-    return np.fromiter(map(owners_of, users), np.int64, len(users))
+def user_hashes_of(users: Sequence[str]) -> Keys:
+    """Of users (N,)."""
+    return np.fromiter(map(user_hash_of, users), np.int64, len(users))
 
 
 def _keys(names: Sequence[str]) -> Keys:

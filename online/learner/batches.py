@@ -5,7 +5,7 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `K` candidates kept of a 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ class ClickBatch(NamedTuple):
     users: list[str]  # N
     slots: NDArray[np.int64]  # (N,) their histories'
     rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
-    targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
+    targets: NDArray[np.int64]  # (N,) the same, 0 where the item had no click before
     types: NDArray[np.int64]  # (N,) event types
     times: NDArray[np.float64]  # (N,) seconds since 1970
     active: NDArray[np.float64]  # (N,) active time (online/learner/stream_time.py)
@@ -29,8 +29,13 @@ class ClickBatch(NamedTuple):
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come later in it
     previous_at: NDArray[np.float64]  # (N,) seconds, of the same user's click before; NaN: there was none
     numbers: NDArray[np.int64]  # (N,) of their moments
-    owners: NDArray[np.int64]  # (N,) whose they are, as `stream.people.owner_number` says
+    user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.people.owner_number` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
+
+    def part(self, part: slice) -> "ClickBatch":
+        """Some of them."""
+        fields: Any = [field[part] for field in self]
+        return ClickBatch(*fields)
 
 
 class Impression(NamedTuple):
@@ -51,6 +56,8 @@ class TrainedStep:
     scored: ScoredCandidates  # by the live model, without gradients
     positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or not to be learned from
     replayed: tuple[Tensor, Tensor] | None  # clicks: features (·, K, F), and which are there (·, K)
+    losses: NDArray[np.float64]  # (n,) what each click cost before it was learned, in nats
+    ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class BatchResult:
     ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
     candidates: NDArray[np.int64]  # (N,) how many candidates there were
     served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
-    targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where nobody had clicked them before
+    targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where they had no click before
     trainable: NDArray[np.bool_]  # (N,) which clicks were learned from; those flagged as abuse say nothing of the lists
     steps: list[TrainedStep]
     network: TrainedNetwork | None  # None: the Reformer's states take no part
@@ -95,7 +102,7 @@ class BatchResult:
     freed: Sequence[int] = ()  # rows that lost their item
     taken: Sequence[int] = ()  # rows that were handed out
     expired: int = 0  # items that lost their rows, because they had no clicks for long
-    impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, of anybody's
+    impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, the popular one
 
     def finite(self) -> bool:
         """Whether the live model's scores are all numbers."""

@@ -1,6 +1,6 @@
 """What each user clicked lately: bounded rings in arrays, the least recently seen user making room.
 
-Letters: `N` users asked for, `L` clicks asked for, `H` clicks kept of a user (`history_max`), `S` slots.
+Letters: `N` users that are read, `L` clicks read of each, `H` clicks kept of a user (`history_max`), `S` slots.
 """
 
 from collections import OrderedDict
@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from online.learner.user_stores import UserKey
+
 SERVED = 10  # items of the list in front of a user that hit@10 and NDCG@10 look at
 
 
-class Latest(NamedTuple):
+class ClicksOldestFirst(NamedTuple):
     """Latest clicks of some users, oldest first, left-aligned: padding (row 0) stands at the end."""
 
     rows: NDArray[np.int64]  # (N, L)
@@ -21,22 +23,22 @@ class Latest(NamedTuple):
     timestamps: NDArray[np.float64]  # (N, L) seconds
     lengths: NDArray[np.int64]  # (N,)
 
-    def of(self, users: NDArray[np.int64]) -> "Latest":
+    def of(self, users: NDArray[np.int64]) -> "ClicksOldestFirst":
         """Those of some of the users only."""
-        return Latest(self.rows[users], self.event_types[users], self.timestamps[users], self.lengths[users])
+        return ClicksOldestFirst(self.rows[users], self.event_types[users], self.timestamps[users], self.lengths[users])
 
-    def trimmed(self) -> "Latest":
+    def trimmed(self) -> "ClicksOldestFirst":
         """Without what is padding in all of them; two clicks wide at least."""
         L = max(2, int(self.lengths.max(initial=0)))
-        return Latest(self.rows[:, :L], self.event_types[:, :L], self.timestamps[:, :L], self.lengths)
+        return ClicksOldestFirst(self.rows[:, :L], self.event_types[:, :L], self.timestamps[:, :L], self.lengths)
 
 
-class Newest(NamedTuple):
+class ClicksNewestFirst(NamedTuple):
     """Latest clicks of some users, latest first; 0 beyond their lengths."""
 
     rows: NDArray[np.int64]  # (N, L)
     timestamps: NDArray[np.float64]  # (N, L) seconds
-    numbers: NDArray[np.int64]  # (N, L) as `append` was told
+    numbers: NDArray[np.int64]  # (N, L) as given to `append`
     lengths: NDArray[np.int64]  # (N,)
 
 
@@ -75,11 +77,11 @@ class UserHistories:
         return np.fromiter((self._slot(user) for user in users), np.int64, len(users))
 
     def would_evict(self, users: Iterable[str]) -> bool:
-        """Whether somebody has to make room for these users."""
+        """Whether a user has to make room for these users."""
         return len(self._slots) + sum(user not in self._slots for user in set(users)) > self.users_held
 
     def find(self, users: Sequence[str]) -> NDArray[np.int64]:
-        """Slots of users who have one, (N,); asking does not count as seeing them. KeyError for anybody else."""
+        """Slots of users who have one, (N,); asking does not count as seeing them. KeyError for other users."""
         return np.fromiter((self._slots[user] for user in users), np.int64, len(users))
 
     def _slot(self, user: str) -> int:
@@ -115,7 +117,7 @@ class UserHistories:
         return self._rows, self._types, self._times, self._numbers, self._clicks
 
     def forget(self, user: str) -> int:
-        """Nothing is known of the user any more -> clicks that were kept. Who had the last slot has theirs now."""
+        """Nothing is known of the user any more -> clicks that were kept. The user of the last slot moves to theirs."""
         slot = self._slots.pop(user, None)
         if slot is None:
             return 0
@@ -130,13 +132,26 @@ class UserHistories:
             array[last] = 0
         return kept
 
+    def user_ids(self) -> list[str]:
+        return self.users()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        known = [name for name in user.user_ids if name in self._slots]
+        return {"history_clicks": int(self.lengths(self.find(known)).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        return {"history_clicks": sum(self.forget(name) for name in user.user_ids)}
+
+    def usage(self) -> tuple[int, int]:
+        return len(self._slots), self.users_held
+
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Clicks kept of each slot, (N,)."""
         return np.minimum(self._clicks[slots], self.history_max)
 
     def append(self, slots: NDArray[np.int64], rows: Any, event_types: Any, timestamps: Any, numbers: Any = 0) -> None:
         """N new clicks, in order; a slot may stand there several times. All arguments are (N,); `numbers`: of the
-        clicks among everybody's."""
+        clicks among all users'."""
         place = (self._clicks[slots] + earlier_in_batch(slots)) % self.history_max
         self._rows[slots, place] = rows
         self._types[slots, place] = event_types
@@ -144,9 +159,9 @@ class UserHistories:
         self._numbers[slots, place] = numbers
         np.add.at(self._clicks, slots, 1)
 
-    def latest(
+    def oldest_first(
         self, slots: NDArray[np.int64], length: NDArray[np.int64] | int, behind: NDArray[np.int64] | int = 0
-    ) -> Latest:
+    ) -> ClicksOldestFirst:
         """The latest `length` (N,) clicks (or what there is) of N slots, leaving out the very last `behind` (N,)."""
         L = min(int(np.max(length)), self.history_max)
         ends = self._clicks[slots] - behind  # (N,)
@@ -155,21 +170,23 @@ class UserHistories:
         place = (ends[:, None] - lengths[:, None] + order) % self.history_max  # (N, L)
         inside = order < lengths[:, None]  # (N, L)
         at = slots[:, None]
-        return Latest(
+        return ClicksOldestFirst(
             np.where(inside, self._rows[at, place], 0).astype(np.int64),
             np.where(inside, self._types[at, place], 0).astype(np.int64),
             np.where(inside, self._times[at, place], 0.0),
             lengths,
         )
 
-    def newest(self, slots: NDArray[np.int64], length: int, behind: NDArray[np.int64] | int = 0) -> Newest:
+    def newest_first(
+        self, slots: NDArray[np.int64], length: int, behind: NDArray[np.int64] | int = 0
+    ) -> ClicksNewestFirst:
         """The latest `length` clicks of N slots, leaving out the very last `behind` (N,), latest first."""
         lengths = np.clip(self._clicks[slots] - behind, 0, np.minimum(self.history_max - behind, length))  # (N,)
         order = np.arange(min(length, self.history_max))[None, :]  # (1, L)
         inside = order < lengths[:, None]  # (N, L)
         place = ((self._clicks[slots] - behind)[:, None] - 1 - order) % self.history_max  # (N, L)
         at = slots[:, None]
-        return Newest(
+        return ClicksNewestFirst(
             np.where(inside, self._rows[at, place], 0).astype(np.int64),
             np.where(inside, self._times[at, place], 0.0),
             np.where(inside, self._numbers[at, place], 0),
@@ -182,11 +199,11 @@ class UserHistories:
         return np.where(self._clicks[slots] > 0, found, 0.0)
 
     def users(self) -> list[str]:
-        """Everybody who has a history, least recently seen first."""
+        """Users who have a history, least recently seen first."""
         return list(self._slots)
 
     def clicked_at(self) -> NDArray[np.float64]:
-        """When the latest click of everybody was made, in the order of their slots, in seconds."""
+        """When the latest click of each user was made, in the order of their slots, in seconds."""
         return self.latest_at(np.arange(len(self._slots)))
 
     def clicked_active_at(self) -> NDArray[np.float64]:
@@ -194,7 +211,7 @@ class UserHistories:
         return self.active_at[: len(self._slots)]
 
     def users_of(self, slots: Iterable[int]) -> list[str]:
-        """Whose slots they are."""
+        """The users of these slots."""
         return [self._users[slot] for slot in slots]
 
     def recently_seen(self, count: int) -> NDArray[np.int64]:
@@ -210,7 +227,7 @@ class UserHistories:
     def to_state(self) -> tuple[dict[str, NDArray[Any]], list[str]]:
         """Arrays (only clicks that exist) and the users, least recently seen first."""
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-        latest = self.latest(slots, self.history_max)
+        latest = self.oldest_first(slots, self.history_max)
         inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
         arrays: dict[str, NDArray[Any]] = {
             "clicks": self._clicks[slots],
@@ -225,7 +242,7 @@ class UserHistories:
         }
         return arrays, list(self._slots)
 
-    def _latest(self, ring: NDArray[Any], slots: NDArray[np.int64], latest: Latest) -> NDArray[Any]:
+    def _latest(self, ring: NDArray[Any], slots: NDArray[np.int64], latest: ClicksOldestFirst) -> NDArray[Any]:
         """Another ring's entries in the places of `latest`, (N, L)."""
         start = self._clicks[slots] - latest.lengths
         place = (start[:, None] + np.arange(latest.rows.shape[1])) % self.history_max
@@ -258,7 +275,7 @@ class UserHistories:
 
 
 class HistorySnapshot:
-    """The latest `length` clicks of some users, as they stood at one moment, for whoever asks later.
+    """The latest `length` clicks of some users, as they stood at one moment, for later questions.
 
     It answers `lengths` and `latest` as `UserHistories` did then, of these users and up to that length.
     """
@@ -267,16 +284,16 @@ class HistorySnapshot:
         """`slots` (N,), which may repeat."""
         self._slots = np.unique(slots)
         self._lengths = histories.lengths(self._slots)
-        self._latest = histories.latest(self._slots, length)
+        self._latest = histories.oldest_first(self._slots, length)
         self._history_max = histories.history_max
 
     def lengths(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Clicks kept of each slot, (N,)."""
         return self._lengths[np.searchsorted(self._slots, slots)]
 
-    def latest(
+    def oldest_first(
         self, slots: NDArray[np.int64], length: NDArray[np.int64] | int, behind: NDArray[np.int64] | int = 0
-    ) -> Latest:
+    ) -> ClicksOldestFirst:
         """The latest `length` (N,) clicks (or what there is) of N slots, leaving out the very last `behind` (N,)."""
         at = np.searchsorted(self._slots, slots)
         there = self._latest.lengths[at]
@@ -287,7 +304,9 @@ class HistorySnapshot:
         inside = np.arange(L) < lengths[:, None]
         place = np.where(inside, place, 0)
         rows, types, times = (np.take_along_axis(part[at], place, 1) for part in self._latest[:3])
-        return Latest(np.where(inside, rows, 0), np.where(inside, types, 0), np.where(inside, times, 0.0), lengths)
+        return ClicksOldestFirst(
+            np.where(inside, rows, 0), np.where(inside, types, 0), np.where(inside, times, 0.0), lengths
+        )
 
 
 def next_in_batch(slots: NDArray[np.int64]) -> NDArray[np.int64]:

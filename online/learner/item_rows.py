@@ -18,7 +18,7 @@ class ClickedRows(NamedTuple):
     """What a micro-batch made of the rows."""
 
     rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
-    targets: NDArray[np.int64]  # (N,) the same, 0 where nobody had clicked the item before
+    targets: NDArray[np.int64]  # (N,) the same, 0 where the item had no click before
     freed: list[int]  # rows that lost their items: what is kept by row has to be cleared before it is used
     taken: list[int]  # rows that belong to other items than before, or to the same ones again
     expired: int  # items that lost theirs because they had no clicks for long
@@ -38,8 +38,8 @@ class ItemRows:
         return {"min_count": self.settings.item_min_count, "capacity_max": held, "waiting_max": held}
 
     def observe(self, clicks: Sequence[Click], active: NDArray[np.float64]) -> ClickedRows:
-        """Counts a micro-batch of clicks in order of arrival, and the active time (N,) at each: items that nobody has
-        clicked for long lose their rows by it, and not by a silence of the whole stream."""
+        """Counts a micro-batch of clicks in order of arrival, and the active time (N,) at each: items without a click
+        for long lose their rows by it, and not by a silence of the whole stream."""
         before = [self.vocabulary.row_of(click.item_id) for click in clicks]
         # Rows are freed many at a time: to clear them, everything that is kept by row has to be searched.
         new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})

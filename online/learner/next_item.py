@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.loss import sampled_softmax_loss
 from model.reformer import Histories, Reformer
-from online.learner.history import Latest
+from online.learner.history import ClicksOldestFirst
 
 UNIFORM_SHARE = 0.5  # of the negatives; the rest follow recent popularity
 
@@ -43,5 +43,5 @@ def next_item_loss(network: Reformer, states: Tensor, targets: Tensor, negatives
     return sampled_softmax_loss(target_logits, negative_logits, targets, rows, log_q)
 
 
-def as_histories(latest: Latest, device: torch.device) -> Histories:
+def as_histories(latest: ClicksOldestFirst, device: torch.device) -> Histories:
     return Histories(*(torch.from_numpy(part).to(device) for part in latest))

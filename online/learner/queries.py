@@ -1,4 +1,4 @@
-"""What is asked of whom: users as they were before a click, after it, or between two clicks of a micro-batch.
+"""Queries about users as they were before a click, after it, or between two clicks of a micro-batch.
 
 Letters: `N` queries, `B` clicks of a micro-batch, `U` users in it, `L` lists.
 """
@@ -10,36 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.batches import ClickBatch, Impression
-from online.learner.facts.gather import Clicks, Queries, Seen
-from online.learner.facts.store import NOBODY_SEES, FeatureStore
+from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
+from online.learner.facts.store import NO_SEEN_ROWS, FeatureStore
 from online.learner.history import UserHistories
 from online.learner.return_times import ReturnTimes
 from online.learner.seen_items import SeenItems
 
 
-class Wanted(NamedTuple):
+class ListRequests(NamedTuple):
     """L lists, in any order."""
 
-    users: list[str]  # L; "" for somebody nothing is known of
+    users: list[str]  # L; "" for a user nothing is known of
     slots: NDArray[np.int64]  # (L,) of the histories; −1 for nothing
     preceding: NDArray[np.int64]  # (L,) clicks of the micro-batch that had come
     clicked_at: NDArray[np.float64]  # (L,) seconds, of the user's latest click by then
     ages_s: NDArray[np.float64]  # (L,) since then, when the list is written
     active: NDArray[np.float64]  # (L,) active time then
 
-    def and_also(self, more: "Wanted") -> "Wanted":
+    def and_also(self, more: "ListRequests") -> "ListRequests":
         """Both."""
         others = zip(self[1:], more[1:], strict=True)
-        return Wanted(self.users + more.users, *(np.concatenate(both) for both in others))
+        return ListRequests(self.users + more.users, *(np.concatenate(both) for both in others))
 
 
-class Lists(NamedTuple):
-    """L lists as queries, by rising position; each list is asked for at one moment or at several."""
+class ListQueries(NamedTuple):
+    """L lists as queries, by rising position; each list is queried at one moment or at several."""
 
-    queries: Queries  # (N,)
-    seen: Seen
+    queries: QueryArrays  # (N,)
+    seen: SeenRows
     lists: NDArray[np.int64]  # (N,) which of the L, in this order, each query is about: rising from 0
-    order: NDArray[np.int64]  # (L,) which of the wanted lists each is
+    order: NDArray[np.int64]  # (L,) which of the requested lists each is
 
 
 class QueryBuilder:
@@ -50,47 +50,47 @@ class QueryBuilder:
     ) -> None:
         self.histories, self.store, self.returns, self.seen = histories, store, returns, seen
 
-    def before_clicks(self, batch: ClickBatch) -> tuple[Clicks, Queries, Seen]:
+    def before_clicks(self, batch: ClickBatch) -> tuple[ClickArrays, QueryArrays, SeenRows]:
         """The clicks as facts count them, and a query about each one's user just before it."""
         own_slots = self.store.own_slots(batch.users)
-        clicks = Clicks(
+        clicks = ClickArrays(
             batch.slots,
             own_slots,
             batch.rows,
             batch.types,
             batch.times,
             batch.active,
-            batch.owners,
+            batch.user_hashes,
             batch.trainable,
         )
         B = len(batch.users)
         again = np.zeros(B, np.bool_)
-        queries = Queries(np.arange(B), batch.slots, own_slots, batch.times, batch.active, again)
+        queries = QueryArrays(np.arange(B), batch.slots, own_slots, batch.times, batch.active, again)
         return clicks, queries, self._seen(batch.users)
 
-    def lists(self, wanted: Wanted, *, now: float) -> Lists:
+    def lists(self, requests: ListRequests, *, now: float) -> ListQueries:
         """Queries about the moments at which lists are likely to be looked at, as they stand in between.
 
         now: seconds since 1970, the moment for users nothing is known of.
         """
-        order = np.argsort(wanted.preceding, kind="stable")
-        known = wanted.slots[order] >= 0
-        lists, ages_s = self.returns.expected_views(wanted.ages_s[order])
+        order = np.argsort(requests.preceding, kind="stable")
+        known = requests.slots[order] >= 0
+        lists, ages_s = self.returns.expected_views(requests.ages_s[order])
         single = known[lists] | np.append(True, lists[1:] != lists[:-1])  # no need of several moments without a user
         lists, ages_s = lists[single], ages_s[single]
-        at = order[lists]  # (N,) of the wanted
-        moments = np.where(known[lists], wanted.clicked_at[at] + ages_s, now)
-        active = np.where(known[lists], wanted.active[at] - wanted.ages_s[at] + ages_s, wanted.active[at])
-        users = [wanted.users[one] for one in at.tolist()]
-        queries = Queries(
-            wanted.preceding[at],
-            wanted.slots[at],
+        at = order[lists]  # (N,) of the requests
+        moments = np.where(known[lists], requests.clicked_at[at] + ages_s, now)
+        active = np.where(known[lists], requests.active[at] - requests.ages_s[at] + ages_s, requests.active[at])
+        users = [requests.users[one] for one in at.tolist()]
+        queries = QueryArrays(
+            requests.preceding[at],
+            requests.slots[at],
             self.store.own_slots(users),
             moments,
             active,
             np.append(False, lists[1:] == lists[:-1])[: len(at)],
         )
-        return Lists(queries, self._seen(users), lists, order)
+        return ListQueries(queries, self._seen(users), lists, order)
 
     def seen_by(self, users: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows that users (U,) have clicked, where that is remembered: starts (U + 1,), and rows, flat."""
@@ -98,24 +98,24 @@ class QueryBuilder:
             return np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64)
         return self.seen.of(users)
 
-    def _seen(self, users: Sequence[str]) -> Seen:
-        return NOBODY_SEES if self.seen is None else Seen(True, *self.seen.of(users))
+    def _seen(self, users: Sequence[str]) -> SeenRows:
+        return NO_SEEN_ROWS if self.seen is None else SeenRows(True, *self.seen.of(users))
 
     # Which lists
 
-    def after_clicks(self, batch: ClickBatch, some: NDArray[np.int64]) -> Wanted:
+    def after_clicks(self, batch: ClickBatch, at: NDArray[np.int64]) -> ListRequests:
         """Lists that are written at some of the clicks (L,), just after them."""
-        users = [batch.users[at] for at in some.tolist()]
-        return Wanted(
-            users, batch.slots[some], some + 1, batch.times[some], np.zeros(len(some)), batch.active[some]
+        users = [batch.users[click] for click in at.tolist()]
+        return ListRequests(
+            users, batch.slots[at], at + 1, batch.times[at], np.zeros(len(at)), batch.active[at]
         )  # fmt: skip
 
-    def at_end(self, batch: ClickBatch, some: NDArray[np.int64]) -> Wanted:
+    def at_end(self, batch: ClickBatch, at: NDArray[np.int64]) -> ListRequests:
         """The same, as everything stands after the whole micro-batch."""
-        wanted = self.after_clicks(batch, some)
-        return wanted._replace(preceding=np.full(len(some), len(batch.users)))
+        requests = self.after_clicks(batch, at)
+        return requests._replace(preceding=np.full(len(at), len(batch.users)))
 
-    def of_impressions(self, batch: ClickBatch, impressions: Sequence[Impression]) -> Wanted:
+    def of_impressions(self, batch: ClickBatch, impressions: Sequence[Impression]) -> ListRequests:
         """Lists that are written in between, of users who have a history."""
         users = [impression.user_id for impression in impressions]
         slots = self.histories.find(users)
@@ -126,18 +126,18 @@ class QueryBuilder:
         clicked_at = np.where(latest >= 0, batch.times[latest], clicked_at)
         written_at = np.array([impression.written_at for impression in impressions])
         active = np.array([impression.active for impression in impressions])
-        return Wanted(users, slots, preceding, clicked_at, written_at - clicked_at, active)
+        return ListRequests(users, slots, preceding, clicked_at, written_at - clicked_at, active)
 
-    def of_users(self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64]) -> Wanted:
+    def of_users(self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64]) -> ListRequests:
         """Lists of users who have a history, written at these ages (L,), as everything stands now."""
         active = self.histories.active_at[slots] + ages_s
-        return Wanted(
+        return ListRequests(
             list(users), slots, np.zeros(len(slots), np.int64), self.histories.latest_at(slots), ages_s, active
         )  # fmt: skip
 
-    def of_nobody(self, preceding: int, active: float) -> Wanted:
+    def of_unknown_user(self, preceding: int, active: float) -> ListRequests:
         """The list for users nothing is known of."""
-        return Wanted(
+        return ListRequests(
             [""],
             np.array([-1]),
             np.array([preceding]),

@@ -1,7 +1,7 @@
 """The ranking model: everything that is learned by gradients, with the optimizers that move it. One version of it.
 
 What is counted and remembered (facts/) does not belong to it. So several versions can score what was gathered
-once, and be taught by the same clicks.
+once, and learn from the same clicks.
 
 Letters: `N` clicks, `L` clicks read of each user, `D` width of states, `C` candidates of all clicks (flat), `F`
 features, `K` candidates kept of a click, `V` rows of items.
@@ -29,7 +29,7 @@ from online.learner.arrays import as_tensor, below
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import Gathered
-from online.learner.history import Latest
+from online.learner.history import ClicksOldestFirst
 from online.learner.next_item import as_histories
 from online.learner.objectives import Objective, TrainingBatch
 from online.learner.prune import keep_best, put_inputs
@@ -172,7 +172,7 @@ class RankingModel:
         """A context in which the network's products are computed as `settings.precision` says; weights stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
-    def states(self, latest: Latest) -> Tensor:
+    def states(self, latest: ClicksOldestFirst) -> Tensor:
         """The state after each click, (N, L, D)."""
         with self.precision():
             states: Tensor = self.network(as_histories(latest, self.device), recompute=False)

@@ -1,9 +1,9 @@
-"""How far back a click's time is believed, judged by those who click now.
+"""How far back a click's time is believed, judged by the users who click now.
 
-Limits of abuse go by each user's own event times. But times can be made up: whoever dates each click an hour after the
-one before would never be too fast. So a click counts as made at most `late_s` before what a quarter of the latest users
-agree on, and of two of them at least. An archive, or one of its partitions, that is months behind the rest is clicked
-by many users, who agree; a few accounts with made-up times are alone.
+Limits of abuse go by each user's own event times. But times can be made up: a user who dates each click an hour
+after the one before would never be too fast. So a click counts as made at most `late_s` before what a quarter of the
+latest users agree on, and of two of them at least. An archive, or one of its partitions, that is months behind the rest
+is clicked by many users, who agree; a few accounts with made-up times are alone.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-HELD = 128  # latest different users that are asked
+HELD = 128  # latest different users that count
 AGREE_SHARE, AGREE_MIN = 0.25, 2  # of them, who have to stand so far back
 
 
@@ -21,16 +21,16 @@ class RecentUsers:
     """The latest users, and when each clicked last by their own account."""
 
     def __init__(self) -> None:
-        self._times: OrderedDict[int, float] = OrderedDict()  # by owner number, least recently seen first
+        self._times: OrderedDict[int, float] = OrderedDict()  # by the user's hash, least recently seen first
 
     def __len__(self) -> int:
         return len(self._times)
 
-    def update(self, owners: NDArray[np.int64], times: NDArray[np.float64]) -> None:
+    def update(self, user_hashes: NDArray[np.int64], times: NDArray[np.float64]) -> None:
         """Clicks (N,) in order of arrival."""
-        for owner, time in zip(owners.tolist(), times.tolist(), strict=True):
-            self._times[owner] = time
-            self._times.move_to_end(owner)
+        for user_hash, time in zip(user_hashes.tolist(), times.tolist(), strict=True):
+            self._times[user_hash] = time
+            self._times.move_to_end(user_hash)
         while len(self._times) > HELD:
             self._times.popitem(last=False)
 
@@ -41,16 +41,19 @@ class RecentUsers:
             return -np.inf
         return sorted(self._times.values())[enough - 1]
 
-    def forget(self, owner: int) -> int:
-        """A user is forgotten -> how often they stood here."""
-        return 0 if self._times.pop(owner, None) is None else 1
+    def forget(self, user_hash: int) -> int:
+        """A user is forgotten -> how often the user stood here."""
+        return 0 if self._times.pop(user_hash, None) is None else 1
 
-    def count_of(self, owner: int) -> int:
-        return int(owner in self._times)
+    def count_of(self, user_hash: int) -> int:
+        return int(user_hash in self._times)
 
     def to_state(self) -> dict[str, NDArray[Any]]:
-        return {"owners": np.array(list(self._times), np.int64), "times": np.array(list(self._times.values()), float)}
+        return {
+            "user_hashes": np.array(list(self._times), np.int64),
+            "times": np.array(list(self._times.values()), float),
+        }
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Takes back what `to_state` gave."""
-        self._times = OrderedDict(zip(arrays["owners"].tolist(), arrays["times"].tolist(), strict=True))
+        self._times = OrderedDict(zip(arrays["user_hashes"].tolist(), arrays["times"].tolist(), strict=True))

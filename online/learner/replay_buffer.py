@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from model.zeros import zeros
 from online.learner.scoring import ScoredCandidates
+from online.learner.user_stores import UserKey
 
 FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
@@ -27,16 +28,16 @@ class ReplayBuffer:
         self.held, self.candidates = held, candidates
         self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
-        self.owners = np.zeros(held, np.int64)  # whose clicks they are, as `stream.people.owner_number` says
+        self.user_hashes = np.zeros(held, np.int64)  # their users, as `stream.people.owner_number` says
         self.filled = 0
         self.random = np.random.default_rng(seed)
 
-    def add(self, features: Tensor, present: Tensor, owners: NDArray[np.int64] | int = 0) -> None:
-        """What `among_rivals` gave of N clicks, and whose they are (N,); 0: nobody's."""
+    def add(self, features: Tensor, present: Tensor, user_hashes: NDArray[np.int64] | int = 0) -> None:
+        """What `among_rivals` gave of N clicks, and their users' hashes (N,); 0: of no user."""
         places = self._places(min(len(features), self.held))
         at = torch.from_numpy(places).to(self.features.device)
         self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
-        self.owners[places] = np.broadcast_to(owners, len(features))[: len(at)]
+        self.user_hashes[places] = np.broadcast_to(user_hashes, len(features))[: len(at)]
 
     def sample(self, count: int, random: np.random.Generator | None = None) -> tuple[Tensor, Tensor] | None:
         """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there.
@@ -52,11 +53,19 @@ class ReplayBuffer:
         """Leaves a share of the clicks (from 0 to 1), of any age."""
         self._keep(np.arange(int(kept * self.filled)))
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's clicks go -> how many there were."""
-        before = self.filled
-        self._keep(np.flatnonzero(self.owners[:before] != owner))
-        return before - self.filled
+    def user_ids(self) -> tuple[str, ...]:
+        return ()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"replay_clicks": int((self.user_hashes[: self.filled] == user.user_hash).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        found = self.count_user(user)
+        self._keep(np.flatnonzero(self.user_hashes[: self.filled] != user.user_hash))
+        return found
+
+    def usage(self) -> tuple[int, int]:
+        return self.filled, self.held
 
     def _keep(self, places: NDArray[np.int64]) -> None:
         """Leaves these, in their order; nothing stays of the others."""
@@ -64,8 +73,8 @@ class ReplayBuffer:
         for part in (self.features, self.present):
             part[: len(at)] = part[at]
             part[len(at) : self.filled] = 0
-        self.owners[: len(at)] = self.owners[places]
-        self.owners[len(at) : self.filled] = 0
+        self.user_hashes[: len(at)] = self.user_hashes[places]
+        self.user_hashes[len(at) : self.filled] = 0
         self.filled = len(at)
 
     def _places(self, count: int) -> NDArray[np.int64]:
@@ -79,7 +88,9 @@ class ReplayBuffer:
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         arrays = {"features": self.features[: self.filled], "present": self.present[: self.filled]}
         found = {name: part.cpu().numpy() for name, part in arrays.items()}
-        return found | {"owners": self.owners[: self.filled].copy()}, {"random": self.random.bit_generator.state}
+        return found | {"user_hashes": self.user_hashes[: self.filled].copy()}, {
+            "random": self.random.bit_generator.state
+        }
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Takes back what `to_state` gave; of another shape (settings have changed), nothing."""
@@ -89,7 +100,7 @@ class ReplayBuffer:
         self.filled = min(len(features), self.held)
         self.features[: self.filled] = features[: self.filled].to(self.features.device)
         self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
-        self.owners[: self.filled] = arrays["owners"][: self.filled]
+        self.user_hashes[: self.filled] = arrays["user_hashes"][: self.filled]
         self.random.bit_generator.state = state["random"]
 
 

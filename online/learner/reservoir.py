@@ -1,6 +1,6 @@
 """Histories from all of the stream: a uniform sample of its clicks, each with what led to it.
 
-Fine-tuning on recent histories alone would forget what still holds of people who were not here lately, or of seasons
+Fine-tuning on recent histories alone would forget what still holds of users who were not here lately, or of seasons
 that come back; and what a history no longer holds cannot be read again. So some excerpts are kept.
 
 Letters: `N` clicks of a micro-batch, `K` excerpts held, `L` clicks of an excerpt at most.
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from online.learner.history import Latest, UserHistories
+from online.learner.history import ClicksOldestFirst, UserHistories
+from online.learner.user_stores import UserKey
 
 
 class Reservoir:
@@ -29,7 +30,7 @@ class Reservoir:
         self._types: NDArray[Any] = np.zeros((held, length), np.uint8)
         self._times: NDArray[Any] = np.zeros((held, length), np.float64)
         self._lengths = np.zeros(held, np.int64)
-        self._owners = np.zeros(held, np.int64)  # as `stream.people.owner_number` says
+        self._user_hashes = np.zeros(held, np.int64)  # as `stream.people.owner_number` says
         self.random = np.random.default_rng(seed)
 
     def __len__(self) -> int:
@@ -40,54 +41,59 @@ class Reservoir:
         histories: UserHistories,
         slots: NDArray[np.int64],
         behind: NDArray[np.int64],
-        owners: NDArray[np.int64] | int = 0,
+        user_hashes: NDArray[np.int64] | int = 0,
     ) -> None:
-        """N clicks in order: in the histories `slots` (N,), before `behind` (N,) later ones of the same person; whose
-        they are (N,), 0: nobody's."""
+        """N clicks in order: in the histories `slots` (N,), before `behind` (N,) later ones of the same user; their
+        users' hashes (N,), 0: of no user."""
         numbers = self.offered + np.arange(1, len(slots) + 1)
         places = np.where(numbers <= self.held, numbers - 1, self.random.integers(0, numbers))
         self.offered += len(slots)
         taken = np.flatnonzero(places < self.held)
         if not len(taken):
             return
-        latest = histories.latest(slots[taken], self.length, behind[taken])
+        latest = histories.oldest_first(slots[taken], self.length, behind[taken])
         at, L = places[taken], latest.rows.shape[1]
-        for mine, its in (
+        for ring, clicks in (
             (self._rows, latest.rows),
             (self._types, latest.event_types),
             (self._times, latest.timestamps),
         ):
-            mine[at, :L], mine[at, L:] = its, 0
+            ring[at, :L], ring[at, L:] = clicks, 0
         self._lengths[at] = latest.lengths
-        self._owners[at] = np.broadcast_to(owners, len(slots))[taken]
+        self._user_hashes[at] = np.broadcast_to(user_hashes, len(slots))[taken]
 
-    def sample(self, count: int, random: np.random.Generator) -> Latest:
+    def sample(self, count: int, random: np.random.Generator) -> ClicksOldestFirst:
         """Different excerpts that have a next click to guess, `count` of them or all."""
         worth = np.flatnonzero(self._lengths >= 2)
         return self._of(np.sort(random.choice(worth, min(count, len(worth)), replace=False)))
 
-    def _of(self, places: NDArray[np.int64]) -> Latest:
+    def _of(self, places: NDArray[np.int64]) -> ClicksOldestFirst:
         rows, types = self._rows[places].astype(np.int64), self._types[places].astype(np.int64)
-        return Latest(rows, types, self._times[places], self._lengths[places])
+        return ClicksOldestFirst(rows, types, self._times[places], self._lengths[places])
 
     def forget_rows(self, rows: Sequence[int]) -> None:
         """Items that lost their row: their clicks become unknown ones (row 0)."""
         self._rows[np.isin(self._rows, rows)] = 0
 
-    def forget_owner(self, owner: int) -> int:
-        """Somebody's excerpts go, and their places stay empty until a click takes them -> how many there were."""
-        at = np.flatnonzero(self._owners == owner)
-        for part in (self._rows, self._types, self._times, self._lengths, self._owners):
-            part[at] = 0
-        return len(at)
+    def user_ids(self) -> tuple[str, ...]:
+        return ()
 
-    def count_of(self, owner: int) -> int:
-        """How many excerpts somebody has."""
-        return int((self._owners == owner).sum())
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"finetuning_excerpts": int((self._user_hashes == user.user_hash).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        """The user's excerpts go, and their places stay empty until a click takes them."""
+        at = np.flatnonzero(self._user_hashes == user.user_hash)
+        for part in (self._rows, self._types, self._times, self._lengths, self._user_hashes):
+            part[at] = 0
+        return {"finetuning_excerpts": len(at)}
+
+    def usage(self) -> tuple[int, int]:
+        return len(self), self.held
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         parts = {"rows": self._rows, "types": self._types, "times": self._times, "lengths": self._lengths}
-        parts["owners"] = self._owners
+        parts["user_hashes"] = self._user_hashes
         arrays = {name: part[: len(self)].copy() for name, part in parts.items()}
         return arrays, {"offered": self.offered, "random": self.random.bit_generator.state}
 
@@ -99,5 +105,5 @@ class Reservoir:
         self.offered = state["offered"]
         self._rows[:filled], self._types[:filled] = arrays["rows"], arrays["types"]
         self._times[:filled], self._lengths[:filled] = arrays["times"], arrays["lengths"]
-        self._owners[:filled] = arrays["owners"]
+        self._user_hashes[:filled] = arrays["user_hashes"]
         self.random.bit_generator.state = state["random"]

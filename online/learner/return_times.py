@@ -1,4 +1,4 @@
-"""When a list is looked at: how long people stay away, learned from everybody's gaps between two clicks.
+"""When a list is looked at: how long users stay away, learned from all users' gaps between two clicks.
 
 Letters: `N` lists, `K` moments at which one may be looked at, `L` moments of all of them.
 """
@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 BINS_EACH = 8  # bins of a doubling of the gap
 BINS = 30 * BINS_EACH  # to 2^30 seconds, 34 years
-PRIOR = 0.05  # gaps in each bin before anybody has come back
-LISTS_MAX = 50_000  # at which all counts are halved: people change
+PRIOR = 0.05  # gaps in each bin before any user has come back
+LISTS_MAX = 50_000  # at which all counts are halved: habits change
 FAR_APART_S = 1_800.0  # moments that are closer to each other are as good as one
 
 
@@ -47,7 +47,7 @@ class ReturnTimes:
         self._spans = np.searchsorted(self.ages_s, self._middles, side="right")  # (BINS,) each lies in
 
     def add(self, gaps_s: NDArray[np.float64], lists: int) -> None:
-        """Gaps (N,) between a person's click and their one before; and how many clicks there were, first ones too."""
+        """Gaps (N,) between a user's click and the one before; and how many clicks there were, first ones too."""
         at = (np.log2(np.maximum(gaps_s, 1.0)) * BINS_EACH).astype(np.int64)
         np.add.at(self._gaps, np.minimum(at, BINS - 1), 1)
         self._marks = None
@@ -99,12 +99,12 @@ class ReturnTimes:
                 continue
             reached = np.cumsum(self._gaps[bins] + PRIOR)
             table[span] = self._middles[bins[np.searchsorted(reached, shares * reached[-1])]]
-        mine = table[np.searchsorted(marks, ages_s, side="right")]  # (N, K)
-        close = mine[:, -1] - mine[:, 0] < FAR_APART_S
-        mine[close] = mine[close, self.expected_views_max // 2, None]
+        views = table[np.searchsorted(marks, ages_s, side="right")]  # (N, K)
+        close = views[:, -1] - views[:, 0] < FAR_APART_S
+        views[close] = views[close, self.expected_views_max // 2, None]
         wanted = np.arange(self.expected_views_max) < np.where(close, 1, self.expected_views_max)[:, None]
         lists, nth = np.nonzero(wanted)
-        return lists, np.maximum(mine[lists, nth], ages_s[lists])
+        return lists, np.maximum(views[lists, nth], ages_s[lists])
 
     def to_state(self) -> dict[str, NDArray[Any]]:
         return {"gaps": self._gaps, "lists": np.array([self._lists])}

@@ -61,12 +61,12 @@ class ScoredCandidates(NamedTuple):
         places = self.places(positions)
         there = np.flatnonzero(places >= 0)
         scores = self.scores.nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu().numpy()[there]
-        mine = scores[np.arange(len(there)), places[there]][:, None]
-        ranks[there] = (scores > mine).sum(1) + ((scores == mine).sum(1) - 1) / 2
+        clicked = scores[np.arange(len(there)), places[there]][:, None]
+        ranks[there] = (scores > clicked).sum(1) + ((scores == clicked).sum(1) - 1) / 2
         return ranks
 
     def best(self, users: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Lists of `users` (N,), rising from 0, whom the queries are about, one user at several moments -> rows
+        """Lists of `users` (N,), rising from 0, of the queries, one user at several moments -> rows
         (U, count), best first, 0 where there are no more, and their scores (U, count), −inf there."""
         U = int(users[-1]) + 1 if len(users) else 0
         rows, scores = np.zeros((U, count), np.int64), np.full((U, count), -np.inf, np.float32)

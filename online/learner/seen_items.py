@@ -1,6 +1,6 @@
 """Which items each user has clicked, exactly and without an order: one compressed bitmap of rows per user.
 
-Letters: `U` users asked for, `S` their rows together (flat), `N` clicks.
+Letters: `U` users that are read, `S` their rows together (flat), `N` clicks.
 """
 
 from array import array
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
+
+from online.learner.user_stores import UserKey
 
 
 class SeenItems:
@@ -30,7 +32,7 @@ class SeenItems:
         self.users_held = users_held
         self.pairs_max = pairs_max
         self.pairs = 0  # held now
-        self.users_lost = 0  # who had to make room, since the start of this process
+        self.users_lost = 0  # that had to make room, since the start of this process
         self.pairs_lost = 0  # theirs
         self._rows: OrderedDict[str, BitMap] = OrderedDict()  # by user, least recently seen first
 
@@ -42,7 +44,7 @@ class SeenItems:
         return user in self._rows
 
     def users(self) -> list[str]:
-        """Everybody who is held, least recently seen first."""
+        """Users who are held, least recently seen first."""
         return list(self._rows)
 
     # Clicks
@@ -82,7 +84,7 @@ class SeenItems:
         """What users have clicked; asking does not count as seeing them.
 
         Args:
-            users: U of them, in any order, the same one several times if need be. Who is not held has no rows.
+            users: U of them, in any order, the same one several times if need be. A user who is not held has no rows.
 
         Returns:
             starts (U + 1,) and rows (S,): those of user `u` are `rows[starts[u] : starts[u + 1]]`, rising.
@@ -100,8 +102,20 @@ class SeenItems:
         self.pairs -= pairs
         return pairs
 
+    def user_ids(self) -> list[str]:
+        return self.users()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"seen_items": sum(len(self._rows.get(name, ())) for name in user.user_ids)}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        return {"seen_items": sum(self.forget(name) for name in user.user_ids)}
+
+    def usage(self) -> tuple[int, int]:
+        return self.pairs, self.pairs_max
+
     def forget_rows(self, rows: Iterable[int]) -> None:
-        """Items that lost their row: nobody has seen what will have it next. One pass over all users: give many rows
+        """Items that lost their row: no user has seen what will have it next. One pass over all users: give many rows
         at a time."""
         gone = _bitmap(rows)
         for held in self._rows.values():

@@ -1,6 +1,6 @@
-"""What the Reformer makes of each person's clicks, continued from its memories.
+"""What the Reformer makes of each user's clicks, continued from its memories.
 
-Letters: `N` clicks of a micro-batch, `U` people in it, `M` positions computed, `L` clicks read of each, `D` width.
+Letters: `N` clicks of a micro-batch, `U` users in it, `M` positions computed, `L` clicks read of each, `D` width.
 """
 
 from collections import OrderedDict
@@ -16,9 +16,10 @@ from model.memory import ReformerMemory
 from model.reformer import Clicks
 from model.runs import make_runs
 from online.config.settings import Settings
-from online.learner.history import HistorySnapshot, Latest, UserHistories
+from online.learner.history import ClicksOldestFirst, HistorySnapshot, UserHistories
 from online.learner.next_item import as_histories
 from online.learner.ranking_model import RankingModel
+from online.learner.user_stores import UserKey
 
 Histories = HistorySnapshot | UserHistories  # as they stood then, or stand now
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,13 +28,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class UserStates:
     """States before and after each click.
 
-    Everybody who clicks has a memory, which holds every click of theirs but the latest. So a click is computed twice:
-    at once, to rank; and when the next one comes, with gradients and the weights of then, to guess that one. Then it
-    is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
+    Every user who clicks has a memory, which holds all of the user's clicks but the latest. So a click is computed
+    twice: at once, to rank; and when the next one comes, with gradients and the weights of then, to guess that one.
+    Then it is stored. All positions of a micro-batch are computed in one call, whatever the histories' lengths.
 
-    Who comes back after others took their slot has a memory made of their latest `online_history` clicks, and if there
-    were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a memory is
-    also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after fine-tuning.
+    A user who comes back after others took the slot has a memory made of their latest `online_history` clicks, and if
+    there were more, a whole one a little later, by `rebuild`. Weights move while stored keys and values stay. So a
+    memory is also rebuilt when it has been continued for `memory_updates_max` updates of the weights, and after
+    fine-tuning.
     """
 
     def __init__(self, settings: Settings, weights: RankingModel, histories: UserHistories) -> None:
@@ -78,7 +80,7 @@ class UserStates:
         clicks = np.minimum(made, lengths)
         known = (lengths > clicks).astype(np.int64)  # whether there is a click before these
         rows = clicks + known  # (U,) positions of each: the click before, and the new ones
-        latest = histories.latest(slots, rows)
+        latest = histories.oldest_first(slots, rows)
         inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
         positions = (latest.rows[inside], latest.event_types[inside], latest.timestamps[inside])  # (M,) each
         runs = make_runs(memory_slots, rows, positions, kept_back=1)
@@ -101,14 +103,14 @@ class UserStates:
         at_hand = np.array([self._at_hand(user) for user in users])
         states = torch.zeros(len(users), self.settings.width, device=self.weights.device)
         if at_hand.any():
-            mine = [user for user, here in zip(users, at_hand, strict=True) if here]
-            # Asking is no use: whose memory makes room must not depend on when lists are ranked anew.
-            theirs = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in mine])
-            clicks = self._click(theirs, histories.latest(slots[at_hand], 1), 0)
+            known_users = [user for user, here in zip(users, at_hand, strict=True) if here]
+            # Reading is no use: which memory makes room must not depend on when lists are ranked anew.
+            some_slots = self.memory.clicks.new_tensor([self.memory.directory.slot(user) for user in known_users])
+            clicks = self._click(some_slots, histories.oldest_first(slots[at_hand], 1), 0)
             with self.weights.precision():
                 states[at_hand] = self.weights.network.append(self.memory, clicks, store=False)
         if not at_hand.all():
-            latest = histories.latest(slots[~at_hand], self.settings.online_history)
+            latest = histories.oldest_first(slots[~at_hand], self.settings.online_history)
             read = self.weights.states(latest)
             states[~at_hand] = read[np.arange(len(latest.lengths)), latest.lengths - 1]
         return states
@@ -122,7 +124,7 @@ class UserStates:
             if user in self.histories:
                 users.append(user)
         if users:
-            latest = self.histories.latest(self.histories.find(users), self.settings.history_max, 1)
+            latest = self.histories.oldest_first(self.histories.find(users), self.settings.history_max, 1)
             with self.weights.precision():
                 self.weights.network.remember(
                     self.memory, self._memory_slots(users), as_histories(latest, self.weights.device)
@@ -133,16 +135,25 @@ class UserStates:
 
     def forget(self, user: str) -> bool:
         """Nothing is remembered of the user -> whether there was something."""
-        self._built.pop(user, None)
-        wanted = self._wanted.pop(user, self) is None
-        return self.memory.free(user) or wanted
+        there = self._built.pop(user, None) is not None
+        there |= self._wanted.pop(user, self) is None
+        return self.memory.free(user) or there
 
-    def people(self) -> set[str]:
-        """Everybody of whom something is remembered, or is to be."""
+    def user_ids(self) -> set[str]:
+        """Users of whom something is remembered, or is to be."""
         return {*self.memory.directory.users(), *self._built, *self._wanted}
 
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        return {"attention_memories": len(self.user_ids() & user.user_ids)}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        return {"attention_memories": sum(self.forget(name) for name in user.user_ids)}
+
+    def usage(self) -> tuple[int, int]:
+        return len(self.memory.directory), self.memory.directory.capacity
+
     def weights_replaced(self) -> None:
-        """Fine-tuned weights have taken over: memories go on, and are rebuilt as their owners click."""
+        """Fine-tuned weights have taken over: memories go on, and are rebuilt as their users click."""
         self._fresh_since = self.weights.optimizer.steps + 1
 
     def _memories(
@@ -164,8 +175,10 @@ class UserStates:
         memory_slots, _ = self.memory.take(users)
         missing = np.flatnonzero(~np.array(at_hand) | (lengths <= clicks))  # a forgotten history starts anew
         if len(missing):
-            theirs = memory_slots.index_select(0, self._tensor(missing))
-            self._start([users[at] for at in missing.tolist()], slots[missing], theirs, clicks[missing] + 1, histories)
+            some_slots = memory_slots.index_select(0, self._tensor(missing))
+            self._start(
+                [users[at] for at in missing.tolist()], slots[missing], some_slots, clicks[missing] + 1, histories
+            )
         return memory_slots
 
     def _start(
@@ -203,10 +216,10 @@ class UserStates:
         before: NDArray[np.int64] = np.maximum(histories.lengths(slots) - behind, 0)
         some = np.flatnonzero(before)
         if len(some):
-            latest = histories.latest(slots[some], self.settings.online_history, behind[some])
-            theirs = memory_slots.index_select(0, self._tensor(some))
+            latest = histories.oldest_first(slots[some], self.settings.online_history, behind[some])
+            some_slots = memory_slots.index_select(0, self._tensor(some))
             with weights.precision():
-                weights.network.remember(memory, theirs, as_histories(latest, weights.device))
+                weights.network.remember(memory, some_slots, as_histories(latest, weights.device))
         return before
 
     def _drop_evicted(self) -> None:
@@ -237,7 +250,7 @@ class UserStates:
         before, had, after = self._extend(weights, memory, memory_slots, slots, clicks=clicks, histories=histories)
         return before, after, had
 
-    def _click(self, memory_slots: Tensor, latest: Latest, position: int) -> Clicks:
+    def _click(self, memory_slots: Tensor, latest: ClicksOldestFirst, position: int) -> Clicks:
         rows, types, times = (
             torch.from_numpy(np.ascontiguousarray(part[:, position])).to(self.weights.device) for part in latest[:3]
         )
@@ -257,7 +270,7 @@ class UserStates:
             self._wanted.popitem(last=False)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """The slots in use, and who has them."""
+        """The slots in use, and their users."""
         directory = self.memory.directory.to_state()
         used = 1 + max((int(slot) for slot in directory["slots"]), default=-1)
         arrays = {name: _as_numpy(tensor[:used]) for name, tensor in self._kept().items()}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from model.adam import Adam
 from online.config.settings import Settings
-from online.learner.history import Latest
+from online.learner.history import ClicksOldestFirst
 from online.learner.learner import Learner
 from online.learner.next_item import Negatives, as_histories
 from online.learner.objectives import ListwiseRanking, NextItem, TrainingBatch
@@ -26,7 +26,7 @@ from online.learner.ranking_model import GradientMonitor, RankingModel, build_op
 ROWS_OF = ("network.items.", "vectors.")  # weights with a row for each item
 
 
-def examples(learner: Learner, recent_share: float, random: np.random.Generator) -> Latest | None:
+def examples(learner: Learner, recent_share: float, random: np.random.Generator) -> ClicksOldestFirst | None:
     """Histories to learn from, at most `finetune_histories`: those of the people seen last, and a uniform sample of all
     clicks so far with what led to them (online/learner/reservoir.py). None: nobody has two clicks on known items yet.
 
@@ -41,13 +41,13 @@ def examples(learner: Learner, recent_share: float, random: np.random.Generator)
         return None
     recent = round(recent_share * count)
     excerpts = learner.reservoir.sample(max(count - recent, count - len(slots)), random)
-    latest = learner.histories.latest(slots[: count - len(excerpts.lengths)], learner.settings.history_max)
+    latest = learner.histories.oldest_first(slots[: count - len(excerpts.lengths)], learner.settings.history_max)
     L = max(latest.rows.shape[1], excerpts.rows.shape[1])
     rows, types, times = (
         np.concatenate([_padded(one, L), _padded(other, L)])
         for one, other in zip(latest[:3], excerpts[:3], strict=True)
     )
-    return Latest(rows, types, times, np.concatenate([latest.lengths, excerpts.lengths]))
+    return ClicksOldestFirst(rows, types, times, np.concatenate([latest.lengths, excerpts.lengths]))
 
 
 class FineTuning:
@@ -56,7 +56,7 @@ class FineTuning:
     What is trained, and for how long, is said by `_plan` alone.
     """
 
-    def __init__(self, learner: Learner, histories: Latest, *, seed: int) -> None:
+    def __init__(self, learner: Learner, histories: ClicksOldestFirst, *, seed: int) -> None:
         """
         Args:
             learner: owns the live weights; knows more than one item.
@@ -93,7 +93,7 @@ class FineTuning:
             if time.monotonic() >= until:
                 break
 
-    def _plan(self, histories: Latest) -> Iterator[Callable[[], None]]:
+    def _plan(self, histories: ClicksOldestFirst) -> Iterator[Callable[[], None]]:
         """The steps, in order."""
         order = self.random.permutation(len(histories.lengths))
         size = self.settings.finetune_batch
@@ -101,7 +101,7 @@ class FineTuning:
             yield partial(self._guess, histories, order[at : at + size])
             yield from [self._rank] * self.settings.finetune_replays
 
-    def _guess(self, histories: Latest, some: NDArray[np.int64]) -> None:
+    def _guess(self, histories: ClicksOldestFirst, some: NDArray[np.int64]) -> None:
         """A step of the Reformer: every next item of some of the histories."""
         some_histories = histories.of(some).trimmed()
         with self.weights.precision():

@@ -15,9 +15,10 @@ from torch import Tensor
 from online.config.gate_limits import GateLimits
 from online.learner.arrays import below, joined
 from online.learner.batches import BatchResult, TrainedNetwork, TrainedStep
-from online.learner.learner import GUESSING, RANKING, Learner, guessing_batch, training_batch
+from online.learner.learner import Learner
 from online.learner.ranking_model import RankingModel
 from online.learner.scoring import ScoredCandidates
+from online.learner.training import GUESSING, RANKING, guessing_batch, training_batch
 from online.lifecycle.gate import Decision, SequentialGate
 from online.metrics import K, hit_and_ndcg_at
 

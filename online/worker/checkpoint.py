@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 
 from online.worker.steps import StepHook, no_hook
 
-FORMAT = 7
+FORMAT = 8
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.config.settings import Settings
-from online.learner.learner import Learner, Ranking
+from online.learner.batches import Ranking
+from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.metrics import Latencies
 from online.worker.arrived import Arrived
@@ -200,7 +201,7 @@ class ListWriter:
         if self._owned is not None:  # of the others, another worker takes care
             held = [user for user, mine in zip(held, self._of(held, self._owned), strict=True) if mine]
         slots = histories.find(held)
-        clicked_at = histories.newest(slots, 1).timestamps[:, 0]
+        clicked_at = histories.newest_first(slots, 1).timestamps[:, 0]
         ages_s = np.maximum(self.stream_clock.now() - histories.active_at[slots], 0.0)
         moments = (clicked_at + ages_s).tolist()
         clicked_at_ms = (1000 * clicked_at).astype(np.int64).tolist()

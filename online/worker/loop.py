@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.facts.features import features
-from online.learner.learner import Following, Learner
+from online.learner.learner import Learner
+from online.learner.lookahead import UpcomingBatch
 from online.lifecycle.reaction import Changes
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.unreadable import UnreadableWatch
@@ -309,7 +310,7 @@ class Loop:
     def _learn(self, batch: Sequence[Arrived], after: Sequence[Arrived] | ToForget | None) -> None:
         clicks = self._announced if self._announced is not None else [one.click for one in batch]
         self._announced = None if after is None or isinstance(after, ToForget) else [one.click for one in after]
-        following = None if self._announced is None else partial(Following, self._announced)
+        following = None if self._announced is None else partial(UpcomingBatch, self._announced)
         # 3. Score the lists that stand, learn, rank anew.
         self._reached("learn")
         learned = self.learner.learn(clicks, train=not self.overload.shedding, following=following)

@@ -1,15 +1,13 @@
-"""The ranker against plain loops, and its loss against torch's cross-entropy, click by click."""
+"""The ranker against plain loops."""
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional as F
 
-from model.ranker import DEVIATION_MIN, SLOWEST, Columns, Ranker, listwise_losses
+from model.ranker import DEVIATION_MIN, SLOWEST, Columns, Ranker
 
 STARTS = [1.0, -0.5, 0.0]
 
@@ -138,37 +136,3 @@ def test_what_was_observed_is_part_of_the_state() -> None:
     other.load_state_dict(ranker.state_dict())
     features = torch.randn(5, 3)
     assert torch.equal(ranker(features), other(features))
-
-
-@given(
-    sizes=st.lists(st.integers(0, 6), min_size=1, max_size=6),
-    scale=st.sampled_from([0.0, 1.0, 30.0, 1e4]),
-    seed=st.integers(0, 1_000),
-)
-def test_each_click_costs_its_own_cross_entropy(sizes: list[int], scale: float, seed: int) -> None:
-    """Clicks without candidates are undefined, and disturb no other."""
-    if not sum(sizes):
-        sizes = [*sizes, 2]
-    torch.manual_seed(seed)
-    scores = (scale * torch.randn(sum(sizes))).requires_grad_()
-    owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    starts = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-    clicked = torch.tensor([int(torch.randint(max(1, size), ())) for size in sizes])
-    has = torch.tensor(sizes) > 0
-    losses = listwise_losses(scores, owners, torch.where(has, starts + clicked, 0))
-    expected = torch.stack(
-        [
-            F.cross_entropy(scores[start : start + size][None], at[None])
-            for start, size, at in zip(starts.tolist(), sizes, clicked, strict=True)
-            if size
-        ]
-    )
-    torch.testing.assert_close(losses[has], expected, atol=1e-5 * max(1.0, scale), rtol=1e-5)
-    (gradient,) = torch.autograd.grad(losses[has].sum(), scores)
-    (wanted,) = torch.autograd.grad(expected.sum(), scores)
-    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
-
-
-def test_a_click_among_equals_costs_the_log_of_their_number() -> None:
-    losses = listwise_losses(torch.zeros(5), torch.tensor([0, 0, 0, 0, 1]), torch.tensor([2, 4]))
-    assert losses.tolist() == pytest.approx([math.log(4), 0.0])

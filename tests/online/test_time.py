@@ -33,7 +33,7 @@ def arrive(world, clicks, *, at=NOW):
 
 def stands(loop, user):
     """Rows of a person's clicks, latest first, as items, with their times."""
-    newest = loop.learner.histories.newest(loop.learner.histories.find([user]), 12)
+    newest = loop.learner.histories.newest_first(loop.learner.histories.find([user]), 12)
     items = [loop.learner.vocabulary.item_of(row) for row in newest.rows[0, : newest.lengths[0]].tolist()]
     return list(zip(items, newest.timestamps[0].tolist(), strict=False))
 

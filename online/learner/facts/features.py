@@ -1,7 +1,7 @@
 """The ranker's inputs: each is declared here once, with the function that fills its column. Their order is the order of
 the columns.
 
-"The person" is whom a list is for, "the item" the candidate, "the last item" the person's latest click.
+"The user" is the one whose list it is, "the item" the candidate, "the last item" the user's latest click.
 """
 
 import math
@@ -20,7 +20,7 @@ OWN_DECAY = 0.98
 Value = Any  # a float, of whichever width numba makes of it
 
 
-class Raw(NamedTuple):
+class RawFeatures(NamedTuple):
     """What was found of the candidates of one query, (C,) each; buffers that are used again."""
 
     rows: NDArray[np.int32]
@@ -30,14 +30,14 @@ class Raw(NamedTuple):
     before: NDArray[np.float32]
     near: NDArray[np.float32]
     taste: NDArray[np.float32]
-    times: NDArray[np.float32]  # clicks of the person on it
-    newest: NDArray[np.int32]  # the person's clicks since the latest of these
+    times: NDArray[np.float32]  # clicks of the user on it
+    newest: NDArray[np.int32]  # the user's clicks since the latest of these
     newest_at: NDArray[np.float64]  # seconds, of the latest and the first of these
     oldest_at: NDArray[np.float64]
 
 
-class Person(NamedTuple):
-    """Whom one query is about, and when."""
+class QueryContext(NamedTuple):
+    """What is known of the user of one query, and its moment."""
 
     last: int  # rows of the latest two clicks; 0: none
     before: int
@@ -52,7 +52,7 @@ class Person(NamedTuple):
     taste_most: Value  # float32, the same of what suits the taste
 
 
-Fill = Callable[[Raw, int, Person, Items], Value]
+Fill = Callable[[RawFeatures, int, QueryContext, Items], Value]
 
 
 class Feature(NamedTuple):
@@ -81,142 +81,142 @@ def _log1p(x: Value) -> Value:
 
 
 @called
-def _followed_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _followed_last(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.first[c])
 
 
 @called
-def _share_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return raw.first[c] / (person.first_total + 1)
+def _share_last(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return raw.first[c] / (context.first_total + 1)
 
 
 @called
-def _followed_before(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _followed_before(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.second[c])
 
 
 @called
-def _share_before(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return raw.second[c] / (person.second_total + 1)
+def _share_before(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return raw.second[c] / (context.second_total + 1)
 
 
 @called
-def _followed_third(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _followed_third(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.third[c])
 
 
 @called
-def _preceded_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _preceded_last(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.before[c])
 
 
 @called
-def _preceded_rate(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _preceded_rate(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.before[c]) / (1 + _log1p(items.clicks[raw.rows[c]]) / 4) if raw.before[c] > 0 else 0.0
 
 
 @called
-def _near(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _near(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return math.log(raw.near[c] + np.float32(1e-3)) + 7
 
 
 @called
-def _near_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return raw.near[c] / (person.near_most + 1e-6)
+def _near_share(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return raw.near[c] / (context.near_most + 1e-6)
 
 
 @called
-def _taste(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _taste(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return math.log(raw.taste[c] + np.float32(1e-3)) + 7
 
 
 @called
-def _taste_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return raw.taste[c] / (person.taste_most + 1e-6)
+def _taste_share(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return raw.taste[c] / (context.taste_most + 1e-6)
 
 
 @called
-def _own_times(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _own_times(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.times[c])
 
 
 @called
-def _own_share(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return _log1p(raw.times[c]) / (person.log_length + 1)
+def _own_share(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return _log1p(raw.times[c]) / (context.log_length + 1)
 
 
 @called
-def _own_decayed(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _own_decayed(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return math.sqrt(raw.times[c]) * OWN_DECAY ** raw.newest[c] if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_age(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _own_age(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(raw.newest[c]) if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_elapsed(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return _log1p(max(0.0, person.now - raw.newest_at[c])) / 4 if raw.times[c] > 0 else 0.0
+def _own_elapsed(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return _log1p(max(0.0, context.now - raw.newest_at[c])) / 4 if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_rhythm(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _own_rhythm(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     if raw.times[c] <= 1:
         return 0.0
-    elapsed = max(0.0, person.now - raw.newest_at[c])
+    elapsed = max(0.0, context.now - raw.newest_at[c])
     mean = max(0.0, raw.newest_at[c] - raw.oldest_at[c]) / (raw.times[c] - 1)
     return math.log((elapsed + 60) / (mean + 60))
 
 
 @called
-def _own_ever(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _own_ever(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return 1.0 if raw.times[c] > 0 else 0.0
 
 
 @called
-def _own_length(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return person.log_length / 4 if raw.times[c] > 0 else 0.0
+def _own_length(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return context.log_length / 4 if raw.times[c] > 0 else 0.0
 
 
 @called
-def _is_last(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return 1.0 if raw.rows[c] == person.last else 0.0
+def _is_last(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return 1.0 if raw.rows[c] == context.last else 0.0
 
 
 @called
-def _is_before(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return 1.0 if raw.rows[c] == person.before else 0.0
+def _is_before(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return 1.0 if raw.rows[c] == context.before else 0.0
 
 
 @called
-def _clicks(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
+def _clicks(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
     return _log1p(items.clicks[raw.rows[c]]) / 4
 
 
 @called
-def _elapsed(raw: Raw, c: int, person: Person, items: Items) -> Value:
-    return _log1p(max(0.0, person.active - items.last_at[raw.rows[c]])) / 4
+def _elapsed(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:
+    return _log1p(max(0.0, context.active - items.last_at[raw.rows[c]])) / 4
 
 
 @called
-def _lifetime(raw: Raw, c: int, person: Person, items: Items) -> Value:
-    return _log1p(max(0.0, person.active - items.first_at[raw.rows[c]])) / 4
+def _lifetime(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:
+    return _log1p(max(0.0, context.active - items.first_at[raw.rows[c]])) / 4
 
 
 @called
-def _history(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return person.log_length / 4
+def _history(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return context.log_length / 4
 
 
 @called
-def _gap(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return person.gap / 4
+def _gap(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return context.gap / 4
 
 
 @called
-def _last_clicks(raw: Raw, c: int, person: Person, items: Items) -> Value:  # noqa: ARG001
-    return person.log_first_total / 4
+def _last_clicks(raw: RawFeatures, c: int, context: QueryContext, items: Items) -> Value:  # noqa: ARG001
+    return context.log_first_total / 4
 
 
 COUNTED = (
@@ -256,10 +256,10 @@ COUNTED = (
         fill=_near,
     ),
     Feature("near_share", "the same, relative to the best candidate", "0 to 1", "x", 1.0, fill=_near_share),
-    Feature("own_times", "times the person clicked it", "clicks", "log(1 + x)", 0.6, fill=_own_times),
+    Feature("own_times", "times the user clicked it", "clicks", "log(1 + x)", 0.6, fill=_own_times),
     Feature(
         "own_share",
-        "the same, relative to the person's clicks",
+        "the same, relative to the user's clicks",
         "log clicks",
         "own_times / (1 + log(1 + clicks))",
         fill=_own_share,
@@ -272,10 +272,10 @@ COUNTED = (
         0.6,
         fill=_own_decayed,
     ),
-    Feature("own_age", "the person's clicks since, 0 if never", "clicks", "log(1 + x)", fill=_own_age),
+    Feature("own_age", "the user's clicks since, 0 if never", "clicks", "log(1 + x)", fill=_own_age),
     Feature(
         "own_elapsed",
-        "time since the person clicked it, 0 if never",
+        "time since the user clicked it, 0 if never",
         "seconds",
         "log(1 + x) / 4",
         fill=_own_elapsed,
@@ -283,21 +283,21 @@ COUNTED = (
     ),
     Feature(
         "own_rhythm",
-        "that time, and the mean time between the person's clicks on it",
+        "that time, and the mean time between the user's clicks on it",
         "seconds",
         "log((x + 60) / (mean + 60)), 0 if clicked once",
         fill=_own_rhythm,
         timed=True,
     ),
-    Feature("own_ever", "whether the person clicked it", "0 or 1", "x", 0.3, fill=_own_ever),
+    Feature("own_ever", "whether the user clicked it", "0 or 1", "x", 0.3, fill=_own_ever),
     Feature("own_length", "own_ever · history", "log clicks", "x", fill=_own_length),
     Feature("is_last", "whether it is the last item", "0 or 1", "x", fill=_is_last),
     Feature("is_before", "whether it is the item before the last", "0 or 1", "x", fill=_is_before),
     Feature("clicks", "clicks on it ever", "clicks", "log(1 + x) / 4", fill=_clicks),
-    Feature("elapsed", "time since anybody clicked it", "seconds", "log(1 + x) / 4", fill=_elapsed, timed=True),
+    Feature("elapsed", "time since any user clicked it", "seconds", "log(1 + x) / 4", fill=_elapsed, timed=True),
     Feature("lifetime", "time since its first click", "seconds", "log(1 + x) / 4", fill=_lifetime, timed=True),
-    Feature("history", "clicks of the person that are held", "clicks", "log(1 + x) / 4", fill=_history),
-    Feature("gap", "time since the person's last click", "seconds", "log(1 + x) / 4", fill=_gap, timed=True),
+    Feature("history", "clicks of the user that are held", "clicks", "log(1 + x) / 4", fill=_history),
+    Feature("gap", "time since the user's last click", "seconds", "log(1 + x) / 4", fill=_gap, timed=True),
     Feature(
         "taste",
         "times near the latest 64 items, 0.97^age, by the roots of popularities",
@@ -313,48 +313,48 @@ COLUMNS = {feature.name: column for column, feature in enumerate(COUNTED)}
 
 
 @kernel
-def fill_columns(raw: Raw, count: int, person: Person, items: Items, out: NDArray[np.float32]) -> None:
+def fill_columns(raw: RawFeatures, count: int, context: QueryContext, items: Items, out: NDArray[np.float32]) -> None:
     """Everything that is counted of `count` candidates, into out (C, F); popularity's columns come after COUNTED's."""
     for c in range(count):
         x = out[c]
-        x[0] = _followed_last(raw, c, person, items)
-        x[1] = _share_last(raw, c, person, items)
-        x[2] = _followed_before(raw, c, person, items)
-        x[3] = _share_before(raw, c, person, items)
-        x[4] = _followed_third(raw, c, person, items)
-        x[5] = _preceded_last(raw, c, person, items)
-        x[6] = _preceded_rate(raw, c, person, items)
-        x[7] = _near(raw, c, person, items)
-        x[8] = _near_share(raw, c, person, items)
-        x[9] = _own_times(raw, c, person, items)
-        x[10] = _own_share(raw, c, person, items)
-        x[11] = _own_decayed(raw, c, person, items)
-        x[12] = _own_age(raw, c, person, items)
-        x[15] = _own_ever(raw, c, person, items)
-        x[16] = _own_length(raw, c, person, items)
-        x[17] = _is_last(raw, c, person, items)
-        x[18] = _is_before(raw, c, person, items)
-        x[19] = _clicks(raw, c, person, items)
-        x[22] = _history(raw, c, person, items)
-        x[24] = _taste(raw, c, person, items)
-        x[25] = _taste_share(raw, c, person, items)
-        x[26] = _last_clicks(raw, c, person, items)
+        x[0] = _followed_last(raw, c, context, items)
+        x[1] = _share_last(raw, c, context, items)
+        x[2] = _followed_before(raw, c, context, items)
+        x[3] = _share_before(raw, c, context, items)
+        x[4] = _followed_third(raw, c, context, items)
+        x[5] = _preceded_last(raw, c, context, items)
+        x[6] = _preceded_rate(raw, c, context, items)
+        x[7] = _near(raw, c, context, items)
+        x[8] = _near_share(raw, c, context, items)
+        x[9] = _own_times(raw, c, context, items)
+        x[10] = _own_share(raw, c, context, items)
+        x[11] = _own_decayed(raw, c, context, items)
+        x[12] = _own_age(raw, c, context, items)
+        x[15] = _own_ever(raw, c, context, items)
+        x[16] = _own_length(raw, c, context, items)
+        x[17] = _is_last(raw, c, context, items)
+        x[18] = _is_before(raw, c, context, items)
+        x[19] = _clicks(raw, c, context, items)
+        x[22] = _history(raw, c, context, items)
+        x[24] = _taste(raw, c, context, items)
+        x[25] = _taste_share(raw, c, context, items)
+        x[26] = _last_clicks(raw, c, context, items)
         row = raw.rows[c]
         for half_life in range(len(items.weights)):
             x[27 + half_life] = _log1p(items.popular[row, half_life] / items.weights[half_life])
-    fill_timed(raw, count, person, items, out)
+    fill_timed(raw, count, context, items, out)
 
 
 @kernel
-def fill_timed(raw: Raw, count: int, person: Person, items: Items, out: NDArray[np.float32]) -> None:
+def fill_timed(raw: RawFeatures, count: int, context: QueryContext, items: Items, out: NDArray[np.float32]) -> None:
     """The columns that depend on the moment."""
     for c in range(count):
         x = out[c]
-        x[13] = _own_elapsed(raw, c, person, items)
-        x[14] = _own_rhythm(raw, c, person, items)
-        x[20] = _elapsed(raw, c, person, items)
-        x[21] = _lifetime(raw, c, person, items)
-        x[23] = _gap(raw, c, person, items)
+        x[13] = _own_elapsed(raw, c, context, items)
+        x[14] = _own_rhythm(raw, c, context, items)
+        x[20] = _elapsed(raw, c, context, items)
+        x[21] = _lifetime(raw, c, context, items)
+        x[23] = _gap(raw, c, context, items)
 
 
 PARTS = ("last", "before", "hour", "weekday", "gap", "state")  # of a moment's key: see online/learner/recall.py

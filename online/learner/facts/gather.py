@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from online.learner.facts.features import Person, Raw, fill_columns, fill_timed
+from online.learner.facts.features import QueryContext, RawFeatures, fill_columns, fill_timed
 from online.learner.facts.items import Items, count_click
 from online.learner.facts.jit import inlined, kernel
 from online.learner.facts.moments import (
@@ -38,7 +38,7 @@ SHOWN = 10  # followers of the last item that are kept for comparison
 EXPECTED_MIN = 5  # clicks that each item is taken to have had, when neighbours are weighed by popularity
 
 
-class Histories(NamedTuple):
+class HistoryRings(NamedTuple):
     """Rings of users' latest clicks (online/learner/history.py): (S, H), and (S,) clicks ever made."""
 
     rows: NDArray[np.int32]
@@ -48,7 +48,7 @@ class Histories(NamedTuple):
     clicks: NDArray[np.int64]
 
 
-class Clicks(NamedTuple):
+class ClickArrays(NamedTuple):
     """B clicks in order of arrival."""
 
     slots: NDArray[np.int64]  # of their users' histories
@@ -57,22 +57,22 @@ class Clicks(NamedTuple):
     types: NDArray[np.int64]
     times: NDArray[np.float64]  # seconds since 1970
     active: NDArray[np.float64]  # active time
-    owners: NDArray[np.int64]  # as `stream.people.owner_number` says
+    user_hashes: NDArray[np.int64]  # as `stream.people.owner_number` says
     trainable: NDArray[np.bool_]  # others learn from it: it is not flagged as abuse
 
 
-class Queries(NamedTuple):
+class QueryArrays(NamedTuple):
     """N questions about users, in order of position."""
 
     positions: NDArray[np.int64]  # clicks of the micro-batch that had come
-    slots: NDArray[np.int64]  # −1: of somebody nothing is known of
+    slots: NDArray[np.int64]  # −1: of a user nothing is known of
     own_slots: NDArray[np.int64]
     now: NDArray[np.float64]  # seconds since 1970
     active: NDArray[np.float64]
     again: NDArray[np.bool_]  # the user of the query before it, at the same position, at another time
 
 
-class Seen(NamedTuple):
+class SeenRows(NamedTuple):
     """Rows that users must not get, flat: of click or query q those from starts[q] to starts[q + 1]."""
 
     on: bool
@@ -80,7 +80,7 @@ class Seen(NamedTuple):
     rows: NDArray[np.int64]
 
 
-class Found(NamedTuple):
+class GatherBuffers(NamedTuple):
     """Buffers that N queries' candidates are written to."""
 
     starts: NDArray[np.int64]  # (N + 1,)
@@ -115,7 +115,7 @@ class Scratch(NamedTuple):
     taste_scores: NDArray[np.float32]
     moment_stamps: NDArray[np.int64]  # (M,)
     clock: NDArray[np.float64]  # (B,) scores of buckets
-    raw: Raw
+    raw: RawFeatures
 
 
 class Limits(NamedTuple):
@@ -132,28 +132,30 @@ class Limits(NamedTuple):
 def advance(
     tables: Tables,
     items: Items,
-    histories: Histories,
+    histories: HistoryRings,
     log: Log,
     index: Index,
     flagged: NDArray[np.bool_],
-    clicks: Clicks,
-    before: Queries,
-    seen_before: Seen,
-    found_before: Found,
-    lists: Queries,
-    seen_lists: Seen,
-    found_lists: Found,
+    clicks: ClickArrays,
+    before: QueryArrays,
+    seen_before: SeenRows,
+    found_before: GatherBuffers,
+    lists: QueryArrays,
+    seen_lists: SeenRows,
+    found_lists: GatherBuffers,
     scratch: Scratch,
     limits: Limits,
 ) -> None:
-    """Goes through B clicks; each is asked for and then counted. `before` (B queries): the clicks themselves. `lists`:
-    what else is asked, each when as many clicks have come as its position says. flagged (M,): of each moment that is
+    """Goes through B clicks; each is queried and then counted. `before` (B queries): the clicks themselves. `lists`:
+    further queries, each when as many clicks have come as its position says. flagged (M,): of each moment that is
     held, at its number modulo M, whether it is flagged as abuse."""
-    asked: Any = np.int64(0)  # for the literal 0 numba would compile all of `gather` once more
+    next_list: Any = np.int64(0)  # for the literal 0 numba would compile all of `gather` once more
     for b in range(len(clicks.rows) + 1):
-        while asked < len(lists.slots) and lists.positions[asked] == b:
-            gather(tables, items, histories, log, index, clicks, lists, asked, seen_lists, found_lists, scratch, limits)
-            asked += 1
+        while next_list < len(lists.slots) and lists.positions[next_list] == b:
+            gather(
+                tables, items, histories, log, index, clicks, lists, next_list, seen_lists, found_lists, scratch, limits
+            )
+            next_list += 1
         if b < len(clicks.rows):
             gather(tables, items, histories, log, index, clicks, before, b, seen_before, found_before, scratch, limits)
             observe(tables, items, histories, log, index, flagged, clicks, b, scratch, limits)
@@ -163,11 +165,11 @@ def advance(
 def observe(
     tables: Tables,
     items: Items,
-    histories: Histories,
+    histories: HistoryRings,
     log: Log,
     index: Index,
     flagged: NDArray[np.bool_],
-    clicks: Clicks,
+    clicks: ClickArrays,
     b: int,
     scratch: Scratch,
     limits: Limits,
@@ -188,7 +190,7 @@ def observe(
             if not held(log.total[0], limits.moments, number) or not flagged[number % len(flagged)]:
                 count_pair(tables, histories.rows[slot, place], row, d)
         count_click(items, row, clicks.active[b])
-    number = append(log, row, last, before, clicks.times[b], gap, clicks.owners[b])
+    number = append(log, row, last, before, clicks.times[b], gap, clicks.user_hashes[b])
     if limits.recalls:
         if trainable and row > 0 and last > 0:
             put_world(index, log, number)
@@ -322,14 +324,14 @@ def add_best(
 def gather(
     tables: Tables,
     items: Items,
-    histories: Histories,
+    histories: HistoryRings,
     log: Log,
     index: Index,
-    clicks: Clicks,
-    queries: Queries,
+    clicks: ClickArrays,
+    queries: QueryArrays,
     q: int,
-    seen: Seen,
-    found: Found,
+    seen: SeenRows,
+    found: GatherBuffers,
     scratch: Scratch,
     limits: Limits,
 ) -> None:
@@ -357,11 +359,11 @@ def gather(
             found.rows[start + k] = found.rows[earlier + k]
             for column in range(found.features.shape[1]):
                 found.features[start + k, column] = found.features[earlier + k, column]
-        person = Person(
+        context = QueryContext(
             last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total,
             np.float32(1), np.float32(1),
         )  # fmt: skip
-        fill_timed(raw, size, person, items, found.features[start : start + size])
+        fill_timed(raw, size, context, items, found.features[start : start + size])
         for p in range(found.own_starts[q - 1], own):
             found.own_moments[own + p - found.own_starts[q - 1]] = found.own_moments[p]
             found.own_candidates[own + p - found.own_starts[q - 1]] = found.own_candidates[p] + size
@@ -454,11 +456,11 @@ def gather(
                 raw.newest[k], raw.newest_at[k] = d, histories.times[slot, at]
             raw.times[k] += np.float32(1)
             raw.oldest_at[k] = histories.times[slot, at]
-    person = Person(
+    context = QueryContext(
         last, before, log_length, gap, now, queries.active[q], first_total, second_total, log_first_total, most,
         taste_most,
     )  # fmt: skip
-    fill_columns(raw, size, person, items, found.features[start:c])
+    fill_columns(raw, size, context, items, found.features[start:c])
     note_followers(tables.first, last, found.followers[q])
 
 
@@ -473,7 +475,7 @@ def add_counts(table: Table, row: int, sums: NDArray[np.float32], start: int, ma
 
 @inlined
 def sum_near(
-    table: Table, items: Items, histories: Histories, slot: int, n: int, length: int, mark: int, scratch: Scratch
+    table: Table, items: Items, histories: HistoryRings, slot: int, n: int, length: int, mark: int, scratch: Scratch
 ) -> int:
     """Votes of the latest NEAR clicks for what stands near them: each by NEAR_DECAY^age, and by the roots of both
     items' popularities; and of the latest TASTE_LATEST, by TASTE_DECAY^age: what a user likes lasts longer than what
@@ -512,7 +514,7 @@ def sum_near(
 
 @inlined
 def recall(
-    histories: Histories,
+    histories: HistoryRings,
     log: Log,
     index: Index,
     slot: int,
@@ -523,22 +525,22 @@ def recall(
     gap: float,
     own_slot: int,
     mark: int,
-    found: Found,
+    found: GatherBuffers,
     own: int,
     world: int,
     scratch: Scratch,
     limits: Limits,
 ) -> tuple[int, int]:
-    """Places in the log of the moments that are compared with the present: the user's own, and everybody's that had the
+    """Places in the log of the moments that are compared with the present: the user's own, and all users' that had the
     same bucket's item before them -> where both end in `found`."""
     H, size, total = histories.rows.shape[1], len(log.items), log.total[0]
-    stamps, mine = scratch.moment_stamps, found.own_moments
+    stamps, own_moments = scratch.moment_stamps, found.own_moments
     for d in range(min(length, limits.latest)):
         number = histories.numbers[slot, (n - 1 - d) % H]
         if held(total, limits.moments, number):
             at = number % size
             stamps[at] = mark
-            mine[own] = at
+            own_moments[own] = at
             own += 1
     if own_slot >= 0:
         buckets = index.own.shape[2]
@@ -549,7 +551,7 @@ def recall(
             size,
             mark,
             stamps,
-            mine,
+            own_moments,
             own,
         )
         clock_scores(index.rotation, now, gap, scratch.clock)
@@ -558,7 +560,9 @@ def recall(
             for b in range(1, buckets):
                 if scratch.clock[b] > scratch.clock[best]:
                     best = b
-            own = look_into(index.own[own_slot, BY_CLOCK, best], total, limits.moments, size, mark, stamps, mine, own)
+            own = look_into(
+                index.own[own_slot, BY_CLOCK, best], total, limits.moments, size, mark, stamps, own_moments, own
+            )
             scratch.clock[best] = -np.inf
     if last > 0:
         bucket = bucket_of_item(last, len(index.world))

@@ -1,6 +1,6 @@
 """Moments: what stood before each click and what was clicked then; and the index in which they are found again.
 
-Letters: `M` moments held, `S` people whose older moments are indexed, `B` buckets, `R` places of a bucket.
+Letters: `M` moments held, `S` users whose older moments are indexed, `B` buckets, `R` places of a bucket.
 """
 
 import math
@@ -14,12 +14,12 @@ from online.learner.facts.jit import inlined, kernel
 DAY_S, WEEK_S = 86_400.0, 604_800.0
 GAP_SCALE = 4.0  # of log(1 + seconds): gaps whose ratio is e^4 are unlike each other
 CLOCK = 6  # numbers that say when a moment was: hour and weekday as angles, the gap before it
-BY_ITEM, BY_CLOCK = 0, 1  # the two sets of buckets of a person
+BY_ITEM, BY_CLOCK = 0, 1  # the two sets of buckets of a user
 MIX = 2_654_435_761  # Knuth's multiplicative hashing (vol. 3, 6.4): 2^32 by the golden ratio
 
 
 class Log(NamedTuple):
-    """The latest M moments of everybody, in a ring: 33 bytes each.
+    """The latest M moments of all users, in a ring: 33 bytes each.
 
     A moment has a number, counted from 1 in order of arrival. It stands at its number modulo M until M others came.
     """
@@ -29,17 +29,17 @@ class Log(NamedTuple):
     before: NDArray[np.int32]  # (M,) the one before that
     times: NDArray[np.float64]  # (M,) seconds since 1970
     gaps: NDArray[np.float32]  # (M,) log(1 + seconds since the click before)
-    owners: NDArray[np.int64]  # (M,) whose, as `stream.people.owner_number` says; 0: nobody's
-    private: NDArray[np.bool_]  # (M,) nobody else is to be reminded of it
+    user_hashes: NDArray[np.int64]  # (M,) as `stream.people.owner_number` says; 0: of no user
+    private: NDArray[np.bool_]  # (M,) no other user is to be reminded of it
     total: NDArray[np.int64]  # (1,) moments that ever came
 
 
 class Index(NamedTuple):
     """Numbers of moments by what stood before them, in buckets that are rings of the latest R.
 
-    Of some people, their moments older than the latest ones that are always compared: in buckets of the item before,
+    Of some users, their moments older than the latest ones that are always compared: in buckets of the item before,
     and in buckets of the time by angular hashing (Andoni et al. 2015), where neighbouring buckets are looked into too.
-    Of everybody, all moments in buckets of the item before. 8 bytes an entry.
+    Of all users, all moments in buckets of the item before. 8 bytes an entry.
     """
 
     own: NDArray[np.int64]  # (S, 2, B, R) numbers; 0: free
@@ -89,12 +89,12 @@ def empty_log(held: int) -> Log:
     )
 
 
-def empty_index(people: int, buckets: int, ring: int, *, world_buckets: int, world_ring: int, seed: int) -> Index:
-    """For so many people, buckets of each and places in each bucket."""
+def empty_index(users: int, buckets: int, ring: int, *, world_buckets: int, world_ring: int, seed: int) -> Index:
+    """For so many users, buckets of each and places in each bucket."""
     rotation = np.random.default_rng(seed).standard_normal((CLOCK, buckets // 2))
     return Index(
-        np.zeros((people, 2, buckets, ring), np.int64),
-        np.zeros((people, 2, buckets), np.int64),
+        np.zeros((users, 2, buckets, ring), np.int64),
+        np.zeros((users, 2, buckets), np.int64),
         np.zeros((world_buckets, world_ring), np.int64),
         np.zeros(world_buckets, np.int64),
         rotation,
@@ -134,20 +134,20 @@ def clock_scores(rotation: NDArray[np.float64], time: float, gap: float, scores:
 
 
 @inlined
-def append(log: Log, row: int, last: int, before: int, time: float, gap: float, owner: int) -> int:
+def append(log: Log, row: int, last: int, before: int, time: float, gap: float, user_hash: int) -> int:
     """One more moment -> its number."""
     log.total[0] += 1
     number = int(log.total[0])
     at = number % len(log.items)
     log.items[at], log.last[at], log.before[at] = row, last, before
     log.times[at], log.gaps[at] = time, np.float32(gap)
-    log.owners[at], log.private[at] = owner, False
+    log.user_hashes[at], log.private[at] = user_hash, False
     return number
 
 
 @inlined
 def put_world(index: Index, log: Log, number: int) -> None:
-    """A moment is found again by everybody who has just clicked the item that stood before it."""
+    """A moment is found again by every user who has just clicked the item that stood before it."""
     bucket = bucket_of_item(log.last[number % len(log.items)], len(index.world))
     index.world[bucket, index.world_counts[bucket] % index.world.shape[1]] = number
     index.world_counts[bucket] += 1
@@ -155,7 +155,7 @@ def put_world(index: Index, log: Log, number: int) -> None:
 
 @inlined
 def put_own(index: Index, log: Log, slot: int, number: int, scores: NDArray[np.float64]) -> None:
-    """A moment that is no longer among its person's latest is found again by them. scores (B,): scratch."""
+    """A moment that is no longer among its user's latest is found again by that user. scores (B,): scratch."""
     at = number % len(log.items)
     buckets, ring = index.own.shape[2], index.own.shape[3]
     by_item = bucket_of_item(log.last[at], buckets)
@@ -182,16 +182,16 @@ def forget_items(log: Log, gone: NDArray[np.bool_]) -> None:
             log.before[at] = 0
 
 
-def forget_owner(log: Log, owner: int) -> NDArray[np.int64]:
-    """Somebody's moments point at nothing, and nothing says what they were -> the places (K,) that they had."""
-    mine = np.flatnonzero(log.owners == owner)
+def forget_hash(log: Log, user_hash: int) -> NDArray[np.int64]:
+    """A user's moments point at nothing, and nothing says what they were -> the places (K,) that they had."""
+    places = np.flatnonzero(log.user_hashes == user_hash)
     for part in log[:-1]:
-        part[mine] = 0
-    return mine
+        part[places] = 0
+    return places
 
 
 def clear_slot(index: Index, slot: int) -> None:
-    """The slot of somebody's older moments is empty."""
+    """The slot of a user's older moments is empty."""
     index.own[slot] = 0
     index.own_counts[slot] = 0
 
@@ -220,7 +220,7 @@ def places_held(log: Log) -> NDArray[np.int64]:
 
 
 def index_to_state(index: Index, slots: int) -> dict[str, NDArray[Any]]:
-    """Of the first `slots` people."""
+    """Of the first `slots` users."""
     own = {"own": index.own[:slots].copy(), "own_counts": index.own_counts[:slots].copy()}
     return own | {"world": index.world.copy(), "world_counts": index.world_counts.copy()}
 

@@ -1,4 +1,4 @@
-"""All facts, and the one way to them: a micro-batch and what else is asked meanwhile, in one pass.
+"""All facts, and the one way to them: a micro-batch and all queries in between, in one pass.
 
 Letters: `N` queries, `C` candidates of all of them (flat), `F` counted features, `P` moments found (flat), `V` rows.
 """
@@ -14,18 +14,19 @@ from model.vocabulary import grown
 from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.facts import gather, items, moments, tables
-from online.learner.facts.features import Raw, counted
-from online.learner.facts.gather import Clicks, Found, Histories, Limits, Queries, Scratch, Seen
+from online.learner.facts.features import RawFeatures, counted
+from online.learner.facts.gather import ClickArrays, GatherBuffers, HistoryRings, Limits, QueryArrays, Scratch, SeenRows
 from online.learner.facts.moments import Hits, Keys
 from online.learner.history import UserHistories
+from online.learner.user_stores import UserKey
 
 ROWS_MIN = 1_024  # of all that is kept by row, to begin with
 _NONE = np.zeros(0, np.int64)
-NOBODY_SEES = Seen(False, _NONE, _NONE)
+NO_SEEN_ROWS = SeenRows(False, _NONE, _NONE)
 
 
 class Gathered(NamedTuple):
-    """What facts say of N queries: it depends on no weights, so that several models can be asked about the same.
+    """What facts say of N queries: it depends on no weights, so that several models can score the same.
 
     The arrays belong to the store, which uses them again after the next micro-batch.
     """
@@ -35,7 +36,7 @@ class Gathered(NamedTuple):
     features: NDArray[np.float32]  # (C, F) as `online.learner.facts.features.counted` declares them
     keys: Keys  # (N,) the moment of each query
     own: Hits  # of each user's moments
-    world: Hits  # of everybody's
+    world: Hits  # of all users'
     followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
 
     def part(self, start: int, stop: int) -> "Gathered":
@@ -72,6 +73,9 @@ class FeatureStore:
             world_ring=settings.world_ring,
             seed=settings.seed,
         )
+        # The Reformer's states at the moments of the log, of unit length, or 0.
+        deep_state = settings.reformer and settings.deep_state
+        self.moment_states = np.zeros((len(self.log.items), settings.width if deep_state else 0), np.float16)
         self.directory = Directory(settings.recall_users_held)
         self.width = len(counted(self.half_lives))
         self._limits = Limits(
@@ -93,8 +97,8 @@ class FeatureStore:
             + sum(self._hits_max)
         )
         self._scratch = self._new_scratch(ROWS_MIN)
-        self._buffers: list[list[Found]] = [[], []]  # of clicks and of lists; two micro-batches' in turn
-        self._asked = self._new_buffer(0)
+        self._buffers: list[list[GatherBuffers]] = [[], []]  # of clicks and of lists; two micro-batches' in turn
+        self._list_buffers = self._new_buffer(0)
         self._no_clicks = self._new_buffer(0)
         self._turn = 0
 
@@ -127,7 +131,7 @@ class FeatureStore:
             taste_scores=np.zeros(near, np.float32),
             moment_stamps=np.zeros(len(self.log.items), np.int64),
             clock=np.zeros(max(2, self.settings.recall_buckets)),
-            raw=Raw(
+            raw=RawFeatures(
                 rows=np.zeros(C, np.int32),
                 first=np.zeros(C, np.float32),
                 second=np.zeros(C, np.float32),
@@ -147,20 +151,20 @@ class FeatureStore:
     def advance(
         self,
         histories: UserHistories,
-        clicks: Clicks,
-        before: Queries,
-        lists: Queries,
+        clicks: ClickArrays,
+        before: QueryArrays,
+        lists: QueryArrays,
         *,
         flagged: NDArray[np.bool_],
-        seen: Sequence[Seen] = (NOBODY_SEES, NOBODY_SEES),
+        seen: Sequence[SeenRows] = (NO_SEEN_ROWS, NO_SEEN_ROWS),
     ) -> tuple[Gathered, Gathered]:
-        """Asks for each click and then counts it -> what was found for the clicks, and for the lists.
+        """Queries each click and then counts it -> what was found for the clicks, and for the lists.
 
         Args:
             histories: of all users; the clicks become part of them.
             clicks: one micro-batch.
             before: a query for each click.
-            lists: what else is asked, by rising position.
+            lists: further queries, by rising position.
             flagged: of each moment that is held, at its number modulo the length, whether it is flagged as abuse.
             seen: rows that the users must not get, of the clicks' queries and of the lists'.
         """
@@ -170,29 +174,29 @@ class FeatureStore:
         return _trimmed(found[0], len(before.slots)), _trimmed(found[1], len(lists.slots))
 
     def ask(
-        self, histories: UserHistories, lists: Queries, *, flagged: NDArray[np.bool_], seen: Seen = NOBODY_SEES
+        self, histories: UserHistories, lists: QueryArrays, *, flagged: NDArray[np.bool_], seen: SeenRows = NO_SEEN_ROWS
     ) -> Gathered:
-        """The same for lists alone, as everything stands now. What it gives holds until it is asked again."""
-        if len(self._asked.last) < len(lists.slots):
-            self._asked = self._new_buffer(len(lists.slots))
-        found = [self._no_clicks, self._asked]
-        self._advance(histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=(NOBODY_SEES, seen))
-        return _trimmed(self._asked, len(lists.slots))
+        """The same for lists alone, as everything stands now. What it gives holds until the next call."""
+        if len(self._list_buffers.last) < len(lists.slots):
+            self._list_buffers = self._new_buffer(len(lists.slots))
+        found = [self._no_clicks, self._list_buffers]
+        self._advance(histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=(NO_SEEN_ROWS, seen))
+        return _trimmed(self._list_buffers, len(lists.slots))
 
     def _advance(
         self,
         histories: UserHistories,
-        clicks: Clicks,
-        queries: tuple[Queries, Queries],
-        found: Sequence[Found],
+        clicks: ClickArrays,
+        queries: tuple[QueryArrays, QueryArrays],
+        found: Sequence[GatherBuffers],
         *,
         flagged: NDArray[np.bool_],
-        seen: Sequence[Seen],
+        seen: Sequence[SeenRows],
     ) -> None:
         gather.advance(
             self.tables,
             self.items,
-            Histories(*histories.rings()),
+            HistoryRings(*histories.rings()),
             self.log,
             self.index,
             flagged,
@@ -207,7 +211,7 @@ class FeatureStore:
             self._limits,
         )
 
-    def _buffer(self, kind: int, queries: int) -> Found:
+    def _buffer(self, kind: int, queries: int) -> GatherBuffers:
         held = self._buffers[kind]
         while len(held) < 2:
             held.append(self._new_buffer(0))
@@ -215,10 +219,10 @@ class FeatureStore:
             held[self._turn] = self._new_buffer(queries)
         return held[self._turn]
 
-    def _new_buffer(self, queries: int) -> Found:
+    def _new_buffer(self, queries: int) -> GatherBuffers:
         # Memory that is not written to is not taken from the system: most queries have a third of the candidates.
         C, (own, world) = queries * self._candidates_max, (queries * most for most in self._hits_max)
-        return Found(
+        return GatherBuffers(
             np.zeros(queries + 1, np.int64),
             np.zeros(C, np.int32),
             np.zeros((C, self.width), np.float32),
@@ -239,6 +243,10 @@ class FeatureStore:
         """The numbers that the next moments will have."""
         total = int(self.log.total[0])
         return np.arange(total + 1, total + 1 + count)
+
+    def note_states(self, numbers: NDArray[np.int64], states: NDArray[np.float16]) -> None:
+        """Moments with these numbers (N,) are compared by states (N, D) from now on."""
+        self.moment_states[numbers % len(self.moment_states)] = states
 
     def own_slots(self, users: Sequence[str]) -> NDArray[np.int64]:
         """Where each one's older moments are indexed, (N,); −1 for nowhere."""
@@ -289,7 +297,7 @@ class FeatureStore:
     ) -> None:
         """Clicks (K,) on rows after others (K, NEAR), latest first, that should not have been counted, 0 in whatever
         pair is to stay; ages (K,): clicks counted since, −1 where the click itself is to stay. Of moments with these
-        numbers nobody else is reminded."""
+        numbers no other user is reminded."""
         gather.uncount_pairs(self.tables, rows, earlier)
         items.uncount_clicks(self.items, rows[ages >= 0], ages[ages >= 0])
         items.rebuild_lists(self.items)
@@ -309,16 +317,28 @@ class FeatureStore:
         self.items.blocked[at] = False
         items.rebuild_lists(self.items)
 
-    def forget_user(self, user: str) -> bool:
-        """Nobody finds the user's older moments any more -> whether they had any."""
-        slot = self.directory.free(user)
-        if slot is not None:
-            moments.clear_slot(self.index, slot)
-        return slot is not None
+    # Users
 
-    def forget_owner(self, owner: int) -> NDArray[np.int64]:
-        """Somebody's moments point at nothing -> the places (K,) in the log that they had."""
-        return moments.forget_owner(self.log, owner)
+    def user_ids(self) -> list[str]:
+        return self.directory.users()
+
+    def count_user(self, user: UserKey) -> dict[str, int]:
+        indexed = sum(name in self.directory for name in user.user_ids)
+        return {"recall_index": indexed, "moments": int((self.log.user_hashes == user.user_hash).sum())}
+
+    def forget_user(self, user: UserKey) -> dict[str, int]:
+        """The user's older moments are not found any more, and none points at anything."""
+        found = self.count_user(user)
+        for name in user.user_ids:
+            slot = self.directory.free(name)
+            if slot is not None:
+                moments.clear_slot(self.index, slot)
+        self.moment_states[moments.forget_hash(self.log, user.user_hash)] = 0
+        return found
+
+    def usage(self) -> tuple[int, int]:
+        """Moments in the log."""
+        return min(int(self.log.total[0]), len(self.log.items)), len(self.log.items)
 
     # A checkpoint
 
@@ -331,6 +351,7 @@ class FeatureStore:
         }
         parts["items"] = items.items_to_state(self.items, len(self))
         parts["log"] = moments.log_to_state(self.log)
+        parts["log_states"] = {"states": self.moment_states[moments.places_held(self.log)]}
         parts["index"] = moments.index_to_state(self.index, used)
         return joined(parts), {"directory": directory}
 
@@ -343,26 +364,34 @@ class FeatureStore:
             tables.load_table(table, below(arrays, name))
         items.load_items(self.items, counted_items)
         moments.load_log(self.log, below(arrays, "log"))
+        self._load_moment_states(arrays["log_states.states"])
         index = below(arrays, "index")
         held = len(state["directory"]["slots"]) + len(state["directory"]["free"])
         if held == self.directory.capacity and moments.index_fits(self.index, index):
             moments.load_index(self.index, index)
             self.directory.load_state(state["directory"])
 
+    def _load_moment_states(self, saved: NDArray[np.float16]) -> None:
+        """Of another width (settings have changed), nothing."""
+        places = moments.places_held(self.log)
+        if saved.shape[1] == self.moment_states.shape[1]:
+            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
+            self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
 
-def no_clicks() -> Clicks:
+
+def no_clicks() -> ClickArrays:
     """A micro-batch of none."""
     nothing = np.zeros(0)
-    return Clicks(_NONE, _NONE, _NONE, _NONE, nothing, nothing, _NONE, np.zeros(0, np.bool_))
+    return ClickArrays(_NONE, _NONE, _NONE, _NONE, nothing, nothing, _NONE, np.zeros(0, np.bool_))
 
 
-def no_queries() -> Queries:
-    """Nothing is asked."""
+def no_queries() -> QueryArrays:
+    """No query."""
     nothing = np.zeros(0)
-    return Queries(_NONE, _NONE, _NONE, nothing, nothing, np.zeros(0, np.bool_))
+    return QueryArrays(_NONE, _NONE, _NONE, nothing, nothing, np.zeros(0, np.bool_))
 
 
-def _trimmed(found: Found, queries: int) -> Gathered:
+def _trimmed(found: GatherBuffers, queries: int) -> Gathered:
     C = int(found.starts[queries])
     own, world = int(found.own_starts[queries]), int(found.world_starts[queries])
     return Gathered(

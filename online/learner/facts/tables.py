@@ -1,4 +1,4 @@
-"""Which items stand together in people's clicks: five tables of bounded rows, counted one click at a time.
+"""Which items stand together in users' clicks: five tables of bounded rows, counted one click at a time.
 
 Letters: `V` rows of items, `M` places of a row.
 """

@@ -109,7 +109,7 @@ def _use(learner: Learner) -> None:
     users = [f"u{n}" for n in range(5)]
 
     def clicks(start: int, count: int) -> list[Click]:
-        """Everybody clicks on one item after the other, with some that come again and, in time, more than are held."""
+        """Every user clicks on one item after the other, with some that come again and, in time, more than are held."""
         return [
             Click(user_id=users[n % 5], item_id=f"i{n if n % 2 else n % 7}", timestamp=BEGAN + 600 * n)
             for n in range(start, start + count)

@@ -199,12 +199,12 @@ def test_taken_back_counts_are_as_if_those_clicks_had_not_been(small):
     everything.take_back(rows[at], only[at], ages, np.zeros(0, np.int64))
     for name, table, expected in zip(NAMES, everything.tables, others.tables, strict=True):
         for row in range(20):
-            mine, its = (
+            mine, on_item = (
                 dict(zip(one.others[row, :used].tolist(), one.counts[row, :used].tolist(), strict=True))
                 for one in (table, expected)
                 for used in (int(one.used[row]),)
             )
-            assert mine == pytest.approx(its, rel=1e-5), (name, row)
+            assert mine == pytest.approx(on_item, rel=1e-5), (name, row)
         np.testing.assert_allclose(table.totals, expected.totals, rtol=1e-5, atol=1e-4)
     np.testing.assert_array_equal(everything.items.clicks, others.items.clicks)
     assert everything.items.popular[3].max() == 0
@@ -218,11 +218,11 @@ TOWN = Town(users=60, items=64)
 AT = 640
 
 
-def attacked(small, bot, *, guard, others=800, **overrides):
+def attacked(small, bot, *, abuse_filter, others=800, **overrides):
     """A learner after an attack, and the share of other people's lists since it began that hold the bots' item."""
     world = worlds.attack(1, change_at=AT, bot=bot, town=TOWN)
     held = {"list_size": 10, "successors_held": 32, "users_held": 128, "history_max": 64, "moments_held": 5_000}
-    learner = Learner(small(abuse_filter=guard, **held, **overrides))
+    learner = Learner(small(abuse_filter=abuse_filter, **held, **overrides))
     stream, found, seen = world.clicks(10**6), [], 0
     while seen < AT + others:
         batch = list(islice(stream, 16))
@@ -278,7 +278,9 @@ def test_guarded_clicks_move_their_owners_history_and_list_but_no_weights_counts
     assert "history.times" in moved
     assert learner.scores.scored == scored
     (slot,) = learner.histories.find(["bot"])
-    assert learner.histories.newest(np.array([slot]), 5).rows.tolist() == [[learner.vocabulary.row_of("spam")] * 5]
+    assert learner.histories.newest_first(np.array([slot]), 5).rows.tolist() == [
+        [learner.vocabulary.row_of("spam")] * 5
+    ]
     assert "spam" in learned.rankings["bot"].items
 
 

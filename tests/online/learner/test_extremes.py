@@ -34,10 +34,10 @@ def held(learner):
 
 
 @pytest.mark.parametrize(
-    ("flood", "guard"), [(one_person, True), (one_person, False), (one_item, True), (new_items, True)]
+    ("flood", "abuse_filter"), [(one_person, True), (one_person, False), (one_item, True), (new_items, True)]
 )
-def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, guard):
-    settings = small(**LIMITS, abuse_filter=guard)
+def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, abuse_filter):
+    settings = small(**LIMITS, abuse_filter=abuse_filter)
     learner, stream = flooded(settings, flood)
     learn(learner, stream, 320)
     half = held(learner)
@@ -45,7 +45,7 @@ def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, guard):
     # These are saved as far as they are in use, and not all of them are yet: 8 bytes of each array a place at most.
     rows = settings.items_held + 1
     places = {
-        "guard.": max(settings.abuse_keys_held, settings.users_held),
+        "abuse_filter.": max(settings.abuse_keys_held, settings.users_held),
         "history.": 21 * (settings.history_max + settings.history_max // 2),
         "items": settings.items_held,
         "store.near.": rows * settings.neighbours_held // 2,  # 4 bytes of each array a place

@@ -23,7 +23,7 @@ def check(histories, model, history_max, length, behind):
         return
     slots = histories.find(users)
     left_out = np.array([behind[user] for user in users])
-    found, newest = histories.latest(slots, length, left_out), histories.newest(slots, length, left_out)
+    found, newest = histories.oldest_first(slots, length, left_out), histories.newest_first(slots, length, left_out)
     for at, user in enumerate(users):
         kept = model[user][-history_max:]
         expected = kept[: len(kept) - behind[user]][-min(length, history_max) :]
@@ -139,7 +139,7 @@ def test_nobody_remembered_is_evicted_before_there_are_too_many_and_arrays_grow(
         slots = histories.slots([f"u{number}" for number in range(start, start + 50)])
         histories.append(slots, np.arange(start + 1, start + 51), np.zeros(50), np.zeros(50))
     assert len(histories) == 3_000
-    found = histories.latest(histories.find([f"u{number}" for number in range(3_000)]), 4)
+    found = histories.oldest_first(histories.find([f"u{number}" for number in range(3_000)]), 4)
     assert found.rows[:, 0].tolist() == list(range(1, 3_001))
 
 
@@ -147,11 +147,11 @@ def test_a_user_who_comes_back_after_being_evicted_has_no_past():
     histories = UserHistories(1, 4)
     for user, row in (("a", 1), ("b", 2), ("a", 3)):
         slots = histories.slots([user])
-        assert histories.latest(slots, 4).lengths.tolist() == [0]
+        assert histories.oldest_first(slots, 4).lengths.tolist() == [0]
         assert not histories.served[slots].any()
         histories.append(slots, [row], [0], [0.0])
         histories.served[slots] = 9
-    assert histories.latest(histories.find(["a"]), 4).rows.tolist() == [[3, 0, 0, 0]]
+    assert histories.oldest_first(histories.find(["a"]), 4).rows.tolist() == [[3, 0, 0, 0]]
 
 
 def test_asking_for_somebody_is_not_seeing_them_and_strangers_are_errors():
@@ -168,7 +168,7 @@ def test_of_some_users_only():
     histories = UserHistories(4, 2)
     slots = histories.slots(["a", "b"])
     histories.append(slots, [1, 2], [0, 1], [5.0, 6.0])
-    of_b = histories.latest(slots, 2).of(np.array([1]))
+    of_b = histories.oldest_first(slots, 2).of(np.array([1]))
     assert [part.tolist() for part in of_b] == [[[2, 0]], [[1, 0]], [[6.0, 0.0]], [1]]
 
 
@@ -181,5 +181,5 @@ def test_a_history_that_is_allowed_more_after_a_restart_invents_no_clicks():
     large.load_state(arrays, users)
     slots = large.find(["a"])
     large.append(slots, [4], [0], [0.0])
-    found = large.latest(slots, 5)
+    found = large.oldest_first(slots, 5)
     assert found.rows[0, : found.lengths[0]].tolist() == [2, 3, 4]

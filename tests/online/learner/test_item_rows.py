@@ -30,24 +30,24 @@ batches = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=9), max_siz
 @given(batches, st.integers(1, 2), st.sampled_from([3.0, 1e6]))
 def test_rows_are_of_their_items_and_whatever_changed_is_told(batches, item_min_count, item_idle_s_max):
     items = rows_of(item_min_count=item_min_count, item_idle_s_max=item_idle_s_max)
-    owners = {}  # of rows, before each batch
+    user_hashes = {}  # of rows, before each batch
     for number, batch in enumerate(batches):
         clicks = clicks_of(batch, 10.0 * number)
         clicked = observe(items, clicks)
         now = {row: items.vocabulary.item_of(row) for row in range(1, items.vocabulary.rows)}
         now = {row: item for row, item in now.items() if item is not None}
         assert len(now) <= 6
-        lost = {row for row, item in owners.items() if now.get(row) != item}
+        lost = {row for row, item in user_hashes.items() if now.get(row) != item}
         assert lost <= set(clicked.freed)  # the others were taken and lost within the batch, or came back
         for at, (click, row, target) in enumerate(zip(clicks, clicked.rows, clicked.targets, strict=True)):
             again = click.item_id in [one.item_id for one in clicks[at + 1 :]]
             assert row == items.vocabulary.row_of(click.item_id) or (row == 0 and again)  # it waited, or lost another
-            had = owners.get(row) == click.item_id
+            had = user_hashes.get(row) == click.item_id
             assert target == (row if had or row in clicked.rows[:at] else 0)
         mine = {row: item for row, item in now.items() if row in clicked.rows}
-        changed = {row for row, item in mine.items() if owners.get(row) != item}
+        changed = {row for row, item in mine.items() if user_hashes.get(row) != item}
         assert changed <= set(clicked.taken) == changed | (set(clicked.freed) & set(mine))
-        owners = now
+        user_hashes = now
     assert items.vocabulary.take_reset() == []
 
 

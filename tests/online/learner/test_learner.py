@@ -10,8 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from online.learner.history import SERVED
-from online.learner.learner import EVENT_TYPES_MAX, Learner, _rounded
+from online.learner.learner import Learner
+from online.learner.lists import rounded
 from online.learner.objectives import ListwiseRanking
+from online.learner.state import EVENT_TYPES_MAX
 from stream.events import Click
 
 ITEMS = 40
@@ -239,7 +241,7 @@ def test_a_list_is_ranked_for_the_moment_at_which_it_is_likely_to_be_looked_at(s
     learner = Learner(small(refresh_ages_s=(600.0,)))
     learn(learner, [click(user, at % 7, 1e9 + 40.0 * at) for at, user in enumerate([0, 1] * 100)])  # back after 80 s
     asked = queries_of_lists(learner)
-    (clicked_at,) = learner.histories.newest(learner.histories.find(["0"]), 1).timestamps[0].tolist()
+    (clicked_at,) = learner.histories.newest_first(learner.histories.find(["0"]), 1).timestamps[0].tolist()
     learner.rank(["0"])
     learner.rank(["0"], [clicked_at + 300.0])
     assert [queries.now[0] for queries in asked] == pytest.approx([clicked_at + 80.0, clicked_at + 300.0], abs=20.0)
@@ -291,7 +293,7 @@ def test_more_event_types_than_fit_share_one(learner):
     for number in range(2 * EVENT_TYPES_MAX):
         learner.learn([click("a", 1, number, event_type=f"type {number}")])
     assert len(learner.event_types) == EVENT_TYPES_MAX
-    latest = learner.histories.latest(learner.histories.find(["a"]), 12)
+    latest = learner.histories.oldest_first(learner.histories.find(["a"]), 12)
     assert set(latest.event_types[0].tolist()) == {EVENT_TYPES_MAX}
 
 
@@ -330,7 +332,7 @@ def test_a_row_that_changes_hands_within_a_micro_batch_teaches_nobody_the_wrong_
     assert all(item in learner.vocabulary for ranking in rankings.values() for item in ranking.items)
     assert [learner.vocabulary.row_of(f"i{item}") == 0 for item in (1, 2, 3)] == [True] * 3
     (slot,) = learner.histories.find(["a"])
-    latest = learner.histories.latest(np.array([slot]), 12)
+    latest = learner.histories.oldest_first(np.array([slot]), 12)
     assert latest.rows[0, :4].tolist() == [0, 0, 0, 0]
 
 
@@ -355,15 +357,15 @@ def test_a_new_owner_of_a_row_inherits_nothing(small):
     given = scored_lists(learner)
     learner.learn([click("new", "new", 1_000), click("other", "new", 1_001)])
     assert not given[0][0]["served"].any()  # to either of them nothing could be shown
-    owner = learner.vocabulary.row_of("inew")
-    assert np.flatnonzero(learner.popularity()).tolist() == [owner]
+    user_hash = learner.vocabulary.row_of("inew")
+    assert np.flatnonzero(learner.popularity()).tolist() == [user_hash]
     for table in learner.store.tables:
         assert not table.counts.any()
         assert not table.totals.any()
-    assert set(learner.store.log.items.tolist()) == {0, owner}
+    assert set(learner.store.log.items.tolist()) == {0, user_hash}
     assert not learner.store.log.last.any()
     assert not learner.lift.of(np.arange(31)).any()
-    others = [each for each in range(1, 31) if each != owner]
+    others = [each for each in range(1, 31) if each != user_hash]
     for name, table in tables(learner).items():
         assert torch.equal(table[others], tables(fresh)[name][others]), name
     assert not learner.histories.served[learner.histories.find(["0"])].any()
@@ -385,7 +387,7 @@ def test_nothing_seen_is_listed_where_that_is_asked(small):
     learner = Learner(small(exclude_seen=True))
     for one in ring(120):
         (ranking,) = learner.learn([one]).rankings.values()
-        latest = learner.histories.latest(learner.histories.find([one.user_id]), 12).rows[0].tolist()
+        latest = learner.histories.oldest_first(learner.histories.find([one.user_id]), 12).rows[0].tolist()
         assert not {learner.vocabulary.row_of(item) for item in ranking.items} & set(latest)
 
 
@@ -559,7 +561,7 @@ def test_restored_it_goes_on_as_if_nothing_had_happened_bit_for_bit(small, same,
         learn(one, clicks[:400])
     restored = restarted(stopped, settings)
     arrays = stopped.to_state()[0]
-    assert arrays["anybody.rows"].any()
+    assert arrays["popular.rows"].any()
     assert arrays["returns.gaps"].any()
     for part in (
         "store.log.items",
@@ -622,6 +624,6 @@ def test_a_gpu_finds_the_candidates_of_the_cpu_and_scores_them_nearly_the_same(s
 )
 @example([1e-30])
 def test_scores_in_lists_have_six_digits(scores):
-    for score, rounded in zip(scores, _rounded(np.array(scores, np.float32)), strict=True):
-        assert rounded == pytest.approx(score, rel=5.1e-6, abs=1e-22)
-        assert rounded == float(f"{rounded:.6g}")
+    for score, shown in zip(scores, rounded(np.array(scores, np.float32)), strict=True):
+        assert shown == pytest.approx(score, rel=5.1e-6, abs=1e-22)
+        assert shown == float(f"{shown:.6g}")

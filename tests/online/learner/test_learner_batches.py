@@ -10,8 +10,9 @@ import torch
 
 from online.learner.batches import Impression
 from online.learner.history import SERVED
-from online.learner.learner import Following, Learner, UnexpectedBatchError
+from online.learner.learner import Learner
 from online.learner.lift import Lift
+from online.learner.lookahead import UnexpectedBatchError, UpcomingBatch
 from online.learner.ranking_model import RankingModel
 from online.learner.return_times import ReturnTimes
 from stream.events import Click
@@ -183,7 +184,7 @@ def test_who_makes_room_within_a_micro_batch_comes_back_as_somebody_new(small):
     rankings = learner.learn(batch).rankings  # "fresh" took u0's place, who came back in the same micro-batch
     assert len(learner.histories) == 16
     assert learner.histories.lengths(learner.histories.find(["u0", "old", "fresh"])).tolist() == [2, 1, 2]
-    assert learner.histories.newest(learner.histories.find(["old"]), 5).rows.tolist() == [
+    assert learner.histories.newest_first(learner.histories.find(["old"]), 5).rows.tolist() == [
         [learner.vocabulary.row_of("i6"), 0, 0, 0, 0]
     ]
     assert {"u0", "old", "fresh"} <= rankings.keys()
@@ -202,7 +203,7 @@ def test_a_user_may_click_more_in_one_micro_batch_than_a_history_keeps(small, ch
         assert len(learned.ranks) == len(learned.losses) == 16
         assert np.isfinite(learned.losses).all()
         assert learned.finite()
-    newest = learner.histories.newest(learner.histories.find(["a"]), 6)
+    newest = learner.histories.newest_first(learner.histories.find(["a"]), 6)
     expected = [learner.vocabulary.row_of(click.item_id) for click in mine[part][::-1][:6]]
     assert newest.rows[0].tolist() == expected
     assert learner.weights.finite()
@@ -267,7 +268,7 @@ def test_with_room_for_more_moments_or_for_fewer_the_latest_are_taken_back(small
     other = reloaded(learner, settings.model_copy(update=changed))
     held = min(len(learner.store.log.items), len(other.store.log.items))
     numbers = np.arange(400 - held + 1, 401)
-    for of in ("items", "last", "owners"):
+    for of in ("items", "last", "user_hashes"):
         mine, its = (getattr(one.store.log, of)[numbers % len(one.store.log.items)] for one in (learner, other))
         assert np.array_equal(mine, its)
     mine, its = (one.moment_states[torch.from_numpy(numbers % len(one.moment_states))] for one in (learner, other))
@@ -288,23 +289,23 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
         learner.learn(part)
     digest = digest_of("u3")
     there = learner.holds(digest)
-    assert there.pop("the guard's buckets") >= 0
+    assert there.pop("abuse_filter") >= 0
     assert all(there.values()), there
-    places = np.flatnonzero(learner.store.log.owners == owner_number(digest))
+    places = np.flatnonzero(learner.store.log.user_hashes == owner_number(digest))
     assert learner.moment_states[places].any()
     forgotten = learner.forget(digest)
-    assert forgotten["clicks"] == 16
+    assert forgotten["history_clicks"] == 16
     assert forgotten["moments"] == len(places)
     for one in (learner, reloaded(learner, settings)):
         assert not any(one.holds(digest).values())
-        assert one.named(digest) == set()
+        assert one.named(digest) == frozenset()
         assert not one.moment_states[places].any()
         for part in one.store.log[:-1]:
             assert not part[places].any()
         arrays, state = one.to_state()
         assert '"u3"' not in json.dumps(state)
         for name, array in arrays.items():
-            if name.endswith("owners"):
+            if name.endswith("user_hashes"):
                 assert owner_number(digest) not in array, name
         assert len(one.learn(clicks[:16]).rankings) > 1
 
@@ -314,7 +315,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
 
 def announced(learner, batches):
     """What each gives, when the next is announced with it."""
-    nexts = [*(lambda clicks=clicks: Following(clicks) for clicks in batches[1:]), None]
+    nexts = [*(lambda clicks=clicks: UpcomingBatch(clicks) for clicks in batches[1:]), None]
     return [learner.learn(clicks, following=after) for clicks, after in zip(batches, nexts, strict=True)]
 
 
@@ -334,7 +335,7 @@ def test_gathering_the_next_facts_while_weights_learn_changes_nothing(small, cha
         np.testing.assert_array_equal(array, other_arrays[name], err_msg=name)
 
 
-@pytest.mark.parametrize("where", ["_makes_room", "_begin", "_advance"])
+@pytest.mark.parametrize("where", ["evicts", "begin", "gather"])
 def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small, monkeypatch, where):
     learner = Learner(small())
     first, second = in_parts(some_clicks(32), 16)
@@ -343,8 +344,8 @@ def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small,
         raise ValueError("a bug")
 
     def announce():
-        monkeypatch.setattr(learner, where, fail)
-        return Following(second)
+        monkeypatch.setattr(learner.preparer, where, fail)
+        return UpcomingBatch(second)
 
     assert len(learner.learn(first, following=announce).ranks) == 16
     with pytest.raises(ValueError, match="a bug"):
@@ -354,6 +355,6 @@ def test_what_fails_in_the_next_micro_batch_is_raised_when_its_turn_comes(small,
 def test_other_clicks_than_those_announced_are_refused(small):
     learner = Learner(small())
     first, second, third = in_parts(some_clicks(48), 16)
-    learner.learn(first, following=lambda: Following(second))
+    learner.learn(first, following=lambda: UpcomingBatch(second))
     with pytest.raises(UnexpectedBatchError, match="other clicks were announced"):
         learner.learn(third)

@@ -38,7 +38,7 @@ def test_bfloat16_learns_as_well_as_float32() -> None:
 def test_fine_tuning_in_bfloat16_ends_with_finite_float32_weights() -> None:
     learner = learned("bfloat16", count=400)
     histories = learner.histories
-    recent = histories.latest(histories.recently_seen(40), 64)
+    recent = histories.oldest_first(histories.recently_seen(40), 64)
     tuning = FineTuning(learner, recent, seed=1)
     while not tuning.done:
         tuning.run_for(0.0)

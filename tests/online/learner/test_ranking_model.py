@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS
-from online.learner.facts.gather import Queries
+from online.learner.facts.gather import QueryArrays
 from online.learner.facts.store import no_clicks, no_queries
-from online.learner.history import Latest
-from online.learner.learner import RANKING, Learner, training_batch
+from online.learner.history import ClicksOldestFirst
+from online.learner.learner import Learner
 from online.learner.next_item import Negatives
 from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
 from online.learner.ranking_model import (
@@ -27,6 +27,7 @@ from online.learner.ranking_model import (
     choose_device,
 )
 from online.learner.recall import soft_counts
+from online.learner.training import RANKING, training_batch
 from stream.events import Click
 
 HEADS = len(OWN_HEADS) + len(WORLD_HEADS)
@@ -40,7 +41,7 @@ class Asked:
         self.learner, self.users = learner, users
         self.model = learner.weights.copy() if model is None else model
         slots = learner.histories.find(users)
-        queries = Queries(
+        queries = QueryArrays(
             np.zeros(len(users), np.int64),
             slots,
             learner.store.own_slots(users),
@@ -111,7 +112,7 @@ def moved(before, model):
 
 def history(rows):
     length = len(rows)
-    return Latest(
+    return ClicksOldestFirst(
         np.array([rows]), np.zeros((1, length), np.int64), np.arange(length, dtype=np.float64)[None], np.array([length])
     )
 

@@ -80,11 +80,11 @@ def problem(seed, *, queries=5, hits_max=40, rows=12, held=60, candidates=8, sta
 def reference(case: Problem) -> Tensor:
     """What RecallHeads and cosines say, (C, H)."""
     heads, table, query, states, log, log_states, hits, C = case
-    owners = np.repeat(np.arange(len(query.last)), np.diff(hits.starts))
+    user_hashes = np.repeat(np.arange(len(query.last)), np.diff(hits.starts))
     found = Keys(*(part[hits.moments] for part in log))
     both = None if states is None else (states, log_states[torch.from_numpy(hits.moments)])
-    alike = cosines(table, tensors(query), torch.from_numpy(owners), tensors(found), both)
-    ages = torch.from_numpy(query.times[owners] - found.times)
+    alike = cosines(table, tensors(query), torch.from_numpy(user_hashes), tensors(found), both)
+    ages = torch.from_numpy(query.times[user_hashes] - found.times)
     return heads(alike, ages, torch.from_numpy(np.where(hits.candidates < 0, C, hits.candidates)), C)
 
 
@@ -98,7 +98,7 @@ class Moments(NamedTuple):
 
 
 def cosines(
-    vectors: ItemTable, query: Moments, owners: Tensor, found: Moments, states: tuple[Tensor, Tensor] | None
+    vectors: ItemTable, query: Moments, user_hashes: Tensor, found: Moments, states: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """How like the present of their queries (N,) moments (P,) were, part by part: (P, len(PARTS)) float32.
 
@@ -106,14 +106,14 @@ def cosines(
     Hours and weekdays are angles (UTC); a gap's part falls linearly with the log of the ratio, from 1 to −1. Without
     states their part is 1, which says nothing.
     """
-    last = (vectors(query.last)[owners] * vectors(found.last)).sum(-1)
-    before = (vectors(query.before)[owners] * vectors(found.before)).sum(-1)
-    apart = query.times[owners] - found.times
+    last = (vectors(query.last)[user_hashes] * vectors(found.last)).sum(-1)
+    before = (vectors(query.before)[user_hashes] * vectors(found.before)).sum(-1)
+    apart = query.times[user_hashes] - found.times
     hour, weekday = (torch.cos(apart.remainder(p) * (2 * math.pi / p)).float() for p in (DAY_S, WEEK_S))
-    gap = 1 - ((query.gaps[owners] - found.gaps).abs() / GAP_SCALE).clamp(max=2)
+    gap = 1 - ((query.gaps[user_hashes] - found.gaps).abs() / GAP_SCALE).clamp(max=2)
     state = torch.ones_like(gap)
     if states is not None:
-        state = (F.normalize(states[0], dim=-1)[owners] * states[1].float()).sum(-1)
+        state = (F.normalize(states[0], dim=-1)[user_hashes] * states[1].float()).sum(-1)
     return torch.stack([last, before, hour, weekday, gap, state], -1)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from online.learner.replay_buffer import FIRST, ReplayBuffer, among_rivals
 from online.learner.scoring import ScoredCandidates
+from online.learner.user_stores import UserKey
 
 CPU = torch.device("cpu")
 WIDTH = 3
@@ -203,9 +204,9 @@ def test_who_is_forgotten_leaves_nothing_and_others_stay() -> None:
     replay = buffer(20)
     features, present = torch.ones(6, 4, WIDTH), torch.ones(6, 4, dtype=torch.bool)
     replay.add(features * torch.arange(1, 7)[:, None, None], present, np.array([7, 8, 7, 9, 7, 8]))
-    assert replay.forget_owner(7) == 3
-    assert replay.owners[: replay.filled].tolist() == [8, 9, 8]
+    assert replay.forget_user(UserKey(frozenset(), 7)) == {"replay_clicks": 3}
+    assert replay.user_hashes[: replay.filled].tolist() == [8, 9, 8]
     assert replay.features[: replay.filled, 0, 0].tolist() == [2, 4, 6]
     assert not replay.features[replay.filled :].any()
-    assert not replay.owners[replay.filled :].any()
-    assert replay.forget_owner(7) == 0
+    assert not replay.user_hashes[replay.filled :].any()
+    assert replay.forget_user(UserKey(frozenset(), 7)) == {"replay_clicks": 0}

@@ -60,15 +60,15 @@ def test_a_setting_keeps_them_out_and_it_is_told_all_the_same():
 def test_a_few_accounts_that_flood_do_not_open_it_however_much_they_click(accounts, recent, opens):
     random, one = np.random.default_rng(0), net()
     for _ in range(WINDOW // 25):
-        owners = random.integers(1, accounts + 1, 25)
-        one.update(owners, np.ones(25, np.int8), recent)
+        user_hashes = random.integers(1, accounts + 1, 25)
+        one.update(user_hashes, np.ones(25, np.int8), recent)
     assert one.open == opens
 
 
 def test_at_the_beginning_a_handful_of_clicks_is_no_share():
     one = net()
-    owners = np.arange(1, 11)
-    one.update(owners, np.ones(10, np.int8), 10)
+    user_hashes = np.arange(1, 11)
+    one.update(user_hashes, np.ones(10, np.int8), 10)
     assert not one.open  # ten of ten, and 5 % of WINDOW_MIN
     assert WINDOW_MIN == 200
 
@@ -81,9 +81,9 @@ def test_a_restart_changes_nothing_and_who_is_forgotten_is_gone():
     again.load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
     more = [clicks(random, 25, 0.1, 60) for _ in range(60)]
     assert [one.update(*part, 60) for part in more] == [again.update(*part, 60) for part in more]
-    owner = int(one.to_state()[0]["owners"].max())
-    assert one.count_of(owner) == one.forget(owner) > 0
-    assert one.count_of(owner) == 0
+    user_hash = int(one.to_state()[0]["user_hashes"].max())
+    assert one.count_of(user_hash) == one.forget(user_hash) > 0
+    assert one.count_of(user_hash) == 0
 
 
 # --- with the limits ---------------------------------------------------------------------------------------------

@@ -150,8 +150,8 @@ def test_the_next_item_of_a_row_has_not_been_seen_by_those_who_saw_the_one_befor
 def test_nothing_is_left_of_who_was_forgotten(trained):
     trained.histories.forget("most")  # as if they had made room there
     assert trained.named(digest_of("most")) == {"most"}
-    assert trained.holds(digest_of("most"))["seen items"] == 1
-    assert trained.forget(digest_of("most"))["seen"] == 3_000
+    assert trained.holds(digest_of("most"))["seen_items"] == 3_000
+    assert trained.forget(digest_of("most"))["seen_items"] == 3_000
     assert not any(trained.holds(digest_of("most")).values())
     arrays, state = as_saved(trained)
     assert "most" not in json.dumps(state)
@@ -164,7 +164,7 @@ def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories
     learner = Learner(settings)
     learner.load_state({name: array for name, array in arrays.items() if not name.startswith("seen.")}, state)
     assert learner.seen.users() == learner.histories.users()
-    latest = learner.histories.newest(learner.histories.find(["few"]), learner.histories.history_max)
+    latest = learner.histories.newest_first(learner.histories.find(["few"]), learner.histories.history_max)
     assert learner.seen.of(["few"])[1].tolist() == sorted(set(latest.rows[0].tolist()))
     assert len(latest.rows[0]) == settings.history_max
 

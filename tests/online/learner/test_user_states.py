@@ -43,7 +43,7 @@ class World:
 
     def whole(self, user: str) -> torch.Tensor:
         """The states after each click of the whole history, (L, D)."""
-        latest = self.histories.latest(self.histories.find([user]), 64)
+        latest = self.histories.oldest_first(self.histories.find([user]), 64)
         with torch.no_grad():
             return self.weights.network(as_histories(latest, self.weights.device))[0, : int(latest.lengths[0])]
 
@@ -167,7 +167,9 @@ def test_who_comes_back_is_read_from_their_latest_clicks(world: World) -> None:
         world.click([f"u{n}"])
     before, had, after = world.click(["ada", "ada"])
     assert had.all()
-    latest = world.histories.latest(world.histories.find(["ada"]), 4 + 1 + 2)  # before the latest, the latest, two more
+    latest = world.histories.oldest_first(
+        world.histories.find(["ada"]), 4 + 1 + 2
+    )  # before the latest, the latest, two more
     with torch.no_grad():
         expected = world.weights.network(as_histories(latest, world.weights.device))[0]
     torch.testing.assert_close(torch.cat([before, after]).detach(), expected[-3:], rtol=0, atol=1e-5)
@@ -188,7 +190,7 @@ def test_a_forgotten_history_starts_anew_and_a_forgotten_user_is_nowhere(world: 
     slot = world.states.memory.directory.slot("bob")
     assert world.states.forget("bob")
     assert not world.states.forget("bob")
-    assert world.states.people() == {"ada"}
+    assert world.states.user_ids() == {"ada"}
     assert not any(tensor[slot].any() for tensor in world.states._kept().values())
 
 

@@ -25,7 +25,7 @@ def learn(learner, clicks, tuning=None):
 
 
 def begin(learner, seed=1):
-    recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
+    recent = learner.histories.oldest_first(learner.histories.recently_seen(512), 12)
     return FineTuning(learner, recent, seed=seed)
 
 
@@ -145,7 +145,7 @@ def test_it_repeats_for_the_same_seed_in_whatever_slices(small, town_clicks, dro
 
 
 def test_histories_without_a_known_next_item_teach_nothing(learner):
-    recent = learner.histories.latest(learner.histories.recently_seen(512), 12)
+    recent = learner.histories.oldest_first(learner.histories.recently_seen(512), 12)
     recent.rows[:] = 0
     tuning = FineTuning(learner, recent, seed=1)
     run(tuning)

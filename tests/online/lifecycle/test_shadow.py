@@ -31,7 +31,7 @@ def learn(learner, clicks, *trials, anew=False):
 
 
 def forget_memories(learner):
-    for user in learner.states.people():
+    for user in learner.states.user_ids():
         learner.states.forget(user)
 
 

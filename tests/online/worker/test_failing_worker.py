@@ -189,7 +189,7 @@ def test_on_kafka_killed_at_every_step_each_event_is_accounted_for_once(
             assert them.fails(step, 1 + at % 2, ("kill", "hang")[at % 3 == 0]) == -signal.SIGKILL, step
         arrays, state = them.finish(messages)
     progress, learner = state["progress"], state["learner"]
-    flagged = sum(learner["guard"]["total"].values())  # says nothing of how good lists are
+    flagged = sum(learner["abuse_filter"]["total"].values())  # says nothing of how good lists are
     assert progress["learned"] == learner["scores"]["scored"] + flagged == 400
     assert (progress["duplicates"], progress["dead_letters"]) == (0, {"malformed-json": BROKEN})
     assert sum(offset for name, _, offset in progress["next_offsets"] if name == topic) == messages

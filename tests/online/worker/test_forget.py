@@ -8,7 +8,7 @@ import pytest
 
 from online.config.settings import Settings
 from online.evaluation.town import Town
-from online.learner.abuse_filter import owners_of
+from online.learner.abuse_filter import user_hash_of
 from online.learner.learner import Learner
 from online.worker.forget import Forgetting
 from online.worker.poison_pills import InconsistentStateError
@@ -82,7 +82,7 @@ def test_a_learner_holds_nothing_of_who_was_forgotten(knowing):
     held = learner.holds(digest_of(user))
     assert all(held.values()), held
     (kept,) = learner.histories.lengths(learner.histories.find([user]))
-    assert learner.forget(digest_of(user))["clicks"] == kept
+    assert learner.forget(digest_of(user))["history_clicks"] == kept
     assert not any(learner.holds(digest_of(user)).values())
     arrays, state = learner.to_state()
     assert traces(arrays, as_json(state), user) == []
@@ -93,7 +93,7 @@ def test_slots_of_who_was_forgotten_hold_nothing_but_zeros(knowing):
     learner, _, user = knowing
     memory, store = learner.states.memory, learner.store
     slot, own_slot = memory.directory.slot(user), store.directory.slot(user)
-    moments = np.flatnonzero(store.log.owners == owners_of(user))
+    moments = np.flatnonzero(store.log.user_hashes == user_hash_of(user))
     assert min(slot, own_slot) >= 0
     assert len(moments) > 10
     assert store.index.own[own_slot].any()
@@ -110,13 +110,13 @@ def test_slots_of_who_was_forgotten_hold_nothing_but_zeros(knowing):
 def test_others_keep_what_was_theirs(knowing):
     learner, later, user = knowing
     others = [one for one in learner.histories.users() if one != user]
-    before = learner.histories.latest(learner.histories.find(others), 12)
+    before = learner.histories.oldest_first(learner.histories.find(others), 12)
     replayed = learner.replay.filled
     found = learner.forget(digest_of(user))
-    after = learner.histories.latest(learner.histories.find(others), 12)
+    after = learner.histories.oldest_first(learner.histories.find(others), 12)
     assert all(np.array_equal(one, other) for one, other in zip(before, after, strict=True))
     assert learner.histories.users() == others
-    assert learner.replay.filled == replayed - found["replayed"]
+    assert learner.replay.filled == replayed - found["replay_clicks"]
     assert all(ranking.items for ranking in learner.rank(others))
     learn(
         learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]]

@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from online.api.serve import create_app
+from online.learner.popular_fill import popular_fill
 from online.worker.status import StatusReport
 from stream.events import Click
 from stream.lists import POPULAR_KEY, Lists, RedisUnavailableError, TopList, top_key
@@ -83,9 +84,9 @@ def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(
     assert "gone" not in ranking.items
     assert not seen & set(world.lists.read("ada").items)
     slots = loop.learner.histories.find(["ada"])
-    unseen = loop.learner._unseen(["ada"], slots)
+    fill = popular_fill(loop.learner, loop.learner.queries, ["ada"], slots)
     none = np.zeros((1, 12), np.int64), np.zeros((1, 12), np.float32)
-    rows, scores, filled = loop.learner._with_unseen(unseen, *none)
+    rows, scores, filled = fill.fill(*none)
     items = [loop.learner.vocabulary.item_of(row) for row in rows[0].tolist() if row]
     assert items == ["rarer", "rare"]
     assert filled.tolist() == [True]
@@ -100,7 +101,7 @@ def test_what_is_listed_instead_says_that_it_is_popular(world, monkeypatch):
     def none_left(_, lists, __):
         return np.zeros((len(lists.order), 12), np.int64), np.zeros((len(lists.order), 12), np.float32)
 
-    monkeypatch.setattr(loop.learner, "_rows_of_lists", none_left)
+    monkeypatch.setattr(loop.learner.ranker, "best_rows", none_left)
     world.drain(loop)
     assert (world.lists.read("ada").source, world.lists.read("ada").items) == ("popular", ["other"])
 

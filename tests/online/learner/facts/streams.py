@@ -13,9 +13,9 @@ import numpy as np
 from online.config.settings import Settings
 from online.learner.facts import gather
 from online.learner.facts.features import COUNTED, OWN_DECAY
-from online.learner.facts.gather import Clicks, Queries, Seen
+from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
 from online.learner.facts.moments import DAY_S, GAP_SCALE, MIX, WEEK_S
-from online.learner.facts.store import NOBODY_SEES, FeatureStore, Gathered
+from online.learner.facts.store import NO_SEEN_ROWS, FeatureStore, Gathered
 from online.learner.facts.tables import NEAR
 from online.learner.history import UserHistories
 
@@ -161,7 +161,9 @@ class Player:
             answers += [next(of_lists) for _ in one.times] if isinstance(one, Ask) else [next(of_clicks)]
         return answers
 
-    def asked(self, batch: Sequence[Click | Ask]) -> tuple[Clicks, Queries, Queries, tuple[Seen, Seen]]:
+    def asked(
+        self, batch: Sequence[Click | Ask]
+    ) -> tuple[ClickArrays, QueryArrays, QueryArrays, tuple[SeenRows, SeenRows]]:
         """What the store is told."""
         clicks = [one for one in batch if isinstance(one, Click)]
         users = [str(click.user) for click in clicks]
@@ -169,7 +171,7 @@ class Player:
         slots, own_slots = self.histories.slots(users), self.store.own_slots(users)
         trainable = np.array([click.trainable for click in clicks], np.bool_)
         self.flagged[self.store.next_numbers(len(clicks)) % len(self.flagged)] = ~trainable
-        told = Clicks(
+        told = ClickArrays(
             slots,
             own_slots,
             np.array([click.row for click in clicks], np.int64),
@@ -180,7 +182,7 @@ class Player:
             trainable,
         )
         positions, nothing = np.arange(len(clicks)), np.zeros(len(clicks), np.bool_)
-        before = Queries(positions, slots, own_slots, told.times, told.active, nothing)
+        before = QueryArrays(positions, slots, own_slots, told.times, told.active, nothing)
         lists, whose, preceding = [], [], 0
         for one in batch:
             preceding += isinstance(one, Click)
@@ -192,15 +194,15 @@ class Player:
                     whose.append(one.user)
         parts = list(zip(*lists, strict=True)) if lists else [()] * 6
         kinds = (np.int64, np.int64, np.int64, np.float64, np.float64, np.bool_)
-        queries = Queries(*(np.array(part, kind) for part, kind in zip(parts, kinds, strict=True)))
+        queries = QueryArrays(*(np.array(part, kind) for part, kind in zip(parts, kinds, strict=True)))
         return told, before, queries, (self._seen([click.user for click in clicks]), self._seen(whose))
 
-    def _seen(self, users: Sequence[int]) -> Seen:
+    def _seen(self, users: Sequence[int]) -> SeenRows:
         if not self.settings.exclude_seen:
-            return NOBODY_SEES
+            return NO_SEEN_ROWS
         rows = [sorted(self.seen[user]) if user != NOBODY else [] for user in users]
         starts = np.cumsum([0, *map(len, rows)])
-        return Seen(True, starts, np.array([row for mine in rows for row in mine], np.int64))
+        return SeenRows(True, starts, np.array([row for mine in rows for row in mine], np.int64))
 
     def answers(self, found: Gathered) -> Iterator[Answer]:
         """Each query's, with the numbers of moments instead of their places."""

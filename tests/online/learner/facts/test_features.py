@@ -17,8 +17,8 @@ from online.learner.facts.features import (
     PARTS,
     WORLD_HEADS,
     WORLD_STARTS,
-    Person,
-    Raw,
+    QueryContext,
+    RawFeatures,
     counted,
     features,
     fill_columns,
@@ -41,7 +41,7 @@ def some_values(seed, size):
         return (random.integers(0, 40, size) * (random.random(size) < 0.6)).astype(kind)
 
     newest_at = 1e9 + random.integers(0, 10**6, size).astype(np.float64)
-    raw = Raw(
+    raw = RawFeatures(
         random.permutation(np.arange(1, ROWS))[:size].astype(np.int32),
         *(counts() * np.float32(random.random()) for _ in range(6)),
         counts(),
@@ -53,15 +53,15 @@ def some_values(seed, size):
     items.clicks[:] = random.integers(0, 99, ROWS)
     items.first_at[:], items.last_at[:] = random.integers(0, 10**6, (2, ROWS))
     items.popular[:], items.weights[:] = random.random((ROWS, 3)) * 50, random.random(3) * 9 + 1
-    return raw, person(random, raw), items
+    return raw, context(random, raw), items
 
 
-def person(random, raw):
+def context(random, raw):
     last, before = (int(row) for row in random.choice(np.append(raw.rows, [0, 0]), 2))
     log_length, gap, log_first = (float(value) for value in random.random(3) * 9)
     now, active = 1e9 + float(random.integers(0, 10**6)), float(random.integers(0, 10**6))
     first, second, near, taste = (float(value) for value in random.random(4) * 99)
-    return Person(last, before, log_length, gap, now, active, first, second, log_first, near, taste)
+    return QueryContext(last, before, log_length, gap, now, active, first, second, log_first, near, taste)
 
 
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(0, 20))

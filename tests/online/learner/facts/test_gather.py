@@ -198,7 +198,7 @@ def test_clicks_on_items_without_a_row_are_candidates_of_nothing():
 def taken_back(player: Player, user: int, row: int) -> tuple:
     """What `FeatureStore.take_back` is told of a user's clicks on an item, as the abuse filter finds it; flagged
     from here on."""
-    newest = player.histories.newest(player.histories.find([str(user)]), player.settings.history_max)
+    newest = player.histories.newest_first(player.histories.find([str(user)]), player.settings.history_max)
     rows, numbers, length = newest.rows[0], newest.numbers[0], int(newest.lengths[0])
     total, size = int(player.store.log.total[0]), len(player.flagged)
     heard = [not player.flagged[number % size] for number in numbers[:length].tolist()]

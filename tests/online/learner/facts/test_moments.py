@@ -18,8 +18,8 @@ from online.learner.facts.moments import (
     clock_scores,
     empty_index,
     empty_log,
+    forget_hash,
     forget_items,
-    forget_owner,
     held,
     load_log,
     log_to_state,
@@ -28,14 +28,15 @@ from online.learner.facts.moments import (
     put_world,
 )
 from online.learner.facts.store import FeatureStore
+from online.learner.user_stores import UserKey
 from tests.online.learner.facts.streams import START, Ask, Click, Player, few
 
 WEEK = 604_800.0
 
 
 @kernel
-def append_one(log, rows, time, gap, owner):
-    return append(log, rows[0], rows[1], rows[2], time, gap, owner)
+def append_one(log, rows, time, gap, user_hash):
+    return append(log, rows[0], rows[1], rows[2], time, gap, user_hash)
 
 
 @kernel
@@ -65,11 +66,11 @@ class LogAgainstList(RuleBasedStateMachine):
         self.model = []  # [item, last, before, time, gap, owner, private], of number 1 on
         self.first = 1  # numbers before were lost for good
 
-    @rule(new=st.tuples(row, row, row), owner=st.integers(1, 3))
-    def append(self, new, owner):
+    @rule(new=st.tuples(row, row, row), user_hash=st.integers(1, 3))
+    def append(self, new, user_hash):
         time, gap = START + len(self.model), float(len(self.model))
-        assert append_one(self.log, new, time, gap, owner) == len(self.model) + 1
-        self.model.append([*new, time, gap, owner, False])
+        assert append_one(self.log, new, time, gap, user_hash) == len(self.model) + 1
+        self.model.append([*new, time, gap, user_hash, False])
         self.first = max(self.first, len(self.model) - len(self.log.items) + 1)
 
     @rule(rows=st.sets(st.integers(1, 6), min_size=1, max_size=2))
@@ -78,10 +79,10 @@ class LogAgainstList(RuleBasedStateMachine):
         for one in self.model:
             one[:3] = [0 if row in rows else row for row in one[:3]]
 
-    @rule(owner=st.integers(1, 3))
-    def forget_owner(self, owner):
-        places = forget_owner(self.log, owner).tolist()
-        mine = [at for at, one in enumerate(self.model, 1) if one[5] == owner and at >= self.first]
+    @rule(user_hash=st.integers(1, 3))
+    def forget_hash(self, user_hash):
+        places = forget_hash(self.log, user_hash).tolist()
+        mine = [at for at, one in enumerate(self.model, 1) if one[5] == user_hash and at >= self.first]
         assert sorted(places) == sorted(number % len(self.log.items) for number in mine)
         for number in mine:
             self.model[number - 1] = [0, 0, 0, 0.0, 0.0, 0, False]
@@ -255,7 +256,7 @@ def test_everybody_finds_what_followed_the_same_item_however_many_others_came():
     player.play([Click(1, 7, START, START, trainable=True)])
     found = ask(player, 1, START + 5)
     assert (2, 8) in found.world
-    player.store.forget_owner(1)  # user 0's number
+    player.store.forget_user(UserKey(frozenset(), 1))  # user 0's hash
     assert (2, 8) not in ask(player, 1, START + 5).world
 
 
@@ -279,8 +280,9 @@ def test_older_moments_that_are_forgotten_are_found_by_nobody():
     player = Player(few(**PATIENT, recall_ring=200, recall_probes=4), 64)
     player.play(clicks_of(0, [7, 8, 7]))
     assert len(ask(player, 0, START).own) == 3
-    assert player.store.forget_user("0")
-    assert not player.store.forget_user("0")
+    user = UserKey(frozenset({"0"}), 0)
+    assert player.store.forget_user(user)["recall_index"] == 1
+    assert player.store.forget_user(user)["recall_index"] == 0
     assert len(ask(player, 0, START).own) == 1
     assert player.store.own_slots(["0"]).tolist() == [-1]
 

@@ -1,0 +1,218 @@
+"""A micro-batch before the weights come to it: the clicks as facts take them, what is gathered for each of them and for
+every list in between.
+
+Letters: `N` clicks of a micro-batch, `U` users in it, `L` lists that are queried.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.learner.abuse_filter import user_hashes_of
+from online.learner.batches import ClickBatch, Impression, TrainedNetwork
+from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
+from online.learner.facts.store import Gathered
+from online.learner.history import SERVED, HistorySnapshot, earlier_in_batch, next_in_batch
+from online.learner.item_rows import ClickedRows
+from online.learner.next_item import Negatives
+from online.learner.popular_fill import PopularFill, popular_fill
+from online.learner.queries import ListQueries, ListRequests, QueryBuilder
+from online.learner.state import LearnerState
+from stream.events import Click
+
+_NONE = np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class PreparedBatch:
+    """A micro-batch of which nothing is learned yet; what is None is found in the course of it."""
+
+    batch: ClickBatch
+    clicked: ClickedRows
+    caught: NDArray[np.bool_]  # (N,) clicks that show that their user does not stop clicking their item
+    last_clicks: NDArray[np.int64]  # (U,) each user's last click
+    click_arrays: ClickArrays  # the clicks as facts take them
+    click_queries: QueryArrays  # a query for each of them
+    click_seen: SeenRows
+    requests: (
+        ListRequests  # (L,) lists between the clicks; then those after `last_clicks`; then the one for unknown users
+    )
+    list_queries: ListQueries
+    repeated: NDArray[np.int64]  # (R,) clicks that the same user's next click follows in the batch: the first lists
+    impressions: Sequence[Impression] | None
+    known_impressions: NDArray[np.int64]  # which of the impressions' users have a history: the next lists
+    popular: NDArray[np.int64]  # (SERVED,) rows as of the start, 0 beyond
+    gathered: Gathered | None = None  # for the clicks
+    gathered_lists: Gathered | None = None
+    network: TrainedNetwork | None = None  # None: the Reformer takes no part
+    popular_fill: PopularFill | None = None  # where seen items are excluded
+
+    @property
+    def users(self) -> list[str]:
+        """The batch's users (U,), each once, by their last clicks."""
+        return [self.batch.users[at] for at in self.last_clicks.tolist()]
+
+
+class BatchPreparer:
+    """Takes micro-batches in, and gathers what weights need to learn from them."""
+
+    def __init__(self, state: LearnerState, queries: QueryBuilder, *, lists: bool) -> None:
+        """`lists`: whether users get lists."""
+        self.state, self.queries, self.lists = state, queries, lists
+
+    def prepare(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
+        """All three steps, one after the other."""
+        begun = self.begin(clicks, impressions)
+        return self.complete(begun, self.gather(begun))
+
+    def evicts(self, clicks: Sequence[Click]) -> bool:
+        """Whether users or items have to make room for these clicks: not while other clicks are being learned."""
+        state = self.state
+        now = state.clock.after(click.timestamp for click in clicks)
+        return state.histories.would_evict(click.user_id for click in clicks) or state.items.would_free(clicks, now)
+
+    def begin(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
+        """The queries for each click, and for every list in between."""
+        state, queries = self.state, self.queries
+        batch, clicked, caught = self._batch(clicks)
+        last_clicks = np.flatnonzero(batch.behind == 0)
+        self._take_own_slots(batch)
+        click_arrays, click_queries, click_seen = queries.before_clicks(batch)
+        # Lists. Before this batch's gaps are known, and after.
+        repeated = np.flatnonzero(batch.behind > 0) if self.lists else _NONE
+        known_impressions = _NONE
+        requests = queries.after_clicks(batch, repeated)
+        if impressions is not None:
+            known = [i for i, one in enumerate(impressions) if one.user_id in state.histories]
+            known_impressions = np.array(known, np.int64)
+            requests = requests.and_also(queries.of_impressions(batch, [impressions[i] for i in known]))
+            requests = requests.and_also(queries.of_unknown_user(0, state.now[1]))
+        now = state.now[0]
+        had = ~np.isnan(batch.previous_at) & batch.trainable
+        state.returns.add((batch.times - batch.previous_at)[had], int(batch.trainable.sum()))
+        state.now = state.clock.latest, state.clock.now
+        if self.lists:
+            requests = requests.and_also(queries.at_end(batch, last_clicks))
+            requests = requests.and_also(queries.of_unknown_user(len(batch.users), state.now[1]))
+            now = state.now[0]
+        return PreparedBatch(
+            batch=batch,
+            clicked=clicked,
+            caught=caught,
+            last_clicks=last_clicks,
+            click_arrays=click_arrays,
+            click_queries=click_queries,
+            click_seen=click_seen,
+            requests=requests,
+            list_queries=queries.lists(requests, now=now),
+            repeated=repeated,
+            impressions=impressions,
+            known_impressions=known_impressions,
+            popular=served_part(state.popular_rows(SERVED)),
+        )
+
+    def gather(self, begun: PreparedBatch) -> tuple[Gathered, Gathered]:
+        """Facts for each click, which is then counted, and for every list in between. May run on another thread."""
+        return self.state.store.advance(
+            self.state.histories,
+            begun.click_arrays,
+            begun.click_queries,
+            begun.list_queries.queries,
+            flagged=self.state.abuse_filter.flagged,
+            seen=(begun.click_seen, begun.list_queries.seen),
+        )
+
+    def complete(self, begun: PreparedBatch, gathered: tuple[Gathered, Gathered]) -> PreparedBatch:
+        """Everything else that follows from the clicks alone, and what the weights need of histories and counts, which
+        move on while they learn."""
+        state, batch = self.state, begun.batch
+        if state.seen is not None:  # not before: each click was queried as things stood before it
+            state.seen.add_clicks(batch.users, batch.rows)
+        state.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
+        self._take_back(batch, begun.caught)
+        offered = batch.trainable & ~state.mostly_flagged(batch.slots)
+        state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.user_hashes[offered])
+        network = self._network(begun) if state.deep_state else None
+        fill = None
+        if state.settings.exclude_seen and self.lists:
+            fill = popular_fill(state, self.queries, begun.users, batch.slots[begun.last_clicks])
+        return replace(begun, gathered=gathered[0], gathered_lists=gathered[1], network=network, popular_fill=fill)
+
+    def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
+        """The clicks with all that is known of each by itself; and which show that their user does not stop clicking
+        their item."""
+        state = self.state
+        users = [click.user_id for click in clicks]
+        slots = state.histories.slots(users)
+        times = np.array([click.timestamp for click in clicks])
+        active = state.clock.update_all(click.timestamp for click in clicks)
+        clicked = state.observe_items(clicks, active)
+        types = np.array([state.event_type(click.event_type) for click in clicks], np.int64)
+        numbers = state.store.next_numbers(len(clicks))
+        flagged, caught = state.abuse_filter.judge(users, [click.item_id for click in clicks], times, numbers)
+        next_at = next_in_batch(slots)
+        previous_at = np.where(state.histories.lengths(slots) > 0, state.histories.latest_at(slots), np.nan)
+        more = np.flatnonzero(next_at >= 0)
+        previous_at[next_at[more]] = times[more]
+        batch = ClickBatch(
+            users=users,
+            slots=slots,
+            rows=clicked.rows,
+            targets=clicked.targets,
+            types=types,
+            times=times,
+            active=active,
+            nth=earlier_in_batch(slots),
+            behind=earlier_in_batch(slots[::-1])[::-1],
+            previous_at=previous_at,
+            numbers=numbers,
+            user_hashes=user_hashes_of(users),
+            trainable=~flagged,
+        )
+        return batch, clicked, caught
+
+    def _take_own_slots(self, batch: ClickBatch) -> None:
+        """Users of whom a moment is about to become older than those that are always compared get room for these."""
+        settings = self.state.settings
+        if not settings.reformer:
+            return
+        leaving = self.state.histories.lengths(batch.slots) + batch.nth >= settings.recall_latest
+        users = dict.fromkeys(batch.users[at] for at in np.flatnonzero(leaving).tolist())
+        if users:
+            self.state.store.take_own_slots(list(users))
+
+    def _take_back(self, batch: ClickBatch, caught: NDArray[np.bool_]) -> None:
+        """What the clicks of users who do not stop clicking an item have counted so far on it is gone."""
+        state = self.state
+        for at in np.flatnonzero(caught).tolist():
+            newest = state.histories.newest_first(batch.slots[at : at + 1], state.histories.history_max)
+            state.store.take_back(*state.abuse_filter.counts_to_undo(newest, int(batch.rows[at])))
+
+    def _network(self, begun: PreparedBatch) -> TrainedNetwork:
+        """What the Reformer is to guess: clicks on known items that are not flagged, against a sample of the others;
+        and the histories that it reads."""
+        state, batch = self.state, begun.batch
+        list_slots = begun.requests.slots
+        length = state.settings.online_history + 1 + int(np.bincount(batch.slots).max())
+        read = np.concatenate([batch.slots, list_slots[list_slots >= 0]])
+        histories = HistorySnapshot(state.histories, read, length)
+        slots = batch.slots[begun.last_clicks]
+        by_slot = np.argsort(slots)
+        of_user = by_slot[np.searchsorted(slots[by_slot], batch.slots)]  # (N,) which of the U
+        guessed = (batch.rows != 0) & batch.trainable
+        negatives = None
+        if guessed.any() and state.vocabulary.rows > 2:
+            negatives = Negatives(state.popularity(), state.vocabulary.rows).draw(
+                state.settings.negatives, state.random
+            )
+        order = np.argsort(np.argsort(of_user, kind="stable"))
+        return TrainedNetwork(
+            histories, slots, np.bincount(of_user), order, guessed, state.tensor(batch.rows), negatives
+        )
+
+
+def served_part(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The first SERVED, 0 beyond."""
+    return np.pad(rows[:SERVED], (0, max(0, SERVED - len(rows)))).astype(np.int64)

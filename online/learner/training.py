@@ -1,0 +1,100 @@
+"""What weights learn from clicks that they have just scored.
+
+Letters: `N` clicks, `K` candidates kept of each, `D` width of states.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from online.learner.arrays import as_tensor
+from online.learner.batches import TrainedNetwork
+from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
+from online.learner.preparing import PreparedBatch
+from online.learner.ranking_model import MISS_LOSS, RankingModel
+from online.learner.scoring import ScoredCandidates
+from online.learner.state import LearnerState
+
+RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
+
+
+@dataclass(frozen=True)
+class ReformerStates:
+    """What the Reformer makes of a micro-batch, before it learns from it; all None where it takes no part."""
+
+    network: TrainedNetwork | None = None
+    before: Tensor | None = None  # (N, D) before each click, with the gradients of the network
+    leaf: Tensor | None = None  # (N, D) the same; its gradients are what ranking wants of these states
+    after: Tensor | None = None  # (U, D) after each user's last click
+
+
+def read_states(state: LearnerState, prepared: PreparedBatch, *, train: bool) -> ReformerStates:
+    """The states around these clicks, by which their moments are compared from now on."""
+    network, batch = prepared.network, prepared.batch
+    if network is None:
+        return ReformerStates()
+    with torch.set_grad_enabled(train):
+        before, had, after = state.states.read(prepared.users, network.slots, network.clicks, network.histories)
+        before = before[state.tensor(network.order)]
+    network = replace(network, guessed=network.guessed & had[network.order] & train)
+    network = replace(network, targets=state.tensor(batch.rows[network.guessed]))
+    leaf = before.detach().requires_grad_(train)
+    unit = torch.nn.functional.normalize(leaf.detach(), dim=-1)
+    state.store.note_states(batch.numbers, unit.half().cpu().numpy())
+    return ReformerStates(network, before, leaf, after)
+
+
+def click_losses(shares: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What clicks cost in nats (N,): shares (N, K) of the kept candidates, and the clicked item's place (N,) among
+    them, −1 for none."""
+    losses = np.full(len(places), MISS_LOSS)
+    kept = np.flatnonzero(places >= 0)
+    losses[kept] = np.minimum(-np.log(np.maximum(shares[kept, places[kept]], 1e-30)), MISS_LOSS)
+    return losses
+
+
+def training_batch(
+    model: RankingModel,
+    scored: ScoredCandidates,
+    positions: NDArray[np.int64],
+    states: Tensor | None,
+    replayed: tuple[Tensor, Tensor] | None,
+) -> TrainingBatch:
+    """What a model has to learn from clicks whose candidates it has just scored; positions (N,) of the clicked items
+    among all candidates, −1: none, or not to be learned from."""
+    places = scored.places(positions)
+    left_out = np.flatnonzero((positions >= 0) & (places < 0))
+    forced, forced_present, forced_places = scored.features, scored.present, places
+    if len(left_out):
+        K = scored.kept.shape[1]
+        at = as_tensor(left_out, model.device)
+        inputs, _ = model.inputs(scored, positions[left_out, None], None if states is None else states[at])
+        forced = scored.features.clone()
+        forced[at, K - 1] = inputs[:, 0]
+        forced_places = places.copy()
+        forced_places[left_out] = K - 1
+    return TrainingBatch(
+        scores=scored.each,
+        present=scored.present,
+        places=as_tensor(places, model.device),
+        forced=forced,
+        forced_present=forced_present,
+        forced_places=as_tensor(forced_places, model.device),
+        replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed[1]),
+    )
+
+
+def guessing_batch(network: TrainedNetwork, before: Tensor, pull: Tensor | None) -> TrainingBatch:
+    """What the Reformer has to learn from: the clicks it should have guessed from its states before them (N, D), and
+    what ranking wants of these states, (N, D); None: nothing."""
+    guessed = as_tensor(np.flatnonzero(network.guessed), before.device)
+    return TrainingBatch(
+        states=before[guessed] if network.negatives is not None and len(guessed) else None,
+        targets=network.targets,
+        negatives=network.negatives,
+        pulled=None if pull is None else before,
+        pull=pull,
+    )
