@@ -140,8 +140,8 @@ def test_without_training_weights_stay_and_histories_counts_and_lists_go_on(smal
     assert all(torch.equal(before[name], now) for name, now in tensors(shed).items())
     assert shed.scores.scored == scored  # the lists that stood were not scored
     mine, theirs = shed.to_state()[0], trained.to_state()[0]
-    facts = ("store.", "history.rows", "history.numbers", "guard.")
-    same = [name for name in mine if name.startswith(facts)]
+    facts = ("store.", "history.rows", "history.numbers", "abuse_filter.")
+    same = [name for name in mine if name.startswith(facts) and name != "store.log_states.states"]  # which weights made
     assert len(same) > 20
     assert all(np.array_equal(mine[name], theirs[name]) for name in same)
     assert shed.replay.filled == trained.replay.filled  # to be learned from later
