@@ -13,6 +13,7 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
 from stream.batches import put_aside_undecodable, undecodable_of
+from stream.broker import ACKNOWLEDGE_S_MAX
 from stream.kafka_errors import connected, log, source_error
 from stream.source import (
     OnAssigned,
@@ -30,7 +31,6 @@ from stream.source import (
 _POLL_SLICE_S = 0.5
 _JOIN_SLICE_MS = 2_000
 _ASK_S_MAX = 5.0
-ACKNOWLEDGE_S_MAX = 30.0
 _DEAD_LETTER_BYTES_MAX = 2 * 2**20
 _BUFFER_BYTES_MAX = 8 * 2**20
 _BUFFER_RECORDS_MAX = 20_000

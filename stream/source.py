@@ -4,7 +4,7 @@ A position is always the *next* offset to read: after record 41 it is 42. Commit
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -186,3 +186,20 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Flush and free everything. Does no harm the second time."""
+
+
+#: Reading begins with the earliest retained record.
+FROM_EARLIEST: Mapping[Partition, int] = {}
+
+
+class TopicReader(Protocol):
+    """A topic that is not there has no partitions; that is no error. Methods raise SourceError."""
+
+    def ends(self) -> dict[Partition, int]:
+        """The next offset to be written, of each partition."""
+
+    def read(self, starts: Mapping[Partition, int] = FROM_EARLIEST) -> Iterator[Record]:
+        """Everything from `starts` (missing: the earliest retained) to the end as it is now, partition by partition."""
+
+    def close(self) -> None:
+        """Free everything."""

@@ -6,11 +6,10 @@ from typing import Any
 
 from online.worker.backoff import Backoff
 from online.worker.poison_pills import Place, place
+from stream.broker import Eraser
 from stream.dead_letters import DeadLetter, DeadLetters, dead_letter
-from stream.eraser import Eraser
 from stream.events import BadEvent
-from stream.readers import TopicReader
-from stream.source import Partition, Producer, Record, SourceError
+from stream.source import Partition, Producer, Record, SourceError, TopicReader
 
 log = logging.getLogger(__name__)
 

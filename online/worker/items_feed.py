@@ -5,8 +5,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 
-from stream.readers import TopicReader
-from stream.source import Partition, Record, SourceError
+from stream.source import Partition, Record, SourceError, TopicReader
 
 CLOSE_S_MAX = 5.0  # a reader that waits for its broker longer than that is left behind
 

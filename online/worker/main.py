@@ -22,7 +22,6 @@ from online.lifecycle.versions import VersionError
 from online.worker.backoff import Patience, StoppedError, backoff
 from online.worker.checkpoint import CheckpointError, Checkpoints, DiskFullError, no_room
 from online.worker.connections import (
-    look_at_stream,
     open_eraser,
     open_items,
     open_lists,
@@ -31,6 +30,7 @@ from online.worker.connections import (
     open_reader,
     open_source,
     prepare_topics,
+    stream_origin,
 )
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.loop import Loop
@@ -90,7 +90,7 @@ def run_worker(
         lists = _lists(settings, parts)
         patience = Patience(settings, stop, (UnavailableError, DiskFullError), partial(_say_waiting, lists))
         patience.until_done(partial(prepare_topics, settings))
-        stream = patience.until_done(partial(look_at_stream, settings))
+        stream = patience.until_done(partial(stream_origin, settings))
         fits = partial(check_start, stream=stream, from_beginning=from_beginning)
         while not _lives(
             settings, stop, patience, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from online.config.settings import Settings
+from online.worker.connections import named_broker
 from stream.origin import EMBEDDED, Origin
 from stream.source import Partition
 
@@ -42,12 +43,11 @@ def announce(settings: Settings) -> None:
     except metadata.PackageNotFoundError:
         version = "(not installed)"
     topics = f"topics {settings.clicks_topic}, {settings.items_topic}, {settings.dead_letters_topic}"
-    kafka = settings.kafka_bootstrap_servers
     log.info(
         "nextclick %s: state in %s; clicks from %s (%s, %s; group %s); lists to %s; device %s",
         version,
         settings.data_dir,
-        f"Kafka at {kafka}" if kafka else "the embedded log",
+        named_broker(settings).name,
         topics,
         settings.events_topic,
         settings.consumer_group,
@@ -72,7 +72,7 @@ def old_folder(settings: Settings) -> Path | None:
     return here if any(os.path.lexists(here / name) for name in _STATE) else None
 
 
-def look_at_folder(settings: Settings) -> None:
+def check_folder(settings: Settings) -> None:
     """Says it where the state of before stands in the folder `data`, and is not used."""
     if (old := old_folder(settings)) is not None:
         log.warning(
