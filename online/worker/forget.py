@@ -20,10 +20,10 @@ from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.versions import Versions
-from online.worker.arrived import ToForget
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.list_writer import ListWriter
+from online.worker.micro_batches import ForgetRequest
 from online.worker.progress import Progress
 from stream.dead_letters import DeadLetter
 from stream.people import digest_of, owner_number, people_in
@@ -68,7 +68,7 @@ class Forgetting:
         self._before: tuple[int, float] | None = None  # checkpoints with lower numbers are to go, and when
         self.unsaved = False  # whether somebody was forgotten after the latest checkpoint
 
-    def forget(self, one: ToForget) -> None:
+    def forget(self, one: ForgetRequest) -> None:
         digest, record = one.event.user_sha256, one.record
         found = self.learner.forget(digest)
         self.writer.forget(digest)

@@ -18,11 +18,11 @@ from online.config.settings import Settings
 from online.learner.learner import Learner, Ranking
 from online.lifecycle.emit import Emit
 from online.metrics import Latencies
-from online.worker.arrived import Arrived
 from online.worker.backoff import SAID_EVERY_S
 from online.worker.catalogue import Catalogue
-from online.worker.departures import Departures
 from online.worker.eviction_watch import SAMPLE, EvictionWatch
+from online.worker.loss_notices import LossNotices
+from online.worker.micro_batches import ReceivedClick
 from online.worker.progress import Progress
 from online.worker.redis_link import RedisLink
 from online.worker.refresh import RefreshSchedule, StreamClock
@@ -46,7 +46,7 @@ class ListWriter:
         progress: Progress,
         catalogue: Catalogue,
         lists: Lists,
-        departures: Departures,
+        losses: LossNotices,
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
@@ -57,7 +57,7 @@ class ListWriter:
         self.progress = progress
         self.catalogue = catalogue
         self.lists = lists
-        self.departures = departures
+        self.losses = losses
         self.clock = clock
         # Users whose list in Redis is behind, longest first, and whether that is by a click: while Redis evicts, the
         # lists of the others are only to replace one that stands.
@@ -125,7 +125,7 @@ class ListWriter:
         self.aging.load_state(state["aging"])
         self.link.load_state(state["link"])
 
-    def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
+    def publish(self, batch: Sequence[ReceivedClick], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of those who clicked, and the popular one; where Redis takes none, they stay pending."""
         self.stream_clock.now()  # from here on time passes until the next click
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
@@ -183,7 +183,7 @@ class ListWriter:
         """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
         if self.link.taking:
             self._owe(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
-            self.departures.aged(self.aging.take_count(), len(self.learner.histories))
+            self.losses.aged(self.aging.take_count(), len(self.learner.histories))
         if not self.link.due:
             return
         self.settle()
@@ -251,7 +251,7 @@ class ListWriter:
         # What is left of a list is in the right order; only a short one is worth ranking anew.
         self._owe(user for user in self.catalogue.sweep() if user in self.learner.histories)
         if not self.catalogue.sweeping:
-            self.departures.deleted(self.catalogue.emptied)
+            self.losses.deleted(self.catalogue.emptied)
 
     def _lost(self, users: Collection[str] | None) -> None:
         """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""

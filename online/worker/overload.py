@@ -62,7 +62,7 @@ class Overload:
         self._read_ms: dict[Partition, int] = {}  # when the message read last was written
         self._look_at = float("-inf")  # not before
 
-    def saw(self, records: Sequence[Record]) -> None:
+    def received(self, records: Sequence[Record]) -> None:
         """Messages that were read, in order."""
         for record in records:
             partition = Partition(record.topic, record.partition)
@@ -88,7 +88,7 @@ class Overload:
         self.lag = Lag(messages, seconds | {p: 0.0 for p, count in messages.items() if not count})
         return self.lag
 
-    def look(self, source: Source) -> None:
+    def update(self, source: Source) -> None:
         """Once a turn; measures every `LOOK_S`, and decides."""
         if time.monotonic() < self._look_at:
             return

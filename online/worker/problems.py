@@ -57,7 +57,7 @@ class Problems:
         if loop.writer.redis_waits_since is not None:
             why = loop.writer.link.trouble or "Redis does not take the lists"
             yield "redis", f"{why}; learning goes on, lists will be brought up to date"
-        if loop.unsaved_since is not None:
+        if loop.checkpointer.failing_since is not None:
             yield "unsaved", ""
         for watch in loop.unreadable.values():
             if watch.began:

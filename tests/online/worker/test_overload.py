@@ -37,9 +37,9 @@ class At:
         """The worker has read some of partition 0, whose latest message was `waited_s` old; `unread` are left."""
         self.position = {ONE: 5}
         self.end = {ONE: 5 + unread}
-        self.overload.saw([Record(*ONE, 4, int(1000 * (self.now - waited_s)), None, b"")])
+        self.overload.received([Record(*ONE, 4, int(1000 * (self.now - waited_s)), None, b"")])
         self.overload._look_at = float("-inf")
-        self.overload.look(self)
+        self.overload.update(self)
 
     @property
     def kinds(self):
@@ -51,8 +51,8 @@ def test_the_lag_is_told_of_each_partition_and_in_seconds(small):
     at.end, at.position = {ONE: 12, TWO: 9}, {ONE: 5, TWO: 9}
     lag = at.overload.measure(at)
     assert (lag.total, lag.messages, lag.oldest_s) == (7, {ONE: 7, TWO: 0}, 0.0)  # nothing says how old they are yet
-    at.overload.saw([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, 990_000, None, b"")])
-    at.overload.saw([Record(*TWO, 8, 1_000, None, b"")])
+    at.overload.received([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, 990_000, None, b"")])
+    at.overload.received([Record(*TWO, 8, 1_000, None, b"")])
     lag = at.overload.measure(at)
     assert lag.seconds == {ONE: 10.0, TWO: 0.0}  # where nothing waits, nothing is late
     assert lag.oldest_s == 10.0
@@ -255,7 +255,7 @@ def test_drift_and_the_shadow_wait_while_training_is_left_out(world, town_clicks
 def test_messages_without_a_time_say_nothing_of_how_old_what_waits_is(small):
     at = At(small)
     at.end, at.position = {ONE: 500}, {ONE: 5}
-    at.overload.saw([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, -1, None, b"")])
-    at.overload.look(at)
+    at.overload.received([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, -1, None, b"")])
+    at.overload.update(at)
     assert (at.overload.lag.total, at.overload.lag.oldest_s) == (495, None)
     assert at.kinds == []

@@ -22,12 +22,12 @@ def test_a_problem_is_open_while_its_cause_lasts(world):
     (problem,) = report.describe("running")["problems"]
     assert problem["text"] == "more clicks come than can be learned"
     assert problem["since"] == loop.notices.last["behind"].at
-    loop.unsaved_since = 1.0
+    loop.checkpointer.failing_since = 1.0
     loop.notices.emit("unsaved", "no space")
     loop.supervisor._outage_told = True
     assert kinds(report) == ["unsaved", "outage", "behind"]
     assert set(kinds(report)) <= set(KINDS)
-    loop.unsaved_since, loop.overload.behind, loop.supervisor._outage_told = None, False, False
+    loop.checkpointer.failing_since, loop.overload.behind, loop.supervisor._outage_told = None, False, False
     assert kinds(report) == []
 
 

@@ -12,7 +12,7 @@ TOLD_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them 
 SEEN_TOLD_AGAIN_S = 86_400.0  # after a notice of seen items that were lost: at its bound a worker loses them all day
 
 
-class Departures:
+class LossNotices:
     """Tells of items that expire, and of lists that age, in quantity."""
 
     def __init__(self, emit: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
