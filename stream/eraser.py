@@ -1,4 +1,4 @@
-"""Takes records out of a topic: those of somebody who is to be forgotten."""
+"""Takes records out of a topic: those of a user who is to be forgotten."""
 
 import hashlib
 import logging

@@ -1,4 +1,4 @@
-"""Reads what a topic holds, from given offsets to where it ends now, as nobody's member: no position moves."""
+"""Reads what a topic holds, from given offsets to where it ends now, without a consumer group: no position moves."""
 
 import time
 from collections.abc import Iterator, Mapping

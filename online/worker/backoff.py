@@ -1,4 +1,4 @@
-"""How long to wait before something that is away is asked again."""
+"""How long to wait before something that is unavailable is asked again."""
 
 import logging
 import random
@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from online.config.settings import Settings
 
-SAID_EVERY_S = 30.0  # what is waited for is said again after so long
+REPORTED_EVERY_S = 30.0  # what is waited for is logged again after so long
 ATTEMPTS_SHARE_MAX = 0.2  # of the time may go to attempts, however long each takes to fail
 
 T = TypeVar("T")
@@ -18,15 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
-    """It was to stop while something was still away."""
+    """It was to stop while something was still unavailable."""
 
 
 class Backoff:
     """Waits between attempts: doubling from `first_s` to `longest_s`, each up to half shorter by chance, so that many
-    who lost the same server do not come back at once.
+    clients of one server do not come back at once.
 
-    An attempt that takes long to fail is followed by a wait in proportion: whoever makes attempts between other work
-    gets on with that. `random`: from 0 to 1.
+    An attempt that takes long to fail is followed by a wait in proportion: a loop that makes attempts between
+    other work gets on with that. `random`: from 0 to 1.
     """
 
     def __init__(
@@ -88,15 +88,15 @@ class Patience:
 
     def until_done(self, attempt: Callable[[], T]) -> T:
         """What `attempt` returns, once it does. Raises StoppedError."""
-        pause, said, said_at, began = backoff(self._settings), "", 0.0, time.monotonic()
+        pause, said, reported_at, began = backoff(self._settings), "", 0.0, time.monotonic()
         while True:
             try:
                 done = attempt()
             except self._away as error:
                 line, now = str(error), time.monotonic()
-                if line != said or now - said_at >= SAID_EVERY_S:
+                if line != said or now - reported_at >= REPORTED_EVERY_S:
                     log.warning("waiting for %.0f s: %s", now - began, line)
-                    said, said_at = line, now
+                    said, reported_at = line, now
                 self._tell(line)
                 if self._stop.wait(pause.failed()):
                     raise StoppedError from error

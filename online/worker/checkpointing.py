@@ -62,7 +62,7 @@ class Checkpointer:
         self.failing_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
         self._interval_s = settings.checkpoint_interval_s
         self._capture = capture
-        self._source, self._progress, self._versions = source, progress, versions
+        self.source, self._progress, self._versions = source, progress, versions
         self._writer, self._dead_letters, self._forgetting = writer, dead_letters, forgetting
         self._quarantine, self._emit = quarantine, emit
         self._clock, self._monotonic, self._reached = clock, monotonic, reached
@@ -181,10 +181,10 @@ class Checkpointer:
         self._quarantine.forget_before(next_offsets)
 
     def _commit(self, next_offsets: Mapping[Partition, int]) -> None:
-        assigned = self._source.positions()
+        assigned = self.source.positions()
         if offsets := {p: offset for p, offset in next_offsets.items() if p in assigned}:
             self._reached("commit")
-            self._source.commit(offsets)
+            self.source.commit(offsets)
 
     def _try(self, save: Callable[[], bool]) -> None:
         """`save`: returns whether a checkpoint stands."""
@@ -194,10 +194,10 @@ class Checkpointer:
             if self.failing_since is None:
                 self.failing_since, self._failing_at = self._clock(), self._monotonic()
                 text = f"{error}; learning goes on, and would begin again at the latest checkpoint"
-                self._emit("unsaved", text, {})
+                self._emit("checkpoint_failed", text, {})
             else:
                 log.warning("still: %s", error)
             return
         if stands and self.failing_since is not None:
             seconds, self.failing_since = self._monotonic() - self._failing_at, None
-            self._emit("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
+            self._emit("checkpoint_recovered", f"a checkpoint is written again, after {seconds:.0f} s", {})

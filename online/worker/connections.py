@@ -87,7 +87,7 @@ def open_producer(settings: Settings, *, acknowledge_s_max: float = ACKNOWLEDGE_
 
 def open_notices(settings: Settings) -> NoticeWriter:
     """Writes notices to the events topic, in a thread, as long as the broker lets it."""
-    # Certificates are read now: the thread could tell no user that one is missing.
+    # Certificates are read now: the thread could not stop the start.
     connect = broker_of(settings).producer
     return NoticeWriter(connect, settings.events_topic, waiting_max=settings.notices_waiting_max)
 

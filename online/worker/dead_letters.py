@@ -79,7 +79,7 @@ class DeadLetterWriter:
         return True
 
     def _put_again(self) -> None:
-        """Some may have arrived although nobody said so."""
+        """Some may have arrived although the broker did not acknowledge them."""
         arrived = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read(self._ends))}
         for record, bad in self._unacknowledged:
             if place(record) not in arrived:

@@ -56,7 +56,7 @@ class Intake:
             if not isinstance(event, Forget):
                 self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
                 if not self._first.done:
-                    self._first.saw(record.value, event)
+                    self._first.update(record.value, event)
             if isinstance(event, BadEvent):
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)

@@ -16,7 +16,7 @@ class ItemsFeed:
     """Reads the items topic in a thread of its own, so that no click waits for a broker that is slow to answer.
 
     At most `records_max` records wait to be taken; it looks for new ones every `interval_s` seconds. While the broker
-    is away nothing comes, with one warning. The reader is its own from now on.
+    is unavailable nothing comes, with one warning. The reader is its own from now on.
     """
 
     def __init__(self, reader: TopicReader, *, records_max: int, interval_s: float) -> None:
@@ -34,7 +34,7 @@ class ItemsFeed:
 
     def take(self) -> list[Record]:
         """What waits, in order within each partition; never blocks."""
-        return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nobody else takes any
+        return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nothing else takes any
 
     def close(self) -> None:
         """Stop reading and free everything."""

@@ -1,6 +1,6 @@
 """The loop: clicks in, lists out, and the order of effects that lets it be killed at any moment.
 
-Lists go to Redis first, then the checkpoint with the next offsets is written, then the broker is told. After a crash
+Lists go to Redis first, then the checkpoint with the next offsets is written, then they are committed. After a crash
 everything goes on from the checkpoint: what came after it is learned again by weights that have not seen it, and its
 lists are written again. Nothing is lost, and no click is in the surviving weights twice.
 """
@@ -195,7 +195,7 @@ class Loop:
 
         Raises SourceError; it may be tried again.
         """
-        self.dead_letters.load_state({}, {})  # first: the broker may be away, and this is tried again
+        self.dead_letters.load_state({}, {})  # first: the broker may be unavailable, and this is tried again
         self.progress.next_offsets.clear()
 
     def start(self) -> None:
@@ -219,7 +219,7 @@ class Loop:
         # 1. Poll a bounded batch.
         self._reached("poll")
         records = self._poll()
-        # 2. Parse: tell clicks from what cannot be read, and leave out what was learned before.
+        # 2. Parse: what cannot be read goes to the dead letters; leave out what was learned before.
         self._reached("parse")
         batches = self._parse(records)
         for batch, following in pairwise([*batches, None]):
@@ -337,7 +337,7 @@ class Loop:
         return starts
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
-        """Another worker takes over: it must not be told less than was learned here."""
+        """Another worker takes over: the commit must not be less than was learned here."""
         if any(partition in self.progress.next_offsets for partition in partitions):
             self.checkpointer.try_save()
 
@@ -351,4 +351,4 @@ class Loop:
         self.progress.lost += gone.lost
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
-        self.notices.emit("lost", f"{gone}; going on from {gone.earliest}", figures)
+        self.notices.emit("messages_lost", f"{gone}; going on from {gone.earliest}", figures)

@@ -1,4 +1,4 @@
-"""The worker: builds the loop from the settings, runs it until it is told to stop, and says how it is doing."""
+"""The worker: builds the loop from the settings, runs it until it is asked to stop, and reports its status."""
 
 import fcntl
 import gc
@@ -52,7 +52,7 @@ class Closable(Protocol):
 
 
 STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
-SAYING_PAUSES = 5.0  # times as long as it takes to report, before it is done again
+REPORT_PAUSES = 5.0  # times as long as it takes to report, before it is done again
 DEAD_LETTER_S_MAX = 5.0  # for a broker to take them; longer, and clicks wait until it does
 
 Part = TypeVar("Part", bound=Closable)
@@ -76,8 +76,8 @@ def run_worker(
     online/worker/start.py.
 
     Raises:
-        StartError: the data folder does not fit the stream; one line for people.
-        SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for people.
+        StartError: the data folder does not fit the stream; one line for operators.
+        SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for operators.
         InternalError: our own code fails on one event after the other; likewise.
     """
     torch.set_num_threads(settings.threads)
@@ -88,7 +88,7 @@ def run_worker(
         disk.until_done(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
         lists = _lists(settings, parts)
-        patience = Patience(settings, stop, (UnavailableError, DiskFullError), partial(_say_waiting, lists))
+        patience = Patience(settings, stop, (UnavailableError, DiskFullError), partial(_report_waiting, lists))
         patience.until_done(partial(prepare_topics, settings))
         stream = patience.until_done(partial(stream_origin, settings))
         fits = partial(check_start, stream=stream, from_beginning=from_beginning)
@@ -154,27 +154,27 @@ def _lives(
             log.error("%s", error, exc_info=error.__cause__)
             return False
         except InternalError:
-            _say(loop, report, "stopped")
+            _report(loop, report, "stopped")
             raise
     return True
 
 
 def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
-    say_at = 0.0
+    report_at = 0.0
     while not stop.is_set():
         loop.turn()
-        if (began := time.monotonic()) >= say_at:
-            loop.writer.look()
+        if (began := time.monotonic()) >= report_at:
+            loop.writer.check()
             if loop.writer.link.answers:
                 asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.answer_forget}
                 answer_request(loop.writer.lists, asked)
-            _say(loop, report, "running")
+            _report(loop, report, "running")
             # With a Redis or a broker that takes its time this must not be all that the worker does.
             took_s = time.monotonic() - began
-            say_at = began + max(loop.settings.status_interval_s, SAYING_PAUSES * took_s)
+            report_at = began + max(loop.settings.status_interval_s, REPORT_PAUSES * took_s)
     log.info("stopping: a last checkpoint is written")
     loop.finish()
-    _say(loop, report, "stopped")
+    _report(loop, report, "stopped")
     log.info("stopped after %d clicks", loop.progress.learned)
 
 
@@ -189,13 +189,13 @@ def roll_back(loop: Loop, to: int) -> int:
     raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
 
 
-def _say_waiting(lists: Lists, line: str | None) -> None:
+def _report_waiting(lists: Lists, line: str | None) -> None:
     if line is not None:
         with suppress(ListsError):
             lists.write_status(waiting_status(line), STATUS_TTL_S)
 
 
-def _say(loop: Loop, report: StatusReport, state: str) -> None:
+def _report(loop: Loop, report: StatusReport, state: str) -> None:
     if not loop.writer.link.answers:
         return
     try:

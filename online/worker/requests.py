@@ -25,7 +25,7 @@ class RequestError(Exception):
 def ask_worker(lists: Lists, request: Mapping[str, Any], timeout_s: float, see: str) -> dict[str, Any]:
     """Asks, and waits for the answer. `see`: the command that shows what came of it, where the worker does not say.
 
-    Raises RequestError: it cannot be done, or nobody did it within `timeout_s` seconds; ListsError.
+    Raises RequestError: it cannot be done, or no worker did it within `timeout_s` seconds; ListsError.
     """
     request_id = uuid.uuid4().hex
     # It must outlive the wait, so that who gives up knows whether the worker has taken it.
@@ -48,7 +48,7 @@ def ask_worker(lists: Lists, request: Mapping[str, Any], timeout_s: float, see: 
 
 def answer_request(lists: Lists, answers: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
     """Takes a request away, where there is one, and does it. `answers`: what does a request that has such a field; it
-    may raise VersionError or CheckpointError. While Redis is away nobody can ask."""
+    may raise VersionError or CheckpointError. While Redis is unavailable no request comes."""
     try:
         request = lists.take_request()
         if request is None:

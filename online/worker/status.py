@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from online.worker.loop import Loop
-from online.worker.problems import Problem, Problems
+from online.worker.problems import Problem, ProblemReport
 from stream.source import Partition
 
 RATE_WINDOW_S = 10.0
@@ -29,7 +29,7 @@ class StatusReport:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.started_at = time.time()
-        self._problems = Problems(loop)
+        self._problems = ProblemReport(loop)
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.progress.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class StatusReport:
             "lag_s": None if lag is None else lag.oldest_s,
             "lag_of": {} if lag is None else named(lag.messages),
             "lag_s_of": {} if lag is None else named(lag.seconds),
-            "behind": loop.overload.behind,
+            "behind": loop.overload.lagging,
             "shedding": loop.overload.shedding,
             "positions": named(progress.next_offsets),
             "events_per_s": self._rate(),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 #: Every step in the order in which a turn comes to it: its number in `Loop.turn`, and what is done.
 STEPS = {
     "poll": "1: a bounded batch is polled",
-    "parse": "2: clicks are told from what cannot be read, which is handed to the dead letters",
+    "parse": "2: messages are parsed; what cannot be read is handed to the dead letters",
     "learn": "3: a micro-batch is scored and learned, and lists are ranked",
     "lists": "4: its lists are written",
     "shadow": "5: the shadow learns it too, and drift is looked for",

@@ -77,7 +77,7 @@ def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog)
 
 
 def test_it_is_said_again_after_a_while(settings, caplog, monkeypatch):
-    monkeypatch.setattr(module, "SAID_EVERY_S", 0.0)
+    monkeypatch.setattr(module, "REPORTED_EVERY_S", 0.0)
     Patience(settings, threading.Event(), (UnavailableError,)).until_done(
         failing(3, UnavailableError("no Kafka answers"))
     )

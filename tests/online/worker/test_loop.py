@@ -245,7 +245,7 @@ def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_comm
     loop.turn()
     loop.turn()
     assert loop.checkpointer.failing_since == NOW
-    assert (loop.progress.learned, loop.notices.counts) == (3 * POLL - 3, {"unsaved": 1})
+    assert (loop.progress.learned, loop.notices.counts) == (3 * POLL - 3, {"checkpoint_failed": 1})
     assert "cannot write: no space left; learning goes on" in loop.notices.latest[-1].text
     assert world.broker.committed == {world.partition(): POLL}
     with pytest.raises(CheckpointError, match="no space"):
@@ -253,7 +253,7 @@ def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_comm
     loop.checkpoints.save = save
     world.drain(loop)
     assert loop.checkpointer.failing_since is None
-    assert loop.notices.counts == {"unsaved": 1, "saved_again": 1}
+    assert loop.notices.counts == {"checkpoint_failed": 1, "checkpoint_recovered": 1}
     assert world.broker.committed == {world.partition(): CLICKS}
     found, expected = (what_was_learned(*one) for one in ((world, loop), (quiet, quiet.run())))
     assert {name for name in expected if found[name] != expected[name]} == {
@@ -843,7 +843,7 @@ def test_while_no_clicks_come_an_emptied_redis_is_filled_again_too(world, town_c
     world.drain(loop)
     users = set(world.lists.held)
     world.lists.lose_everything()
-    loop.writer.look()  # as the worker does when it reports
+    loop.writer.check()  # as the worker does when it reports
     while loop.writer.stale:
         loop.turn()
     assert set(world.lists.held) == users
@@ -858,7 +858,7 @@ def test_of_a_redis_that_went_back_a_little_only_what_came_last_is_written_again
     world.publish(town_clicks[POLL : POLL + 3])
     world.drain(loop)
     (world.lists.held, world.lists.marks), refreshed = kept, loop.progress.refreshes
-    loop.writer.look()
+    loop.writer.check()
     while loop.writer.stale:
         loop.turn()
     lasts = {click.user_id: f"0:{place + 1}" for place, click in enumerate(town_clicks[: POLL + 3])}
