@@ -19,7 +19,7 @@ from online.config.settings import Settings
 from online.learner.facts.warm import warm_if_cold
 from online.lifecycle.scheduler import SteadyScheduler
 from online.lifecycle.versions import VersionError
-from online.worker.backoff import Patience, StoppedError, backoff
+from online.worker.backoff import StoppedError, backoff, retry_until
 from online.worker.checkpoint import CheckpointError, Checkpoints, DiskFullError, no_room
 from online.worker.connections import (
     open_eraser,
@@ -44,11 +44,19 @@ from stream.embedded_redis import EmbeddedRedis
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import UnavailableError
 
+T = TypeVar("T")
+
 
 class Closable(Protocol):
     """Any of the worker's parts."""
 
     def close(self) -> None: ...
+
+
+class Retry(Protocol):
+    """`retry_until` with all but the attempt given."""
+
+    def __call__(self, attempt: Callable[[], T], /) -> T: ...
 
 
 STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
@@ -83,17 +91,20 @@ def run_worker(
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
     with suppress(StoppedError), ExitStack() as parts:
-        disk = Patience(settings, stop, (DiskFullError,))  # only in the log: the folder is not ours yet
-        disk.until_done(lambda: parts.enter_context(only_worker(settings)))
-        disk.until_done(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
+        # Only in the log: the folder is not ours yet.
+        on_disk = partial(retry_until, settings=settings, stop=stop, unavailable=(DiskFullError,))
+        on_disk(lambda: parts.enter_context(only_worker(settings)))
+        on_disk(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
         lists = _lists(settings, parts)
-        patience = Patience(settings, stop, (UnavailableError, DiskFullError), partial(_report_waiting, lists))
-        patience.until_done(partial(prepare_topics, settings))
-        stream = patience.until_done(partial(stream_origin, settings))
+        errors = UnavailableError, DiskFullError
+        report = partial(_report_waiting, lists)
+        retry: Retry = partial(retry_until, settings=settings, stop=stop, unavailable=errors, report=report)
+        retry(partial(prepare_topics, settings))
+        stream = retry(partial(stream_origin, settings))
         fits = partial(check_start, stream=stream, from_beginning=from_beginning)
         while not _lives(
-            settings, stop, patience, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
+            settings, stop, retry, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
         ):
             gc.unfreeze()
             gc.collect()  # what was half learned goes before all is loaded again
@@ -102,7 +113,7 @@ def run_worker(
 def _lives(
     settings: Settings,
     stop: threading.Event,
-    patience: Patience,
+    retry: Retry,
     *,
     lists: Lists,
     quarantine: Quarantine,
@@ -117,7 +128,7 @@ def _lives(
     with ExitStack() as parts:
 
         def opened(open_part: Callable[[], Part]) -> Part:
-            return parts.enter_context(closing(patience.until_done(open_part)))
+            return parts.enter_context(closing(retry(open_part)))
 
         producer = opened(partial(open_producer, settings, acknowledge_s_max=DEAD_LETTER_S_MAX))
         source = opened(partial(open_source, settings, [settings.clicks_topic], settings.consumer_group))
@@ -138,8 +149,8 @@ def _lives(
             reached=reached,
         )
         parts.enter_context(closing(loop))
-        number = patience.until_done(loop.restore)
-        patience.until_done(partial(fits, loop, number))
+        number = retry(loop.restore)
+        retry(partial(fits, loop, number))
         gc.freeze()  # what is there now stays: to look through all of it, again and again, held clicks up for 130 ms
         device = loop.learner.device
         log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
