@@ -1,18 +1,25 @@
 """What a checkpoint holds of a loop: gathered to be saved, and restored. Its keys are named here and nowhere else."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
 from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.facts.features import features
-from online.lifecycle.versions import VersionError
+from online.learner.learner import Learner
+from online.lifecycle.supervisor import Supervisor
+from online.lifecycle.unreadable import UnreadableWatch
+from online.lifecycle.versions import VersionError, Versions
 from online.worker.checkpoint import CheckpointError, Checkpoints
-
-if TYPE_CHECKING:
-    from online.worker.loop import Loop
+from online.worker.dead_letters import DeadLetterWriter
+from online.worker.forget import Forgetting
+from online.worker.intake import Intake
+from online.worker.list_writer import ListWriter
+from online.worker.notices import Notices
+from online.worker.overload import Overload
+from online.worker.progress import Progress
 
 # Weights saved with others cannot be loaded.
 SHAPED_BY = (
@@ -21,7 +28,26 @@ SHAPED_BY = (
 )
 
 
-def capture(loop: "Loop", number: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
+class LoopParts(Protocol):
+    """The parts of a loop that a checkpoint holds something of."""
+
+    settings: Settings
+    checkpoints: Checkpoints
+    dead_letters: DeadLetterWriter
+    forgetting: Forgetting
+    intake: Intake
+    learner: Learner
+    notices: Notices
+    overload: Overload
+    progress: Progress
+    read_from: dict[str, str]
+    supervisor: Supervisor
+    unreadable: dict[str, UnreadableWatch]
+    versions: Versions
+    writer: ListWriter
+
+
+def capture(loop: LoopParts, number: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
     """Of checkpoint `number`: arrays, state, and the numbers of those that have to stay."""
     arrays, learner = loop.learner.to_state()
     shadow, supervisor = loop.supervisor.to_state()
@@ -44,7 +70,7 @@ def capture(loop: "Loop", number: int) -> tuple[dict[str, NDArray[Any]], dict[st
     return arrays, state, pinned
 
 
-def restore(loop: "Loop", number: int, arrays: dict[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
+def restore(loop: LoopParts, number: int, arrays: dict[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
     """Puts back what `capture` gathered. Raises as `Loop.restore` does."""
     check_shape(f"checkpoint {number} in {loop.checkpoints.folder}", state["shape"], shape_of(loop.settings))
     loop.progress.load_state(state["progress"])
