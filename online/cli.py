@@ -526,10 +526,12 @@ def _settings(**overrides: Any) -> "Settings":
 def _folder_settings(data_dir: Path | None, *, log_only: bool = False, **overrides: Any) -> "Settings":
     """The same, of a command that uses the data folder; `log_only`: only where the log in it stands in for Kafka."""
     settings = _settings(**overrides, **({} if data_dir is None else {"data_dir": data_dir}))
-    if not (log_only and settings.kafka_bootstrap_servers):
-        from online.worker.start import look_at_folder
+    from online.worker.connections import named_broker
 
-        look_at_folder(settings)
+    if not log_only or named_broker(settings).log_path is not None:
+        from online.worker.start import check_folder
+
+        check_folder(settings)
     return settings
 
 

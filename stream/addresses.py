@@ -1,4 +1,4 @@
-"""Addresses of servers as people write them: a Redis URL, and Kafka's bootstrap servers.
+"""Addresses of servers as they are written in settings: a Redis URL, and Kafka's bootstrap servers.
 
 Each is checked before anything is looked up or connected to. What is wrong is said without any part of the text: a
 password that is not written as a URL wants it may stand anywhere in it.

@@ -24,7 +24,7 @@ BAD_RECORDS_MAX = 100  # of one batch are put aside each, before the rest of it 
 
 _CODEC_MASK = 0x07
 _ASK_AGAIN_S = 0.1
-_TOLD_EVERY_S = 30.0
+_REPORTED_EVERY_S = 30.0
 log = logging.getLogger("stream.kafka")
 _GOES_ON = "; reading goes on at the next offset that can be read"
 
@@ -47,7 +47,7 @@ class _Unreadable:
         self._partition_records, self._parse = fetcher.PartitionRecords, fetcher._parse_fetched_data
         self._tries: dict[TopicPartition, tuple[int, int]] = {}  # offset of a damaged batch, and reads of it
         self._passed: dict[TopicPartition, tuple[int, int]] = {}  # what was put aside last: first and next offset
-        self._told_until: dict[TopicPartition, float] = {}  # that the broker cannot give what is asked for
+        self._reported_until: dict[TopicPartition, float] = {}  # that the broker cannot give what is asked for
         self._silent: set[TopicPartition] = set()  # where more was passed than was said
         fetcher.PartitionRecords, fetcher._parse_fetched_data = self._guarded, self._parsed
 
@@ -61,8 +61,8 @@ class _Unreadable:
             return self._parse(completed)
         except kafka_errors.UnknownError:
             # It may be over soon, or the broker's disk is damaged: passing it by could lose what is there.
-            if time.monotonic() >= self._told_until.get(where, 0.0):
-                self._told_until[where] = time.monotonic() + _TOLD_EVERY_S
+            if time.monotonic() >= self._reported_until.get(where, 0.0):
+                self._reported_until[where] = time.monotonic() + _REPORTED_EVERY_S
                 text = "%s partition %d: the broker cannot give offset %d, see its log; it is asked until it can"
                 log.warning(text, where.topic, where.partition, at)
             time.sleep(_ASK_AGAIN_S)
@@ -194,7 +194,7 @@ class _Batches:
         self._over = True
         passed = what or Undecodable(self._next, self._next, 0, "")
         self._unreadable.passes(self._where, passed.first, passed.last + 1, silently=what is None)
-        return _Aside(passed, None, told=what is not None)
+        return _Aside(passed, None, reported=what is not None)
 
 
 class _Guarded:
@@ -226,7 +226,7 @@ class _Guarded:
                 raise
             except Exception as error:
                 if at > self._last_offset:
-                    return  # all messages were read; what stands behind them is nobody's
+                    return  # all messages were read; what stands behind them are no messages
                 if batch.magic >= 2 and not isinstance(batch._buffer, _Lenient):
                     batch._buffer = _Lenient(batch._buffer)
                     continue
@@ -250,8 +250,8 @@ class _Aside:
     magic = 2
     is_control_batch = False
 
-    def __init__(self, what: Undecodable, batch: Any, *, told: bool = True) -> None:
-        self._what, self._batch, self._told = what, batch, told
+    def __init__(self, what: Undecodable, batch: Any, *, reported: bool = True) -> None:
+        self._what, self._batch, self._reported = what, batch, reported
         self._has_producer = batch is not None and batch.magic >= 2 and batch.has_producer_id()
         self.leader_epoch = batch.leader_epoch if batch is not None and batch.magic >= 2 else -1
         self.producer_id = batch.producer_id if self._has_producer else -1
@@ -265,7 +265,7 @@ class _Aside:
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        if self._told:
+        if self._reported:
             yield _AsideRecord(self._what, self._batch)
 
 

@@ -1,4 +1,4 @@
-"""Where in other people's messages a click's fields stand: paths such as `payload.after.item`.
+"""Where in others' messages a click's fields stand: paths such as `payload.after.item`.
 
 A path is a field's name, or the names of nested objects' fields joined by dots. A name may hold dots itself: the
 longest name that an object has is taken first.
@@ -44,7 +44,7 @@ _LETTERS = re.compile(r"[^a-z]")
 
 
 class ClickFields:
-    """Reads a message by other people's names. Pure."""
+    """Reads a message by others' names. Pure."""
 
     def __init__(self, paths: Mapping[str, str]) -> None:
         """`paths`: of each of our fields that is called otherwise."""

@@ -6,12 +6,12 @@ A dead letter has the message's own key and value, and these headers before the 
 | --- | --- |
 | `topic`, `partition`, `offset` | where the message stands |
 | `reason` | one of `stream.events.REASONS` or `stream.items.REASONS`, or `undecodable-batch` |
-| `detail` | a line for people |
+| `detail` | a line for operators |
 | `truncated` | only where the value was too large for the topic: how many bytes it had; the first ones are kept |
 
 A letter with the reason `undecodable-batch` stands for messages that cannot be decoded, at the last of their offsets;
 its `detail` says which offsets, and why. Their bytes stay in the topic alone: compressed, they could not be searched
-for somebody who is to be forgotten.
+for a user who is to be forgotten.
 
 A message that was sent round again carries a header of its own, `redriven-from`: `topic:partition:offset` of what it
 was. That this was done is said by a record on the dead letters' topic: a mark, with an empty key and value, the header
@@ -19,13 +19,11 @@ was. That this was done is said by a record on the dead letters' topic: a mark, 
 """
 
 import logging
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from stream.events import BadEvent
-from stream.source import Partition, Producer, Record, Source, TooLargeError
+from stream.source import Producer, Record, TooLargeError
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +118,7 @@ def undecodable(record: Record) -> BadEvent | None:
 
 
 def undecodable_notice(record: Record, bad: BadEvent) -> tuple[str, dict[str, Any]]:
-    """The line for people, and its figures."""
+    """The line for operators, and its figures."""
     figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
     figures |= {"messages": record.undecodable.records if record.undecodable else 1}
     return f"{record.topic} partition {record.partition}: {bad.detail}; put aside, reading goes on behind", figures
@@ -150,31 +148,6 @@ def dead_letter(record: Record) -> DeadLetter:
         truncated=None if truncated < 0 else truncated,
         is_mark=_REDRIVEN in fields,
     )
-
-
-def read_dead_letters(source: Source, *, timeout_s: float = 5.0) -> Iterator[DeadLetter]:
-    """All dead letters that are there now, oldest first within each partition.
-
-    `source` reads the dead letters' topic and was not started; it stays open. Ends when all partitions are read to the
-    end they had at the beginning, or when nothing comes for `timeout_s` seconds.
-    """
-    source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
-    ends: dict[Partition, int] = {}
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        ends = ends or source.ends()
-        positions = source.positions()
-        if ends and all(positions.get(partition, 0) >= end for partition, end in ends.items()):
-            return
-        records = source.poll(max_records=500, timeout_s=0.2)
-        if records:
-            ends = ends or source.ends()
-            deadline = time.monotonic() + timeout_s
-        yield from (dead_letter(record) for record in records if record.offset < ends.get(_partition(record), 0))
-
-
-def _partition(record: Record) -> Partition:
-    return Partition(record.topic, record.partition)
 
 
 def _number(text: str | None) -> int:

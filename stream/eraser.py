@@ -1,11 +1,11 @@
-"""Takes records out of a topic: those of somebody who is to be forgotten."""
+"""Takes records out of a topic: those of a user who is to be forgotten."""
 
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka import errors as kafka_errors
@@ -19,16 +19,8 @@ from stream.source import Partition, Record
 _NO_OPTIONS: Mapping[str, Any] = {}
 _DELETE_MS_MAX = 30_000
 
-OffsetOutOfRange = Callable[[Record], bool]
 
 log = logging.getLogger(__name__)
-
-
-class Eraser(Protocol):
-    """All that is kept stays in its order within each partition; readers may come past gaps."""
-
-    def erase(self, topic: str, gone: OffsetOutOfRange) -> int:
-        """Takes out every record that is there now and for which `gone` says so -> how many. Raises SourceError."""
 
 
 class LogEraser:
@@ -37,11 +29,11 @@ class LogEraser:
     def __init__(self, path: str | Path) -> None:
         self._path = path
 
-    def erase(self, topic: str, gone: OffsetOutOfRange) -> int:
+    def erase(self, topic: str, matches: Callable[[Record], bool]) -> int:
         places: dict[Partition, list[int]] = {}
         with closing(LogReader(self._path, topic)) as reader:
             for record in reader.read():
-                if gone(record):
+                if matches(record):
                     places.setdefault(Partition(record.topic, record.partition), []).append(record.offset)
         with closing(Log(self._path)) as file:
             for partition, offsets in places.items():
@@ -56,14 +48,14 @@ class KafkaEraser:
     def __init__(self, bootstrap_servers: str, client_options: Mapping[str, Any] = _NO_OPTIONS) -> None:
         self._servers, self._options = bootstrap_servers, client_options
 
-    def erase(self, topic: str, gone: OffsetOutOfRange) -> int:
+    def erase(self, topic: str, matches: Callable[[Record], bool]) -> int:
         with closing(KafkaReader(self._servers, topic, self._options)) as reader:
-            erased = sum(map(gone, reader.read()))
+            erased = sum(map(matches, reader.read()))
             if not erased:
                 return 0
             ends = reader.ends()
             with closing(KafkaProducer(self._servers, self._options)) as producer:
-                for record in _once(record for record in reader.read() if not (record.undecodable or gone(record))):
+                for record in _once(record for record in reader.read() if not (record.undecodable or matches(record))):
                     at = record.partition
                     if record.offset < ends.get(Partition(topic, at), 0):
                         producer.send(

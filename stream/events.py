@@ -1,11 +1,11 @@
 """Clicks as they stand on a topic: `parse` reads one, `encode` writes one.
 
 A message that is no click is a value (`BadEvent`), never an exception, so that one bad message cannot stop the stream.
-Times are read by stream/timestamps.py, other people's names of fields by stream/click_fields.py; what is written is in
+Times are read by stream/timestamps.py, others' names of fields by stream/click_fields.py; what is written is in
 seconds, under our names.
 
-Among the clicks may stand that somebody is to be forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
-"timestamp": ...}`. It names nobody (stream/people.py), so that it may stay when all else is gone; and since it stands
+Among the clicks may stand that a user is to be forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
+"timestamp": ...}`. It names no user (stream/people.py), so that it may stay when all else is gone; and since it stands
 in order among the clicks, reading them again from the beginning forgets again. A click cannot be taken for it: it has
 neither `user_id` nor `item_id`, and a click with its event type is none.
 """
@@ -63,7 +63,7 @@ REASONS = frozenset(
 
 
 class Click(BaseModel, frozen=True):
-    """One thing that one person did. `timestamp` is in seconds since 1970; `event_id` makes redelivery harmless."""
+    """One thing that one user did. `timestamp` is in seconds since 1970; `event_id` makes redelivery harmless."""
 
     user_id: str = Field(min_length=1)
     item_id: str = Field(min_length=1)
@@ -78,7 +78,7 @@ class Click(BaseModel, frozen=True):
 
 
 class Forget(BaseModel, frozen=True):
-    """Everything known of somebody is to go. `user_sha256` is `stream.people.digest_of` their id; `timestamp` is when
+    """Everything known of a user is to go. `user_sha256` is `stream.people.digest_of` their id; `timestamp` is when
     that was asked for, in seconds since 1970."""
 
     user_sha256: str
@@ -87,8 +87,8 @@ class Forget(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class BadEvent:
-    """Why a message is no click, or no item. `reason` is one of a fixed set; `detail` is a line for people, which may
-    quote the message; `hint`, a part of it that does not, says what to do."""
+    """Why a message is no click, or no item. `reason` is one of a fixed set; `detail` is a line for operators, which
+    may quote the message; `hint`, a part of it that does not, says what to do."""
 
     reason: str
     detail: str
@@ -111,7 +111,7 @@ _OUR_NAMES = ClickFields({})
 def parse(
     value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS, names: ClickFields = _OUR_NAMES
 ) -> Click | Forget | BadEvent:
-    """Read a message's value as a click (or as that somebody is to be forgotten), or say why it is none.
+    """Read a message's value as a click (or as that a user is to be forgotten), or say why it is none.
 
     Never raises for any bytes; pure where `now` is given.
     `now` is in seconds since 1970 (None: this computer's clock). `names`: where fields stand that are called otherwise.

@@ -13,6 +13,7 @@ from kafka import errors as kafka_errors
 from kafka.structs import OffsetAndMetadata
 
 from stream.batches import put_aside_undecodable, undecodable_of
+from stream.broker import ACKNOWLEDGE_S_MAX
 from stream.kafka_errors import connected, log, source_error
 from stream.source import (
     OnAssigned,
@@ -30,7 +31,6 @@ from stream.source import (
 _POLL_SLICE_S = 0.5
 _JOIN_SLICE_MS = 2_000
 _ASK_S_MAX = 5.0
-ACKNOWLEDGE_S_MAX = 30.0
 _DEAD_LETTER_BYTES_MAX = 2 * 2**20
 _BUFFER_BYTES_MAX = 8 * 2**20
 _BUFFER_RECORDS_MAX = 20_000
@@ -177,7 +177,7 @@ class KafkaSource:
     def _join_if_needed(self) -> None:
         """Take part in a rebalance, before kafka-python's own `poll` does, for two reasons.
 
-        There the application would be told in another thread, when nothing can be committed any more; here it still
+        There the application would be called in another thread, when nothing can be committed any more; here it still
         owns its partitions. And a `poll` whose time is up while joining may forget, in kafka-python 3.0, that it has
         begun to: the leader of the group then waits for ever. Asking for the rejoin keeps it in mind.
         """
@@ -226,7 +226,7 @@ class KafkaSource:
         return found
 
     def ends(self) -> dict[Partition, int]:
-        """As `Source.ends`; the last ones known while the broker is away."""
+        """As `Source.ends`; the last ones known while the broker is unavailable."""
         try:
             self._ends = self._offsets(self._consumer.end_offsets, list(self._positions))
             if self._ends:
@@ -445,7 +445,7 @@ def ensure_topics(
     """Make the topics that are missing, with so many partitions; those that are there stay as they are.
 
     `configs` are Kafka's settings by topic. A topic named `*.dead` takes messages of twice Kafka's usual size unless
-    told otherwise: a dead letter is the whole bad message and its headers. Raises SourceError; UnavailableError for a
+    set otherwise: a dead letter is the whole bad message and its headers. Raises SourceError; UnavailableError for a
     topic that is missing and may not be made, by the broker's rules or because `create` is false.
     """
     admin = connected(KafkaAdminClient, bootstrap_servers, dict(client_options))

@@ -55,7 +55,7 @@ _calm = _Calm()
 
 
 def _calm_down() -> None:
-    """Route kafka-python's log through `_Calm`, unless somebody has set it up otherwise."""
+    """Route kafka-python's log through `_Calm`, unless it is set up otherwise."""
     theirs = logging.getLogger("kafka")
     for wire in _WIRE:
         logging.getLogger(wire).setLevel(max(logging.INFO, theirs.getEffectiveLevel()))
@@ -126,7 +126,7 @@ def connected(make: Any, bootstrap_servers: str, options: Mapping[str, Any]) -> 
     try:
         return make(bootstrap_servers=bootstrap_servers.split(","), kafka_client=client, **{**_COMMON, **options})
     except (kafka_errors.KafkaError, ValueError, TypeError, OSError) as error:
-        # kafka-python leaves the thread of a client that reached nobody behind.
+        # kafka-python leaves the thread of a client that reached no broker behind.
         for unused in clients:
             unused.close()
         whys = [why for each in connections for why in each.why.values()]

@@ -3,10 +3,10 @@
 | key | value | lives |
 | --- | --- | --- |
 | `nextclick:top:{user_id}` | JSON of `TopList`, best item first | `ttl_s` |
-| `nextclick:popular` | the same, for anybody without a list | `ttl_s` |
+| `nextclick:popular` | the same, for users without a list | `ttl_s` |
 | `nextclick:mark:{id}` | the number of the latest write of the worker with that id | `ttl_s` |
 | `nextclick:status` | JSON object: what the worker says about itself | as the worker asks |
-| `nextclick:request` | JSON object: what somebody asks of the worker, which takes it away | as long as they wait |
+| `nextclick:request` | JSON object: what a command asks of the worker, which takes it away | as long as they wait |
 | `nextclick:answer:{id}` | JSON object: what came of the request with that id | a minute |
 
 A list is one string because it is read with one GET and written with one SET: a sorted set of 50 items takes many times
@@ -49,7 +49,7 @@ PAGE = 1_000  # keys in one round trip
 
 
 def top_key(user_id: str) -> str:
-    """The key of one person's list."""
+    """The key of one user's list."""
     return _TOP + user_id
 
 
@@ -129,10 +129,10 @@ def connect(
 
 
 class Lists:
-    """Everybody's lists, on any client that redis-py's `Redis` describes (redis-server or embedded).
+    """The lists of all users, on any client that redis-py's `Redis` describes (redis-server or embedded).
 
-    `ttl_s`: seconds until a list that nobody renews is gone. `value_bytes_max`: of one value no more is read, except by
-    `page`, `for_anyone` and `take_request`, which nobody asks for over HTTP. All methods raise ListsError when Redis
+    `ttl_s`: seconds until a list that is not renewed is gone. `value_bytes_max`: of one value no more is read, except
+    by `page` and `take_request`, which no HTTP request reaches. All methods raise ListsError when Redis
     does not answer or refuses. A value under one of our keys that is no list counts as absent, with a warning in the
     log: the next write mends it, and until then the reader is better served with the popular list than with an error.
     """
@@ -176,22 +176,15 @@ class Lists:
         return int(found) if found is not None and found.isdigit() else None
 
     def read(self, user_id: str) -> TopList | None:
-        """One person's list; None where there is none, or one without items."""
+        """One user's list; None where there is none, or one without items."""
         return _own(self._list(top_key(user_id)))
 
     def popular(self) -> TopList | None:
         """The list for anybody; None before the first one is written."""
         return self._list(POPULAR_KEY)
 
-    def for_anyone(self, user_id: str) -> TopList | None:
-        """The person's own list, or else the popular one, in one round trip."""
-        key = top_key(user_id)
-        with self._clear_errors():
-            own, popular = self._client.mget(key, POPULAR_KEY)
-        return _own(_parse(key, own)) or _parse(POPULAR_KEY, popular)
-
     def users(self) -> Iterator[str]:
-        """The ids of everybody who has a list, each once. Redis is asked for a page at a time, so nobody waits."""
+        """The ids of all users who have a list, each once. Redis is asked for a page at a time, so no client waits."""
         seen: set[str] = set()  # SCAN may return a key twice while others come and go
         cursor = 0
         while True:
@@ -231,7 +224,7 @@ class Lists:
                 return deleted
 
     def keys_naming(self, user_id: str) -> int:
-        """How many keys of ours are somebody's, or hold a JSON text with that id, lists apart: these hold items."""
+        """How many keys of ours are a user's, or hold a JSON text with that id, lists apart: these hold items."""
         found = 0
         with self._clear_errors():
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
@@ -243,7 +236,7 @@ class Lists:
         return found
 
     def amend(self, lists: Mapping[str, TopList]) -> None:
-        """Put lists in the place of those that stand, for as long as those have to live; whoever has none gets none.
+        """Put lists in the place of those that stand, for as long as those have to live; a user who has none gets none.
 
         A list without items goes altogether: who asks for it is better served with the popular one.
         """
@@ -264,16 +257,16 @@ class Lists:
             self._client.set(STATUS_KEY, value, ex=ttl_s)
 
     def status(self) -> dict[str, Any] | None:
-        """What the worker last said about itself; None where it is silent."""
+        """The worker's latest report; None where it does not report."""
         return _object(STATUS_KEY, self._value(STATUS_KEY))
 
     def ask(self, request: Mapping[str, Any], ttl_s: int) -> bool:
-        """Leave a request (it has an `id`) for as long as somebody waits -> whether there was none yet."""
+        """Leave a request (it has an `id`) for as long as a command waits -> whether there was none yet."""
         with self._clear_errors():
             return bool(self._client.set(REQUEST_KEY, json.dumps(request, allow_nan=False), ex=ttl_s, nx=True))
 
     def take_request(self) -> dict[str, Any] | None:
-        """What somebody asks, which is not there any more then; None where nobody does."""
+        """What a command asks, which is not there any more then; None where none does."""
         with self._clear_errors():
             value = self._client.getdel(REQUEST_KEY)
         return _object(REQUEST_KEY, value)
@@ -344,7 +337,7 @@ class Lists:
 
 
 def _own(top: TopList | None) -> TopList | None:
-    """A person's list where it has items: nobody is better served with an empty one than with the popular one."""
+    """A user's list where it has items: no user is better served with an empty one than with the popular one."""
     return top if top is not None and top.items else None
 
 

@@ -105,7 +105,7 @@ class Log:
     def _prepare(self, durable: bool) -> None:
         self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self._db.execute("PRAGMA journal_size_limit = 67108864")
-        # What is deleted is overwritten with zeros: it may be somebody's who is to be forgotten.
+        # What is deleted is overwritten with zeros: it may be of a user who is to be forgotten.
         self._db.execute("PRAGMA secure_delete = ON")
         with self._transaction():
             (owner,) = self._db.execute("PRAGMA application_id").fetchone()
@@ -115,7 +115,7 @@ class Log:
             if owner != _APPLICATION_ID:
                 for statement in _SCHEMA.split(";\n"):
                     self._db.execute(statement)
-        # Kept in the file: whoever comes later finds it set. Two who come first at once may have to try again.
+        # Kept in the file: a process that comes later finds it set. Two that come first at once may have to try again.
         deadline = time.monotonic() + _LOCK_WAIT_S_MAX
         while self._db.execute("PRAGMA journal_mode").fetchone() != ("wal",):
             try:
@@ -132,11 +132,6 @@ class Log:
             for topic, count in topics.items():
                 if topic not in there:
                     self._add_partitions(topic, 0, count)
-
-    def add_partitions(self, topic: str, count: int) -> None:
-        """Give a topic `count` partitions where it has fewer. Keys may then go to another partition than before."""
-        with self._clear_errors(), self._transaction():
-            self._add_partitions(topic, len(self.extents([topic])), count)
 
     def _add_partitions(self, topic: str, start: int, end: int) -> None:
         numbers = [(topic, number) for number in range(start, end)]
@@ -194,7 +189,7 @@ class Log:
     def compact(self, topic: str) -> None:
         """Leave of each key only the latest record, tombstones too; offsets stay as they are, with gaps between them.
 
-        Kafka does this by itself to a topic whose `cleanup.policy` is `compact`; here somebody has to ask for it.
+        Kafka does this by itself to a topic whose `cleanup.policy` is `compact`; here it has to be asked for.
         """
         superseded = (
             "DELETE FROM records WHERE partition_id = ?1 AND offset NOT IN"

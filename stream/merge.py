@@ -3,8 +3,8 @@
 Each partition has a bounded buffer. The record handed out next is the earliest one at the head of a buffer, so within a
 partition the order stays that of its offsets. While the buffer of a partition is empty though it is known to have more,
 nothing is handed out: what comes next in it may be earlier. That wait is bounded. A partition that has not delivered by
-then (its leader is away) is left out until its position moves, so it holds the others up once, not at every record. A
-partition that has been read to its end holds nothing up.
+then (its leader is unavailable) is left out until its position moves, so it holds the others up once, not at every
+record. A partition that has been read to its end holds nothing up.
 """
 
 import logging
@@ -69,7 +69,7 @@ class _Wait:
 
     position: int
     began: float
-    told: bool = False  # that it was in vain
+    reported: bool = False  # that it was in vain
 
 
 class MergedSource:
@@ -200,8 +200,8 @@ class MergedSource:
         wait = self._waits.get(partition)
         if wait is None or wait.position != position or now - wait.began < self._wait_s:
             return False
-        if not wait.told and self._wait_s:
-            wait.told = True
+        if not wait.reported and self._wait_s:
+            wait.reported = True
             where = f"{partition.topic} partition {partition.partition}"
             log.warning(
                 "%s has more at offset %d, but it does not come: later records of others pass it", where, position

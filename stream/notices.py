@@ -1,6 +1,6 @@
 """Notices: what happened to the model, on a topic of their own, so that other programs may act on it.
 
-Writing them is best effort. A broker that is away never holds up who tells something: notices wait in a queue of
+Writing them is best effort. A broker that is unavailable never holds up the loop: notices wait in a queue of
 limited length for a thread that writes them, and what finds no room there is counted and lost to the topic.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from stream.source import Producer, SourceError
 
-RETRY_S = 1.0  # between attempts while the broker is away
+RETRY_S = 1.0  # between attempts while the broker is unavailable
 _CLOSE_S_MAX = 5.0
 
 log = logging.getLogger(__name__)
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 class Notice:
     """One thing that happened; on the topic as a JSON object with these fields, keyed by its kind.
 
-    `id` follows from kind and clicks. After a crash clicks are learned again, and what they cause is told again, with
-    the same id: a reader takes the first. `at`: milliseconds since 1970; `clicks`: learned until then; `version`: of
-    the model that made the lists then; `text`: a line for people; `figures`: what it rests on.
+    `id` follows from kind and clicks. After a crash clicks are learned again, and what they cause is emitted again,
+    with the same id: a reader takes the first. `at`: milliseconds since 1970; `clicks`: learned until then; `version`:
+    of the model that made the lists then; `text`: a line for operators; `figures`: what it rests on.
     """
 
     id: str

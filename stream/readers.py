@@ -1,9 +1,9 @@
-"""Reads what a topic holds, from given offsets to where it ends now, as nobody's member: no position moves."""
+"""Reads what a topic holds, from given offsets to where it ends now, without a consumer group: no position moves."""
 
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kafka import TopicPartition
 from kafka import errors as kafka_errors
@@ -11,26 +11,12 @@ from kafka import errors as kafka_errors
 from stream.kafka import FETCH_BYTES_MAX, as_record, open_consumer
 from stream.kafka_errors import source_error
 from stream.log_file import Log
-from stream.source import Partition, Record, UnavailableError
+from stream.source import FROM_EARLIEST, Partition, Record, UnavailableError
 
-_NOWHERE: Mapping[Partition, int] = {}
 _NO_OPTIONS: Mapping[str, Any] = {}
 _ASK_MS_MAX = 10_000
 _POLL_MS = 100
 _PAGE = 500
-
-
-class TopicReader(Protocol):
-    """A topic that is not there has no partitions; that is no error. Methods raise SourceError."""
-
-    def ends(self) -> dict[Partition, int]:
-        """The next offset to be written, of each partition."""
-
-    def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
-        """Everything from `starts` (missing: the earliest retained) to the end as it is now, partition by partition."""
-
-    def close(self) -> None:
-        """Free everything."""
 
 
 class LogReader:
@@ -43,7 +29,7 @@ class LogReader:
     def ends(self) -> dict[Partition, int]:
         return {partition: extent.end for partition, extent in self._log.extents([self._topic]).items()}
 
-    def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
+    def read(self, starts: Mapping[Partition, int] = FROM_EARLIEST) -> Iterator[Record]:
         for partition, extent in self._log.extents([self._topic]).items():
             offset = starts.get(partition, 0)
             while offset < extent.end:
@@ -77,7 +63,7 @@ class KafkaReader:
             raise source_error(self._servers, error) from error
         return {Partition(at.topic, at.partition): int(found[at]) for at in where if at in found}
 
-    def read(self, starts: Mapping[Partition, int] = _NOWHERE) -> Iterator[Record]:
+    def read(self, starts: Mapping[Partition, int] = FROM_EARLIEST) -> Iterator[Record]:
         for partition, end in self.ends().items():
             where = TopicPartition(*partition)
             try:

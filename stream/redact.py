@@ -1,8 +1,8 @@
-"""How a value is told to people: by its kind, cut short, or redacted so that nothing of it can be recognised.
+"""How a value is shown: by its kind, cut short, or redacted so that nothing of it can be recognised.
 
-What is redacted may stand in logs, notices and on pages that more people see than may see clicks: letters become x,
+What is redacted may stand in logs, notices and on pages that more users see than may see clicks: letters become x,
 digits 9, what is long is cut. Of an object the names of fields stay, where they look like names: a name with digits in
-it, or any other character that programmers do not use, may be somebody's id.
+it, or any other character that programmers do not use, may be a user's id.
 """
 
 import math
@@ -21,7 +21,7 @@ _KEPT = frozenset(" !#$%&()*+,-./:;<=>?@[]^_`{|}~")
 
 
 def kind(value: Any) -> str:
-    """What people call a JSON value."""
+    """A JSON value's usual name."""
     if isinstance(value, bool):
         return "true or false"
     if isinstance(value, float) and not math.isfinite(value):

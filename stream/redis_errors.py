@@ -1,6 +1,6 @@
 """What goes wrong with Redis, in one clear line: what it is, and what to do.
 
-Of a server's own words only those are shown that hold nobody's id and no password.
+Of a server's own words only those are shown that hold no user's id and no password.
 """
 
 import re
@@ -36,7 +36,7 @@ class RedisTimeoutError(RedisUnavailableError):
 
 
 def lists_error(error: Exception, address: str, secrets: Collection[str] = ()) -> ListsError:
-    """The line on an error of redis-py or of a socket. `secrets`: what must not be shown, whoever says it."""
+    """The line on an error of redis-py or of a socket. `secrets`: what must not be shown, whatever says it."""
     text = _server_words(error, secrets)
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         if line := _refuses_connection(error, text):

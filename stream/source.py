@@ -4,7 +4,7 @@ A position is always the *next* offset to read: after record 41 it is 42. Commit
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -79,7 +79,7 @@ class OffsetOutOfRange:
 
     @property
     def lost(self) -> int:
-        """Records that nobody can read any more; 0 where the position lies beyond the end: the topic was made anew."""
+        """Records that cannot be read any more; 0 where the position lies beyond the end: the topic was made anew."""
         return max(0, self.earliest - self.wanted)
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class OffsetOutOfRange:
         return f"{where} lies beyond the end ({self.end}): the topic was made anew, or lost records"
 
 
-#: Told of a position that is gone, before reading goes on from the earliest one; what it raises ends the reading.
+#: Called with a position that is gone, before reading goes on from the earliest one; what it raises ends the reading.
 OnGone = Callable[[OffsetOutOfRange], None]
 
 
@@ -134,10 +134,10 @@ class Source(Protocol):
         """Read `offset` next. Raises SourceError for a partition that is not assigned."""
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
-        """Store the group's positions (next offsets to read), for people and tools that watch the lag.
+        """Store the group's positions (next offsets to read), for operators and tools that watch the lag.
 
-        They decide nothing, so what cannot be stored now (the broker is away, the group rebalances) is logged, not
-        raised, and made good by the next commit.
+        They decide nothing, so what cannot be stored now (the broker is unavailable, the group rebalances) is logged,
+        not raised, and made good by the next commit.
         """
 
     def committed(self) -> dict[Partition, int]:
@@ -161,7 +161,7 @@ class PausableSource(Source, Protocol):
         is not paused. Those that are not assigned (any more) are passed over."""
 
     def known_ends(self) -> dict[Partition, int]:
-        """As `ends`, as far as it is known without asking the broker: what was told with the latest records."""
+        """As `ends`, as far as it is known without asking the broker: what came with the latest records."""
 
 
 class Producer(Protocol):
@@ -186,3 +186,20 @@ class Producer(Protocol):
 
     def close(self) -> None:
         """Flush and free everything. Does no harm the second time."""
+
+
+#: Reading begins with the earliest retained record.
+FROM_EARLIEST: Mapping[Partition, int] = {}
+
+
+class TopicReader(Protocol):
+    """A topic that is not there has no partitions; that is no error. Methods raise SourceError."""
+
+    def ends(self) -> dict[Partition, int]:
+        """The next offset to be written, of each partition."""
+
+    def read(self, starts: Mapping[Partition, int] = FROM_EARLIEST) -> Iterator[Record]:
+        """Everything from `starts` (missing: the earliest retained) to the end as it is now, partition by partition."""
+
+    def close(self) -> None:
+        """Free everything."""

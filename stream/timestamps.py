@@ -46,7 +46,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?
 _NEEDED = "needed is a number since 1970, or ISO 8601 with an offset, as in 2024-11-22T00:00:00Z"
 _DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 _TIME = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]+)?)?"
-#: Near misses of ISO 8601, each with what to do about it; the first that matches is told.
+#: Near misses of ISO 8601, each with what to do about it; the first that matches is reported.
 _NEAR_MISSES = tuple(
     (re.compile(pattern, re.IGNORECASE), hint)
     for pattern, hint in (
@@ -126,7 +126,7 @@ def _is_date(digits: str) -> bool:
 
 
 def _in_seconds(number: Any, value: Any) -> tuple[float, str | None]:
-    """-> seconds, and the unit they were told in, if one. `value`: as it stood there, for people."""
+    """-> seconds, and the unit they were given in, if one. `value`: as it stood there."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise TimestampError("invalid-timestamp", f"is {kind(number)}; {_NEEDED}")
     # Compared before it becomes a float: an integer of a thousand digits does not fit one.
@@ -183,7 +183,7 @@ def _ahead(seconds: float, now: float, unit: str | None, value: Any) -> Timestam
 
 
 def span(seconds: float) -> str:
-    """A duration as people say it."""
+    """A duration in words."""
     for size, unit in ((365.25 * 86_400, "years"), (86_400.0, "days"), (3_600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"

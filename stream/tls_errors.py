@@ -15,7 +15,7 @@ _MEANINGS = (
 
 
 def tls_trouble(text: str) -> str | None:
-    """A few words for people on what an error's text says of TLS; None where it is about something else."""
+    """A few words on what an error's text says of TLS; None where it is about something else."""
     for pattern, meaning in _MEANINGS:
         if found := re.search(pattern, text):
             return meaning.format(*(group.lower() for group in found.groups()))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from online.config.settings import Settings
-from online.worker.backoff import Patience, StoppedError
+from online.worker.backoff import StoppedError, retry_until
 from online.worker.connections import open_producer, prepare_topics
 from stream.source import Producer, SourceError, UnavailableError
 
@@ -50,14 +50,17 @@ class LateProducer:
             raise self.refusal or UnavailableError(str(self.waits_for))
         return self._producer
 
+    def _open(self) -> None:
+        self._producer = open_producer(self._settings)
+
     def _connect(self) -> None:
-        def tell(line: str | None) -> None:
+        def report(line: str | None) -> None:
             self.waits_for = line or self.waits_for
 
-        patience = Patience(self._settings, self._stop, (UnavailableError,), tell)
+        settings, stop, errors = self._settings, self._stop, (UnavailableError,)
         try:
-            patience.until_done(partial(prepare_topics, self._settings))
-            self._producer = patience.until_done(partial(open_producer, self._settings))
+            for attempt in (partial(prepare_topics, settings), self._open):
+                retry_until(attempt, settings=settings, stop=stop, unavailable=errors, report=report)
             self.waits_for = None
         except StoppedError:
             pass

@@ -194,7 +194,7 @@ class Screen:
         self._stream = stream
         self._publisher = publisher
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        self._said_at = self._started = time.monotonic()
+        self._reported_at = self._started = time.monotonic()
         self._shown_effect: ClickEffect | None = None
         self._bad_told = False
         # Hit rates of the lists as served: now, before fashion changed, and the lowest since.
@@ -270,8 +270,8 @@ class Screen:
         line = live_line(elapsed_s, status)
         if self._live is not None and not last:
             self._live.update(line, refresh=True)
-        elif last or time.monotonic() - self._said_at >= _PLAIN_LINE_EVERY_S:
-            self._said_at = time.monotonic()
+        elif last or time.monotonic() - self._reported_at >= _PLAIN_LINE_EVERY_S:
+            self._reported_at = time.monotonic()
             self._console.print(line)
 
 

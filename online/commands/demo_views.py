@@ -15,6 +15,7 @@ from rich.text import Text
 from online.commands.demo_terminal import shown_command, shown_program
 from online.commands.views import plain, reasons_line
 from online.config.settings import PREFIX, Settings
+from online.worker.connections import named_broker
 from stream.events import Click
 from stream.lists import TopList
 
@@ -162,8 +163,9 @@ def dashboard_stays(running: Running) -> RenderableType:
 
 def next_steps(outside: Settings, data_dir: Path | None) -> RenderableType:
     """Commands that work now that the demo has ended."""
-    where = outside.kafka_bootstrap_servers
-    source = "" if where is None else f" from Kafka at {where}"
+    broker = named_broker(outside)
+    embedded = broker.log_path is not None
+    source = "" if embedded else f" from {broker.name}"
     commands = [
         (shown_command("demo", "--data", "FILE.csv"), "with your own clicks"),
         (shown_command("worker"), f"learn{source}, and keep it in {outside.data_dir}"),
@@ -171,8 +173,8 @@ def next_steps(outside: Settings, data_dir: Path | None) -> RenderableType:
         (shown_command("serve"), "API and dashboard, in a third"),
     ]
     if data_dir is not None:
-        # Where Kafka is named, this log is not read.
-        without = ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "ENV_FILE", "SECRETS_DIR") if where else ()
+        # Where a server is named, this log is not read.
+        without = ("KAFKA_BOOTSTRAP_SERVERS", "REDIS_URL", "ENV_FILE", "SECRETS_DIR") if not embedded else ()
         variables = {f"{PREFIX}DATA_DIR": str(data_dir.absolute())}
         command = shown_command("worker", variables=variables, without=[PREFIX + name for name in without])
         commands += [(command, "goes on from here")]

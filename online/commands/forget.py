@@ -12,7 +12,14 @@ from typing import Any
 
 from online.config.settings import Settings
 from online.worker.ask import RequestError, ask_worker
-from online.worker.connections import clicks_kept_ms, open_lists, open_producer, open_reader, prepare_topics
+from online.worker.connections import (
+    clicks_retention_ms,
+    named_broker,
+    open_lists,
+    open_producer,
+    open_reader,
+    prepare_topics,
+)
 from online.worker.quoted import quoted_in
 from stream.dead_letters import dead_letter
 from stream.events import Forget, encode_forget, id_problem
@@ -66,15 +73,16 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
     request = {"forget": digest_of(user_id), "after": [[*partition, offset] for partition, offset in after.items()]}
     proof = Proof()
     _wait(lists, request, timeout_s, proof)
-    if not settings.kafka_bootstrap_servers:
+    embedded = named_broker(settings).log_path is not None
+    if embedded:
         _erase_clicks(settings, user_id, after)
     _ask(lists, request | {"search": True}, timeout_s, proof)
     proof.found["Redis: keys and what they hold"] = lists.keys_naming(user_id)
     proof.found |= _found_on_topics(settings, user_id)
-    if settings.kafka_bootstrap_servers:
-        proof.clicks = _clicks_in_kafka(settings, user_id, count=count_clicks)
-    else:
+    if embedded:
         proof.found |= _found_in_log(settings, user_id)
+    else:
+        proof.clicks = _clicks_elsewhere(settings, user_id, count=count_clicks)
     return proof
 
 
@@ -217,9 +225,9 @@ def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
         return sum(1 for _ in pattern.finditer(held))
 
 
-def _clicks_in_kafka(settings: Settings, user_id: str, *, count: bool) -> str:
+def _clicks_elsewhere(settings: Settings, user_id: str, *, count: bool) -> str:
     """What stays of the user in a topic that belongs to its producers, and until when."""
-    topic, kept_ms = settings.clicks_topic, clicks_kept_ms(settings)
+    topic, kept_ms = settings.clicks_topic, clicks_retention_ms(settings)
     words, user_path, number, latest_ms = _words(user_id), _user_path(settings), 0, 0
     if count:
         with closing(open_reader(settings, topic)) as reader:

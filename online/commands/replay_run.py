@@ -14,7 +14,7 @@ from online.commands.replay import Pace, Replayed, replay
 from online.commands.replay_progress import Progress
 from online.commands.views import reasons_line
 from online.config.settings import Settings
-from online.worker.connections import open_producer, prepare_topics
+from online.worker.connections import named_broker, open_producer, prepare_topics
 from stream.event_files import EventFile, check_rows
 
 _INTERRUPTED = 130
@@ -37,7 +37,7 @@ def run_replay(
     clicks, as far as that shows in the rows looked at before. Exits with 130 when it was stopped. Raises
     EventFileError, ReplayError and SourceError.
     """
-    where = settings.kafka_bootstrap_servers or str(settings.log_path)
+    where = named_broker(settings).address
     limits = settings.limits
     progress = Progress(settings.data_dir / "replay", file, f"{where} {settings.clicks_topic}")
     rows = 0 if restart else progress.load()

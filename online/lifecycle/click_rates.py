@@ -2,8 +2,8 @@
 
 It goes by arrivals: when messages reached the broker. Event times say nothing of it, since an archive of a year may
 arrive in a second. So only clicks that arrive within `LIVE_S` of being made count at all. While messages wait to be
-read, nothing is missing: the broker knows when each arrived, and silence is told only of a stream that is read to its
-end.
+read, nothing is missing: the broker knows when each arrived, and silence is reported only of a stream that is read
+to its end.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 
 from online.learner.stream_time import STREAM_GAP_S_MAX
 
-OUTAGE, OVER = "outage", "outage over"
+OUTAGE, OVER = "outage", "outage_over"
 LIVE_S = 3_600.0  # a click that arrives later than so long after it was made is of an archive
 LEARNED_EACH = 0.05  # what the latest spell counts in the expected rate; during an outage a tenth of it
 SPELLS_MIN, SPELLS_S_MIN = 5, 60.0  # spells that have to be known, and their seconds, before anything is expected
@@ -26,8 +26,8 @@ _SPELL_S_MIN = 1e-3
 _UNITS = (("a second", 1.0), ("a minute", 60.0), ("an hour", 3_600.0), ("a day", 86_400.0))
 
 
-def spoken_rate(hz: float) -> str:
-    """Clicks a second as people say it, to two digits: "3,900 a second", "12 a minute", "none"."""
+def rate_text(hz: float) -> str:
+    """Clicks a second in words, to two digits: "3,900 a second", "12 a minute", "none"."""
     if hz <= 0:
         return "none"
     for unit, seconds in _UNITS:
@@ -57,7 +57,7 @@ class RateNotice:
 
     def __str__(self) -> str:
         what = "clicks come as they used to again" if self.kind == OVER else "clicks are missing"
-        rate, expected = spoken_rate(self.rate_hz), spoken_rate(self.expected_hz)
+        rate, expected = rate_text(self.rate_hz), rate_text(self.expected_hz)
         return f"{what}: {rate}, about {expected} expected (after {self.at:,} clicks)"
 
 
@@ -100,15 +100,15 @@ class RateWatch:
         for time_s in times:
             self._latest.append(max(float(time_s), self._latest[-1] if self._latest else 0.0))
             self.counted += 1
-            found += self._look()
+            found += self._check()
             if self.counted % self.clicks_each == 0 and len(self._latest) > self.clicks_each:
                 self._learn()
         return found
 
     def silence(self, idle_s: float) -> RateNotice | None:
         """To be asked while nothing waits and nothing comes; `idle_s`: seconds for which nothing has come, of the time
-        in which the worker listened. A silence is told once. The latest clicks count as if they had come no more slowly
-        than expected: that they once did, while the worker was away, is no silence of now."""
+        in which the worker listened. A silence is reported once. The latest clicks count as if they had come no more
+        slowly than expected: that they once did, while the worker was down, is no silence of now."""
         if self.silent or not self._latest or idle_s <= 0 or self.expected_hz is None:
             return None
         took_s = min(self._latest[-1] - self._latest[0], (len(self._latest) - 1) / self.expected_hz)
@@ -116,15 +116,15 @@ class RateWatch:
         self.silent = notice.rate_hz < self.share * notice.expected_hz
         return notice if self.silent else None
 
-    def _look(self) -> list[RateNotice]:
-        was_falling, told = self.falling, self.missing
+    def _check(self) -> list[RateNotice]:
+        was_falling, reported = self.falling, self.missing
         notice = self._notice(self._latest[-1] - self._latest[0], self._latest[-1])
         self.falling = notice.rate_hz < self.share * notice.expected_hz * (BACK if was_falling else 1.0)
         self.silent = False
         if self.falling and not was_falling:
             self.outages += 1
             self.last_outage = notice.as_dict()
-        if self.falling == told:
+        if self.falling == reported:
             return []
         return [notice if self.falling else replace(notice, kind=OVER)]
 

@@ -2,8 +2,8 @@
 
 Its packages import all of their modules, and those scipy.stats, SQLAlchemy and narwhals: 1.0 s at each start, and
 85 MB, for two detectors that need none of it. So river.drift and river.stats stand there as empty packages while the
-two modules are imported, and are taken away again: whoever imports river.drift later gets all of it. Where that does
-not work, as with another version of river, they are imported as ever.
+two modules are imported, and are taken away again: a module that imports river.drift later gets all of it. Where that
+does not work, as with another version of river, they are imported as ever.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""Notices that the world has changed: ADWIN and Page-Hinkley over the loss of each click and the hits of served lists.
+"""Detects that the stream has changed: ADWIN and Page-Hinkley over the loss of each click and the hits of served lists.
 
-What is watched, overall and for each event type, is the mean of every `clicks_each` clicks: people come in bursts, so
+What is watched, overall and for each event type, is the mean of every `clicks_each` clicks: users come in bursts, so
 the figures of neighbouring clicks resemble each other, and a detector that takes its values for independent would raise
 an alarm for each burst.
 """
@@ -18,7 +18,7 @@ from online.lifecycle.detectors import ADWIN, PageHinkley
 
 LOSS, HIT_RATE = "loss", "hit rate"
 WORSE, BETTER = "worse", "better"
-OTHER_TYPES = "other types"  # those that came after as many as are told apart
+OTHER_TYPES = "other types"  # those that came after the first ones, which have detectors of their own
 RECENT_MEANS = 5  # what counts as "now" when a detector says that something has changed, but not which way
 LATELY_MEANS = 40  # what `mean_loss` looks back on
 
@@ -35,7 +35,7 @@ class Alarm:
     direction: str  # "worse" or "better"
     before: float  # mean until the change, as far back as the detector's window goes
     after: float  # mean since
-    since: int  # the click at which the new world began, as far as can be told
+    since: int  # the click at which the new world began, as far as is known
     since_s: float
 
     @property
@@ -59,7 +59,7 @@ class Alarm:
         )
 
 
-class Found(NamedTuple):
+class Detection(NamedTuple):
     """What a signal's detectors have found."""
 
     detector: str
@@ -82,7 +82,7 @@ class Signal:
     """One series of figures, averaged over every `clicks_each` clicks, and the two detectors that watch it.
 
     ADWIN (Bifet & Gavaldà 2007) compares all ways of cutting its window in two, and finds changes of any speed and
-    direction. Page-Hinkley (Page 1954, Hinkley 1971) adds up how far values lie beyond their mean. Its limits are told
+    direction. Page-Hinkley (Page 1954, Hinkley 1971) adds up how far values lie beyond their mean. Its limits are
     in standard deviations, so that they suit any stream; the noise is taken from neighbouring values, in which a change
     of level hardly shows.
 
@@ -118,7 +118,7 @@ class Signal:
         values = [*self._lately] or self._pending
         return sum(values) / len(values) if values else 0.0
 
-    def update(self, at: int, figure: float) -> Found | None:
+    def update(self, at: int, figure: float) -> Detection | None:
         """Takes the figure of click number `at` (from 1)."""
         if not self._pending:
             self._pending_since = at - 1
@@ -129,7 +129,7 @@ class Signal:
         self._pending = []
         return self._add(value, self._pending_since)
 
-    def _add(self, value: float, since: int) -> Found | None:
+    def _add(self, value: float, since: int) -> Detection | None:
         before = float(self._adwin.estimation)
         self._emit(value, self._values[-1] if self._values else None)
         self._values.append(value)
@@ -137,9 +137,9 @@ class Signal:
         self._lately.append(value)
         recent = self._values[-RECENT_MEANS:]
         if self._adwin.drift_detected:
-            return self._found("ADWIN", worse=self.bad * (sum(recent) / len(recent) - before) > 0)
+            return self._detection("ADWIN", worse=self.bad * (sum(recent) / len(recent) - before) > 0)
         if self._page_hinkley.drift_detected:
-            return self._found("Page-Hinkley", worse=True)
+            return self._detection("Page-Hinkley", worse=True)
         if len(self._values) >= self.sensitivity.values_held:
             self._restart_at(self.sensitivity.values_held // 2)
         return None
@@ -154,12 +154,12 @@ class Signal:
         self._page_hinkley.threshold = self.sensitivity.threshold * noise
         self._page_hinkley.update(self.bad * value)
 
-    def _found(self, detector: str, *, worse: bool) -> Found:
+    def _detection(self, detector: str, *, worse: bool) -> Detection:
         values = np.array(self._values)
         cut = change_point(self.bad * values if worse else -self.bad * values)
-        found = Found(detector, float(values[:cut].mean()), float(values[cut:].mean()), self._since[cut], worse)
+        detection = Detection(detector, float(values[:cut].mean()), float(values[cut:].mean()), self._since[cut], worse)
         self._restart_at(cut)
-        return found
+        return detection
 
     def _restart_at(self, cut: int) -> None:
         self.restart(self._values[cut:], self._since[cut:])
@@ -235,13 +235,13 @@ class DriftWatch:
             if self.watched % self.clicks_each == 0:
                 self._times.append((self.watched, float(time_s)))
             self.watched += 1
-            for signal, figure in self._told(event_type, float(loss), float(hit)):
+            for signal, figure in self._figures(event_type, float(loss), float(hit)):
                 change = signal.update(self.watched, figure)
-                if change is not None and (alarm := self._judge(signal, change, float(time_s))) is not None:
+                if change is not None and (alarm := self._alarm(signal, change, float(time_s))) is not None:
                     found.append(alarm)
         return found
 
-    def _told(self, event_type: str, loss: float, hit: float) -> Iterator[tuple[Signal, float]]:
+    def _figures(self, event_type: str, loss: float, hit: float) -> Iterator[tuple[Signal, float]]:
         """The signals that a click belongs to, with its figures."""
         if event_type not in self._signals and len(self._signals) > self.types_max:
             event_type = OTHER_TYPES
@@ -252,7 +252,7 @@ class DriftWatch:
             yield losses, loss
             yield hits, hit
 
-    def _judge(self, signal: Signal, change: Found, time_s: float) -> Alarm | None:
+    def _alarm(self, signal: Signal, change: Detection, time_s: float) -> Alarm | None:
         last = self.last_alarm if change.worse else self.last_improvement
         if last is not None and self.watched - last["at"] < self.cooling_clicks:
             return None

@@ -1,4 +1,4 @@
-"""How what happens to the model reaches people."""
+"""How what happens to the model reaches operators."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -27,8 +27,8 @@ ROWS_OF = ("network.items.", "vectors.")  # weights with a row for each item
 
 
 def examples(learner: Learner, recent_share: float, random: np.random.Generator) -> ClicksOldestFirst | None:
-    """Histories to learn from, at most `finetune_histories`: those of the people seen last, and a uniform sample of all
-    clicks so far with what led to them (online/learner/reservoir.py). None: nobody has two clicks on known items yet.
+    """Histories to learn from, at most `finetune_histories`: those of the users seen last, and a uniform sample of all
+    clicks so far with what led to them (online/learner/reservoir.py). None: no user has two clicks on known items yet.
 
     Whose clicks are mostly flagged is in neither.
 

@@ -50,7 +50,7 @@ class SequentialGate:
     - *publish*: the candidate's mean score is above (1 − margin) of the live one's, at half of `alpha`;
     - *reject*: it is below the live one's (with a negative margin: below what it has to reach), at `alpha`;
     - after `clicks_max` clicks: publish if an ordinary one-sided interval of that fixed size, at the other half of
-      `alpha`, says the first; reject otherwise. So what cannot be told apart is thrown away.
+      `alpha`, says the first; reject otherwise. So what cannot be distinguished is thrown away.
     """
 
     def __init__(self, limits: GateLimits) -> None:
@@ -105,7 +105,7 @@ class SequentialGate:
             self.decision = "publish" if sure else "reject"
 
     def _spread(self) -> float:
-        """Tightest at a quarter of the limit: most candidates are told apart before it, and few need all of it."""
+        """Tightest at a quarter of the limit: most candidates are decided before it, and few need all of it."""
         blocks = self.limits.clicks_max / self.limits.block_clicks / 4
         return mixture_spread(self.limits.alpha, max(blocks, BLOCKS_MIN))
 

@@ -13,7 +13,7 @@ from typing import Any
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.interval import IntervalTrigger
 
-LOOK_S = 1.0  # between two looks at the clocks
+CHECK_S = 1.0  # between two looks at the clocks
 JUMP_S = 1.0  # that the wall clock has to gain or lose against the monotonic one
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]  # it is not t
             self._apart += jump_s
             self._follow(jump_s)
         wait_s = super()._process_jobs()
-        return LOOK_S if wait_s is None else min(wait_s, LOOK_S)
+        return CHECK_S if wait_s is None else min(wait_s, CHECK_S)
 
     def _follow(self, jump_s: float) -> None:
         """The wall clock was set by so much."""

@@ -25,7 +25,7 @@ from online.metrics import K, hit_and_ndcg_at
 
 class Diversity:
     """How many items the latest Q lists have between them, in effect: exp of the entropy (Hill 1973: order 1) of how
-    often each stands in them. Everybody gets the same ten: 10."""
+    often each stands in them. All users get the same ten: 10."""
 
     def __init__(self, lists: int) -> None:
         self._tops: deque[NDArray[np.int64]] = deque(maxlen=lists)
@@ -55,7 +55,7 @@ class Diversity:
 class ShadowEvaluation:
     """Weights that rank each click before they learn it, as the live ones do, and how both have fared.
 
-    They read the latest clicks of each person anew each time: the memories that attention is continued from belong to
+    They read the latest clicks of each user anew each time: the memories that attention is continued from belong to
     the live network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live
     ones do not, lists that all look alike.
     """
@@ -79,7 +79,7 @@ class ShadowEvaluation:
         self._skipped = (self.weights.skipped, self.learner.weights.skipped)
 
     def forget_lists(self) -> None:
-        """The latest lists, whose variety is looked at: somebody's is among them."""
+        """The latest lists, whose diversity is measured: a forgotten user's is among them."""
         for variety in (self.mine, self.live):
             variety.load_state(np.zeros((0, K), np.int64))
 

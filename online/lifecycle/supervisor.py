@@ -1,7 +1,7 @@
 """Who decides which weights serve: fine-tuning when asked, trials in the shadow, versions, and the way back.
 
 The loop calls `on_batch` with each micro-batch, once its lists are out, and `step` once a turn.
-Whatever is decided is told in one line with its figures.
+Each decision is a notice: one line with its figures.
 """
 
 import queue
@@ -29,7 +29,7 @@ from online.lifecycle.versions import VersionError, Versions
 from stream.events import Click
 
 SLOW_HERE = 0.5  # of the expected rate: clicks that are read faster are not missing
-SKIPPED_TOLD_EACH = 1_000  # clicks between two notices of updates that were stopped
+SKIPPED_REPORTED_EACH = 1_000  # clicks between two notices of updates that were skipped
 
 #: Reads a checkpoint by its number -> arrays and state. Raises VersionError where it cannot be read.
 ReadCheckpoint = Callable[[int], tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]
@@ -75,10 +75,13 @@ class Supervisor:
         self._asked: dict[str, Any] | None = None
         self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
         self._flood = FloodWatch()
-        self._outage_told = False  # and not yet that it is over
+        self._outage_reported = False  # and its end is not yet
         self._monotonic = monotonic
         self._read_at = deque([monotonic()], maxlen=settings.outage_clicks + 1)  # when the latest clicks were, here
-        self._skipped_told = (0, -SKIPPED_TOLD_EACH)  # updates stopped, and clicks learned, at the latest notice
+        self._skipped_reported = (
+            0,
+            -SKIPPED_REPORTED_EACH,
+        )  # updates skipped, clicks learned: at the latest notice
 
     # Asking
 
@@ -110,8 +113,8 @@ class Supervisor:
 
     @property
     def outage(self) -> bool:
-        """Whether clicks are missing, as far as people were told."""
-        return self._outage_told
+        """Whether clicks are missing, as far as it was reported."""
+        return self._outage_reported
 
     @property
     def flooded(self) -> bool:
@@ -130,15 +133,15 @@ class Supervisor:
         for trial in (self.candidate, self.predecessor):
             if trial is not None:
                 trial.update(learned)
-        self._look_at_live(learned)
+        self._check_live(learned)
         if self.changes is not None:
             for notice in self.changes.update(clicks, learned, arrived_at):
                 self._notice(notice)
 
     def silence(self, idle_s: float) -> None:
         """No messages come, and none wait; `idle_s`: seconds for which none has come."""
-        for notice in [] if self.changes is None or self._outage_told else self.changes.silence(idle_s):
-            self._outage_told = True
+        for notice in [] if self.changes is None or self._outage_reported else self.changes.silence(idle_s):
+            self._outage_reported = True
             self._emit(notice.kind, str(notice), notice.as_dict())
 
     def step(self, *, late: bool = False) -> bool:
@@ -148,15 +151,15 @@ class Supervisor:
         while not self._rollbacks.empty():
             self._roll_back_to(*self._rollbacks.get())
         if self.predecessor is not None and not self.predecessor.paused:
-            self._judge_predecessor(self.predecessor)
+            self._decide_predecessor(self.predecessor)
         if self.candidate is not None:
-            self._judge_candidate(self.candidate)
+            self._decide_candidate(self.candidate)
         elif not late:
             self._finetune()
         return self.learner.version != before
 
     def forget(self) -> None:
-        """Somebody is forgotten: a fine-tuning under way may have read their clicks, and begins anew."""
+        """A user is forgotten: a fine-tuning under way may have read their clicks, and begins anew."""
         if self.finetuning is not None:
             self.finetuning, self._asked = None, self._asked or self._why
         for trial in (self.candidate, self.predecessor):
@@ -214,7 +217,7 @@ class Supervisor:
 
     # Decisions
 
-    def _judge_candidate(self, trial: ShadowEvaluation) -> None:
+    def _decide_candidate(self, trial: ShadowEvaluation) -> None:
         if trial.decision == "publish":
             self._publish(trial)
         elif trial.decision == "reject":
@@ -223,7 +226,7 @@ class Supervisor:
             reason = trial.fault or f"{_compared(figures)} after {figures['clicks']:,} clicks"
             self._emit("rejected", f"{trial.facts['why']}: {reason}", trial.facts["figures"] | figures)
 
-    def _judge_predecessor(self, trial: ShadowEvaluation) -> None:
+    def _decide_predecessor(self, trial: ShadowEvaluation) -> None:
         if trial.decision == "go on":
             return
         trial.paused = True
@@ -262,14 +265,15 @@ class Supervisor:
             self.candidate = None
 
     def _roll_back_to(self, number: int, why: str) -> None:
-        """As people ask: the weights of that version's checkpoint. Counts, memories and histories stay those of now."""
+        """As an operator asks: the weights of that version's checkpoint. Counts, memories and histories stay as they
+        are."""
         try:
             version = self.versions.held(number)
             if self._read_checkpoint is None:
                 raise VersionError("there are no checkpoints here")
             arrays, state = self._read_checkpoint(version.checkpoint or 0)
         except VersionError as error:
-            self._emit("guard", f"not rolled back to version {number}: {error}", {})
+            self._emit("rollback_refused", f"not rolled back to version {number}: {error}", {})
             return
         self._take_back(self._weights_of(arrays, state["learner"]), number, why, {})
 
@@ -284,19 +288,19 @@ class Supervisor:
         weights.move_rows(old, new, len(self.learner.store))
         return weights
 
-    # What is told
+    # Notices
 
-    def _look_at_live(self, learned: BatchResult) -> None:
-        """Live weights that cannot go on; updates of them that were stopped, and clicks that were kept from them."""
+    def _check_live(self, learned: BatchResult) -> None:
+        """Live weights that cannot go on; updates of them that were skipped, and floods of flagged clicks."""
         paused = self.predecessor is not None and self.predecessor.paused
         if paused and not learned.finite():
             self._compare_with_predecessor()
-        skipped, (told, at) = self.learner.weights.skipped, self._skipped_told
-        if skipped > told and self.totals.learned - at >= SKIPPED_TOLD_EACH:
-            self._emit("guard", f"{skipped - told} updates stopped: gradients exploded or were not finite", {})
-            self._skipped_told = (skipped, self.totals.learned)
+        skipped, (reported, at) = self.learner.weights.skipped, self._skipped_reported
+        if skipped > reported and self.totals.learned - at >= SKIPPED_REPORTED_EACH:
+            self._emit("update_skipped", f"{skipped - reported} updates skipped: gradients exploded or not finite", {})
+            self._skipped_reported = (skipped, self.totals.learned)
         if (flood := self._flood.update(self.totals.learned, self.learner.abuse_filter.total)) is not None:
-            self._emit("guard", *flood)
+            self._emit(*flood)
         if (turned := self.learner.abuse_filter.net.take_notice()) is not None:
             self._emit(*turned)
 
@@ -311,14 +315,14 @@ class Supervisor:
             self._compare_with_predecessor()
 
     def _notice_of_rate(self, notice: RateNotice) -> None:
-        """An outage is told if clicks are read slowly here too: else the worker catches up with what came slowly once,
-        or the broker's clock was set. What was told to begin is told to end."""
+        """An outage is reported if clicks are read slowly here too: else the worker catches up with what came slowly
+        once, or the broker's clock was set. What was reported to begin is reported to end."""
         begins = notice.kind == OUTAGE
         took_s = self._monotonic() - self._read_at[0]
         slow_here = len(self._read_at) - 1 < SLOW_HERE * notice.expected_hz * took_s
-        if begins == self._outage_told or (begins and not slow_here):
+        if begins == self._outage_reported or (begins and not slow_here):
             return
-        self._outage_told = begins
+        self._outage_reported = begins
         self._emit(notice.kind, str(notice), notice.as_dict())
 
     def _compare_with_predecessor(self) -> None:
@@ -340,9 +344,9 @@ class Supervisor:
                 arrays[name], state[name] = trial.to_state()
         return joined(arrays), state | {
             "asked": self._why if self.finetuning is not None else self._asked,
-            "skipped_told": list(self._skipped_told),
+            "skipped_told": list(self._skipped_reported),
             "flood": self._flood.to_state(),
-            "outage_told": self._outage_told,
+            "outage_told": self._outage_reported,
             "changes": None if self.changes is None else self.changes.to_state(),
         }
 
@@ -354,12 +358,12 @@ class Supervisor:
                 setattr(self, name, ShadowEvaluation.restored(self.learner, limits, below(arrays, name), state[name]))
         self._asked = state["asked"]
         skipped, at = state["skipped_told"]
-        self._skipped_told = (skipped, at)
+        self._skipped_reported = (skipped, at)
         self._flood.load_state(state["flood"])
-        self._outage_told = state["outage_told"]
+        self._outage_reported = state["outage_told"]
         if self.changes is not None:
             self.changes.load_state(state["changes"])
-            self.changes.rates.silent = self._outage_told and not self.changes.rates.falling
+            self.changes.rates.silent = self._outage_reported and not self.changes.rates.falling
 
 
 def _compared(figures: Mapping[str, Any]) -> str:

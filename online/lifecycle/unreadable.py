@@ -1,4 +1,4 @@
-"""When people are told that a large share of a topic's messages cannot be read: as it begins, and when it is over."""
+"""Notices that a large share of a topic's messages cannot be read: as that begins, and when it is over."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class UnreadableWatch:
     """
 
     def __init__(self, topic: str, *, share: float, messages: int, emit: Emit) -> None:
-        """`share`: 0: people are never told."""
+        """`share`: 0: no notice is ever emitted."""
         self._topic, self._share, self._half, self._emit = topic, share, max(1, messages // 2), emit
         self.began = False  # and is not over
         self._meanwhile = 0  # unreadable messages since it began

@@ -1,4 +1,4 @@
-"""How long to wait before something that is away is asked again."""
+"""How long to wait before something that is unavailable is asked again."""
 
 import logging
 import random
@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+
 from online.config.settings import Settings
 
-SAID_EVERY_S = 30.0  # what is waited for is said again after so long
+REPORTED_EVERY_S = 30.0  # what is waited for is logged again after so long
 ATTEMPTS_SHARE_MAX = 0.2  # of the time may go to attempts, however long each takes to fail
 
 T = TypeVar("T")
@@ -18,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
-    """It was to stop while something was still away."""
+    """It was to stop while something was still unavailable."""
 
 
 class Backoff:
     """Waits between attempts: doubling from `first_s` to `longest_s`, each up to half shorter by chance, so that many
-    who lost the same server do not come back at once.
+    clients of one server do not come back at once.
 
-    An attempt that takes long to fail is followed by a wait in proportion: whoever makes attempts between other work
-    gets on with that. `random`: from 0 to 1.
+    An attempt that takes long to fail is followed by a wait in proportion: a loop that makes attempts between
+    other work gets on with that. `random`: from 0 to 1.
     """
 
     def __init__(
@@ -67,41 +69,43 @@ def backoff(settings: Settings, monotonic: Callable[[], float] = time.monotonic)
     return Backoff(settings.retry_s_min, settings.retry_s_max, monotonic=monotonic)
 
 
-class Patience:
-    """Tries again what cannot be done yet, until it can or `stop` is set, and says what it waits for.
+def retry_until(
+    attempt: Callable[[], T],
+    *,
+    settings: Settings,
+    stop: threading.Event,
+    unavailable: tuple[type[Exception], ...],
+    report: Callable[[str | None], None] = lambda _: None,
+) -> T:
+    """Tries again what cannot be done yet, until it can -> what `attempt` returns.
 
-    `away`: the errors that are worth waiting for; others are raised. `tell` gets the line that is waited for, with each
-    attempt that fails, and None once nothing is.
+    `unavailable`: the errors that are worth waiting for; others are raised. `report` gets the line that is waited for,
+    with each attempt that fails, and None once nothing is. Raises StoppedError once `stop` is set.
     """
+    backing_off, began = backoff(settings), time.monotonic()
+    logged, logged_at = "", 0.0
 
-    def __init__(
-        self,
-        settings: Settings,
-        stop: threading.Event,
-        away: tuple[type[Exception], ...],
-        tell: Callable[[str | None], None] = lambda _: None,
-    ) -> None:
-        self._settings = settings
-        self._stop = stop
-        self._away = away
-        self._tell = tell
+    def failed(state: RetryCallState) -> None:
+        nonlocal logged, logged_at
+        assert state.outcome is not None
+        line, now = str(state.outcome.exception()), time.monotonic()
+        if line != logged or now - logged_at >= REPORTED_EVERY_S:
+            log.warning("waiting for %.0f s: %s", now - began, line)
+            logged, logged_at = line, now
+        report(line)
 
-    def until_done(self, attempt: Callable[[], T]) -> T:
-        """What `attempt` returns, once it does. Raises StoppedError."""
-        pause, said, said_at, began = backoff(self._settings), "", 0.0, time.monotonic()
-        while True:
-            try:
-                done = attempt()
-            except self._away as error:
-                line, now = str(error), time.monotonic()
-                if line != said or now - said_at >= SAID_EVERY_S:
-                    log.warning("waiting for %.0f s: %s", now - began, line)
-                    said, said_at = line, now
-                self._tell(line)
-                if self._stop.wait(pause.failed()):
-                    raise StoppedError from error
-            else:
-                if said:
-                    log.info("there after %.0f s", time.monotonic() - began)
-                    self._tell(None)
-                return done
+    def pause(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise StoppedError
+
+    retrying = Retrying(
+        retry=retry_if_exception_type(unavailable),
+        wait=lambda _: backing_off.failed(),
+        before_sleep=failed,
+        sleep=pause,
+    )
+    done = retrying(attempt)
+    if logged:
+        log.info("there after %.0f s", time.monotonic() - began)
+        report(None)
+    return done

@@ -65,11 +65,11 @@ class Catalogue:
         """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored."""
         mine = {p: offset for p, offset in self._progress.next_offsets.items() if p.topic == self._settings.items_topic}
         self._feed.start(mine)
-        self.look_again()
+        self.check_again()
 
-    def look_again(self) -> None:
+    def check_again(self) -> None:
         """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,
-        which earlier versions left for people who had clicked everything."""
+        which earlier versions left for users who had clicked everything."""
         self._asked = self._asked or bool(self._learner.unavailable) or self._settings.exclude_seen
 
     @property
@@ -130,7 +130,7 @@ class Catalogue:
                 short += [user for user, less in amended.items() if 2 * len(less.items) < self._settings.list_size]
                 self._cursor = cursor or None
                 if self._cursor is None:
-                    self._say()
+                    self._log_sweep()
                     break
         except ListsError:
             self._asked, self._cursor = True, None  # another server knows nothing of this cursor
@@ -145,7 +145,7 @@ class Catalogue:
         kept = [pair for pair in zip(top.items, top.scores, strict=False) if pair[0] not in unavailable]
         return top.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
 
-    def _say(self) -> None:
+    def _log_sweep(self) -> None:
         log.info(
             "%d items are not available; %d lists had one of them, and lost it within %.1f s",
             len(self._learner.unavailable), self._amended, time.monotonic() - self._began_at,

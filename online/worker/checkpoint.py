@@ -4,7 +4,7 @@ A checkpoint is a folder: `arrays.safetensors`, `state.json`, and `manifest.json
 is written under a temporary name, synced, and renamed; so a folder with its final name is complete, and the sums tell
 whether the disk has kept it, the manifest itself included. Nothing in it is executable: no pickle.
 
-One that must not be gone on from any more may be thinned: it holds what of it others still need.
+One that must not be gone on from any more may be stripped: it holds what of it others still need.
 """
 
 import errno
@@ -56,7 +56,7 @@ class Checkpoints:
     """The latest `kept` checkpoints in one folder, numbered upwards, and those that are pinned.
 
     So at most `kept` + as many as are pinned stand there, and one more while it is written. What is pinned is for who
-    saves to say, each time; it is saved with the rest, so after a crash nobody has to remember it.
+    saves to say, each time; it is saved with the rest, so it survives a crash.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
@@ -154,7 +154,7 @@ class Checkpoints:
             shutil.rmtree(writing, ignore_errors=True)
             raise _cannot_write(self.folder, error) from error
 
-    def thin(
+    def strip(
         self, number: int, keep: Callable[[str], bool], state_of: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> None:
         """Leaves of a checkpoint the arrays whose names `keep` wants, and what `state_of` makes of its state: `read`
@@ -171,8 +171,8 @@ class Checkpoints:
         thin.rename(self._path(number))
         _sync(self.folder)
 
-    def thinned(self) -> set[int]:
-        """Numbers of those that were thinned."""
+    def stripped(self) -> set[int]:
+        """Numbers of those that were stripped."""
         return {number for number in self.numbers() if _is_thinned(self._path(number))}
 
     @contextmanager
@@ -214,14 +214,14 @@ class Checkpoints:
         """The latest checkpoint that is whole: its number, arrays and state; None where there is none at all.
 
         Raises:
-            CheckpointError: there are checkpoints, but none can be used. Starting anew is for a person to decide.
+            CheckpointError: there are checkpoints, but none can be used. Starting anew is for the operator to decide.
         """
         reasons = []
         for number in reversed(self.numbers()):
             path = self._path(number)
             try:
                 if _is_thinned(path):
-                    raise ValueError("it holds a version's weights only, since somebody was forgotten")
+                    raise ValueError("it holds a version's weights only, since a user was forgotten")
                 arrays, state = _read(path)
             except _UNREADABLE as error:
                 reasons.append(f"{path}: {error}")

@@ -6,11 +6,10 @@ from typing import Any
 
 from online.worker.backoff import Backoff
 from online.worker.poison_pills import Place, place
+from stream.broker import Eraser
 from stream.dead_letters import DeadLetter, DeadLetters, dead_letter
-from stream.eraser import Eraser
 from stream.events import BadEvent
-from stream.readers import TopicReader
-from stream.source import Partition, Producer, Record, SourceError
+from stream.source import Partition, Producer, Record, SourceError, TopicReader
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class DeadLetterWriter:
         return True
 
     def _put_again(self) -> None:
-        """Some may have arrived although nobody said so."""
+        """Some may have arrived although the broker did not acknowledge them."""
         arrived = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read(self._ends))}
         for record, bad in self._unacknowledged:
             if place(record) not in arrived:

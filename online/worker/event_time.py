@@ -32,7 +32,7 @@ def event_time(settings: Settings, clock: Callable[[], float] = time.time) -> Ev
 
 
 def not_ahead(seconds: float, record: Record, future_s_max: float) -> float:
-    """A clock that is ahead must not be everybody's: a click counts as made when it arrived at the latest, by the
+    """A clock that is ahead must not move the stream's: a click counts as made when it arrived at the latest, by the
     broker's clock. Where the two are further apart than any click may be, it is the broker's that is wrong."""
     latest = arrived_at(record)
     return latest if 0 < seconds - latest <= future_s_max else seconds

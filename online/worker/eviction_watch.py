@@ -1,4 +1,4 @@
-"""A Redis that is too small and evicts lists: noticed, told once, and not fought.
+"""A Redis that is too small and evicts lists: detected, reported once, and not fought.
 
 To write an evicted list anew only evicts another. So while Redis evicts, lists go to those who click, who are there and
 will look; lists that have aged are renewed where they still stand; and the popular list, which all others get, is
@@ -16,12 +16,12 @@ from typing import Any
 from online.lifecycle.emit import Emit
 from stream.lists import Lists, ListsError, Memory
 
-LOOK_S = 5.0  # between two looks at how full it is
+CHECK_S = 5.0  # between two checks of how full it is
 ROOM_SHARE = 0.9  # of its memory, below which it has room again
 OVER_S = 10.0  # there must be room for so long; after the next time twice as long
 OVER_S_MAX = 3_600.0
 UNKNOWN_FACTOR = 60.0  # times as long, where it does not say whether it has room
-LOSSES_MAX = 3  # times that all was lost within LOSSES_S: whoever cannot say why is too small, or as good as
+LOSSES_MAX = 3  # times that all was lost within LOSSES_S: a server that cannot say why is too small, or as good as
 LOSSES_S = 60.0
 SAMPLE = 100  # lists written lately that are looked for where all seem lost
 
@@ -43,7 +43,7 @@ class EvictionWatch:
         """
         Args:
             lists: where lists stand.
-            tell: for notices.
+            emit: for notices.
             on_room: called when there is room again.
             clock: the computer's, in seconds since 1970.
             monotonic: in seconds, from any beginning.
@@ -56,20 +56,20 @@ class EvictionWatch:
         self._on_room = on_room
         self._clock = clock
         self._monotonic = monotonic
-        self._look_at = -math.inf
+        self._check_at = -math.inf
         self._said_why_not = False
         self._losses: deque[float] = deque(maxlen=LOSSES_MAX)
         self._full_at = 0.0  # when it was last seen to have no room
         self._over_s = OVER_S
 
-    def look(self) -> None:
-        """To be called about once a second while Redis answers: every LOOK_S it is asked how full it is."""
-        if self._monotonic() < self._look_at:
+    def check(self) -> None:
+        """To be called about once a second while Redis answers: every CHECK_S it is asked how full it is."""
+        if self._monotonic() < self._check_at:
             return
         rose = self._ask()
         if self.since is None:
             if rose:
-                self._begin(f"{rose:,} keys had to make room within {LOOK_S:.0f} s")
+                self._begin(f"{rose:,} keys had to make room within {CHECK_S:.0f} s")
         elif rose or not self._has_room():
             self._full_at = self._monotonic()
         elif self._monotonic() - self._full_at >= self._over_s * (UNKNOWN_FACTOR if self.memory is None else 1):
@@ -95,7 +95,7 @@ class EvictionWatch:
 
     def _ask(self) -> int:
         """Looks how full it is -> how many keys it has evicted since the last look."""
-        self._look_at = self._monotonic() + LOOK_S
+        self._check_at = self._monotonic() + CHECK_S
         before = self.memory
         try:
             self.memory = self._lists.memory()

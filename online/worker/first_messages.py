@@ -1,7 +1,7 @@
 """What is looked at in the first messages of a worker: whether they have the fields that a click needs.
 
-A wrong name of a field turns every message into a dead letter. So it is told at once, with the names that are there,
-and with the setting that would mend it. Names are told, never values.
+A wrong name of a field turns every message into a dead letter. So it is reported at once, with the names that are
+there, and with the setting that would mend it. Names are shown, never values.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from stream.redact import BOM, is_name
 from stream.timestamps import span
 
 FIRST = 100  # messages that are looked at
-FEW = 20  # judged before that only where nothing was learned yet
+FEW = 20  # checked before that only where nothing was learned yet
 _NAMES_MAX = 20
 _EARLY_S = 20 * 365.25 * 86_400  # 1990: no click was made before
 _KIND = "first_messages"
@@ -34,7 +34,7 @@ class FirstMessages:
         self._paths: Counter[str] = Counter()
         self._present: Counter[str] = Counter()  # messages that have one of our fields, where it is read from
 
-    def saw(self, value: bytes | None, event: Click | BadEvent) -> None:
+    def update(self, value: bytes | None, event: Click | BadEvent) -> None:
         """Takes a message, and what it was read as."""
         self._messages += 1
         if isinstance(event, Click):
@@ -44,7 +44,7 @@ class FirstMessages:
             paths = {field: self._names.paths.get(field, field) for field in self._fields}
             self._present.update(field for field, path in paths.items() if at(fields, path) is not None)
         if self._messages == FIRST:
-            self._judge()
+            self._check()
 
     @property
     def _fields(self) -> list[str]:
@@ -53,9 +53,9 @@ class FirstMessages:
     def nothing_more(self, *, learned: int) -> None:
         """To be called while no message comes. `learned`: clicks so far, also before this start."""
         if not self.done and self._messages and (self._messages >= FEW or not learned):
-            self._judge()
+            self._check()
 
-    def _judge(self) -> None:
+    def _check(self) -> None:
         self.done = True
         missing = [field for field in self._fields if not self._present[field]]
         if self._messages < FIRST:

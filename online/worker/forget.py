@@ -1,10 +1,10 @@
-"""Forgetting somebody: everything that is theirs goes, in an order that a crash at any moment does not undo.
+"""Forgetting a user: everything that is theirs goes, in an order that a crash at any moment does not undo.
 
-That somebody is to be forgotten stands in order among the clicks, by the digest of their id (stream/people.py). The
-loop meets it like a click: what came before is learned, then all of the person goes out of memory. Outputs come next,
+That a user is to be forgotten stands in order among the clicks, by the digest of their id (stream/people.py). The
+loop meets it like a click: what came before is learned, then all of the user goes out of memory. Outputs come next,
 as always: their list in Redis, their dead letters. Then a checkpoint is written at once, and those before it, which
-know the person still, go within `forget_checkpoints_s`: what versions need to be rolled back to, weights and
-vocabulary, stays. What cannot be done now (Redis is away, the broker refuses) is owed, also across a restart.
+know the user still, go within `forget_checkpoints_s`: what versions need to be rolled back to, weights and
+vocabulary, stays. What cannot be done now (Redis is unavailable, the broker refuses) is pending, also across a restart.
 """
 
 import logging
@@ -19,30 +19,30 @@ from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.versions import Versions
-from online.worker.arrived import ToForget
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.list_writer import ListWriter
+from online.worker.micro_batches import ForgetRequest
 from online.worker.progress import Progress
 from online.worker.quoted import quoted_in
 from stream.dead_letters import DeadLetter
 from stream.people import digest_of, owner_number, people_in
 from stream.source import Partition, SourceError
 
-WEIGHTS = "weights."  # arrays of a checkpoint that are nobody's
-#: Parts of a checkpoint's state whose texts name items, topics and our own words; nobody stands there.
+WEIGHTS = "weights."  # arrays of a checkpoint that name no user
+#: Parts of a checkpoint's state whose texts name items, topics and our own words; no user stands there.
 NAMES_OF_OTHERS = {
     *(("learner", "items"), ("learner", "event_types")),
     *(("progress",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
 }
-QUOTING = (("notices",), ("dead_letters",))  # a line for people may quote an id; the rest are our own words
-KEYED_BY_PEOPLE = ("learner", "states", "built")
+QUOTING = (("notices",), ("dead_letters",))  # a line for operators may quote an id; the rest are our own words
+KEYED_BY_USERS = ("learner", "states", "built")
 
 log = logging.getLogger(__name__)
 
 
 class Forgetting:
-    """Does it, and knows what is owed still; part of each checkpoint. For the loop's thread alone."""
+    """Does it, and knows what is pending; part of each checkpoint. For the loop's thread alone."""
 
     def __init__(
         self,
@@ -65,9 +65,9 @@ class Forgetting:
         self._emit, self._clock = emit, monotonic
         self._letters: set[tuple[str, str, int, int]] = set()  # digest; dead letters of topic, partition, before offset
         self._before: tuple[int, float] | None = None  # checkpoints with lower numbers are to go, and when
-        self.unsaved = False  # whether somebody was forgotten after the latest checkpoint
+        self.unsaved = False  # whether a user was forgotten after the latest checkpoint
 
-    def forget(self, one: ToForget) -> None:
+    def forget(self, one: ForgetRequest) -> None:
         digest, record = one.event.user_sha256, one.record
         found = self.learner.forget(digest)
         self.writer.forget(digest)
@@ -75,7 +75,7 @@ class Forgetting:
         self._letters.add((digest, record.topic, record.partition, record.offset))
         self.unsaved = True
         if any(found.values()):
-            self._emit("forgotten", f"somebody was forgotten, with {found['moments']:,} moments", found)
+            self._emit("forgotten", f"a user was forgotten, with {found['moments']:,} moments", found)
 
     @property
     def has_pending(self) -> bool:
@@ -89,9 +89,9 @@ class Forgetting:
             try:
                 erased = self.dead_letters.erase(self._is_gone)
             except SourceError as error:
-                log.warning("dead letters of people who were forgotten stay for now: %s", error)
+                log.warning("dead letters of users who were forgotten stay for now: %s", error)
             else:
-                log.info("%d dead letters of people who were forgotten are gone", erased)
+                log.info("%d dead letters of users who were forgotten are gone", erased)
                 self._letters.clear()
         if self.unsaved:
             self._before = (number, self._clock() + self.settings.forget_checkpoints_s)
@@ -106,38 +106,38 @@ class Forgetting:
         return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in mine)
 
     def drop_checkpoints(self) -> None:
-        """Where it is time: one that knows people who were forgotten goes, or is cut down to what a rollback needs."""
+        """Where it is time: one that knows users who were forgotten goes, or is cut down to what a rollback needs."""
         if self._before is None or self._clock() < self._before[1] or not self._written:
             return
         for number in self._older():
             try:
                 if number in self.versions.pinned:
-                    self.checkpoints.thin(number, _is_nobodys, _vocabulary_of)
+                    self.checkpoints.strip(number, _is_weight, _vocabulary_of)
                 else:
                     self.checkpoints.remove(number)
-            except CheckpointError as error:  # it cannot be read: what nobody can use helps nobody
-                log.warning("%s; it goes, because it knows somebody who was forgotten", error)
+            except CheckpointError as error:  # it cannot be read, so it is of no use
+                log.warning("%s; it goes, because it knows a user who was forgotten", error)
                 self.checkpoints.remove(number)
             return  # the next with the next turn: clicks wait
         self._before = None
 
     @property
     def _written(self) -> bool:
-        """Whether there is a checkpoint without the person: the disk may have been full."""
+        """Whether there is a checkpoint without the user: the disk may have been full."""
         return self._before is not None and max(self.checkpoints.numbers(), default=0) >= self._before[0]
 
     def _older(self) -> list[int]:
         assert self._before is not None
-        thin = self.checkpoints.thinned()
-        return [number for number in self.checkpoints.numbers() if number < self._before[0] and number not in thin]
+        stripped = self.checkpoints.stripped()
+        return [number for number in self.checkpoints.numbers() if number < self._before[0] and number not in stripped]
 
     def waits_for(self) -> list[str]:
-        """What is owed, in lines for people."""
+        """What is pending, in lines for operators."""
         found = []
         if self.unsaved or (self._before is not None and not self._written):
-            found.append("a checkpoint without the person is not written yet")
-        if self.writer.unwanted:
-            found.append("Redis is away: the list will be deleted when it is back")
+            found.append("a checkpoint without the user is not written yet")
+        if self.writer.pending_deletes:
+            found.append("Redis is unavailable: the list will be deleted when it is back")
         if self._letters:
             found.append("the dead letters are not taken out yet: the broker did not let the worker, see its log")
         if self._before is not None and (older := self._older()):
@@ -147,7 +147,7 @@ class Forgetting:
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """What `nextclick forget` asks: `forget`, a digest; `after`, [topic, partition, next offset] that the loop has
-        to have passed; `search`, whether to search too -> `passed`, `waits_for`, and how often the person is found in
+        to have passed; `search`, whether to search too -> `passed`, `waits_for`, and how often the user is found in
         `memory`, by kind, and in `checkpoints`, by number."""
         digest = str(request["forget"])
         places = [(Partition(str(topic), int(number)), int(offset)) for topic, number, offset in request["after"]]
@@ -155,13 +155,13 @@ class Forgetting:
         waits = self.waits_for() if passed else ["the worker has not come to it yet: clicks wait"]
         found: dict[str, Any] = {"passed": passed, "waits_for": waits}
         if request.get("search"):
-            lists = sum(digest_of(user) == digest for user in self.writer.people())
+            lists = sum(digest_of(user) == digest for user in self.writer.users())
             found["memory"] = self.learner.holds(digest) | {"lists to be written": lists}
             found["checkpoints"] = self._search(digest)
         return found
 
     def _search(self, digest: str) -> dict[str, int | None]:
-        """How often each checkpoint names the person or marks something as theirs; None: it cannot be read."""
+        """How often each checkpoint names the user or marks something as theirs; None: it cannot be read."""
         found: dict[str, int | None] = {}
         for number in self.checkpoints.numbers():
             try:
@@ -186,7 +186,7 @@ class Forgetting:
         self._before = None if state["before"] is None else (state["before"], self._clock())
 
 
-def _is_nobodys(name: str) -> bool:
+def _is_weight(name: str) -> bool:
     return name.startswith(WEIGHTS)
 
 
@@ -195,7 +195,7 @@ def _vocabulary_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _texts(value: Any, path: Sequence[str] = ()) -> Iterable[str]:
-    """Every text in a checkpoint's state that may be somebody's id."""
+    """Every text in a checkpoint's state that may be a user's id."""
     if tuple(path) in NAMES_OF_OTHERS:
         return
     if isinstance(value, str):
@@ -204,7 +204,7 @@ def _texts(value: Any, path: Sequence[str] = ()) -> Iterable[str]:
         else:
             yield value
     elif isinstance(value, Mapping):
-        if tuple(path) == KEYED_BY_PEOPLE:
+        if tuple(path) == KEYED_BY_USERS:
             yield from value
         for name, one in value.items():
             yield from _texts(one, (*path, name))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from online.config.settings import Settings
 from online.lifecycle.emit import Emit
 from online.lifecycle.unreadable import UnreadableWatch
-from online.worker.arrived import Arrived, ToForget
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.dedup import SeenEvents
 from online.worker.event_time import not_ahead
 from online.worker.first_messages import FirstMessages
+from online.worker.micro_batches import ForgetRequest, ReceivedClick
 from online.worker.poison_pills import INTERNAL_ERROR, InternalError, Quarantine, last_line, place
 from online.worker.progress import Progress
 from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
@@ -46,7 +46,7 @@ class Intake:
         self._limits, self._names = settings.limits, settings.click_names
         self._first = FirstMessages(self._names, emit)
 
-    def readable(self, records: Sequence[Record]) -> Iterator[Arrived | ToForget]:
+    def readable(self, records: Sequence[Record]) -> Iterator[ReceivedClick | ForgetRequest]:
         """What can be learned of these, in their order. Raises InternalError."""
         now = self.clock()
         if not records:
@@ -56,7 +56,7 @@ class Intake:
             if not isinstance(event, Forget):
                 self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
                 if not self._first.done:
-                    self._first.saw(record.value, event)
+                    self._first.update(record.value, event)
             if isinstance(event, BadEvent):
                 if event.reason == INTERNAL_ERROR:
                     self._put_aside(record, event)
@@ -65,12 +65,12 @@ class Intake:
                 self.dead_letters.put(record, event)
                 self.progress.dead_letters[event.reason] += 1
             elif isinstance(event, Forget):
-                yield ToForget(event, record)
+                yield ForgetRequest(event, record)
             elif event.event_id is not None and not self.seen.add(event.event_id):
                 self.progress.duplicates += 1
             else:
                 self.progress.put_aside = 0
-                yield Arrived(self._not_ahead(event, record), record)
+                yield ReceivedClick(self._not_ahead(event, record), record)
 
     def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
         detail = self.quarantine.aside(record)

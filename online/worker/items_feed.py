@@ -5,8 +5,7 @@ import queue
 import threading
 from collections.abc import Iterator, Mapping
 
-from stream.readers import TopicReader
-from stream.source import Partition, Record, SourceError
+from stream.source import Partition, Record, SourceError, TopicReader
 
 CLOSE_S_MAX = 5.0  # a reader that waits for its broker longer than that is left behind
 
@@ -17,7 +16,7 @@ class ItemsFeed:
     """Reads the items topic in a thread of its own, so that no click waits for a broker that is slow to answer.
 
     At most `records_max` records wait to be taken; it looks for new ones every `interval_s` seconds. While the broker
-    is away nothing comes, with one warning. The reader is its own from now on.
+    is unavailable nothing comes, with one warning. The reader is its own from now on.
     """
 
     def __init__(self, reader: TopicReader, *, records_max: int, interval_s: float) -> None:
@@ -35,7 +34,7 @@ class ItemsFeed:
 
     def take(self) -> list[Record]:
         """What waits, in order within each partition; never blocks."""
-        return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nobody else takes any
+        return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nothing else takes any
 
     def close(self) -> None:
         """Stop reading and free everything."""

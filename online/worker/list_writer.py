@@ -1,6 +1,6 @@
-"""Everything that is written to Redis, and what is owed to it: lists after clicks, lists that aged, lists left behind.
+"""Everything that is written to Redis, and what is pending: lists after clicks, lists that aged, lists it did not take.
 
-Redis may be away at any time. Learning goes on then; whose list is behind is remembered, also in the checkpoint.
+Redis may be unavailable at any time. Learning goes on then; whose list is behind is remembered, also in the checkpoint.
 """
 
 import itertools
@@ -19,11 +19,11 @@ from online.learner.batches import Ranking
 from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.metrics import Latencies
-from online.worker.arrived import Arrived
-from online.worker.backoff import SAID_EVERY_S
+from online.worker.backoff import REPORTED_EVERY_S
 from online.worker.catalogue import Catalogue
-from online.worker.departures import Departures
 from online.worker.eviction_watch import SAMPLE, EvictionWatch
+from online.worker.loss_notices import LossNotices
+from online.worker.micro_batches import ReceivedClick
 from online.worker.progress import Progress
 from online.worker.redis_link import RedisLink
 from online.worker.refresh import RefreshSchedule, StreamClock
@@ -47,7 +47,7 @@ class ListWriter:
         progress: Progress,
         catalogue: Catalogue,
         lists: Lists,
-        departures: Departures,
+        losses: LossNotices,
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
@@ -58,17 +58,17 @@ class ListWriter:
         self.progress = progress
         self.catalogue = catalogue
         self.lists = lists
-        self.departures = departures
+        self.losses = losses
         self.clock = clock
         # Users whose list in Redis is behind, longest first, and whether that is by a click: while Redis evicts, the
         # lists of the others are only to replace one that stands.
         self.stale: dict[str, bool] = {}
         self.popular_stale = False  # whether the popular list is
-        self.unwanted: dict[str, None] = {}  # digests of people whose list must not stand; before they click anew
+        self.pending_deletes: dict[str, None] = {}  # digests of users whose list must go, before they click anew
         self.latencies = Latencies()
         self.stream_clock = StreamClock(learner.clock, monotonic)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
-        self._loss_said_at = -math.inf
+        self._loss_reported_at = -math.inf
         self.link = RedisLink(
             settings,
             lists,
@@ -76,10 +76,10 @@ class ListWriter:
             on_loss=self._lost,
             on_return=self._returned,
         )
-        self.link.before = self._delete_unwanted
+        self.link.before = self._delete_pending
         self.evictions = EvictionWatch(lists, emit=emit, on_room=self.renew_all, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
-        self._owned: frozenset[int] | None = None  # partitions whose people's lists this worker writes; None: all
+        self._owned: frozenset[int] | None = None  # partitions whose users' lists this worker writes; None: all
 
     @property
     def redis_waits_since(self) -> float | None:
@@ -89,8 +89,8 @@ class ListWriter:
     @property
     def waiting(self) -> bool:
         """Whether there is something to write that Redis would take now."""
-        owed = bool(self.stale or self.unwanted) or self.popular_stale or self.catalogue.sweeping
-        return owed and self.link.taking and self.link.due
+        pending = bool(self.stale or self.pending_deletes) or self.popular_stale or self.catalogue.sweeping
+        return pending and self.link.taking and self.link.due
 
     @property
     def behind(self) -> int:
@@ -98,14 +98,14 @@ class ListWriter:
         return len(self.stale) + sum(user not in self.stale for user in self._ready)
 
     def start(self) -> None:
-        """Call it once, after the checkpoint is restored. Redis may be away."""
-        self.look()
+        """Call it once, after the checkpoint is restored. Redis may be unavailable."""
+        self.check()
         self.catalogue.start()
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Sees whether Redis has lost anything, however quietly. To be called about once a second."""
-        if self.link.due and self.link.look():
-            self.evictions.look()
+        if self.link.due and self.link.check():
+            self.evictions.check()
             if self.evictions.since is not None:
                 self.popular_stale = True  # what most are served must not be missing for longer
 
@@ -113,7 +113,7 @@ class ListWriter:
         return {
             "stale": list(self.stale),
             "popular_stale": self.popular_stale,
-            "unwanted": list(self.unwanted),
+            "unwanted": list(self.pending_deletes),
             "aging": self.aging.to_state(),
             "link": self.link.to_state(),
         }
@@ -122,11 +122,11 @@ class ListWriter:
         """Takes back what `to_state` gave; the learner has its histories back already."""
         self.stale = dict.fromkeys(state["stale"], True)
         self.popular_stale = state["popular_stale"]
-        self.unwanted = dict.fromkeys(state["unwanted"])
+        self.pending_deletes = dict.fromkeys(state["unwanted"])
         self.aging.load_state(state["aging"])
         self.link.load_state(state["link"])
 
-    def publish(self, batch: Sequence[Arrived], rankings: Mapping[str, Ranking]) -> None:
+    def publish(self, batch: Sequence[ReceivedClick], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of those who clicked, and the popular one; where Redis takes none, they stay pending."""
         self.stream_clock.now()  # from here on time passes until the next click
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
@@ -135,7 +135,7 @@ class ListWriter:
         histories.origins[histories.find(list(lasts))] = origins
         self.progress.latest_offset, self.progress.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
         lists = {user: self._top_list(rankings[user], one.offset, one.clicked_at_ms) for user, one in lasts.items()}
-        self.aging.renewed(lists)
+        self.aging.mark_refreshed(lists)
         self.popular_stale = True
         for user, one in lasts.items():
             self.stale.pop(user, None)
@@ -144,7 +144,7 @@ class ListWriter:
             self.settle()
 
     def settle(self) -> None:
-        """Writes what waits for a slow Redis; it is owed where Redis does not take it. State may be saved then."""
+        """Writes what waits for a slow Redis; it is pending where Redis does not take it. State may be saved then."""
         if not self._ready:
             return
         ready, self._ready = self._ready, {}
@@ -153,9 +153,9 @@ class ListWriter:
             self.latencies.add((came_ms, written_ms) for _, came_ms in ready.values())
             self.popular_stale = False
         else:
-            self._owe(ready, clicked=True)
+            self._mark_stale(ready, clicked=True)
 
-    def _owe(self, users: Iterable[str], *, clicked: bool = False) -> None:
+    def _mark_stale(self, users: Iterable[str], *, clicked: bool = False) -> None:
         """`clicked`: whether it is a click that their lists lack."""
         for user in users:
             self.stale[user] = clicked or self.stale.get(user, False)
@@ -163,17 +163,17 @@ class ListWriter:
             del self.stale[next(iter(self.stale))]
 
     def owns(self, partitions: Collection[int]) -> None:
-        """Notes which partitions are this worker's now; none, while they are handed out or the broker is away.
+        """Notes which partitions are this worker's now; none, while they are handed out or the broker is unavailable.
 
-        A person's list is written by who learns their clicks. Who gets a partition writes its people's lists anew: what
-        another worker owed them is not known here.
+        A user's list is written by the worker that learns their clicks. One that gets a partition writes its users'
+        lists anew: what another worker had pending for them is not known here.
         """
         if not partitions or partitions == self._owned:
             return
         before, self._owned = self._owned, frozenset(partitions)
         if before is not None and (gained := self._owned - before):
             users = self.learner.histories.users()
-            self._owe(user for user, mine in zip(users, self._of(users, gained), strict=True) if mine)
+            self._mark_stale(user for user, mine in zip(users, self._of(users, gained), strict=True) if mine)
 
     def _of(self, users: Sequence[str], partitions: Collection[int]) -> NDArray[np.bool_]:
         """Whether each user's latest click was in one of these partitions."""
@@ -183,13 +183,13 @@ class ListWriter:
     def refresh(self) -> None:
         """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
         if self.link.taking:
-            self._owe(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
-            self.departures.aged(self.aging.take_count(), len(self.learner.histories))
+            self._mark_stale(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
+            self.losses.aged(self.aging.take_count(), len(self.learner.histories))
         if not self.link.due:
             return
         self.settle()
         taking = self.link.taking
-        if (taking and not (self.stale or self.popular_stale or self.unwanted)) or not self.link.due:
+        if (taking and not (self.stale or self.popular_stale or self.pending_deletes)) or not self.link.due:
             return
         count = self.settings.refresh_lists_max
         count = count if taking else min(count, PROBE_LISTS)
@@ -221,25 +221,25 @@ class ListWriter:
                 self.stale.pop(user, None)
 
     def forget(self, digest: str) -> None:
-        """No list of that person (`stream.people.digest_of` their id) is to stand: deleted once Redis answers."""
-        for user in self.people():
+        """No list of that user (`stream.people.digest_of` their id) is to stand: deleted once Redis answers."""
+        for user in self.users():
             if digest_of(user) == digest:
                 self.stale.pop(user, None)
                 self._ready.pop(user, None)
-                self.aging.renewed([user])
+                self.aging.mark_refreshed([user])
         self.link.forget(digest)
-        self.unwanted[digest] = None
-        self.link.do(lambda: None)  # unless it is away
+        self.pending_deletes[digest] = None
+        self.link.do(lambda: None)  # unless it is unavailable
 
-    def people(self) -> list[str]:
+    def users(self) -> list[str]:
         """Whose lists are to be written."""
-        return [*self.stale, *self._ready, *self.aging.people()]
+        return [*self.stale, *self._ready, *self.aging.users()]
 
-    def _delete_unwanted(self) -> None:
-        """Before anything else is written: whoever has clicked since gets a new list."""
-        if self.unwanted:
-            self.lists.forget(lambda user: digest_of(user) in self.unwanted)
-            self.unwanted.clear()
+    def _delete_pending(self) -> None:
+        """Before anything else is written: users who have clicked since get a new list."""
+        if self.pending_deletes:
+            self.lists.forget(lambda user: digest_of(user) in self.pending_deletes)
+            self.pending_deletes.clear()
 
     def apply_item_updates(self) -> None:
         """Takes in what came and went, and takes what went out of some of the lists that stand."""
@@ -250,31 +250,32 @@ class ListWriter:
 
     def _sweep(self) -> None:
         # What is left of a list is in the right order; only a short one is worth ranking anew.
-        self._owe(user for user in self.catalogue.sweep() if user in self.learner.histories)
+        self._mark_stale(user for user in self.catalogue.sweep() if user in self.learner.histories)
         if not self.catalogue.sweeping:
-            self.departures.deleted(self.catalogue.emptied)
+            self.losses.deleted(self.catalogue.emptied)
 
     def _lost(self, users: Collection[str] | None) -> None:
-        """A Redis that has lost its data (the embedded one always has, at a start) gets everybody's list again."""
+        """A Redis that has lost its data (the embedded one always has, at a start) gets the lists of all users
+        again."""
         if users is None and self.evictions.has_evicted(self.link.recent_users(SAMPLE)):
             self.popular_stale = True
             return
         if users is None:
             self.renew_all()
         else:
-            self._owe(users)
+            self._mark_stale(users)
             self.popular_stale = True
-        if time.monotonic() - self._loss_said_at >= SAID_EVERY_S:
-            self._loss_said_at = time.monotonic()
+        if time.monotonic() - self._loss_reported_at >= REPORTED_EVERY_S:
+            self._loss_reported_at = time.monotonic()
             log.info("Redis has lost lists: %d will be written anew", len(self.stale))
 
     def _returned(self, seconds: float) -> None:
-        self.catalogue.look_again()
+        self.catalogue.check_again()
         log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
 
     def renew_all(self) -> None:
-        """Everybody's list is behind: little by little they are ranked anew."""
-        self._owe(self.learner.histories.users())
+        """The lists of all users are stale: little by little they are ranked anew."""
+        self._mark_stale(self.learner.histories.users())
         self.popular_stale = True
 
     def _popular(self) -> TopList:

@@ -1,6 +1,6 @@
 """The loop: clicks in, lists out, and the order of effects that lets it be killed at any moment.
 
-Lists go to Redis first, then the checkpoint with the next offsets is written, then the broker is told. After a crash
+Lists go to Redis first, then the checkpoint with the next offsets is written, then they are committed. After a crash
 everything goes on from the checkpoint: what came after it is learned again by weights that have not seen it, and its
 lists are written again. Nothing is lost, and no click is in the surviving weights twice.
 """
@@ -8,46 +8,39 @@ lists are written again. Nothing is lost, and no click is in the surviving weigh
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
+from typing import Any
 
 from online.config.settings import Settings
-from online.learner.arrays import below, joined
-from online.learner.facts.features import features
+from online.learner.batches import BatchResult
 from online.learner.learner import Learner
 from online.learner.lookahead import UpcomingBatch
 from online.lifecycle.reaction import Changes
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.unreadable import UnreadableWatch
-from online.lifecycle.versions import VersionError, Versions
-from online.worker.arrived import Arrived, ToForget, micro_batches
+from online.lifecycle.versions import Versions
 from online.worker.catalogue import Catalogue
 from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
+from online.worker.checkpointing import Checkpointer
 from online.worker.dead_letters import DeadLetterWriter
-from online.worker.departures import Departures
 from online.worker.forget import Forgetting
 from online.worker.intake import Intake
 from online.worker.items_feed import ItemsFeed
 from online.worker.list_writer import ListWriter
+from online.worker.loop_state import capture, read_for_rollback, restore
+from online.worker.loss_notices import LossNotices
+from online.worker.micro_batches import ForgetRequest, MicroBatch, ReceivedClick, micro_batches
 from online.worker.notices import Notices
 from online.worker.overload import Overload
-from online.worker.poison_pills import InconsistentStateError, Quarantine, last_line, place
+from online.worker.poison_pills import Quarantine
 from online.worker.progress import Progress
 from online.worker.steps import StepHook, no_hook
 from stream.events import Click
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
 from stream.source import OffsetOutOfRange, Partition, Record, Source, SourceError
-
-# Weights saved with others cannot be loaded.
-SHAPED_BY = (
-    *("layers", "width", "heads", "rounds", "buckets"),
-    *("ranker_hidden", "ranker_networks", "popularity_half_lives"),
-)
 
 _NO_BUGS = (
     SourceError,
@@ -57,14 +50,6 @@ _NO_BUGS = (
 )  # of ours: something around us is not as it should be
 
 log = logging.getLogger(__name__)
-
-
-class _Writing(NamedTuple):
-    """A checkpoint that is being completed in another thread, and where the stream stood when it was begun."""
-
-    saved: Future[Saved]
-    progress: dict[str, Any]
-    next_offsets: dict[Partition, int]
 
 
 class Loop:
@@ -84,12 +69,11 @@ class Loop:
         monotonic: Callable[[], float] = time.monotonic,
         quarantine: Quarantine | None = None,
         reached: StepHook = no_hook,
-        aside: Executor | None = None,
+        executor: Executor | None = None,
     ) -> None:
         """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one, for how long things take.
         `quarantine`: what loops before this one failed on. `reached` is called with the name of each step
-        (online/worker/steps.py) just before it is done. `aside`: what completes checkpoints while the loop
-        goes on; None: a thread."""
+        (online/worker/steps.py) just before it is done. `executor`: as `Checkpointer` takes it."""
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
@@ -132,14 +116,14 @@ class Loop:
             unreadable=self.unreadable[settings.items_topic],
             emit=self.notices.emit,
         )
-        self.departures = Departures(self.notices.emit, monotonic)
+        self.losses = LossNotices(self.notices.emit, monotonic)
         self.writer = ListWriter(
             settings,
             learner=self.learner,
             progress=self.progress,
             catalogue=catalogue,
             lists=lists,
-            departures=self.departures,
+            losses=self.losses,
             emit=self.notices.emit,
             clock=clock,
             monotonic=monotonic,
@@ -152,7 +136,7 @@ class Loop:
             versions=self.versions,
             changes=self.changes,
             emit=self.notices.emit,
-            read_checkpoint=partial(_read_for_rollback, checkpoints),
+            read_checkpoint=partial(read_for_rollback, checkpoints),
             clock=clock,
             monotonic=monotonic,
         )
@@ -169,14 +153,24 @@ class Loop:
             monotonic=monotonic,
         )
         self.read_from: dict[str, str] = {}  # cluster, topic, group: what the offsets belong to
-        self.last_saved: Saved | None = None
-        self.unsaved_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
-        self._unsaved_at = 0.0  # the same, by the monotonic clock
-        self._saved_at = monotonic()
-        self._heard_at = monotonic()  # when messages came last, or it was not known whether any wait
-        self._saved_progress = self.progress.to_state()
-        self._aside = ThreadPoolExecutor(1, "checkpoint") if aside is None else aside
-        self._writing: _Writing | None = None
+        self.checkpointer = Checkpointer(
+            settings,
+            checkpoints=checkpoints,
+            capture=partial(capture, self),
+            source=source,
+            progress=self.progress,
+            versions=self.versions,
+            writer=self.writer,
+            dead_letters=dead_letters,
+            forgetting=self.forgetting,
+            quarantine=self._quarantine,
+            emit=self.notices.emit,
+            clock=clock,
+            monotonic=monotonic,
+            reached=reached,
+            executor=executor,
+        )
+        self._active_at = monotonic()  # when messages came last, or it was not known whether any wait
         self._announced: list[Click] | None = None  # to the learner, as the micro-batch that comes next
 
     def restore(self) -> int | None:
@@ -189,23 +183,8 @@ class Loop:
             self.dead_letters.load_state({}, {})
             return None
         number, arrays, state = found
-        self._check_shape(number, state["shape"])
-        self.progress.load_state(state["progress"])
-        self.dead_letters.load_state(state["dead_letters"], self.progress.next_offsets)  # first: the broker may be away
-        self.intake.seen.load_state(arrays.pop("seen"))
-        for topic, unreadable in state.get("unreadable", {}).items():
-            if topic in self.unreadable:
-                self.unreadable[topic].load_state(unreadable)
-        self.learner.load_state(arrays, state["learner"])
-        self.versions.load_state(state["versions"], self.checkpoints.numbers())
-        self.notices.load_state(state["notices"])
-        self.overload.load_state(state["overload"])
-        self.supervisor.load_state(below(arrays, "supervisor"), state["supervisor"])
-        self.writer.load_state(state["lists"])
-        self.forgetting.load_state(state["forgetting"])
-        self.read_from = state.get("read_from", {})
-        self._saved_progress = self.progress.to_state()
-        self.last_saved = Saved(number, self.checkpoints.size_bytes(number), None)
+        restore(self, number, arrays, state)
+        self.checkpointer.restored(Saved(number, self.checkpoints.size_bytes(number), None))
         offsets = ", ".join(
             f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.progress.next_offsets.items())
         )
@@ -217,7 +196,7 @@ class Loop:
 
         Raises SourceError; it may be tried again.
         """
-        self.dead_letters.load_state({}, {})  # first: the broker may be away, and this is tried again
+        self.dead_letters.load_state({}, {})  # first: the broker may be unavailable, and this is tried again
         self.progress.next_offsets.clear()
 
     def start(self) -> None:
@@ -225,7 +204,7 @@ class Loop:
         those of another worker of the group too: who takes them over learns all that is kept of them.
         """
         self.writer.start()
-        self.source.start(on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._gone)
+        self.source.start(on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._out_of_range)
 
     def turn(self) -> int:
         """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on.
@@ -236,105 +215,96 @@ class Loop:
             InternalError: it fails on one event after the other.
             SourceError: the broker, or the log, does not do what it must.
         """
-        if self._held_up():
+        if self._waits_for_dead_letters():
             return 0
-        # 1. Poll a bounded batch. While fine-tuning or lists wait, do not wait for clicks.
+        # 1. Poll a bounded batch.
         self._reached("poll")
-        busy = (self.supervisor.busy and self.unsaved_since is None) or self.writer.waiting
-        records = self.source.poll(
-            max_records=self.settings.poll_records_max, timeout_s=0.0 if busy else self.settings.poll_timeout_s
-        )
-        self.overload.saw(records)
-        positions = self.source.positions()
-        self.writer.owns({p.partition for p in positions if p.topic == self.settings.clicks_topic})
-        # 2. Tell clicks from what cannot be read, and leave out what was learned before.
+        records = self._poll()
+        # 2. Parse: what cannot be read goes to the dead letters; leave out what was learned before.
         self._reached("parse")
-        arrived = list(self.intake.readable(records))
-        per_user_max = self.settings.history_max // 2
-        batches = [*micro_batches(arrived, self.settings.micro_batch_max, per_user_max, self._quarantine.alone), None]
-        for batch, after in pairwise(batches):
+        batches = self._parse(records)
+        for batch, following in pairwise([*batches, None]):
             assert batch is not None
-            self._take_in(batch, after)
-            self._reached("items")
-            self.writer.apply_item_updates()  # here too: a full turn may take a second
-        if not arrived:
+            with self._quarantine.watch(batch, expected=_NO_BUGS):
+                if isinstance(batch, ForgetRequest):
+                    self.forgetting.forget(batch)
+                else:
+                    # 3. Score the lists that stand, learn, rank anew.
+                    self._reached("learn")
+                    result = self._learn(batch, following)
+                    # 4. Write the new lists, in one pipeline.
+                    self._reached("lists")
+                    self.writer.publish(batch, result.rankings)
+                    # 5. The shadow learns the same clicks; drift: an alarm begins a reaction, and asks for fine-tuning.
+                    self._reached("shadow")
+                    self._watch(batch, result)
+            # 6. Apply what is new of items: after each micro-batch, because a full turn may take a second.
             self._reached("items")
             self.writer.apply_item_updates()
-        self._listen(records)
+        if not batches:
+            self._reached("items")
+            self.writer.apply_item_updates()
+        # 7. Note the next offsets.
+        self._check_silence(records)
         if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
             self.learner.states.rebuild()
         self._reached("offsets")
         self.progress.passed(self.source.positions())
+        # 8. Refresh lists that have aged, and those that Redis did not take.
         self._reached("refresh")
         self.writer.refresh()
-        # 6. What is decided of the shadow, and a slice of fine-tuning; whether another version serves now. While no
-        # checkpoint can be written all that waits: a version is saved before lists name it.
+        # 9. Decide which version serves, and do a slice of fine-tuning. While no checkpoint can be written all that
+        # waits: a version is saved before lists name it.
         self._reached("decide")
-        published = self.unsaved_since is None and self.supervisor.step(late=self.overload.late)
+        published = self.checkpointer.failing_since is None and self.supervisor.step(late=self.overload.late)
         if published and self.versions.came_back:
             self.writer.renew_all()  # what the version that was given up has written must not stand
-        # 7. Weights and offsets become the checkpoint, and then the commit. Another thread completes it, but for what
-        # must stand before the loop goes on: a new version; all without somebody who was forgotten, so that checkpoints
-        # that know them may go.
-        if self._writing is not None and self._writing.saved.done():
-            self._try(self._written)
-        interval_s = self.settings.checkpoint_interval_s
-        if published or self.forgetting.unsaved or not interval_s:
-            self._try(self.checkpoint)
-        elif self._writing is None and self.monotonic() - self._saved_at >= interval_s:
-            self._try(self._begin_checkpoint)
-        if self._writing is None:
-            self.forgetting.drop_checkpoints()
-        self.overload.look(self.source)
+        # 10. Checkpoint weights and offsets, then commit. Another thread completes it, but for what must stand before
+        # the loop goes on: a new version; all without a user who was forgotten, so that older checkpoints may go.
+        self.checkpointer.step(at_once=published)
+        self.overload.update(self.source)
         return len(records)
 
-    def _take_in(self, batch: Sequence[Arrived] | ToForget, after: Sequence[Arrived] | ToForget | None = None) -> None:
-        """One micro-batch, or that somebody is to be forgotten; and what comes after it in this turn."""
-        try:
-            if isinstance(batch, ToForget):
-                self.forgetting.forget(batch)
-            else:
-                self._learn(batch, after)
-        except _NO_BUGS:
-            raise
-        except Exception as error:
-            records = [batch.record] if isinstance(batch, ToForget) else [one.record for one in batch]
-            aside = self._quarantine.failed(records, error)
-            then = "it goes to the dead letters" if aside else "they are tried again"
-            first = "{} partition {} offset {}".format(*place(records[0]))
-            raise InconsistentStateError(
-                f"a bug of ours met {len(records)} click(s), the first of them at {first}; {then}, everything goes on "
-                f"from the checkpoint: {last_line(error)}"
-            ) from error
+    def _poll(self) -> list[Record]:
+        """While fine-tuning or lists wait, it does not wait for clicks."""
+        busy = (self.supervisor.busy and self.checkpointer.failing_since is None) or self.writer.waiting
+        timeout_s = 0.0 if busy else self.settings.poll_timeout_s
+        records = self.source.poll(max_records=self.settings.poll_records_max, timeout_s=timeout_s)
+        self.overload.received(records)
+        self.writer.owns({p.partition for p in self.source.positions() if p.topic == self.settings.clicks_topic})
+        return records
 
-    def _learn(self, batch: Sequence[Arrived], after: Sequence[Arrived] | ToForget | None) -> None:
+    def _parse(self, records: Sequence[Record]) -> list[MicroBatch]:
+        received = list(self.intake.readable(records))
+        per_user_max = self.settings.history_max // 2
+        return [*micro_batches(received, self.settings.micro_batch_max, per_user_max, self._quarantine.alone)]
+
+    def _learn(self, batch: Sequence[ReceivedClick], following: MicroBatch | None) -> BatchResult:
+        """One micro-batch. `following`: what comes after it in this turn; facts of both are gathered in one pass."""
         clicks = self._announced if self._announced is not None else [one.click for one in batch]
-        self._announced = None if after is None or isinstance(after, ToForget) else [one.click for one in after]
-        following = None if self._announced is None else partial(UpcomingBatch, self._announced)
-        # 3. Score the lists that stand, learn, rank anew.
-        self._reached("learn")
-        learned = self.learner.learn(clicks, train=not self.overload.shedding, following=following)
+        self._announced = [one.click for one in following] if isinstance(following, list) else None
+        announced = None if self._announced is None else partial(UpcomingBatch, self._announced)
+        result = self.learner.learn(clicks, train=not self.overload.shedding, following=announced)
         self.progress.learned += len(batch)
-        self.progress.untrained += 0 if learned.trained else int(learned.trainable.sum())
-        # 4. The new lists, in one pipeline.
-        self._reached("lists")
-        self.writer.publish(batch, learned.rankings)
-        # 5. The shadow learns the same; drift: an alarm begins a reaction, and asks for fine-tuning.
-        self._reached("shadow")
-        self.supervisor.on_batch(clicks, learned, [one.record.timestamp_ms / 1_000 for one in batch])
-        self.departures.expired(learned.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
-        if self.learner.seen is not None:
-            self.departures.seen_items(self.learner.seen)
+        self.progress.untrained += 0 if result.trained else int(result.trainable.sum())
+        return result
 
-    def _listen(self, records: Sequence[Record]) -> None:
+    def _watch(self, batch: Sequence[ReceivedClick], result: BatchResult) -> None:
+        clicks = [one.click for one in batch]
+        self.supervisor.on_batch(clicks, result, [one.record.timestamp_ms / 1_000 for one in batch])
+        self.losses.expired(result.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
+        if self.learner.seen is not None:
+            self.losses.seen_items(self.learner.seen)
+
+    def _check_silence(self, records: Sequence[Record]) -> None:
         """Whether clicks are missing: only where all there is was read, and the broker answers."""
         lag = self.overload.lag
         if records or (lag is not None and lag.total) or self.source.trouble() or not self.source.positions():
-            self._heard_at = self.monotonic()
+            self._active_at = self.monotonic()
         else:
-            self.supervisor.silence(self.monotonic() - self._heard_at)
+            self.supervisor.silence(self.monotonic() - self._active_at)
 
-    def _held_up(self) -> bool:
+    def _waits_for_dead_letters(self) -> bool:
         """While dead letters wait for their topic no clicks are taken: no checkpoint could follow."""
         if self.dead_letters.waits_for is None or self.dead_letters.flush(self.progress.next_offsets):
             return False
@@ -343,128 +313,8 @@ class Loop:
         return True
 
     def checkpoint(self) -> bool:
-        """Everything so far, as one version on disk, then the commit; only the commit where nothing was taken in since
-        (an earlier one may have failed, or died with the worker). Raises CheckpointError.
-
-        Returns whether that is done; not while dead letters wait for their topic: the offsets must not pass them.
-        """
-        try:
-            self._written()
-        except CheckpointError as error:  # the one that follows holds all that it should have held
-            log.warning("%s; it is tried again at once", error)
-        if not self._ready_to_save():
-            return False
-        if self._news:
-            arrays, state, pinned = self._content()
-            try:
-                saved = self.checkpoints.save(arrays, state, pinned)
-            except CheckpointError:
-                self.versions.not_saved()
-                raise
-            self._note(saved, state["progress"], self.progress.next_offsets)
-        self._commit(self.progress.next_offsets)
-        return True
-
-    def _begin_checkpoint(self) -> bool:
-        """As `checkpoint`, but what takes longest is done by another thread, and the commit once that is done: by
-        `_written`. Meanwhile the loop goes on: what it takes in is the next checkpoint's."""
-        if not self._ready_to_save():
-            return False
-        if not self._news:
-            self._commit(self.progress.next_offsets)
-            return True
-        arrays, state, pinned = self._content()
-        try:
-            complete = self.checkpoints.begin(arrays, state, pinned)
-        except CheckpointError:
-            self.versions.not_saved()
-            raise
-        self._writing = _Writing(self._aside.submit(complete), state["progress"], dict(self.progress.next_offsets))
-        return False
-
-    def _written(self) -> bool:
-        """Waits for the checkpoint that is being completed, if one is, and commits what it holds -> whether one stands
-        that did not before. Raises CheckpointError.
-        """
-        writing, self._writing = self._writing, None
-        if writing is None:
-            return False
-        try:
-            saved = writing.saved.result()
-        except CheckpointError:
-            self.versions.not_saved()
-            raise
-        self._note(saved, writing.progress, writing.next_offsets)
-        self._commit(writing.next_offsets)
-        return True
-
-    @property
-    def _news(self) -> bool:
-        """Whether there is something that the latest checkpoint does not hold."""
-        return self.progress.to_state() != self._saved_progress or self.versions.unsaved or self.forgetting.has_pending
-
-    def _ready_to_save(self) -> bool:
-        """Outputs first: whether all of them are where they belong, or owed in the checkpoint."""
-        self._saved_at = self.monotonic()
-        self.writer.settle()
-        if not self._news:
-            return True
-        self._reached("dead_letters")
-        if not self.dead_letters.flush(self.progress.next_offsets):
-            return False
-        self.forgetting.saving(self.checkpoints.next_number())
-        return True
-
-    def _note(self, saved: Saved, progress: dict[str, Any], next_offsets: Mapping[Partition, int]) -> None:
-        """A checkpoint stands: `progress` and `next_offsets` are what it holds."""
-        self.last_saved = saved
-        self._saved_progress = progress
-        self._quarantine.forget_before(next_offsets)
-
-    def _commit(self, next_offsets: Mapping[Partition, int]) -> None:
-        mine = self.source.positions()
-        if offsets := {p: offset for p, offset in next_offsets.items() if p in mine}:
-            self._reached("commit")
-            self.source.commit(offsets)
-
-    def _try(self, save: Callable[[], bool]) -> None:
-        """Where the disk does not take a checkpoint, learning goes on, nothing is committed, and it is tried again
-        later. `save`: says whether one stands."""
-        try:
-            stands = save()
-        except CheckpointError as error:
-            if self.unsaved_since is None:
-                self.unsaved_since, self._unsaved_at = self.clock(), self.monotonic()
-                text = f"{error}; learning goes on, and would begin again at the latest checkpoint"
-                self.notices.emit("unsaved", text, {})
-            else:
-                log.warning("still: %s", error)
-            return
-        if stands and self.unsaved_since is not None:
-            seconds, self.unsaved_since = self.monotonic() - self._unsaved_at, None
-            self.notices.emit("saved_again", f"a checkpoint is written again, after {seconds:.0f} s", {})
-
-    def _content(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
-        """Of a checkpoint: arrays, state, and the numbers of those that have to stay."""
-        arrays, learner = self.learner.to_state()
-        shadow, supervisor = self.supervisor.to_state()
-        arrays |= joined({"supervisor": shadow}) | {"seen": self.intake.seen.to_state()}
-        pinned = self.versions.saving(self.checkpoints.next_number())
-        state: dict[str, Any] = {
-            "learner": learner,
-            "progress": self.progress.to_state(),
-            "versions": self.versions.to_state(),
-            "notices": self.notices.to_state(),
-            "unreadable": {topic: watch.to_state() for topic, watch in self.unreadable.items()},
-            "overload": self.overload.to_state(),
-            "supervisor": supervisor,
-            "dead_letters": self.dead_letters.to_state(),
-            "lists": self.writer.to_state(),
-            "forgetting": self.forgetting.to_state(),
-            "shape": self._shape(),
-            "read_from": self.read_from,
-        }
-        return arrays, state, pinned
+        """As `Checkpointer.save`."""
+        return self.checkpointer.save()
 
     def finish(self) -> None:
         """Graceful end: a last checkpoint, and the commit. Raises as `checkpoint` does."""
@@ -473,32 +323,12 @@ class Loop:
 
     def answer_forget(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """As `Forgetting.answer`, of whole checkpoints: none comes or goes while they are searched."""
-        self._try(self._written)
+        self.checkpointer.wait()
         return self.forgetting.answer(request)
 
     def close(self) -> None:
-        """Waits for a checkpoint that is being completed: whoever comes next must not meet it half done."""
-        self._aside.shutdown()
-
-    def _shape(self) -> dict[str, Any]:
-        shape = {name: getattr(self.settings, name) for name in SHAPED_BY}
-        shape = {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
-        return shape | {"features": [feature.name for feature in features(self.settings.popularity_half_lives)]}
-
-    def _check_shape(self, number: int, saved: Mapping[str, Any]) -> None:
-        """Whether the weights of a checkpoint are of this learner's shape. Raises CheckpointError."""
-        here = self._shape()
-        others = [f"NEXTCLICK_{name.upper()}={saved[name]}" for name in SHAPED_BY if saved[name] != here[name]]
-        if others:
-            made, way = f"was made with {', '.join(others)}", "set it back"
-        else:
-            made, way = "was written by another version", "go on with that"
-        differing = _differing_features(saved["features"], here["features"])
-        if others or differing:
-            raise CheckpointError(
-                f"checkpoint {number} in {self.checkpoints.folder} {made}{differing}: {way}, "
-                "or set NEXTCLICK_DATA_DIR to another folder to start anew"
-            )
+        """As `Checkpointer.close`."""
+        self.checkpointer.close()
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Where they begin."""
@@ -508,11 +338,11 @@ class Loop:
         return starts
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
-        """Another worker takes over: it must not be told less than was learned here."""
+        """Another worker takes over: the commit must not be less than was learned here."""
         if any(partition in self.progress.next_offsets for partition in partitions):
-            self._try(self.checkpoint)
+            self.checkpointer.try_save()
 
-    def _gone(self, gone: OffsetOutOfRange) -> None:
+    def _out_of_range(self, gone: OffsetOutOfRange) -> None:
         """The broker has not kept what comes next. Raises SourceError where that is not to be passed over."""
         if self.settings.offset_out_of_range == "stop":
             raise SourceError(
@@ -522,25 +352,4 @@ class Loop:
         self.progress.lost += gone.lost
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
-        self.notices.emit("lost", f"{gone}; going on from {gone.earliest}", figures)
-
-
-def _read_for_rollback(checkpoints: Checkpoints, number: int) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]:
-    """Raises VersionError where that checkpoint cannot be read."""
-    try:
-        return checkpoints.read(number)
-    except CheckpointError as error:
-        raise VersionError(str(error)) from error
-
-
-def _differing_features(saved: Sequence[str], here: Sequence[str]) -> str:
-    """Which of the ranker's features a checkpoint has and this version has not, and so on, as the end of a sentence;
-    empty where they are the same in the same order."""
-    if list(saved) == list(here):
-        return ""
-    gone, new = [name for name in saved if name not in here], [name for name in here if name not in saved]
-    said = [f"with {', '.join(gone)}"] * bool(gone) + [f"without {', '.join(new)}"] * bool(new)
-    if not said:
-        moved = [name for name, other in zip(saved, here, strict=False) if name != other]
-        said = [f"with {', '.join(moved)} in another order"]
-    return f" ({' and '.join(said)} among the ranker's features)"
+        self.notices.emit("messages_lost", f"{gone}; going on from {gone.earliest}", figures)

@@ -1,4 +1,4 @@
-"""The worker: builds the loop from the settings, runs it until it is told to stop, and says how it is doing."""
+"""The worker: builds the loop from the settings, runs it until it is asked to stop, and reports its status."""
 
 import fcntl
 import gc
@@ -19,10 +19,9 @@ from online.config.settings import Settings
 from online.learner.facts.warm import warm_if_cold
 from online.lifecycle.scheduler import SteadyScheduler
 from online.lifecycle.versions import VersionError
-from online.worker.backoff import Patience, StoppedError, backoff
+from online.worker.backoff import StoppedError, backoff, retry_until
 from online.worker.checkpoint import CheckpointError, Checkpoints, DiskFullError, no_room
 from online.worker.connections import (
-    look_at_stream,
     open_eraser,
     open_items,
     open_lists,
@@ -31,6 +30,7 @@ from online.worker.connections import (
     open_reader,
     open_source,
     prepare_topics,
+    stream_origin,
 )
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.loop import Loop
@@ -43,6 +43,8 @@ from online.worker.steps import StepHook, no_hook
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import UnavailableError
 
+T = TypeVar("T")
+
 
 class Closable(Protocol):
     """Any of the worker's parts."""
@@ -50,8 +52,14 @@ class Closable(Protocol):
     def close(self) -> None: ...
 
 
+class Retry(Protocol):
+    """`retry_until` with all but the attempt given."""
+
+    def __call__(self, attempt: Callable[[], T], /) -> T: ...
+
+
 STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
-SAYING_PAUSES = 5.0  # times as long as it takes to report, before it is done again
+REPORT_PAUSES = 5.0  # times as long as it takes to report, before it is done again
 DEAD_LETTER_S_MAX = 5.0  # for a broker to take them; longer, and clicks wait until it does
 
 Part = TypeVar("Part", bound=Closable)
@@ -75,24 +83,27 @@ def run_worker(
     online/worker/start.py.
 
     Raises:
-        StartError: the data folder does not fit the stream; one line for people.
-        SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for people.
+        StartError: the data folder does not fit the stream; one line for operators.
+        SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for operators.
         InternalError: our own code fails on one event after the other; likewise.
     """
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
     with suppress(StoppedError), ExitStack() as parts:
-        disk = Patience(settings, stop, (DiskFullError,))  # only in the log: the folder is not ours yet
-        disk.until_done(lambda: parts.enter_context(only_worker(settings)))
-        disk.until_done(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
+        # Only in the log: the folder is not ours yet.
+        on_disk = partial(retry_until, settings=settings, stop=stop, unavailable=(DiskFullError,))
+        on_disk(lambda: parts.enter_context(only_worker(settings)))
+        on_disk(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
         lists = _lists(settings, parts)
-        patience = Patience(settings, stop, (UnavailableError, DiskFullError), partial(_say_waiting, lists))
-        patience.until_done(partial(prepare_topics, settings))
-        stream = patience.until_done(partial(look_at_stream, settings))
+        errors = UnavailableError, DiskFullError
+        report = partial(_report_waiting, lists)
+        retry: Retry = partial(retry_until, settings=settings, stop=stop, unavailable=errors, report=report)
+        retry(partial(prepare_topics, settings))
+        stream = retry(partial(stream_origin, settings))
         fits = partial(check_start, stream=stream, from_beginning=from_beginning)
         while not _lives(
-            settings, stop, patience, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
+            settings, stop, retry, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
         ):
             gc.unfreeze()
             gc.collect()  # what was half learned goes before all is loaded again
@@ -101,7 +112,7 @@ def run_worker(
 def _lives(
     settings: Settings,
     stop: threading.Event,
-    patience: Patience,
+    retry: Retry,
     *,
     lists: Lists,
     quarantine: Quarantine,
@@ -116,7 +127,7 @@ def _lives(
     with ExitStack() as parts:
 
         def opened(open_part: Callable[[], Part]) -> Part:
-            return parts.enter_context(closing(patience.until_done(open_part)))
+            return parts.enter_context(closing(retry(open_part)))
 
         producer = opened(partial(open_producer, settings, acknowledge_s_max=DEAD_LETTER_S_MAX))
         source = opened(partial(open_source, settings, [settings.clicks_topic], settings.consumer_group))
@@ -137,8 +148,8 @@ def _lives(
             reached=reached,
         )
         parts.enter_context(closing(loop))
-        number = patience.until_done(loop.restore)
-        patience.until_done(partial(fits, loop, number))
+        number = retry(loop.restore)
+        retry(partial(fits, loop, number))
         gc.freeze()  # what is there now stays: to look through all of it, again and again, held clicks up for 130 ms
         device = loop.learner.device
         log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
@@ -153,27 +164,27 @@ def _lives(
             log.error("%s", error, exc_info=error.__cause__)
             return False
         except InternalError:
-            _say(loop, report, "stopped")
+            _report(loop, report, "stopped")
             raise
     return True
 
 
 def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
-    say_at = 0.0
+    report_at = 0.0
     while not stop.is_set():
         loop.turn()
-        if (began := time.monotonic()) >= say_at:
-            loop.writer.look()
+        if (began := time.monotonic()) >= report_at:
+            loop.writer.check()
             if loop.writer.link.answers:
                 asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.answer_forget}
                 answer_request(loop.writer.lists, asked)
-            _say(loop, report, "running")
+            _report(loop, report, "running")
             # With a Redis or a broker that takes its time this must not be all that the worker does.
             took_s = time.monotonic() - began
-            say_at = began + max(loop.settings.status_interval_s, SAYING_PAUSES * took_s)
+            report_at = began + max(loop.settings.status_interval_s, REPORT_PAUSES * took_s)
     log.info("stopping: a last checkpoint is written")
     loop.finish()
-    _say(loop, report, "stopped")
+    _report(loop, report, "stopped")
     log.info("stopped after %d clicks", loop.progress.learned)
 
 
@@ -188,13 +199,13 @@ def roll_back(loop: Loop, to: int) -> int:
     raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
 
 
-def _say_waiting(lists: Lists, line: str | None) -> None:
+def _report_waiting(lists: Lists, line: str | None) -> None:
     if line is not None:
         with suppress(ListsError):
             lists.write_status(waiting_status(line), STATUS_TTL_S)
 
 
-def _say(loop: Loop, report: StatusReport, state: str) -> None:
+def _report(loop: Loop, report: StatusReport, state: str) -> None:
     if not loop.writer.link.answers:
         return
     try:

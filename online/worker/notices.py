@@ -1,4 +1,4 @@
-"""What happened to the model lately: told once, to everybody who may want to know.
+"""What happened to the model lately, for operators: each event is emitted once.
 
 Each notice is a line in the log, a record of the events topic, one of the latest in the status, and a count by kind.
 """
@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,46 +15,54 @@ from online.lifecycle.versions import Versions
 from online.worker.progress import Progress
 from stream.notices import Notice, NoticeWriter
 
-#: Each kind, and what it means and asks of people.
+INFO, WARNING, ERROR = "info", "warning", "error"
+
+
+class Kind(NamedTuple):
+    """How grave a notice is, which is its level in the log, and what it means and asks of an operator."""
+
+    severity: str
+    meaning: str
+
+
+#: What has an end has a kind for it: `X_over`; of a failure, `X_failed` and `X_recovered`.
 KINDS = {
-    "alarm": "the stream has changed: clicks are foreseen less well",
-    "improvement": "clicks are foreseen better than before",
-    "outage": "clicks are missing: look upstream",
-    "outage_over": "clicks come again",
-    "behind": "more clicks come than can be learned: lists are late",
-    "behind_over": "it has caught up",
-    "shedding": "it is too far behind: weights are not trained",
-    "shedding_over": "it has caught up: weights are trained again",
-    "finetuning": "a fine-tuning began, or was left out",
-    "candidate": "a candidate ranks beside the live model now",
-    "published": "a new version makes the lists",
-    "rejected": "a candidate was thrown away",
-    "rolled_back": "the lists are made by an earlier version again",
-    "forgotten": "somebody was forgotten, because that was asked for",
-    "guard": "an update was stopped, or a flood of clicks kept out",
-    "unreadable": "a large share of a topic's messages cannot be read: see the reason",
-    "unreadable_over": "its messages can be read again",
-    "first_messages": "the first messages lack a field that a click needs, or their times are of 1970",
-    "abuse_share": "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit",
-    "abuse_share_over": "the limits on abuse fit the stream again",
-    "expired": "many items went at once, because they had no clicks for long",
-    "seen_items_lost": "what users have clicked is no longer remembered in full: lists may show it again",
-    "aged": "many lists have aged at once, and are ranked anew",
-    "internal_error": "an event met a bug of ours and was put aside, or too many did",
-    "unsaved": "no checkpoint can be written",
-    "saved_again": "checkpoints can be written again",
-    "evicting": "Redis is too small and evicts lists: raise its maxmemory",
-    "evicting_over": "Redis has room again",
-    "lost": "messages were gone before they were read",
-    "undecodable": "messages could not be decoded and were put aside",
+    "alarm": Kind(WARNING, "the stream has changed: clicks are foreseen less well"),
+    "improvement": Kind(INFO, "clicks are foreseen better than before"),
+    "outage": Kind(WARNING, "clicks are missing: check what publishes them"),
+    "outage_over": Kind(INFO, "clicks come again"),
+    "lagging": Kind(WARNING, "more clicks come than can be learned: lists are late"),
+    "lagging_over": Kind(INFO, "it has caught up"),
+    "shedding": Kind(WARNING, "the lag is too large: weights are not trained"),
+    "shedding_over": Kind(INFO, "it has caught up: weights are trained again"),
+    "finetuning": Kind(INFO, "a fine-tuning began, or was left out"),
+    "candidate": Kind(INFO, "a candidate ranks beside the live model now"),
+    "published": Kind(INFO, "a new version makes the lists"),
+    "rejected": Kind(INFO, "a candidate was thrown away"),
+    "rolled_back": Kind(WARNING, "the lists are made by an earlier version again"),
+    "rollback_refused": Kind(WARNING, "a version that was asked for cannot serve again: see the reason"),
+    "update_skipped": Kind(WARNING, "updates of the weights were skipped: gradients exploded or were not finite"),
+    "forgotten": Kind(INFO, "a user was forgotten, because that was asked for"),
+    "abuse_flood": Kind(WARNING, "many clicks look like a bot's and are kept from other users' lists"),
+    "abuse_flood_over": Kind(INFO, "few clicks look like a bot's again"),
+    "abuse_share": Kind(WARNING, "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit"),
+    "abuse_share_over": Kind(INFO, "the limits on abuse fit the stream again"),
+    "unreadable": Kind(WARNING, "a large share of a topic's messages cannot be read: see the reason"),
+    "unreadable_over": Kind(INFO, "its messages can be read again"),
+    "first_messages": Kind(WARNING, "the first messages lack a field that a click needs, or their times are of 1970"),
+    "undecodable": Kind(WARNING, "messages could not be decoded and became dead letters"),
+    "messages_lost": Kind(ERROR, "messages were deleted before they were read"),
+    "items_expired": Kind(WARNING, "many items expired at once, because they had no clicks for long"),
+    "lists_deleted": Kind(WARNING, "many lists were deleted at once: none of their items is available"),
+    "lists_stale": Kind(INFO, "many lists have aged at once, and are ranked anew"),
+    "seen_items_lost": Kind(WARNING, "what users have clicked is not remembered in full: lists may show it again"),
+    "internal_error": Kind(ERROR, "an event met a bug of ours and became a dead letter, or too many did"),
+    "checkpoint_failed": Kind(ERROR, "no checkpoint can be written"),
+    "checkpoint_recovered": Kind(INFO, "checkpoints can be written again"),
+    "evicting": Kind(WARNING, "Redis is too small and evicts lists: raise its maxmemory"),
+    "evicting_over": Kind(INFO, "Redis has room again"),
 }
-WARNINGS = frozenset(
-    {
-        *("alarm", "outage", "behind", "shedding", "rolled_back", "guard", "abuse_share", "expired"),
-        "seen_items_lost",
-        *("internal_error", "unsaved", "lost", "unreadable", "first_messages", "undecodable", "evicting"),
-    }
-)
+_LEVELS = {INFO: logging.INFO, WARNING: logging.WARNING, ERROR: logging.ERROR}
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +89,8 @@ class Notices:
         self.latest: deque[Notice] = deque(maxlen=held)
         self.counts: Counter[str] = Counter()
         self.last: dict[str, Notice] = {}  # of each kind
-        self._told_at = 0  # clicks learned when the latest notice was told
-        self._told_there: Counter[str] = Counter()  # notices of each kind at that click
+        self._emitted_at = 0  # clicks learned when the latest notice was emitted
+        self._emitted_there: Counter[str] = Counter()  # notices of each kind at that click
 
     @property
     def dropped(self) -> int:
@@ -90,14 +98,13 @@ class Notices:
         return 0 if self._writer is None else self._writer.dropped
 
     def emit(self, kind: str, text: str, figures: Mapping[str, Any] | None = None) -> Notice:
-        """`kind`: one of KINDS, with spaces or underscores. For the loop's thread alone: the clicks learned so far make
+        """`kind`: one of KINDS. For the loop's thread alone: the clicks learned so far make
         the notice's id. Figures that are not finite become None: JSON has no others.
         """
-        kind = kind.replace(" ", "_")
         clicks = self._progress.learned
-        if clicks != self._told_at:
-            self._told_at, self._told_there = clicks, Counter()
-        number, self._told_there[kind] = self._told_there[kind], self._told_there[kind] + 1
+        if clicks != self._emitted_at:
+            self._emitted_at, self._emitted_there = clicks, Counter()
+        number, self._emitted_there[kind] = self._emitted_there[kind], self._emitted_there[kind] + 1
         notice = Notice(
             id=f"{kind}-{clicks}-{number}",
             kind=kind,
@@ -110,7 +117,7 @@ class Notices:
         self.latest.append(notice)
         self.last[kind] = notice
         self.counts[kind] += 1
-        log.log(logging.WARNING if kind in WARNINGS else logging.INFO, "%s: %s", kind, text)
+        log.log(_LEVELS[KINDS[kind].severity], "%s: %s", kind, text)
         if self._writer is not None:
             self._writer.put(notice)
         return notice
@@ -120,7 +127,7 @@ class Notices:
             "latest": [notice.as_dict() for notice in self.latest],
             "counts": dict(self.counts),
             "last": [notice.as_dict() for notice in self.last.values()],
-            "told": [self._told_at, dict(self._told_there)],
+            "told": [self._emitted_at, dict(self._emitted_there)],
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -128,8 +135,8 @@ class Notices:
         self.latest.extend(Notice(**fields) for fields in state["latest"])
         self.counts = Counter(state["counts"])
         self.last = {one.kind: one for one in (Notice(**fields) for fields in state.get("last", state["latest"]))}
-        self._told_at, told_there = state["told"]
-        self._told_there = Counter(told_there)
+        self._emitted_at, emitted_there = state["told"]
+        self._emitted_there = Counter(emitted_there)
 
 
 def _finite(value: Any) -> Any:

@@ -3,7 +3,7 @@
 The lag is what was written and not yet taken in: messages, and the age of the oldest of them, which the time of the
 message read last tells to a second or so. A turn that leaves less than a poll takes is no lag: the next one takes it.
 
-Behind, the worker keeps the order and goes on with everything (`overload` = fall-behind), or leaves out training until
+Lagging, the worker keeps the order and goes on with everything (`overload` = fall-behind), or leaves out training until
 it has caught up (shed-training): histories, counts, memories and lists go on, weights wait. Either way fine-tuning
 rests as long as clicks are late.
 """
@@ -17,7 +17,7 @@ from online.lifecycle.emit import Emit
 from online.worker.progress import Progress
 from stream.source import Partition, Record, Source, SourceError
 
-LOOK_S = 1.0  # between two looks at the lag: a broker has to be asked
+MEASURE_S = 1.0  # between two looks at the lag: a broker has to be asked
 ASK_PAUSES = 4.0  # times as long as its answer took, before it is asked again: it may be slow
 
 
@@ -38,7 +38,7 @@ class Lag(NamedTuple):
 
 
 class Overload:
-    """Measures the lag, tells people when it is too large and when it is over, and says whether training is left out.
+    """Measures the lag, reports when it is too large and when that is over, and says whether training is left out.
 
     It follows the computer's clock: after a crash the same clicks may be trained on, or not.
     """
@@ -51,24 +51,24 @@ class Overload:
         emit: Emit,
         clock: Callable[[], float],
     ) -> None:
-        """`tell`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970."""
+        """`emit`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970."""
         self.settings, self.progress, self.clock = settings, progress, clock
         self._emit = emit
         self.lag: Lag | None = None  # as last measured; None while the broker does not say
-        self.behind = False  # so far that people were told
+        self.lagging = False  # a notice says so
         self.shedding = False  # training is left out
         self.late = False  # fine-tuning rests
         self._untrained_before = 0  # clicks that had not been trained on when this shedding began
         self._read_ms: dict[Partition, int] = {}  # when the message read last was written
-        self._look_at = float("-inf")  # not before
+        self._measure_at = float("-inf")  # not before
 
-    def saw(self, records: Sequence[Record]) -> None:
+    def received(self, records: Sequence[Record]) -> None:
         """Messages that were read, in order."""
         for record in records:
             partition = Partition(record.topic, record.partition)
             if record.timestamp_ms >= 0:
                 self._read_ms[partition] = record.timestamp_ms
-            else:  # some producers say no time, and then nobody knows how old what follows is
+            else:  # some producers say no time, and then it is not known how old what follows is
                 self._read_ms.pop(partition, None)
 
     def measure(self, source: Source) -> Lag | None:
@@ -81,32 +81,32 @@ class Overload:
             return None
         finally:
             now = time.monotonic()
-            self._look_at = now + max(LOOK_S, ASK_PAUSES * (now - began))
+            self._measure_at = now + max(MEASURE_S, ASK_PAUSES * (now - began))
         messages = {p: max(0, end - positions.get(p, end)) for p, end in ends.items()}
         now_ms = 1000 * self.clock()
         seconds = {p: round(max(0.0, now_ms - at) / 1000, 3) for p, at in self._read_ms.items() if messages.get(p)}
         self.lag = Lag(messages, seconds | {p: 0.0 for p, count in messages.items() if not count})
         return self.lag
 
-    def look(self, source: Source) -> None:
-        """Once a turn; measures every `LOOK_S`, and decides."""
-        if time.monotonic() < self._look_at:
+    def update(self, source: Source) -> None:
+        """Once a turn; measures every `MEASURE_S`, and decides."""
+        if time.monotonic() < self._measure_at:
             return
         lag = self.measure(source)
         if lag is None:
             return
         settings = self.settings
         self.late = self._waits_longer(lag, settings.lag_over_s)
-        told_s = settings.lag_over_s if self.behind else settings.lag_told_s
-        behind = bool(settings.lag_told_s) and self._waits_longer(lag, told_s)
+        notice_s = settings.lag_over_s if self.lagging else settings.lag_told_s
+        lagging = bool(settings.lag_told_s) and self._waits_longer(lag, notice_s)
         shed_s = settings.lag_over_s if self.shedding else settings.shed_lag_s
         shedding = settings.overload == "shed-training" and self._waits_longer(lag, shed_s)
         figures = {"messages": lag.total, "seconds": lag.oldest_s}
         how = f"{lag.total:,} messages wait, the oldest for {lag.oldest_s or 0.0:.0f} s"
-        if behind != self.behind:
-            self.behind = behind
-            kind = "behind" if behind else "behind_over"
-            self._emit(kind, f"more clicks come than can be learned: {how}" if behind else f"caught up: {how}", figures)
+        if lagging != self.lagging:
+            self.lagging = lagging
+            kind = "lagging" if lagging else "lagging_over"
+            self._emit(kind, f"{'more clicks come than can be learned' if lagging else 'caught up'}: {how}", figures)
         if shedding != self.shedding:
             self.shedding = shedding
             if shedding:
@@ -122,10 +122,10 @@ class Overload:
         return lag.total > self.settings.poll_records_max and lag.oldest_s is not None and lag.oldest_s > seconds
 
     def to_state(self) -> dict[str, Any]:
-        return {"behind": self.behind, "shedding": self.shedding, "untrained_before": self._untrained_before}
+        return {"behind": self.lagging, "shedding": self.shedding, "untrained_before": self._untrained_before}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave: what people were told of is told to be over."""
-        self.behind, self.shedding = state["behind"], state["shedding"]
-        self.late = self.behind or self.shedding  # until it is measured
+        """Takes back what `to_state` gave: each notice of a beginning gets its end."""
+        self.lagging, self.shedding = state["behind"], state["shedding"]
+        self.late = self.lagging or self.shedding  # until it is measured
         self._untrained_before = state["untrained_before"]

@@ -3,13 +3,15 @@
 An error within a micro-batch leaves counts that moved beside weights that did not. So the worker goes back to its
 checkpoint, as after a crash. The second time it meets the micro-batch all is done as it was the first time: what was
 chance leaves no trace. Where it fails again, its clicks are learned one by one, and what fails alone goes to the dead
-letters. Whoever starts the worker anew starts with nothing in quarantine: the code may be another.
+letters. A worker that is started anew has nothing in quarantine: the code may be another.
 """
 
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+from online.worker.micro_batches import ForgetRequest, ReceivedClick
 from stream.source import Partition, Record
 
 INTERNAL_ERROR = "internal-error"  # a dead letter's reason
@@ -49,6 +51,27 @@ class Quarantine:
             return False
         self._aside[place(records[0])] = last_line(error)
         return True
+
+    @contextmanager
+    def watch(
+        self, batch: Sequence[ReceivedClick] | ForgetRequest, expected: tuple[type[Exception], ...]
+    ) -> Iterator[None]:
+        """Around what is done with a micro-batch. `expected`: errors that are no bugs of ours; they pass.
+
+        Raises InconsistentStateError for all others."""
+        try:
+            yield
+        except expected:
+            raise
+        except Exception as error:
+            records = [batch.record] if isinstance(batch, ForgetRequest) else [one.record for one in batch]
+            aside = self.failed(records, error)
+            then = "it goes to the dead letters" if aside else "they are tried again"
+            first = "{} partition {} offset {}".format(*place(records[0]))
+            raise InconsistentStateError(
+                f"a bug of ours met {len(records)} click(s), the first of them at {first}; {then}, everything goes on "
+                f"from the checkpoint: {last_line(error)}"
+            ) from error
 
     def forget_before(self, next_offsets: Mapping[Partition, int]) -> None:
         """A checkpoint says so: what lies before is not met again."""

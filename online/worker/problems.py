@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from online.worker.loop import Loop
 
-#: Each kind, in the order in which people should read them.
+#: Each kind, the gravest first.
 KINDS = (
-    *("waiting", "redis", "unsaved", "unreadable", "outage", "shedding", "behind"),
-    *("abuse_share", "evicting", "guard"),
+    *("waiting", "redis", "checkpoint_failed", "unreadable", "outage", "shedding", "lagging"),
+    *("abuse_share", "evicting", "abuse_flood"),
 )
 
 
@@ -28,7 +28,7 @@ class Problem(NamedTuple):
         return self._asdict()
 
 
-class Problems:
+class ProblemReport:
     """Asks a loop's parts; remembers when each problem was first seen, where no notice says it."""
 
     def __init__(self, loop: "Loop") -> None:
@@ -57,8 +57,8 @@ class Problems:
         if loop.writer.redis_waits_since is not None:
             why = loop.writer.link.trouble or "Redis does not take the lists"
             yield "redis", f"{why}; learning goes on, lists will be brought up to date"
-        if loop.unsaved_since is not None:
-            yield "unsaved", ""
+        if loop.checkpointer.failing_since is not None:
+            yield "checkpoint_failed", ""
         for watch in loop.unreadable.values():
             if watch.began:
                 yield "unreadable", watch.text
@@ -66,11 +66,11 @@ class Problems:
             yield "outage", ""
         if loop.overload.shedding:
             yield "shedding", ""
-        if loop.overload.behind:
-            yield "behind", ""
+        if loop.overload.lagging:
+            yield "lagging", ""
         if loop.learner.abuse_filter.net.open:
             yield "abuse_share", ""
         if loop.writer.evictions.since is not None:
             yield "evicting", ""
         if loop.supervisor.flooded:
-            yield "guard", "clicks that look like a bot's are kept from other people's lists"
+            yield "abuse_flood", "clicks that look like a bot's are kept from other users' lists"

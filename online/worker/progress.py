@@ -10,7 +10,7 @@ from stream.source import Partition
 
 @dataclass
 class Progress:
-    """Next offsets and totals. Saved in each checkpoint with the weights, so that both always tell the same story.
+    """Next offsets and totals. Saved in each checkpoint with the weights, so that both always agree.
 
     `next_offsets` holds, for every partition ever read, the first offset that the weights have not seen.
     """

@@ -1,8 +1,9 @@
 """The way to Redis: whether it takes lists, how much of the worker's time it may cost, and what it has lost.
 
-It may be away, full, read-only, slow, half-working, or back with less than it had, at any time; learning goes on
+It may be unavailable, full, read-only, slow, half-working, or back with less than it had, at any time; learning goes on
 meanwhile. Only lists that were taken prove that it is back: a Redis that answers a ping, or takes the mark, may refuse
-them all the same. One that takes lists and refuses them by turns counts as away until it has taken all for a while.
+them all the same. One that takes lists and refuses them by turns counts as unavailable until it has taken all for a
+while.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from online.config.settings import Settings
-from online.worker.backoff import SAID_EVERY_S, backoff
+from online.worker.backoff import REPORTED_EVERY_S, backoff
 from online.worker.watermarks import WriteWatermarks
 from stream.lists import Lists, ListsError, TopList
 from stream.redis_errors import RedisTimeoutError
@@ -49,8 +50,8 @@ class RedisLink:
         """
         self.lists = lists
         self.away_since: float | None = None  # seconds since 1970; None: it is not away, or was not long enough ago
-        self.trouble: str | None = None  # why, in a line for people
-        self.before: Callable[[], None] = lambda: None  # what is owed, and done before anything else
+        self.trouble: str | None = None  # why, in a line for operators
+        self.before: Callable[[], None] = lambda: None  # what is pending, and done before anything else
         self._clock = clock
         self._monotonic = monotonic or time.monotonic
         self._on_loss = on_loss
@@ -64,7 +65,7 @@ class RedisLink:
         self._began_at = self._began = 0.0  # the outage that lasts, or was the last: by both clocks, in seconds
         self._settle_s = 0.0  # how long it has to take everything before it is back
         self._reasons: set[str] = set()  # that were said in this outage, or in those just before it
-        self._said_at = 0.0
+        self._reported_at = 0.0
         self._pause_until = 0.0
 
     @property
@@ -79,14 +80,14 @@ class RedisLink:
 
     @property
     def due(self) -> bool:
-        """Whether it may be asked now: not with every micro-batch while it is away, and while it is slow for at most
-        half of the time."""
+        """Whether it may be asked now: not with every micro-batch while it is unavailable, and while it is slow for at
+        most half of the time."""
         return self._backoff.due if self._failing else self._monotonic() >= self._pause_until
 
     def write(self, lists: Mapping[str, TopList], popular: TopList | None, *, replacing: Collection[str] = ()) -> bool:
         """Writes lists -> whether Redis took them. `replacing`: users whose list is only to replace one that stands.
 
-        While it is away these are the attempts that show whether it is back: give it lists, where there are any.
+        While it is unavailable these are the attempts that show whether it is back: give it lists, where there are any.
         """
 
         def work() -> None:
@@ -95,12 +96,13 @@ class RedisLink:
 
         return self._attempt(work)
 
-    def look(self) -> bool:
-        """Writes the mark alone, to see whether anything was lost -> whether that was done; not while it is away."""
+    def check(self) -> bool:
+        """Writes the mark alone, to see whether anything was lost -> whether that was done; not while it is
+        unavailable."""
         return not self._failing and self.write({}, None)
 
     def do(self, work: Callable[[], None]) -> bool:
-        """Does what needs Redis -> whether it is done; not, and at once, while it is away."""
+        """Does what needs Redis -> whether it is done; not, and at once, while it is unavailable."""
         return not self._failing and self._attempt(work)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
@@ -117,7 +119,7 @@ class RedisLink:
         return True
 
     def _account(self, found: int | None, users: Collection[str]) -> None:
-        lost = self._receipts.took(found, users)
+        lost = self._receipts.written(found, users)
         if lost is None or lost:
             self._on_loss(lost)
 
@@ -145,8 +147,8 @@ class RedisLink:
         now = self._monotonic()
         if self.away_since is None:
             self._goes_away(error, now)
-        elif now - self._said_at >= SAID_EVERY_S:
-            self._said_at = now
+        elif now - self._reported_at >= REPORTED_EVERY_S:
+            self._reported_at = now
             log.warning("still, after %.0f s: %s", now - self._began, error)
         elif str(error) not in self._reasons and len(self._reasons) < REASONS_MAX:
             self._reasons.add(str(error))
@@ -157,18 +159,18 @@ class RedisLink:
             self._reasons = set()
         if str(error) in self._reasons or len(self._reasons) >= REASONS_MAX:  # the same outage
             if not self._settle_s:
-                self._said_at = now
+                self._reported_at = now
                 log.warning("%s; it takes lists and refuses them by turns, and is left in peace more and more", error)
             self._settle_s = min(max(SETTLED_S, 2 * self._settle_s), SETTLED_S_MAX)
         else:
             self._began_at, self._began = self._clock(), now
-            self._said_at, self._settle_s = now, 0.0
+            self._reported_at, self._settle_s = now, 0.0
             self._reasons.add(str(error))
             log.warning("%s; learning goes on, lists will be brought up to date", error)
         self.away_since = self._began_at
 
     def forget(self, digest: str) -> None:
-        """Somebody's list may be lost from now on (`stream.people.digest_of` their id)."""
+        """A user's list may be lost from now on (`stream.people.digest_of` their id)."""
         self._receipts.forget(digest)
 
     def to_state(self) -> dict[str, Any]:

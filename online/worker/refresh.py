@@ -1,4 +1,4 @@
-"""Lists are ranked anew as they age: what suits a person now suits them less tomorrow.
+"""Lists are ranked anew as they age: what suits a user now suits them less tomorrow.
 
 Here is what time it is in the stream, and whose list has become old; `ListWriter` ranks and writes them.
 """
@@ -21,7 +21,7 @@ class StreamClock:
 
     So a replay of old clicks ages lists as a live stream does, and an archive's lists do not become a year older by the
     first click of today. While no click comes it runs on for at most `STREAM_GAP_S_MAX`, as that silence will have
-    counted once a click ends it. It never goes back. What passes is told by a monotonic clock.
+    counted once a click ends it. It never goes back. What passes is measured by a monotonic clock.
     """
 
     def __init__(self, active: ActiveClock, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -45,8 +45,8 @@ class RefreshSchedule:
     """Whose list has passed one of a few ages since the last look, longest waiting first.
 
     A list's age counts from its owner's latest click, in active time. So a click causes at most as many refreshes as
-    there are ages, nobody is refreshed forever, and whoever passes several of them between two looks is refreshed once.
-    All follows from the histories, the time of the last look, and who still waits, who has a history.
+    there are ages, no user is refreshed forever, and one who passes several of them between two checks is refreshed
+    once. All follows from the histories, the time of the last look, and who still waits, who has a history.
     """
 
     def __init__(self, returns: ReturnTimes, clock: StreamClock) -> None:
@@ -63,15 +63,15 @@ class RefreshSchedule:
         self._asked.set()
 
     def take(self, histories: UserHistories, count_max: int) -> list[str]:
-        """Takes out those who have waited longest, each time it was asked for; nobody otherwise. It looks who has
+        """Takes out those who have waited longest, each time it was asked for; none otherwise. It checks who has
         aged while fewer than that wait."""
         if not self._asked.is_set():
             return []
         self._asked.clear()
         if len(self._waiting) < count_max:
-            self._look(histories)
+            self._check(histories)
         users = list(islice(self._waiting, count_max))
-        self.renewed(users)
+        self.mark_refreshed(users)
         return users
 
     def take_count(self) -> int:
@@ -79,16 +79,16 @@ class RefreshSchedule:
         aged, self._aged = self._aged, 0
         return aged
 
-    def renewed(self, users: Iterable[str]) -> None:
-        """These users get new lists: whoever waited does not any more."""
+    def mark_refreshed(self, users: Iterable[str]) -> None:
+        """These users get new lists: those who waited do not any more."""
         for user in users:
             self._waiting.pop(user, None)
 
-    def people(self) -> list[str]:
+    def users(self) -> list[str]:
         """Who waits."""
         return list(self._waiting)
 
-    def _look(self, histories: UserHistories) -> None:
+    def _check(self, histories: UserHistories) -> None:
         now, clicked_at, ages_s = self._clock.now(), histories.clicked_active_at(), self._returns.marks()
         passed = marks_passed(ages_s, now - clicked_at) > marks_passed(ages_s, self._looked_at - clicked_at)
         self._looked_at, self._aged = now, int(passed.sum())
@@ -101,6 +101,6 @@ class RefreshSchedule:
         return {"looked_at": looked_at, "waiting": list(self._waiting)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave. If nobody ever looked, it begins now: what is old already stays so."""
+        """Takes back what `to_state` gave. If there was no check yet, it begins now: what is old already stays so."""
         self._looked_at = self._clock.now() if state["looked_at"] is None else state["looked_at"]
         self._waiting = dict.fromkeys(state["waiting"])

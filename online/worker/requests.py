@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 def answer_request(lists: Lists, answers: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
     """Takes a request away, where there is one, and does it. `answers`: what does a request that has such a field; it
-    may raise VersionError or CheckpointError. While Redis is away nobody can ask."""
+    may raise VersionError or CheckpointError. While Redis is unavailable no request comes."""
     try:
         request = lists.take_request()
         if request is None:

@@ -14,7 +14,7 @@ RollbackError = RequestError
 def ask_rollback(lists: Lists, to: int, timeout_s: float) -> dict[str, Any]:
     """Asks for a rollback and waits for it -> `version`, the new one, and `parent`.
 
-    Raises RollbackError: it cannot be done, or nobody did it within `timeout_s` seconds; ListsError.
+    Raises RollbackError: it cannot be done, or no worker did it within `timeout_s` seconds; ListsError.
     """
     return ask_worker(lists, {"rollback": to}, timeout_s, "nextclick versions")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from online.config.settings import Settings
+from online.worker.connections import named_broker
 from stream.origin import EMBEDDED, Origin
 from stream.source import Partition
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 BEFORE = Path("data")  # the default folder of before, in whichever folder one stood
 _STATE = ("checkpoints", "log.db", "worker.lock")
 _NAMED = 4  # partitions in a line
-BEHIND_TOLD = 100  # records that the checkpoint may be behind: a broker's own markers have offsets too
-AHEAD_TOLD = 10_000  # records that it may be ahead: a commit that failed is made good by the next one
+BEHIND_REPORTED = 100  # records that the checkpoint may be behind: a broker's own markers have offsets too
+AHEAD_REPORTED = 10_000  # records that it may be ahead: a commit that failed is made good by the next one
 _REDIS_URL = re.compile(
     r"(rediss?://)(?:[^@/?#]*@)?((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d+)?(?:/\d*)?)(?:\?.*)?"
 )
@@ -42,12 +43,11 @@ def announce(settings: Settings) -> None:
     except metadata.PackageNotFoundError:
         version = "(not installed)"
     topics = f"topics {settings.clicks_topic}, {settings.items_topic}, {settings.dead_letters_topic}"
-    kafka = settings.kafka_bootstrap_servers
     log.info(
         "nextclick %s: state in %s; clicks from %s (%s, %s; group %s); lists to %s; device %s",
         version,
         settings.data_dir,
-        f"Kafka at {kafka}" if kafka else "the embedded log",
+        named_broker(settings).name,
         topics,
         settings.events_topic,
         settings.consumer_group,
@@ -72,7 +72,7 @@ def old_folder(settings: Settings) -> Path | None:
     return here if any(os.path.lexists(here / name) for name in _STATE) else None
 
 
-def look_at_folder(settings: Settings) -> None:
+def check_folder(settings: Settings) -> None:
     """Says it where the state of before stands in the folder `data`, and is not used."""
     if (old := old_folder(settings)) is not None:
         log.warning(
@@ -121,8 +121,8 @@ def check_start(loop: "Loop", number: int | None, stream: Origin, *, from_beginn
 
 def _check_new(settings: Settings, committed: Mapping[Partition, int], *, from_beginning: bool) -> None:
     if from_beginning or not committed:
-        told = f", although group {settings.consumer_group} has read {_places(committed)}" if committed else ""
-        log.info("no checkpoint in %s: begins with the earliest click%s", settings.checkpoints_dir, told)
+        progress = f", although group {settings.consumer_group} has read {_places(committed)}" if committed else ""
+        log.info("no checkpoint in %s: begins with the earliest click%s", settings.checkpoints_dir, progress)
         return
     old = old_folder(settings)
     hint = f" (there is state in {old}: --data-dir data)" if old is not None else ""
@@ -157,8 +157,8 @@ def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> N
     if group != settings.consumer_group:
         log.warning("checkpoint %d was written for group %s, not %s", number, group, settings.consumer_group)
         return
-    behind = {p: offset for p, offset in committed.items() if p in at and offset - at[p] > BEHIND_TOLD}
-    ahead = {p: offset for p, offset in committed.items() if p in at and at[p] - offset > AHEAD_TOLD}
+    behind = {p: offset for p, offset in committed.items() if p in at and offset - at[p] > BEHIND_REPORTED}
+    ahead = {p: offset for p, offset in committed.items() if p in at and at[p] - offset > AHEAD_REPORTED}
     if behind:
         log.warning(
             "checkpoint %d is at %s, group %s at %s already: this folder is an older copy, or another worker has read "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from online.worker.loop import Loop
-from online.worker.problems import Problem, Problems
+from online.worker.problems import Problem, ProblemReport
 from stream.source import Partition
 
 RATE_WINDOW_S = 10.0
@@ -29,7 +29,7 @@ class StatusReport:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.started_at = time.time()
-        self._problems = Problems(loop)
+        self._problems = ProblemReport(loop)
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.progress.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
@@ -37,6 +37,7 @@ class StatusReport:
         lag is in messages and seconds, None while the broker does not say."""
         loop, progress, learner = self.loop, self.loop.progress, self.loop.learner
         lag = loop.overload.measure(loop.source)
+        saved, failing_since = loop.checkpointer.last_saved, loop.checkpointer.failing_since
         supervisor, tuned_at = loop.supervisor, loop.supervisor.last_finetuned_at
         return {
             "state": state,
@@ -56,7 +57,7 @@ class StatusReport:
             "lag_s": None if lag is None else lag.oldest_s,
             "lag_of": {} if lag is None else named(lag.messages),
             "lag_s_of": {} if lag is None else named(lag.seconds),
-            "behind": loop.overload.behind,
+            "behind": loop.overload.lagging,
             "shedding": loop.overload.shedding,
             "positions": named(progress.next_offsets),
             "events_per_s": self._rate(),
@@ -76,13 +77,13 @@ class StatusReport:
             },
             "gate": None if supervisor.candidate is None else supervisor.candidate.figures(),
             "checkpoint": None
-            if loop.last_saved is None
+            if saved is None
             else {
-                "number": loop.last_saved.number,
-                "bytes": loop.last_saved.size_bytes,
-                "seconds": None if loop.last_saved.seconds is None else round(loop.last_saved.seconds, 3),
+                "number": saved.number,
+                "bytes": saved.size_bytes,
+                "seconds": None if saved.seconds is None else round(saved.seconds, 3),
             },
-            "unsaved_since": None if loop.unsaved_since is None else int(1000 * loop.unsaved_since),
+            "unsaved_since": None if failing_since is None else int(1000 * failing_since),
             "lost": progress.lost,
             "lists_behind": loop.writer.behind,
             "refreshes": progress.refreshes,

@@ -30,7 +30,7 @@ class WriteWatermarks:
         """To be left with the next write."""
         return Watermark(self._id, self._number + 1)
 
-    def took(self, found: int | None, users: Collection[str]) -> Collection[str] | None:
+    def written(self, found: int | None, users: Collection[str]) -> Collection[str] | None:
         """That write is done; `found` is the number that stood there -> whose lists were lost before it; None: all."""
         lost = self._lost(found)
         self._number += 1
@@ -50,7 +50,7 @@ class WriteWatermarks:
         return list(itertools.islice(chain.from_iterable(users for _, users in earlier), users_max))
 
     def forget(self, digest: str) -> None:
-        """Nobody with that digest is remembered."""
+        """No user with that digest is remembered."""
         for at, (number, users) in enumerate(self._latest):
             self._latest[at] = number, tuple(user for user in users if digest_of(user) != digest)
 

@@ -28,7 +28,8 @@ _RANKS = {name: (field, rank) for field, names in ALIASES.items() for rank, name
 _SHORT = {"user": "user_id", "item": "item_id", "rating": "value", "time": "timestamp", "ts": "timestamp"}
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff"
 _NO_ALIAS_PART = re.compile(r"[^a-z]")
-# A time as people and machines write it: digits, with what stands between them. Words of three letters are months.
+# A time as it is written by hand or by machines: digits, with what stands between them. Words of three letters are
+# months.
 _TIME = re.compile(r"[+-]?\d[\d\s:.,/+TZ-]*(UTC|GMT|[AaPp][Mm])?|\d{1,2}[ -][A-Za-z]{3}[ -]\d{2,4}.*")
 
 
@@ -43,7 +44,7 @@ class ReadOptions:
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """`user=visitorid,item=itemid,timestamp=ts` as {field: column}. Raises ValueError with a line for people."""
+    """`user=visitorid,item=itemid,timestamp=ts` as {field: column}. Raises ValueError with one line."""
     found: dict[str, str] = {}
     for part in re.split(r",(?=\s*\w+\s*=)", text):
         given, equals, column = part.partition("=")

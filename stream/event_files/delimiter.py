@@ -17,7 +17,7 @@ _EXCEL = re.compile(r'"?sep=(.)"?\s*')
 
 
 def parse_delimiter(text: str) -> str:
-    """As it is given by people: `;`, `tab`, `::`. Raises ValueError with a line for people."""
+    """As it is given on the command line: `;`, `tab`, `::`. Raises ValueError with one line."""
     delimiter = _SPELLED.get(text.lower(), text)
     if not 1 <= len(delimiter) <= 8 or any(c in delimiter for c in '"\r\n\0') or delimiter.isalnum():
         raise ValueError(f"{text!r} separates no columns: give , ; | :: tab or space")

@@ -19,7 +19,7 @@ from stream.event_files.errors import EventFileError, shown
 
 #: What comes through a pipe is kept in a temporary file, because it is read more than once; no more than this.
 PIPED_BYTES_MAX = 1 << 30
-SAMPLE_BYTES = 1 << 18  # looked at to tell what a file is
+SAMPLE_BYTES = 1 << 18  # read to see what a file is
 
 _PIECE = 1 << 16
 # zstd packs 128 KiB into 4 bytes at best: what one piece of so many bytes unpacks to stays below 8 MiB.
@@ -130,7 +130,7 @@ class Opened:
         return Path(self._piped.name)
 
     def _sample(self) -> bytes:
-        """The first bytes; fewer of them where the data is damaged, which is told by the line when it is read."""
+        """The first bytes; fewer of them where the data is damaged, which the line reports when it is read."""
         pieces: list[bytes] = []
         with self.stream() as stream:
             try:

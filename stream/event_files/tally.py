@@ -1,4 +1,4 @@
-"""What is told of many rows at once: how many are no clicks, and how often time goes back."""
+"""What is reported of many rows at once: how many are no clicks, and how often time goes back."""
 
 import sys
 from collections import Counter
@@ -111,7 +111,7 @@ def check_rows(
 
 
 def parse_share(text: str) -> float:
-    """`5%` or `0.05` as a share. Raises ValueError with a line for people."""
+    """`5%` or `0.05` as a share. Raises ValueError with one line."""
     number = text.strip().removesuffix("%")
     try:
         share = float(number) / (100 if text.strip().endswith("%") else 1)

@@ -20,7 +20,7 @@ _NULS_OF_BINARY = 0.05
 
 
 def encoding_of(sample: bytes, name: str) -> str:
-    """What certain signs say; UTF-8 without any: a guess would make other ids of people's ids.
+    """What certain signs say; UTF-8 without any: a guess would make other ids of users' ids.
 
     Raises EventFileError for data that is no text.
     """
@@ -50,7 +50,7 @@ def known_encoding(name: str) -> str:
 
 
 def likely_encoding(sample: bytes) -> str | None:
-    """What text that is not UTF-8 may be: a hint for people, never taken without them."""
+    """What text that is not UTF-8 may be: a hint, never taken by itself."""
     from charset_normalizer import from_bytes  # noqa: PLC0415 - for an error only
 
     best = from_bytes(sample[:65_536]).best()

@@ -402,7 +402,7 @@ class World:
             monotonic=monotonic,
             quarantine=quarantine,
             reached=reached,
-            aside=aside,
+            executor=aside,
         )
 
     @staticmethod

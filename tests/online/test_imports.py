@@ -39,7 +39,11 @@ def imported_by(code: str) -> set[str]:
     ("code", "needed", "unwanted"),
     [
         ("import online.cli", ("typer",), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
-        ("import online.worker.main", ("torch", "river", "kafka"), (*LOOPS, *HTTP, *COMPILER, "rich", "typer")),
+        (
+            "import online.worker.main",
+            ("torch", "river", "redis"),
+            (*LOOPS, *HTTP, *COMPILER, "kafka", "rich", "typer"),
+        ),
         (LEARNS_A_CLICK, ("torch", "numba"), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis", "rich")),
         ("import online.commands.backtest", ("torch",), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis")),
         ("import online.api.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),

@@ -161,7 +161,7 @@ class Steady:
         self.loop.monotonic = self.loop.supervisor._monotonic = lambda: self.now
         self.loop.supervisor._read_at.clear()
         self.loop.supervisor._read_at.append(0.0)
-        self.loop._heard_at = 0.0
+        self.loop._active_at = 0.0
         if world.partition() not in world.broker.topics:
             arrive(world, [click("u0", "i0", NOW)])
         world.begin(self.loop)

@@ -18,6 +18,7 @@ import stream
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
 from stream.log import Log, LogProducer, LogSource
 from stream.merge import MergedSource
+from stream.readers import KafkaReader
 from stream.source import Partition, Producer, Record, Source
 
 WRITER = """
@@ -140,7 +141,7 @@ def log_world(tmp_path: Path) -> Iterator[World]:
         make_source=lambda topics, group: LogSource(path, topics, group),
         make_producer=lambda: LogProducer(path),
         make_topic=lambda name, partitions: log.ensure_topics({name: partitions}),
-        add_partitions=log.add_partitions,
+        add_partitions=lambda name, count: add_log_partitions(log, name, count),
         trim=lambda name, before: _trim_log(path, name, before),
     )
     world.opened.append(log)
@@ -164,10 +165,23 @@ def kafka_world(kafka_broker: Any) -> Iterator[World]:
     world.close()
 
 
+def add_log_partitions(log: Log, name: str, count: int) -> None:
+    """As an operator might, by SQL: nothing of ours gives a topic that is there more partitions."""
+    there = len(log.extents([name]))
+    with closing(sqlite3.connect(log.path)) as file, file:
+        rows = [(name, number) for number in range(there, count)]
+        file.executemany("INSERT INTO partitions (topic, partition) VALUES (?, ?)", rows)
+
+
 def _add_kafka_partitions(servers: str, name: str, count: int) -> None:
     admin = KafkaAdminClient(bootstrap_servers=servers)
     admin.create_partitions({name: count})
     admin.close()
+    deadline = time.monotonic() + 30
+    with closing(KafkaReader(servers, name)) as reader:
+        while len(reader.ends()) < count:  # until then a producer does not know of them
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def _trim_kafka(servers: str, name: str, before: int) -> None:

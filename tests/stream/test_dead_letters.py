@@ -1,6 +1,6 @@
 import logging
 
-from stream.dead_letters import TOPIC, DeadLetters, read_dead_letters
+from stream.dead_letters import TOPIC, DeadLetters, dead_letter
 from stream.events import BadEvent
 from stream.source import Record, TooLargeError
 
@@ -32,20 +32,12 @@ def test_a_dead_letter_keeps_the_message_untouched_and_says_where_and_why(world)
     letters.put(record(None, key=None, offset=8), BadEvent("tombstone", "no value"))
     letters.put(record(b"x" * 1_048_000, offset=9), BadEvent("too-large", "1048000 bytes"))
     producer.flush()
-    source = world.make_source([name], name)
-    world.opened.append(source)
-    first, second, third = read_dead_letters(source)
+    first, second, third = map(dead_letter, world.drain(world.source(name), 3))
     assert (first.topic, first.partition, first.offset) == ("clicks", 2, 7)
     assert (first.reason, first.detail, first.headers, first.truncated) == (bad.reason, bad.detail, own, None)
     assert (first.record.key, first.record.value) == (b"k", b"\xff\xfe{")
     assert (second.reason, second.offset, second.record.value) == ("tombstone", 8, None)
     assert (third.offset, third.record.value, third.truncated) == (9, b"x" * 1_048_000, None)
-
-
-def test_no_dead_letters_end_at_once(world):
-    source = world.make_source([world.topic()], "dead-letters")
-    world.opened.append(source)
-    assert list(read_dead_letters(source, timeout_s=3.0)) == []
 
 
 def test_what_is_too_large_is_put_aside_cut(caplog):
@@ -64,7 +56,5 @@ def test_what_others_put_there_is_shown_too(log_world):
     producer = log_world.producer()
     producer.send(TOPIC, key=None, value=b"x", headers=[("offset", b"\xff"), ("partition", "²".encode())])
     producer.flush()
-    source = log_world.make_source([TOPIC], "g")
-    log_world.opened.append(source)
-    (letter,) = read_dead_letters(source)
+    (letter,) = map(dead_letter, log_world.drain(log_world.source(TOPIC), 1))
     assert (letter.topic, letter.partition, letter.offset, letter.reason) == ("", -1, -1, "")

@@ -10,7 +10,7 @@ import uuid
 import pytest
 
 from stream import kafka_errors
-from stream.dead_letters import DeadLetters, read_dead_letters
+from stream.dead_letters import DeadLetters, dead_letter
 from stream.events import BadEvent
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
 from stream.source import Partition, Record, SourceError, TooLargeError
@@ -172,8 +172,6 @@ def test_a_dead_letter_larger_than_its_topic_takes_is_cut(kafka_world):
     topic, producer = kafka_world.topic(), kafka_world.producer()
     DeadLetters(producer, topic).put(Record("clicks", 0, 1, 0, b"k", b"x" * 3_000_000), BadEvent("too-large", "…"))
     producer.flush()
-    source = KafkaSource(kafka_world.where, [topic], topic)
-    kafka_world.opened.append(source)
-    (letter,) = read_dead_letters(source)
+    (letter,) = map(dead_letter, kafka_world.drain(kafka_world.source(topic), 1))
     assert letter.truncated == 3_000_000
     assert letter.record.value == b"x" * 65_536

@@ -3,7 +3,7 @@
 import pytest
 
 from online.config.settings import Settings
-from online.worker.connections import look_at_stream, open_producer, open_source, prepare_topics
+from online.worker.connections import open_producer, open_source, prepare_topics, stream_origin
 from stream.source import Partition
 
 pytestmark = pytest.mark.real
@@ -17,7 +17,7 @@ def test_the_cluster_has_a_name_and_a_group_its_committed_offsets(kafka_broker, 
         topic_partitions=2, **names,
     )  # fmt: skip
     prepare_topics(settings)
-    new = look_at_stream(settings)
+    new = stream_origin(settings)
     assert new.committed == {}
     assert len(new.cluster) > 5
     with_records = open_producer(settings)
@@ -31,4 +31,4 @@ def test_the_cluster_has_a_name_and_a_group_its_committed_offsets(kafka_broker, 
         read += len(source.poll(max_records=10, timeout_s=1.0))
     source.commit(source.positions())
     source.close()
-    assert look_at_stream(settings) == (new.cluster, {Partition(topic, 0): 3, Partition(topic, 1): 3})
+    assert stream_origin(settings) == (new.cluster, {Partition(topic, 0): 3, Partition(topic, 1): 3})

@@ -63,13 +63,12 @@ def test_a_later_list_replaces_the_earlier(lists):
     assert lists.read("u1") == POPULAR
 
 
-def test_anybody_unknown_gets_the_popular_list(lists):
-    assert lists.for_anyone("u1") is None
+def test_the_popular_list_stands_beside_those_of_users(lists):
     assert lists.popular() is None
     lists.write({"u1": LIST}, popular=POPULAR)
     assert lists.popular() == POPULAR
-    assert lists.for_anyone("u1") == LIST
-    assert lists.for_anyone("nobody") == POPULAR
+    assert lists.read("u1") == LIST
+    assert lists.read("unknown") is None
 
 
 def test_keys_and_ttl_are_what_other_programs_rely_on(lists, client):
@@ -125,12 +124,12 @@ def test_an_amended_list_lives_no_longer_than_the_one_before(lists, client):
     assert 15 <= client.ttl(top_key("u1")) <= 20
 
 
-def test_a_list_that_is_amended_to_nothing_goes_and_the_popular_one_stands_in(lists):
+def test_a_list_that_is_amended_to_nothing_goes_and_the_popular_one_stays(lists):
     lists.write({"u1": LIST}, popular=POPULAR)
     lists.amend({})
     lists.amend({"u1": LIST.model_copy(update={"items": [], "scores": []})})
     assert lists.read("u1") is None
-    assert lists.for_anyone("u1") == POPULAR
+    assert lists.popular() == POPULAR
 
 
 def test_status_is_what_was_written(lists):
@@ -145,7 +144,7 @@ def test_a_value_that_is_no_list_counts_as_absent_and_is_told(lists, client, cap
     lists.write({}, popular=POPULAR)
     with caplog.at_level(logging.WARNING):
         assert lists.read("u1") is None
-        assert lists.for_anyone("u1") == POPULAR
+        assert lists.popular() == POPULAR
         assert lists.status() is None
     assert "nextclick:top:u1" in caplog.text
     assert "nextclick:status" in caplog.text

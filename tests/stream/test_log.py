@@ -118,9 +118,6 @@ def test_topics_that_are_there_keep_their_partitions(path):
     log.ensure_topics({TOPIC: 2})
     log.ensure_topics({TOPIC: 5, "other": 3})
     assert [partition.topic for partition in log.extents([TOPIC, "other"])] == [TOPIC] * 2 + ["other"] * 3
-    log.add_partitions(TOPIC, 4)
-    log.add_partitions(TOPIC, 3)
-    assert len(log.extents([TOPIC])) == 4
 
 
 @pytest.mark.parametrize("content", [b"not a database at all, but long enough to be looked at" * 50, b"\x00" * 4096])

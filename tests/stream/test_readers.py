@@ -6,7 +6,7 @@ import pytest
 from kafka import KafkaProducer as Client
 
 from stream.kafka import ensure_topics
-from stream.log import Log, LogProducer
+from stream.log import LogProducer
 from stream.readers import KafkaReader, LogReader
 from stream.source import Partition, Record
 
@@ -153,11 +153,9 @@ def test_many_pages_of_a_trimmed_log_begin_with_what_is_retained(tmp_path):
     reader.close()
 
 
-def test_partitions_that_are_added_are_read_too(tmp_path):
-    log = Log(tmp_path / "log.db")
-    log.ensure_topics({"t": 1})
-    reader = LogReader(tmp_path / "log.db", "t")
-    log.add_partitions("t", 2)
-    assert reader.ends() == {Partition("t", 0): 0, Partition("t", 1): 0}
+def test_partitions_that_are_added_are_read_too(log_world):
+    topic = log_world.topic(1)
+    reader = LogReader(log_world.where, topic)
+    log_world.add_partitions(topic, 2)
+    assert reader.ends() == {Partition(topic, 0): 0, Partition(topic, 1): 0}
     reader.close()
-    log.close()

@@ -166,7 +166,6 @@ def test_a_partition_that_is_added_later_is_read_from_its_beginning(world):
     source = world.source(topic, positions=positions)
     world.settle(source, 1)
     world.add_partitions(topic, 2)
-    time.sleep(0.5)
     producer = world.producer()
     world.fill(producer, topic, range(40), keys=20)
     records, deadline = [], time.monotonic() + 30

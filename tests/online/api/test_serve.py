@@ -215,13 +215,13 @@ def test_without_redis_the_api_lives_and_says_what_is_missing(no_redis: TestClie
 
 @pytest.mark.parametrize("what", ["list", "status"])
 def test_it_is_ready_when_there_is_a_list_or_a_worker(api: TestClient, lists: Lists, what: str) -> None:
-    problems = [{"kind": "behind", "since": 1_700_000_000_000, "text": "more clicks come than can be learned"}]
+    problems = [{"kind": "lagging", "since": 1_700_000_000_000, "text": "more clicks come than can be learned"}]
     if what == "list":
         lists.write({}, top())
         problems = [{"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}]
     else:
         lists.write_status({**STATUS, "problems": problems}, 30)
-        assert 'nextclick_problem{kind="behind"} 1.0' in api.get("/metrics").text
+        assert 'nextclick_problem{kind="lagging"} 1.0' in api.get("/metrics").text
     assert api.get("/readyz").json() == {"status": "degraded", "problems": problems}
     assert api.head("/readyz").status_code == 200
 

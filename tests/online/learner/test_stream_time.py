@@ -152,7 +152,7 @@ def test_items_that_go_at_once_are_told(world):
     hours = [click(f"u{hour % 5}", "steady", NOW - 100_000.0 + 3_000.0 * hour) for hour in range(33)]
     world.publish([*archive(NOW - 101_000.0), *hours])
     loop = world.run(item_idle_s_max=50_000.0)
-    told = [notice for notice in loop.notices.latest if notice.kind == "expired"]
+    told = [notice for notice in loop.notices.latest if notice.kind == "items_expired"]
     assert told
     assert "NEXTCLICK_ITEM_IDLE_S_MAX" in told[0].text
     assert sum(notice.figures["items"] for notice in told) <= loop.learner.expired

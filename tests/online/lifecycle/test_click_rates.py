@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from online.evaluation import worlds
-from online.lifecycle.click_rates import RateWatch, spoken_rate
+from online.lifecycle.click_rates import RateWatch, rate_text
 
 START = 1_730_000_000.0
 
@@ -32,7 +32,7 @@ def test_a_rate_that_falls_to_a_tenth_is_an_outage_until_it_is_back():
     assert begun[0].rate_hz < 0.2 * begun[0].expected_hz
     assert rates.falling
     ended = rates.update(poisson(2, 2.0, 300, slow[-1]))
-    assert [notice.kind for notice in ended] == ["outage over"]
+    assert [notice.kind for notice in ended] == ["outage_over"]
     assert ended[0].at <= 3_200 + 100
     assert rates.outages == 1
     assert rates.last_outage == begun[0].as_dict()
@@ -54,14 +54,14 @@ def test_silence_is_noticed_while_it_lasts_and_told_once():
     assert rates.missing
     after = rates.update(poisson(1, 2.0, 300, end + 5_000.0))
     assert (rates.outages, rates.missing) == (1, False)
-    assert [notice.kind for notice in after] == ["outage over"]
+    assert [notice.kind for notice in after] == ["outage_over"]
     assert "as they used to" in str(after[0])
 
 
 def test_after_a_silence_that_was_only_a_delay_it_is_over_with_the_first_click():
     rates, end = watched()
     assert rates.silence(1_000.0) is not None
-    assert [(notice.kind, notice.at) for notice in rates.update(poisson(1, 2.0, 5, end))] == [("outage over", 3_001)]
+    assert [(notice.kind, notice.at) for notice in rates.update(poisson(1, 2.0, 5, end))] == [("outage_over", 3_001)]
 
 
 def test_what_the_clock_has_told_is_not_in_the_state():
@@ -82,7 +82,7 @@ def test_nothing_is_expected_before_enough_was_seen():
 def test_a_rate_that_stays_low_becomes_the_expected_one():
     rates, end = watched()
     found = rates.update(poisson(1, 0.3, 60_000, end))
-    assert [notice.kind for notice in found] == ["outage", "outage over"]
+    assert [notice.kind for notice in found] == ["outage", "outage_over"]
     assert rates.expected_hz == pytest.approx(0.3, rel=0.2)
 
 
@@ -125,7 +125,7 @@ def test_in_worlds_an_outage_is_told_and_nothing_else(seed):
     assert told(worlds.sudden(seed, change_at=3_000)) == []
     for world in (worlds.outage(seed, kept=0.05), worlds.silence(seed)):
         (begun, began), (ended, over) = told(world)
-        assert (begun, ended) == ("outage", "outage over")
+        assert (begun, ended) == ("outage", "outage_over")
         assert 5_000 <= began <= over <= 5_800
 
 
@@ -159,7 +159,7 @@ def test_a_gap_of_a_week_spoils_nothing_that_is_expected(at):
     ],
 )  # fmt: skip
 def test_rates_are_written_as_people_read_them(hz, spoken):
-    assert spoken_rate(hz) == spoken.replace("a hour", "an hour")
+    assert rate_text(hz) == spoken.replace("a hour", "an hour")
 
 
 def test_what_came_slowly_once_makes_no_silence_of_a_moment_but_a_long_one_is_told():

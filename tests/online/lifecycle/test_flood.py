@@ -7,7 +7,7 @@ import pytest
 
 from online.learner.learner import Learner
 from online.lifecycle.finetune import examples
-from online.lifecycle.flood import FLOOD, TOLD_EACH, FloodWatch
+from online.lifecycle.flood import CHECK_EACH, FLOOD, FloodWatch
 from stream.events import Click
 
 
@@ -26,10 +26,10 @@ def test_a_flood_is_told_at_its_beginning_and_at_its_end():
     watch, total = FloodWatch(), {"rate": 0}
     assert run(watch, 0, 5_000, total=total) == []
     (began,) = run(watch, 2, 20_000, 5_000, total)
-    assert began.text.startswith("clicks that look like a bot's are kept from other people's lists: 20 of the latest ")
+    assert began.text.startswith("clicks that look like a bot's are kept from other users' lists: 20 of the latest ")
     assert began.figures == {"clicks": FLOOD, "reasons": {"repeats": FLOOD}}
-    (over,) = run(watch, 0, 3 * TOLD_EACH, 25_000, total)
-    assert over.text == ("the flood of clicks is over: 10,000 were kept from other people's lists (repeats 10,000)")
+    (over,) = run(watch, 0, 3 * CHECK_EACH, 25_000, total)
+    assert over.text == ("the flood of clicks is over: 10,000 were kept from other users' lists (repeats 10,000)")
     assert run(watch, 0, 5_000, 28_000, total) == []
 
 
@@ -65,8 +65,8 @@ def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(world, town_clicks)
     at = town_clicks[199].timestamp
     world.publish([*town_clicks[:200], *bot_clicks(300, at)])
     loop = world.run()
-    (notice,) = [notice for notice in loop.notices.latest if notice.kind == "guard"]
-    assert "kept from other people's lists" in notice.text
+    (notice,) = [notice for notice in loop.notices.latest if notice.kind == "abuse_flood"]
+    assert "kept from other users' lists" in notice.text
     flagged = loop.learner.abuse_filter.total
     assert flagged["repeats"] + flagged["rate"] > 250
     assert sum(notice.figures["reasons"].values()) == notice.figures["clicks"]

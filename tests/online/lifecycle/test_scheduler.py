@@ -37,7 +37,7 @@ class SetClock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(scheduler_module, "LOOK_S", 0.05)
+    monkeypatch.setattr(scheduler_module, "CHECK_S", 0.05)
     return SetClock(monkeypatch)
 
 

@@ -202,7 +202,7 @@ def test_an_update_that_was_stopped_is_told(world, town_clicks):
     for level in loop.learner.weights.levels:
         level.level, level.steps = 1e-9, 1_000
     go_on(world, loop, town_clicks[160:200])
-    assert kinds(loop) == ["guard"]
+    assert kinds(loop) == ["update_skipped"]
     assert loop.learner.weights.skipped >= 1
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from online.config.settings import Settings
 from online.worker import backoff as module
-from online.worker.backoff import Backoff, Patience, StoppedError
+from online.worker.backoff import Backoff, StoppedError, retry_until
 from stream.source import SourceError, UnavailableError
 
 
@@ -64,11 +64,15 @@ def failing(times, error):
     return attempt
 
 
+def retried(settings, attempt, stop=None, **more):
+    stop = stop or threading.Event()
+    return retry_until(attempt, settings=settings, stop=stop, unavailable=(UnavailableError,), **more)
+
+
 def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog):
     caplog.set_level(logging.INFO, "online.worker.backoff")
     told = []
-    patience = Patience(settings, threading.Event(), (UnavailableError,), told.append)
-    assert patience.until_done(failing(3, UnavailableError("no Kafka answers"))) == 7
+    assert retried(settings, failing(3, UnavailableError("no Kafka answers")), report=told.append) == 7
     assert told == ["no Kafka answers"] * 3 + [None]
     assert [record.message for record in caplog.records] == [
         "waiting for 0 s: no Kafka answers",
@@ -77,22 +81,18 @@ def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog)
 
 
 def test_it_is_said_again_after_a_while(settings, caplog, monkeypatch):
-    monkeypatch.setattr(module, "SAID_EVERY_S", 0.0)
-    Patience(settings, threading.Event(), (UnavailableError,)).until_done(
-        failing(3, UnavailableError("no Kafka answers"))
-    )
+    monkeypatch.setattr(module, "REPORTED_EVERY_S", 0.0)
+    retried(settings, failing(3, UnavailableError("no Kafka answers")))
     assert sum("no Kafka answers" in record.message for record in caplog.records) == 3
 
 
 def test_what_would_not_pass_is_raised_at_once(settings):
     with pytest.raises(SourceError, match="not a click log"):
-        Patience(settings, threading.Event(), (UnavailableError,)).until_done(
-            failing(1, SourceError("not a click log"))
-        )
+        retried(settings, failing(1, SourceError("not a click log")))
 
 
 def test_who_is_told_to_stop_waits_no_longer(settings):
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):
-        Patience(settings, stop, (UnavailableError,)).until_done(failing(99, UnavailableError("no Kafka answers")))
+        retried(settings, failing(99, UnavailableError("no Kafka answers")), stop)

@@ -398,7 +398,8 @@ def test_a_feed_gives_what_is_there_and_what_comes_a_bounded_number_at_a_time(se
     found += taken(feed, 12)
     assert keys(found) == string.ascii_letters
     assert [record.offset for record in found] == list(range(52))
-    time.sleep(0.2)
+    publish(settings, "!")
+    assert keys(taken(feed, 1)) == "!"  # nothing came in between, nor twice
     assert feed.take() == []
 
 

@@ -136,7 +136,7 @@ def test_a_real_thread_changes_nothing_either(new_world, values, undisturbed, as
     assert outcome(world, loop) == undisturbed
     number, _, state = loop.checkpoints.load()
     assert state["progress"]["learned"] == loop.progress.learned
-    assert number == loop.last_saved.number
+    assert number == loop.checkpointer.last_saved.number
 
 
 def test_what_is_committed_is_what_the_checkpoint_holds_and_not_what_was_learned_since(world, values, aside_loop):
@@ -192,7 +192,7 @@ def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside
     now[0] = 1.0
     for _ in range(3):
         loop.turn()
-    assert loop.unsaved_since is not None
+    assert loop.checkpointer.failing_since is not None
     assert "No space left on device" in caplog.text
     assert loop.checkpoints.numbers() == []
     assert loop.versions.live.checkpoint is None
@@ -202,12 +202,12 @@ def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside
     now[0] = 2.0
     for _ in range(3):
         loop.turn()
-    assert loop.unsaved_since is None
+    assert loop.checkpointer.failing_since is None
     while loop.turn():
         pass
     loop.finish()
     assert world.broker.committed == {world.partition(): CLICKS}
-    assert loop.versions.live.checkpoint == loop.last_saved.number
+    assert loop.versions.live.checkpoint == loop.checkpointer.last_saved.number
 
 
 def test_a_version_is_on_disk_before_it_makes_a_list_though_a_checkpoint_is_on_its_way(world, values, aside_loop):

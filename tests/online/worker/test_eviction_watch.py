@@ -7,7 +7,7 @@ import pytest
 
 from online.evaluation.town import Town
 from online.worker import eviction_watch
-from online.worker.eviction_watch import LOOK_S, OVER_S, UNKNOWN_FACTOR, EvictionWatch
+from online.worker.eviction_watch import CHECK_S, OVER_S, UNKNOWN_FACTOR, EvictionWatch
 from stream.lists import Lists, ListsError, Memory, connect
 from tests.online.conftest import NOW
 
@@ -53,7 +53,7 @@ class Watched:
         """Looks once a second."""
         for _ in range(round(seconds)):
             self.now += 1
-            self.watch.look()
+            self.watch.check()
 
     @property
     def kinds(self):
@@ -63,7 +63,7 @@ class Watched:
 @pytest.fixture
 def watched():
     found = Watched()
-    found.watch.look()
+    found.watch.check()
     return found
 
 
@@ -75,7 +75,7 @@ def test_what_was_evicted_before_is_no_news(watched):
 def test_eviction_is_said_once_with_size_and_policy_and_counted(watched):
     for _ in range(20):
         watched.evicts(7)
-        watched.passes(LOOK_S)
+        watched.passes(CHECK_S)
     ((kind, text, figures),) = watched.told
     assert kind == "evicting"
     assert "redis://r:1/0 is too small" in text
@@ -87,11 +87,11 @@ def test_eviction_is_said_once_with_size_and_policy_and_counted(watched):
 
 def test_it_is_over_when_there_is_room_for_a_while_and_not_before(watched):
     watched.evicts(1)
-    watched.passes(LOOK_S)
+    watched.passes(CHECK_S)
     watched.passes(600)  # it is full and evicts nothing, because nothing is written
     assert watched.kinds == ["evicting"]
     watched.redis.says = watched.redis.says._replace(bytes_max=2 * MB)
-    watched.passes(OVER_S + 2 * LOOK_S)
+    watched.passes(OVER_S + 2 * CHECK_S)
     assert watched.kinds == ["evicting", "evicting_over"]
     assert (watched.rooms, watched.watch.since) == (1, None)
 
@@ -104,7 +104,7 @@ def test_room_that_is_taken_again_at_once_is_believed_less_and_less(watched):
             watched.redis.says = watched.redis.says._replace(used_bytes=MB)
         else:
             watched.redis.says = watched.redis.says._replace(used_bytes=MB // 2)
-        watched.watch.look()
+        watched.watch.check()
     assert watched.rooms < 12
 
 
@@ -138,10 +138,10 @@ def test_a_mark_that_had_to_make_room_is_no_loss_of_everything(watched):
 
 def test_one_that_was_emptied_while_it_evicted_is_filled_again(watched):
     watched.evicts(1)
-    watched.passes(LOOK_S)
+    watched.passes(CHECK_S)
     watched.redis.says = watched.redis.says._replace(used_bytes=MB // 10)
     assert not watched.watch.has_evicted(["a"])
-    watched.passes(OVER_S + 2 * LOOK_S)
+    watched.passes(OVER_S + 2 * CHECK_S)
     assert watched.rooms == 1
 
 
@@ -171,7 +171,7 @@ def test_without_leave_to_ask_it_is_over_after_a_long_time_without_loss():
     for _ in range(20):
         watched.passes(60)
         assert watched.watch.has_evicted(["a"])
-    watched.passes(OVER_S * UNKNOWN_FACTOR + LOOK_S)
+    watched.passes(OVER_S * UNKNOWN_FACTOR + CHECK_S)
     assert watched.kinds == ["evicting", "evicting_over"]
 
 
@@ -179,7 +179,7 @@ def works(loop, lists, seconds=0.0):
     """Turns with a look between them, until clicks and time are over -> how often the popular list was missing."""
     until, missing = time.monotonic() + seconds, 0
     while loop.turn() or time.monotonic() < until:
-        loop.writer.look()
+        loop.writer.check()
         missing += lists.popular() is None
     return missing
 
@@ -190,7 +190,7 @@ def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room
     start_redis, world, monkeypatch, caplog, policy
 ):
     """It has room for some of 400 people's lists."""
-    monkeypatch.setattr(eviction_watch, "LOOK_S", 0.2)
+    monkeypatch.setattr(eviction_watch, "CHECK_S", 0.2)
     monkeypatch.setattr(eviction_watch, "OVER_S", 0.5)
     caplog.set_level(logging.INFO)
     server = start_redis(("--maxmemory-policy", policy), tls=False)

@@ -25,7 +25,7 @@ def judged(messages, names=OURS, *, more=True, learned=0):
     for message in messages:
         value = message if isinstance(message, bytes | None) else json.dumps(message).encode()
         if not first.done:
-            first.saw(value, parse(value, now=NOW, names=names))
+            first.update(value, parse(value, now=NOW, names=names))
     if not more:
         first.nothing_more(learned=learned)
     return [text for text, _ in told]

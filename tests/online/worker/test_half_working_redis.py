@@ -59,7 +59,7 @@ def run(tmp_path, caplog):
         for turn in range(round(seconds / TURN_S)):
             clock.now = 1_000.0 + turn * TURN_S
             if turn % 10 == 0 and link.due:
-                link.look()
+                link.check()
             if link.due:
                 link.write({"u": LIST}, LIST)
             states.append(link.away_since)

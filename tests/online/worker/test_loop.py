@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from online.worker import redis_link
-from online.worker.arrived import Arrived, micro_batches
 from online.worker.checkpoint import CheckpointError
+from online.worker.micro_batches import ReceivedClick, micro_batches
 from online.worker.progress import Progress
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
@@ -213,7 +213,7 @@ def test_what_is_committed_is_in_the_checkpoint_never_less(world, values):
     loop = world.begin(world.loop())
     while loop.turn():
         number, _, state = loop.checkpoints.load()
-        assert number == loop.last_saved.number
+        assert number == loop.checkpointer.last_saved.number
         saved = Progress()
         saved.load_state(state["progress"])
         assert loop.source.commits[-1] == saved.next_offsets == loop.source.positions()
@@ -244,16 +244,16 @@ def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_comm
     save, loop.checkpoints.save = loop.checkpoints.save, full
     loop.turn()
     loop.turn()
-    assert loop.unsaved_since == NOW
-    assert (loop.progress.learned, loop.notices.counts) == (3 * POLL - 3, {"unsaved": 1})
+    assert loop.checkpointer.failing_since == NOW
+    assert (loop.progress.learned, loop.notices.counts) == (3 * POLL - 3, {"checkpoint_failed": 1})
     assert "cannot write: no space left; learning goes on" in loop.notices.latest[-1].text
     assert world.broker.committed == {world.partition(): POLL}
     with pytest.raises(CheckpointError, match="no space"):
         loop.finish()
     loop.checkpoints.save = save
     world.drain(loop)
-    assert loop.unsaved_since is None
-    assert loop.notices.counts == {"unsaved": 1, "saved_again": 1}
+    assert loop.checkpointer.failing_since is None
+    assert loop.notices.counts == {"checkpoint_failed": 1, "checkpoint_recovered": 1}
     assert world.broker.committed == {world.partition(): CLICKS}
     found, expected = (what_was_learned(*one) for one in ((world, loop), (quiet, quiet.run())))
     assert {name for name in expected if found[name] != expected[name]} == {
@@ -287,7 +287,7 @@ def test_no_version_is_published_while_it_could_not_be_saved(world, values):
     assert (loop.learner.version, loop.supervisor.state) == (2, "asked")
     loop.checkpoints.save = save
     world.drain(loop)
-    assert loop.versions.live.checkpoint == loop.last_saved.number or loop.learner.version == 3
+    assert loop.versions.live.checkpoint == loop.checkpointer.last_saved.number or loop.learner.version == 3
     for version in loop.versions.all()[1:]:
         _, state = loop.checkpoints.read(version.checkpoint)
         assert state["learner"]["version"] == version.number
@@ -750,7 +750,7 @@ def test_restoring_says_where_it_goes_on(world, town_clicks, caplog):
 def test_the_checkpoint_s_state_is_plain_json(world, values):
     world.publish(values)
     loop = world.run()
-    text = (loop.checkpoints.folder / f"{loop.last_saved.number:08d}" / "state.json").read_text()
+    text = (loop.checkpoints.folder / f"{loop.checkpointer.last_saved.number:08d}" / "state.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
@@ -759,7 +759,7 @@ def test_the_checkpoint_s_state_is_plain_json(world, values):
 
 def arrived(users):
     return [
-        Arrived(Click(user_id=user, item_id="i", timestamp=0), Record("clicks", 0, at, 0, None, b""))
+        ReceivedClick(Click(user_id=user, item_id="i", timestamp=0), Record("clicks", 0, at, 0, None, b""))
         for at, user in enumerate(users)
     ]
 
@@ -843,7 +843,7 @@ def test_while_no_clicks_come_an_emptied_redis_is_filled_again_too(world, town_c
     world.drain(loop)
     users = set(world.lists.held)
     world.lists.lose_everything()
-    loop.writer.look()  # as the worker does when it reports
+    loop.writer.check()  # as the worker does when it reports
     while loop.writer.stale:
         loop.turn()
     assert set(world.lists.held) == users
@@ -858,7 +858,7 @@ def test_of_a_redis_that_went_back_a_little_only_what_came_last_is_written_again
     world.publish(town_clicks[POLL : POLL + 3])
     world.drain(loop)
     (world.lists.held, world.lists.marks), refreshed = kept, loop.progress.refreshes
-    loop.writer.look()
+    loop.writer.check()
     while loop.writer.stale:
         loop.turn()
     lasts = {click.user_id: f"0:{place + 1}" for place, click in enumerate(town_clicks[: POLL + 3])}
@@ -987,13 +987,13 @@ def test_killed_while_lists_are_refreshed_it_learns_the_same_and_everybody_has_a
 def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_clicks):
     world.publish(town_clicks[:POLL])
     loop = world.run(refresh_ages_s=(1.0,))
-    saved = loop.last_saved.number
+    saved = loop.checkpointer.last_saved.number
     loop.writer.aging.ask()
     loop.turn()
     assert loop.progress.refreshes > 0
-    assert loop.last_saved.number == saved + 1
+    assert loop.checkpointer.last_saved.number == saved + 1
     loop.turn()
-    assert loop.last_saved.number == saved + 1
+    assert loop.checkpointer.last_saved.number == saved + 1
     again = world.begin(world.loop(refresh_ages_s=(1.0,)))
     assert world.everything(again) == world.everything(loop)
     again.writer.aging.ask()

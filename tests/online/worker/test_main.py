@@ -207,7 +207,7 @@ def test_while_checkpoints_cannot_be_written_clicks_become_lists_and_the_status_
         publish(50, 90)
         wait_until("90 clicks", lambda: learned(lists) == 90)
         wait_until("word of it", lambda: lists.status()["unsaved_since"])
-        assert [notice["kind"] for notice in lists.status()["notices"]] == ["unsaved"]
+        assert [notice["kind"] for notice in lists.status()["notices"]] == ["checkpoint_failed"]
         text = generate_latest_text(lists)
         assert float(re.search(r"^nextclick_checkpoint_failing_seconds (.*)$", text, re.MULTILINE)[1]) > 0
         away.rename(settings.checkpoints_dir)
@@ -240,7 +240,7 @@ def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish
         wait_until("what is left", lambda: learned(lists) == 50)
         assert lists.status()["lost"] == 40
         assert "nextclick_lost_total 40.0" in generate_latest_text(lists)
-        (told,) = [notice["figures"] for notice in lists.status()["notices"] if notice["kind"] == "lost"]
+        (told,) = [notice["figures"] for notice in lists.status()["notices"] if notice["kind"] == "messages_lost"]
         assert (told["records"], told["earliest"]) == (40, 60)
     assert saved_progress(few)["lost"] == 40
 

@@ -24,7 +24,9 @@ STEPS = [
 
 def merged(loop):
     """The same loop, with its source merged."""
-    loop.source = MergedSource(loop.source, event_time(loop.settings, loop.clock), wait_s=1.0)
+    loop.source = loop.checkpointer.source = MergedSource(
+        loop.source, event_time(loop.settings, loop.clock), wait_s=1.0
+    )
     return loop
 
 

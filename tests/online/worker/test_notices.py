@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from online.lifecycle.versions import STATES, Versions
-from online.worker.notices import KINDS, WARNINGS, Notices
+from online.worker.notices import KINDS, Notices
 from online.worker.progress import Progress
 
 
@@ -35,7 +35,7 @@ def board(topic):
 
 def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, topic, caplog):
     caplog.set_level(logging.INFO, "online.worker.notices")
-    notice = board.emit("rolled back", "version 4 is version 2", {"live": 0.25})
+    notice = board.emit("rolled_back", "version 4 is version 2", {"live": 0.25})
     assert notice.as_dict() == {
         "id": "rolled_back-40-0", "kind": "rolled_back", "at": 5_500, "clicks": 40, "version": 1,
         "text": "version 4 is version 2", "figures": {"live": 0.25},
@@ -47,8 +47,9 @@ def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, top
 
 
 def test_ids_tell_notices_of_one_kind_at_one_click_apart(board):
-    kinds = ["alarm", "alarm", "guard", "alarm"]
-    assert [board.emit(kind, "").id for kind in kinds] == ["alarm-40-0", "alarm-40-1", "guard-40-0", "alarm-40-2"]
+    kinds = ["alarm", "alarm", "update_skipped", "alarm"]
+    ids = [board.emit(kind, "").id for kind in kinds]
+    assert ids == ["alarm-40-0", "alarm-40-1", "update_skipped-40-0", "alarm-40-2"]
     board._progress.learned = 41
     assert board.emit("alarm", "").id == "alarm-41-0"
 
@@ -56,9 +57,9 @@ def test_ids_tell_notices_of_one_kind_at_one_click_apart(board):
 def test_the_latest_are_kept_and_all_are_counted(board):
     for number in range(5):
         board.emit("alarm", str(number))
-    board.emit("guard", "5")
+    board.emit("update_skipped", "5")
     assert [notice.text for notice in board.latest] == ["3", "4", "5"]
-    assert board.counts == {"alarm": 5, "guard": 1}
+    assert board.counts == {"alarm": 5, "update_skipped": 1}
     assert board.dropped == 2
 
 
@@ -75,14 +76,24 @@ def test_a_restart_goes_on_with_the_same_ids(board):
 
 def test_figures_that_json_cannot_hold_do_no_harm(board):
     figures = {"nan": float("nan"), "inf": [np.float32(np.inf), np.int64(3)], 7: {"x": object, "y": (1, True)}}
-    found = board.emit("guard", "", figures).figures
+    found = board.emit("update_skipped", "", figures).figures
     assert json.loads(json.dumps(found, allow_nan=False)) == {
         "nan": None, "inf": [None, 3], "7": {"x": "<class 'object'>", "y": [1, True]},
     }  # fmt: skip
 
 
-def test_what_people_are_warned_of_are_kinds():
-    assert KINDS.keys() > WARNINGS
+def test_each_kind_is_logged_as_grave_as_it_is(board, caplog):
+    caplog.set_level(logging.INFO)
+    for kind in KINDS:
+        board.emit(kind, "")
+    levels = {record.message.split(":")[0]: record.levelname.lower() for record in caplog.records}
+    assert levels == {kind: severity for kind, (severity, _) in KINDS.items()}
+
+
+def test_an_end_is_named_after_its_beginning_and_is_no_warning():
+    ends = [kind for kind in KINDS if kind.endswith(("_over", "_recovered"))]
+    assert {kind.removesuffix("_over").replace("_recovered", "_failed") for kind in ends} < KINDS.keys()
+    assert {KINDS[kind].severity for kind in ends} == {"info"}
 
 
 def test_the_operators_page_says_what_each_kind_and_each_state_means():

@@ -37,9 +37,9 @@ class At:
         """The worker has read some of partition 0, whose latest message was `waited_s` old; `unread` are left."""
         self.position = {ONE: 5}
         self.end = {ONE: 5 + unread}
-        self.overload.saw([Record(*ONE, 4, int(1000 * (self.now - waited_s)), None, b"")])
-        self.overload._look_at = float("-inf")
-        self.overload.look(self)
+        self.overload.received([Record(*ONE, 4, int(1000 * (self.now - waited_s)), None, b"")])
+        self.overload._measure_at = float("-inf")
+        self.overload.update(self)
 
     @property
     def kinds(self):
@@ -51,8 +51,8 @@ def test_the_lag_is_told_of_each_partition_and_in_seconds(small):
     at.end, at.position = {ONE: 12, TWO: 9}, {ONE: 5, TWO: 9}
     lag = at.overload.measure(at)
     assert (lag.total, lag.messages, lag.oldest_s) == (7, {ONE: 7, TWO: 0}, 0.0)  # nothing says how old they are yet
-    at.overload.saw([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, 990_000, None, b"")])
-    at.overload.saw([Record(*TWO, 8, 1_000, None, b"")])
+    at.overload.received([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, 990_000, None, b"")])
+    at.overload.received([Record(*TWO, 8, 1_000, None, b"")])
     lag = at.overload.measure(at)
     assert lag.seconds == {ONE: 10.0, TWO: 0.0}  # where nothing waits, nothing is late
     assert lag.oldest_s == 10.0
@@ -65,7 +65,7 @@ def test_falling_behind_is_told_once_and_its_end_once(small):
     for unread, waited_s in ((500, 20.0), (500, 31.0), (900, 60.0), (400, 20.0), (400, 1.5), (500, 20.0), (5, 99.0)):
         at.look(unread, waited_s)
         assert not at.overload.shedding
-    assert at.kinds == ["behind", "behind_over"]
+    assert at.kinds == ["lagging", "lagging_over"]
     assert at.told[0][1] == "more clicks come than can be learned: 500 messages wait, the oldest for 31 s"
     assert at.told[0][2] == {"messages": 500, "seconds": 31.0}
 
@@ -103,7 +103,7 @@ def test_what_was_told_is_told_to_be_over_after_a_restart(small):
     at.look(500, 40.0)
     later.overload.load_state(at.overload.to_state())
     later.look(3, 0.1)
-    assert later.kinds == ["behind_over"]
+    assert later.kinds == ["lagging_over"]
 
 
 def test_limits_that_contradict_each_other_are_refused():
@@ -172,7 +172,7 @@ def overloaded(world, clicks, **settings):
 
 @pytest.fixture
 def _looks_each_turn(monkeypatch):
-    monkeypatch.setattr("online.worker.overload.LOOK_S", 0.0)
+    monkeypatch.setattr("online.worker.overload.MEASURE_S", 0.0)
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
@@ -196,9 +196,9 @@ def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_ca
     assert loop.progress.learned == 400
     assert loop.progress.untrained == 384  # all but the first poll and the last
     assert list(loop.notices.counts) == [
-        "behind",
+        "lagging",
         "shedding",
-        "behind_over",
+        "lagging_over",
         "shedding_over",
         "finetuning",
         "published",
@@ -219,7 +219,7 @@ def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_wo
     quiet.publish(town_clicks)
     other = quiet.run(micro_batch_max=8, poll_records_max=8, abuse_filter=False)
     assert late.progress.untrained == 0
-    assert late.notices.counts == {"behind": 1, "behind_over": 1}
+    assert late.notices.counts == {"lagging": 1, "lagging_over": 1}
     assert all(torch.equal(now, tensors(other.learner)[name]) for name, now in tensors(late.learner).items())
 
 
@@ -255,7 +255,7 @@ def test_drift_and_the_shadow_wait_while_training_is_left_out(world, town_clicks
 def test_messages_without_a_time_say_nothing_of_how_old_what_waits_is(small):
     at = At(small)
     at.end, at.position = {ONE: 500}, {ONE: 5}
-    at.overload.saw([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, -1, None, b"")])
-    at.overload.look(at)
+    at.overload.received([Record(*ONE, 3, 970_000, None, b""), Record(*ONE, 4, -1, None, b"")])
+    at.overload.update(at)
     assert (at.overload.lag.total, at.overload.lag.oldest_s) == (495, None)
     assert at.kinds == []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from online.worker import intake as intake_module
-from online.worker.arrived import Arrived, micro_batches
+from online.worker.micro_batches import ReceivedClick, micro_batches
 from online.worker.poison_pills import InconsistentStateError, InternalError, Quarantine, last_line
 from stream.dead_letters import dead_letter
 from stream.events import Click, encode
@@ -186,7 +186,8 @@ def test_an_error_of_the_edges_is_no_bug_of_ours(world, values):
 
 def test_who_has_to_be_alone_is_a_micro_batch_of_its_own():
     clicks = [
-        Arrived(Click(user_id="u", item_id="i", timestamp=0), Record("clicks", 0, at, 0, None, b"")) for at in range(9)
+        ReceivedClick(Click(user_id="u", item_id="i", timestamp=0), Record("clicks", 0, at, 0, None, b""))
+        for at in range(9)
     ]
     batches = micro_batches(clicks, 4, 4, lambda record: record.offset in {0, 3, 4})
     assert [[one.record.offset for one in batch] for batch in batches] == [[0], [1, 2], [3], [4], [5, 6, 7, 8]]

@@ -17,17 +17,17 @@ def test_a_problem_is_open_while_its_cause_lasts(world):
     loop = world.loop()
     report = StatusReport(loop)
     assert kinds(report) == []
-    loop.overload.behind = True
-    loop.notices.emit("behind", "more clicks come than can be learned")
+    loop.overload.lagging = True
+    loop.notices.emit("lagging", "more clicks come than can be learned")
     (problem,) = report.describe("running")["problems"]
     assert problem["text"] == "more clicks come than can be learned"
-    assert problem["since"] == loop.notices.last["behind"].at
-    loop.unsaved_since = 1.0
-    loop.notices.emit("unsaved", "no space")
-    loop.supervisor._outage_told = True
-    assert kinds(report) == ["unsaved", "outage", "behind"]
+    assert problem["since"] == loop.notices.last["lagging"].at
+    loop.checkpointer.failing_since = 1.0
+    loop.notices.emit("checkpoint_failed", "no space")
+    loop.supervisor._outage_reported = True
+    assert kinds(report) == ["checkpoint_failed", "outage", "lagging"]
     assert set(kinds(report)) <= set(KINDS)
-    loop.unsaved_since, loop.overload.behind, loop.supervisor._outage_told = None, False, False
+    loop.checkpointer.failing_since, loop.overload.lagging, loop.supervisor._outage_reported = None, False, False
     assert kinds(report) == []
 
 
@@ -43,7 +43,7 @@ def test_what_no_notice_tells_is_dated_by_when_it_was_first_seen(world, monkeypa
 def test_a_restart_does_not_bring_back_what_is_over(world):
     """The checkpoint that ends a full disk is written before it is told that it has ended."""
     loop = world.loop()
-    loop.notices.emit("unsaved", "no space")
+    loop.notices.emit("checkpoint_failed", "no space")
     again = world.loop()
     again.notices.load_state(loop.notices.to_state())
     assert kinds(StatusReport(again)) == []

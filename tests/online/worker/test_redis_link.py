@@ -96,9 +96,9 @@ def test_a_full_or_read_only_redis_is_waited_for_and_an_emptied_one_is_noticed(r
     assert caplog.text.count("learning goes on") == 4
     assert "nextclick:" not in caplog.text  # whose list it was, and what stood in it
     client.flushall()
-    assert owner.link.look()
+    assert owner.link.check()
     assert owner.lost == [None]
-    assert owner.link.look()
+    assert owner.link.check()
     assert owner.lost == [None]
 
 

@@ -49,7 +49,7 @@ def goes_on(link, seconds):
     deadline, moved, before = time.monotonic() + seconds, 0, link.away_since
     while time.monotonic() < deadline:
         if link.due:
-            link.look()
+            link.check()
         if link.due:
             link.write(LISTS, LIST)
         moved += link.away_since != before
@@ -165,7 +165,7 @@ def test_a_cluster_behind_a_plain_url_is_named_and_never_found_to_be_back(server
         assert line.startswith(f"Redis at {url} is a cluster (MOVED")
         assert "Redis Cluster is not supported yet, give a single Redis" in line
         with pytest.raises(ListsError, match="is a cluster"):
-            Lists(connect(url), ttl_s=60).for_anyone("u1")  # two keys of different slots
+            Lists(connect(url), ttl_s=60).standing(["u1", "u2"])  # two keys of different slots
 
 
 def test_a_proxy_that_ends_the_connection_at_a_pipeline_is_not_taken_for_a_missing_redis(tmp_path, caplog):

@@ -105,7 +105,7 @@ class Town:
         self.histories.active_at[slots] = self.computer.now - ago_s
         self.active.update(self.computer.now)
         self.clock.now()
-        self.schedule.renewed([user])
+        self.schedule.mark_refreshed([user])
 
     def after(self, seconds, count_max=100):
         """Others click all the while."""

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +17,11 @@ import online
 from online.config.data_folder import WITHOUT_HOME, default_data_dir
 from online.config.settings import Settings, load_settings
 from online.worker import main as worker_module
+from online.worker.backoff import Backoff
 from online.worker.checkpoint import Checkpoints, DiskFullError
 from online.worker.connections import open_producer
 from online.worker.main import run_worker
-from online.worker.start import StartError, announce, look_at_folder, redis_place
+from online.worker.start import StartError, announce, check_folder, redis_place
 from stream.events import encode
 from stream.origin import Origin
 from stream.source import Partition
@@ -89,15 +89,15 @@ def test_a_user_without_a_home_has_a_folder_too(monkeypatch):
 
 def test_state_in_the_folder_data_of_before_is_pointed_at(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    look_at_folder(Settings())
+    check_folder(Settings())
     assert caplog.text == ""
     (tmp_path / "data" / "checkpoints").mkdir(parents=True)
-    look_at_folder(Settings())
+    check_folder(Settings())
     assert "--data-dir data" in caplog.text
     assert str(Settings().data_dir) in caplog.text
     caplog.clear()
-    look_at_folder(Settings(data_dir=tmp_path / "data"))  # that is the one
-    look_at_folder(Settings(data_dir=tmp_path / "other"))  # named: that one is meant
+    check_folder(Settings(data_dir=tmp_path / "data"))  # that is the one
+    check_folder(Settings(data_dir=tmp_path / "other"))  # named: that one is meant
     assert caplog.text == ""
 
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_the_embedded_log_is_none_of_kafkas(settings, publish, m
     """Tried without a broker first, and then with one: its positions are others."""
     publish(0, 30)
     learn(settings, 30)
-    monkeypatch.setattr(worker_module, "look_at_stream", lambda _: Origin("XyZ", {}))
+    monkeypatch.setattr(worker_module, "stream_origin", lambda _: Origin("XyZ", {}))
     with pytest.raises(StartError, match=r"has read the embedded log, not Kafka cluster XyZ"):
         start_and_stop(settings)
 
@@ -211,9 +211,9 @@ def test_a_folder_that_is_behind_its_group_is_told_in_one_line(  # noqa: PLR0917
     publish(0, 30)
     learn(settings, 30)
     monkeypatch.setattr(
-        worker_module, "look_at_stream", lambda _: Origin("embedded log", {Partition("clicks", 0): committed})
+        worker_module, "stream_origin", lambda _: Origin("embedded log", {Partition("clicks", 0): committed})
     )
-    monkeypatch.setattr("online.worker.start.BEHIND_TOLD", 90)
+    monkeypatch.setattr("online.worker.start.BEHIND_REPORTED", 90)
     caplog.clear()
     start_and_stop(settings)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -224,8 +224,8 @@ def test_a_folder_that_is_behind_its_group_is_told_in_one_line(  # noqa: PLR0917
 def test_a_folder_that_is_far_ahead_of_its_group_is_told(settings, publish, monkeypatch, caplog):
     publish(0, 30)
     learn(settings, 30)
-    monkeypatch.setattr("online.worker.start.AHEAD_TOLD", 10)
-    monkeypatch.setattr(worker_module, "look_at_stream", lambda _: Origin("embedded log", {Partition("clicks", 0): 5}))
+    monkeypatch.setattr("online.worker.start.AHEAD_REPORTED", 10)
+    monkeypatch.setattr(worker_module, "stream_origin", lambda _: Origin("embedded log", {Partition("clicks", 0): 5}))
     start_and_stop(settings)
     assert "the checkpoint decides" in caplog.text
 
@@ -283,7 +283,9 @@ def tiny_disk(tmp_path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("what", ["bytes", "files"])
-def test_a_worker_on_a_disk_that_is_really_full_waits_and_goes_on(settings, small, tiny_disk, caplog, what):
+def test_a_worker_on_a_disk_that_is_really_full_waits_and_goes_on(
+    settings, small, tiny_disk, caplog, *, monkeypatch, what
+):
     """Out of room for bytes, or for files."""
     others = []
     if what == "files":
@@ -295,11 +297,13 @@ def test_a_worker_on_a_disk_that_is_really_full_waits_and_goes_on(settings, smal
                 others.append(tiny_disk / f"other-{number}")
                 others[-1].touch()
     full = small(**{**settings.model_dump(), "data_dir": tiny_disk, "checkpoint_interval_s": 3_600.0})
+    attempts, failed = [], Backoff.failed
+    monkeypatch.setattr(Backoff, "failed", lambda *given: attempts.append(given) or failed(*given))
     stop, ready = threading.Event(), threading.Event()
     thread = threading.Thread(target=run_worker, args=(full, stop), kwargs={"ready": ready})
     thread.start()
     wait_until("word of it", lambda: "waiting for" in caplog.text)
-    time.sleep(0.2)
+    wait_until("more attempts", lambda: len(attempts) >= 3)
     assert thread.is_alive()
     assert not ready.is_set()
     for other in [tiny_disk / "filler", *others]:

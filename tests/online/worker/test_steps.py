@@ -5,10 +5,12 @@ import inspect
 import re
 import textwrap
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from online.worker import checkpoint as checkpoint_module
+from online.worker import checkpointing as checkpointing_module
 from online.worker import loop as loop_module
 from online.worker.poison_pills import InconsistentStateError
 from online.worker.steps import STEPS
@@ -87,15 +89,36 @@ def differences(world, loop, undisturbed):
     return different
 
 
+def sections(source):
+    """The numbered comments of a function, in order, each with the steps that it reaches before the next one."""
+    found, number = {}, 0
+    for line in source.splitlines():
+        if match := re.match(r" +# (\d+)\. ", line):
+            number = int(match[1])
+            found[number] = []
+        elif (match := re.search(r'_reached\("(\w+)"\)', line)) and match[1] not in found[number]:
+            found[number].append(match[1])
+    return found
+
+
 def test_every_numbered_step_of_the_loop_has_a_name_and_each_name_is_reached(world, values):
-    """The comments `# 1. ...` are the steps; what they say is done after the names that carry their number."""
-    source = inspect.getsource(loop_module.Loop)
-    numbers = [int(number) for number in re.findall(r"^ +# (\d)\. ", source, re.MULTILINE)]
-    assert sorted(numbers) == list(range(1, 8))
-    assert {int(what.split(":")[0]) for what in STEPS.values()} == set(numbers)
+    """The comments `# 1. ...` of `Loop.turn` are the steps; what they say is done after the names of that number."""
+    turn = inspect.getsource(loop_module.Loop.turn)
+    assert len(turn.splitlines()) <= 80  # one screen
+    numbered = sections(turn)
+    assert list(numbered) == list(range(1, len(numbered) + 1))
+    named = {number: [] for number in numbered}
+    for step, what in STEPS.items():
+        named[int(what.split(":")[0])].append(step)
+    last = max(numbered)
+    assert numbered.pop(last) == []  # the checkpoints reach them
+    assert named.pop(last)
+    assert named == numbered
+    text = (Path(loop_module.__file__).parents[2] / "ARCHITECTURE.md").read_text().split("```")[1]
+    assert {int(number) for number in re.findall(r"(?<![\w+])(\d+) (?=[a-z])", text)} == set(range(1, last + 1))
     calls = [
         node.args[0].value
-        for module in (loop_module, checkpoint_module)
+        for module in (loop_module, checkpointing_module, checkpoint_module)
         for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(module))))
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == "_reached"
     ]

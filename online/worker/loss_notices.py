@@ -1,4 +1,4 @@
-"""When many items or lists go at once, people are told, with the reason: nothing empties the lists silently."""
+"""Notices of many items or lists that go at once, with the reason: nothing empties the lists silently."""
 
 import time
 from collections.abc import Callable
@@ -8,17 +8,17 @@ from online.lifecycle.emit import Emit
 
 MANY_MIN, MANY_SHARE = 10, 0.1  # of items that lose their rows at once
 LISTS_MIN, LISTS_SHARE = 100, 0.5  # of lists that age at once
-TOLD_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them all, again and again
-SEEN_TOLD_AGAIN_S = 86_400.0  # after a notice of seen items that were lost: at its bound a worker loses them all day
+REPORTED_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them all, again and again
+SEEN_REPORTED_AGAIN_S = 86_400.0  # after one of seen items that were lost: at its limit a worker loses them all day
 
 
-class Departures:
-    """Tells of items that expire, and of lists that age, in quantity."""
+class LossNotices:
+    """Emits a notice where items expire, or lists age, in quantity."""
 
     def __init__(self, emit: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._emit, self._monotonic = emit, monotonic
-        self._aged_at = self._seen_told_at = float("-inf")
-        self._seen_told = 0  # users who had lost theirs at the latest notice
+        self._aged_at = self._seen_reported_at = float("-inf")
+        self._seen_reported = 0  # users who had lost theirs at the latest notice
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
         """`items` have just lost their rows, because they had no clicks for `idle_s_max`; `left` have one."""
@@ -26,22 +26,22 @@ class Departures:
             return
         days = f"{idle_s_max / 86_400:,.3g} days of active time (NEXTCLICK_ITEM_IDLE_S_MAX)"
         text = f"{items:,} of {items + left:,} items went at once: they had no clicks for {days}"
-        self._emit("expired", text, {"items": items, "left": left})
+        self._emit("items_expired", text, {"items": items, "left": left})
 
     def aged(self, lists: int, of: int) -> None:
         """So many lists have become old since the last look."""
-        if lists < max(LISTS_MIN, LISTS_SHARE * of) or self._monotonic() - self._aged_at < TOLD_AGAIN_S:
+        if lists < max(LISTS_MIN, LISTS_SHARE * of) or self._monotonic() - self._aged_at < REPORTED_AGAIN_S:
             return
         self._aged_at = self._monotonic()
         text = f"{lists:,} of {of:,} lists have aged at once, as the stream's time went on: little by little they are"
-        self._emit("aged", f"{text} ranked anew", {"lists": lists, "of": of})
+        self._emit("lists_stale", f"{text} ranked anew", {"lists": lists, "of": of})
 
     def seen_items(self, seen: SeenItems) -> None:
         """Whether users have had to make room there since the latest notice."""
-        users = seen.users_lost - self._seen_told
-        if not users or self._monotonic() - self._seen_told_at < SEEN_TOLD_AGAIN_S:
+        users = seen.users_lost - self._seen_reported
+        if not users or self._monotonic() - self._seen_reported_at < SEEN_REPORTED_AGAIN_S:
             return
-        self._seen_told_at, self._seen_told = self._monotonic(), seen.users_lost
+        self._seen_reported_at, self._seen_reported = self._monotonic(), seen.users_lost
         text = (
             f"what {users:,} of the least recently seen users have clicked is not remembered any more: "
             f"{len(seen):,} users (of at most {seen.users_held:,}, NEXTCLICK_USERS_HELD) are held now, with "
@@ -55,4 +55,4 @@ class Departures:
         """So many lists went from Redis, because none of their items is available any more."""
         if lists >= LISTS_MIN:
             text = f"{lists:,} lists went: none of their items is available any more"
-            self._emit("expired", text, {"lists": lists})
+            self._emit("lists_deleted", text, {"lists": lists})

@@ -9,7 +9,7 @@ from stream.source import Record
 
 
 @dataclass(frozen=True)
-class Arrived:
+class ReceivedClick:
     """A click and where it came from."""
 
     click: Click
@@ -26,27 +26,31 @@ class Arrived:
 
 
 @dataclass(frozen=True)
-class ToForget:
-    """Somebody is to be forgotten, and where that stands."""
+class ForgetRequest:
+    """A user is to be forgotten, and where that request stands."""
 
     event: Forget
     record: Record
 
 
+#: Clicks that are learned together, or a request that stands by itself.
+MicroBatch = list[ReceivedClick] | ForgetRequest
+
+
 def micro_batches(
-    arrived: Sequence[Arrived | ToForget],
+    received: Sequence[ReceivedClick | ForgetRequest],
     size_max: int,
     per_user_max: int,
     alone: Callable[[Record], bool] = lambda _: False,
-) -> Iterator[list[Arrived] | ToForget]:
+) -> Iterator[MicroBatch]:
     """Cuts clicks into runs, in order, of at most `size_max` clicks and `per_user_max` of one user (a history has to
-    remember more than one run brings). `alone`: which must be runs of their own. A run also ends where somebody is to
-    be forgotten, which stands by itself."""
-    batch: list[Arrived] = []
+    remember more than one run brings). `alone`: which must be runs of their own. A run also ends before a request to
+    forget a user."""
+    batch: list[ReceivedClick] = []
     of_user: Counter[str] = Counter()
     ends = False  # with the click taken last
-    for one in arrived:
-        if isinstance(one, ToForget):
+    for one in received:
+        if isinstance(one, ForgetRequest):
             if batch:
                 yield batch
             yield one
