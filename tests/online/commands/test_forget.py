@@ -65,7 +65,14 @@ def test_after_it_no_store_names_the_person_and_everybody_else_is_there(settings
         proof = forget(settings, "u1", timeout_s=WAIT_S)
         assert proof.complete, proof.as_dict()
         places = " ".join(proof.found)
-        for part in ("memory: histories", "memory: moments", "checkpoint ", "Redis", "clicks.dead", "nextclick.events"):
+        for part in (
+            "memory: history_clicks",
+            "memory: moments",
+            "checkpoint ",
+            "Redis",
+            "clicks.dead",
+            "nextclick.events",
+        ):
             assert part in places
         assert {"bytes of log.db", "topic clicks"} <= proof.found.keys()
         lists = open_lists(settings)

@@ -347,6 +347,9 @@ def test_where_all_are_of_an_older_format_it_stops_with_one_line_that_says_what_
         saved.load()
     line = str(error.value)
     assert "\n" not in line
-    assert "is of format 6, this version of nextclick reads 7: go on with the version that wrote it" in line
+    now = checkpoint_module.FORMAT
+    assert (
+        f"is of format {now - 1}, this version of nextclick reads {now}: go on with the version that wrote it" in line
+    )
     assert "or learn from the topic again, in a new folder (--data-dir FOLDER --from-beginning)" in line
     assert f"move {tmp_path} away to start anew" in line
