@@ -1,4 +1,4 @@
-"""A world for the worker's parts that fits in memory: a broker, Redis, and what is on disk, each outliving a crash.
+"""The worker's surroundings in memory: a broker, Redis, and what is on disk, each of which outlives a crash.
 
 `crash` makes a step of a loop raise at its n-th call; `ABORT` among the values of a topic makes `poll` raise once.
 """
@@ -351,7 +351,7 @@ class MemoryLists:
 
 
 @dataclass
-class World:
+class WorkerHarness:
     """One topic of clicks, and everything that outlives a crash. `loop` makes a new worker's loop on it."""
 
     folder: Path
@@ -509,15 +509,15 @@ def _one_thread_and_no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def new_world(tmp_path: Path) -> Callable[[], World]:
-    """Makes empty worlds."""
+def new_harness(tmp_path: Path) -> Callable[[], WorkerHarness]:
+    """Makes empty harnesses."""
     numbers = itertools.count()
-    return lambda: World(tmp_path / f"world-{next(numbers)}")
+    return lambda: WorkerHarness(tmp_path / f"harness-{next(numbers)}")
 
 
 @pytest.fixture
-def world(new_world: Callable[[], World]) -> World:
-    return new_world()
+def harness(new_harness: Callable[[], WorkerHarness]) -> WorkerHarness:
+    return new_harness()
 
 
 @pytest.fixture

@@ -57,13 +57,13 @@ def broker(monkeypatch):
     return Broker()
 
 
-def test_notices_are_on_their_topic_in_order_when_the_writer_is_closed(world):
-    topic = world.topic()
-    writer = NoticeWriter(world.make_producer, topic, waiting_max=100)
+def test_notices_are_on_their_topic_in_order_when_the_writer_is_closed(harness):
+    topic = harness.topic()
+    writer = NoticeWriter(harness.make_producer, topic, waiting_max=100)
     for number in range(20):
         writer.put(told(number))
     writer.close()
-    records = world.drain(world.source(topic), 20)
+    records = harness.drain(harness.source(topic), 20)
     assert [notice(record.value) for record in records] == [told(number) for number in range(20)]
     assert {record.key for record in records} == {b"alarm"}
     assert writer.dropped == 0

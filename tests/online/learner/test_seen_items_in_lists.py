@@ -179,9 +179,9 @@ def test_without_the_setting_nothing_is_held_and_a_checkpoint_with_seen_items_ca
 # --- the worker --------------------------------------------------------------------------------------------------
 
 
-def test_seen_items_that_had_to_go_are_told_at_once_and_once(world):
-    world.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
-    loop = world.run(exclude_seen=True, seen_pairs_max=100)
+def test_seen_items_that_had_to_go_are_told_at_once_and_once(harness):
+    harness.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
+    loop = harness.run(exclude_seen=True, seen_pairs_max=100)
     told = [notice for notice in loop.notices.latest if notice.kind == "seen_items_lost"]
     assert len(told) == 1
     assert "NEXTCLICK_SEEN_PAIRS_MAX" in told[0].text
@@ -190,8 +190,8 @@ def test_seen_items_that_had_to_go_are_told_at_once_and_once(world):
     assert loop.learner.seen.pairs <= 100
 
 
-def test_as_long_as_there_is_room_nothing_is_told(world):
-    world.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
-    loop = world.run(exclude_seen=True, seen_pairs_max=120)
+def test_as_long_as_there_is_room_nothing_is_told(harness):
+    harness.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
+    loop = harness.run(exclude_seen=True, seen_pairs_max=120)
     assert loop.learner.seen.pairs == 120
     assert not [notice for notice in loop.notices.latest if notice.kind == "seen_items_lost"]

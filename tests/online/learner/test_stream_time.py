@@ -129,29 +129,31 @@ def test_features_of_items_do_not_age_by_a_silence(small):
 # --- the worker --------------------------------------------------------------------------------------------------
 
 
-def test_a_workers_lists_stay_after_an_archive_and_one_click_of_today_also_after_a_restart(world):
-    world.publish(archive(NOW - HALF_A_YEAR_S))
-    loop = world.run()
-    before, items = dict(world.lists.held), len(loop.learner.vocabulary)
-    world.publish([click("new", "of today", NOW - 1.0)])
+def test_a_workers_lists_stay_after_an_archive_and_one_click_of_today_also_after_a_restart(harness):
+    harness.publish(archive(NOW - HALF_A_YEAR_S))
+    loop = harness.run()
+    before, items = dict(harness.lists.held), len(loop.learner.vocabulary)
+    harness.publish([click("new", "of today", NOW - 1.0)])
     for _ in range(2):  # the second begins with a checkpoint
-        loop = world.begin(world.loop(refresh_ages_s=(600.0,)))
-        world.drain(loop)
+        loop = harness.begin(harness.loop(refresh_ages_s=(600.0,)))
+        harness.drain(loop)
         loop.writer.aging.ask()
         loop.turn()
         assert loop.progress.learned == 601
         assert len(loop.learner.vocabulary) == items + 1
-        assert world.lists.held.keys() == {*before, "new"}
-        assert all(len(top.items) == len(before[user].items) for user, top in world.lists.held.items() if user != "new")
-        assert len(world.lists.popular_list.items) == loop.settings.list_size
-        assert len(world.lists.held["new"].items) == loop.settings.list_size
+        assert harness.lists.held.keys() == {*before, "new"}
+        assert all(
+            len(top.items) == len(before[user].items) for user, top in harness.lists.held.items() if user != "new"
+        )
+        assert len(harness.lists.popular_list.items) == loop.settings.list_size
+        assert len(harness.lists.held["new"].items) == loop.settings.list_size
         assert [notice.kind for notice in loop.notices.latest] == []
 
 
-def test_items_that_go_at_once_are_told(world):
+def test_items_that_go_at_once_are_told(harness):
     hours = [click(f"u{hour % 5}", "steady", NOW - 100_000.0 + 3_000.0 * hour) for hour in range(33)]
-    world.publish([*archive(NOW - 101_000.0), *hours])
-    loop = world.run(item_idle_s_max=50_000.0)
+    harness.publish([*archive(NOW - 101_000.0), *hours])
+    loop = harness.run(item_idle_s_max=50_000.0)
     told = [notice for notice in loop.notices.latest if notice.kind == "items_expired"]
     assert told
     assert "NEXTCLICK_ITEM_IDLE_S_MAX" in told[0].text

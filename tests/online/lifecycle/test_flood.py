@@ -61,16 +61,16 @@ def bot_clicks(count, start):
     return [Click(user_id="a bot", item_id="pushed", timestamp=start + 0.2 * n) for n in range(count)]
 
 
-def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(world, town_clicks):
+def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(harness, town_clicks):
     at = town_clicks[199].timestamp
-    world.publish([*town_clicks[:200], *bot_clicks(300, at)])
-    loop = world.run()
+    harness.publish([*town_clicks[:200], *bot_clicks(300, at)])
+    loop = harness.run()
     (notice,) = [notice for notice in loop.notices.latest if notice.kind == "abuse_flood"]
     assert "kept from other users' lists" in notice.text
     flagged = loop.learner.abuse_filter.total
     assert flagged["repeats"] + flagged["rate"] > 250
     assert sum(notice.figures["reasons"].values()) == notice.figures["clicks"]
-    again = world.begin(world.loop())
+    again = harness.begin(harness.loop())
     assert again.supervisor._flood.to_state() == loop.supervisor._flood.to_state()
 
 

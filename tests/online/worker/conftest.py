@@ -38,9 +38,9 @@ def recorded(loop, *steps):
     return calls
 
 
-def what_was_learned(world, loop):
+def what_was_learned(harness, loop):
     """Everything but the lists, and what is counted and scored of them."""
-    found = world.everything(loop)
+    found = harness.everything(loop)
     found |= {"learner": dict(found["learner"]), "progress": dict(found["progress"])}
     del found["lists"], found["popular"], found["history.served"], found["notices"]
     del found["learner"]["scores"], found["progress"]["refreshes"]

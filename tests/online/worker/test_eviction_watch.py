@@ -187,7 +187,7 @@ def works(loop, lists, seconds=0.0):
 @pytest.mark.real
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "volatile-ttl", "allkeys-random"])
 def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room(
-    start_redis, world, monkeypatch, caplog, policy
+    start_redis, harness, monkeypatch, caplog, policy
 ):
     """It has room for some of 400 people's lists."""
     monkeypatch.setattr(eviction_watch, "CHECK_S", 0.2)
@@ -195,12 +195,12 @@ def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room
     caplog.set_level(logging.INFO)
     server = start_redis(("--maxmemory-policy", policy), tls=False)
     client = connect(server.url)
-    lists = world.lists = Lists(connect(server.url), ttl_s=3_600)
+    lists = harness.lists = Lists(connect(server.url), ttl_s=3_600)
     clicks = list(Town(users=400, items=150, seed=5, start=NOW - 172_800).clicks(1_600))
     users, latest = {click.user_id for click in clicks}, {click.user_id for click in clicks[-10:]}
-    world.publish(clicks)
+    harness.publish(clicks)
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 250_000)
-    loop = world.begin(world.loop(users_held=500, list_size=60, moments_held=2_000))
+    loop = harness.begin(harness.loop(users_held=500, list_size=60, moments_held=2_000))
     missing = works(loop, lists, seconds=1.0)
     assert not missing or policy == "allkeys-random"
     stand = set(lists.users())

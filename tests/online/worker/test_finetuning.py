@@ -7,9 +7,9 @@ from stream.events import Click
 from tests.online.worker.conftest import recorded
 
 
-def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, town_clicks, caplog):
-    world.publish(town_clicks)
-    loop = world.begin(world.loop(drift_delta=0.5, drift_clicks_each=1))
+def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(harness, town_clicks, caplog):
+    harness.publish(town_clicks)
+    loop = harness.begin(harness.loop(drift_delta=0.5, drift_clicks_each=1))
     loop.changes.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))
     loop.turn()
     assert loop.changes.drift.alarms > 0
@@ -18,12 +18,12 @@ def test_a_drift_alarm_asks_for_fine_tuning_which_gives_the_next_version(world, 
     assert loop.supervisor.state == "idle"
     assert "alarm: the loss has risen from " in caplog.text
     loop.turn()
-    assert {top.version for top in world.lists.held.values()} >= {2}
+    assert {top.version for top in harness.lists.held.values()} >= {2}
 
 
-def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(world, town_clicks):
-    world.publish(town_clicks[:100])
-    loop = world.begin(world.loop())
+def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(harness, town_clicks):
+    harness.publish(town_clicks[:100])
+    loop = harness.begin(harness.loop())
     loop.turn()
     threads = [threading.Thread(target=loop.supervisor.ask_finetuning, args=["by the clock"]) for _ in range(4)]
     for thread in threads:
@@ -31,15 +31,15 @@ def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(world,
     for thread in threads:
         thread.join()
     assert loop.supervisor.state == "asked"
-    world.drain(loop)
+    harness.drain(loop)
     assert (loop.progress.finetunings, loop.learner.version) == (1, 2)
     _, _, state = loop.checkpoints.load()
     assert state["learner"]["version"] == 2
 
 
-def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
-    world.publish(town_clicks[:200])
-    loop = world.begin(world.loop(finetune_batch=1))
+def test_fine_tuning_in_slices_takes_turns_with_clicks(harness, town_clicks):
+    harness.publish(town_clicks[:200])
+    loop = harness.begin(harness.loop(finetune_batch=1))
     loop.turn()
     loop.supervisor.ask_finetuning("a test")
     calls = recorded(loop, "learner.learn")
@@ -57,20 +57,20 @@ def test_fine_tuning_in_slices_takes_turns_with_clicks(world, town_clicks):
     assert loop.progress.finetunings == 2
 
 
-def test_asked_without_anybody_to_learn_from_nothing_happens(world, caplog):
+def test_asked_without_anybody_to_learn_from_nothing_happens(harness, caplog):
     caplog.set_level(logging.INFO, "online.worker.notices")
-    world.publish([Click(user_id="a", item_id="i", timestamp=1)])
-    loop = world.begin(world.loop())
+    harness.publish([Click(user_id="a", item_id="i", timestamp=1)])
+    loop = harness.begin(harness.loop())
     loop.supervisor.ask_finetuning("a test")
-    world.drain(loop)
+    harness.drain(loop)
     assert (loop.learner.version, loop.progress.finetunings, loop.supervisor.state) == (1, 0, "idle")
     assert "finetuning: left out" in caplog.text
 
 
-def test_fine_tuning_that_was_asked_for_is_not_forgotten_in_a_crash(world, town_clicks):
-    world.publish(town_clicks[:64])
-    first = world.begin(world.loop())
+def test_fine_tuning_that_was_asked_for_is_not_forgotten_in_a_crash(harness, town_clicks):
+    harness.publish(town_clicks[:64])
+    first = harness.begin(harness.loop())
     first.supervisor.ask_finetuning("a test")
     first.supervisor._finetune = lambda: None  # killed before it came to it
     first.turn()
-    assert world.run().progress.finetunings == 1
+    assert harness.run().progress.finetunings == 1

@@ -125,18 +125,18 @@ def test_nothing_of_a_message_is_told():
     assert not any(word in text for word in ("alice", "kettle", "example", "4711"))
 
 
-def test_the_worker_says_it_once(world):
+def test_the_worker_says_it_once(harness):
     for _ in range(150):
-        world.broker.append("clicks", json.dumps(THEIRS).encode())
-    loop = world.run()
+        harness.broker.append("clicks", json.dumps(THEIRS).encode())
+    loop = harness.run()
     assert loop.notices.counts["first_messages"] == 1
 
 
-def test_with_the_setting_they_are_learned(world):
+def test_with_the_setting_they_are_learned(harness):
     for number in range(150):
         message = THEIRS | {"itemId": number % 7, "ts": int(1_000 * NOW) + number}
-        world.broker.append("clicks", json.dumps(message).encode())
-    loop = world.run(click_fields="user=userId,item=itemId,timestamp=ts")
+        harness.broker.append("clicks", json.dumps(message).encode())
+    loop = harness.run(click_fields="user=userId,item=itemId,timestamp=ts")
     assert loop.progress.learned == 150
     assert "first_messages" not in loop.notices.counts
     assert loop.progress.latest_clicked_at_ms == 1_000 * NOW + 149

@@ -245,7 +245,7 @@ def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish
     assert saved_progress(few)["lost"] == 40
 
 
-def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
+def test_the_scheduler_asks_once_at_a_time_however_late(new_harness, monkeypatch):
     jobs = {}
 
     class Scheduler:
@@ -262,7 +262,7 @@ def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
             pass
 
     monkeypatch.setattr(worker_module, "SteadyScheduler", Scheduler)
-    loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *", finetune_jitter_s=20)
+    loop = new_harness().loop(finetune_interval_s=300, finetune_cron="30 3 * * *", finetune_jitter_s=20)
     with scheduled(loop):
         assert jobs.keys() == {"finetune-interval", "finetune-cron", "refresh"}
     for _, _, options in jobs.values():
@@ -270,13 +270,13 @@ def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
     assert [jobs[name][1].jitter for name in ("finetune-interval", "finetune-cron", "refresh")] == [20, 20, None]
     assert jobs["finetune-interval"][1].interval.total_seconds() == 300
     for name in ("finetune-interval", "finetune-cron"):
-        loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *")
+        loop = new_harness().loop(finetune_interval_s=300, finetune_cron="30 3 * * *")
         with scheduled(loop):
             assert loop.supervisor.state == "idle"
             jobs[name][0]()
             assert loop.supervisor.state == "asked"
     jobs.clear()
-    with scheduled(new_world().loop(finetune_interval_s=0, refresh_ages_s=())):
+    with scheduled(new_harness().loop(finetune_interval_s=0, refresh_ages_s=())):
         assert not jobs
 
 

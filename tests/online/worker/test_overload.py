@@ -161,12 +161,12 @@ def test_a_list_after_clicks_that_were_not_trained_on_knows_of_them(small, town_
 # --- the loop ----------------------------------------------------------------------------------------------------
 
 
-def overloaded(world, clicks, **settings):
-    """A worker that finds 400 clicks on the topic, as old as the world."""
-    world.broker.arrived_ms = 0
-    world.publish(clicks)
-    return world.begin(
-        world.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, abuse_filter=False, **settings)
+def overloaded(harness, clicks, **settings):
+    """A worker that finds 400 clicks on the topic, as old as the harness."""
+    harness.broker.arrived_ms = 0
+    harness.publish(clicks)
+    return harness.begin(
+        harness.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, abuse_filter=False, **settings)
     )
 
 
@@ -176,8 +176,8 @@ def _looks_each_turn(monkeypatch):
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_caught_up(world, town_clicks):
-    loop = overloaded(world, town_clicks, overload="shed-training")
+def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_caught_up(harness, town_clicks):
+    loop = overloaded(harness, town_clicks, overload="shed-training")
     loop.turn()
     assert loop.overload.shedding
     weights = tensors(loop.learner)
@@ -203,18 +203,18 @@ def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_ca
         "finetuning",
         "published",
     ]
-    assert {click.user_id for click in town_clicks} == set(world.lists.held)
-    world.publish(town_clicks[:8])
+    assert {click.user_id for click in town_clicks} == set(harness.lists.held)
+    harness.publish(town_clicks[:8])
     loop.turn()
     assert not all(torch.equal(weights[name], now) for name, now in tensors(loop.learner).items())
     loop.finish()
-    again = world.begin(world.loop())
+    again = harness.begin(harness.loop())
     assert again.progress.untrained == 384
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_world, town_clicks):
-    behind, quiet = new_world(), new_world()
+def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_harness, town_clicks):
+    behind, quiet = new_harness(), new_harness()
     late = behind.drain(overloaded(behind, town_clicks))
     quiet.publish(town_clicks)
     other = quiet.run(micro_batch_max=8, poll_records_max=8, abuse_filter=False)
@@ -224,8 +224,8 @@ def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_wo
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_fine_tuning_waits_until_a_worker_has_caught_up(world, town_clicks):
-    loop = overloaded(world, town_clicks)
+def test_fine_tuning_waits_until_a_worker_has_caught_up(harness, town_clicks):
+    loop = overloaded(harness, town_clicks)
     loop.turn()
     loop.supervisor.ask_finetuning("a test")
     for _ in range(5):
@@ -239,8 +239,8 @@ def test_fine_tuning_waits_until_a_worker_has_caught_up(world, town_clicks):
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_drift_and_the_shadow_wait_while_training_is_left_out(world, town_clicks):
-    loop = overloaded(world, town_clicks, overload="shed-training", gate=True, gate_block_clicks=5,
+def test_drift_and_the_shadow_wait_while_training_is_left_out(harness, town_clicks):
+    loop = overloaded(harness, town_clicks, overload="shed-training", gate=True, gate_block_clicks=5,
                       shadow_clicks_max=100)  # fmt: skip
     loop.turn()
     loop.supervisor.examine(loop.learner.weights.copy(), "a test", {})

@@ -8,7 +8,7 @@ from tests.online.worker.conftest import POLL, owner_of, what_was_learned
 
 
 def drain_asking(loop, each=1):
-    """`World.drain`, with lists that have aged looked for at each so many turns."""
+    """`WorkerHarness.drain`, with lists that have aged looked for at each so many turns."""
     loop.writer.aging.ask()
     turn = 0
     while loop.turn():
@@ -22,26 +22,26 @@ def drain_asking(loop, each=1):
 AGES = {"refresh_ages_s": (30.0, 120.0), "poll_records_max": 8}
 
 
-def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
-    world.publish(town_clicks[:20])
-    loop = world.begin(world.loop(refresh_ages_s=(600.0, 2_400.0)))
+def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(harness, town_clicks):
+    harness.publish(town_clicks[:20])
+    loop = harness.begin(harness.loop(refresh_ages_s=(600.0, 2_400.0)))
     start = loop.clock()
     times = [start]
     loop.clock = loop.writer.clock = lambda: times[0]
     loop.writer.stream_clock._monotonic = loop.clock
-    world.drain(loop)
-    before, last = dict(world.lists.held), max(click.timestamp for click in town_clicks[:20])
+    harness.drain(loop)
+    before, last = dict(harness.lists.held), max(click.timestamp for click in town_clicks[:20])
     moments = []
     rank = loop.learner.rank
     loop.learner.rank = lambda users, now: (moments.append(dict(zip(users, now, strict=True))), rank(users, now))[1]
 
     times[0] += 3_000.0
     loop.turn()
-    assert world.lists.held == before  # nobody asked
+    assert harness.lists.held == before  # nobody asked
     loop.writer.aging.ask()
     loop.turn()
     assert moments == [dict.fromkeys(before, pytest.approx(last + 3_000.0))]
-    for user, top in world.lists.held.items():
+    for user, top in harness.lists.held.items():
         assert (top.clicked_at, top.offset) == (before[user].clicked_at, before[user].offset)
         assert (top.written_at, before[user].written_at) == (int(1000 * times[0]), int(1000 * start))
     assert loop.progress.refreshes == len(before)
@@ -52,10 +52,10 @@ def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(world, town_clicks):
     assert len(moments) == 1  # all ages were passed
 
 
-def test_a_bounded_number_is_refreshed_each_time_it_is_asked(world):
-    world.publish([Click(user_id=f"u{number}", item_id="i", timestamp=1_000.0 + number) for number in range(10)])
-    world.publish([Click(user_id="late", item_id="i", timestamp=9_000.0)])
-    loop = world.run(refresh_ages_s=(600.0,), refresh_lists_max=4)
+def test_a_bounded_number_is_refreshed_each_time_it_is_asked(harness):
+    harness.publish([Click(user_id=f"u{number}", item_id="i", timestamp=1_000.0 + number) for number in range(10)])
+    harness.publish([Click(user_id="late", item_id="i", timestamp=9_000.0)])
+    loop = harness.run(refresh_ages_s=(600.0,), refresh_lists_max=4)
     refreshed = []
     for _ in range(4):
         loop.writer.aging.ask()
@@ -65,15 +65,15 @@ def test_a_bounded_number_is_refreshed_each_time_it_is_asked(world):
     assert refreshed == [4, 8, 10, 10]
 
 
-def test_the_refreshes_of_a_replay_follow_its_clicks(world, town_clicks):
-    world.publish(town_clicks)
-    loop = drain_asking(world.begin(world.loop(**AGES)))
+def test_the_refreshes_of_a_replay_follow_its_clicks(harness, town_clicks):
+    harness.publish(town_clicks)
+    loop = drain_asking(harness.begin(harness.loop(**AGES)))
     assert loop.progress.refreshes > 20
     assert loop.writer.stream_clock.now() == max(click.timestamp for click in town_clicks)
 
 
-def test_refreshing_changes_nothing_that_is_learned(new_world, values):
-    quiet, busy = new_world(), new_world()
+def test_refreshing_changes_nothing_that_is_learned(new_harness, values):
+    quiet, busy = new_harness(), new_harness()
     quiet.publish(values)
     busy.publish(values)
     few = {**AGES, "memory_users_held": 4, "micro_batch_max": 4, "online_history": 2}  # memories make room
@@ -94,28 +94,28 @@ REFRESH_STEPS = [
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("killed_at", REFRESH_STEPS, ids=str)
 def test_killed_while_lists_are_refreshed_it_learns_the_same_and_everybody_has_a_list(
-    new_world, values, killed_at, after
+    new_harness, values, killed_at, after
 ):
-    quiet, world = new_world(), new_world()
+    quiet, harness = new_harness(), new_harness()
     quiet.publish(values)
-    world.publish(values)
+    harness.publish(values)
     step, call = killed_at
-    first = world.begin(world.loop(**AGES))
-    world.crash(*owner_of(first, step), call=call, after=after)
-    with pytest.raises(world.aborted):
+    first = harness.begin(harness.loop(**AGES))
+    harness.crash(*owner_of(first, step), call=call, after=after)
+    with pytest.raises(harness.aborted):
         drain_asking(first, each=2)
-    vars(world.lists).pop("write", None)
-    second = drain_asking(world.begin(world.loop(**AGES)))
+    vars(harness.lists).pop("write", None)
+    second = drain_asking(harness.begin(harness.loop(**AGES)))
     undisturbed = quiet.run(**AGES)
-    assert what_was_learned(world, second) == what_was_learned(quiet, undisturbed)
-    assert {user: top.offset for user, top in world.lists.held.items()} == {
+    assert what_was_learned(harness, second) == what_was_learned(quiet, undisturbed)
+    assert {user: top.offset for user, top in harness.lists.held.items()} == {
         user: top.offset for user, top in quiet.lists.held.items()
     }
 
 
-def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_clicks):
-    world.publish(town_clicks[:POLL])
-    loop = world.run(refresh_ages_s=(1.0,))
+def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(harness, town_clicks):
+    harness.publish(town_clicks[:POLL])
+    loop = harness.run(refresh_ages_s=(1.0,))
     saved = loop.checkpointer.last_saved.number
     loop.writer.aging.ask()
     loop.turn()
@@ -123,40 +123,42 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(world, town_click
     assert loop.checkpointer.last_saved.number == saved + 1
     loop.turn()
     assert loop.checkpointer.last_saved.number == saved + 1
-    again = world.begin(world.loop(refresh_ages_s=(1.0,)))
-    assert world.everything(again) == world.everything(loop)
+    again = harness.begin(harness.loop(refresh_ages_s=(1.0,)))
+    assert harness.everything(again) == harness.everything(loop)
     again.writer.aging.ask()
     again.turn()
     assert again.progress.refreshes == loop.progress.refreshes  # they are not due a second time
 
 
-def test_a_restart_does_not_refresh_everybody(world):
+def test_a_restart_does_not_refresh_everybody(harness):
     old = [Click(user_id=f"old{number}", item_id="i", timestamp=1_000.0) for number in range(10)]
     times = np.arange(900_000.0, 1_000.0, -3_600.0)[::-1].tolist()  # without gaps that would not count
-    world.publish([*old, *(Click(user_id="new", item_id="i", timestamp=at) for at in times)])
-    world.run(refresh_ages_s=())
-    loop = world.begin(world.loop(refresh_ages_s=(600.0, 3_600.0)))
+    harness.publish([*old, *(Click(user_id="new", item_id="i", timestamp=at) for at in times)])
+    harness.run(refresh_ages_s=())
+    loop = harness.begin(harness.loop(refresh_ages_s=(600.0, 3_600.0)))
     assert loop.writer.stream_clock.now() == 900_000.0
     loop.writer.aging.ask()
     loop.turn()
     assert loop.progress.refreshes == 0
-    world.publish([Click(user_id="newer", item_id="i", timestamp=901_000.0)])
+    harness.publish([Click(user_id="newer", item_id="i", timestamp=901_000.0)])
     loop.turn()
     loop.writer.aging.ask()
     loop.turn()
     assert loop.progress.refreshes == 1  # new's
 
 
-def test_without_redis_no_list_is_refreshed_and_afterwards_each_once(world):
-    world.publish([Click(user_id=user, item_id="i", timestamp=at) for user, at in (("ada", 1_000.0), ("ben", 3_000.0))])
-    loop = world.run(refresh_ages_s=(600.0, 1_200.0))
-    world.lists.away = True
-    world.publish([Click(user_id="cleo", item_id="i", timestamp=3_700.0)])
+def test_without_redis_no_list_is_refreshed_and_afterwards_each_once(harness):
+    harness.publish(
+        [Click(user_id=user, item_id="i", timestamp=at) for user, at in (("ada", 1_000.0), ("ben", 3_000.0))]
+    )
+    loop = harness.run(refresh_ages_s=(600.0, 1_200.0))
+    harness.lists.away = True
+    harness.publish([Click(user_id="cleo", item_id="i", timestamp=3_700.0)])
     for _ in range(3):
         loop.writer.aging.ask()
         loop.turn()
     assert loop.progress.refreshes == 0
-    world.lists.away = False
+    harness.lists.away = False
     while loop.progress.refreshes < 3:  # a slow attempt is followed by a pause
         loop.writer.aging.ask()
         loop.turn()

@@ -8,11 +8,11 @@ import pytest
 from online.worker.checkpoint import CheckpointError
 
 
-def test_a_checkpoint_of_another_shape_is_refused_in_one_line_that_says_what_to_do(world, town_clicks):
-    world.publish(town_clicks[:20])
-    world.run()
+def test_a_checkpoint_of_another_shape_is_refused_in_one_line_that_says_what_to_do(harness, town_clicks):
+    harness.publish(town_clicks[:20])
+    harness.run()
     with pytest.raises(CheckpointError) as refused:
-        world.loop(width=16, layers=("local",)).restore()
+        harness.loop(width=16, layers=("local",)).restore()
     message = str(refused.value)
     assert "NEXTCLICK_WIDTH=8" in message
     assert "NEXTCLICK_LAYERS=['lsh']" in message
@@ -31,11 +31,11 @@ def test_a_checkpoint_of_another_shape_is_refused_in_one_line_that_says_what_to_
     ids=["removed", "added", "replaced", "reordered"],
 )
 def test_a_checkpoint_with_other_features_is_refused_in_one_line_that_names_them(
-    world, town_clicks, monkeypatch, change, said
+    harness, town_clicks, monkeypatch, change, said
 ):
-    world.publish(town_clicks[:20])
-    world.run()
-    loop = world.loop()
+    harness.publish(town_clicks[:20])
+    harness.run()
+    loop = harness.loop()
     number, arrays, state = loop.checkpoints.load()
     state["shape"]["features"] = change(state["shape"]["features"])
     monkeypatch.setattr(loop.checkpoints, "load", lambda: (number, arrays, state))
@@ -48,11 +48,11 @@ def test_a_checkpoint_with_other_features_is_refused_in_one_line_that_names_them
     assert "\n" not in message
 
 
-def test_a_checkpoint_with_other_half_lives_is_refused_and_names_setting_and_features(world, town_clicks):
-    world.publish(town_clicks[:20])
-    world.run()
+def test_a_checkpoint_with_other_half_lives_is_refused_and_names_setting_and_features(harness, town_clicks):
+    harness.publish(town_clicks[:20])
+    harness.run()
     with pytest.raises(CheckpointError) as refused:
-        world.loop(popularity_half_lives=(10, 50)).restore()
+        harness.loop(popularity_half_lives=(10, 50)).restore()
     message = str(refused.value)
     assert (
         "was made with NEXTCLICK_POPULARITY_HALF_LIVES=[10, 100] (with popularity_100 and without popularity_50"
@@ -62,30 +62,30 @@ def test_a_checkpoint_with_other_half_lives_is_refused_and_names_setting_and_fea
     assert "\n" not in message
 
 
-def test_smaller_limits_are_taken_up_at_a_restart(world, town_clicks):
-    world.publish(town_clicks[:200])
-    world.run()
-    world.publish(town_clicks[200:300])
-    loop = world.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4,
+def test_smaller_limits_are_taken_up_at_a_restart(harness, town_clicks):
+    harness.publish(town_clicks[:200])
+    harness.run()
+    harness.publish(town_clicks[200:300])
+    loop = harness.run(users_held=16, history_max=6, items_held=10, successors_held=3, online_history=4,
                      neighbours_held=5)  # fmt: skip
     assert loop.progress.learned == 300
     assert len(loop.learner.histories) == 16
     assert loop.learner.store.tables.first.others.shape[1] == 3
     assert loop.learner.store.tables.near.others.shape[1] == 5
-    top = world.lists.held[town_clicks[299].user_id]
+    top = harness.lists.held[town_clicks[299].user_id]
     assert set(top.items) <= {click.item_id for click in town_clicks[:300]}
 
 
-def test_restoring_says_where_it_goes_on(world, town_clicks, caplog):
+def test_restoring_says_where_it_goes_on(harness, town_clicks, caplog):
     caplog.set_level(logging.INFO, "online.worker.loop")
-    world.publish(town_clicks[:20])
-    world.run()
-    assert world.loop().restore() == 1
+    harness.publish(town_clicks[:20])
+    harness.run()
+    assert harness.loop().restore() == 1
     assert "checkpoint 1 restored: 20 clicks learned; goes on at clicks:0 from 20" in caplog.text
 
 
-def test_the_checkpoint_s_state_is_plain_json(world, values):
-    world.publish(values)
-    loop = world.run()
+def test_the_checkpoint_s_state_is_plain_json(harness, values):
+    harness.publish(values)
+    loop = harness.run()
     text = (loop.checkpoints.folder / f"{loop.checkpointer.last_saved.number:08d}" / "state.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
