@@ -116,7 +116,7 @@ def test_loops_are_compiled_when_it_is_made_and_when_they_have_changed(checkout,
     assert len(checkout.installs) == 2
 
 
-def test_loops_that_cannot_be_compiled_are_said_and_stop_nothing(checkout, capsys) -> None:
+def test_loops_that_cannot_be_compiled_are_reported_and_stop_nothing(checkout, capsys) -> None:
     loops = checkout.root / "online" / "learner" / "facts" / "gather.py"
     loops.parent.mkdir(parents=True)
     loops.write_text("broken")
@@ -195,7 +195,7 @@ def test_what_was_interrupted_is_made_anew(checkout, capsys) -> None:
     assert checkout.make(capsys) == ""
 
 
-def test_pip_that_fails_is_said_and_tried_again(checkout, capsys) -> None:
+def test_a_failure_of_pip_is_reported_and_tried_again(checkout, capsys) -> None:
     checkout.pip_fails = True
     assert ".venv could not be set up: what went wrong stands above" in checkout.fails(capsys)
     checkout.pip_fails = False

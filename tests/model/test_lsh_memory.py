@@ -251,7 +251,7 @@ def test_recall_is_differentiable_in_the_query() -> None:
     assert queries.grad.abs().sum() > 0
 
 
-def test_what_cannot_be_is_said() -> None:
+def test_impossible_arguments_are_refused() -> None:
     generator = torch.Generator().manual_seed(0)
     memory = LSHMemory(rotations_of(generator), slots=2, window=3)
     qk = clicks(generator, 2, 2, 8)

@@ -115,7 +115,7 @@ def test_under_autocast_the_new_click_is_computed_in_half_precision() -> None:
 
 
 @torch.no_grad()
-def test_people_who_come_and_go_meet_empty_memories() -> None:
+def test_users_who_come_and_go_meet_empty_memories() -> None:
     model = reformer()
     memory = model.memory(2)
     for user, other in (("a", "b"), ("c", "b"), ("a", "c")):
@@ -166,7 +166,7 @@ def test_a_memory_of_another_shape_is_refused_by_name() -> None:
         memory.directory.load_state(Directory(4).to_state())
 
 
-def test_the_least_recently_used_make_room_but_nobody_of_the_same_batch() -> None:
+def test_the_least_recently_used_make_room_but_no_user_of_the_same_batch() -> None:
     directory = Directory(3)
     directory.take(["a", "b", "c"])
     directory.take(["a"])

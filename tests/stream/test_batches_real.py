@@ -138,7 +138,7 @@ def test_marks_and_aborted_messages_are_no_lag_and_what_is_open_is_not_either(ka
 
 
 @pytest.mark.real
-def test_a_batch_that_is_damaged_on_the_brokers_disk_stops_neither_a_source_nor_a_reader(kafka_harness, kafka_broker):
+def test_a_batch_damaged_on_the_broker_s_disk_stops_neither_source_nor_reader(kafka_harness, kafka_broker):
     topic = kafka_harness.topic()
     for at in range(0, 40, 10):
         producer = Client(bootstrap_servers=kafka_harness.where, compression_type="gzip", linger_ms=500)
@@ -162,7 +162,7 @@ def test_a_batch_that_is_damaged_on_the_brokers_disk_stops_neither_a_source_nor_
 
 
 @pytest.mark.real
-def test_a_batch_that_unpacks_to_more_than_the_bound_is_put_aside_and_the_next_one_is_read(kafka_harness):
+def test_a_batch_that_unpacks_beyond_the_bound_is_put_aside_and_reading_goes_on(kafka_harness):
     topic, size = kafka_harness.topic(), UNPACKED_BYTES_MAX + 1
     producer = Client(bootstrap_servers=kafka_harness.where, compression_type="gzip", max_request_size=2 * size)
     producer.send(topic, value=bytes(size)).get(timeout=60)
@@ -195,7 +195,7 @@ def test_keys_values_headers_and_times_of_any_kind_come_as_they_are(kafka_harnes
 
 
 @pytest.mark.real
-def test_a_topic_that_was_deleted_and_made_anew_is_read_from_its_beginning_and_told(kafka_harness):
+def test_a_topic_made_anew_is_read_from_its_beginning_and_reported(kafka_harness):
     topic, gone, known = kafka_harness.topic(), [], {}
     source = kafka_harness.make_source([topic], topic)
     kafka_harness.opened.append(source)

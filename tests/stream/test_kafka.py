@@ -110,7 +110,7 @@ def test_two_members_share_the_partitions_and_hand_them_over_without_loss(kafka_
 
 
 @pytest.mark.real
-def test_reading_and_writing_go_on_after_the_broker_was_away(kafka_harness, kafka_broker):
+def test_reading_and_writing_go_on_after_an_outage_of_the_broker(kafka_harness, kafka_broker):
     topic = kafka_harness.topic()
     producer, source = kafka_harness.producer(), kafka_harness.source(topic)
     kafka_harness.fill(producer, topic, range(5))

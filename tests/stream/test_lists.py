@@ -138,7 +138,7 @@ def test_status_is_what_was_written(lists):
     assert lists.status() == {"version": 3, "lag": {"0": 1}}
 
 
-def test_a_value_that_is_no_list_counts_as_absent_and_is_told(lists, client, caplog):
+def test_a_value_that_is_no_list_counts_as_absent_and_is_logged(lists, client, caplog):
     client.set(top_key("u1"), b"\xff{")
     client.set(STATUS_KEY, b"[]")
     lists.write({}, popular=POPULAR)
@@ -204,7 +204,7 @@ def test_a_redis_that_is_not_there_is_named_soon_without_its_password(free_port)
 
 
 @pytest.mark.parametrize("url", ["http://somebody:s3cret@host/", "redis://somebody:s3cret@host:port/", "", "localhost"])
-def test_a_url_that_is_none_is_told_without_showing_it(url):
+def test_an_invalid_url_is_refused_without_showing_it(url):
     with pytest.raises(ListsError, match="NEXTCLICK_REDIS_URL") as error:
         connect(url)
     assert "s3cret" not in str(error.value)
@@ -255,7 +255,7 @@ def test_a_full_redis_is_one_clear_line(redis_server):
         client.config_set("maxmemory", "0")
 
 
-def test_a_request_is_taken_once_and_gone_where_nobody_takes_it(lists, client):
+def test_a_request_is_taken_once_and_expires_if_no_worker_takes_it(lists, client):
     assert lists.take_request() is None
     assert lists.ask({"id": "a", "rollback": 3}, ttl_s=30)
     assert 0 < client.ttl(REQUEST_KEY) <= 30
@@ -278,7 +278,7 @@ def test_an_answer_waits_for_who_asked(lists, client):
 
 
 @pytest.mark.parametrize("value", ["", "no json", "[]", "7"])
-def test_what_is_no_request_is_thrown_away(lists, client, value, caplog):
+def test_an_invalid_request_is_dropped(lists, client, value, caplog):
     client.set(REQUEST_KEY, value)
     assert lists.take_request() is None
     assert not client.exists(REQUEST_KEY)

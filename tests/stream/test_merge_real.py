@@ -73,7 +73,7 @@ def test_an_archive_that_is_written_meanwhile_comes_out_in_almost_that_order(kaf
     assert sum(rows > 1_000 for rows in late) < 600  # rows of the file
 
 
-def test_partitions_without_news_and_open_transactions_hold_nobody_up(kafka_harness):
+def test_idle_partitions_and_open_transactions_hold_no_other_up(kafka_harness):
     topic = kafka_harness.topic(4)
     source = started(kafka_harness, topic)
     kafka_harness.settle(source, 4)

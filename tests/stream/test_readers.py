@@ -32,7 +32,7 @@ def test_it_reads_everything_there_is_partition_by_partition(harness, reader):
     assert all(record.topic == topic and record.key == b"k%d" % (int(record.value) % 9) for record in found)
 
 
-def test_it_begins_where_it_is_told_and_elsewhere_at_the_earliest(harness, reader):
+def test_it_begins_at_the_given_offsets_and_elsewhere_at_the_earliest(harness, reader):
     topic = harness.topic(2)
     harness.fill(harness.producer(), topic, range(60), keys=8)
     one = reader(topic)
@@ -89,7 +89,7 @@ def test_headers_keys_and_tombstones_come_as_they_were_sent(harness, reader):
     assert isinstance(record, Record)
 
 
-def test_it_moves_nobody_s_position(harness, reader):
+def test_it_moves_no_group_s_position(harness, reader):
     topic = harness.topic(1)
     harness.fill(harness.producer(), topic, range(10))
     source = harness.source(topic)

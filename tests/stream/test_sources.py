@@ -239,7 +239,7 @@ def test_processes_that_write_at_once_lose_and_mix_up_nothing(harness):
         assert offsets == list(range(len(offsets)))
 
 
-def test_what_a_killed_writer_was_told_is_there_and_in_order(harness):
+def test_what_was_acknowledged_to_a_killed_writer_is_there_and_in_order(harness):
     topic = harness.topic()
     writer = harness.write(topic, "k", 1_000_000)
     told = [int(writer.stdout.readline()) for _ in range(20)][-1]
@@ -268,7 +268,7 @@ def gone_of(harness, topic, wanted, on_gone=None):
     return source, told
 
 
-def test_a_position_that_is_no_longer_retained_is_told_with_what_is_lost(harness):
+def test_a_position_no_longer_retained_is_reported_with_what_is_lost(harness):
     topic = harness.topic()
     harness.fill(harness.producer(), topic, range(9))
     harness.trim(topic, 6)
@@ -279,7 +279,7 @@ def test_a_position_that_is_no_longer_retained_is_told_with_what_is_lost(harness
     assert "offset 2 is no longer retained, 4 records up to 6 are lost" in str(gone)
 
 
-def test_records_that_go_while_it_reads_are_told_too(harness):
+def test_records_that_expire_while_it_reads_are_reported_too(harness):
     topic = harness.topic()
     harness.fill(harness.producer(), topic, range(3))
     source, told = gone_of(harness, topic, 0)

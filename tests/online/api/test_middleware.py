@@ -196,7 +196,7 @@ def test_a_click_is_published_as_the_worker_reads_it(writing: tuple[TestClient, 
         (b"{}", "", 415, "application/json"),
     ],
 )
-def test_what_is_no_click_is_told_why_and_not_published(
+def test_an_invalid_click_is_answered_with_the_reason_and_not_published(
     writing: tuple[TestClient, LogReader], body: bytes, kind: str, status: int, message: str
 ) -> None:
     api, reader = writing
@@ -244,7 +244,7 @@ def test_writing_needs_a_key_where_there_are_keys(tmp_path: Path) -> None:
     assert api.post("/click", json=CLICK, headers={"X-API-Key": KEY}).status_code == 202
 
 
-def test_a_broker_that_is_away_is_no_fault_of_the_click() -> None:
+def test_an_unavailable_broker_is_no_fault_of_the_click() -> None:
     class Away:
         def send(self, *_: Any, **__: Any) -> None:
             raise SourceError("no Kafka answers at x: start it")

@@ -40,11 +40,11 @@ def test_ranks_of_a_stream_that_was_counted_by_hand() -> None:
     assert [one["knn"] for one in found[3:]] == [2.0, 0.0]
 
 
-def test_an_item_that_was_never_clicked_is_a_miss_for_everybody() -> None:
+def test_an_item_that_was_never_clicked_is_a_miss_for_every_method() -> None:
     assert set(ranks_of([(0, 0), (1, 1)])[1].values()) == {math.inf}
 
 
-def test_what_somebody_had_is_neither_found_nor_in_the_way() -> None:
+def test_items_a_user_has_had_are_neither_found_nor_in_the_way() -> None:
     stream = [(0, 0), (1, 0), (1, 1), (2, 0), (2, 2), (2, 1), (0, 1), (0, 0)]
     found = ranks_of(stream, exclude_seen=True)
     # Before the seventh click 0 has three clicks, 1 has two and 2 has one; user 0 had 0.

@@ -46,7 +46,7 @@ def test_it_opens_says_why_lets_through_and_closes():
     assert one.take_notice().kind == CLOSED
 
 
-def test_a_setting_keeps_them_out_and_it_is_told_all_the_same():
+def test_a_setting_keeps_flagged_clicks_out_and_the_net_is_reported_all_the_same():
     random, one = np.random.default_rng(0), net(lets_through=False)
     assert not any(one.update(*clicks(random, 25, 0.3, 400), 128) for _ in range(40))
     assert "NEXTCLICK_ABUSE_SHARE_EXCEEDED" in one.take_notice().text

@@ -48,7 +48,7 @@ def test_a_gap_counts_for_an_hour_and_late_clicks_move_nothing():
 
 
 @given(st.lists(st.floats(0, 4e9), max_size=50), st.integers(0, 50))
-def test_it_never_goes_back_and_a_click_moves_it_by_an_hour_at_most_also_across_a_restart(times, cut):
+def test_it_never_goes_back_and_a_click_moves_it_by_at_most_an_hour(times, cut):
     clock, again = ActiveClock(), ActiveClock()
     whole = clock.update_all(times)
     again.update_all(times[:cut])
@@ -93,7 +93,7 @@ def test_an_archive_and_then_live_clicks_for_a_while_leave_the_archives_items(sm
     assert learner.expired == 0
 
 
-def test_weeks_of_gaps_age_nothing_and_what_nobody_clicks_while_others_do_goes(small):
+def test_weeks_of_gaps_age_no_item_and_items_without_clicks_go(small):
     learner = Learner(small(item_idle_s_max=2 * DAY_S))
     learner.learn([click("a", "old", NOW)])
     for week in range(1, 20):
@@ -105,7 +105,7 @@ def test_weeks_of_gaps_age_nothing_and_what_nobody_clicks_while_others_do_goes(s
     assert sum(expired) == learner.expired == 3  # and i0 and i2
 
 
-def test_a_click_a_day_ahead_ages_nobody_by_more_than_an_hour(small):
+def test_a_click_a_day_ahead_ages_no_list_by_more_than_an_hour(small):
     learner = learned(Learner(small(item_idle_s_max=DAY_S / 2)), archive(NOW, count=200, every_s=60.0))
     before = learner.clock.now
     learner.learn([click("ahead", "i1", NOW + DAY_S)])
@@ -129,7 +129,7 @@ def test_features_of_items_do_not_age_by_a_silence(small):
 # --- the worker --------------------------------------------------------------------------------------------------
 
 
-def test_a_workers_lists_stay_after_an_archive_and_one_click_of_today_also_after_a_restart(harness):
+def test_lists_of_an_archive_stay_after_a_click_of_today_and_a_restart(harness):
     harness.publish(archive(NOW - HALF_A_YEAR_S))
     loop = harness.run()
     before, items = dict(harness.lists.held), len(loop.learner.vocabulary)
@@ -150,7 +150,7 @@ def test_a_workers_lists_stay_after_an_archive_and_one_click_of_today_also_after
         assert [notice.kind for notice in loop.notices.latest] == []
 
 
-def test_items_that_go_at_once_are_told(harness):
+def test_many_items_that_are_removed_at_once_are_reported(harness):
     hours = [click(f"u{hour % 5}", "steady", NOW - 100_000.0 + 3_000.0 * hour) for hour in range(33)]
     harness.publish([*archive(NOW - 101_000.0), *hours])
     loop = harness.run(item_idle_s_max=50_000.0)

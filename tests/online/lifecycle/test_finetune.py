@@ -108,7 +108,7 @@ def test_a_table_that_grew_meanwhile_is_no_obstacle(learner):
     assert not torch.equal(live(learner)["network.items.vectors"][:rows], before["network.items.vectors"][:rows])
 
 
-def test_rows_of_nobody_are_not_moved(learner):
+def test_rows_without_an_item_are_not_moved(learner):
     tuning = begin(learner)
     run(tuning)
     change = tuned(tuning)["network.items.vectors"] - tuning.start["network.items.vectors"]
@@ -207,7 +207,7 @@ def test_examples_are_recent_histories_and_others_of_long_ago(small, share):
     assert recent.all() == (share == 1.0)
 
 
-def test_without_two_clicks_of_anybody_there_are_no_examples(small):
+def test_without_two_clicks_of_any_user_there_are_no_examples(small):
     learner = Learner(small())
     learner.learn([Click(user_id=str(user), item_id=f"i{user}", timestamp=user) for user in range(5)])
     assert examples(learner, 0.5, np.random.default_rng(0)) is None

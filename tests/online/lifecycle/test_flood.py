@@ -22,7 +22,7 @@ def run(watch, guarded_each, clicks, start=0, total=None):
     return [told for told in found if told is not None]
 
 
-def test_a_flood_is_told_at_its_beginning_and_at_its_end():
+def test_a_flood_is_reported_at_its_beginning_and_at_its_end():
     watch, total = FloodWatch(), {"rate": 0}
     assert run(watch, 0, 5_000, total=total) == []
     (began,) = run(watch, 2, 20_000, 5_000, total)
@@ -33,7 +33,7 @@ def test_a_flood_is_told_at_its_beginning_and_at_its_end():
     assert run(watch, 0, 5_000, 28_000, total) == []
 
 
-def test_what_honest_people_repeat_is_no_flood():
+def test_what_honest_users_repeat_is_no_flood():
     assert run(FloodWatch(), 100, 50_000) == []
 
 
@@ -74,7 +74,7 @@ def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(harness, town_click
     assert again.supervisor._flood.to_state() == loop.supervisor._flood.to_state()
 
 
-def test_nobody_s_fine_tuning_reads_what_a_bot_clicked(small, town_clicks):
+def test_fine_tuning_does_not_read_what_a_bot_clicked(small, town_clicks):
     learner = Learner(small(finetune_reservoir_held=64))
     stream = [*town_clicks[:100], *bot_clicks(200, town_clicks[99].timestamp), *town_clicks[100:140]]
     for start in range(0, len(stream), 8):

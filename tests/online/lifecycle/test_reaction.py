@@ -104,7 +104,7 @@ def known(learner):
     return {name: array.tobytes() for name, array in arrays.items()}, state
 
 
-def test_a_change_is_found_and_reacted_to_and_a_restart_in_the_middle_changes_nothing():
+def test_a_change_is_found_and_reacted_to_also_across_a_restart():
     settings = Settings(**SMALL | QUICK)
     clicks = list(batches(worlds.sudden(0, change_at=1_600, town=TOWN).clicks(2_400)))
     learner = taught(settings, 0)

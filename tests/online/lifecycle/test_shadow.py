@@ -133,7 +133,7 @@ def test_a_candidate_whose_gradients_explode_is_rejected_at_once(learner, town_c
     assert "gradients" in trial.fault
 
 
-def test_who_gives_everybody_the_same_ten_is_rejected_at_once(learner, town_clicks):
+def test_a_candidate_that_gives_all_users_the_same_ten_is_rejected_at_once(learner, town_clicks):
     weights = learner.weights.copy()
     with torch.no_grad():  # nothing counts but an item's popularity
         weights.ranker.linear[:] = 0

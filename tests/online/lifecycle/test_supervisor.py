@@ -66,7 +66,7 @@ def test_a_candidate_ranks_in_the_shadow_and_is_published_when_it_is_not_worse(h
 
 
 @pytest.mark.parametrize("how", SABOTAGES)
-def test_a_sabotaged_candidate_is_thrown_away_and_the_live_weights_stay(new_harness, town_clicks, how):
+def test_a_sabotaged_candidate_is_rejected_and_the_live_weights_stay(new_harness, town_clicks, how):
     ended = []
     for candidate in (False, True):
         harness = new_harness()
@@ -145,7 +145,7 @@ def test_without_a_gate_it_is_published_at_once_and_the_predecessor_rests(harnes
     assert loop.supervisor.predecessor.paused
 
 
-def test_people_can_have_an_earlier_version_back_while_clicks_come(harness, town_clicks):
+def test_an_earlier_version_can_be_rolled_back_to_while_clicks_come(harness, town_clicks):
     loop = begun(harness, town_clicks, gate=False, items_held=25, finetune_learning_rate=0.05)
     arrays, state = loop.checkpoints.read(loop.versions.live.checkpoint)
     before = {name: torch.from_numpy(arrays[f"weights.{name}"]) for name in weights(loop)}
@@ -197,7 +197,7 @@ def test_an_alarm_compares_with_the_predecessor_again_and_asks_for_fine_tuning(h
     assert loop.supervisor._asked["drift"]
 
 
-def test_an_update_that_was_stopped_is_told(harness, town_clicks):
+def test_a_skipped_update_is_reported(harness, town_clicks):
     loop = begun(harness, town_clicks)
     for level in loop.learner.weights.levels:
         level.level, level.steps = 1e-9, 1_000
@@ -207,9 +207,7 @@ def test_an_update_that_was_stopped_is_told(harness, town_clicks):
 
 
 @pytest.mark.parametrize("killed_at", [3, 6])
-def test_killed_while_a_candidate_is_in_the_shadow_it_ends_as_if_nothing_had_happened(
-    new_harness, town_clicks, killed_at
-):
+def test_a_crash_while_a_candidate_is_in_the_shadow_changes_nothing(new_harness, town_clicks, killed_at):
     ended = []
     for kill in (False, True):
         harness = new_harness()

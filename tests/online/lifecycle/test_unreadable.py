@@ -38,7 +38,7 @@ def feed(one, count, value=None):
         one.update(bad, value)
 
 
-def test_all_of_the_first_messages_are_told_with_the_reason_the_hint_and_a_redacted_example():
+def test_unreadable_first_messages_are_reported_with_reason_hint_and_example():
     one, told = watch()
     feed(one, UNREADABLE_MIN - 1, A_DATE)
     assert told == []
@@ -64,7 +64,7 @@ def test_one_of_two_is_no_alarm_nor_are_some_of_many():
     assert not one.began
 
 
-def test_a_share_among_good_ones_is_told_and_so_is_its_end():
+def test_a_share_of_unreadable_messages_is_reported_and_so_is_its_end():
     one, told = watch()
     feed(one, 5_000)
     for _ in range(600):
@@ -126,7 +126,7 @@ def test_a_restart_changes_nothing(stop):
     assert second.to_state() == whole.to_state()
 
 
-def test_what_is_held_names_nobody():
+def test_the_state_contains_no_user_id():
     one, _ = watch()
     feed(one, 100, A_DATE)
     feed(one, 100, THEIRS)
@@ -154,7 +154,7 @@ def test_the_worker_tells_and_its_status_shows_it(harness, town_clicks):
     assert loop.notices.counts["unreadable_over"] == 1
 
 
-def test_items_that_cannot_be_read_are_told_too(harness, town_clicks):
+def test_unreadable_items_are_reported_too(harness, town_clicks):
     harness.publish(town_clicks[:40])
     for number in range(60):
         harness.broker.append("items", b'{"available": "yes"}', key=f"i{number}".encode())

@@ -120,7 +120,7 @@ def test_what_is_left_of_a_list_keeps_its_order_and_scores(harness, loop):
     assert harness.lists.held[user] == top.model_copy(update=left)
 
 
-def test_lists_of_people_no_longer_remembered_lose_the_item_too(harness, town_clicks):
+def test_lists_of_users_no_longer_remembered_lose_the_item_too(harness, town_clicks):
     harness.publish(town_clicks)
     loop = harness.begin(harness.loop(users_held=16))
     while loop.turn():
@@ -191,7 +191,7 @@ def test_a_turn_takes_in_and_looks_at_no_more_than_the_settings_say(harness, tow
     assert taken == [3, 6, 7, 7]
 
 
-def test_where_there_is_no_room_to_know_of_more_it_is_said_once(harness, loop, caplog):
+def test_too_many_withdrawn_items_are_reported_once(harness, loop, caplog):
     loop.learner.items.settings = loop.learner.settings = loop.settings.model_copy(update={"items_held": 2})
     for item in [*harness.lists.popular_list.items[:4], harness.lists.popular_list.items[0]]:
         harness.publish_item(item, None)
@@ -236,7 +236,7 @@ def test_killed_in_the_middle_of_a_sweep_the_next_worker_ends_it(harness, loop, 
     assert holders(harness, item) == set()
 
 
-def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(harness, loop):
+def test_items_withdrawn_during_an_outage_leave_the_lists_when_redis_is_back(harness, loop):
     item = common_item(harness)
     harness.lists.away = True
     harness.publish_item(item, None)
@@ -403,7 +403,7 @@ def test_a_feed_gives_what_is_there_and_what_comes_a_bounded_number_at_a_time(se
     assert feed.take() == []
 
 
-def test_a_feed_begins_where_it_is_told_and_anew_where_the_topic_was_made_anew(settings, opened, caplog):
+def test_a_feed_begins_at_its_offset_and_anew_in_a_topic_made_anew(settings, opened, caplog):
     publish(settings, "abc")
     assert keys(taken(opened(2), 1)) == "c"
     assert caplog.text == ""
@@ -411,7 +411,7 @@ def test_a_feed_begins_where_it_is_told_and_anew_where_the_topic_was_made_anew(s
     assert f"topic {settings.items_topic} was made anew" in caplog.text
 
 
-def test_a_feed_that_nobody_takes_from_holds_no_more_than_it_may_and_can_be_closed(settings, opened):
+def test_a_feed_without_a_reader_is_bounded_and_can_be_closed(settings, opened):
     publish(settings, string.ascii_letters)
     feed = opened()
     deadline = time.monotonic() + 30
@@ -434,7 +434,7 @@ def test_the_embedded_log_is_compacted_when_it_is_opened(settings, opened):
 
 @pytest.mark.real
 @pytest.mark.parametrize("settings", ["kafka"], indirect=True)
-def test_kafka_is_told_to_compact_the_topic(settings):
+def test_kafka_s_topic_of_items_is_compacted(settings):
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, settings.items_topic)])
     admin.close()
@@ -461,7 +461,7 @@ class FailingReader:
 
 
 @pytest.mark.parametrize("settings", ["log"], indirect=True)
-def test_a_broker_that_is_away_is_told_once_and_asked_again(settings, caplog):
+def test_an_unavailable_broker_is_reported_once_and_asked_again(settings, caplog):
     publish(settings, "a")
     errors = [SourceError("no Kafka answers"), SourceError("no Kafka answers"), ValueError("a surprise")]
     reader = FailingReader(LogReader(settings.log_path, settings.items_topic), errors)

@@ -111,7 +111,7 @@ def undisturbed(quiet, new_harness, values):
 
 
 @pytest.mark.parametrize(("step", "turns"), [*itertools.product(STEPS, (0, 1, 3))])
-def test_killed_at_a_step_with_a_checkpoint_on_its_way_it_ends_as_if_nothing_had_happened(
+def test_a_crash_at_any_step_while_a_checkpoint_is_being_written_changes_nothing(
     new_harness, values, undisturbed, aside_loop, *, step, turns
 ):
     harness = new_harness()
@@ -139,7 +139,7 @@ def test_a_real_thread_changes_nothing_either(new_harness, values, undisturbed, 
     assert number == loop.checkpointer.last_saved.number
 
 
-def test_what_is_committed_is_what_the_checkpoint_holds_and_not_what_was_learned_since(harness, values, aside_loop):
+def test_committed_offsets_are_those_of_the_checkpoint_not_of_later_clicks(harness, values, aside_loop):
     harness.publish(values)
     loop = harness.begin(aside_loop(harness, aside=Late(2)))
     commits = []
@@ -152,7 +152,7 @@ def test_what_is_committed_is_what_the_checkpoint_holds_and_not_what_was_learned
     assert any(committed < taken for committed, taken in commits)
 
 
-def test_lists_and_dead_letters_of_what_a_checkpoint_holds_are_out_before_it_is_begun(harness, values, aside_loop):
+def test_lists_and_dead_letters_are_out_before_their_checkpoint_is_begun(harness, values, aside_loop):
     steps = []
     harness.publish(values)
     loop = harness.begin(aside_loop(harness, steps.append, aside=Late(1)))
@@ -178,7 +178,7 @@ def test_only_one_is_on_its_way_and_the_next_waits_for_its_end(harness, values, 
     assert harness.broker.committed == {harness.partition(): CLICKS}
 
 
-def test_one_that_cannot_be_completed_is_told_and_made_good(harness, values, aside_loop, caplog):
+def test_a_checkpoint_that_cannot_be_completed_is_reported_and_made_good(harness, values, aside_loop, caplog):
     failing = threading.Event()
     failing.set()
 
@@ -210,7 +210,7 @@ def test_one_that_cannot_be_completed_is_told_and_made_good(harness, values, asi
     assert loop.versions.live.checkpoint == loop.checkpointer.last_saved.number
 
 
-def test_a_version_is_on_disk_before_it_makes_a_list_though_a_checkpoint_is_on_its_way(harness, values, aside_loop):
+def test_a_version_is_on_disk_before_its_first_list_even_during_a_checkpoint(harness, values, aside_loop):
     harness.publish(values)
     loop = harness.begin(aside_loop(harness, aside=Late(10**6)))
     loop.turn()
@@ -224,7 +224,7 @@ def test_a_version_is_on_disk_before_it_makes_a_list_though_a_checkpoint_is_on_i
     assert loop.versions.all()[0].checkpoint == 1
 
 
-def test_somebody_who_is_forgotten_is_not_in_the_checkpoint_that_was_on_its_way(harness, town_clicks, aside_loop):
+def test_a_forgotten_user_is_not_in_the_checkpoint_that_was_being_written(harness, town_clicks, aside_loop):
     clicks = town_clicks[:CLICKS]
     user = clicks[0].user_id
     forget = Forget(user_sha256=digest_of(user), timestamp=clicks[-1].timestamp)

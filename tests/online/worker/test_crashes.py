@@ -27,7 +27,9 @@ def undisturbed():
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("killed_at", STEPS, ids=str)
-def test_killed_at_any_step_it_ends_as_if_nothing_had_happened(new_harness, values, undisturbed, killed_at, after):
+def test_a_crash_at_any_step_changes_nothing_that_is_learned_or_written(
+    new_harness, values, undisturbed, killed_at, after
+):
     step, call = killed_at
     if not undisturbed:
         quiet = new_harness()
@@ -90,7 +92,7 @@ def test_many_crashes_in_one_run_change_nothing(new_harness, values):
     assert harness.everything(harness.run()) == quiet.everything(quiet.run())
 
 
-def test_with_rare_checkpoints_everything_since_the_last_is_learned_again_and_counted_once(harness, values):
+def test_clicks_since_the_last_checkpoint_are_learned_again_and_counted_once(harness, values):
     harness.publish(values)
     first = harness.loop(checkpoint_interval_s=3_600.0)
     harness.crash(first.source, "poll", call=4)
@@ -103,7 +105,7 @@ def test_with_rare_checkpoints_everything_since_the_last_is_learned_again_and_co
     assert len(harness.dead()) == len(BAD)
 
 
-def test_of_several_partitions_each_record_is_learned_once_and_each_dead_letter_stands_once(harness, town_clicks):
+def test_each_record_of_several_partitions_is_learned_or_a_dead_letter_once(harness, town_clicks):
     harness.publish(town_clicks[:200], partitions=3)
     for partition, at in ((0, 5), (1, 20), (2, 30), (2, 31)):
         harness.broker.topics[harness.partition(partition)][at] = Record("clicks", partition, at, 0, None, b"no json")

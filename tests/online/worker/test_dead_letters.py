@@ -147,7 +147,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("arrives", [False, True])
-def test_while_the_topic_is_away_letters_are_kept_and_stand_there_once_afterwards(worker, arrives):
+def test_while_the_topic_is_unavailable_letters_are_kept_and_written_once_later(worker, arrives):
     worker.put((0, 1))
     worker.checkpoint({0: 2})
     box = worker.box
@@ -163,7 +163,7 @@ def test_while_the_topic_is_away_letters_are_kept_and_stand_there_once_afterward
     assert worker.letters() == [(0, 1), (0, 3), (0, 4), (0, 5)]
 
 
-def test_while_it_is_away_it_is_not_asked_each_time(worker):
+def test_an_unavailable_topic_is_not_asked_each_time(worker):
     worker.box._producer = Failing(worker.producer, 99)
     worker.box._backoff = Backoff(3_600.0, 3_600.0)
     worker.put((0, 3))

@@ -72,7 +72,7 @@ def test_what_was_evicted_before_is_no_news(watched):
     assert (watched.told, watched.watch.evicted, watched.watch.since) == ([], 0, None)
 
 
-def test_eviction_is_said_once_with_size_and_policy_and_counted(watched):
+def test_eviction_is_reported_once_with_size_and_policy_and_counted(watched):
     for _ in range(20):
         watched.evicts(7)
         watched.passes(CHECK_S)
@@ -186,7 +186,7 @@ def works(loop, lists, seconds=0.0):
 
 @pytest.mark.real
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "volatile-ttl", "allkeys-random"])
-def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room(
+def test_a_real_redis_that_is_too_small_is_reported_once_and_filled_later(
     start_redis, harness, monkeypatch, caplog, policy
 ):
     """It has room for some of 400 people's lists."""

@@ -57,7 +57,7 @@ def test_fine_tuning_in_slices_takes_turns_with_clicks(harness, town_clicks):
     assert loop.progress.finetunings == 2
 
 
-def test_asked_without_anybody_to_learn_from_nothing_happens(harness, caplog):
+def test_fine_tuning_without_examples_is_left_out(harness, caplog):
     caplog.set_level(logging.INFO, "online.worker.notices")
     harness.publish([Click(user_id="a", item_id="i", timestamp=1)])
     loop = harness.begin(harness.loop())

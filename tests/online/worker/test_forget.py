@@ -178,7 +178,7 @@ def nothing_left(loop) -> dict[str, Any]:
     }
 
 
-def test_what_the_worker_holds_lists_and_every_checkpoint_are_without_the_person(harness, town_clicks):
+def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harness, town_clicks):
     user = busiest(town_clicks[:64])
     harness.publish(town_clicks[:64])
     loop = harness.run()
@@ -261,7 +261,7 @@ def test_clicks_after_it_begin_anew(harness, town_clicks):
     assert user in harness.lists.held
 
 
-def test_nobody_else_notices_that_somebody_unknown_is_forgotten(harness, new_harness, town_clicks):
+def test_forgetting_an_unknown_user_changes_nothing_for_others(harness, new_harness, town_clicks):
     def after(place, somebody):
         place.publish(town_clicks[:32])
         loop = place.begin(place.loop())
@@ -304,7 +304,7 @@ def test_a_crash_on_the_way_changes_nothing(harness, new_harness, town_clicks, s
     assert [letter.value for letter in harness.dead()] == []
 
 
-def test_while_redis_is_away_the_list_is_owed_across_a_restart_and_nobody_writes_it(harness, town_clicks):
+def test_during_a_redis_outage_a_forgotten_list_is_deleted_later_and_not_written(harness, town_clicks):
     user = busiest(town_clicks[:48])
     harness.publish(town_clicks[:48])
     harness.run()
@@ -359,7 +359,7 @@ def test_forgotten_twice_is_forgotten_once(harness, town_clicks):
     assert user not in loop.learner.histories
 
 
-def test_a_fine_tuning_that_may_have_read_the_persons_clicks_begins_anew(harness, town_clicks):
+def test_a_fine_tuning_that_may_have_read_the_user_s_clicks_begins_anew(harness, town_clicks):
     harness.publish(town_clicks[:48])
     loop = harness.begin(harness.loop(finetune_slice_ms=1))
     while loop.turn():

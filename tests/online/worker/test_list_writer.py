@@ -146,7 +146,7 @@ def picky(harness):
     return harness.lists
 
 
-def test_while_nothing_is_behind_lists_are_written_all_the_same_to_see_whether_redis_takes_them(harness, picky):
+def test_with_no_list_behind_one_is_written_to_see_whether_redis_takes_it(harness, picky):
     harness.publish(clicks(*FIVE, ("bob", "i0")))
     loop = harness.begin(harness.loop())
     while loop.turn():
@@ -201,7 +201,7 @@ def test_while_redis_evicts_lists_that_aged_only_replace_those_that_stand(harnes
     assert not loop.writer.stale
 
 
-def test_a_mark_that_was_evicted_does_not_owe_everybody_a_list(harness, picky):
+def test_an_evicted_mark_does_not_cause_every_list_to_be_written_again(harness, picky):
     harness.publish(clicks(*((f"u{n}", f"i{n % 7}") for n in range(40))))
     loop = harness.begin(harness.loop())
     while loop.turn():

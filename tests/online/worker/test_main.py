@@ -197,7 +197,7 @@ def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_cli
     assert saved_progress(settings)["next_offsets"] == [["clicks", 0, 70]]
 
 
-def test_while_checkpoints_cannot_be_written_clicks_become_lists_and_the_status_says_so(settings, publish):
+def test_without_writable_checkpoints_lists_are_written_and_the_status_shows_it(settings, publish):
     publish(0, 50)
     away = settings.data_dir / "away"
     with worker_thread(settings) as lists:
@@ -341,7 +341,7 @@ def lists_of(settings, process):
     return there()
 
 
-def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_told(settings, publish, town_clicks):
+def test_after_kill_and_restart_each_click_is_learned_once_and_a_signal_stops_it(settings, publish, town_clicks):
     publish(0, 200, broken=2)
     first = start(settings)
     lists = lists_of(settings, first)

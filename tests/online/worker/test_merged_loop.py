@@ -47,7 +47,7 @@ def publish(town_clicks):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("killed_at", STEPS, ids=str)
-def test_killed_at_any_step_it_ends_as_if_nothing_had_happened(new_harness, publish, killed_at, after):
+def test_a_crash_at_any_step_changes_nothing_that_is_learned_or_written(new_harness, publish, killed_at, after):
     quiet, harness = new_harness(), new_harness()
     for one in (quiet, harness):
         publish(one)
@@ -82,7 +82,7 @@ def test_small_buffers_and_crashes_lose_nothing_and_learn_nothing_twice(harness,
     )
 
 
-def test_what_is_buffered_is_neither_in_a_checkpoint_nor_committed_nor_caught_up_with(harness, publish):
+def test_buffered_records_are_not_saved_or_committed_and_count_as_lag(harness, publish):
     publish(harness)
     loop = harness.begin(merged(harness.loop(poll_records_max=20)))
     loop.turn()

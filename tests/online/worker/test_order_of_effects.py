@@ -48,7 +48,7 @@ def full(*_):
     raise CheckpointError("cannot write: no space left")
 
 
-def test_while_no_checkpoint_can_be_written_learning_goes_on_and_nothing_is_committed(new_harness, values):
+def test_without_a_writable_checkpoint_it_learns_on_and_commits_nothing(new_harness, values):
     quiet, harness = new_harness(), new_harness()
     quiet.publish(values)
     harness.publish(values)

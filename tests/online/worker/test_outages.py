@@ -57,7 +57,7 @@ def test_lists_that_were_behind_at_a_stop_are_written_after_the_start(harness, v
     assert harness.lists.popular_list.offset == f"0:{CLICKS - 1}"  # the very last message is no click
 
 
-def test_while_redis_is_away_it_is_not_asked_with_every_micro_batch(harness, values):
+def test_an_unavailable_redis_is_not_asked_with_every_micro_batch(harness, values):
     harness.publish(values)
     harness.lists.away = True
     calls = []
@@ -81,7 +81,7 @@ def test_what_waits_for_redis_is_bounded(harness):
 # --- a slow Redis ------------------------------------------------------------------------------------------------
 
 
-def test_lists_wait_together_for_a_slow_redis_and_none_is_missing_from_the_checkpoint(harness, values):
+def test_lists_wait_together_for_a_slow_redis_and_are_written_by_the_checkpoint(harness, values):
     harness.publish(values)
     loop = harness.begin(harness.loop())
     loop.writer.link._pause_until = float("inf")  # as after an answer that took for ever
@@ -187,7 +187,7 @@ def test_of_a_redis_that_went_back_a_little_only_what_came_last_is_written_again
 # --- dead letters whose topic is away ------------------------------------------------------------------------------
 
 
-def test_while_dead_letters_wait_nothing_more_is_taken_or_saved_and_afterwards_nothing_is_missing(new_harness, values):
+def test_while_dead_letters_wait_nothing_is_polled_or_saved_and_none_is_lost(new_harness, values):
     quiet, harness = new_harness(), new_harness()
     quiet.publish(values)
     harness.publish(values)

@@ -46,7 +46,7 @@ class At:
         return [kind for kind, _, _ in self.told]
 
 
-def test_the_lag_is_told_of_each_partition_and_in_seconds(small):
+def test_the_lag_is_measured_per_partition_and_in_seconds(small):
     at = At(small)
     at.end, at.position = {ONE: 12, TWO: 9}, {ONE: 5, TWO: 9}
     lag = at.overload.measure(at)
@@ -60,7 +60,7 @@ def test_the_lag_is_told_of_each_partition_and_in_seconds(small):
     assert at.overload.measure(at) is None
 
 
-def test_falling_behind_is_told_once_and_its_end_once(small):
+def test_falling_behind_is_reported_once_and_its_end_once(small):
     at = At(small)
     for unread, waited_s in ((500, 20.0), (500, 31.0), (900, 60.0), (400, 20.0), (400, 1.5), (500, 20.0), (5, 99.0)):
         at.look(unread, waited_s)
@@ -86,7 +86,7 @@ def test_fine_tuning_rests_while_clicks_are_late(small):
     assert at.told == []
 
 
-def test_training_is_left_out_between_two_limits_and_what_it_cost_is_told(small):
+def test_training_is_left_out_between_two_limits_and_its_cost_is_reported(small):
     at = At(small, overload="shed-training", shed_lag_s=10.0, lag_over_s=2.0)
     found = []
     for waited_s in (9.0, 11.0, 5.0, 2.5, 1.5, 9.0):
@@ -98,7 +98,7 @@ def test_training_is_left_out_between_two_limits_and_what_it_cost_is_told(small)
     assert at.told[1][2]["untrained"] == 210
 
 
-def test_what_was_told_is_told_to_be_over_after_a_restart(small):
+def test_a_lag_reported_before_a_restart_is_reported_over_after_it(small):
     at, later = At(small), At(small)
     at.look(500, 40.0)
     later.overload.load_state(at.overload.to_state())
@@ -176,7 +176,7 @@ def _looks_each_turn(monkeypatch):
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_caught_up(harness, town_clicks):
+def test_a_shedding_worker_reads_every_click_and_trains_again_once_caught_up(harness, town_clicks):
     loop = overloaded(harness, town_clicks, overload="shed-training")
     loop.turn()
     assert loop.overload.shedding

@@ -89,7 +89,7 @@ def test_what_was_chance_leaves_no_trace(new_harness, values):
     assert harness.everything(loop) == quiet.everything(quiet.run())
 
 
-def test_a_bug_that_needs_several_clicks_at_once_puts_nobody_aside(harness, values):
+def test_a_bug_that_needs_several_clicks_at_once_puts_no_click_aside(harness, values):
     harness.publish(values)
 
     def broken(loop):

@@ -57,7 +57,7 @@ def test_status_shows_problems_and_a_worker_that_waits_has_one():
     assert "no Kafka answers at k:9092" in text
 
 
-def test_status_metric_and_notices_count_the_same_alarms_and_a_change_for_the_better_is_none(harness, town_clicks):
+def test_status_metric_and_notices_count_alarms_alike_and_improvements_as_none(harness, town_clicks):
     harness.publish(town_clicks[:200])
     loop = harness.begin(harness.loop(drift_delta=0.5, drift_clicks_each=1))
     loop.changes.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))  # it gets worse

@@ -46,7 +46,7 @@ def test_after_a_click_time_passes_as_on_the_computer_however_old_the_click_is()
     assert clock.now() == 1_000.0
 
 
-def test_a_click_from_the_future_ages_nobody_by_more_than_a_gap_may_count():
+def test_a_click_from_the_future_ages_no_list_by_more_than_a_gap_may_count():
     computer, active = Computer(), ActiveClock()
     clock = StreamClock(active, computer)
     active.update(1_000.0)
@@ -72,7 +72,7 @@ def test_a_silence_counts_for_an_hour_while_it_lasts_and_when_a_click_has_ended_
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(-1e6, 1e6)), max_size=30))
-def test_it_never_goes_back_whatever_comes_and_whatever_happens_to_the_computer_s_clock(steps):
+def test_it_never_goes_back_whatever_clicks_come_and_however_the_clock_is_set(steps):
     computer, active = Computer(0.0), ActiveClock()
     clock, told = StreamClock(active, computer), -np.inf
     for is_click, value in steps:
@@ -151,14 +151,14 @@ def test_several_ages_passed_between_two_looks_are_one_refresh(harness):
     assert harness.after(MINUTE) == []
 
 
-def test_without_being_asked_nobody_is_due(harness):
+def test_without_being_asked_no_list_is_due(harness):
     harness.click("ada")
     harness.computer.now += HOUR
     assert harness.schedule.take(harness.histories, 100) == []
     assert harness.after(0.0) == ["ada"]
 
 
-def test_of_many_a_bounded_number_is_taken_at_a_time_and_nobody_is_forgotten_or_taken_twice(harness):
+def test_a_bounded_number_of_users_is_taken_at_a_time_and_each_user_once(harness):
     for number in range(7):
         harness.click(f"u{number}")
     first, second, third = harness.after(11 * MINUTE, 3), harness.after(1.0, 3), harness.after(1.0, 3)
@@ -176,7 +176,7 @@ def test_who_ages_while_others_wait_comes_after_them(harness):
     assert harness.after(1.0, 1) == ["cleo"]
 
 
-def test_whoever_clicks_while_waiting_waits_no_longer(harness):
+def test_a_user_who_clicks_while_waiting_waits_no_longer(harness):
     harness.click("ada")
     harness.click("ben")
     assert harness.after(11 * MINUTE, 1) == ["ada"]

@@ -93,9 +93,7 @@ REFRESH_STEPS = [
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("killed_at", REFRESH_STEPS, ids=str)
-def test_killed_while_lists_are_refreshed_it_learns_the_same_and_everybody_has_a_list(
-    new_harness, values, killed_at, after
-):
+def test_a_crash_while_lists_are_refreshed_changes_no_weights_and_loses_no_list(new_harness, values, killed_at, after):
     quiet, harness = new_harness(), new_harness()
     quiet.publish(values)
     harness.publish(values)
@@ -113,7 +111,7 @@ def test_killed_while_lists_are_refreshed_it_learns_the_same_and_everybody_has_a
     }
 
 
-def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(harness, town_clicks):
+def test_refreshes_without_clicks_are_in_a_checkpoint_too(harness, town_clicks):
     harness.publish(town_clicks[:POLL])
     loop = harness.run(refresh_ages_s=(1.0,))
     saved = loop.checkpointer.last_saved.number
@@ -130,7 +128,7 @@ def test_refreshes_while_nobody_clicks_are_in_a_checkpoint_too(harness, town_cli
     assert again.progress.refreshes == loop.progress.refreshes  # they are not due a second time
 
 
-def test_a_restart_does_not_refresh_everybody(harness):
+def test_a_restart_does_not_refresh_every_list(harness):
     old = [Click(user_id=f"old{number}", item_id="i", timestamp=1_000.0) for number in range(10)]
     times = np.arange(900_000.0, 1_000.0, -3_600.0)[::-1].tolist()  # without gaps that would not count
     harness.publish([*old, *(Click(user_id="new", item_id="i", timestamp=at) for at in times)])

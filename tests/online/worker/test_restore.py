@@ -48,7 +48,7 @@ def test_a_checkpoint_with_other_features_is_refused_in_one_line_that_names_them
     assert "\n" not in message
 
 
-def test_a_checkpoint_with_other_half_lives_is_refused_and_names_setting_and_features(harness, town_clicks):
+def test_a_checkpoint_with_other_half_lives_is_refused_with_setting_and_features(harness, town_clicks):
     harness.publish(town_clicks[:20])
     harness.run()
     with pytest.raises(CheckpointError) as refused:

@@ -146,7 +146,7 @@ def test_killed_at_one_step_after_the_other_it_ends_as_if_nothing_had_happened(n
     assert differences(harness, harness.run(), undisturbed) == set()
 
 
-def test_of_several_partitions_whatever_step_it_is_killed_at_each_event_is_accounted_for_once(new_harness, town_clicks):
+def test_after_crashes_at_every_step_each_event_of_all_partitions_counts_once(new_harness, town_clicks):
     clicks = [click.model_copy(update={"event_id": f"e{at}"}) for at, click in enumerate(town_clicks[:120])]
     sent = [BAD.get(place, click) for place, click in enumerate(clicks)]
     harness = new_harness()
@@ -162,9 +162,7 @@ def test_of_several_partitions_whatever_step_it_is_killed_at_each_event_is_accou
     assert len(harness.dead()) == len(BAD)
 
 
-def test_an_error_of_ours_at_a_step_stops_the_worker_or_sends_it_back_and_leaves_no_trace(
-    new_harness, values, undisturbed
-):
+def test_an_error_at_any_step_stops_the_worker_or_restores_and_leaves_no_trace(new_harness, values, undisturbed):
     harness = new_harness()
     harness.publish(values)
     stopped = sent_back = 0

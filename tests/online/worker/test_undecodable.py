@@ -22,7 +22,7 @@ def letters(harness):
     return [(one.topic, one.partition, one.offset, one.reason, one.detail) for one in map(dead_letter, harness.dead())]
 
 
-def test_clicks_behind_it_are_learned_and_it_is_told_counted_and_put_aside(harness, town_clicks):
+def test_an_undecodable_batch_is_reported_and_put_aside_and_later_clicks_learned(harness, town_clicks):
     harness.publish(town_clicks[:60])
     with_batch(harness, "clicks", 20)
     loop = harness.run()
