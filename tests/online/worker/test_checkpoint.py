@@ -347,6 +347,7 @@ def test_if_all_checkpoints_have_an_older_format_one_line_says_what_to_do(tmp_pa
         saved.load()
     line = str(error.value)
     assert "\n" not in line
-    assert "is of format 6, this version of nextclick reads 7: go on with the version that wrote it" in line
+    old, now = checkpoint_module.FORMAT - 1, checkpoint_module.FORMAT
+    assert f"is of format {old}, this version of nextclick reads {now}: go on with the version that wrote it" in line
     assert "or learn from the topic again, in a new folder (--data-dir FOLDER --from-beginning)" in line
     assert f"move {tmp_path} away to start anew" in line
