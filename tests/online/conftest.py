@@ -362,6 +362,9 @@ class WorkerHarness:
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
     aborted: type[BaseException] = AbortedError
+    producer: ListProducer = field(init=False)  # of dead letters, for the latest loop, as are the following
+    eraser: ListEraser = field(init=False)
+    feed: ListFeed = field(init=False)
 
     def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
         """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
@@ -385,16 +388,13 @@ class WorkerHarness:
         **overrides: Any,
     ) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
-        box = DeadLetterWriter(
-            ListProducer(self.broker),
-            ListReader(self.broker, self.dead_topic),
-            self.dead_topic,
-            ListEraser(self.broker),
-        )
+        self.producer, self.eraser = ListProducer(self.broker), ListEraser(self.broker)
+        self.feed = ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max)
+        box = DeadLetterWriter(self.producer, ListReader(self.broker, self.dead_topic), self.dead_topic, self.eraser)
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
-            items=ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max),  # type: ignore[arg-type]
+            items=self.feed,  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

@@ -98,7 +98,7 @@ def test_a_clock_that_is_ahead_by_less_than_a_day_counts_as_the_time_of_arrival(
     assert stands(loop, "ahead") == [("b", pytest.approx(NOW - 50, abs=0.01))]
     assert loop.writer.stream_clock.now() == NOW - 40
     assert loop.learner.clock.now == NOW - 40
-    assert loop.changes.rates._latest[-1] == NOW - 40
+    assert loop.changes.rates.to_state()["latest"][-1] == NOW - 40
     assert loop.progress.learned == 3
 
 
@@ -154,14 +154,10 @@ def test_whatever_the_timestamps_each_click_is_learned_and_nothing_is_broken(tmp
 class Steady:
     """Seconds that nobody sets, but tests; and a worker that reads what arrives at once."""
 
-    def __init__(self, harness, **settings):
-        self.harness, self.now = harness, 0.0
+    def __init__(self, harness, *, now=0.0, **settings):
+        self.harness, self.now = harness, now
         self.wall_ahead_s = 0.0
-        self.loop = harness.loop(outage_clicks=20, checkpoint_interval_s=1e9, **settings)
-        self.loop.monotonic = self.loop.supervisor._monotonic = lambda: self.now
-        self.loop.supervisor._read_at.clear()
-        self.loop.supervisor._read_at.append(0.0)
-        self.loop._active_at = 0.0
+        self.loop = harness.loop(outage_clicks=20, checkpoint_interval_s=1e9, monotonic=lambda: self.now, **settings)
         if harness.partition() not in harness.broker.topics:
             arrive(harness, [click("u0", "i0", NOW)])
         harness.begin(self.loop)
@@ -237,9 +233,7 @@ def test_an_outage_that_a_restart_falls_into_closes_afterwards(harness):
     steady.live(200, every_s=1.0)
     steady.live(30, every_s=20.0)
     steady.loop.finish()
-    again = Steady(harness)
-    again.now = steady.now
-    again.loop.supervisor._read_at.append(again.now)
+    again = Steady(harness, now=steady.now)
     assert again.loop.supervisor.outage
     again.live(60, every_s=1.0)
     assert again.told() == ["outage", "outage_over"]

@@ -117,13 +117,13 @@ def test_what_is_no_user_id_is_refused_at_once(settings, user):
 def test_what_is_left_is_found(settings, free_port):
     """The search is not blind: each of these is what a forgetting that did not happen would leave."""
     publish(settings, clicks(), BROKEN)
-    found = forget_command._found_in_log(settings, "u1")
+    found = forget_command.found_in_log(settings, "u1")
     assert found["topic clicks"] == 8
     assert sum(found[name] for name in found if name.startswith("bytes of")) >= 6
-    assert forget_command._found_in_log(settings, "1")["topic clicks"] == 0
+    assert forget_command.found_in_log(settings, "1")["topic clicks"] == 0
     number = b'{"user_id": 7, "item_id": "i", "timestamp": 1}'
     publish(settings, [], [(None, number), (None, number.replace(b"7", b"77"))])
-    assert forget_command._found_in_log(settings, "7")["topic clicks"] == 1
+    assert forget_command.found_in_log(settings, "7")["topic clicks"] == 1
     publish(settings, clicks(("u1",), 1))
     with EmbeddedRedis(free_port):
         proof = forget(settings, "u1", timeout_s=1.0)
@@ -149,7 +149,7 @@ def test_what_is_left_is_found(settings, free_port):
 def test_a_user_is_found_however_the_producer_writes_the_id(settings, user, value):
     settings = settings.model_copy(update={"click_fields": "user=user.id"})
     publish(settings, [], [(None, value), (None, value.replace(b"7", b"6").replace(b"a", b"c").replace(b"u1", b"u2"))])
-    assert forget_command._found_in_log(settings, user)["topic clicks"] == 1
+    assert forget_command.found_in_log(settings, user)["topic clicks"] == 1
 
 
 def test_where_fields_are_called_otherwise_they_are_forgotten_too(settings):
@@ -161,7 +161,7 @@ def test_where_fields_are_called_otherwise_they_are_forgotten_too(settings):
     ]
     bad = [b'{"who": {"id": "u1"}, "user_id": "x", "what": 7}', b'{"who": {"id": "u11"}, "user_id": "x", "what": 7}']
     publish(settings, clicks(("u2", "u1"), 2), [(None, value) for value in [*theirs, *bad]])
-    found = forget_command._found_in_log(settings, "u1")
+    found = forget_command.found_in_log(settings, "u1")
     assert found["topic clicks"] == 9
     assert sum(found[name] for name in found if name.startswith("bytes of")) >= 9
     with worker_thread(settings) as lists:

@@ -134,4 +134,7 @@ def test_the_state_of_the_limits_is_saved_with_the_net(small):
     assert guard.net.open
     again.load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
     assert again.net.open
-    assert len(again._recent) == 60
+    again_arrays, _ = again.to_state()
+    recent = [name for name in arrays if name.startswith("recent.")]
+    assert recent
+    assert all(np.array_equal(again_arrays[name], arrays[name]) for name in recent)

@@ -182,16 +182,19 @@ def test_who_comes_back_is_read_from_their_latest_clicks(harness: StatesHarness)
 
 def test_a_forgotten_history_starts_anew_and_a_forgotten_user_is_nowhere(harness: StatesHarness) -> None:
     for _ in range(5):
-        harness.click(["ada", "bob"])
+        harness.click(["ada", "bob", "cy"])
     harness.histories.forget("ada")
     _, had, after = harness.click(["ada"])
     assert had.tolist() == [False]
     torch.testing.assert_close(after[0], harness.whole("ada")[-1], rtol=0, atol=1e-5)
     slot = harness.states.memory.directory.slot("bob")
+    before, _ = harness.states.to_state()
+    assert any(array[slot].any() for array in before.values())
     assert harness.states.forget("bob")
     assert not harness.states.forget("bob")
-    assert harness.states.user_ids() == {"ada"}
-    assert not any(tensor[slot].any() for tensor in harness.states._kept().values())
+    assert harness.states.user_ids() == {"ada", "cy"}
+    after, _ = harness.states.to_state()  # the slots up to that of the third user
+    assert not any(array[slot].any() for array in after.values())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -71,7 +71,7 @@ def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(harness, town_click
     assert flagged["repeats"] + flagged["rate"] > 250
     assert sum(notice.figures["reasons"].values()) == notice.figures["clicks"]
     again = harness.begin(harness.loop())
-    assert again.supervisor._flood.to_state() == loop.supervisor._flood.to_state()
+    assert again.supervisor.to_state()[1]["flood"] == loop.supervisor.to_state()[1]["flood"]
 
 
 def test_fine_tuning_does_not_read_what_a_bot_clicked(small, town_clicks):

@@ -194,7 +194,7 @@ def test_an_alarm_compares_with_the_predecessor_again_and_asks_for_fine_tuning(h
     assert any(alarm.worse for alarm in alarms)
     assert not loop.supervisor.predecessor.paused
     assert loop.supervisor.state == "asked"
-    assert loop.supervisor._asked["drift"]
+    assert loop.supervisor.to_state()[1]["asked"]["drift"]
 
 
 def test_a_skipped_update_is_reported(harness, town_clicks):

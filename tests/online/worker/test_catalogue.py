@@ -213,7 +213,7 @@ def test_after_a_restart_it_goes_on_where_it_was_and_items_stay_withdrawn(harnes
     loop.finish()
     harness.publish_item("another", None)
     again = harness.begin(harness.loop())
-    assert again.writer.catalogue._feed.began_at == [{ITEMS: 1}]
+    assert harness.feed.began_at == [{ITEMS: 1}]
     harness.publish(town_clicks[:100])
     harness.drain(again)
     assert again.progress.next_offsets[ITEMS] == 2
@@ -364,7 +364,12 @@ def opened(settings):
     yield open_one
     for feed in feeds:
         feed.close()
-        assert not feed._thread.is_alive()
+    assert not reading()
+
+
+def reading():
+    """Whether the thread of a feed runs."""
+    return any(thread.name == "items" for thread in threading.enumerate())
 
 
 def publish(settings, names):
@@ -415,11 +420,11 @@ def test_a_feed_without_a_reader_is_bounded_and_can_be_closed(settings, opened):
     publish(settings, string.ascii_letters)
     feed = opened()
     deadline = time.monotonic() + 30
-    while feed._waiting.qsize() < 10 and time.monotonic() < deadline:
+    while feed.waiting < 10 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert feed._waiting.qsize() == 10
+    assert feed.waiting == 10
     feed.close()
-    assert not feed._thread.is_alive()
+    assert not reading()
 
 
 def test_a_feed_that_was_never_started_can_be_closed(settings):

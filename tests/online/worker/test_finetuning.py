@@ -3,6 +3,7 @@
 import logging
 import threading
 
+from online.lifecycle.finetune import FineTuning
 from stream.events import Click
 from tests.online.worker.conftest import recorded
 
@@ -37,19 +38,19 @@ def test_fine_tuning_may_be_asked_for_by_another_thread_and_twice_is_once(harnes
     assert state["learner"]["version"] == 2
 
 
-def test_fine_tuning_in_slices_takes_turns_with_clicks(harness, town_clicks):
+def test_fine_tuning_in_slices_takes_turns_with_clicks(harness, town_clicks, monkeypatch):
     harness.publish(town_clicks[:200])
     loop = harness.begin(harness.loop(finetune_batch=1))
     loop.turn()
     loop.supervisor.ask_finetuning("a test")
     calls = recorded(loop, "learner.learn")
     loop.turn()
-    # The first was over within one slice; now slices of one step.
-    loop.supervisor.finetuning = tuning = loop.supervisor._begin_finetuning({"why": "a test", "drift": False})
-    run_for = tuning.run_for
-    tuning.run_for = lambda seconds: run_for(0.0)  # noqa: ARG005
+    assert (loop.supervisor.state, loop.progress.finetunings) == ("idle", 1)  # over within one slice
+    run_for = FineTuning.run_for
+    monkeypatch.setattr(FineTuning, "run_for", lambda tuning, _: run_for(tuning, 0.0))  # now slices of one step
+    loop.supervisor.ask_finetuning("a test")
     slices = 0
-    while loop.supervisor.state == "running":
+    while loop.supervisor.state != "idle":
         loop.turn()
         slices += 1
     assert slices > 5
@@ -71,6 +72,6 @@ def test_fine_tuning_that_was_asked_for_is_not_forgotten_in_a_crash(harness, tow
     harness.publish(town_clicks[:64])
     first = harness.begin(harness.loop())
     first.supervisor.ask_finetuning("a test")
-    first.supervisor._finetune = lambda: None  # killed before it came to it
+    first.supervisor.step = lambda **_: False  # killed before it came to it
     first.turn()
     assert harness.run().progress.finetunings == 1

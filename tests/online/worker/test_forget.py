@@ -197,9 +197,8 @@ def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harnes
 
 def test_older_checkpoints_stay_for_the_time_that_is_set(harness, town_clicks):
     harness.publish([*town_clicks[:48], forget(town_clicks[0].user_id)])
-    loop = harness.run(forget_checkpoints_s=60.0, checkpoints_kept=10)
     user, now = town_clicks[0].user_id, [0.0]
-    loop.forgetting._clock = lambda: now[0]
+    loop = harness.run(monotonic=lambda: now[0], forget_checkpoints_s=60.0, checkpoints_kept=10)
     found = answered(loop, user, 49)
     assert any(found["checkpoints"].values())
     assert "older checkpoints go within 60 s" in found["waits_for"][0]
@@ -342,7 +341,7 @@ def test_dead_letters_before_it_go_and_others_stay(harness, town_clicks):
 def test_a_broker_that_refuses_is_asked_again(harness, town_clicks):
     harness.publish([encode(town_clicks[0]), b'{"user_id": "u1"}', forget("u1")])
     loop = harness.begin(harness.loop(forget_checkpoints_s=0.0))
-    loop.dead_letters._eraser.away = True
+    harness.eraser.away = True
     harness.drain(loop)
     assert len(harness.dead()) == 1
     assert "dead letters are not taken out" in answered(loop, "u1", 3)["waits_for"][0]

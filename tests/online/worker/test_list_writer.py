@@ -127,10 +127,11 @@ def test_the_popular_list_is_served_for_an_empty_one(harness, redis):
 
 
 class Picky(Lists):
-    """A Redis that takes everything but lists of people, for as long as `away`; it counts what it is asked."""
+    """A Redis that takes everything but lists of users, for as long as `away`; it counts what it is asked."""
 
     away = False
     asked: list[int]
+    client: fakeredis.FakeRedis
 
     def write(self, lists, popular=None, *, mark=None, replacing=()):
         self.asked.append(len(lists))
@@ -141,8 +142,9 @@ class Picky(Lists):
 
 @pytest.fixture
 def picky(harness):
-    harness.lists = Picky(fakeredis.FakeRedis(), ttl_s=3_600)
-    harness.lists.asked = []
+    client = fakeredis.FakeRedis()
+    harness.lists = Picky(client, ttl_s=3_600)
+    harness.lists.asked, harness.lists.client = [], client
     return harness.lists
 
 
@@ -186,12 +188,11 @@ def test_while_redis_evicts_lists_that_aged_only_replace_those_that_stand(harnes
     loop = harness.begin(harness.loop())
     while loop.turn():
         pass
-    client = picky._client
+    client = picky.client
     client.delete(top_key("ada"), top_key("bob"), POPULAR_KEY)
     loop.writer.evictions.since = NOW
     written = picky.read("cy").written_at
-    loop.writer._mark_stale(["ada", "cy"])
-    loop.writer._mark_stale(["bob"], clicked=True)
+    loop.writer.stale |= {"ada": False, "cy": False, "bob": True}  # whether it is a click that their lists lack
     loop.writer.clock = lambda: NOW + 7
     loop.writer.check()
     loop.turn()
@@ -206,14 +207,14 @@ def test_an_evicted_mark_does_not_cause_every_list_to_be_written_again(harness, 
     loop = harness.begin(harness.loop())
     while loop.turn():
         pass
-    for key in picky._client.keys("nextclick:mark:*"):
-        picky._client.delete(key)
+    for key in picky.client.keys("nextclick:mark:*"):
+        picky.client.delete(key)
     loop.writer.evictions.has_evicted = lambda users: len(users) > 0
     loop.writer.check()
     assert (loop.writer.stale, loop.writer.popular_stale) == ({}, True)
     loop.writer.evictions.has_evicted = lambda _: False
-    for key in picky._client.keys("nextclick:mark:*"):
-        picky._client.delete(key)
+    for key in picky.client.keys("nextclick:mark:*"):
+        picky.client.delete(key)
     loop.writer.check()
     assert len(loop.writer.stale) == 40
 

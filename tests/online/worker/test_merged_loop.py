@@ -94,10 +94,10 @@ def test_buffered_records_are_not_saved_or_committed_and_count_as_lag(harness, p
 
 def test_a_takeover_by_another_worker_begins_at_what_was_learned(harness, publish):
     publish(harness)
-    loop = harness.begin(merged(harness.loop(poll_records_max=20, checkpoint_interval_s=3_600.0)))
-    loop.turn()
+    loop = harness.loop(poll_records_max=20, checkpoint_interval_s=3_600.0)
+    inner = loop.source
+    harness.begin(merged(loop)).turn()
     at = dict(loop.progress.next_offsets)
-    inner = loop.source._source
     inner.revoking = [harness.partition(number) for number in range(PARTITIONS)]
     loop.turn()
     assert inner.commits == [at]

@@ -81,10 +81,10 @@ def test_what_waits_for_redis_is_bounded(harness):
 # --- a slow Redis ------------------------------------------------------------------------------------------------
 
 
-def test_lists_wait_together_for_a_slow_redis_and_are_written_by_the_checkpoint(harness, values):
+def test_lists_wait_together_for_a_slow_redis_and_are_written_by_the_checkpoint(harness, values, monkeypatch):
     harness.publish(values)
     loop = harness.begin(harness.loop())
-    loop.writer.link._pause_until = float("inf")  # as after an answer that took for ever
+    monkeypatch.setattr(type(loop.writer.link), "due", False)  # as after an answer that took for ever
     writes = []
     write = harness.lists.write
     harness.lists.write = lambda *args, **kwargs: (writes.append(args), write(*args, **kwargs))[1]
@@ -193,19 +193,19 @@ def test_while_dead_letters_wait_nothing_is_polled_or_saved_and_none_is_lost(new
     harness.publish(values)
     there = quiet.run()
     loop = harness.begin(harness.loop())
-    flush = loop.dead_letters._producer.flush
+    flush = harness.producer.flush
 
     def away():
         raise UnavailableError("no Kafka answers")
 
-    loop.dead_letters._producer.flush = away
+    harness.producer.flush = away
     for _ in range(4):
         loop.turn()
     assert loop.progress.next_offsets == {harness.partition(): POLL}  # one poll
     assert loop.checkpoints.numbers() == []
     assert loop.source.commits == []
     assert loop.dead_letters.waits_for == "no Kafka answers"
-    loop.dead_letters._producer.flush = flush
+    harness.producer.flush = flush
     while loop.turn() or loop.progress.next_offsets[harness.partition()] < CLICKS:
         pass
     loop.finish()

@@ -76,8 +76,7 @@ def test_an_event_that_our_code_fails_on_is_put_aside_and_the_others_are_learned
     assert loop.learner.vocabulary.row_of("odd-40") == 0 != loop.learner.vocabulary.row_of("odd-5")
     assert lives == 1 + 2 * 3  # again as it was, then each alone, then without it
     assert loop.notices.counts["internal_error"] == 2
-    assert not loop._quarantine._failed
-    assert not loop._quarantine._aside
+    assert loop.quarantine.empty
 
 
 def test_what_was_chance_leaves_no_trace(new_harness, values):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from stream.events import Click
+from tests.online.conftest import NOW
 from tests.online.worker.conftest import POLL, owner_of, what_was_learned
 
 
@@ -24,11 +25,10 @@ AGES = {"refresh_ages_s": (30.0, 120.0), "poll_records_max": 8}
 
 def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(harness, town_clicks):
     harness.publish(town_clicks[:20])
-    loop = harness.begin(harness.loop(refresh_ages_s=(600.0, 2_400.0)))
-    start = loop.clock()
+    start = NOW
     times = [start]
+    loop = harness.begin(harness.loop(monotonic=lambda: times[0], refresh_ages_s=(600.0, 2_400.0)))
     loop.clock = loop.writer.clock = lambda: times[0]
-    loop.writer.stream_clock._monotonic = loop.clock
     harness.drain(loop)
     before, last = dict(harness.lists.held), max(click.timestamp for click in town_clicks[:20])
     moments = []

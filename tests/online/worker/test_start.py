@@ -136,8 +136,8 @@ def test_the_first_line_comes_before_what_takes_long_is_loaded():
     """Ten seconds of silence, on a busy machine: torch and numba."""
     code = (
         "import logging, sys; logging.basicConfig(level='INFO');"
-        "from online import cli; import online.worker.start;"
-        "online.worker.start.announce(cli._folder_settings(None));"
+        "from online import cli; from online.config.settings import load_settings; import online.worker.start;"
+        "online.worker.start.announce(load_settings());"
         "print([name for name in ('torch', 'kafka', 'river', 'fastapi') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
