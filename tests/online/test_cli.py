@@ -1,4 +1,4 @@
-"""Every command shows an example, prints what people and programs need, and fails with one clear line."""
+"""Every command shows an example, prints what operators and programs need, and fails with one clear line."""
 
 import json
 import os

@@ -102,7 +102,7 @@ def newest(checkpoints: Path) -> Path:
 
 
 def lists_of_the_run_in_memory(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """The digest of everything the learner holds at the end, and everybody's list."""
+    """The digest of everything the learner holds at the end, and every user's list."""
     harness, killer = WorkerHarness(folder), Killer()
     harness.publish(list(Town(users=60, items=120, seed=3).clicks(CLICKS)))
     while True:

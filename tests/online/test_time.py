@@ -32,7 +32,7 @@ def arrive(harness, clicks, *, at=NOW):
 
 
 def stands(loop, user):
-    """Rows of a person's clicks, latest first, as items, with their times."""
+    """Rows of a user's clicks, latest first, as items, with their times."""
     newest = loop.learner.histories.newest_first(loop.learner.histories.find([user]), 12)
     items = [loop.learner.vocabulary.item_of(row) for row in newest.rows[0, : newest.lengths[0]].tolist()]
     return list(zip(items, newest.timestamps[0].tolist(), strict=False))
@@ -63,7 +63,7 @@ def test_a_duplicate_is_known_by_its_event_id_alone(harness):
         [
             click("u", "a", NOW - 9, event_id="e1"),
             click("u", "a", NOW - 9),
-            click("u", "a", NOW - 9),  # the same click twice, for all that anybody knows
+            click("u", "a", NOW - 9),  # the same click twice, as far as it can be known
             click("v", "b", NOW - 5, event_id="e1"),  # whatever else it says
             click("u", "a", NOW - 9, event_id="e2"),
         ],
@@ -90,7 +90,7 @@ def test_a_clock_that_is_years_late_is_accepted_and_affects_no_other_user(harnes
 
 
 def test_a_clock_that_is_ahead_by_less_than_a_day_counts_as_the_time_of_arrival(harness):
-    """One phone must not freeze everybody's time until tomorrow."""
+    """One phone must not freeze the time of all users until tomorrow."""
     arrive(harness, [click("u", "a", NOW - 60)], at=NOW - 60)
     arrive(harness, [click("ahead", "b", NOW - 50 + DAY_S / 2)], at=NOW - 50)
     arrive(harness, [click("u", "c", NOW - 40)], at=NOW - 40)
@@ -152,7 +152,7 @@ def test_whatever_the_timestamps_each_click_is_learned_and_nothing_is_broken(tmp
 
 
 class Steady:
-    """Seconds that nobody sets, but tests; and a worker that reads what arrives at once."""
+    """Seconds that only tests set, and a worker that reads what arrives at once."""
 
     def __init__(self, harness, *, now=0.0, **settings):
         self.harness, self.now = harness, now

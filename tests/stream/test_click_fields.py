@@ -1,4 +1,4 @@
-"""Other people's names of a click's fields."""
+"""Other names of a click's fields."""
 
 import re
 

@@ -82,9 +82,9 @@ def test_keys_and_ttl_are_what_other_programs_rely_on(lists, client):
 
 
 def test_lists_beyond_one_pipeline_are_all_written_and_all_users_found(lists):
-    everybody = {f"üser {n}": LIST for n in range(2_500)}
-    lists.write(everybody, popular=POPULAR)
-    assert sorted(lists.users()) == sorted(everybody)
+    every_list = {f"üser {n}": LIST for n in range(2_500)}
+    lists.write(every_list, popular=POPULAR)
+    assert sorted(lists.users()) == sorted(every_list)
 
 
 def test_nothing_to_write_is_no_error(lists):
@@ -105,13 +105,13 @@ def all_pages(lists):
 
 def test_all_lists_are_read_in_pages_and_nothing_else(lists, client):
     assert lists.page() == (0, {})
-    everybody = {f"üser {n}": LIST.model_copy(update={"version": n}) for n in range(2_500)}
-    lists.write(everybody, popular=POPULAR)
+    every_list = {f"üser {n}": LIST.model_copy(update={"version": n}) for n in range(2_500)}
+    lists.write(every_list, popular=POPULAR)
     lists.write_status({"version": 3}, ttl_s=60)
     client.set(top_key("broken"), b"{")
     client.set(b"nextclick:top:\xff", LIST.model_dump_json())
     found, pages = all_pages(lists)
-    assert found == everybody
+    assert found == every_list
     assert pages >= 2
 
 

@@ -64,7 +64,7 @@ def test_an_archive_that_is_written_meanwhile_comes_out_in_almost_that_order(kaf
     deadline = time.monotonic() + 120
     while len(seen) < 6_000 and time.monotonic() < deadline:
         seen += [event_time(one) for one in source.poll(max_records=512, timeout_s=0.05)]
-        time.sleep(0.2)  # as somebody who learns
+        time.sleep(0.2)  # as a worker that learns
     writer.join()
     assert sorted(seen) == list(range(6_000))
     assert sum(later < earlier for earlier, later in itertools.pairwise(seen)) < 200

@@ -1,4 +1,4 @@
-"""What a topic holds, read as nobody's member: the same from the embedded log and from Kafka."""
+"""What a topic holds, read without joining a group: the same from the embedded log and from Kafka."""
 
 import time
 

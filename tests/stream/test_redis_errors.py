@@ -1,4 +1,4 @@
-"""Each refusal of Redis is one line that says what to do, and shows nobody's id and no password."""
+"""Each refusal of Redis is one line that says what to do, and shows neither a user's id nor a password."""
 
 import pytest
 import redis

@@ -1,4 +1,4 @@
-"""OpenSSL's words become a few for people."""
+"""Errors of OpenSSL are explained in a few plain words."""
 
 import pytest
 

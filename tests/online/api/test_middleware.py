@@ -80,7 +80,7 @@ def test_each_key_and_each_address_has_its_own_limit_and_health_has_none() -> No
     shop, app = {"X-API-Key": KEY}, {"X-API-Key": OTHER}
     assert [api.get("/metrics", headers=shop).status_code for _ in range(3)] == [200, 200, 429]
     assert [api.get("/metrics", headers=app).status_code for _ in range(3)] == [200, 200, 429]
-    # Whoever tries keys is slowed down by address, and does not slow down those who have one.
+    # A client that tries keys is slowed down by address, and does not slow down those who have one.
     assert [api.get("/metrics", headers={"X-API-Key": str(n)}).status_code for n in range(3)] == [401, 401, 429]
     answer = api.get("/")
     assert answer.status_code == 429

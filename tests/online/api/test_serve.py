@@ -243,7 +243,7 @@ def test_it_is_degraded_while_many_messages_cannot_be_read(api: TestClient, list
 
 
 def test_it_is_not_ready_where_redis_refuses_to_read_lists_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis that answers PING and gives the popular list out, but not the lists of people."""
+    """A Redis that answers PING and gives the popular list out, but not the lists of users."""
     client = fakeredis.FakeRedis()
     lists = Lists(client, ttl_s=60)
     lists.write({}, top(source="popular"))

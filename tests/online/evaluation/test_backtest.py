@@ -123,7 +123,7 @@ class TestBatches:
 
 
 class Due(NamedTuple):
-    """A list that somebody will look at: ranked for whom, after how many clicks, as of when."""
+    """A list that a user will look at: ranked for whom, after how many clicks, as of when."""
 
     user: str
     came: int
@@ -155,7 +155,7 @@ def lists_due(clicks: Sequence[Click], ages_s: Sequence[float], ttl_s: float) ->
 
 class Spy:
     """Stands in for `Learner.learn`: learns nothing, notes what it is asked for, and answers with lists of one number
-    each: of the click that will look at it; of anybody's, `ANYBODYS` and the clicks learned before."""
+    each: of the click that will look at it; of the popular list, `ANYBODYS` and the clicks learned before."""
 
     ANYBODYS = 1_000
 
@@ -186,7 +186,7 @@ class TestRefreshes:
 
     def run(self, clicks: Sequence[Click], *batches: range, **changes: Any) -> tuple[LearnerRun, Spy]:
         """Asserts that each list is asked for in the micro-batch in which it falls due, and that each click meets the
-        one that stands; unless it looks at none, anybody's as of its micro-batch."""
+        one that stands; unless it looks at none, the popular one as of its micro-batch."""
         given = {"refresh_ages_s": self.AGES, "refresh_share_min": 0.0, **changes}
         run = LearnerRun(settings(**given), clicks)
         due = lists_due(clicks, given["refresh_ages_s"], run.settings.list_ttl_s)
@@ -219,7 +219,7 @@ class TestRefreshes:
         ends = [end for end in accumulate(sizes, initial=0) if end < len(clicks)] + [len(clicks)]
         batches = [range(start, end) for start, end in pairwise(ends)]
         run, _ = self.run(clicks, *batches, refresh_ages_s=ages, list_ttl_s=ttl_s)
-        # All marks count that pass before the next click, or the end, whether anybody looks or not.
+        # All marks count that pass before the next click, or the end, whether the user looks or not.
         active = active_times(clicks)[: len(clicks)]
         until = [active[min(following, len(active) - 1)] for following in next_clicks(clicks)]
         assert run.refreshes == sum(time + age < end for time, end in zip(active, until, strict=True) for age in ages)
@@ -229,7 +229,7 @@ class TestRefreshes:
         run, spy = self.run(clicks, *(range(at, at + 1) for at in range(4)))
         start = clicks[0].timestamp
         assert spy.asked == [[], [Due("ada", 2, start + 3_600)], [Due("ada", 3, start + 4_600)], []]
-        assert run.refreshes == 2 + 2 + 1  # ada's first list, ben's that nobody looks at again, ada's second
+        assert run.refreshes == 2 + 2 + 1  # ada's first list, ben's that is never looked at again, ada's second
 
     def test_a_list_is_ranked_with_the_clicks_that_had_come_when_it_fell_due(self) -> None:
         clicks = stream("ada tea", *[f"u{at} tea" for at in range(8)], "ada cup", step_s=1_000.0)
@@ -281,7 +281,7 @@ class TestLists:
     """What stands in the lists that are looked at."""
 
     def looked(self, run: LearnerRun, batches: Sequence[range]) -> list[tuple[int, Impression | None, list[int]]]:
-        """The start of the batch, what was asked for (None: anybody's) and the rows that were found."""
+        """The start of the batch, what was asked for (None: the popular list) and the rows that were found."""
         found: list[tuple[int, Impression | None, list[int]]] = []
         learn = run.learner.learn
 
@@ -364,11 +364,11 @@ class TestOrder:
             np.testing.assert_array_equal(one.ranks[method][:400], other.ranks[method][:400], method)
         assert any((one.ranks[method] != other.ranks[method]).any() for method in METHODS)
 
-    @pytest.mark.parametrize("people", [50, 3_000])  # people with histories, and mostly first clicks
-    def test_what_cannot_be_foreseen_is_not(self, people: int) -> None:
-        """Whoever sees a click before it is scored finds order where there is none."""
+    @pytest.mark.parametrize("user_count", [50, 3_000])  # users with histories, and mostly first clicks
+    def test_what_cannot_be_foreseen_is_not(self, user_count: int) -> None:
+        """A method that sees a click before it is scored finds order where there is none."""
         rng = np.random.default_rng(0)
-        users, items = rng.integers(0, people, 3_000), rng.integers(0, 100, 3_000)
+        users, items = rng.integers(0, user_count, 3_000), rng.integers(0, 100, 3_000)
         clicks = stream(*[f"u{user} i{item}" for user, item in zip(users, items, strict=True)])
         outcome = backtest(clicks, settings())
         for method in METHODS:
@@ -379,7 +379,7 @@ class TestOrder:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whether clicks come one by one or in micro-batches, also where they meet a list that was written before. Only
-        newcomers are shown the list for anybody as of their micro-batch."""
+        new users are shown the popular list as of their micro-batch."""
         monkeypatch.setattr(RankingModel, "train", lambda *_: False)
         monkeypatch.setattr(Lift, "add", lambda *_: None)
         monkeypatch.setattr(ReturnTimes, "add", lambda *_: None)

@@ -59,8 +59,8 @@ def every_score(past: Stream, user: int, *, exclude_seen: bool) -> dict[str, dic
     recent = {i: sum(2 ** (-(len(past) - at) / 3000) for at, (_, j) in enumerate(past) if i == j) for i in items}
     recent = {i: value / max(recent.values()) for i, value in recent.items()}
     histories: dict[int, list[int]] = {}
-    for person, item in past:
-        histories.setdefault(person, []).append(item)
+    for one, item in past:
+        histories.setdefault(one, []).append(item)
     mine = histories.get(user, [])
     own = dict.fromkeys(items, 0.0)
     if not exclude_seen:
@@ -117,7 +117,7 @@ def test_fast_and_slow_counting_agree(raw: Stream, exclude_seen: bool) -> None:
     found = ranks_of(stream, exclude_seen=exclude_seen)
     for at in range(max(1, len(stream) - 12), len(stream)):
         user, item = stream[at]
-        had = {j for person, j in stream[:at] if person == user} if exclude_seen else set()
+        had = {j for one, j in stream[:at] if one == user} if exclude_seen else set()
         if item in had or all(item != j for _, j in stream[:at]):
             assert set(found[at].values()) == {math.inf}
             continue

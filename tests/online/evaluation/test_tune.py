@@ -39,8 +39,8 @@ def settings(**changes: Any) -> Settings:
     return Settings(**{**SMALL, **changes})
 
 
-def stream(n: int = 60, people: int = 3, items: int = 7) -> list[Click]:
-    drawn = np.random.default_rng(0).integers(0, (people, items), (n, 2)).tolist()
+def stream(n: int = 60, users: int = 3, items: int = 7) -> list[Click]:
+    drawn = np.random.default_rng(0).integers(0, (users, items), (n, 2)).tolist()
     return [
         Click(user_id=f"u{user}", item_id=f"i{item}", timestamp=1_000.0 + 60 * at, event_id=str(at))
         for at, (user, item) in enumerate(drawn)
@@ -142,7 +142,7 @@ class TestSpace:
 class TestSearch:
     @pytest.mark.parametrize("exclude_seen", [False, True])
     def test_figures_are_those_worked_out_by_hand(self, exclude_seen: bool) -> None:
-        clicks = stream(200, people=30, items=40)
+        clicks = stream(200, users=30, items=40)
         tuned = tune(clicks, settings(exclude_seen=exclude_seen), share=0.4, trials=12)
         stood, best = (values["learning_rate"] for values in (tuned.found.stood, tuned.found.best))
         assert (tuned.events, tuned.searched, stood) == (200, 80, DEFAULT)
@@ -263,7 +263,7 @@ def test_the_standard_error_takes_a_user_s_clicks_together() -> None:
     users = np.array([0, 0, 1, 7])
     mean, error = _gain(differences, users)
     assert mean == pytest.approx(0.1)
-    # Sums of what differs from the mean: 0.2, -0.3, 0.1 for the three people.
+    # Sums of what differs from the mean: 0.2, -0.3, 0.1 for the three users.
     assert error == pytest.approx(math.sqrt((0.04 + 0.09 + 0.01) * 3 / 2) / 4)
     assert _gain(differences, np.zeros(4, np.int64)) == (pytest.approx(0.1), math.inf)
 
@@ -423,7 +423,7 @@ class TestVerdict:
             (-0.0031, 0.0038, 500, "no difference that can be told from chance"),
             (0.01, 0.006, 500, "no difference"),
             (0.01, 0.004, 500, "better: "),
-            (0.01, 0.004, 3, "no difference"),  # of three people two standard errors say little
+            (0.01, 0.004, 3, "no difference"),  # of three users two standard errors say little
             (-0.01, 0.004, 500, "worse: "),
             (0.01, math.inf, 1, "no difference"),
         ):

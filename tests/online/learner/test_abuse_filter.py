@@ -37,7 +37,7 @@ LIMITS = {
 
 
 def judge(guard, clicks, size=16):
-    """Clicks as (user, item, seconds) -> which are flagged, which show that somebody is caught."""
+    """Clicks as (user, item, seconds) -> which are flagged, which show that a user is flagged."""
     found = []
     for start in range(0, len(clicks), size):
         users, items, times = zip(*clicks[start : start + size], strict=True)
@@ -152,7 +152,7 @@ def test_a_user_whose_clock_is_days_late_is_judged_as_one_whose_clock_is_right(g
 
 
 def test_one_user_far_ahead_changes_nothing_for_the_others(guard):
-    """Who repeats at leisure is heard, as before; a clock that is ahead must not stop everybody's."""
+    """Slow repeats are trainable, as before; a clock that is ahead must not stop that of others."""
     judge(guard, [(f"u{user}", "song", 1e9 + user) for user in range(20)])
     judge(guard, [("ahead", "x", 1e9 + 86_400.0)])
     later = [(f"u{user}", "song", 1e9 + 200.0 * (1 + turn) + user) for turn in range(20) for user in range(2)]
@@ -219,7 +219,7 @@ AT = 640
 
 
 def attacked(small, bot, *, abuse_filter, others=800, **overrides):
-    """A learner after an attack, and the share of other people's lists since it began that hold the bots' item."""
+    """A learner after an attack, and the share of other users' lists since it began that hold the bots' item."""
     world = worlds.attack(1, change_at=AT, bot=bot, town=TOWN)
     held = {"list_size": 10, "successors_held": 32, "users_held": 128, "history_max": 64, "moments_held": 5_000}
     learner = Learner(small(abuse_filter=abuse_filter, **held, **overrides))

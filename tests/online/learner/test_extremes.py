@@ -1,4 +1,4 @@
-"""Streams that no honest world sends: what is held stays as large as its limits say, and everybody still has a list."""
+"""Streams that no honest users send: what is held stays within its limits, and every user still has a list."""
 
 from itertools import islice
 

@@ -111,7 +111,7 @@ def test_the_loss_of_each_click_comes_back_and_falls(learner):
 
 def test_fresh_lists_name_what_comes_next_first(learner):
     learn(learner, ring(1_000))
-    (ranking,) = learner.learn([click("somebody new", 7, 2_000)]).rankings.values()
+    (ranking,) = learner.learn([click("a new user", 7, 2_000)]).rankings.values()
     assert ranking.items[0] == "i8"
     assert ranking.scores == sorted(ranking.scores, reverse=True)
     assert 0.9 < sum(ranking.scores) < 1 + 1e-5  # shares of a softmax over all candidates
@@ -178,7 +178,7 @@ def test_no_candidate_of_a_click_is_scored_with_that_click_or_any_later_one(smal
     "later",
     [
         pytest.param(["a", "a"], id="of the same user"),
-        pytest.param(["b", "b", "b"], id="of somebody else"),
+        pytest.param(["b", "b", "b"], id="of another user"),
     ],
 )
 def test_a_click_s_state_does_not_depend_on_later_clicks_of_its_micro_batch(small, later):
@@ -212,12 +212,12 @@ def test_shuffling_the_future_changes_no_score_of_the_past(small):
 def test_a_second_click_in_a_micro_batch_is_scored_with_the_list_after_the_first(learner):
     learn(learner, ring(1_000))
     given = scored_lists(learner)
-    anybodys = [learner.vocabulary.row_of(item) for item in learner.popular().items[:SERVED]]
+    popular = [learner.vocabulary.row_of(item) for item in learner.popular().items[:SERVED]]
     learner.learn([click("x", 20, 2_000), click("y", 5, 2_001), click("x", 21, 2_002), click("x", 30, 2_003)])
     lists, targets = given[0]
-    assert len(anybodys) == SERVED
-    assert lists["served"][0].tolist() == anybodys  # nobody knows x yet
-    assert lists["served"][1].tolist() == anybodys
+    assert len(popular) == SERVED
+    assert lists["served"][0].tolist() == popular  # x is not known yet
+    assert lists["served"][1].tolist() == popular
     assert lists["served"][2][0] == targets[2] == learner.vocabulary.row_of("i21")
     assert lists["served"][3][0] == learner.vocabulary.row_of("i22")  # not what came: i30
     assert learner.rank(["x"])[0].items[0] == "i31"
@@ -267,11 +267,11 @@ def test_the_popular_list_is_by_recent_clicks(learner):
 def test_new_users_are_scored_with_the_popular_list_that_stood(learner):
     for at in range(20):
         clicks = [click(100 + number, number * at % 9, 10 * at + number) for number in range(4)]
-        anybodys = [learner.vocabulary.row_of(item) for item in learner.popular().items]
+        popular = [learner.vocabulary.row_of(item) for item in learner.popular().items]
         given = scored_lists(learner)
         learner.learn([click(f"new {at}", 3, 10 * at), *clicks])
         served = given[0][0]["served"][0].tolist()
-        assert served == (anybodys + [0] * SERVED)[:SERVED]
+        assert served == (popular + [0] * SERVED)[:SERVED]
 
 
 def test_a_new_item_can_be_recommended_after_one_click(learner):
@@ -402,7 +402,7 @@ def test_one_user_with_more_clicks_than_a_history_holds(small):
 
 
 def listed(learner, users=("0", "1", "2")):
-    """Every item that anybody is shown."""
+    """Every item that any user is shown."""
     rankings = [*learner.rank(users), learner.popular()]
     return {item for ranking in rankings for item in ranking.items}
 

@@ -111,16 +111,16 @@ def test_moments_of_looks_are_the_quantiles_of_the_gaps_that_end_while_a_list_st
 
 def test_a_mark_that_is_not_worth_it_leaves_its_lists_to_the_one_before():
     """Of a hundred lists fifty are looked at within ten minutes, and the others a day later: an hour and four hours
-    after the click, hardly anybody looks before the next mark; but who leaves out the last makes up for it."""
+    after the click, hardly any user looks before the next mark; but who leaves out the last makes up for it."""
     gaps = [60.0] * 500 + [700.0] * 5 + [5_000.0] * 5 + [86_400.0] * 490
     assert learned(AGES, gaps).marks().tolist() == list(AGES)
     assert learned(AGES, gaps, share_min=0.1).marks().tolist() == [14_400.0]
-    # Nobody of them comes back any more: the last is not worth it either.
+    # None of them comes back any more: the last is not worth it either.
     assert learned(AGES, gaps[:510], lists=1_000, share_min=0.1).marks().tolist() == []
 
 
 def test_the_marks_least_worth_it_give_way_until_lists_are_not_refreshed_too_often():
-    """Everybody's list reaches the first, half of them the second, a tenth the third."""
+    """Every list reaches the first, half of them the second, a tenth the third."""
     gaps = [1_000.0] * 500 + [5_000.0] * 400 + [86_400.0] * 100
     assert learned(AGES, gaps).marks().tolist() == list(AGES)
     assert learned(AGES, gaps, refreshes_max=1.6).marks().tolist() == list(AGES)

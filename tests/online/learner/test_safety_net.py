@@ -90,7 +90,7 @@ def test_a_restart_changes_nothing_and_who_is_forgotten_is_gone():
 
 
 def date_only(count=600, users=60):
-    """Clicks whose time is their day's: everybody seems to click everything at once."""
+    """Clicks whose time is their day's: all users seem to click everything at once."""
     random = np.random.default_rng(1)
     return [
         Click(user_id=f"u{user}", item_id=f"i{item}", timestamp=NOW - NOW % 86_400)

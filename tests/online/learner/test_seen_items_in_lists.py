@@ -104,8 +104,8 @@ def test_restored_it_goes_on_with_what_was_seen_as_if_nothing_had_happened(setti
 def test_what_takes_the_place_of_candidates_that_were_all_clicked_is_not_seen_either(settings):
     """The popular items that a history holds no longer are the first that the fallback would show."""
     learner = Learner(settings)
-    everybody = [Click(user_id=f"u{n % 40}", item_id=f"i{n % 300}", timestamp=NOW - 1e6 + n) for n in range(3_000)]
-    learn(learner, everybody)
+    all_clicks = [Click(user_id=f"u{n % 40}", item_id=f"i{n % 300}", timestamp=NOW - 1e6 + n) for n in range(3_000)]
+    learn(learner, all_clicks)
     rare = [Click(user_id=f"r{n}", item_id=f"rare {n}", timestamp=NOW - 9e5 + n) for n in range(5)]
     learn(learner, rare)
     mine = [Click(user_id="a", item_id=f"i{n}", timestamp=NOW - 8e5 + n) for n in range(300)]

@@ -114,7 +114,7 @@ def test_a_click_a_day_ahead_ages_no_list_by_more_than_an_hour(small):
 
 
 def test_features_of_items_do_not_age_by_a_silence(small):
-    """What says how long ago anybody clicked an item: an hour more at most, not half a year."""
+    """What says how long ago an item was clicked: an hour more at most, not half a year."""
     learner = learned(Learner(small()), archive(NOW - HALF_A_YEAR_S))
     asked = []
     advance = learner.store.advance

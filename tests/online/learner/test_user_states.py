@@ -1,4 +1,4 @@
-"""People whose attention is continued from memory get the states that reading their whole history gives."""
+"""Users whose attention is continued from memory get the states that reading their whole history gives."""
 
 from collections.abc import Iterator
 

@@ -130,7 +130,7 @@ def test_in_worlds_an_outage_is_reported_and_nothing_else(seed):
 
 
 def test_a_burst_spoils_nothing_that_is_expected_whether_it_comes_first_or_later():
-    """An import that is over in seconds is no pace that anybody has to keep."""
+    """An import that is over in seconds is no pace that has to be kept."""
     rates, end = watched()
     assert rates.update(poisson(3, 3_900.0, 24_000, end)) == []
     assert rates.expected_hz == pytest.approx(2.0, rel=0.2)

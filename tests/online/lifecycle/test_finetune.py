@@ -83,7 +83,7 @@ def test_rows_that_changed_hands_or_are_newer_than_the_copy_keep_their_live_valu
     tuning = begin(learner)
     known = learner.vocabulary.rows
     run(tuning)
-    # Newcomers: first rows that nobody had, then rows of items that are given up for them.
+    # Newcomers: first rows that no item had, then rows of items that are given up for them.
     newcomers = [Click(user_id="u", item_id=f"new {number}", timestamp=2e9 + number) for number in range(60)]
     learn(learner, newcomers[:20], tuning)
     learn(learner, newcomers[20:], tuning)
@@ -203,7 +203,7 @@ def test_examples_are_recent_histories_and_others_of_long_ago(small, share):
     assert len(found.lengths) == 8
     assert (found.lengths >= 2).all()
     recent = found.timestamps[:, 0] >= 1e6
-    assert recent[: round(8 * share)].all()  # the latest people's
+    assert recent[: round(8 * share)].all()  # the latest users'
     assert recent.all() == (share == 1.0)
 
 

@@ -1,4 +1,4 @@
-"""A flood of flagged clicks is told of at its beginning and at its end, and honest people's repeats are not."""
+"""A flood of flagged clicks is reported at its beginning and at its end, and honest users' repeats are not."""
 
 import json
 
@@ -85,4 +85,4 @@ def test_fine_tuning_does_not_read_what_a_bot_clicked(small, town_clicks):
     assert "a bot" in learner.histories.users_of(learner.histories.recently_seen(512))
     found = examples(learner, 0.5, np.random.default_rng(0))
     lengths = (found.rows == pushed).sum(1)
-    assert lengths.max() <= learner.settings.abuse_repeats_at_once  # its first clicks, before anybody could tell
+    assert lengths.max() <= learner.settings.abuse_repeats_at_once  # its first clicks, before the filter can tell

@@ -17,7 +17,7 @@ SIMULATED = 400
 
 
 def scores(seed, clicks=4_200, ratio=1.0, agree=0.6):
-    """Scores of two models (2, clicks): people come in sessions, some of which the models find easy; where they do not
+    """Scores of two models (2, clicks): users come in sessions, some of which the models find easy; where they do not
     agree, they fail and succeed independently. The candidate's mean is exactly `ratio` times the live one's."""
     rng = np.random.default_rng(seed)
     sessions = np.repeat(rng.beta(0.6, 1.4, clicks), rng.integers(1, 24, clicks))[:clicks]

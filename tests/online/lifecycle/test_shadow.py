@@ -21,7 +21,7 @@ def learner(small, town_clicks):
 
 
 def learn(learner, clicks, *trials, anew=False):
-    """`anew`: the live weights read everybody's latest clicks anew too, so that even the states are equal."""
+    """`anew`: the live weights read every user's latest clicks anew too, so that even the states are equal."""
     for start in range(0, len(clicks), 8):
         if anew:
             forget_memories(learner)
@@ -41,7 +41,7 @@ def begin(learner, weights=None):
 
 
 def read_anew(learner):
-    """The live model reads everybody's history anew, as a trial does: so even the states are equal."""
+    """The live model reads every user's history anew, as a trial does: so even the states are equal."""
     states = learner.states
 
     def read(_, slots, clicks, histories=None):

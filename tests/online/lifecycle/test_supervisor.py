@@ -155,7 +155,7 @@ def test_an_earlier_version_can_be_rolled_back_to_while_clicks_come(harness, tow
     go_on(harness, loop, town_clicks[160:400])
     assert loop.learner.version == 2
     learned = weights(loop)
-    loop.supervisor.ask_rollback(1, "somebody wants it")
+    loop.supervisor.ask_rollback(1, "an operator asked")
     loop.turn()
     after = weights(loop)
     assert loop.learner.version == 3
@@ -171,7 +171,7 @@ def test_an_earlier_version_can_be_rolled_back_to_while_clicks_come(harness, tow
             assert torch.equal(after[name][loop.learner.vocabulary.row_of(item)], before[name][old])
     new = [row for row in range(1, 26) if loop.learner.vocabulary.item_of(row) not in row_of]
     assert new
-    assert torch.equal(after["vectors.vectors"][new], fresh["vectors.vectors"][new])  # nobody's heirs
+    assert torch.equal(after["vectors.vectors"][new], fresh["vectors.vectors"][new])  # they inherit nothing
     go_on(harness, loop, town_clicks[:40])  # it goes on
     assert loop.learner.weights.finite()
 
@@ -179,7 +179,7 @@ def test_an_earlier_version_can_be_rolled_back_to_while_clicks_come(harness, tow
 def test_a_version_that_cannot_be_had_is_refused_to_who_asks(harness, town_clicks):
     loop = begun(harness, town_clicks)
     with pytest.raises(VersionError):
-        loop.supervisor.ask_rollback(7, "somebody wants it")
+        loop.supervisor.ask_rollback(7, "an operator asked")
 
 
 def test_an_alarm_compares_with_the_predecessor_again_and_asks_for_fine_tuning(harness, town_clicks):

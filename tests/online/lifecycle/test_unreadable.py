@@ -1,4 +1,4 @@
-"""That many messages cannot be read is told as it begins and when it is over, with the reason, and nobody is named."""
+"""Unreadable messages are reported when they begin and when they are over, with the reason, and no user is named."""
 
 import json
 import time

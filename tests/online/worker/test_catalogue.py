@@ -31,7 +31,7 @@ THERE = encode(Item(item_id="x", title="a title", tags=("a", "b"), vector=(0.5, 
 
 @pytest.fixture
 def loop(harness, town_clicks):
-    """A loop that has learned from everybody in the town."""
+    """A loop that has learned from every user of the town."""
     harness.publish(town_clicks)
     loop = harness.begin(harness.loop())
     while loop.turn():
@@ -47,8 +47,8 @@ def common_item(harness):
 
 def holders(harness, item):
     """Whose list holds the item; None stands for the popular one."""
-    everybody = {**harness.lists.held, None: harness.lists.popular_list}
-    return {user for user, top in everybody.items() if item in top.items}
+    every_list = {**harness.lists.held, None: harness.lists.popular_list}
+    return {user for user, top in every_list.items() if item in top.items}
 
 
 def again(clicks, *, hours):
@@ -81,7 +81,7 @@ def test_a_withdrawn_item_leaves_every_list_and_comes_back(harness, loop, town_c
         if item not in before[user].items:
             assert top == before[user]
 
-    harness.publish(again(town_clicks[:100], hours=6))  # nor do new lists hold it, also of people who click on it
+    harness.publish(again(town_clicks[:100], hours=6))  # nor do new lists hold it, also of users who click on it
     harness.publish([Click(user_id="fan", item_id=item, timestamp=town_clicks[-1].timestamp)])
     harness.drain(loop)
     assert "fan" in harness.lists.held
@@ -89,7 +89,7 @@ def test_a_withdrawn_item_leaves_every_list_and_comes_back(harness, loop, town_c
 
     harness.publish_item(item, THERE)
     loop.turn()
-    assert harness.lists.popular_list.items == loop.learner.popular().items  # at once: it waits for nobody's click
+    assert harness.lists.popular_list.items == loop.learner.popular().items  # at once: it waits for no click
     assert holders(harness, item) <= {None}
     other = next(one for one in harness.lists.popular_list.items if one != item)
     fans, latest = {"fan", "fan-2", "fan-3"}, town_clicks[-1].timestamp

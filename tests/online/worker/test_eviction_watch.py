@@ -189,7 +189,7 @@ def works(loop, lists, seconds=0.0):
 def test_a_real_redis_that_is_too_small_is_reported_once_and_filled_later(
     start_redis, harness, monkeypatch, caplog, policy
 ):
-    """It has room for some of 400 people's lists."""
+    """It has room for some of the lists of 400 users."""
     monkeypatch.setattr(eviction_watch, "CHECK_S", 0.2)
     monkeypatch.setattr(eviction_watch, "OVER_S", 0.5)
     caplog.set_level(logging.INFO)
@@ -213,7 +213,7 @@ def test_a_real_redis_that_is_too_small_is_reported_once_and_filled_later(
     assert loop.writer.evictions.evicted > 0
     refreshes = loop.progress.refreshes
     works(loop, lists, seconds=1.0)
-    assert loop.progress.refreshes - refreshes < len(users)  # nothing is fought over while nobody clicks
+    assert loop.progress.refreshes - refreshes < len(users)  # nothing is written again and again without clicks
     client.config_set("maxmemory", 0)
     works(loop, lists, seconds=5.0)
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""Who is forgotten is nowhere any more, whatever crashes on the way; and nobody else notices."""
+"""A forgotten user is nowhere any more, whatever crashes on the way, and nothing changes for others."""
 
 import json
 from typing import Any
@@ -118,9 +118,7 @@ def test_others_keep_what_was_theirs(knowing):
     assert learner.histories.users() == others
     assert learner.replay.filled == replayed - found["replay_clicks"]
     assert all(ranking.items for ranking in learner.rank(others))
-    learn(
-        learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]]
-    )  # and it goes on, as with somebody new
+    learn(learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]])  # and it goes on, as with a new user
     assert user in learner.histories
 
 
@@ -261,10 +259,10 @@ def test_clicks_after_it_begin_anew(harness, town_clicks):
 
 
 def test_forgetting_an_unknown_user_changes_nothing_for_others(harness, new_harness, town_clicks):
-    def after(place, somebody):
+    def after(place, request):
         place.publish(town_clicks[:32])
         loop = place.begin(place.loop())
-        for values in ([], somebody, town_clicks[32:64]):
+        for values in ([], request, town_clicks[32:64]):
             place.publish(values)
             while loop.turn():
                 pass
@@ -316,7 +314,7 @@ def test_during_a_redis_outage_a_forgotten_list_is_deleted_later_and_not_written
     assert user in harness.lists.held
     harness.lists.away = False
     loop = harness.begin(harness.loop(forget_checkpoints_s=0.0))
-    loop.writer.renew_all()  # everybody's
+    loop.writer.renew_all()  # every user's
     while loop.turn() or loop.writer.waiting:
         pass
     assert user not in harness.lists.held

@@ -143,9 +143,9 @@ def test_the_scheduler_asks_for_lists_that_have_aged(settings, publish, small):
     often = small(**{**settings.model_dump(), "refresh_ages_s": (0.2,), "refresh_interval_s": 0.05})
     with worker_thread(often) as lists:
         wait_until("100 clicks", lambda: learned(lists) == 100)
-        people = len(set(lists.users()))
-        wait_until("everybody's list is refreshed", lambda: lists.status()["refreshes"] >= people)
-    assert saved_progress(settings)["refreshes"] >= people > 10
+        users = len(set(lists.users()))
+        wait_until("every user's list is refreshed", lambda: lists.status()["refreshes"] >= users)
+    assert saved_progress(settings)["refreshes"] >= users > 10
 
 
 def test_a_rollback_works_live_and_survives_a_restart(settings, publish, small):
@@ -376,8 +376,8 @@ def test_after_kill_and_restart_each_click_is_learned_once_and_a_signal_stops_it
 
 def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_once(settings, publish):
     publish(0, 50)
-    nobody = settings.embedded_redis_port  # nobody listens there: the embedded Redis is not asked for
-    process = start(settings, redis_url=f"redis://127.0.0.1:{nobody}/0")
+    closed = settings.embedded_redis_port  # nothing listens there: the embedded Redis is not asked for
+    process = start(settings, redis_url=f"redis://127.0.0.1:{closed}/0")
     states = [settings.checkpoints_dir / f"{number:08d}" / "state.json" for number in range(1, 50)]
     wait_until("a checkpoint", lambda: any(state.exists() for state in states), process)
     process.send_signal(signal.SIGTERM)
@@ -385,7 +385,7 @@ def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_onc
     assert process.returncode == 0, err
     assert 0 < saved_progress(settings)["learned"] <= 50
     (line,) = [line for line in (out + err).splitlines() if "no Redis answers" in line]
-    assert f"127.0.0.1:{nobody}" in line
+    assert f"127.0.0.1:{closed}" in line
     assert "learning goes on" in line
     assert "Traceback" not in out + err
 
@@ -402,8 +402,8 @@ def test_a_redis_that_refuses_the_user_ends_it_with_one_line(settings, monkeypat
 
 def test_while_no_broker_answers_it_waits_and_says_so_until_it_is_stopped(settings, small, free_port, monkeypatch):
     monkeypatch.setitem(kafka_errors._COMMON, "bootstrap_timeout_ms", 100)
-    nobody = f"127.0.0.1:{free_port}"
-    fields = {**settings.model_dump(), "kafka_bootstrap_servers": nobody, "embedded_redis_port": 0}
+    closed = f"127.0.0.1:{free_port}"
+    fields = {**settings.model_dump(), "kafka_bootstrap_servers": closed, "embedded_redis_port": 0}
     served = []
     monkeypatch.setattr(worker_module, "waiting_status", lambda line: served.append(line) or waiting_status(line))
     stop, ended = threading.Event(), []
@@ -413,5 +413,5 @@ def test_while_no_broker_answers_it_waits_and_says_so_until_it_is_stopped(settin
     stop.set()
     thread.join(WAIT_S)
     assert ended == [True]
-    assert served[0].startswith(f"no Kafka answers at {nobody}: start it")
+    assert served[0].startswith(f"no Kafka answers at {closed}: start it")
     assert waiting_status(served[0])["waits_for"] == [served[0]]

@@ -153,9 +153,9 @@ def test_a_list_after_clicks_that_were_not_trained_on_knows_of_them(small, town_
     learner = Learner(small())
     for batch in batches(town_clicks[:80]):
         learner.learn(batch)
-    click = town_clicks[80].model_copy(update={"user_id": "somebody new"})
-    ranking = learner.learn([click], train=False).rankings["somebody new"]
-    assert ranking == learner.rank(["somebody new"])[0]
+    click = town_clicks[80].model_copy(update={"user_id": "a new user"})
+    ranking = learner.learn([click], train=False).rankings["a new user"]
+    assert ranking == learner.rank(["a new user"])[0]
 
 
 # --- the loop ----------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def raising_on(*items, times=1_000_000, where="learn"):
 
 @pytest.fixture
 def values(town_clicks):
-    """Clicks, three of them on items that nobody else clicks, one broken message."""
+    """Clicks, three of them on items of their own, one broken message."""
     values = [click.model_copy(update={"event_id": f"e{at}"}) for at, click in enumerate(town_clicks[: 4 * POLL])]
     for at in (5, 40, 90):
         values[at] = values[at].model_copy(update={"item_id": f"odd-{at}"})
@@ -113,7 +113,7 @@ def test_before_the_first_checkpoint_it_begins_anew(harness, values):
 
 
 def test_killed_between_the_dead_letter_and_the_checkpoint_it_is_not_learned_too(new_harness, values):
-    """Whoever comes after the crash may have other code: what stands among the dead letters stays there."""
+    """The worker after the crash may have other code: what stands among the dead letters stays there."""
     harness = new_harness()
     harness.publish(values[:POLL])
 

@@ -31,7 +31,7 @@ def test_a_partition_that_comes_back_goes_on_where_these_weights_left_it(harness
     at = loop.source.positions()[harness.partition(1)]
     loop.source.revoking = [harness.partition(1)]
     harness.drain(loop)
-    harness.broker.committed[harness.partition(1)] = at + 5  # somebody else's
+    harness.broker.committed[harness.partition(1)] = at + 5  # another worker's
     loop.source.assign([harness.partition(1)])
     assert loop.source.positions()[harness.partition(1)] == at
     harness.drain(loop)
@@ -69,7 +69,7 @@ def test_a_list_is_written_by_who_has_the_partition_and_anew_by_who_gets_it(harn
     harness.publish(town_clicks[:100], partitions=2)
     loop = harness.begin(harness.loop())
     harness.drain(loop)
-    people = {
+    users_of = {
         number: {c.user_id for c in town_clicks[:100] if sum(c.user_id.encode()) % 2 == number} for number in (0, 1)
     }
     loop.source.revoking = [harness.partition(1)]
@@ -78,12 +78,12 @@ def test_a_list_is_written_by_who_has_the_partition_and_anew_by_who_gets_it(harn
     loop.writer.renew_all()
     while loop.writer.stale:
         loop.turn()
-    assert harness.lists.held.keys() == people[0]
+    assert harness.lists.held.keys() == users_of[0]
     loop.source.assign([harness.partition(1)])
     loop.turn()
     while loop.writer.stale:
         loop.turn()
-    assert harness.lists.held.keys() == people[0] | people[1]
+    assert harness.lists.held.keys() == users_of[0] | users_of[1]
 
 
 def test_while_no_partition_is_assigned_lists_are_written_as_before(harness, town_clicks):

@@ -37,7 +37,7 @@ def test_a_list_that_has_aged_is_ranked_for_now_and_says_so(harness, town_clicks
 
     times[0] += 3_000.0
     loop.turn()
-    assert harness.lists.held == before  # nobody asked
+    assert harness.lists.held == before  # it was not asked
     loop.writer.aging.ask()
     loop.turn()
     assert moments == [dict.fromkeys(before, pytest.approx(last + 3_000.0))]
@@ -60,7 +60,7 @@ def test_a_bounded_number_is_refreshed_each_time_it_is_asked(harness):
     for _ in range(4):
         loop.writer.aging.ask()
         loop.turn()
-        loop.turn()  # nobody asks
+        loop.turn()  # it is not asked
         refreshed.append(loop.progress.refreshes)
     assert refreshed == [4, 8, 10, 10]
 

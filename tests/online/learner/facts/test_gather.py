@@ -155,8 +155,8 @@ def test_a_flagged_click_changes_nothing_for_other_users():
     player = Player(few(exclude_seen=False), 7)
     player.play([Click(0, row, START + row, START + row, trainable=row != 4) for row in (1, 2, 3, 4, 5)])
     player.play([Click(1, 3, START + 19, START + 19, trainable=True)])
-    others, nobodys, own = player.play([Ask(user, (START + 20,), (START + 20,)) for user in (1, NOBODY, 0)])
-    assert set(others.rows) == set(nobodys.rows) == {1, 2, 3, 5}
+    others, no_user, own = player.play([Ask(user, (START + 20,), (START + 20,)) for user in (1, NOBODY, 0)])
+    assert set(others.rows) == set(no_user.rows) == {1, 2, 3, 5}
     assert others.world == []  # what followed 3 was flagged
     assert 4 in own.rows
     assert (4, 4) in own.own  # their fourth moment

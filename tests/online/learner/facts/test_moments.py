@@ -143,8 +143,8 @@ def test_buckets_of_items_are_equally_full():
     assert counts.max() < 1_100
 
 
-def index_of(people=3, buckets=4, ring=3, *, seed=0):
-    return empty_index(people, buckets, ring, world_buckets=4, world_ring=5, seed=seed)
+def index_of(users=3, buckets=4, ring=3, *, seed=0):
+    return empty_index(users, buckets, ring, world_buckets=4, world_ring=5, seed=seed)
 
 
 @given(
@@ -189,7 +189,7 @@ def test_the_rotation_is_drawn_from_the_seed():
     assert not np.array_equal(index_of(seed=4).rotation, index_of(seed=5).rotation)
 
 
-# --- a person's own, and everybody's ------------------------------------------------------------------------------
+# --- a user's own, and all users' ---------------------------------------------------------------------------------
 
 
 def clicks_of(user, rows, *, start=START, step=5_000.0):
