@@ -12,7 +12,7 @@ STREAM = Path(__file__).parents[2] / "shared" / "data" / "gowalla-1000.csv.xz"
 
 @pytest.mark.real
 @pytest.mark.timeout(3_600)
-def test_a_worker_killed_three_times_learns_every_click_once_and_buries_every_broken_message_once(
+def test_after_three_kills_each_click_is_learned_and_each_bad_message_buried_once(
     tmp_path: Path, kafka_broker: Any, redis_server: Any
 ) -> None:
     report = run(
@@ -29,7 +29,7 @@ def test_a_worker_killed_three_times_learns_every_click_once_and_buries_every_br
 @pytest.mark.real
 @pytest.mark.timeout(3_600)  # a busy machine makes it slow, not wrong
 @pytest.mark.skipif(not STREAM.exists(), reason=f"{STREAM} is not there: no real stream to replay")
-def test_a_real_stream_is_learned_without_loss_and_its_lists_beat_popularity_and_what_followed_last(
+def test_a_real_stream_is_learned_without_loss_and_beats_simple_lists(
     tmp_path: Path, kafka_broker: Any, redis_server: Any
 ) -> None:
     """Its beginning; `python -m benchmarks.end_to_end STREAM --kills 3 --broken 0.01` does the same with all of it."""

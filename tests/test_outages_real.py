@@ -33,7 +33,7 @@ def test_what_fails_in_the_middle_changes_neither_what_is_learned_nor_the_lists(
 
 
 @pytest.mark.real
-def test_dead_letters_wait_for_a_broker_that_is_away_and_stand_there_once_afterwards(kafka_broker: Any) -> None:
+def test_dead_letters_wait_for_an_unavailable_broker_and_are_written_once(kafka_broker: Any) -> None:
     topic = "outages.dead"
     ensure_topics(kafka_broker.bootstrap_servers, {topic: 1})
     producer = KafkaProducer(kafka_broker.bootstrap_servers, acknowledge_s_max=2.0)

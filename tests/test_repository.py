@@ -94,6 +94,12 @@ def test_the_api_needs_neither_the_network_nor_the_loop() -> None:
     assert not {m for m in _reachable("online.api.serve") if m == "online.worker.loop" or m.startswith("model")}
 
 
+def test_names_of_tests_are_short_enough_to_read_at_a_glance() -> None:
+    names = re.findall(r"def (test_\w+)", "".join(path.read_text() for path in sorted((ROOT / "tests").rglob("*.py"))))
+    assert len(names) > 1_000
+    assert not [name for name in names if len(name) > 80]
+
+
 def test_every_import_is_a_declared_dependency() -> None:
     names = set().union(*map(_tops, IMPORTS.values())) - set(PACKAGES) - set(sys.stdlib_module_names)
     sold_as = importlib.metadata.packages_distributions()
@@ -192,7 +198,7 @@ def test_each_dependency_is_pinned_to_one_version() -> None:
         ("echo 'error: unrecognized arguments' >&2; exit 2", 1, "unrecognized arguments"),
     ],
 )
-def test_a_known_vulnerability_fails_and_an_index_that_is_away_is_said(tmp_path, script, status, line) -> None:
+def test_a_known_vulnerability_fails_and_an_unavailable_index_is_reported(tmp_path, script, status, line) -> None:
     program = tmp_path / "pip-audit"
     program.write_text(f"#!/bin/sh\nfor F; do :; done\n{script}\n")  # the last argument is where the report goes
     program.chmod(0o755)

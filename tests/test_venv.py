@@ -46,9 +46,9 @@ class Checkout:
         self.warming_fails = False
         self.pip_fails = False
         self.interrupt = False
-        self._module = script(root)
-        self._real_run = self._module.Venv.run
-        monkeypatch.setattr(self._module.Venv, "run", self._run)
+        self.module = script(root)
+        self._real_run = self.module.Venv.run
+        monkeypatch.setattr(self.module.Venv, "run", self._run)
 
     @property
     def venv(self) -> Path:
@@ -60,16 +60,16 @@ class Checkout:
 
     def make(self, capsys: pytest.CaptureFixture[str], *, named: bool = False) -> str:
         """What is said where nothing fails."""
-        assert self._module.main(self._module.Venv(self.root, self.venv), python_is_named=named) == 0
+        assert self.module.main(self.module.Venv(self.root, self.venv), python_is_named=named) == 0
         return capsys.readouterr().out
 
     def fails(self, capsys: pytest.CaptureFixture[str]) -> str:
-        assert self._module.main(self._module.Venv(self.root, self.venv), python_is_named=False) == 1
+        assert self.module.main(self.module.Venv(self.root, self.venv), python_is_named=False) == 1
         return capsys.readouterr().err
 
     def _run(self, command: list[str], **options: Any) -> Any:
         if command[1:3] == ["-m", "venv"]:
-            done = self._real_run(self._module.Venv, [*command, "--without-pip"], **options)
+            done = self._real_run(self.module.Venv, [*command, "--without-pip"], **options)
             python = self.venv / "bin" / "python"
             (self.venv / "bin" / "pip").write_text(f"#!{python}\n")
             return done
@@ -84,7 +84,7 @@ class Checkout:
         if command[1:] == ["-m", "online.learner.facts.warm"]:
             self.warmed += 1
             return subprocess.CompletedProcess(command, int(self.warming_fails))
-        return self._real_run(self._module.Venv, command, **options)
+        return self._real_run(self.module.Venv, command, **options)
 
 
 @pytest.fixture
@@ -116,19 +116,19 @@ def test_loops_are_compiled_when_it_is_made_and_when_they_have_changed(checkout,
     assert len(checkout.installs) == 2
 
 
-def test_loops_that_cannot_be_compiled_are_said_and_stop_nothing(checkout, capsys) -> None:
+def test_loops_that_cannot_be_compiled_are_reported_and_stop_nothing(checkout, capsys) -> None:
     loops = checkout.root / "online" / "learner" / "facts" / "gather.py"
     loops.parent.mkdir(parents=True)
     loops.write_text("broken")
     checkout.warming_fails = True
-    assert checkout._module.main(checkout._module.Venv(checkout.root, checkout.venv), python_is_named=False) == 0
+    assert checkout.module.main(checkout.module.Venv(checkout.root, checkout.venv), python_is_named=False) == 0
     assert "loops could not be compiled" in capsys.readouterr().err
     checkout.warming_fails = False
     assert "Compiling loops" in checkout.make(capsys)
 
 
 def test_the_files_with_loops_are_those_whose_compiled_forms_are_named_after_them(checkout) -> None:
-    assert {f"online/learner/{source}" for source in jit._SOURCES} == set(checkout._module.LOOPS)
+    assert {f"online/learner/{source}" for source in jit._SOURCES} == set(checkout.module.LOOPS)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
@@ -195,7 +195,7 @@ def test_what_was_interrupted_is_made_anew(checkout, capsys) -> None:
     assert checkout.make(capsys) == ""
 
 
-def test_pip_that_fails_is_said_and_tried_again(checkout, capsys) -> None:
+def test_a_failure_of_pip_is_reported_and_tried_again(checkout, capsys) -> None:
     checkout.pip_fails = True
     assert ".venv could not be set up: what went wrong stands above" in checkout.fails(capsys)
     checkout.pip_fails = False

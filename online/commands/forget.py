@@ -80,7 +80,7 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
     proof.found["Redis: keys and what they hold"] = lists.keys_naming(user_id)
     proof.found |= _found_on_topics(settings, user_id)
     if embedded:
-        proof.found |= _found_in_log(settings, user_id)
+        proof.found |= found_in_log(settings, user_id)
     else:
         proof.clicks = _clicks_elsewhere(settings, user_id, count=count_clicks)
     return proof
@@ -177,7 +177,7 @@ def _records_of(file: Log, partition: Partition, user_id: str, settings: Setting
             yield record
 
 
-def _found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
+def found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
     """Records that are there, and bytes that look like the user's clicks, in the file and in its journal."""
     path, topic = settings.log_path, settings.clicks_topic
     with closing(Log(path)) as file:

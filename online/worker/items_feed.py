@@ -32,6 +32,11 @@ class ItemsFeed:
         self._thread = threading.Thread(target=self._run, args=[dict(starts)], name="items", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """How many records wait to be taken."""
+        return self._waiting.qsize()
+
     def take(self) -> list[Record]:
         """What waits, in order within each partition; never blocks."""
         return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nothing else takes any

@@ -79,7 +79,7 @@ class Loop:
         self.dead_letters = dead_letters
         self.checkpoints = checkpoints
         self.clock, self.monotonic = clock, monotonic
-        self._quarantine = Quarantine() if quarantine is None else quarantine
+        self.quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
         self.learner = Learner(settings)
         self.progress = Progress()
@@ -99,7 +99,7 @@ class Loop:
         self.intake = Intake(
             settings,
             dead_letters=dead_letters,
-            quarantine=self._quarantine,
+            quarantine=self.quarantine,
             progress=self.progress,
             unreadable=self.unreadable[settings.clicks_topic],
             emit=self.notices.emit,
@@ -163,7 +163,7 @@ class Loop:
             writer=self.writer,
             dead_letters=dead_letters,
             forgetting=self.forgetting,
-            quarantine=self._quarantine,
+            quarantine=self.quarantine,
             emit=self.notices.emit,
             clock=clock,
             monotonic=monotonic,
@@ -225,7 +225,7 @@ class Loop:
         batches = self._parse(records)
         for batch, following in pairwise([*batches, None]):
             assert batch is not None
-            with self._quarantine.watch(batch, expected=_NO_BUGS):
+            with self.quarantine.watch(batch, expected=_NO_BUGS):
                 if isinstance(batch, ForgetRequest):
                     self.forgetting.forget(batch)
                 else:
@@ -277,7 +277,7 @@ class Loop:
     def _parse(self, records: Sequence[Record]) -> list[MicroBatch]:
         received = list(self.intake.readable(records))
         per_user_max = self.settings.history_max // 2
-        return [*micro_batches(received, self.settings.micro_batch_max, per_user_max, self._quarantine.alone)]
+        return [*micro_batches(received, self.settings.micro_batch_max, per_user_max, self.quarantine.alone)]
 
     def _learn(self, batch: Sequence[ReceivedClick], following: MicroBatch | None) -> BatchResult:
         """One micro-batch. `following`: what comes after it in this turn; facts of both are gathered in one pass."""

@@ -36,6 +36,11 @@ class Quarantine:
         self._failed: Counter[Place] = Counter()
         self._aside: dict[Place, str] = {}
 
+    @property
+    def empty(self) -> bool:
+        """Whether no record that failed can be met again."""
+        return not self._failed and not self._aside
+
     def alone(self, record: Record) -> bool:
         """Whether it has to be a micro-batch of its own."""
         return self._failed[place(record)] >= ALONE

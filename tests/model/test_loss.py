@@ -30,7 +30,7 @@ def test_with_every_item_as_a_negative_once_it_is_the_full_softmax() -> None:
     torch.testing.assert_close(loss, F.cross_entropy(states @ table.T, targets, reduction="none"))
 
 
-def test_the_gradient_approaches_that_of_the_full_softmax_however_skewed_the_sampling() -> None:
+def test_the_gradient_approaches_that_of_the_full_softmax_under_skewed_sampling() -> None:
     states, table, targets = problem()
     table.requires_grad_()
     (full,) = torch.autograd.grad(F.cross_entropy(states @ table.T, targets), table)

@@ -70,9 +70,9 @@ def test_gradients_reach_the_new_click_and_no_other() -> None:
 
 def test_no_clicks_are_no_trouble() -> None:
     memory = LSHMemory(rotations_of(torch.Generator()), slots=2, window=4, times=False, payloads=True)
-    nobody, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 8)
-    assert memory.append(nobody, nothing, nothing, payloads=nobody).shape == (0, 2, 8)
-    assert memory.recall(nobody, nothing).found.shape == (0, 2, 27)
+    no_slots, nothing = torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2, 8)
+    assert memory.append(no_slots, nothing, nothing, payloads=no_slots).shape == (0, 2, 8)
+    assert memory.recall(no_slots, nothing).found.shape == (0, 2, 27)
 
 
 def test_looking_ahead_changes_nothing() -> None:
@@ -251,7 +251,7 @@ def test_recall_is_differentiable_in_the_query() -> None:
     assert queries.grad.abs().sum() > 0
 
 
-def test_what_cannot_be_is_said() -> None:
+def test_impossible_arguments_are_refused() -> None:
     generator = torch.Generator().manual_seed(0)
     memory = LSHMemory(rotations_of(generator), slots=2, window=3)
     qk = clicks(generator, 2, 2, 8)

@@ -62,7 +62,7 @@ def test_soft_counts_and_their_gradients_are_those_of_plain_loops(
         torch.testing.assert_close(torch.zeros_like(its) if mine is None else mine, its, atol=1e-5, rtol=1e-4)
 
 
-def test_a_moment_that_agrees_in_everything_and_was_just_now_counts_one_and_soft_counts_add_up() -> None:
+def test_a_recent_moment_that_agrees_in_everything_counts_one_and_counts_add_up() -> None:
     heads = RecallHeads(GAINS)
     counts = heads(torch.ones(3, 3), torch.zeros(3), torch.tensor([0, 1, 1]), 2)
     assert counts.exp().flatten().tolist() == pytest.approx([2, 2, 3, 3])

@@ -1,4 +1,4 @@
-"""The streaming form gives the numbers of the sequence form, and its memory belongs to the people it was made for."""
+"""The streaming form gives the numbers of the sequence form, and its memory belongs to the users it was made for."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 
 
 def stream(model: Reformer, memory: ReformerMemory, slots: Tensor, ours: Histories, *, first: int = 0) -> Tensor:
-    """Appends click after click, of everybody who still has one -> states (B, L - first, D), zero behind the end."""
+    """Appends click after click, of every user who still has one -> states (B, L - first, D), zero behind the end."""
     states = []
     for position in range(first, ours.items.shape[1]):
         alive = position < ours.lengths
@@ -89,7 +89,7 @@ def test_from_a_whole_history_put_into_a_slot_append_goes_on(
     ours = histories([length + 6 for length in lengths], seed=seed)
     memory = model.memory(6)
     slots, _ = memory.take([f"u{n}" for n in range(len(lengths))])
-    model.remember(memory, slots, histories(lengths[::-1], seed=7))  # somebody else's
+    model.remember(memory, slots, histories(lengths[::-1], seed=7))  # another user's
     past = ours.lengths - 6
     model.remember(memory, slots, ours._replace(lengths=past))
     assert torch.equal(memory.clicks[slots], past)
@@ -115,7 +115,7 @@ def test_under_autocast_the_new_click_is_computed_in_half_precision() -> None:
 
 
 @torch.no_grad()
-def test_people_who_come_and_go_meet_empty_memories() -> None:
+def test_users_who_come_and_go_meet_empty_memories() -> None:
     model = reformer()
     memory = model.memory(2)
     for user, other in (("a", "b"), ("c", "b"), ("a", "c")):
@@ -166,7 +166,7 @@ def test_a_memory_of_another_shape_is_refused_by_name() -> None:
         memory.directory.load_state(Directory(4).to_state())
 
 
-def test_the_least_recently_used_make_room_but_nobody_of_the_same_batch() -> None:
+def test_the_least_recently_used_make_room_but_no_user_of_the_same_batch() -> None:
     directory = Directory(3)
     directory.take(["a", "b", "c"])
     directory.take(["a"])
@@ -236,7 +236,7 @@ def test_several_clicks_at_once_give_what_one_after_the_other_gives(  # noqa: PL
 def runs_of(
     ours: Histories, slots: Tensor, who: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, kept_back: int
 ) -> Runs:
-    """So many clicks of some people, from a position of each on."""
+    """So many clicks of some users, from a position of each on."""
     parts = [
         np.concatenate([part[u, start : start + length] for u, start, length in zip(who, starts, lengths, strict=True)])
         if len(who)

@@ -86,7 +86,7 @@ def test_recomputation_drops_out_what_the_forward_pass_dropped(chunk: int) -> No
     assert_close(gradients(stack, recompute=True), gradients(stack, recompute=False))
 
 
-def test_the_random_state_goes_on_after_the_backward_pass_as_if_nothing_had_been_recomputed() -> None:
+def test_recomputation_in_the_backward_pass_leaves_the_random_state_as_it_was() -> None:
     stack = stack_of(2, dropout=0.5)
     x1, x2, lengths, times = inputs()
     y1, _ = stack(x1, x2, lengths, times)

@@ -60,7 +60,7 @@ def test_gradients_are_the_slopes() -> None:
     assert torch.autograd.gradcheck(lambda *tensors: attend(*tensors, sight), inputs)
 
 
-def test_pairs_are_each_row_and_the_earlier_rows_of_the_same_person() -> None:
+def test_pairs_are_each_row_and_the_earlier_rows_of_the_same_user() -> None:
     clicks = (np.arange(6), np.zeros(6, np.int64), np.array([5.0, 1, 2, 4, 9, 10]))
     runs = make_runs(torch.tensor([7, 3, 5]), np.array([1, 3, 2]), clicks, kept_back=1)
     assert runs.slots.tolist() == [7, 3, 3, 3, 5, 5]

@@ -1,4 +1,4 @@
-"""A world for the worker's parts that fits in memory: a broker, Redis, and what is on disk, each outliving a crash.
+"""The worker's surroundings in memory: a broker, Redis, and what is on disk, each of which outlives a crash.
 
 `crash` makes a step of a loop raise at its n-th call; `ABORT` among the values of a topic makes `poll` raise once.
 """
@@ -351,7 +351,7 @@ class MemoryLists:
 
 
 @dataclass
-class World:
+class WorkerHarness:
     """One topic of clicks, and everything that outlives a crash. `loop` makes a new worker's loop on it."""
 
     folder: Path
@@ -362,6 +362,9 @@ class World:
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
     aborted: type[BaseException] = AbortedError
+    producer: ListProducer = field(init=False)  # of dead letters, for the latest loop, as are the following
+    eraser: ListEraser = field(init=False)
+    feed: ListFeed = field(init=False)
 
     def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
         """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
@@ -385,16 +388,13 @@ class World:
         **overrides: Any,
     ) -> Loop:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
-        box = DeadLetterWriter(
-            ListProducer(self.broker),
-            ListReader(self.broker, self.dead_topic),
-            self.dead_topic,
-            ListEraser(self.broker),
-        )
+        self.producer, self.eraser = ListProducer(self.broker), ListEraser(self.broker)
+        self.feed = ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max)
+        box = DeadLetterWriter(self.producer, ListReader(self.broker, self.dead_topic), self.dead_topic, self.eraser)
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
-            items=ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max),  # type: ignore[arg-type]
+            items=self.feed,  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
@@ -509,15 +509,15 @@ def _one_thread_and_no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def new_world(tmp_path: Path) -> Callable[[], World]:
-    """Makes empty worlds."""
+def new_harness(tmp_path: Path) -> Callable[[], WorkerHarness]:
+    """Makes empty harnesses."""
     numbers = itertools.count()
-    return lambda: World(tmp_path / f"world-{next(numbers)}")
+    return lambda: WorkerHarness(tmp_path / f"harness-{next(numbers)}")
 
 
 @pytest.fixture
-def world(new_world: Callable[[], World]) -> World:
-    return new_world()
+def harness(new_harness: Callable[[], WorkerHarness]) -> WorkerHarness:
+    return new_harness()
 
 
 @pytest.fixture

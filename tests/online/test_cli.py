@@ -1,4 +1,4 @@
-"""Every command shows an example, prints what people and programs need, and fails with one clear line."""
+"""Every command shows an example, prints what operators and programs need, and fails with one clear line."""
 
 import json
 import os
@@ -263,7 +263,7 @@ def test_replay_publishes_and_says_what_it_did(run: Run, tmp_path: Path) -> None
         ),
     ],
 )
-def test_item_publishes_what_is_said_of_it(
+def test_item_publishes_whether_an_item_is_available(
     run: Run, tmp_path: Path, options: tuple[str, ...], value: object, said: str
 ) -> None:
     code, shown, _ = run("item", "ï9", *options)

@@ -29,7 +29,7 @@ from online.evaluation.town import Town
 from online.worker.connections import open_producer, prepare_topics
 from online.worker.main import run_worker
 from stream.events import encode
-from tests.online.conftest import SMALL, World
+from tests.online.conftest import SMALL, WorkerHarness
 
 RECORDED = Path(__file__).with_name("digest.json")
 CLICKS = 1_500
@@ -102,17 +102,17 @@ def newest(checkpoints: Path) -> Path:
 
 
 def lists_of_the_run_in_memory(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """The digest of everything the learner holds at the end, and everybody's list."""
-    world, killer = World(folder), Killer()
-    world.publish(list(Town(users=60, items=120, seed=3).clicks(CLICKS)))
+    """The digest of everything the learner holds at the end, and every user's list."""
+    harness, killer = WorkerHarness(folder), Killer()
+    harness.publish(list(Town(users=60, items=120, seed=3).clicks(CLICKS)))
     while True:
         try:
-            loop = world.run(killer, **{name: value for name, value in LEARNING.items() if SMALL.get(name) != value})
+            loop = harness.run(killer, **{name: value for name, value in LEARNING.items() if SMALL.get(name) != value})
         except KilledError:
             continue
         arrays, _ = loop.learner.to_state()
         assert not killer.left
-        return digest_of(arrays.values()), {user: list(top.items) for user, top in sorted(world.lists.held.items())}
+        return digest_of(arrays.values()), {user: list(top.items) for user, top in sorted(harness.lists.held.items())}
 
 
 def platform() -> str:

@@ -94,7 +94,7 @@ def test_a_worker_without_a_redis_needs_the_embedded_one(tmp_path):
     assert (done.returncode, done.stderr) == (1, wanted + "pip install 'nextclick[worker,embedded]'\n")
 
 
-def test_the_worker_is_loaded_without_the_embedded_redis_and_without_what_a_backtest_needs(tmp_path):
+def test_the_worker_imports_neither_the_embedded_redis_nor_the_backtest(tmp_path):
     missing = tuple(set(OPTIONAL) - set(EXTRAS["worker"]))
     done = run("import online.worker.main", tmp_path, missing)
     assert done.returncode == 0, done

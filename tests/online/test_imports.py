@@ -57,7 +57,7 @@ def test_nothing_is_imported_that_is_not_used(code, needed, unwanted):
     assert modules.isdisjoint(unwanted)
 
 
-def test_the_detectors_are_river_s_own_and_river_drift_is_whole_for_whoever_imports_it_later():
+def test_the_detectors_are_river_s_own_and_a_later_import_of_river_drift_is_whole():
     import river.drift  # noqa: PLC0415 - after online.lifecycle.detectors
 
     theirs = river.drift.ADWIN(delta=0.01, clock=1), river.drift.PageHinkley(mode="up")

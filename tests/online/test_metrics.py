@@ -20,7 +20,7 @@ STREAM = [
     ([5, 3, 0, 0, 0, 0, 0, 0, 0, 0], 3, 2),
     ([5, 3, 0, 0, 0, 0, 0, 0, 0, 0], 0, None),  # an unknown item, although nothing stands there either
     ([0] * 10, 0, None),
-    ([0, 0, 7, 0, 0, 0, 0, 0, 0, 0], 7, 3),  # an item that lost its row leaves a hole, and nobody moves up
+    ([0, 0, 7, 0, 0, 0, 0, 0, 0, 0], 7, 3),  # an item that lost its row leaves a hole, and no item moves up
 ]
 
 

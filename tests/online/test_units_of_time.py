@@ -74,10 +74,10 @@ def test_by_post(spelling):
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_on_the_topic(world, spelling):
+def test_on_the_topic(harness, spelling):
     for number, at in enumerate(TIMES):
         message = {"user_id": f"u{number}", "item_id": "i", "timestamp": SPELLINGS[spelling](at)}
-        world.broker.append("clicks", json.dumps(message).encode())
-    loop = world.run()
+        harness.broker.append("clicks", json.dumps(message).encode())
+    loop = harness.run()
     assert loop.progress.learned == len(TIMES)
     assert loop.progress.latest_clicked_at_ms == int(1_000 * TIMES[-1])

@@ -1,4 +1,4 @@
-"""A world of topics to test in: the embedded log always, Apache Kafka where there is one."""
+"""Brokers to test against: the embedded log always, Apache Kafka where there is one."""
 
 import sqlite3
 import subprocess
@@ -42,8 +42,8 @@ def appended_s(record: Record) -> float:
 
 
 @dataclass
-class World:
-    """A place where topics are, whatever is behind it. `close` closes all that was opened."""
+class BrokerHarness:
+    """A broker with topics: the embedded log or Kafka. `close` closes all that was opened."""
 
     kind: str
     where: str
@@ -79,7 +79,7 @@ class World:
         source.start(on_assigned=on_assigned, on_revoked=lambda _: None)
         return source
 
-    def merged(self) -> "World":
+    def merged(self) -> "BrokerHarness":
         """With sources that merge by the time at which records were appended."""
         make = self.make_source
         self.make_source = lambda topics, group: MergedSource(make(topics, group), appended_s, wait_s=1.0)
@@ -120,22 +120,22 @@ class World:
 
 
 @pytest.fixture(params=["log", pytest.param("kafka", marks=pytest.mark.real)])
-def broker_world(request: pytest.FixtureRequest) -> World:
-    """Each kind of world in turn."""
-    return request.getfixturevalue(f"{request.param}_world")
+def broker_harness(request: pytest.FixtureRequest) -> BrokerHarness:
+    """Each kind of broker in turn."""
+    return request.getfixturevalue(f"{request.param}_harness")
 
 
 @pytest.fixture(params=["", "merged"])
-def world(request: pytest.FixtureRequest, broker_world: World) -> World:
+def harness(request: pytest.FixtureRequest, broker_harness: BrokerHarness) -> BrokerHarness:
     """The same, and with sources that merge partitions by event time."""
-    return broker_world.merged() if request.param else broker_world
+    return broker_harness.merged() if request.param else broker_harness
 
 
 @pytest.fixture
-def log_world(tmp_path: Path) -> Iterator[World]:
+def log_harness(tmp_path: Path) -> Iterator[BrokerHarness]:
     path = tmp_path / "clicks.log"
     log = Log(path)
-    world = World(
+    harness = BrokerHarness(
         kind="log",
         where=str(path),
         make_source=lambda topics, group: LogSource(path, topics, group),
@@ -144,15 +144,15 @@ def log_world(tmp_path: Path) -> Iterator[World]:
         add_partitions=lambda name, count: add_log_partitions(log, name, count),
         trim=lambda name, before: _trim_log(path, name, before),
     )
-    world.opened.append(log)
-    yield world
-    world.close()
+    harness.opened.append(log)
+    yield harness
+    harness.close()
 
 
 @pytest.fixture
-def kafka_world(kafka_broker: Any) -> Iterator[World]:
+def kafka_harness(kafka_broker: Any) -> Iterator[BrokerHarness]:
     servers = kafka_broker.bootstrap_servers
-    world = World(
+    harness = BrokerHarness(
         kind="kafka",
         where=servers,
         make_source=lambda topics, group: KafkaSource(servers, topics, group),
@@ -161,8 +161,8 @@ def kafka_world(kafka_broker: Any) -> Iterator[World]:
         add_partitions=lambda name, count: _add_kafka_partitions(servers, name, count),
         trim=lambda name, before: _trim_kafka(servers, name, before),
     )
-    yield world
-    world.close()
+    yield harness
+    harness.close()
 
 
 def add_log_partitions(log: Log, name: str, count: int) -> None:

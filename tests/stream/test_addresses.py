@@ -1,4 +1,4 @@
-"""Addresses as people write them: a right one is understood, a wrong one refused with a line that holds none of it."""
+"""Addresses as they are written: a right one is understood, a wrong one refused with a line that holds none of it."""
 
 import re
 import socket

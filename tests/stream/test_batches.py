@@ -172,7 +172,7 @@ def test_damage_to_a_header_passes_by_nothing_that_is_sound(field, value):
     assert whys(found)[0].startswith("offsets 10 to 19, 10 messages: the batch is damaged")
 
 
-def test_a_codec_that_is_not_known_and_bytes_that_do_not_unpack_are_put_aside_at_once():
+def test_an_unknown_codec_and_bytes_that_do_not_unpack_are_put_aside_at_once():
     unknown, broken = batch(10), batch(20, codec=4)
     unknown[ATTRIBUTES + 1] |= 5
     broken[HEADER : HEADER + 8] = bytes(8)
@@ -193,7 +193,7 @@ def test_a_batch_that_unpacks_to_more_than_the_bound_is_put_aside(monkeypatch):
     assert whys(found) == ["offsets 10 to 19, 10 messages: gzip: it unpacks to more than 50 bytes"]
 
 
-def test_what_was_aborted_is_not_told_though_it_cannot_be_decoded():
+def test_an_aborted_batch_is_not_reported_though_it_cannot_be_decoded():
     aborted = batch(10, codec=1)
     aborted[ATTRIBUTES + 1] |= TRANSACTIONAL
     aborted[HEADER : HEADER + 8] = bytes(8)
@@ -264,7 +264,7 @@ def test_what_is_no_batch_at_all_is_passed_offset_by_offset(caplog):
         caplog.clear()
 
 
-def test_what_the_broker_cannot_give_is_asked_for_again_and_told_once(caplog, monkeypatch):
+def test_what_the_broker_cannot_give_is_requested_again_and_reported_once(caplog, monkeypatch):
     monkeypatch.setattr(batches, "_ASK_AGAIN_S", 0.0)
     at = Partition(batch(0))
     for _ in range(5):

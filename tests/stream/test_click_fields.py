@@ -1,4 +1,4 @@
-"""Other people's names of a click's fields."""
+"""Other names of a click's fields."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_pairs_are_read(text, expected):
         ("user_id=a,user=b", "user_id is given twice: 'a' and 'b'"),
     ],
 )
-def test_pairs_that_cannot_be_meant_are_told_in_one_line(text, words):
+def test_pairs_that_cannot_be_meant_are_refused_in_one_line(text, words):
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         pairs_in(text)
     assert "\n" not in str(caught.value)

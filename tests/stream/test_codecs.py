@@ -68,7 +68,7 @@ def test_a_codec_that_is_not_known_is_named():
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4"])
-def test_what_is_cut_off_is_said(codec):
+def test_truncated_bytes_are_refused(codec):
     with pytest.raises(UnpackError, match=codec):
         unpack(NUMBERS[codec], PACK[codec](DATA)[:-3])
     with pytest.raises(UnpackError, match="snappy: it is truncated"):

@@ -21,10 +21,10 @@ class Small:
         self.sent.append(Record(topic, 0, len(self.sent), 0, key, value, tuple(headers)))
 
 
-def test_a_dead_letter_keeps_the_message_untouched_and_says_where_and_why(world):
-    name = world.topic() + ".dead"
-    world.make_topic(name, 1)
-    producer = world.producer()
+def test_a_dead_letter_keeps_the_message_untouched_and_says_where_and_why(harness):
+    name = harness.topic() + ".dead"
+    harness.make_topic(name, 1)
+    producer = harness.producer()
     letters = DeadLetters(producer, name)
     bad = BadEvent("malformed-json", "exp\xe9cted value")
     own = (("trace", b"\x00\xff"), ("reason", b"mine"))
@@ -32,7 +32,7 @@ def test_a_dead_letter_keeps_the_message_untouched_and_says_where_and_why(world)
     letters.put(record(None, key=None, offset=8), BadEvent("tombstone", "no value"))
     letters.put(record(b"x" * 1_048_000, offset=9), BadEvent("too-large", "1048000 bytes"))
     producer.flush()
-    first, second, third = map(dead_letter, world.drain(world.source(name), 3))
+    first, second, third = map(dead_letter, harness.drain(harness.source(name), 3))
     assert (first.topic, first.partition, first.offset) == ("clicks", 2, 7)
     assert (first.reason, first.detail, first.headers, first.truncated) == (bad.reason, bad.detail, own, None)
     assert (first.record.key, first.record.value) == (b"k", b"\xff\xfe{")
@@ -52,9 +52,9 @@ def test_what_is_too_large_is_put_aside_cut(caplog):
     assert "offset 7 is truncated" in caplog.text
 
 
-def test_what_others_put_there_is_shown_too(log_world):
-    producer = log_world.producer()
+def test_what_others_put_there_is_shown_too(log_harness):
+    producer = log_harness.producer()
     producer.send(TOPIC, key=None, value=b"x", headers=[("offset", b"\xff"), ("partition", "²".encode())])
     producer.flush()
-    (letter,) = map(dead_letter, log_world.drain(log_world.source(TOPIC), 1))
+    (letter,) = map(dead_letter, log_harness.drain(log_harness.source(TOPIC), 1))
     assert (letter.topic, letter.partition, letter.offset, letter.reason) == ("", -1, -1, "")

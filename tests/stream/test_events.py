@@ -231,7 +231,7 @@ def test_a_byte_order_mark_before_json_means_nothing():
         (b'{"user": {"id": 1}, "item_id": 2, "timestamp": 3}', "NEXTCLICK_CLICK_FIELDS=user_id=user.id"),
     ],
 )
-def test_what_was_meant_is_told_without_quoting_it(value, hint):
+def test_the_suggested_field_is_named_without_quoting_the_message(value, hint):
     event = parse(value, now=NOW)
     assert reason(value)
     assert hint in event.hint
@@ -313,7 +313,7 @@ def test_without_now_the_clock_of_this_computer_counts():
     assert isinstance(parse(message()), Click)
 
 
-def test_that_somebody_is_to_be_forgotten_stands_among_the_clicks():
+def test_a_request_to_forget_a_user_is_an_event_among_the_clicks():
     forget = Forget(user_sha256=digest_of("u1"), timestamp=NOW)
     value = encode_forget(forget)
     assert parse(value, now=NOW) == forget

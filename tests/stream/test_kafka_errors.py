@@ -9,7 +9,7 @@ import stream.kafka_errors  # noqa: F401 - mends how kafka-python reads
 
 
 @pytest.mark.parametrize("kind", [KafkaTCPTransport, KafkaSSLTransport])
-def test_an_answer_that_comes_with_the_end_of_the_connection_is_read_and_then_the_end_is_seen(kind):
+def test_an_answer_that_comes_with_the_end_of_the_connection_is_read_first(kind):
     class Transport(kind):  # without the rest of a connection
         def __init__(self, sock):
             self._sock = sock

@@ -1,4 +1,4 @@
-"""What Kafka says of a cluster and a group that nobody has joined yet."""
+"""What Kafka says of a cluster and a group without members."""
 
 import pytest
 

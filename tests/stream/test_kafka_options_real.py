@@ -50,8 +50,8 @@ def lost(client: Any, options: dict[str, Any], own: set[str]) -> list[str]:
 
 
 @pytest.mark.real
-def test_what_the_source_asks_for_reaches_the_parts_of_its_consumer(kafka_world):
-    source = kafka_world.source(kafka_world.topic())
+def test_what_the_source_asks_for_reaches_the_parts_of_its_consumer(kafka_harness):
+    source = kafka_harness.source(kafka_harness.topic())
     options = {**ours._COMMON, **kafka._CONSUMER}
     isolation = options.pop("isolation_level")
     assert lost(source._consumer, options, OF_THE_CLIENT["consumer"]) == []
@@ -62,18 +62,18 @@ def test_what_the_source_asks_for_reaches_the_parts_of_its_consumer(kafka_world)
 
 
 @pytest.mark.real
-def test_what_a_reader_asks_for_reaches_the_parts_of_its_consumer(kafka_world):
-    reader = KafkaReader(kafka_world.where, kafka_world.topic())
-    kafka_world.opened.append(reader)
+def test_what_a_reader_asks_for_reaches_the_parts_of_its_consumer(kafka_harness):
+    reader = KafkaReader(kafka_harness.where, kafka_harness.topic())
+    kafka_harness.opened.append(reader)
     options = {"allow_auto_create_topics": False, "fetch_max_bytes": kafka.FETCH_BYTES_MAX, "enable_auto_commit": False}
     assert lost(reader._consumer, options, set()) == []
     assert reader._consumer._fetcher._isolation_level == 1
 
 
 @pytest.mark.real
-def test_what_the_producer_asks_for_reaches_its_parts(kafka_world):
-    producer = KafkaProducer(kafka_world.where, acknowledge_s_max=7.0)
-    kafka_world.opened.append(producer)
+def test_what_the_producer_asks_for_reaches_its_parts(kafka_harness):
+    producer = KafkaProducer(kafka_harness.where, acknowledge_s_max=7.0)
+    kafka_harness.opened.append(producer)
     client, options = producer._client, {**ours._COMMON, **producer._options}
     held = {"acks": -1, "compression_type": 3}  # as they are on the wire
     assert (client.config["acks"], client._sender.config["acks"]) == (-1, -1)
@@ -83,13 +83,13 @@ def test_what_the_producer_asks_for_reaches_its_parts(kafka_world):
     assert client._transaction_manager is not None
     assert client._metrics is None
     with pytest.raises(kafka_errors.MessageSizeTooLargeError):
-        client.send(kafka_world.topic(), value=b"x" * (kafka._DEAD_LETTER_BYTES_MAX + 1))
+        client.send(kafka_harness.topic(), value=b"x" * (kafka._DEAD_LETTER_BYTES_MAX + 1))
 
 
 @pytest.mark.real
-def test_what_settings_say_of_security_reaches_each_client(kafka_world):
-    options = kafka_options(load_settings(kafka_bootstrap_servers=kafka_world.where))
-    admin = connected(KafkaAdminClient, kafka_world.where, options)
+def test_what_settings_say_of_security_reaches_each_client(kafka_harness):
+    options = kafka_options(load_settings(kafka_bootstrap_servers=kafka_harness.where))
+    admin = connected(KafkaAdminClient, kafka_harness.where, options)
     try:
         assert lost(admin, {**ours._COMMON, **options}, OF_THE_CLIENT["admin"]) == []
     finally:
@@ -97,21 +97,21 @@ def test_what_settings_say_of_security_reaches_each_client(kafka_world):
 
 
 @pytest.mark.real
-def test_no_client_of_ours_lets_the_broker_make_a_topic_that_is_gone(kafka_world):
-    source, reader = kafka_world.source("gone-source"), KafkaReader(kafka_world.where, "gone-reader")
-    kafka_world.opened.append(reader)
-    producer = kafka_world.producer()
+def test_no_client_of_ours_lets_the_broker_make_a_topic_that_is_gone(kafka_harness):
+    source, reader = kafka_harness.source("gone-source"), KafkaReader(kafka_harness.where, "gone-reader")
+    kafka_harness.opened.append(reader)
+    producer = kafka_harness.producer()
     with pytest.raises(Exception, match="does not offer topic gone-producer"):
         producer.send("gone-producer", key=b"k", value=b"v")
     assert reader.ends() == {}
     assert source.poll(max_records=1, timeout_s=6.0) == []  # longer than metadata is kept
-    admin = connected(KafkaAdminClient, kafka_world.where, {})
+    admin = connected(KafkaAdminClient, kafka_harness.where, {})
     try:
         assert not admin._manager.cluster.metadata_request().allow_auto_topic_creation
-        topic = f"{kafka_world.topic()}-deleted"
-        ensure_topics(kafka_world.where, {topic: 1})
-        other = kafka_world.source(topic)
-        kafka_world.settle(other, 1)
+        topic = f"{kafka_harness.topic()}-deleted"
+        ensure_topics(kafka_harness.where, {topic: 1})
+        other = kafka_harness.source(topic)
+        kafka_harness.settle(other, 1)
         admin.delete_topics([topic])
         assert other.poll(max_records=1, timeout_s=6.0) == []
         assert not {"gone-source", "gone-reader", "gone-producer", topic} & set(admin.list_topics())

@@ -82,9 +82,9 @@ def test_keys_and_ttl_are_what_other_programs_rely_on(lists, client):
 
 
 def test_lists_beyond_one_pipeline_are_all_written_and_all_users_found(lists):
-    everybody = {f"üser {n}": LIST for n in range(2_500)}
-    lists.write(everybody, popular=POPULAR)
-    assert sorted(lists.users()) == sorted(everybody)
+    every_list = {f"üser {n}": LIST for n in range(2_500)}
+    lists.write(every_list, popular=POPULAR)
+    assert sorted(lists.users()) == sorted(every_list)
 
 
 def test_nothing_to_write_is_no_error(lists):
@@ -105,13 +105,13 @@ def all_pages(lists):
 
 def test_all_lists_are_read_in_pages_and_nothing_else(lists, client):
     assert lists.page() == (0, {})
-    everybody = {f"üser {n}": LIST.model_copy(update={"version": n}) for n in range(2_500)}
-    lists.write(everybody, popular=POPULAR)
+    every_list = {f"üser {n}": LIST.model_copy(update={"version": n}) for n in range(2_500)}
+    lists.write(every_list, popular=POPULAR)
     lists.write_status({"version": 3}, ttl_s=60)
     client.set(top_key("broken"), b"{")
     client.set(b"nextclick:top:\xff", LIST.model_dump_json())
     found, pages = all_pages(lists)
-    assert found == everybody
+    assert found == every_list
     assert pages >= 2
 
 
@@ -138,7 +138,7 @@ def test_status_is_what_was_written(lists):
     assert lists.status() == {"version": 3, "lag": {"0": 1}}
 
 
-def test_a_value_that_is_no_list_counts_as_absent_and_is_told(lists, client, caplog):
+def test_a_value_that_is_no_list_counts_as_absent_and_is_logged(lists, client, caplog):
     client.set(top_key("u1"), b"\xff{")
     client.set(STATUS_KEY, b"[]")
     lists.write({}, popular=POPULAR)
@@ -204,7 +204,7 @@ def test_a_redis_that_is_not_there_is_named_soon_without_its_password(free_port)
 
 
 @pytest.mark.parametrize("url", ["http://somebody:s3cret@host/", "redis://somebody:s3cret@host:port/", "", "localhost"])
-def test_a_url_that_is_none_is_told_without_showing_it(url):
+def test_an_invalid_url_is_refused_without_showing_it(url):
     with pytest.raises(ListsError, match="NEXTCLICK_REDIS_URL") as error:
         connect(url)
     assert "s3cret" not in str(error.value)
@@ -255,7 +255,7 @@ def test_a_full_redis_is_one_clear_line(redis_server):
         client.config_set("maxmemory", "0")
 
 
-def test_a_request_is_taken_once_and_gone_where_nobody_takes_it(lists, client):
+def test_a_request_is_taken_once_and_expires_if_no_worker_takes_it(lists, client):
     assert lists.take_request() is None
     assert lists.ask({"id": "a", "rollback": 3}, ttl_s=30)
     assert 0 < client.ttl(REQUEST_KEY) <= 30
@@ -278,7 +278,7 @@ def test_an_answer_waits_for_who_asked(lists, client):
 
 
 @pytest.mark.parametrize("value", ["", "no json", "[]", "7"])
-def test_what_is_no_request_is_thrown_away(lists, client, value, caplog):
+def test_an_invalid_request_is_dropped(lists, client, value, caplog):
     client.set(REQUEST_KEY, value)
     assert lists.take_request() is None
     assert not client.exists(REQUEST_KEY)

@@ -281,7 +281,7 @@ def test_no_wait_is_asked_for():
     assert broker.now < 0.05
 
 
-def test_partitions_at_their_end_hold_nobody_up():
+def test_partitions_at_their_end_hold_no_other_up():
     broker = Broker([[1.0, 2.0, 3.0], [], [1.5], []])
     application = Application(broker)
     assert len(application.poll()) == 4

@@ -57,19 +57,19 @@ def broker(monkeypatch):
     return Broker()
 
 
-def test_notices_are_on_their_topic_in_order_when_the_writer_is_closed(world):
-    topic = world.topic()
-    writer = NoticeWriter(world.make_producer, topic, waiting_max=100)
+def test_notices_are_on_their_topic_in_order_when_the_writer_is_closed(harness):
+    topic = harness.topic()
+    writer = NoticeWriter(harness.make_producer, topic, waiting_max=100)
     for number in range(20):
         writer.put(told(number))
     writer.close()
-    records = world.drain(world.source(topic), 20)
+    records = harness.drain(harness.source(topic), 20)
     assert [notice(record.value) for record in records] == [told(number) for number in range(20)]
     assert {record.key for record in records} == {b"alarm"}
     assert writer.dropped == 0
 
 
-def test_a_broker_that_is_away_is_told_of_once_and_gets_everything_when_it_is_back(broker, caplog):
+def test_an_unavailable_broker_is_reported_once_and_gets_every_notice_later(broker, caplog):
     broker.there = False
     writer = NoticeWriter(broker.connect, "events", waiting_max=100)
     for number in range(5):
@@ -96,7 +96,7 @@ def test_a_surprise_does_not_end_the_writer(broker, caplog):
     assert "a surprise" in caplog.text
 
 
-def test_what_finds_no_room_is_counted_and_nobody_waits(broker):
+def test_notices_without_room_are_counted_and_the_writer_does_not_wait(broker):
     broker.answer.clear()
     writer = NoticeWriter(broker.connect, "events", waiting_max=3)
     writer.put(told(0))
@@ -115,7 +115,7 @@ def test_closing_does_not_wait_for_a_broker_that_never_comes(broker):
     writer.put(told(0))
     writer.close()
     writer.close()
-    assert not writer._thread.is_alive()
+    assert not any(thread.name == "notices" for thread in threading.enumerate())
 
 
 @given(
@@ -129,6 +129,6 @@ def test_a_notice_is_read_as_it_was_written(one):
 
 
 @pytest.mark.parametrize("value", [b"", b"no json", b"{}", b'{"id": "x", "unknown": 1}'])
-def test_what_is_no_notice_is_said(value):
+def test_an_invalid_notice_is_refused(value):
     with pytest.raises(ValueError, match=r"notice|Expecting"):
         notice(value)

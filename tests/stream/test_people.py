@@ -10,22 +10,22 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
 @given(ids)
-def test_a_digest_names_nobody_and_is_always_the_same(user):
+def test_a_digest_contains_no_user_id_and_is_always_the_same(user):
     assert is_digest(digest_of(user))
     assert digest_of(user) == digest_of(user)
     assert 0 < owner_number(digest_of(user)) < 2**63
 
 
-def test_what_is_no_digest_is_told():
+def test_strings_that_are_no_digest_are_recognised():
     assert not any(map(is_digest, [None, 7, "", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n"]))
 
 
-def test_a_digest_of_zeros_is_no_owner_of_what_nobody_owns():
+def test_a_digest_of_zeros_does_not_own_what_has_no_owner():
     assert owner_number("0" * 64) == 1
 
 
 @given(ids, st.booleans())
-def test_somebody_is_found_in_their_click_however_it_is_written(user, ascii_only):
+def test_a_user_is_found_in_a_click_however_it_is_written(user, ascii_only):
     value = json.dumps({"user_id": user, "item_id": ""}, ensure_ascii=ascii_only).encode()
     assert people_in(None, value) == {user}
     assert user in people_in(user.encode(), b"no json")
@@ -44,7 +44,7 @@ def test_somebody_is_found_in_their_click_however_it_is_written(user, ascii_only
         (None, set()),
     ],
 )
-def test_what_may_name_somebody(value, people):
+def test_which_values_may_name_a_user(value, people):
     assert people_in(None, value) == people
 
 
@@ -77,13 +77,13 @@ def test_who_stands_elsewhere_is_found(value, people):
     assert people_in(None, value, "user.id") == people
 
 
-def test_somebody_is_found_wherever_their_click_is_read_from():
+def test_a_user_is_found_at_any_path_that_is_configured():
     value = b'{"item_id": {"user": "u1"}, "event_id": "u9", "timestamp": 1}'
     assert "u1" not in people_in(None, value)
     assert people_in(None, value, "item_id.user") == {"u1"}
 
 
-def test_counts_are_nobody_s_id():
+def test_counts_are_not_taken_for_a_user_id():
     status = b'{"learned": 42, "share": 1.0, "notices": [{"text": "u1"}], "user": "42a"}'
     assert texts_in(status) == {"u1", "42a"}
     assert texts_in(b"u1 42") == {"u1", "42"}

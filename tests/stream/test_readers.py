@@ -1,4 +1,4 @@
-"""What a topic holds, read as nobody's member: the same from the embedded log and from Kafka."""
+"""What a topic holds, read without joining a group: the same from the embedded log and from Kafka."""
 
 import time
 
@@ -12,29 +12,29 @@ from stream.source import Partition, Record
 
 
 @pytest.fixture
-def reader(world):
+def reader(harness):
     """Opens a reader of a topic."""
 
     def open_one(topic):
-        one = {"log": LogReader, "kafka": KafkaReader}[world.kind](world.where, topic)
-        world.opened.append(one)
+        one = {"log": LogReader, "kafka": KafkaReader}[harness.kind](harness.where, topic)
+        harness.opened.append(one)
         return one
 
     return open_one
 
 
-def test_it_reads_everything_there_is_partition_by_partition(world, reader):
-    topic = world.topic(3)
-    world.fill(world.producer(), topic, range(200), keys=9)
+def test_it_reads_everything_there_is_partition_by_partition(harness, reader):
+    topic = harness.topic(3)
+    harness.fill(harness.producer(), topic, range(200), keys=9)
     found = list(reader(topic).read())
     assert sorted(int(record.value) for record in found) == list(range(200))
     assert found == sorted(found, key=lambda record: (record.partition, record.offset))
     assert all(record.topic == topic and record.key == b"k%d" % (int(record.value) % 9) for record in found)
 
 
-def test_it_begins_where_it_is_told_and_elsewhere_at_the_earliest(world, reader):
-    topic = world.topic(2)
-    world.fill(world.producer(), topic, range(60), keys=8)
+def test_it_begins_at_the_given_offsets_and_elsewhere_at_the_earliest(harness, reader):
+    topic = harness.topic(2)
+    harness.fill(harness.producer(), topic, range(60), keys=8)
     one = reader(topic)
     ends = one.ends()
     assert sum(ends.values()) == 60
@@ -46,22 +46,22 @@ def test_it_begins_where_it_is_told_and_elsewhere_at_the_earliest(world, reader)
     assert [r.offset for r in found if r.partition == 1] == list(range(ends[Partition(topic, 1)]))
 
 
-def test_from_the_end_and_beyond_there_is_nothing(world, reader):
-    topic = world.topic(1)
-    world.fill(world.producer(), topic, range(5))
+def test_from_the_end_and_beyond_there_is_nothing(harness, reader):
+    topic = harness.topic(1)
+    harness.fill(harness.producer(), topic, range(5))
     one = reader(topic)
     assert list(one.read(one.ends())) == []
     assert list(one.read({Partition(topic, 0): 99})) == []
 
 
-def test_what_comes_while_it_reads_is_left_for_the_next_time(world, reader):
-    topic = world.topic(1)
-    producer = world.producer()
-    world.fill(producer, topic, range(5))
+def test_what_comes_while_it_reads_is_left_for_the_next_time(harness, reader):
+    topic = harness.topic(1)
+    producer = harness.producer()
+    harness.fill(producer, topic, range(5))
     one = reader(topic)
     reading = one.read()
     first = next(reading)
-    world.fill(producer, topic, range(5, 9))
+    harness.fill(producer, topic, range(5, 9))
     assert [int(record.value) for record in (first, *reading)] == list(range(5))
     assert [int(record.value) for record in one.read({Partition(topic, 0): 5})] == list(range(5, 9))
 
@@ -72,15 +72,15 @@ def test_a_topic_that_is_not_there_is_empty(reader):
     assert list(one.read()) == []
 
 
-def test_an_empty_topic_ends_at_zero(world, reader):
-    topic = world.topic(2)
+def test_an_empty_topic_ends_at_zero(harness, reader):
+    topic = harness.topic(2)
     assert reader(topic).ends() == {Partition(topic, 0): 0, Partition(topic, 1): 0}
     assert list(reader(topic).read()) == []
 
 
-def test_headers_keys_and_tombstones_come_as_they_were_sent(world, reader):
-    topic = world.topic(1)
-    producer = world.producer()
+def test_headers_keys_and_tombstones_come_as_they_were_sent(harness, reader):
+    topic = harness.topic(1)
+    producer = harness.producer()
     producer.send(topic, key=b"\xff", value=None, headers=[("reason", b"\x00\xff"), ("reason", b"")])
     producer.flush()
     (record,) = reader(topic).read()
@@ -89,19 +89,19 @@ def test_headers_keys_and_tombstones_come_as_they_were_sent(world, reader):
     assert isinstance(record, Record)
 
 
-def test_it_moves_nobody_s_position(world, reader):
-    topic = world.topic(1)
-    world.fill(world.producer(), topic, range(10))
-    source = world.source(topic)
+def test_it_moves_no_group_s_position(harness, reader):
+    topic = harness.topic(1)
+    harness.fill(harness.producer(), topic, range(10))
+    source = harness.source(topic)
     list(reader(topic).read())
-    assert [int(record.value) for record in world.drain(source, 10)] == list(range(10))
+    assert [int(record.value) for record in harness.drain(source, 10)] == list(range(10))
     assert source.committed() == {}
 
 
 @pytest.mark.real
-def test_the_marks_of_transactions_are_passed_over(kafka_world):
-    topic = kafka_world.topic(1)
-    producer = Client(bootstrap_servers=kafka_world.where, transactional_id=topic)
+def test_the_marks_of_transactions_are_passed_over(kafka_harness):
+    topic = kafka_harness.topic(1)
+    producer = Client(bootstrap_servers=kafka_harness.where, transactional_id=topic)
     producer.init_transactions()
     for abort in (False, True, False):
         producer.begin_transaction()
@@ -109,8 +109,8 @@ def test_the_marks_of_transactions_are_passed_over(kafka_world):
             producer.send(topic, key=b"k", value=b"%d" % number).get(timeout=30)
         producer.abort_transaction() if abort else producer.commit_transaction()
     producer.close()
-    reader = KafkaReader(kafka_world.where, topic)
-    kafka_world.opened.append(reader)
+    reader = KafkaReader(kafka_harness.where, topic)
+    kafka_harness.opened.append(reader)
     (end,) = reader.ends().values()
     assert end == 18  # a mark after each five
     assert [record.offset for record in reader.read()] == [*range(5), *range(12, 17)]
@@ -118,17 +118,17 @@ def test_the_marks_of_transactions_are_passed_over(kafka_world):
 
 
 @pytest.mark.real
-def test_a_compacted_topic_gives_what_is_left_of_it(kafka_world):
-    topic = f"items-{kafka_world.topic(1)}"
+def test_a_compacted_topic_gives_what_is_left_of_it(kafka_harness):
+    topic = f"items-{kafka_harness.topic(1)}"
     often = {"cleanup.policy": "compact", "segment.ms": "100", "min.cleanable.dirty.ratio": "0.01"}
-    ensure_topics(kafka_world.where, {topic: 1}, configs={topic: often})
-    producer = kafka_world.producer()
-    reader = KafkaReader(kafka_world.where, topic)
-    kafka_world.opened.append(reader)
+    ensure_topics(kafka_harness.where, {topic: 1}, configs={topic: often})
+    producer = kafka_harness.producer()
+    reader = KafkaReader(kafka_harness.where, topic)
+    kafka_harness.opened.append(reader)
     deadline = time.monotonic() + 120
     found, sent = [], 0
     while len(found) == sent and time.monotonic() < deadline:
-        kafka_world.fill(producer, topic, range(sent, sent + 10), keys=2)
+        kafka_harness.fill(producer, topic, range(sent, sent + 10), keys=2)
         sent += 10
         time.sleep(1)
         found = list(reader.read())
@@ -153,9 +153,9 @@ def test_many_pages_of_a_trimmed_log_begin_with_what_is_retained(tmp_path):
     reader.close()
 
 
-def test_partitions_that_are_added_are_read_too(log_world):
-    topic = log_world.topic(1)
-    reader = LogReader(log_world.where, topic)
-    log_world.add_partitions(topic, 2)
+def test_partitions_that_are_added_are_read_too(log_harness):
+    topic = log_harness.topic(1)
+    reader = LogReader(log_harness.where, topic)
+    log_harness.add_partitions(topic, 2)
     assert reader.ends() == {Partition(topic, 0): 0, Partition(topic, 1): 0}
     reader.close()

@@ -1,4 +1,4 @@
-"""Each refusal of Redis is one line that says what to do, and shows nobody's id and no password."""
+"""Each refusal of Redis is one line that says what to do, and shows neither a user's id nor a password."""
 
 import pytest
 import redis
@@ -64,7 +64,7 @@ def test_each_refusal_is_one_line_of_its_kind(error, kind, says):
     ],
 )
 @pytest.mark.parametrize("kind", [redis.ResponseError, redis.exceptions.NoPermissionError, redis.ConnectionError])
-def test_no_line_shows_somebodys_id_or_the_password(kind, words):
+def test_no_line_shows_a_user_id_or_the_password(kind, words):
     line = str(lists_error(kind(words), WHERE, ["planted"]))
     assert "private-id" not in line
     assert "planted" not in line

@@ -7,29 +7,29 @@ from stream.source import Record
 BAD = BadEvent("malformed-json", "no JSON")
 
 
-def letters(world, topic, count):
-    return [dead_letter(record) for record in world.drain(world.source(topic), count)]
+def letters(harness, topic, count):
+    return [dead_letter(record) for record in harness.drain(harness.source(topic), count)]
 
 
-def test_a_letter_is_sent_again_and_marked_and_known_when_it_comes_back(world):
-    dead, clicks = world.topic(), world.topic()
-    producer = world.producer()
+def test_a_letter_is_sent_again_and_marked_and_known_when_it_comes_back(harness):
+    dead, clicks = harness.topic(), harness.topic()
+    producer = harness.producer()
     DeadLetters(producer, dead).put(Record(clicks, 2, 7, 0, b"u1", b"{", (("mine", b"x"),)), BAD)
     producer.flush()
-    (letter,) = letters(world, dead, 1)
+    (letter,) = letters(harness, dead, 1)
     assert (letter.place, letter.is_mark, letter.came_back) == ((clicks, 2, 7), False, False)
     send_again(producer, letter, b"{}", b"u1")
     mark_redriven(producer, letter, dead)
     producer.flush()
-    (again,) = world.drain(world.source(clicks), 1)
+    (again,) = harness.drain(harness.source(clicks), 1)
     assert (again.key, again.value) == (b"u1", b"{}")
     assert again.headers == (("mine", b"x"), ("redriven-from", f"{clicks}:2:7".encode()))
     DeadLetters(producer, dead).put(again, BAD)
     producer.flush()
-    _, mark, back = letters(world, dead, 3)
+    _, mark, back = letters(harness, dead, 3)
     assert (mark.place, mark.is_mark) == ((clicks, 2, 7), True)
     assert (back.place, back.is_mark, back.came_back) == ((clicks, 0, 0), False, True)
     send_again(producer, back, b"{}", b"u1")
     producer.flush()
-    last = world.drain(world.source(clicks), 2)[-1]
+    last = harness.drain(harness.source(clicks), 2)[-1]
     assert last.headers == (("mine", b"x"), ("redriven-from", f"{clicks}:0:0".encode()))  # of where it was last

@@ -195,7 +195,7 @@ def test_a_time_that_would_be_another_as_a_number_is_written_as_text(moment):
     [(10, "10 seconds"), (119, "119 seconds"), (130, "2 minutes"), (7_300, "2 hours"), (9 * 86_400, "9 days"),
      (1e9, "32 years"), (1e12, "31,688 years")],
 )  # fmt: skip
-def test_spans_are_written_as_people_say_them(given_s, text):
+def test_spans_are_written_in_the_largest_fitting_unit(given_s, text):
     assert span(given_s) == text
 
 

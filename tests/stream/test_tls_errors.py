@@ -1,4 +1,4 @@
-"""OpenSSL's words become a few for people."""
+"""Errors of OpenSSL are explained in a few plain words."""
 
 import pytest
 
@@ -27,7 +27,7 @@ from stream.tls_errors import tls_trouble
         ("[Errno 111] Connection refused", None),
     ],
 )
-def test_what_openssl_says_is_told_in_a_few_words(text: str, meaning: str | None) -> None:
+def test_errors_of_openssl_are_explained_in_a_few_words(text: str, meaning: str | None) -> None:
     trouble = tls_trouble(text)
     assert (trouble or "").startswith((meaning or "").removesuffix("…"))
     assert (trouble is None) == (meaning is None)

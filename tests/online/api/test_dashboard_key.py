@@ -1,4 +1,4 @@
-"""The dashboard where the API asks for a key: it asks the person, keeps it for the tab, and shows the rest then."""
+"""The dashboard where the API asks for a key: it asks for it, keeps it for the tab, and shows the rest then."""
 
 import json
 import os

@@ -80,7 +80,7 @@ def test_each_key_and_each_address_has_its_own_limit_and_health_has_none() -> No
     shop, app = {"X-API-Key": KEY}, {"X-API-Key": OTHER}
     assert [api.get("/metrics", headers=shop).status_code for _ in range(3)] == [200, 200, 429]
     assert [api.get("/metrics", headers=app).status_code for _ in range(3)] == [200, 200, 429]
-    # Whoever tries keys is slowed down by address, and does not slow down those who have one.
+    # A client that tries keys is slowed down by address, and does not slow down those who have one.
     assert [api.get("/metrics", headers={"X-API-Key": str(n)}).status_code for n in range(3)] == [401, 401, 429]
     answer = api.get("/")
     assert answer.status_code == 429
@@ -196,7 +196,7 @@ def test_a_click_is_published_as_the_worker_reads_it(writing: tuple[TestClient, 
         (b"{}", "", 415, "application/json"),
     ],
 )
-def test_what_is_no_click_is_told_why_and_not_published(
+def test_an_invalid_click_is_answered_with_the_reason_and_not_published(
     writing: tuple[TestClient, LogReader], body: bytes, kind: str, status: int, message: str
 ) -> None:
     api, reader = writing
@@ -244,7 +244,7 @@ def test_writing_needs_a_key_where_there_are_keys(tmp_path: Path) -> None:
     assert api.post("/click", json=CLICK, headers={"X-API-Key": KEY}).status_code == 202
 
 
-def test_a_broker_that_is_away_is_no_fault_of_the_click() -> None:
+def test_an_unavailable_broker_is_no_fault_of_the_click() -> None:
     class Away:
         def send(self, *_: Any, **__: Any) -> None:
             raise SourceError("no Kafka answers at x: start it")

@@ -66,7 +66,7 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     return int(head.split()[1]), json.loads(body)
 
 
-def test_a_thousand_silent_connections_shut_nobody_out(started: Started) -> None:
+def test_a_thousand_silent_connections_shut_no_client_out(started: Started) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 3_000
     if hard != resource.RLIM_INFINITY and hard < wanted:
@@ -135,7 +135,7 @@ def test_an_answer_that_is_not_read_is_given_up(started: Started) -> None:
     assert httpx.get(f"{api.url}/healthz").status_code == 200
 
 
-def test_where_all_are_being_answered_one_more_is_told_that_it_is_too_many(
+def test_with_all_connections_busy_one_more_is_answered_too_many(
     started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
@@ -161,7 +161,7 @@ def test_what_is_no_http_is_refused_in_the_same_shape(started: Started) -> None:
     assert answer_of(connection) == (400, {"error": "invalid HTTP request received"})
 
 
-def test_who_was_silent_for_longest_makes_room_and_is_told(started: Started) -> None:
+def test_the_longest_silent_connection_makes_room_and_is_answered(started: Started) -> None:
     api, connect = started(api_connections_max=2)
     first, second = connect(), connect()
     assert httpx.get(f"{api.url}/healthz").status_code == 200

@@ -102,7 +102,7 @@ def no_redis() -> TestClient:
     return TestClient(create_app(SETTINGS, Lists(connect(f"redis://:hush@127.0.0.1:{port}/0"), ttl_s=60)))
 
 
-def test_a_person_gets_their_own_list(api: TestClient, lists: Lists) -> None:
+def test_a_user_gets_their_own_list(api: TestClient, lists: Lists) -> None:
     lists.write({"ada": top()}, top(source="popular"))
     body = api.get("/recommend/ada", params={"k": 3}).json()
     assert body.pop("age_ms") in range(500, 5_000)
@@ -115,7 +115,7 @@ def test_a_person_gets_their_own_list(api: TestClient, lists: Lists) -> None:
     assert len(api.get("/recommend/ada?k=20").json()["items"]) == 20
 
 
-def test_somebody_unknown_gets_the_popular_list(api: TestClient, lists: Lists) -> None:
+def test_an_unknown_user_gets_the_popular_list(api: TestClient, lists: Lists) -> None:
     lists.write({}, top(items=2, source="popular"))
     answer = api.get("/recommend/nobody")
     assert answer.status_code == 200
@@ -145,7 +145,7 @@ def test_any_user_id_can_be_asked_for(listening: tuple[Lists, httpx.Client], use
         ("/recommend/" + "%C3%B1" * 129, "user: an id has 1 to 256 bytes, this one has 258"),
     ],
 )
-def test_wrong_requests_are_told_what_is_wrong(api: TestClient, path: str, message: str) -> None:
+def test_wrong_requests_are_answered_with_what_is_wrong(api: TestClient, path: str, message: str) -> None:
     answer = api.get(path)
     assert answer.status_code == 422
     assert message in answer.json()["error"]
@@ -243,7 +243,7 @@ def test_it_is_degraded_while_many_messages_cannot_be_read(api: TestClient, list
 
 
 def test_it_is_not_ready_where_redis_refuses_to_read_lists_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Redis that answers PING and gives the popular list out, but not the lists of people."""
+    """A Redis that answers PING and gives the popular list out, but not the lists of users."""
     client = fakeredis.FakeRedis()
     lists = Lists(client, ttl_s=60)
     lists.write({}, top(source="popular"))
@@ -329,7 +329,7 @@ def test_every_answer_has_the_security_headers(api: TestClient) -> None:
         assert "server" not in headers
 
 
-def test_the_page_needs_nobody_else_and_its_policy_allows_only_what_it_contains(api: TestClient) -> None:
+def test_the_page_loads_nothing_and_its_policy_allows_only_what_it_contains(api: TestClient) -> None:
     answer = api.get("/")
     assert not re.search(r"(src|href)=.https?:", answer.text)
     assert " style=" not in answer.text
@@ -341,7 +341,7 @@ def test_the_page_needs_nobody_else_and_its_policy_allows_only_what_it_contains(
         assert f"{tag}-src 'sha256-{digest}'" in answer.headers["content-security-policy"]
 
 
-def test_the_api_listens_and_ends_when_it_is_told() -> None:
+def test_the_api_listens_until_it_is_stopped() -> None:
     lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
     lists.write({"a/b?c": top()})
     api = Api(SETTINGS, lists).start()

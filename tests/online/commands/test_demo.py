@@ -88,7 +88,7 @@ def town_file(path: Path, clicks: int, more: str = "") -> Path:
     return path
 
 
-def test_a_demo_of_a_file_ends_with_the_file_and_keeps_its_data_where_it_is_told(tmp_path: Path) -> None:
+def test_a_demo_of_a_file_ends_with_the_file_and_keeps_its_data_in_the_folder(tmp_path: Path) -> None:
     data = town_file(tmp_path / "a.csv.gz", 300, ",broken,5\n")
     shown = demo(seconds=120, data=data, data_dir=tmp_path / "kept it")
     assert re.search(r" 300 clicks ", shown)
@@ -128,7 +128,7 @@ def test_a_demo_of_a_file_that_is_stopped_says_where(tmp_path: Path) -> None:
     assert re.search(r"^stopped at row [\d,]+ ", demo(stop, seconds=0, data=data), re.MULTILINE)
 
 
-def test_many_rows_that_are_no_clicks_are_said_at_once_and_a_file_of_them_alone_is_an_error(tmp_path: Path) -> None:
+def test_many_rows_that_are_no_clicks_are_reported_and_a_file_of_them_is_an_error(tmp_path: Path) -> None:
     bad = ",broken,5\n" * 40
     data = town_file(tmp_path / "a.csv.gz", 40_000, bad)  # more than is learned before a list is shown
     data.write_bytes(gzip.compress(("user,item,timestamp\n" + bad).encode() + gzip.decompress(data.read_bytes())[20:]))
@@ -196,7 +196,7 @@ def test_the_dashboard_stays_until_it_is_stopped_and_printed_commands_can_be_run
     assert "Try next:" in shown.getvalue()
 
 
-def test_ports_that_are_taken_are_exchanged_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ports_in_use_are_replaced_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as api, socket.create_server(("127.0.0.1", 0)) as redis:
         ports = [str(taken.getsockname()[1]) for taken in (api, redis)]
         monkeypatch.setenv("NEXTCLICK_API_PORT", ports[0])
@@ -246,7 +246,7 @@ def test_ctrl_c_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
     assert list(tmp_path.glob("nextclick-*")) == []
 
 
-def test_a_stream_of_a_town_changes_when_it_is_told_and_is_the_same_before() -> None:
+def test_a_stream_of_a_town_changes_at_the_given_click_and_is_the_same_before() -> None:
     stream, same = Stream(seed=3, data=None), Town(seed=3)
     clicks = [sent.click for sent in stream.take(500)]
     assert clicks == list(same.clicks(500))
@@ -298,7 +298,7 @@ def test_commands_after_a_demo_leave_out_a_kafka_that_the_demo_did_not_use() -> 
     assert "learn from Kafka at broker:9092" in shown.getvalue()
 
 
-def test_the_dashboard_stays_only_where_somebody_can_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dashboard_stays_only_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     assert not stays(Console(file=io.StringIO()))
     script = (

@@ -231,7 +231,7 @@ def test_standard_input_is_replayed_and_goes_on(run: Run, tmp_path: Path, monkey
     assert len(published(tmp_path / "data")) == 80
 
 
-def test_rows_out_of_order_are_told_and_can_be_sorted(run: Run, tmp_path: Path) -> None:
+def test_rows_out_of_order_are_reported_and_can_be_sorted(run: Run, tmp_path: Path) -> None:
     lines = rows(200).splitlines(keepends=True)
     (tmp_path / "a.csv").write_text(HEADER + "".join(lines[100:] + lines[:100]))
     told = "not in order of time: 100 of 200 clicks (50%) are earlier than one before them, by up to 3.3 minutes"

@@ -59,7 +59,7 @@ def values(settings, topic):
     return found
 
 
-def test_after_it_no_store_names_the_person_and_everybody_else_is_there(settings):
+def test_after_forgetting_no_store_names_the_user_and_all_others_are_there(settings):
     publish(settings, clicks(), BROKEN)
     with worker_thread(settings):
         proof = forget(settings, "u1", timeout_s=WAIT_S)
@@ -124,13 +124,13 @@ def test_what_is_no_user_id_is_refused_at_once(settings, user):
 def test_what_is_left_is_found(settings, free_port):
     """The search is not blind: each of these is what a forgetting that did not happen would leave."""
     publish(settings, clicks(), BROKEN)
-    found = forget_command._found_in_log(settings, "u1")
+    found = forget_command.found_in_log(settings, "u1")
     assert found["topic clicks"] == 8
     assert sum(found[name] for name in found if name.startswith("bytes of")) >= 6
-    assert forget_command._found_in_log(settings, "1")["topic clicks"] == 0
+    assert forget_command.found_in_log(settings, "1")["topic clicks"] == 0
     number = b'{"user_id": 7, "item_id": "i", "timestamp": 1}'
     publish(settings, [], [(None, number), (None, number.replace(b"7", b"77"))])
-    assert forget_command._found_in_log(settings, "7")["topic clicks"] == 1
+    assert forget_command.found_in_log(settings, "7")["topic clicks"] == 1
     publish(settings, clicks(("u1",), 1))
     with EmbeddedRedis(free_port):
         proof = forget(settings, "u1", timeout_s=1.0)
@@ -153,10 +153,10 @@ def test_what_is_left_is_found(settings, free_port):
         ("ann", b'{"user": {"id": "ann"}, "user_id": "another", "item_id": "i", "timestamp": 1}'),
     ],
 )
-def test_somebody_is_found_however_their_producer_writes_it(settings, user, value):
+def test_a_user_is_found_however_the_producer_writes_the_id(settings, user, value):
     settings = settings.model_copy(update={"click_fields": "user=user.id"})
     publish(settings, [], [(None, value), (None, value.replace(b"7", b"6").replace(b"a", b"c").replace(b"u1", b"u2"))])
-    assert forget_command._found_in_log(settings, user)["topic clicks"] == 1
+    assert forget_command.found_in_log(settings, user)["topic clicks"] == 1
 
 
 def test_where_fields_are_called_otherwise_they_are_forgotten_too(settings):
@@ -168,7 +168,7 @@ def test_where_fields_are_called_otherwise_they_are_forgotten_too(settings):
     ]
     bad = [b'{"who": {"id": "u1"}, "user_id": "x", "what": 7}', b'{"who": {"id": "u11"}, "user_id": "x", "what": 7}']
     publish(settings, clicks(("u2", "u1"), 2), [(None, value) for value in [*theirs, *bad]])
-    found = forget_command._found_in_log(settings, "u1")
+    found = forget_command.found_in_log(settings, "u1")
     assert found["topic clicks"] == 9
     assert sum(found[name] for name in found if name.startswith("bytes of")) >= 9
     with worker_thread(settings) as lists:
@@ -180,7 +180,7 @@ def test_where_fields_are_called_otherwise_they_are_forgotten_too(settings):
     assert values(settings, settings.dead_letters_topic) == bad[1:]
 
 
-def test_clicks_that_come_after_it_are_found_and_said(settings):
+def test_clicks_that_come_after_forgetting_are_found_and_reported(settings):
     publish(settings, clicks(("u1", "u11")))
     with worker_thread(settings):
         assert forget(settings, "u1", timeout_s=WAIT_S).complete

@@ -47,7 +47,7 @@ def test_forgotten_live_and_again_when_all_is_read_from_the_beginning(settings, 
 
 
 @pytest.mark.real
-def test_a_click_that_was_too_long_and_is_not_any_more_is_sent_round_again_and_learned(settings, capsys):
+def test_a_click_that_was_too_long_is_redriven_and_learned_under_a_higher_limit(settings, capsys):
     from rich.console import Console  # noqa: PLC0415
 
     publish(settings, clicks(("u11",)))

@@ -196,7 +196,7 @@ def test_a_complete_replay_is_not_repeated_unless_asked(tmp_path: Path) -> None:
     assert run(path, broker, target="another broker").published == 20
 
 
-def test_a_broker_that_goes_away_leaves_a_replay_that_can_be_resumed(
+def test_a_broker_that_fails_leaves_a_replay_that_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("online.commands.replay._UNACKNOWLEDGED_ROWS_MAX", 10)
@@ -261,7 +261,7 @@ def test_damaged_progress_counts_as_none(tmp_path: Path) -> None:
         assert run(path, broker).published == 5
 
 
-def test_progress_that_cannot_be_kept_is_said(tmp_path: Path) -> None:
+def test_progress_that_cannot_be_saved_is_reported(tmp_path: Path) -> None:
     (tmp_path / "replay").write_text("a file where a folder belongs")
     with pytest.raises(ReplayError, match=r"progress of the replay cannot be kept in .*replay"):
         run(write(tmp_path / "a.csv", rows(5)), Broker())
@@ -317,7 +317,7 @@ def test_a_file_that_unpacks_to_far_more_is_read_in_pieces(tmp_path: Path, pack:
         tracemalloc.stop()
 
 
-def test_a_folder_and_a_missing_file_are_said(tmp_path: Path) -> None:
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EventFileError, match="is a folder"):
         EventFile(tmp_path)
     with pytest.raises(EventFileError, match="there is no such file"):

@@ -80,7 +80,7 @@ def test_a_parquet_file_that_has_grown_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", [0, 1, 50, 99])
-def test_a_row_that_was_changed_is_told_and_nothing_is_published(tmp_path: Path, changed: int) -> None:
+def test_a_changed_row_is_refused_and_nothing_is_published(tmp_path: Path, changed: int) -> None:
     path, broker = tmp_path / "a.csv", Broker()
     lines = rows(120).splitlines(keepends=True)
     path.write_text(HEADER + "".join(lines[:100]))
@@ -92,7 +92,7 @@ def test_a_row_that_was_changed_is_told_and_nothing_is_published(tmp_path: Path,
     assert len(broker.values) == 100
 
 
-def test_a_row_changed_far_down_a_long_file_is_told_within_bounds(
+def test_a_row_changed_far_down_a_long_file_is_noticed_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCKS_MAX", 16)
@@ -104,7 +104,7 @@ def test_a_row_changed_far_down_a_long_file_is_told_within_bounds(
         publish(path, broker)
 
 
-def test_a_file_with_fewer_rows_than_were_published_is_told(tmp_path: Path) -> None:
+def test_a_file_with_fewer_rows_than_were_published_is_refused(tmp_path: Path) -> None:
     path, broker = tmp_path / "a.csv", Broker()
     path.write_text(HEADER + rows(100))
     publish(path, broker)
@@ -113,7 +113,7 @@ def test_a_file_with_fewer_rows_than_were_published_is_told(tmp_path: Path) -> N
         publish(path, broker)
 
 
-def test_another_file_in_the_same_place_is_published_and_said(tmp_path: Path) -> None:
+def test_another_file_in_the_same_place_is_published_and_reported(tmp_path: Path) -> None:
     path, broker = tmp_path / "a.csv", Broker()
     path.write_text(HEADER + rows(50))
     publish(path, broker)

@@ -205,7 +205,7 @@ def refused(error: Any) -> str:
 
 
 @pytest.mark.parametrize("way", ["scram", "plain", "mutual"])
-def test_whoever_has_the_password_or_the_certificate_reads_and_writes(safe: Safe, tmp_path: Path, way: str) -> None:
+def test_a_client_with_the_password_or_the_certificate_reads_and_writes(safe: Safe, tmp_path: Path, way: str) -> None:
     given = {
         "scram": {},
         "plain": {

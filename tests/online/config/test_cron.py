@@ -18,7 +18,7 @@ def test_the_next_time_is_that_of_a_crontab_in_utc():
     assert cron_trigger("0 0 * * */2").get_next_fire_time(None, MONDAY) == datetime(2024, 11, 20, tzinfo=UTC)
 
 
-def test_jitter_moves_it_no_further_than_said():
+def test_jitter_moves_it_no_further_than_its_limit():
     times = {cron_trigger("30 3 * * *", 60).get_next_fire_time(None, MONDAY) for _ in range(50)}
     assert len(times) > 10
     assert all(abs((time - datetime(2024, 11, 19, 3, 30, tzinfo=UTC)).total_seconds()) <= 60 for time in times)
@@ -34,7 +34,7 @@ def test_jitter_moves_it_no_further_than_said():
         ("0 3 31 feb *", "'0 3 31 feb \\*' never comes"),
     ],
 )
-def test_what_is_no_time_is_said_with_the_name_of_the_setting(monkeypatch, text, line):
+def test_an_invalid_time_is_refused_with_the_name_of_the_setting(monkeypatch, text, line):
     monkeypatch.setenv("NEXTCLICK_FINETUNE_CRON", text)
     with pytest.raises(SettingsError, match=f"NEXTCLICK_FINETUNE_CRON: .*{line}"):
         load_settings()

@@ -140,7 +140,7 @@ def test_an_unknown_override_is_an_error_too():
     assert problems(widht=3) == ["NEXTCLICK_WIDHT: Extra inputs are not permitted"]
 
 
-def test_settings_that_do_not_fit_together_are_listed_beside_those_that_are_wrong_by_themselves(monkeypatch):
+def test_settings_that_contradict_each_other_are_listed_beside_invalid_ones(monkeypatch):
     monkeypatch.setenv("NEXTCLICK_LIST_SIZE", "0")
     monkeypatch.setenv("NEXTCLICK_WIDTH", "33")
     with pytest.raises(SettingsError) as refused:

@@ -108,7 +108,7 @@ class TestMeasure:
         assert found["best_counting"] == "own"
         assert found["events_per_s"] == 2.5
 
-    def test_too_few_clicks_are_said(self) -> None:
+    def test_too_few_clicks_are_refused(self) -> None:
         with pytest.raises(BacktestError, match="needs 2 clicks"):
             facts_of(stream("ada tea"))
 
@@ -123,7 +123,7 @@ class TestBatches:
 
 
 class Due(NamedTuple):
-    """A list that somebody will look at: ranked for whom, after how many clicks, as of when."""
+    """A list that a user will look at: ranked for whom, after how many clicks, as of when."""
 
     user: str
     came: int
@@ -155,7 +155,7 @@ def lists_due(clicks: Sequence[Click], ages_s: Sequence[float], ttl_s: float) ->
 
 class Spy:
     """Stands in for `Learner.learn`: learns nothing, notes what it is asked for, and answers with lists of one number
-    each: of the click that will look at it; of anybody's, `ANYBODYS` and the clicks learned before."""
+    each: of the click that will look at it; of the popular list, `ANYBODYS` and the clicks learned before."""
 
     ANYBODYS = 1_000
 
@@ -186,7 +186,7 @@ class TestRefreshes:
 
     def run(self, clicks: Sequence[Click], *batches: range, **changes: Any) -> tuple[LearnerRun, Spy]:
         """Asserts that each list is asked for in the micro-batch in which it falls due, and that each click meets the
-        one that stands; unless it looks at none, anybody's as of its micro-batch."""
+        one that stands; unless it looks at none, the popular one as of its micro-batch."""
         given = {"refresh_ages_s": self.AGES, "refresh_share_min": 0.0, **changes}
         run = LearnerRun(settings(**given), clicks)
         due = lists_due(clicks, given["refresh_ages_s"], run.settings.list_ttl_s)
@@ -200,7 +200,7 @@ class TestRefreshes:
             assert sorted(spy.asked[-1]) == sorted(expected)
         return run, spy
 
-    def test_next_clicks_are_those_of_the_same_person(self) -> None:
+    def test_next_clicks_are_those_of_the_same_user(self) -> None:
         assert next_clicks(stream("ada tea", "ben tea", "ada cup", "ada tea", "cleo tea")) == [2, 5, 3, 5, 5]
 
     @given(
@@ -209,7 +209,7 @@ class TestRefreshes:
         st.sampled_from([(), (600.0,), (600.0, 3_600.0)]),
         st.sampled_from([1, 2_000, 100_000]),
     )
-    def test_each_list_is_asked_for_in_the_batch_where_it_falls_due_and_stands_for_the_click_that_looks(
+    def test_a_list_is_ranked_in_the_batch_where_it_is_due_and_scored_with_its_click(
         self, made: list[tuple[str, int]], sizes: list[int], ages: tuple[float, ...], ttl_s: int
     ) -> None:
         times = [1_000 + time for time in accumulate(step for _, step in made)]
@@ -219,7 +219,7 @@ class TestRefreshes:
         ends = [end for end in accumulate(sizes, initial=0) if end < len(clicks)] + [len(clicks)]
         batches = [range(start, end) for start, end in pairwise(ends)]
         run, _ = self.run(clicks, *batches, refresh_ages_s=ages, list_ttl_s=ttl_s)
-        # All marks count that pass before the next click, or the end, whether anybody looks or not.
+        # All marks count that pass before the next click, or the end, whether the user looks or not.
         active = active_times(clicks)[: len(clicks)]
         until = [active[min(following, len(active) - 1)] for following in next_clicks(clicks)]
         assert run.refreshes == sum(time + age < end for time, end in zip(active, until, strict=True) for age in ages)
@@ -229,7 +229,7 @@ class TestRefreshes:
         run, spy = self.run(clicks, *(range(at, at + 1) for at in range(4)))
         start = clicks[0].timestamp
         assert spy.asked == [[], [Due("ada", 2, start + 3_600)], [Due("ada", 3, start + 4_600)], []]
-        assert run.refreshes == 2 + 2 + 1  # ada's first list, ben's that nobody looks at again, ada's second
+        assert run.refreshes == 2 + 2 + 1  # ada's first list, ben's that is never looked at again, ada's second
 
     def test_a_list_is_ranked_with_the_clicks_that_had_come_when_it_fell_due(self) -> None:
         clicks = stream("ada tea", *[f"u{at} tea" for at in range(8)], "ada cup", step_s=1_000.0)
@@ -242,7 +242,7 @@ class TestRefreshes:
         assert spy.asked == [[Due("ada", 1, clicks[0].timestamp)], []]
         assert run.refreshes == 0
 
-    def test_between_two_clicks_of_a_person_in_a_batch_too_lists_are_refreshed(self) -> None:
+    def test_lists_are_refreshed_also_between_two_clicks_of_a_user_in_one_batch(self) -> None:
         clicks = stream("ada tea", "ben tea", "ada cup", "ben cup", step_s=500.0)
         run, spy = self.run(clicks, range(4))
         assert spy.asked == [[Due("ada", 2, clicks[0].timestamp + 600), Due("ben", 3, clicks[1].timestamp + 600)]]
@@ -264,7 +264,7 @@ class TestRefreshes:
         assert (none.ranks[AS_SERVED] != often.ranks[AS_SERVED]).any()
         assert report(none)["refreshes_per_click"] == 0 < report(often)["refreshes_per_click"]
 
-    def test_a_list_that_is_too_old_is_gone_and_anybodys_is_shown(self) -> None:
+    def test_a_list_that_is_too_old_is_replaced_by_the_popular_one(self) -> None:
         first = stream("ben tea", "cleo tea", "dora tea", "ben pot", "ada tea", "ada cup")
         soon, late = (Click(user_id="ada", item_id="tea", timestamp=first[-1].timestamp + s) for s in (60.0, 4_000.0))
         ages = {"list_ttl_s": 3_600, "exclude_seen": True}
@@ -281,7 +281,7 @@ class TestLists:
     """What stands in the lists that are looked at."""
 
     def looked(self, run: LearnerRun, batches: Sequence[range]) -> list[tuple[int, Impression | None, list[int]]]:
-        """The start of the batch, what was asked for (None: anybody's) and the rows that were found."""
+        """The start of the batch, what was asked for (None: the popular list) and the rows that were found."""
         found: list[tuple[int, Impression | None, list[int]]] = []
         learn = run.learner.learn
 
@@ -300,7 +300,7 @@ class TestLists:
             run.step(batch)
         return found
 
-    def test_newcomers_and_who_has_lost_their_history_get_anybodys(self) -> None:
+    def test_new_and_evicted_users_get_the_popular_list(self) -> None:
         clicks = stream(*[f"u{at} i{at % 3}" for at in range(20)], "u0 cup", step_s=10.0)
         clicks[-1] = clicks[-1].model_copy(update={"timestamp": 10_000.0})
         run = LearnerRun(settings(users_held=16, micro_batch_max=16, list_ttl_s=100_000), clicks)
@@ -364,11 +364,11 @@ class TestOrder:
             np.testing.assert_array_equal(one.ranks[method][:400], other.ranks[method][:400], method)
         assert any((one.ranks[method] != other.ranks[method]).any() for method in METHODS)
 
-    @pytest.mark.parametrize("people", [50, 3_000])  # people with histories, and mostly first clicks
-    def test_what_cannot_be_foreseen_is_not(self, people: int) -> None:
-        """Whoever sees a click before it is scored finds order where there is none."""
+    @pytest.mark.parametrize("user_count", [50, 3_000])  # users with histories, and mostly first clicks
+    def test_what_cannot_be_foreseen_is_not(self, user_count: int) -> None:
+        """A method that sees a click before it is scored finds order where there is none."""
         rng = np.random.default_rng(0)
-        users, items = rng.integers(0, people, 3_000), rng.integers(0, 100, 3_000)
+        users, items = rng.integers(0, user_count, 3_000), rng.integers(0, 100, 3_000)
         clicks = stream(*[f"u{user} i{item}" for user, item in zip(users, items, strict=True)])
         outcome = backtest(clicks, settings())
         for method in METHODS:
@@ -379,7 +379,7 @@ class TestOrder:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whether clicks come one by one or in micro-batches, also where they meet a list that was written before. Only
-        newcomers are shown the list for anybody as of their micro-batch."""
+        new users are shown the popular list as of their micro-batch."""
         monkeypatch.setattr(RankingModel, "train", lambda *_: False)
         monkeypatch.setattr(Lift, "add", lambda *_: None)
         monkeypatch.setattr(ReturnTimes, "add", lambda *_: None)
@@ -512,7 +512,9 @@ class TestCommand:
         with pytest.raises(BacktestError, match=r"no click that can be read.* 1 invalid-timestamp, 1 invalid-item_id"):
             run_backtest(Console(quiet=True), EventFile(path), settings(), bad_rows_max=1)
 
-    def test_what_cannot_be_done_is_said_before_the_work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_impossible_options_are_refused_before_the_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(module, "backtest", None)
         (tmp_path / "file").touch()
         for wrong, words in [
@@ -530,7 +532,7 @@ def test_the_order_of_methods_is_ours_then_counting() -> None:
     assert all(before >= after for before, after in pairwise(ours))
 
 
-def test_fine_tuning_in_a_backtest_goes_through_the_gate_and_nothing_differs_before_it() -> None:
+def test_fine_tuning_in_a_backtest_passes_the_gate_and_changes_nothing_before_it() -> None:
     clicks = town(640)
     given = settings(gate_block_clicks=5, shadow_clicks_max=100)
     runs = [LearnerRun(given, clicks, lists=False, finetune_every=every) for every in (0, 200)]

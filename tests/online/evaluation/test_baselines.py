@@ -40,11 +40,11 @@ def test_ranks_of_a_stream_that_was_counted_by_hand() -> None:
     assert [one["knn"] for one in found[3:]] == [2.0, 0.0]
 
 
-def test_an_item_that_was_never_clicked_is_a_miss_for_everybody() -> None:
+def test_an_item_that_was_never_clicked_is_a_miss_for_every_method() -> None:
     assert set(ranks_of([(0, 0), (1, 1)])[1].values()) == {math.inf}
 
 
-def test_what_somebody_had_is_neither_found_nor_in_the_way() -> None:
+def test_items_a_user_has_had_are_neither_found_nor_in_the_way() -> None:
     stream = [(0, 0), (1, 0), (1, 1), (2, 0), (2, 2), (2, 1), (0, 1), (0, 0)]
     found = ranks_of(stream, exclude_seen=True)
     # Before the seventh click 0 has three clicks, 1 has two and 2 has one; user 0 had 0.
@@ -59,8 +59,8 @@ def every_score(past: Stream, user: int, *, exclude_seen: bool) -> dict[str, dic
     recent = {i: sum(2 ** (-(len(past) - at) / 3000) for at, (_, j) in enumerate(past) if i == j) for i in items}
     recent = {i: value / max(recent.values()) for i, value in recent.items()}
     histories: dict[int, list[int]] = {}
-    for person, item in past:
-        histories.setdefault(person, []).append(item)
+    for one, item in past:
+        histories.setdefault(one, []).append(item)
     mine = histories.get(user, [])
     own = dict.fromkeys(items, 0.0)
     if not exclude_seen:
@@ -117,7 +117,7 @@ def test_fast_and_slow_counting_agree(raw: Stream, exclude_seen: bool) -> None:
     found = ranks_of(stream, exclude_seen=exclude_seen)
     for at in range(max(1, len(stream) - 12), len(stream)):
         user, item = stream[at]
-        had = {j for person, j in stream[:at] if person == user} if exclude_seen else set()
+        had = {j for one, j in stream[:at] if one == user} if exclude_seen else set()
         if item in had or all(item != j for _, j in stream[:at]):
             assert set(found[at].values()) == {math.inf}
             continue

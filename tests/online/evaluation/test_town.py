@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_clicks_and_another_seed_gives_others() -> 
     assert list(TOWN.clicks(500)) != list(dataclasses.replace(TOWN, seed=4).clicks(500))
 
 
-def test_the_first_clicks_do_not_depend_on_how_many_are_asked_for_or_on_later_fashion() -> None:
+def test_the_first_clicks_do_not_depend_on_their_number_or_on_later_fashion() -> None:
     longer = list(islice(dataclasses.replace(TOWN, fashion_change_at=400).clicks(1_000), 400))
     assert list(TOWN.clicks(400)) == longer
 
@@ -58,7 +58,7 @@ def test_what_best_next_says_is_what_mostly_follows_within_a_session(changed: bo
     assert FOLLOWS_PATH - 0.05 < right / followed < FOLLOWS_PATH + 0.1
 
 
-def test_fashion_changes_what_follows_and_what_people_like() -> None:
+def test_fashion_changes_what_follows_and_what_users_like() -> None:
     town = dataclasses.replace(TOWN, fashion_change_at=100)
     existing = {click.item_id for click in TOWN.clicks(50)}
     before = {item: town.best_next(item, 99) for item in existing}
@@ -67,7 +67,7 @@ def test_fashion_changes_what_follows_and_what_people_like() -> None:
     assert all(not set(town.favourites(user, 99)) & set(town.favourites(user, 100)) for user in town.user_ids)
 
 
-def test_people_return_to_their_favourites() -> None:
+def test_users_return_to_their_favourites() -> None:
     counts = Counter((click.user_id, click.item_id) for click in TOWN.clicks(4_000))
     favourites = [counts[user, item] for user in TOWN.user_ids for item in TOWN.favourites(user, 0)]
     assert sum(favourites) / len(favourites) > 3 * sum(counts.values()) / (len(TOWN.user_ids) * len(TOWN.item_ids))
@@ -82,7 +82,7 @@ def test_new_items_appear_over_time() -> None:
         TOWN.best_next(newest, 0)
 
 
-def test_sessions_of_several_people_interleave() -> None:
+def test_sessions_of_several_users_interleave() -> None:
     users = [click.user_id for click in TOWN.clicks(300)]
     assert sum(a != b for a, b in pairwise(users)) > 100
 

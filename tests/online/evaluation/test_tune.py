@@ -39,8 +39,8 @@ def settings(**changes: Any) -> Settings:
     return Settings(**{**SMALL, **changes})
 
 
-def stream(n: int = 60, people: int = 3, items: int = 7) -> list[Click]:
-    drawn = np.random.default_rng(0).integers(0, (people, items), (n, 2)).tolist()
+def stream(n: int = 60, users: int = 3, items: int = 7) -> list[Click]:
+    drawn = np.random.default_rng(0).integers(0, (users, items), (n, 2)).tolist()
     return [
         Click(user_id=f"u{user}", item_id=f"i{item}", timestamp=1_000.0 + 60 * at, event_id=str(at))
         for at, (user, item) in enumerate(drawn)
@@ -142,7 +142,7 @@ class TestSpace:
 class TestSearch:
     @pytest.mark.parametrize("exclude_seen", [False, True])
     def test_figures_are_those_worked_out_by_hand(self, exclude_seen: bool) -> None:
-        clicks = stream(200, people=30, items=40)
+        clicks = stream(200, users=30, items=40)
         tuned = tune(clicks, settings(exclude_seen=exclude_seen), share=0.4, trials=12)
         stood, best = (values["learning_rate"] for values in (tuned.found.stood, tuned.found.best))
         assert (tuned.events, tuned.searched, stood) == (200, 80, DEFAULT)
@@ -247,7 +247,7 @@ class TestEnd:
             tune(stream(), settings(), trials=2, stop=lambda: len(foresight.learned) > 2)
 
     @pytest.mark.parametrize("n", [0, 1, CLICKS_MIN - 1])
-    def test_too_few_clicks_are_said(self, n: int) -> None:
+    def test_too_few_clicks_are_refused(self, n: int) -> None:
         with pytest.raises(TuneError, match=f"needs {CLICKS_MIN} clicks at least, here are {n}"):
             tune(stream(n), settings())
 
@@ -258,12 +258,12 @@ class TestEnd:
         assert tuned.stood.ndcg == pytest.approx(by_hand(clicks, round(share * CLICKS_MIN), DEFAULT)[0])
 
 
-def test_the_standard_error_takes_a_persons_clicks_together() -> None:
+def test_the_standard_error_takes_a_user_s_clicks_together() -> None:
     differences = np.array([0.3, 0.1, -0.2, 0.2])
     users = np.array([0, 0, 1, 7])
     mean, error = _gain(differences, users)
     assert mean == pytest.approx(0.1)
-    # Sums of what differs from the mean: 0.2, -0.3, 0.1 for the three people.
+    # Sums of what differs from the mean: 0.2, -0.3, 0.1 for the three users.
     assert error == pytest.approx(math.sqrt((0.04 + 0.09 + 0.01) * 3 / 2) / 4)
     assert _gain(differences, np.zeros(4, np.int64)) == (pytest.approx(0.1), math.inf)
 
@@ -341,7 +341,7 @@ class TestCommand:
         assert all(any(name in line for line in table) for name in [parameter.name for parameter in SPACE])
         assert max(map(len, table)) <= 80
 
-    def test_what_is_not_better_is_written_as_a_comment_and_said(
+    def test_settings_that_are_no_better_are_written_as_a_comment_and_reported(
         self, foresight: type[Foresight], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(foresight, "turns_at", stream(100)[50].timestamp)
@@ -354,7 +354,7 @@ class TestCommand:
         stood = {parameter.name: getattr(settings(), parameter.name) for parameter in SPACE}
         assert load_settings() == Settings(**stood)
 
-    def test_where_nothing_better_was_found_that_is_said(self) -> None:
+    def test_a_search_that_found_nothing_better_reports_that(self) -> None:
         assert "no trial was better on the searched clicks" in self.run(trials=1)
         assert f"\nNEXTCLICK_LEARNING_RATE={DEFAULT}\n" in Path("found.env").read_text()
 
@@ -382,13 +382,13 @@ class TestCommand:
             self.run()
         assert Path("found.env").read_text() == "mine"
 
-    def test_what_cannot_be_written_is_said_before_the_work(self, foresight: type[Foresight]) -> None:
+    def test_a_file_that_cannot_be_written_is_refused_before_the_work(self, foresight: type[Foresight]) -> None:
         for to, words in ((Path("no/found.env"), "there is no folder no"), (Path(), "is a folder: name a file in it")):
             with pytest.raises(TuneError, match=words):
                 self.run(to=to)
         assert foresight.learned == []
 
-    def test_a_person_sees_what_is_wrong_in_one_line(
+    def test_an_operator_sees_what_is_wrong_in_one_line(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -423,7 +423,7 @@ class TestVerdict:
             (-0.0031, 0.0038, 500, "no difference that can be told from chance"),
             (0.01, 0.006, 500, "no difference"),
             (0.01, 0.004, 500, "better: "),
-            (0.01, 0.004, 3, "no difference"),  # of three people two standard errors say little
+            (0.01, 0.004, 3, "no difference"),  # of three users two standard errors say little
             (-0.01, 0.004, 500, "worse: "),
             (0.01, math.inf, 1, "no difference"),
         ):

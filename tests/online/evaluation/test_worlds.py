@@ -69,7 +69,7 @@ def test_after_a_sudden_change_the_new_paths_hold_at_once() -> None:
     assert right(world, clicks, range(2_000, 2_500), changed=False) < 0.1
 
 
-def test_a_slow_change_has_reached_half_of_the_people_half_way() -> None:
+def test_a_slow_change_has_reached_half_of_the_users_half_way() -> None:
     world = worlds.slow(1, change_at=2_000, over=2_000, town=TOWN)
     clicks = list(world.clicks(6_000))
     ends, half_way = range(4_000, 6_000), range(2_800, 3_200)
@@ -110,7 +110,7 @@ def test_a_bot_clicks_one_item_at_its_rate_and_the_others_do_as_they_would_have(
     assert bot.item_id not in {click.item_id for click in others}
 
 
-def test_in_an_outage_some_peoples_clicks_are_missing_and_the_others_are_untouched() -> None:
+def test_in_an_outage_some_users_clicks_are_missing_and_the_others_are_untouched() -> None:
     world = worlds.outage(5, change_at=AT, kept=0.25, seconds=10_000.0, town=TOWN)
     assert world.outage is not None
     clicks = list(world.clicks(1_500))
@@ -188,7 +188,7 @@ def test_collections_that_do_not_fit_the_items_are_refused() -> None:
         worlds.collections(0, items=100, sizes=(5, 101))
 
 
-def test_most_of_a_collection_is_of_its_users_tastes_and_popularity_is_skewed_in_every_genre() -> None:
+def test_most_of_a_collection_fits_its_users_tastes_and_each_genre_is_skewed() -> None:
     world = worlds.collections(2, users=400, sizes=(5, 60))  # a genre has 75 items: tastes are not used up
     liked = total = 0
     clicks_on = np.zeros((world.genres, 75))

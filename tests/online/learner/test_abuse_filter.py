@@ -37,7 +37,7 @@ LIMITS = {
 
 
 def judge(guard, clicks, size=16):
-    """Clicks as (user, item, seconds) -> which are flagged, which show that somebody is caught."""
+    """Clicks as (user, item, seconds) -> which are flagged, which show that a user is flagged."""
     found = []
     for start in range(0, len(clicks), size):
         users, items, times = zip(*clicks[start : start + size], strict=True)
@@ -95,7 +95,7 @@ def test_a_flood_is_heard_up_to_a_bucket_and_again_after_a_pause(guard):
     assert not after.any()
 
 
-def test_an_item_is_heard_up_to_a_bucket_and_then_its_person_is_caught_once(guard):
+def test_an_item_is_trainable_up_to_a_bucket_and_then_its_user_is_flagged_once(guard):
     flagged, caught = judge(guard, [("bot", "it", 8.0 * at) for at in range(100)])
     assert flagged.tolist() == [False] * REPEATS + [True] * 97
     assert np.flatnonzero(caught).tolist() == [CAUGHT * REPEATS]  # one has drained meanwhile, or part of it
@@ -152,7 +152,7 @@ def test_a_user_whose_clock_is_days_late_is_judged_as_one_whose_clock_is_right(g
 
 
 def test_one_user_far_ahead_changes_nothing_for_the_others(guard):
-    """Who repeats at leisure is heard, as before; a clock that is ahead must not stop everybody's."""
+    """Slow repeats are trainable, as before; a clock that is ahead must not stop that of others."""
     judge(guard, [(f"u{user}", "song", 1e9 + user) for user in range(20)])
     judge(guard, [("ahead", "x", 1e9 + 86_400.0)])
     later = [(f"u{user}", "song", 1e9 + 200.0 * (1 + turn) + user) for turn in range(20) for user in range(2)]
@@ -219,7 +219,7 @@ AT = 640
 
 
 def attacked(small, bot, *, abuse_filter, others=800, **overrides):
-    """A learner after an attack, and the share of other people's lists since it began that hold the bots' item."""
+    """A learner after an attack, and the share of other users' lists since it began that hold the bots' item."""
     world = worlds.attack(1, change_at=AT, bot=bot, town=TOWN)
     held = {"list_size": 10, "successors_held": 32, "users_held": 128, "history_max": 64, "moments_held": 5_000}
     learner = Learner(small(abuse_filter=abuse_filter, **held, **overrides))
@@ -238,7 +238,7 @@ POPULAR = tuple(TOWN.item_ids[:6])
 
 
 @pytest.mark.parametrize("accounts", [1, 20])
-def test_a_bots_item_stays_out_of_other_peoples_lists_and_without_the_guard_it_does_not(small, accounts):
+def test_a_bot_s_item_stays_out_of_others_lists_only_with_the_abuse_filter(small, accounts):
     bot = Bot(clicks=1_500, rate_hz=5.0, accounts=accounts, between=POPULAR)
     assert attacked(small, bot, abuse_filter=False)[1] > 0.05
     assert attacked(small, bot, abuse_filter=True)[1] < 0.01
@@ -258,7 +258,7 @@ def test_nothing_that_others_see_is_left_of_an_account_that_was_caught(small):
     assert learner.abuse_filter.total["taken-back"] >= learner.settings.abuse_repeats_at_once
 
 
-def test_guarded_clicks_move_their_owners_history_and_list_but_no_weights_counts_or_scores(small):
+def test_flagged_clicks_move_their_user_s_history_and_list_but_nothing_else(small):
     town = list(TOWN.clicks(320))
     learner = Learner(small(abuse_repeats_at_once=2))
     for start in range(0, 320, 16):

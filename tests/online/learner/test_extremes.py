@@ -1,4 +1,4 @@
-"""Streams that no honest world sends: what is held stays as large as its limits say, and everybody still has a list."""
+"""Streams that no honest users send: what is held stays within its limits, and every user still has a list."""
 
 from itertools import islice
 
@@ -58,7 +58,7 @@ def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, abuse_filter)
     assert {name: (room[name], size) for name, size in held(learner).items() if size > room[name]} == {}
 
 
-def test_whoever_makes_most_of_all_clicks_has_a_history_and_a_list_like_everybody_else(small):
+def test_the_user_with_most_of_all_clicks_has_a_history_and_a_list_like_others(small):
     settings = small(**LIMITS)
     learner, stream = flooded(settings, one_person)
     learn(learner, stream, 640)
@@ -67,7 +67,7 @@ def test_whoever_makes_most_of_all_clicks_has_a_history_and_a_list_like_everybod
     assert all(len(ranking.items) == settings.list_size for ranking in rankings)
 
 
-def test_of_new_items_without_end_the_latest_have_rows_and_the_oldest_have_given_theirs_back(small):
+def test_with_new_items_without_end_the_latest_have_rows_and_the_oldest_none(small):
     learner, stream = flooded(small(**LIMITS), new_items)
     learn(learner, stream, 640)
     known = [number for number in range(640) if f"new {number}" in learner.vocabulary]

@@ -133,7 +133,7 @@ def test_next_in_batch_is_where_a_slot_stands_next_further_right(slots):
     assert next_in_batch(np.array(slots, np.int64)).tolist() == expected
 
 
-def test_nobody_remembered_is_evicted_before_there_are_too_many_and_arrays_grow():
+def test_no_user_is_evicted_before_there_are_too_many_and_arrays_grow():
     histories = UserHistories(3_000, 4)
     for start in range(0, 3_000, 50):
         slots = histories.slots([f"u{number}" for number in range(start, start + 50)])
@@ -154,7 +154,7 @@ def test_a_user_who_comes_back_after_being_evicted_has_no_past():
     assert histories.oldest_first(histories.find(["a"]), 4).rows.tolist() == [[3, 0, 0, 0]]
 
 
-def test_asking_for_somebody_is_not_seeing_them_and_strangers_are_errors():
+def test_looking_up_a_user_is_no_use_of_them_and_unknown_users_are_errors():
     histories = UserHistories(2, 4)
     histories.slots(["a", "b"])
     histories.find(["a"])

@@ -28,7 +28,7 @@ batches = st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=9), max_siz
 
 
 @given(batches, st.integers(1, 2), st.sampled_from([3.0, 1e6]))
-def test_rows_are_of_their_items_and_whatever_changed_is_told(batches, item_min_count, item_idle_s_max):
+def test_rows_are_of_their_items_and_changes_are_reported(batches, item_min_count, item_idle_s_max):
     items = rows_of(item_min_count=item_min_count, item_idle_s_max=item_idle_s_max)
     user_hashes = {}  # of rows, before each batch
     for number, batch in enumerate(batches):
@@ -61,7 +61,7 @@ def test_an_item_may_get_back_the_row_that_it_has_just_lost():
     assert clicked.rows[0] == row == items.vocabulary.row_of("i0")
 
 
-def test_items_lose_their_rows_when_nobody_has_clicked_them_for_long():
+def test_items_without_clicks_for_long_lose_their_rows():
     items = rows_of(item_idle_s_max=100.0)
     observe(items, clicks_of([1, 2]))
     assert observe(items, clicks_of([3], 90.0)).freed == []

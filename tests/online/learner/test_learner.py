@@ -94,7 +94,7 @@ def test_what_always_follows_is_served_and_popularity_is_left_behind(small):
     assert recent["followed"]["hit@10"] > 0.9
 
 
-def test_what_somebody_returns_to_is_served_although_nobody_else_wants_it(learner):
+def test_an_item_one_user_returns_to_is_served_though_no_other_user_wants_it(learner):
     random = np.random.default_rng(0)
     users = random.integers(0, 30, 900).tolist()  # each clicks an item once in an hour
     clicks = [click(user, 100 * user + random.integers(2), 60 * at) for at, user in enumerate(users)]
@@ -111,7 +111,7 @@ def test_the_loss_of_each_click_comes_back_and_falls(learner):
 
 def test_fresh_lists_name_what_comes_next_first(learner):
     learn(learner, ring(1_000))
-    (ranking,) = learner.learn([click("somebody new", 7, 2_000)]).rankings.values()
+    (ranking,) = learner.learn([click("a new user", 7, 2_000)]).rankings.values()
     assert ranking.items[0] == "i8"
     assert ranking.scores == sorted(ranking.scores, reverse=True)
     assert 0.9 < sum(ranking.scores) < 1 + 1e-5  # shares of a softmax over all candidates
@@ -178,10 +178,10 @@ def test_no_candidate_of_a_click_is_scored_with_that_click_or_any_later_one(smal
     "later",
     [
         pytest.param(["a", "a"], id="of the same user"),
-        pytest.param(["b", "b", "b"], id="of somebody else"),
+        pytest.param(["b", "b", "b"], id="of another user"),
     ],
 )
-def test_the_state_that_guesses_a_click_does_not_depend_on_later_clicks_of_the_micro_batch(small, later):
+def test_a_click_s_state_does_not_depend_on_later_clicks_of_its_micro_batch(small, later):
     found = []
     for users in (["a"], ["a", *later]):
         learner = Learner(small(online_history=6, history_max=40))
@@ -209,15 +209,15 @@ def test_shuffling_the_future_changes_no_score_of_the_past(small):
     assert scores[0][1]["served"]["hit@10"] > scores[1][1]["served"]["hit@10"]  # there was something to learn
 
 
-def test_who_clicks_twice_in_a_micro_batch_is_scored_with_the_list_their_first_click_gave(learner):
+def test_a_second_click_in_a_micro_batch_is_scored_with_the_list_after_the_first(learner):
     learn(learner, ring(1_000))
     given = scored_lists(learner)
-    anybodys = [learner.vocabulary.row_of(item) for item in learner.popular().items[:SERVED]]
+    popular = [learner.vocabulary.row_of(item) for item in learner.popular().items[:SERVED]]
     learner.learn([click("x", 20, 2_000), click("y", 5, 2_001), click("x", 21, 2_002), click("x", 30, 2_003)])
     lists, targets = given[0]
-    assert len(anybodys) == SERVED
-    assert lists["served"][0].tolist() == anybodys  # nobody knows x yet
-    assert lists["served"][1].tolist() == anybodys
+    assert len(popular) == SERVED
+    assert lists["served"][0].tolist() == popular  # x is not known yet
+    assert lists["served"][1].tolist() == popular
     assert lists["served"][2][0] == targets[2] == learner.vocabulary.row_of("i21")
     assert lists["served"][3][0] == learner.vocabulary.row_of("i22")  # not what came: i30
     assert learner.rank(["x"])[0].items[0] == "i31"
@@ -264,14 +264,14 @@ def test_the_popular_list_is_by_recent_clicks(learner):
     assert learner.popular().scores == sorted(learner.popular().scores, reverse=True)
 
 
-def test_the_list_for_anybody_is_the_one_that_stood_and_what_newcomers_are_scored_with(learner):
+def test_new_users_are_scored_with_the_popular_list_that_stood(learner):
     for at in range(20):
         clicks = [click(100 + number, number * at % 9, 10 * at + number) for number in range(4)]
-        anybodys = [learner.vocabulary.row_of(item) for item in learner.popular().items]
+        popular = [learner.vocabulary.row_of(item) for item in learner.popular().items]
         given = scored_lists(learner)
         learner.learn([click(f"new {at}", 3, 10 * at), *clicks])
         served = given[0][0]["served"][0].tolist()
-        assert served == (anybodys + [0] * SERVED)[:SERVED]
+        assert served == (popular + [0] * SERVED)[:SERVED]
 
 
 def test_a_new_item_can_be_recommended_after_one_click(learner):
@@ -306,7 +306,7 @@ def test_clicks_that_come_late_or_at_the_same_time_are_learned_too(learner):
 # --- limits ------------------------------------------------------------------------------------------------------
 
 
-def test_a_flood_of_new_users_and_items_stays_within_the_limits_and_no_list_names_what_is_gone(small):
+def test_a_flood_of_users_and_items_stays_in_limits_and_lists_no_evicted_item(small):
     learner = Learner(small(users_held=16, items_held=30))
     for start in range(0, 1_600, 16):
         clicks = [click(at % 200, at if at % 2 else at % 10, at) for at in range(start, start + 16)]
@@ -325,7 +325,7 @@ def test_a_flood_of_new_users_and_items_stays_within_the_limits_and_no_list_name
     assert set(np.flatnonzero(learner.popularity()).tolist()) <= owned
 
 
-def test_a_row_that_changes_hands_within_a_micro_batch_teaches_nobody_the_wrong_item(small):
+def test_a_row_that_changes_hands_in_a_micro_batch_teaches_no_wrong_item(small):
     learner = Learner(small(items_held=3))
     learner.learn([click("a", 1, 0), click("a", 2, 1), click("a", 3, 2)])
     rankings = learner.learn([click("a", 1, 3), click("b", 4, 4), click("c", 5, 5), click("d", 6, 6)]).rankings
@@ -373,7 +373,7 @@ def test_a_new_owner_of_a_row_inherits_nothing(small):
     assert learner.rank(["other"])[0].items == ["inew"]
 
 
-def test_items_that_nobody_clicks_for_long_are_gone_from_all_lists(small):
+def test_items_without_clicks_for_long_are_gone_from_all_lists(small):
     learner = Learner(small(item_idle_s_max=100.0))
     learner.learn([click("a", 1, 0), click("a", 2, 0)])
     learner.learn([click("b", 3, 90)])
@@ -402,7 +402,7 @@ def test_one_user_with_more_clicks_than_a_history_holds(small):
 
 
 def listed(learner, users=("0", "1", "2")):
-    """Every item that anybody is shown."""
+    """Every item that any user is shown."""
     rankings = [*learner.rank(users), learner.popular()]
     return {item for ranking in rankings for item in ranking.items}
 
@@ -433,7 +433,7 @@ def test_what_is_not_available_is_in_no_list_until_it_is_again_also_after_a_rest
         assert "i4" not in listed(one)
 
 
-def test_what_was_not_available_before_anybody_clicked_it_is_not_listed_afterwards_either(small):
+def test_an_item_withdrawn_before_its_first_click_is_not_listed_afterwards(small):
     learner = Learner(small(item_min_count=2))
     learner.set_available("i7", False)
     learn(learner, [click(user, item, at) for at, (user, item) in enumerate([(0, 7), (1, 8), (0, 7), (1, 8), (2, 9)])])
@@ -601,7 +601,7 @@ def test_ranking_anew_learns_nothing(learner, same):
     assert same(before, {name: array for name, array in learner.to_state()[0].items() if name != "history.served"})
 
 
-def test_nobody_is_ranked_who_has_no_history(learner):
+def test_a_user_without_history_is_not_ranked(learner):
     with pytest.raises(KeyError):
         learner.rank(["stranger"])
 

@@ -125,7 +125,7 @@ def test_candidates_and_ranks_of_every_click_do_not_depend_on_the_cut(small, cha
 
 @pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_the_list_of_each_user_of_a_batch_is_the_one_that_ranking_them_afterwards_gives(small, exclude_seen):
+def test_each_user_s_list_of_a_batch_is_the_one_that_ranking_afterwards_gives(small, exclude_seen):
     settings = small(history_max=64, exclude_seen=exclude_seen, abuse_filter=False)
     learner = drawn_weights(Learner(settings))
     several = 0
@@ -170,7 +170,7 @@ def test_a_list_in_between_is_the_one_that_ranking_at_that_moment_would_have_giv
     assert len({tuple(rows) for rows in found.tolist()}) > len(batch)
 
 
-def test_who_makes_room_within_a_micro_batch_comes_back_as_somebody_new(small):
+def test_a_user_evicted_within_a_micro_batch_comes_back_as_a_new_user(small):
     settings = small(users_held=16, abuse_filter=False)
     learner = Learner(settings)
     learner.learn([Click(user_id="old", item_id=f"i{n}", timestamp=NOW + n) for n in range(10)])

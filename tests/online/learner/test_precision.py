@@ -1,4 +1,4 @@
-"""The whole learner in bfloat16: the same people, nearly the same states, and it still learns."""
+"""The whole learner in bfloat16: the same users, nearly the same states, and it still learns."""
 
 from itertools import islice
 from typing import Any

@@ -134,7 +134,7 @@ def test_of_equal_ones_the_first_that_was_met_comes_first():
 # --- the ranker's inputs ---------------------------------------------------------------------------------------------
 
 
-def test_inputs_are_the_columns_of_facts_lifts_and_both_memories_and_0_where_there_is_no_candidate():
+def test_inputs_are_features_lifts_and_both_memories_and_zero_without_candidate():
     random = np.random.default_rng(0)
     features, own, world = (random.random((5, width), np.float32) for width in (3, 2, 4))
     lifts, rows = random.random(5, np.float32), np.arange(10, 15, dtype=np.int32)

@@ -562,7 +562,7 @@ def test_a_reset_row_is_as_at_the_start_and_others_stay(small):
     assert not any(part[[9, 3]].any() for part in sums)
 
 
-def test_rows_that_are_moved_take_their_optimizer_s_state_along_and_others_are_as_at_the_start(small):
+def test_moved_rows_take_their_optimizer_state_along_and_others_start_anew(small):
     model, fresh, random = RankingModel(small()), RankingModel(small()), np.random.default_rng(0)
     for _ in range(5):
         guess(model, random)

@@ -111,16 +111,16 @@ def test_moments_of_looks_are_the_quantiles_of_the_gaps_that_end_while_a_list_st
 
 def test_a_mark_that_is_not_worth_it_leaves_its_lists_to_the_one_before():
     """Of a hundred lists fifty are looked at within ten minutes, and the others a day later: an hour and four hours
-    after the click, hardly anybody looks before the next mark; but who leaves out the last makes up for it."""
+    after the click, hardly any user looks before the next mark; but who leaves out the last makes up for it."""
     gaps = [60.0] * 500 + [700.0] * 5 + [5_000.0] * 5 + [86_400.0] * 490
     assert learned(AGES, gaps).marks().tolist() == list(AGES)
     assert learned(AGES, gaps, share_min=0.1).marks().tolist() == [14_400.0]
-    # Nobody of them comes back any more: the last is not worth it either.
+    # None of them comes back any more: the last is not worth it either.
     assert learned(AGES, gaps[:510], lists=1_000, share_min=0.1).marks().tolist() == []
 
 
 def test_the_marks_least_worth_it_give_way_until_lists_are_not_refreshed_too_often():
-    """Everybody's list reaches the first, half of them the second, a tenth the third."""
+    """Every list reaches the first, half of them the second, a tenth the third."""
     gaps = [1_000.0] * 500 + [5_000.0] * 400 + [86_400.0] * 100
     assert learned(AGES, gaps).marks().tolist() == list(AGES)
     assert learned(AGES, gaps, refreshes_max=1.6).marks().tolist() == list(AGES)
@@ -129,14 +129,14 @@ def test_the_marks_least_worth_it_give_way_until_lists_are_not_refreshed_too_oft
     assert learned(AGES, gaps, refreshes_max=0.05).marks().tolist() == []
 
 
-def test_shares_of_lists_that_nobody_ever_looks_at_again_count_too():
+def test_shares_of_lists_that_are_never_read_again_count_too():
     gaps = [60.0] * 100 + [1_000.0] * 20
     assert learned((600.0,), gaps, lists=120, share_min=0.2).marks().tolist() == [600.0]
     assert learned((600.0,), gaps, lists=1_000, share_min=0.2).marks().tolist() == []
 
 
 @pytest.mark.parametrize("ages", [(), AGES])
-def test_before_anybody_came_back_each_list_is_expected_to_be_looked_at_while_it_stands(ages):
+def test_before_any_user_returned_each_list_is_expected_to_be_read_while_it_stands(ages):
     bounds = [0.0, *ages, math.inf]
     for low, high, looks in zip(bounds, bounds[1:], by_list(ReturnTimes(ages), [0.0, *ages]), strict=False):
         assert looks
@@ -148,7 +148,7 @@ def test_a_list_that_is_written_late_is_looked_at_no_earlier():
     assert min(looks) == 5_000.0
 
 
-def test_moments_that_are_close_to_each_other_are_one_and_those_far_apart_are_as_many_as_the_setting_says():
+def test_moments_close_in_time_are_one_and_distant_ones_as_many_as_the_setting():
     close, far = [600.0] * 500 + [1_500.0] * 500, [60.0] * 50 + [90_000.0] * 50
     for expected_views_max in (1, 2, 3, 8):
         (once,), (often,) = (
@@ -166,7 +166,7 @@ def test_with_one_moment_it_is_the_median():
     assert looks == pytest.approx([4_000.0], rel=0.1)
 
 
-def test_what_is_learned_follows_people_who_have_changed():
+def test_what_is_learned_follows_users_who_have_changed():
     returns = learned((), np.full(LISTS_MAX, 10.0))
     assert by_list(returns, [0.0]) == [pytest.approx([10.0], rel=0.1)]
     for _ in range(20):

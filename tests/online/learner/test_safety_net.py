@@ -46,7 +46,7 @@ def test_it_opens_says_why_lets_through_and_closes():
     assert one.take_notice().kind == CLOSED
 
 
-def test_a_setting_keeps_them_out_and_it_is_told_all_the_same():
+def test_a_setting_keeps_flagged_clicks_out_and_the_net_is_reported_all_the_same():
     random, one = np.random.default_rng(0), net(lets_through=False)
     assert not any(one.update(*clicks(random, 25, 0.3, 400), 128) for _ in range(40))
     assert "NEXTCLICK_ABUSE_SHARE_EXCEEDED" in one.take_notice().text
@@ -90,7 +90,7 @@ def test_a_restart_changes_nothing_and_who_is_forgotten_is_gone():
 
 
 def date_only(count=600, users=60):
-    """Clicks whose time is their day's: everybody seems to click everything at once."""
+    """Clicks whose time is their day's: all users seem to click everything at once."""
     random = np.random.default_rng(1)
     return [
         Click(user_id=f"u{user}", item_id=f"i{item}", timestamp=NOW - NOW % 86_400)
@@ -134,4 +134,7 @@ def test_the_state_of_the_limits_is_saved_with_the_net(small):
     assert guard.net.open
     again.load_state({name: array.copy() for name, array in arrays.items()}, json.loads(json.dumps(state)))
     assert again.net.open
-    assert len(again._recent) == 60
+    again_arrays, _ = again.to_state()
+    recent = [name for name in arrays if name.startswith("recent.")]
+    assert recent
+    assert all(np.array_equal(again_arrays[name], arrays[name]) for name in recent)

@@ -104,8 +104,8 @@ def test_restored_it_goes_on_with_what_was_seen_as_if_nothing_had_happened(setti
 def test_what_takes_the_place_of_candidates_that_were_all_clicked_is_not_seen_either(settings):
     """The popular items that a history holds no longer are the first that the fallback would show."""
     learner = Learner(settings)
-    everybody = [Click(user_id=f"u{n % 40}", item_id=f"i{n % 300}", timestamp=NOW - 1e6 + n) for n in range(3_000)]
-    learn(learner, everybody)
+    all_clicks = [Click(user_id=f"u{n % 40}", item_id=f"i{n % 300}", timestamp=NOW - 1e6 + n) for n in range(3_000)]
+    learn(learner, all_clicks)
     rare = [Click(user_id=f"r{n}", item_id=f"rare {n}", timestamp=NOW - 9e5 + n) for n in range(5)]
     learn(learner, rare)
     mine = [Click(user_id="a", item_id=f"i{n}", timestamp=NOW - 8e5 + n) for n in range(300)]
@@ -118,7 +118,7 @@ def test_what_takes_the_place_of_candidates_that_were_all_clicked_is_not_seen_ei
         assert set(ranking.items) == {f"rare {n}" for n in range(5)}
 
 
-def test_within_a_micro_batch_a_click_counts_as_seen_for_those_after_it_and_not_for_itself(settings):
+def test_within_a_micro_batch_an_item_is_seen_by_later_clicks_not_by_its_own(settings):
     learner = Learner(settings)
     clicks = stream({"few": 45, "other": 60}, items=60)  # as many items as the popular ones among the candidates
     learn(learner, clicks)
@@ -158,7 +158,7 @@ def test_nothing_is_left_of_who_was_forgotten(trained):
     assert len(arrays["seen.starts"]) == len(CLICKS_OF)
 
 
-def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories_hold(settings, trained):
+def test_a_checkpoint_without_seen_items_goes_on_with_those_of_its_histories(settings, trained):
     arrays, state = as_saved(trained)
     del state["seen"]
     learner = Learner(settings)
@@ -169,7 +169,7 @@ def test_from_a_checkpoint_without_seen_items_it_goes_on_with_what_its_histories
     assert len(latest.rows[0]) == settings.history_max
 
 
-def test_without_the_setting_nothing_is_held_and_a_checkpoint_with_seen_items_can_be_loaded(settings, trained):
+def test_without_the_setting_a_checkpoint_with_seen_items_loads_and_none_is_held(settings, trained):
     learner = Learner(settings.model_copy(update={"exclude_seen": False}))
     learner.load_state(*as_saved(trained))
     assert learner.seen is None
@@ -179,9 +179,9 @@ def test_without_the_setting_nothing_is_held_and_a_checkpoint_with_seen_items_ca
 # --- the worker --------------------------------------------------------------------------------------------------
 
 
-def test_seen_items_that_had_to_go_are_told_at_once_and_once(world):
-    world.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
-    loop = world.run(exclude_seen=True, seen_pairs_max=100)
+def test_seen_items_that_had_to_go_are_reported_at_once_and_once(harness):
+    harness.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
+    loop = harness.run(exclude_seen=True, seen_pairs_max=100)
     told = [notice for notice in loop.notices.latest if notice.kind == "seen_items_lost"]
     assert len(told) == 1
     assert "NEXTCLICK_SEEN_PAIRS_MAX" in told[0].text
@@ -190,8 +190,8 @@ def test_seen_items_that_had_to_go_are_told_at_once_and_once(world):
     assert loop.learner.seen.pairs <= 100
 
 
-def test_as_long_as_there_is_room_nothing_is_told(world):
-    world.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
-    loop = world.run(exclude_seen=True, seen_pairs_max=120)
+def test_while_there_is_room_nothing_is_reported(harness):
+    harness.publish(stream({"a": 40, "b": 40, "c": 40}, items=60))
+    loop = harness.run(exclude_seen=True, seen_pairs_max=120)
     assert loop.learner.seen.pairs == 120
     assert not [notice for notice in loop.notices.latest if notice.kind == "seen_items_lost"]

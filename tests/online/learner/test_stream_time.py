@@ -48,7 +48,7 @@ def test_a_gap_counts_for_an_hour_and_late_clicks_move_nothing():
 
 
 @given(st.lists(st.floats(0, 4e9), max_size=50), st.integers(0, 50))
-def test_it_never_goes_back_and_a_click_moves_it_by_an_hour_at_most_also_across_a_restart(times, cut):
+def test_it_never_goes_back_and_a_click_moves_it_by_at_most_an_hour(times, cut):
     clock, again = ActiveClock(), ActiveClock()
     whole = clock.update_all(times)
     again.update_all(times[:cut])
@@ -93,7 +93,7 @@ def test_an_archive_and_then_live_clicks_for_a_while_leave_the_archives_items(sm
     assert learner.expired == 0
 
 
-def test_weeks_of_gaps_age_nothing_and_what_nobody_clicks_while_others_do_goes(small):
+def test_weeks_of_gaps_age_no_item_and_items_without_clicks_go(small):
     learner = Learner(small(item_idle_s_max=2 * DAY_S))
     learner.learn([click("a", "old", NOW)])
     for week in range(1, 20):
@@ -105,7 +105,7 @@ def test_weeks_of_gaps_age_nothing_and_what_nobody_clicks_while_others_do_goes(s
     assert sum(expired) == learner.expired == 3  # and i0 and i2
 
 
-def test_a_click_a_day_ahead_ages_nobody_by_more_than_an_hour(small):
+def test_a_click_a_day_ahead_ages_no_list_by_more_than_an_hour(small):
     learner = learned(Learner(small(item_idle_s_max=DAY_S / 2)), archive(NOW, count=200, every_s=60.0))
     before = learner.clock.now
     learner.learn([click("ahead", "i1", NOW + DAY_S)])
@@ -114,7 +114,7 @@ def test_a_click_a_day_ahead_ages_nobody_by_more_than_an_hour(small):
 
 
 def test_features_of_items_do_not_age_by_a_silence(small):
-    """What says how long ago anybody clicked an item: an hour more at most, not half a year."""
+    """What says how long ago an item was clicked: an hour more at most, not half a year."""
     learner = learned(Learner(small()), archive(NOW - HALF_A_YEAR_S))
     asked = []
     advance = learner.store.advance
@@ -129,29 +129,31 @@ def test_features_of_items_do_not_age_by_a_silence(small):
 # --- the worker --------------------------------------------------------------------------------------------------
 
 
-def test_a_workers_lists_stay_after_an_archive_and_one_click_of_today_also_after_a_restart(world):
-    world.publish(archive(NOW - HALF_A_YEAR_S))
-    loop = world.run()
-    before, items = dict(world.lists.held), len(loop.learner.vocabulary)
-    world.publish([click("new", "of today", NOW - 1.0)])
+def test_lists_of_an_archive_stay_after_a_click_of_today_and_a_restart(harness):
+    harness.publish(archive(NOW - HALF_A_YEAR_S))
+    loop = harness.run()
+    before, items = dict(harness.lists.held), len(loop.learner.vocabulary)
+    harness.publish([click("new", "of today", NOW - 1.0)])
     for _ in range(2):  # the second begins with a checkpoint
-        loop = world.begin(world.loop(refresh_ages_s=(600.0,)))
-        world.drain(loop)
+        loop = harness.begin(harness.loop(refresh_ages_s=(600.0,)))
+        harness.drain(loop)
         loop.writer.aging.ask()
         loop.turn()
         assert loop.progress.learned == 601
         assert len(loop.learner.vocabulary) == items + 1
-        assert world.lists.held.keys() == {*before, "new"}
-        assert all(len(top.items) == len(before[user].items) for user, top in world.lists.held.items() if user != "new")
-        assert len(world.lists.popular_list.items) == loop.settings.list_size
-        assert len(world.lists.held["new"].items) == loop.settings.list_size
+        assert harness.lists.held.keys() == {*before, "new"}
+        assert all(
+            len(top.items) == len(before[user].items) for user, top in harness.lists.held.items() if user != "new"
+        )
+        assert len(harness.lists.popular_list.items) == loop.settings.list_size
+        assert len(harness.lists.held["new"].items) == loop.settings.list_size
         assert [notice.kind for notice in loop.notices.latest] == []
 
 
-def test_items_that_go_at_once_are_told(world):
+def test_many_items_that_are_removed_at_once_are_reported(harness):
     hours = [click(f"u{hour % 5}", "steady", NOW - 100_000.0 + 3_000.0 * hour) for hour in range(33)]
-    world.publish([*archive(NOW - 101_000.0), *hours])
-    loop = world.run(item_idle_s_max=50_000.0)
+    harness.publish([*archive(NOW - 101_000.0), *hours])
+    loop = harness.run(item_idle_s_max=50_000.0)
     told = [notice for notice in loop.notices.latest if notice.kind == "items_expired"]
     assert told
     assert "NEXTCLICK_ITEM_IDLE_S_MAX" in told[0].text

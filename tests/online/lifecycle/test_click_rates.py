@@ -43,7 +43,7 @@ def test_a_rate_that_falls_to_a_half_is_none():
     assert rates.update(poisson(1, 1.0, 2_000, end)) == []
 
 
-def test_silence_is_noticed_while_it_lasts_and_told_once():
+def test_silence_is_noticed_while_it_lasts_and_reported_once():
     rates, end = watched()
     assert rates.silence(100.0) is None
     notice = rates.silence(1_000.0)
@@ -64,7 +64,7 @@ def test_after_a_silence_that_was_only_a_delay_it_is_over_with_the_first_click()
     assert [(notice.kind, notice.at) for notice in rates.update(poisson(1, 2.0, 5, end))] == [("outage_over", 3_001)]
 
 
-def test_what_the_clock_has_told_is_not_in_the_state():
+def test_what_the_clock_has_reported_is_not_in_the_state():
     rates, _ = watched()
     before = json.dumps(rates.to_state())
     rates.silence(1_000.0)
@@ -116,7 +116,7 @@ def test_with_spells_of_another_length_after_a_restart_the_rate_is_learned_anew(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_in_worlds_an_outage_is_told_and_nothing_else(seed):
+def test_in_worlds_an_outage_is_reported_and_nothing_else(seed):
     def told(world):
         rates = RateWatch(0.2, 200)
         return [(one.kind, one.at) for one in rates.update(click.timestamp for click in world.clicks(7_000))]
@@ -130,7 +130,7 @@ def test_in_worlds_an_outage_is_told_and_nothing_else(seed):
 
 
 def test_a_burst_spoils_nothing_that_is_expected_whether_it_comes_first_or_later():
-    """An import that is over in seconds is no pace that anybody has to keep."""
+    """An import that is over in seconds is no pace that has to be kept."""
     rates, end = watched()
     assert rates.update(poisson(3, 3_900.0, 24_000, end)) == []
     assert rates.expected_hz == pytest.approx(2.0, rel=0.2)
@@ -158,11 +158,11 @@ def test_a_gap_of_a_week_spoils_nothing_that_is_expected(at):
         (1e-5, "less than 1 a day"), (3 / 86_400, "3 a day"), (0.0, "none"), (1.2e6, "1,200,000 a second"),
     ],
 )  # fmt: skip
-def test_rates_are_written_as_people_read_them(hz, spoken):
+def test_rates_are_written_in_units_that_are_easy_to_read(hz, spoken):
     assert rate_text(hz) == spoken.replace("a hour", "an hour")
 
 
-def test_what_came_slowly_once_makes_no_silence_of_a_moment_but_a_long_one_is_told():
+def test_after_slow_clicks_only_a_long_silence_is_reported():
     rates, end = watched()
     rates.update(end + 600.0 * number for number in range(1, 150))  # read all at once, when it was long over
     assert rates.silence(0.01) is None

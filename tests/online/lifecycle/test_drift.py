@@ -95,7 +95,7 @@ def test_noise_that_stays_the_same_is_no_change(seed):
     assert (drift.alarms, drift.improvements, drift.last_alarm) == (0, 0, None)
 
 
-def test_learning_is_told_apart_from_harm():
+def test_learning_is_distinguished_from_harm():
     drift = watch()
     falling = np.array(losses(1, 1.0, 4_000)) * np.linspace(5, 1, 4_000).clip(2)
     found = feed(drift, falling.tolist(), hits(1, 0.2, 1_000) + hits(2, 0.6, 3_000))

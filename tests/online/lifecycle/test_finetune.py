@@ -83,7 +83,7 @@ def test_rows_that_changed_hands_or_are_newer_than_the_copy_keep_their_live_valu
     tuning = begin(learner)
     known = learner.vocabulary.rows
     run(tuning)
-    # Newcomers: first rows that nobody had, then rows of items that are given up for them.
+    # Newcomers: first rows that no item had, then rows of items that are given up for them.
     newcomers = [Click(user_id="u", item_id=f"new {number}", timestamp=2e9 + number) for number in range(60)]
     learn(learner, newcomers[:20], tuning)
     learn(learner, newcomers[20:], tuning)
@@ -108,7 +108,7 @@ def test_a_table_that_grew_meanwhile_is_no_obstacle(learner):
     assert not torch.equal(live(learner)["network.items.vectors"][:rows], before["network.items.vectors"][:rows])
 
 
-def test_rows_of_nobody_are_not_moved(learner):
+def test_rows_without_an_item_are_not_moved(learner):
     tuning = begin(learner)
     run(tuning)
     change = tuned(tuning)["network.items.vectors"] - tuning.start["network.items.vectors"]
@@ -203,11 +203,11 @@ def test_examples_are_recent_histories_and_others_of_long_ago(small, share):
     assert len(found.lengths) == 8
     assert (found.lengths >= 2).all()
     recent = found.timestamps[:, 0] >= 1e6
-    assert recent[: round(8 * share)].all()  # the latest people's
+    assert recent[: round(8 * share)].all()  # the latest users'
     assert recent.all() == (share == 1.0)
 
 
-def test_without_two_clicks_of_anybody_there_are_no_examples(small):
+def test_without_two_clicks_of_any_user_there_are_no_examples(small):
     learner = Learner(small())
     learner.learn([Click(user_id=str(user), item_id=f"i{user}", timestamp=user) for user in range(5)])
     assert examples(learner, 0.5, np.random.default_rng(0)) is None

@@ -1,4 +1,4 @@
-"""A flood of flagged clicks is told of at its beginning and at its end, and honest people's repeats are not."""
+"""A flood of flagged clicks is reported at its beginning and at its end, and honest users' repeats are not."""
 
 import json
 
@@ -22,7 +22,7 @@ def run(watch, guarded_each, clicks, start=0, total=None):
     return [told for told in found if told is not None]
 
 
-def test_a_flood_is_told_at_its_beginning_and_at_its_end():
+def test_a_flood_is_reported_at_its_beginning_and_at_its_end():
     watch, total = FloodWatch(), {"rate": 0}
     assert run(watch, 0, 5_000, total=total) == []
     (began,) = run(watch, 2, 20_000, 5_000, total)
@@ -33,7 +33,7 @@ def test_a_flood_is_told_at_its_beginning_and_at_its_end():
     assert run(watch, 0, 5_000, 28_000, total) == []
 
 
-def test_what_honest_people_repeat_is_no_flood():
+def test_what_honest_users_repeat_is_no_flood():
     assert run(FloodWatch(), 100, 50_000) == []
 
 
@@ -61,20 +61,20 @@ def bot_clicks(count, start):
     return [Click(user_id="a bot", item_id="pushed", timestamp=start + 0.2 * n) for n in range(count)]
 
 
-def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(world, town_clicks):
+def test_the_worker_tells_of_a_flood_and_counts_it_by_reason(harness, town_clicks):
     at = town_clicks[199].timestamp
-    world.publish([*town_clicks[:200], *bot_clicks(300, at)])
-    loop = world.run()
+    harness.publish([*town_clicks[:200], *bot_clicks(300, at)])
+    loop = harness.run()
     (notice,) = [notice for notice in loop.notices.latest if notice.kind == "abuse_flood"]
     assert "kept from other users' lists" in notice.text
     flagged = loop.learner.abuse_filter.total
     assert flagged["repeats"] + flagged["rate"] > 250
     assert sum(notice.figures["reasons"].values()) == notice.figures["clicks"]
-    again = world.begin(world.loop())
-    assert again.supervisor._flood.to_state() == loop.supervisor._flood.to_state()
+    again = harness.begin(harness.loop())
+    assert again.supervisor.to_state()[1]["flood"] == loop.supervisor.to_state()[1]["flood"]
 
 
-def test_nobody_s_fine_tuning_reads_what_a_bot_clicked(small, town_clicks):
+def test_fine_tuning_does_not_read_what_a_bot_clicked(small, town_clicks):
     learner = Learner(small(finetune_reservoir_held=64))
     stream = [*town_clicks[:100], *bot_clicks(200, town_clicks[99].timestamp), *town_clicks[100:140]]
     for start in range(0, len(stream), 8):
@@ -85,4 +85,4 @@ def test_nobody_s_fine_tuning_reads_what_a_bot_clicked(small, town_clicks):
     assert "a bot" in learner.histories.users_of(learner.histories.recently_seen(512))
     found = examples(learner, 0.5, np.random.default_rng(0))
     lengths = (found.rows == pushed).sum(1)
-    assert lengths.max() <= learner.settings.abuse_repeats_at_once  # its first clicks, before anybody could tell
+    assert lengths.max() <= learner.settings.abuse_repeats_at_once  # its first clicks, before the filter can tell

@@ -17,7 +17,7 @@ SIMULATED = 400
 
 
 def scores(seed, clicks=4_200, ratio=1.0, agree=0.6):
-    """Scores of two models (2, clicks): people come in sessions, some of which the models find easy; where they do not
+    """Scores of two models (2, clicks): users come in sessions, some of which the models find easy; where they do not
     agree, they fail and succeed independently. The candidate's mean is exactly `ratio` times the live one's."""
     rng = np.random.default_rng(seed)
     sessions = np.repeat(rng.beta(0.6, 1.4, clicks), rng.integers(1, 24, clicks))[:clicks]
@@ -142,7 +142,7 @@ def test_looking_after_each_block_with_an_ordinary_test_would_not_do():
     assert wrong > 3 * LIMITS.alpha * SIMULATED
 
 
-def test_what_is_not_worse_is_thrown_away_early_no_more_often_than_promised():
+def test_a_candidate_no_worse_is_rejected_early_no_more_often_than_promised():
     found, clicks = outcomes(1.0)
     early = sum(count < LIMITS.clicks_max - LIMITS.block_clicks for count in clicks)
     assert found["go on"] == 0
@@ -180,7 +180,7 @@ def test_models_that_always_agree_are_no_worse():
     assert gate.clicks == BLOCKS_MIN * LIMITS.block_clicks
 
 
-def test_models_that_never_hit_anything_cannot_be_told_apart():
+def test_models_that_never_hit_anything_are_not_distinguished():
     gate = SequentialGate(LIMITS)
     assert decided(gate, np.zeros(5_000), np.zeros(5_000)) == "reject"
     assert gate.clicks == LIMITS.clicks_max

@@ -104,7 +104,7 @@ def known(learner):
     return {name: array.tobytes() for name, array in arrays.items()}, state
 
 
-def test_a_change_is_found_and_reacted_to_and_a_restart_in_the_middle_changes_nothing():
+def test_a_change_is_found_and_reacted_to_also_across_a_restart():
     settings = Settings(**SMALL | QUICK)
     clicks = list(batches(worlds.sudden(0, change_at=1_600, town=TOWN).clicks(2_400)))
     learner = taught(settings, 0)
@@ -132,12 +132,8 @@ def test_while_clicks_are_missing_nothing_is_forgotten():
     settings = Settings(**SMALL | QUICK)
     learner = taught(settings)
     changes = Changes(settings, learner)
-    changes.rates.falling = True
-    changes.rates._log_spell, changes.rates._spells, changes.rates._spells_s = (
-        0.0,
-        10,
-        1e3,
-    )  # 200 clicks a second are expected
+    spells = {"falling": True, "log_spell": 0.0, "spells": 10, "spells_s": 1e3}  # 200 clicks a second are expected
+    changes.rates.load_state(changes.rates.to_state() | spells)
     reacted = []
     for batch in batches(worlds.sudden(0, change_at=800, town=TOWN).clicks(1_600)):
         notices = changes.update(batch, learner.learn(batch))

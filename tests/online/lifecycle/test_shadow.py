@@ -21,7 +21,7 @@ def learner(small, town_clicks):
 
 
 def learn(learner, clicks, *trials, anew=False):
-    """`anew`: the live weights read everybody's latest clicks anew too, so that even the states are equal."""
+    """`anew`: the live weights read every user's latest clicks anew too, so that even the states are equal."""
     for start in range(0, len(clicks), 8):
         if anew:
             forget_memories(learner)
@@ -41,7 +41,7 @@ def begin(learner, weights=None):
 
 
 def read_anew(learner):
-    """The live model reads everybody's history anew, as a trial does: so even the states are equal."""
+    """The live model reads every user's history anew, as a trial does: so even the states are equal."""
     states = learner.states
 
     def read(_, slots, clicks, histories=None):
@@ -133,7 +133,7 @@ def test_a_candidate_whose_gradients_explode_is_rejected_at_once(learner, town_c
     assert "gradients" in trial.fault
 
 
-def test_who_gives_everybody_the_same_ten_is_rejected_at_once(learner, town_clicks):
+def test_a_candidate_that_gives_all_users_the_same_ten_is_rejected_at_once(learner, town_clicks):
     weights = learner.weights.copy()
     with torch.no_grad():  # nothing counts but an item's popularity
         weights.ranker.linear[:] = 0

@@ -1,4 +1,4 @@
-"""That many messages cannot be read is told as it begins and when it is over, with the reason, and nobody is named."""
+"""Unreadable messages are reported when they begin and when they are over, with the reason, and no user is named."""
 
 import json
 import time
@@ -38,7 +38,7 @@ def feed(one, count, value=None):
         one.update(bad, value)
 
 
-def test_all_of_the_first_messages_are_told_with_the_reason_the_hint_and_a_redacted_example():
+def test_unreadable_first_messages_are_reported_with_reason_hint_and_example():
     one, told = watch()
     feed(one, UNREADABLE_MIN - 1, A_DATE)
     assert told == []
@@ -64,7 +64,7 @@ def test_one_of_two_is_no_alarm_nor_are_some_of_many():
     assert not one.began
 
 
-def test_a_share_among_good_ones_is_told_and_so_is_its_end():
+def test_a_share_of_unreadable_messages_is_reported_and_so_is_its_end():
     one, told = watch()
     feed(one, 5_000)
     for _ in range(600):
@@ -126,7 +126,7 @@ def test_a_restart_changes_nothing(stop):
     assert second.to_state() == whole.to_state()
 
 
-def test_what_is_held_names_nobody():
+def test_the_state_contains_no_user_id():
     one, _ = watch()
     feed(one, 100, A_DATE)
     feed(one, 100, THEIRS)
@@ -134,11 +134,11 @@ def test_what_is_held_names_nobody():
     assert not any(word in held for word in ("alice", "kettle", "1730600"))
 
 
-def test_the_worker_tells_and_its_status_shows_it(world, town_clicks):
-    world.publish(town_clicks[:20])
+def test_the_worker_tells_and_its_status_shows_it(harness, town_clicks):
+    harness.publish(town_clicks[:20])
     for _ in range(200):
-        world.broker.append("clicks", THEIRS)
-    loop = world.run()
+        harness.broker.append("clicks", THEIRS)
+    loop = harness.run()
     kinds = [notice.kind for notice in loop.notices.latest]
     assert kinds.count("unreadable") == 1
     (problem,) = StatusReport(loop).describe("running")["problems"]
@@ -146,19 +146,19 @@ def test_the_worker_tells_and_its_status_shows_it(world, town_clicks):
     assert "messages on clicks cannot be read" in problem["text"]
     assert "because of missing-user_id" in problem["text"]
     assert "alice" not in json.dumps([notice.as_dict() for notice in loop.notices.latest])
-    again = world.begin(world.loop())
+    again = harness.begin(harness.loop())
     states = [{topic: one.to_state() for topic, one in some.unreadable.items()} for some in (again, loop)]
     assert states[0] == states[1]
-    world.publish(town_clicks[20:] * 3)
-    loop = world.run()
+    harness.publish(town_clicks[20:] * 3)
+    loop = harness.run()
     assert loop.notices.counts["unreadable_over"] == 1
 
 
-def test_items_that_cannot_be_read_are_told_too(world, town_clicks):
-    world.publish(town_clicks[:40])
+def test_unreadable_items_are_reported_too(harness, town_clicks):
+    harness.publish(town_clicks[:40])
     for number in range(60):
-        world.broker.append("items", b'{"available": "yes"}', key=f"i{number}".encode())
-    loop = world.run()
+        harness.broker.append("items", b'{"available": "yes"}', key=f"i{number}".encode())
+    loop = harness.run()
     (notice,) = [notice for notice in loop.notices.latest if notice.kind == "unreadable"]
     assert "messages on items cannot be read" in notice.text
     assert "invalid-available" in notice.text

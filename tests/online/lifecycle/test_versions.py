@@ -40,7 +40,7 @@ class Disk:
         return found
 
 
-def test_the_first_version_knew_nothing_at_first_and_its_checkpoint_is_the_latest_it_made():
+def test_the_first_version_s_checkpoint_is_the_latest_that_it_made():
     disk = Disk()
     assert (disk.versions.live.number, disk.versions.live.parent, disk.versions.unsaved) == (1, None, False)
     disk.save()
@@ -51,7 +51,7 @@ def test_the_first_version_knew_nothing_at_first_and_its_checkpoint_is_the_lates
     assert [version.checkpoint for version in disk.versions.all()] == [2, 3]
 
 
-def test_a_published_version_follows_the_live_one_and_is_saved_with_the_next_checkpoint():
+def test_a_published_version_is_numbered_next_and_saved_at_the_next_checkpoint():
     disk = Disk()
     disk.save()
     version = disk.versions.publish("fine-tuned", at_ms=5, learned=7, figures={"steps": 3})
@@ -85,7 +85,7 @@ def test_a_rollback_is_a_new_version_whose_parent_is_the_one_gone_back_to():
         (5, "version 5 makes the lists already; kept are 3, 4"),
     ],
 )
-def test_what_cannot_be_had_is_said_in_one_line_with_what_can(to, line):
+def test_a_version_that_cannot_be_restored_is_refused_with_those_that_can(to, line):
     disk = Disk()
     for _ in range(4):
         disk.publish()

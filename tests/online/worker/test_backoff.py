@@ -69,7 +69,7 @@ def retried(settings, attempt, stop=None, **more):
     return retry_until(attempt, settings=settings, stop=stop, unavailable=(UnavailableError,), **more)
 
 
-def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog):
+def test_what_is_unavailable_is_tried_until_it_is_there_and_reported_once(settings, caplog):
     caplog.set_level(logging.INFO, "online.worker.backoff")
     told = []
     assert retried(settings, failing(3, UnavailableError("no Kafka answers")), report=told.append) == 7
@@ -80,7 +80,7 @@ def test_what_is_away_is_tried_until_it_is_there_and_said_once(settings, caplog)
     ]
 
 
-def test_it_is_said_again_after_a_while(settings, caplog, monkeypatch):
+def test_it_is_reported_again_after_a_while(settings, caplog, monkeypatch):
     monkeypatch.setattr(module, "REPORTED_EVERY_S", 0.0)
     retried(settings, failing(3, UnavailableError("no Kafka answers")))
     assert sum("no Kafka answers" in record.message for record in caplog.records) == 3
@@ -91,7 +91,7 @@ def test_what_would_not_pass_is_raised_at_once(settings):
         retried(settings, failing(1, SourceError("not a click log")))
 
 
-def test_who_is_told_to_stop_waits_no_longer(settings):
+def test_a_stop_ends_the_wait(settings):
     stop = threading.Event()
     stop.set()
     with pytest.raises(StoppedError):

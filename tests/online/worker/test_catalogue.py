@@ -30,25 +30,25 @@ THERE = encode(Item(item_id="x", title="a title", tags=("a", "b"), vector=(0.5, 
 
 
 @pytest.fixture
-def loop(world, town_clicks):
-    """A loop that has learned from everybody in the town."""
-    world.publish(town_clicks)
-    loop = world.begin(world.loop())
+def loop(harness, town_clicks):
+    """A loop that has learned from every user of the town."""
+    harness.publish(town_clicks)
+    loop = harness.begin(harness.loop())
     while loop.turn():
         pass
     return loop
 
 
-def common_item(world):
+def common_item(harness):
     """The item that most lists hold, the popular one among them."""
-    listed = Counter(item for top in world.lists.held.values() for item in top.items)
-    return max(world.lists.popular_list.items, key=lambda item: listed[item])
+    listed = Counter(item for top in harness.lists.held.values() for item in top.items)
+    return max(harness.lists.popular_list.items, key=lambda item: listed[item])
 
 
-def holders(world, item):
+def holders(harness, item):
     """Whose list holds the item; None stands for the popular one."""
-    everybody = {**world.lists.held, None: world.lists.popular_list}
-    return {user for user, top in everybody.items() if item in top.items}
+    every_list = {**harness.lists.held, None: harness.lists.popular_list}
+    return {user for user, top in every_list.items() if item in top.items}
 
 
 def again(clicks, *, hours):
@@ -68,120 +68,120 @@ def turns_until_swept(loop):
 
 
 @pytest.mark.parametrize("withdrawal", [GONE, None], ids=["unavailable", "tombstone"])
-def test_a_withdrawn_item_leaves_every_list_and_comes_back(world, loop, town_clicks, withdrawal):
-    item = common_item(world)
-    before = dict(world.lists.held)
-    assert len(holders(world, item)) > 5
-    world.publish_item(item, withdrawal)
+def test_a_withdrawn_item_leaves_every_list_and_comes_back(harness, loop, town_clicks, withdrawal):
+    item = common_item(harness)
+    before = dict(harness.lists.held)
+    assert len(holders(harness, item)) > 5
+    harness.publish_item(item, withdrawal)
     turns_until_swept(loop)
-    assert holders(world, item) == set()
-    for user, top in world.lists.held.items():
+    assert holders(harness, item) == set()
+    for user, top in harness.lists.held.items():
         assert top.items
         assert len(top.items) == len(top.scores)
         if item not in before[user].items:
             assert top == before[user]
 
-    world.publish(again(town_clicks[:100], hours=6))  # nor do new lists hold it, also of people who click on it
-    world.publish([Click(user_id="fan", item_id=item, timestamp=town_clicks[-1].timestamp)])
-    world.drain(loop)
-    assert "fan" in world.lists.held
-    assert holders(world, item) == set()
+    harness.publish(again(town_clicks[:100], hours=6))  # nor do new lists hold it, also of users who click on it
+    harness.publish([Click(user_id="fan", item_id=item, timestamp=town_clicks[-1].timestamp)])
+    harness.drain(loop)
+    assert "fan" in harness.lists.held
+    assert holders(harness, item) == set()
 
-    world.publish_item(item, THERE)
+    harness.publish_item(item, THERE)
     loop.turn()
-    assert world.lists.popular_list.items == loop.learner.popular().items  # at once: it waits for nobody's click
-    assert holders(world, item) <= {None}
-    other = next(one for one in world.lists.popular_list.items if one != item)
+    assert harness.lists.popular_list.items == loop.learner.popular().items  # at once: it waits for no click
+    assert holders(harness, item) <= {None}
+    other = next(one for one in harness.lists.popular_list.items if one != item)
     fans, latest = {"fan", "fan-2", "fan-3"}, town_clicks[-1].timestamp
     for turn, clicked in enumerate([item, other] * 3):
         at = latest + 3_600 * (12 + turn)
-        world.publish([Click(user_id=fan, item_id=clicked, timestamp=at) for fan in sorted(fans)])
-    world.drain(loop)
-    assert holders(world, item) >= fans  # whose last click is not on it, but whose next one may well be
+        harness.publish([Click(user_id=fan, item_id=clicked, timestamp=at) for fan in sorted(fans)])
+    harness.drain(loop)
+    assert holders(harness, item) >= fans  # whose last click is not on it, but whose next one may well be
 
 
-def test_a_list_that_has_become_short_is_ranked_anew(world, loop):
-    user, top = max(world.lists.held.items(), key=lambda pair: len(pair[1].items))
+def test_a_list_that_has_become_short_is_ranked_anew(harness, loop):
+    user, top = max(harness.lists.held.items(), key=lambda pair: len(pair[1].items))
     gone, left = top.items[:-2], top.items[-2:]
     for item in gone:
-        world.publish_item(item, None)
+        harness.publish_item(item, None)
     turns_until_swept(loop)
-    after = world.lists.held[user]
+    after = harness.lists.held[user]
     assert not set(after.items) & set(gone)
     assert len(after.items) > len(left)
     assert (after.offset, after.clicked_at) == (top.offset, top.clicked_at)
 
 
-def test_what_is_left_of_a_list_keeps_its_order_and_scores(world, loop):
-    user, top = max(world.lists.held.items(), key=lambda pair: len(pair[1].items))
-    world.publish_item(top.items[1], None)
+def test_what_is_left_of_a_list_keeps_its_order_and_scores(harness, loop):
+    user, top = max(harness.lists.held.items(), key=lambda pair: len(pair[1].items))
+    harness.publish_item(top.items[1], None)
     turns_until_swept(loop)
     left = {"items": [top.items[0], *top.items[2:]], "scores": [top.scores[0], *top.scores[2:]]}
-    assert world.lists.held[user] == top.model_copy(update=left)
+    assert harness.lists.held[user] == top.model_copy(update=left)
 
 
-def test_lists_of_people_no_longer_remembered_lose_the_item_too(world, town_clicks):
-    world.publish(town_clicks)
-    loop = world.begin(world.loop(users_held=16))
+def test_lists_of_users_no_longer_remembered_lose_the_item_too(harness, town_clicks):
+    harness.publish(town_clicks)
+    loop = harness.begin(harness.loop(users_held=16))
     while loop.turn():
         pass
-    forgotten = set(world.lists.held) - set(loop.learner.histories.users())
+    forgotten = set(harness.lists.held) - set(loop.learner.histories.users())
     assert forgotten
-    for item in {item for user in forgotten for item in world.lists.held[user].items[:2]}:
-        world.publish_item(item, None)
+    for item in {item for user in forgotten for item in harness.lists.held[user].items[:2]}:
+        harness.publish_item(item, None)
     turns_until_swept(loop)
     unavailable = set(loop.learner.unavailable)
-    assert not [user for user, top in world.lists.held.items() if unavailable & set(top.items)]
+    assert not [user for user, top in harness.lists.held.items() if unavailable & set(top.items)]
 
 
-def test_withdrawals_that_come_together_share_a_sweep_and_a_later_one_gets_its_own(world, loop):
+def test_withdrawals_that_come_together_share_a_sweep_and_a_later_one_gets_its_own(harness, loop):
     pages = []
-    page = world.lists.page
-    world.lists.page = lambda cursor: (pages.append(cursor), page(cursor))[1]
-    items = world.lists.popular_list.items[:3]
+    page = harness.lists.page
+    harness.lists.page = lambda cursor: (pages.append(cursor), page(cursor))[1]
+    items = harness.lists.popular_list.items[:3]
     for item in items[:2]:
-        world.publish_item(item, None)
+        harness.publish_item(item, None)
     loop.turn()
-    world.publish_item(items[2], None)
+    harness.publish_item(items[2], None)
     turns_until_swept(loop)
-    everywhere = list(range(0, len(world.lists.held), 5))
+    everywhere = list(range(0, len(harness.lists.held), 5))
     assert pages in ([*everywhere, *everywhere], [*everywhere[: len(pages) - len(everywhere)], *everywhere])
-    assert not set(items) & {item for top in world.lists.held.values() for item in top.items}
+    assert not set(items) & {item for top in harness.lists.held.values() for item in top.items}
 
 
-def test_an_item_that_is_as_available_as_before_costs_nothing(world, loop):
+def test_an_item_that_is_as_available_as_before_costs_nothing(harness, loop):
     pages = []
-    page = world.lists.page
-    world.lists.page = lambda cursor: (pages.append(cursor), page(cursor))[1]
-    before = dict(world.lists.held)
-    world.publish_item(common_item(world), THERE)
-    world.publish_item("never seen", THERE)
+    page = harness.lists.page
+    harness.lists.page = lambda cursor: (pages.append(cursor), page(cursor))[1]
+    before = dict(harness.lists.held)
+    harness.publish_item(common_item(harness), THERE)
+    harness.publish_item("never seen", THERE)
     turns_until_swept(loop)
-    assert (pages, world.lists.held) == ([], before)
+    assert (pages, harness.lists.held) == ([], before)
 
 
-def test_an_item_withdrawn_before_its_first_click_is_not_listed_after_it(world, town_clicks):
+def test_an_item_withdrawn_before_its_first_click_is_not_listed_after_it(harness, town_clicks):
     item = town_clicks[0].item_id
-    world.publish_item(item, None)
-    world.broker.topics[world.partition()] = []
-    loop = world.begin(world.loop())
+    harness.publish_item(item, None)
+    harness.broker.topics[harness.partition()] = []
+    loop = harness.begin(harness.loop())
     loop.turn()
-    world.publish(town_clicks)
-    world.drain(loop)
-    assert world.lists.held
-    assert holders(world, item) == set()
+    harness.publish(town_clicks)
+    harness.drain(loop)
+    assert harness.lists.held
+    assert holders(harness, item) == set()
 
 
-def test_a_turn_takes_in_and_looks_at_no_more_than_the_settings_say(world, town_clicks):
-    world.publish(town_clicks[:100])
-    loop = world.begin(world.loop(items_records_max=3, sweep_lists_max=2 * PAGE))
+def test_a_turn_takes_in_and_looks_at_no_more_than_the_settings_say(harness, town_clicks):
+    harness.publish(town_clicks[:100])
+    loop = harness.begin(harness.loop(items_records_max=3, sweep_lists_max=2 * PAGE))
     while loop.turn():
         pass
     pages = []
-    page = world.lists.page
-    world.lists.page = lambda cursor: (pages.append(cursor), page(cursor))[1]
+    page = harness.lists.page
+    harness.lists.page = lambda cursor: (pages.append(cursor), page(cursor))[1]
     for number in range(7):
-        world.publish_item(f"i{number}", None)
+        harness.publish_item(f"i{number}", None)
     taken = []
     for _ in range(4):
         before = len(pages)
@@ -191,10 +191,10 @@ def test_a_turn_takes_in_and_looks_at_no_more_than_the_settings_say(world, town_
     assert taken == [3, 6, 7, 7]
 
 
-def test_where_there_is_no_room_to_know_of_more_it_is_said_once(world, loop, caplog):
+def test_too_many_withdrawn_items_are_reported_once(harness, loop, caplog):
     loop.learner.items.settings = loop.learner.settings = loop.settings.model_copy(update={"items_held": 2})
-    for item in [*world.lists.popular_list.items[:4], world.lists.popular_list.items[0]]:
-        world.publish_item(item, None)
+    for item in [*harness.lists.popular_list.items[:4], harness.lists.popular_list.items[0]]:
+        harness.publish_item(item, None)
     turns_until_swept(loop)
     assert len(loop.learner.unavailable) == 2
     warnings = [
@@ -206,78 +206,78 @@ def test_where_there_is_no_room_to_know_of_more_it_is_said_once(world, loop, cap
 # --- restarts, crashes, Redis --------------------------------------------------------------------------------------
 
 
-def test_after_a_restart_it_goes_on_where_it_was_and_items_stay_withdrawn(world, loop, town_clicks):
-    item = common_item(world)
-    world.publish_item(item, None)
+def test_after_a_restart_it_goes_on_where_it_was_and_items_stay_withdrawn(harness, loop, town_clicks):
+    item = common_item(harness)
+    harness.publish_item(item, None)
     turns_until_swept(loop)
     loop.finish()
-    world.publish_item("another", None)
-    again = world.begin(world.loop())
-    assert again.writer.catalogue._feed.began_at == [{ITEMS: 1}]
-    world.publish(town_clicks[:100])
-    world.drain(again)
+    harness.publish_item("another", None)
+    again = harness.begin(harness.loop())
+    assert harness.feed.began_at == [{ITEMS: 1}]
+    harness.publish(town_clicks[:100])
+    harness.drain(again)
     assert again.progress.next_offsets[ITEMS] == 2
-    assert holders(world, item) == set()
+    assert holders(harness, item) == set()
 
 
 @pytest.mark.parametrize("step", ["page", "amend"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_in_the_middle_of_a_sweep_the_next_worker_ends_it(world, loop, step, after):
-    item = common_item(world)
-    world.publish_item(item, None)
+def test_killed_in_the_middle_of_a_sweep_the_next_worker_ends_it(harness, loop, step, after):
+    item = common_item(harness)
+    harness.publish_item(item, None)
     loop.settings = loop.settings.model_copy(update={"sweep_lists_max": 1})
     loop.turn()
-    world.crash(world.lists, step, call=1, after=after)
-    with pytest.raises(world.aborted):
+    harness.crash(harness.lists, step, call=1, after=after)
+    with pytest.raises(harness.aborted):
         turns_until_swept(loop)
-    vars(world.lists).pop(step)
-    second = world.begin(world.loop())
+    vars(harness.lists).pop(step)
+    second = harness.begin(harness.loop())
     turns_until_swept(second)
-    assert holders(world, item) == set()
+    assert holders(harness, item) == set()
 
 
-def test_items_that_came_while_redis_was_away_leave_the_lists_when_it_is_back(world, loop):
-    item = common_item(world)
-    world.lists.away = True
-    world.publish_item(item, None)
+def test_items_withdrawn_during_an_outage_leave_the_lists_when_redis_is_back(harness, loop):
+    item = common_item(harness)
+    harness.lists.away = True
+    harness.publish_item(item, None)
     for _ in range(3):
         loop.turn()
-    assert holders(world, item)
-    world.lists.away = False
+    assert holders(harness, item)
+    harness.lists.away = False
     turns_until_swept(loop)
-    assert holders(world, item) == set()
+    assert holders(harness, item) == set()
     assert loop.writer.redis_waits_since is None
 
 
-def test_a_redis_that_comes_back_with_older_lists_is_looked_through(world, loop, town_clicks):
-    item = common_item(world)
-    older = dict(world.lists.held)
-    world.publish_item(item, None)
+def test_a_redis_that_comes_back_with_older_lists_is_looked_through(harness, loop, town_clicks):
+    item = common_item(harness)
+    older = dict(harness.lists.held)
+    harness.publish_item(item, None)
     turns_until_swept(loop)
-    world.lists.away = True
-    world.publish(town_clicks[:1])
+    harness.lists.away = True
+    harness.publish(town_clicks[:1])
     loop.turn()
-    world.lists.held = older
-    world.lists.away = False
+    harness.lists.held = older
+    harness.lists.away = False
     turns_until_swept(loop)
-    assert holders(world, item) == set()
+    assert holders(harness, item) == set()
 
 
 # --- what cannot be read -------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_item_is_a_dead_letter_once_and_stops_nothing(world, loop):
-    item = common_item(world)
+def test_what_is_no_item_is_a_dead_letter_once_and_stops_nothing(harness, loop):
+    item = common_item(harness)
     bad = [b"no json", b'{"available": "no"}', b"x" * 70_000]
     for value in bad:
-        world.publish_item(item, value)
-    world.broker.append("items", b"{}")
-    world.publish_item(item, None)
+        harness.publish_item(item, value)
+    harness.broker.append("items", b"{}")
+    harness.publish_item(item, None)
     turns_until_swept(loop)
-    assert holders(world, item) == set()
+    assert holders(harness, item) == set()
     loop.finish()
-    world.run()
-    letters = list(map(dead_letter, world.dead()))
+    harness.run()
+    letters = list(map(dead_letter, harness.dead()))
     assert [(letter.topic, letter.partition, letter.offset, letter.reason) for letter in letters] == [
         ("items", 0, 0, "malformed-json"),
         ("items", 0, 1, "invalid-available"),
@@ -288,14 +288,14 @@ def test_what_is_no_item_is_a_dead_letter_once_and_stops_nothing(world, loop):
     assert loop.progress.dead_letters == dict.fromkeys([letter.reason for letter in letters], 1)
 
 
-def test_a_crash_before_the_checkpoint_puts_no_dead_letter_twice(world, loop):
-    world.publish_item("i", b"no json")
-    world.publish_item("j", b"[]")
-    world.crash(loop.checkpoints, "save", call=1)
-    with pytest.raises(world.aborted):
+def test_a_crash_before_the_checkpoint_puts_no_dead_letter_twice(harness, loop):
+    harness.publish_item("i", b"no json")
+    harness.publish_item("j", b"[]")
+    harness.crash(loop.checkpoints, "save", call=1)
+    with pytest.raises(harness.aborted):
         turns_until_swept(loop)
-    world.run()
-    assert [dead_letter(letter).reason for letter in world.dead()] == ["malformed-json", "not-an-object"]
+    harness.run()
+    assert [dead_letter(letter).reason for letter in harness.dead()] == ["malformed-json", "not-an-object"]
 
 
 # --- the worker ----------------------------------------------------------------------------------------------------
@@ -364,7 +364,12 @@ def opened(settings):
     yield open_one
     for feed in feeds:
         feed.close()
-        assert not feed._thread.is_alive()
+    assert not reading()
+
+
+def reading():
+    """Whether the thread of a feed runs."""
+    return any(thread.name == "items" for thread in threading.enumerate())
 
 
 def publish(settings, names):
@@ -403,7 +408,7 @@ def test_a_feed_gives_what_is_there_and_what_comes_a_bounded_number_at_a_time(se
     assert feed.take() == []
 
 
-def test_a_feed_begins_where_it_is_told_and_anew_where_the_topic_was_made_anew(settings, opened, caplog):
+def test_a_feed_begins_at_its_offset_and_anew_in_a_topic_made_anew(settings, opened, caplog):
     publish(settings, "abc")
     assert keys(taken(opened(2), 1)) == "c"
     assert caplog.text == ""
@@ -411,15 +416,15 @@ def test_a_feed_begins_where_it_is_told_and_anew_where_the_topic_was_made_anew(s
     assert f"topic {settings.items_topic} was made anew" in caplog.text
 
 
-def test_a_feed_that_nobody_takes_from_holds_no_more_than_it_may_and_can_be_closed(settings, opened):
+def test_a_feed_without_a_reader_is_bounded_and_can_be_closed(settings, opened):
     publish(settings, string.ascii_letters)
     feed = opened()
     deadline = time.monotonic() + 30
-    while feed._waiting.qsize() < 10 and time.monotonic() < deadline:
+    while feed.waiting < 10 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert feed._waiting.qsize() == 10
+    assert feed.waiting == 10
     feed.close()
-    assert not feed._thread.is_alive()
+    assert not reading()
 
 
 def test_a_feed_that_was_never_started_can_be_closed(settings):
@@ -434,7 +439,7 @@ def test_the_embedded_log_is_compacted_when_it_is_opened(settings, opened):
 
 @pytest.mark.real
 @pytest.mark.parametrize("settings", ["kafka"], indirect=True)
-def test_kafka_is_told_to_compact_the_topic(settings):
+def test_kafka_s_topic_of_items_is_compacted(settings):
     admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
     found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, settings.items_topic)])
     admin.close()
@@ -461,7 +466,7 @@ class FailingReader:
 
 
 @pytest.mark.parametrize("settings", ["log"], indirect=True)
-def test_a_broker_that_is_away_is_told_once_and_asked_again(settings, caplog):
+def test_an_unavailable_broker_is_reported_once_and_asked_again(settings, caplog):
     publish(settings, "a")
     errors = [SourceError("no Kafka answers"), SourceError("no Kafka answers"), ValueError("a surprise")]
     reader = FailingReader(LogReader(settings.log_path, settings.items_topic), errors)

@@ -87,7 +87,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_of_a_damaged_checkpoint_the_one_before_is_taken_and_the_reason_is_said(tmp_path, caplog, damage):
+def test_after_a_damaged_checkpoint_the_one_before_is_taken_and_the_reason_logged(tmp_path, caplog, damage):
     name, how = DAMAGES[damage]
     checkpoints = filled(tmp_path, 3)
     how(tmp_path / "00000003" / name)
@@ -146,7 +146,7 @@ def test_what_may_not_be_read_is_passed_over_too(tmp_path, monkeypatch, name):
     assert checkpoints.load()[0] == 1
 
 
-def test_where_all_are_broken_a_person_decides(tmp_path):
+def test_if_all_checkpoints_are_damaged_the_operator_decides(tmp_path):
     checkpoints = filled(tmp_path, 2)
     cut(tmp_path / "00000001" / STATE)
     (tmp_path / "00000002" / ARRAYS).unlink()
@@ -338,7 +338,7 @@ def test_killed_while_an_old_one_is_removed_no_half_of_it_is_left(tmp_path, monk
     assert again.load()[0] == 3
 
 
-def test_where_all_are_of_an_older_format_it_stops_with_one_line_that_says_what_to_do(tmp_path):
+def test_if_all_checkpoints_have_an_older_format_one_line_says_what_to_do(tmp_path):
     """It must not begin from nothing without a word."""
     saved = filled(tmp_path, 2)
     for number in saved.numbers():
@@ -347,9 +347,7 @@ def test_where_all_are_of_an_older_format_it_stops_with_one_line_that_says_what_
         saved.load()
     line = str(error.value)
     assert "\n" not in line
-    now = checkpoint_module.FORMAT
-    assert (
-        f"is of format {now - 1}, this version of nextclick reads {now}: go on with the version that wrote it" in line
-    )
+    old, now = checkpoint_module.FORMAT - 1, checkpoint_module.FORMAT
+    assert f"is of format {old}, this version of nextclick reads {now}: go on with the version that wrote it" in line
     assert "or learn from the topic again, in a new folder (--data-dir FOLDER --from-beginning)" in line
     assert f"move {tmp_path} away to start anew" in line

@@ -70,10 +70,10 @@ def values(town_clicks):
 def aside_loop():
     """Loops whose checkpoints are due at each turn, and completed aside."""
 
-    def make(world, reached=lambda _: None, *, aside, monotonic=None, **overrides):
+    def make(harness, reached=lambda _: None, *, aside, monotonic=None, **overrides):
         passing = itertools.count(1.0)
         monotonic = monotonic or (lambda: float(next(passing)))
-        return world.loop(reached, monotonic=monotonic, aside=aside, checkpoint_interval_s=1e-3, **overrides)
+        return harness.loop(reached, monotonic=monotonic, aside=aside, checkpoint_interval_s=1e-3, **overrides)
 
     return make
 
@@ -89,11 +89,11 @@ def fault(step, visit):
     return reached
 
 
-def outcome(world, loop):
-    letters = [(letter.key, letter.value, letter.offset) for letter in world.dead()]
-    everything = world.everything(loop)
+def outcome(harness, loop):
+    letters = [(letter.key, letter.value, letter.offset) for letter in harness.dead()]
+    everything = harness.everything(loop)
     del everything["versions"]  # they know the numbers of checkpoints, of which there were fewer
-    return everything, letters, dict(world.broker.committed), loop.progress.next_offsets
+    return everything, letters, dict(harness.broker.committed), loop.progress.next_offsets
 
 
 @pytest.fixture(scope="module")
@@ -102,60 +102,60 @@ def quiet():
 
 
 @pytest.fixture
-def undisturbed(quiet, new_world, values):
+def undisturbed(quiet, new_harness, values):
     if not quiet:
-        world = new_world()
-        world.publish(values)
-        quiet["outcome"] = outcome(world, world.run())
+        harness = new_harness()
+        harness.publish(values)
+        quiet["outcome"] = outcome(harness, harness.run())
     return quiet["outcome"]
 
 
 @pytest.mark.parametrize(("step", "turns"), [*itertools.product(STEPS, (0, 1, 3))])
-def test_killed_at_a_step_with_a_checkpoint_on_its_way_it_ends_as_if_nothing_had_happened(
-    new_world, values, undisturbed, aside_loop, *, step, turns
+def test_a_crash_at_any_step_while_a_checkpoint_is_being_written_changes_nothing(
+    new_harness, values, undisturbed, aside_loop, *, step, turns
 ):
-    world = new_world()
-    world.publish(values)
+    harness = new_harness()
+    harness.publish(values)
     crashes = 0
     for visit in (1, 2, 1):
         try:
-            world.drain(world.begin(aside_loop(world, fault(step, visit), aside=Late(turns))))
+            harness.drain(harness.begin(aside_loop(harness, fault(step, visit), aside=Late(turns))))
         except CrashError:
             crashes += 1
     assert crashes >= 2
     aside = Late(turns)
-    last = world.drain(world.begin(aside_loop(world, aside=aside)))
-    assert outcome(world, last) == undisturbed
+    last = harness.drain(harness.begin(aside_loop(harness, aside=aside)))
+    assert outcome(harness, last) == undisturbed
 
 
-def test_a_real_thread_changes_nothing_either(new_world, values, undisturbed, aside_loop):
-    world = new_world()
-    world.publish(values)
-    loop = world.drain(world.begin(aside_loop(world, aside=ThreadPoolExecutor(1))))
+def test_a_real_thread_changes_nothing_either(new_harness, values, undisturbed, aside_loop):
+    harness = new_harness()
+    harness.publish(values)
+    loop = harness.drain(harness.begin(aside_loop(harness, aside=ThreadPoolExecutor(1))))
     loop.close()
-    assert outcome(world, loop) == undisturbed
+    assert outcome(harness, loop) == undisturbed
     number, _, state = loop.checkpoints.load()
     assert state["progress"]["learned"] == loop.progress.learned
     assert number == loop.checkpointer.last_saved.number
 
 
-def test_what_is_committed_is_what_the_checkpoint_holds_and_not_what_was_learned_since(world, values, aside_loop):
-    world.publish(values)
-    loop = world.begin(aside_loop(world, aside=Late(2)))
+def test_committed_offsets_are_those_of_the_checkpoint_not_of_later_clicks(harness, values, aside_loop):
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, aside=Late(2)))
     commits = []
     while loop.turn():
-        if world.broker.committed:
+        if harness.broker.committed:
             _, _, state = loop.checkpoints.load()
             (_, _, offset), *_ = state["progress"]["next_offsets"]
-            assert world.broker.committed == {world.partition(): offset}
-            commits.append((offset, loop.progress.next_offsets[world.partition()]))
+            assert harness.broker.committed == {harness.partition(): offset}
+            commits.append((offset, loop.progress.next_offsets[harness.partition()]))
     assert any(committed < taken for committed, taken in commits)
 
 
-def test_lists_and_dead_letters_of_what_a_checkpoint_holds_are_out_before_it_is_begun(world, values, aside_loop):
+def test_lists_and_dead_letters_are_out_before_their_checkpoint_is_begun(harness, values, aside_loop):
     steps = []
-    world.publish(values)
-    loop = world.begin(aside_loop(world, steps.append, aside=Late(1)))
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, steps.append, aside=Late(1)))
     for _ in range(3):
         loop.turn()
     first = steps.index("checkpoint")
@@ -165,20 +165,20 @@ def test_lists_and_dead_letters_of_what_a_checkpoint_holds_are_out_before_it_is_
     assert steps.index("checkpoint_rename") < steps.index("commit")
 
 
-def test_only_one_is_on_its_way_and_the_next_waits_for_its_end(world, values, aside_loop):
-    world.publish(values)
+def test_only_one_is_on_its_way_and_the_next_waits_for_its_end(harness, values, aside_loop):
+    harness.publish(values)
     aside = Late(10**6)
-    loop = world.begin(aside_loop(world, aside=aside))
+    loop = harness.begin(aside_loop(harness, aside=aside))
     while loop.turn():
         pass
     assert aside.given == 1
     assert loop.checkpoints.numbers() == []
     loop.finish()
     assert loop.checkpoints.numbers() == [1, 2]
-    assert world.broker.committed == {world.partition(): CLICKS}
+    assert harness.broker.committed == {harness.partition(): CLICKS}
 
 
-def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside_loop, caplog):
+def test_a_checkpoint_that_cannot_be_completed_is_reported_and_made_good(harness, values, aside_loop, caplog):
     failing = threading.Event()
     failing.set()
 
@@ -187,8 +187,8 @@ def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside
             raise OSError(28, "No space left on device")
 
     now = [0.0]
-    world.publish(values)
-    loop = world.begin(aside_loop(world, reached, aside=Late(1), monotonic=lambda: now[0]))
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, reached, aside=Late(1), monotonic=lambda: now[0]))
     now[0] = 1.0
     for _ in range(3):
         loop.turn()
@@ -197,7 +197,7 @@ def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside
     assert loop.checkpoints.numbers() == []
     assert loop.versions.live.checkpoint is None
     assert not list(loop.checkpoints.folder.iterdir())
-    assert world.broker.committed == {}
+    assert harness.broker.committed == {}
     failing.clear()
     now[0] = 2.0
     for _ in range(3):
@@ -206,13 +206,13 @@ def test_one_that_cannot_be_completed_is_told_and_made_good(world, values, aside
     while loop.turn():
         pass
     loop.finish()
-    assert world.broker.committed == {world.partition(): CLICKS}
+    assert harness.broker.committed == {harness.partition(): CLICKS}
     assert loop.versions.live.checkpoint == loop.checkpointer.last_saved.number
 
 
-def test_a_version_is_on_disk_before_it_makes_a_list_though_a_checkpoint_is_on_its_way(world, values, aside_loop):
-    world.publish(values)
-    loop = world.begin(aside_loop(world, aside=Late(10**6)))
+def test_a_version_is_on_disk_before_its_first_list_even_during_a_checkpoint(harness, values, aside_loop):
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, aside=Late(10**6)))
     loop.turn()
     loop.supervisor.ask_finetuning("a test")
     while loop.learner.version == 1:
@@ -224,15 +224,15 @@ def test_a_version_is_on_disk_before_it_makes_a_list_though_a_checkpoint_is_on_i
     assert loop.versions.all()[0].checkpoint == 1
 
 
-def test_somebody_who_is_forgotten_is_not_in_the_checkpoint_that_was_on_its_way(world, town_clicks, aside_loop):
+def test_a_forgotten_user_is_not_in_the_checkpoint_that_was_being_written(harness, town_clicks, aside_loop):
     clicks = town_clicks[:CLICKS]
     user = clicks[0].user_id
     forget = Forget(user_sha256=digest_of(user), timestamp=clicks[-1].timestamp)
     left = [click for click in clicks[96:] if click.user_id != user]
-    world.publish(
+    harness.publish(
         [*clicks[:96], forget.model_dump_json().encode().replace(b"{", b'{"event_type":"nextclick.forget",', 1), *left]
     )
-    loop = world.begin(aside_loop(world, aside=Late(10**6), forget_checkpoints_s=0.0))
+    loop = harness.begin(aside_loop(harness, aside=Late(10**6), forget_checkpoints_s=0.0))
     while loop.turn():
         pass
     loop.turn()
@@ -244,7 +244,7 @@ def test_somebody_who_is_forgotten_is_not_in_the_checkpoint_that_was_on_its_way(
         assert answer["checkpoints"][str(number)] == 0
 
 
-def test_closing_waits_for_the_one_on_its_way(world, values, aside_loop):
+def test_closing_waits_for_the_one_on_its_way(harness, values, aside_loop):
     """So that a loop which begins anew in the same process, after a bug, does not meet it half done."""
     held, entered = threading.Event(), threading.Event()
 
@@ -253,8 +253,8 @@ def test_closing_waits_for_the_one_on_its_way(world, values, aside_loop):
             entered.set()
             assert held.wait(30)
 
-    world.publish(values)
-    loop = world.begin(aside_loop(world, reached, aside=ThreadPoolExecutor(1)))
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, reached, aside=ThreadPoolExecutor(1)))
     loop.turn()
     assert entered.wait(30)
     threading.Timer(0.05, held.set).start()

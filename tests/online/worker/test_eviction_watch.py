@@ -72,7 +72,7 @@ def test_what_was_evicted_before_is_no_news(watched):
     assert (watched.told, watched.watch.evicted, watched.watch.since) == ([], 0, None)
 
 
-def test_eviction_is_said_once_with_size_and_policy_and_counted(watched):
+def test_eviction_is_reported_once_with_size_and_policy_and_counted(watched):
     for _ in range(20):
         watched.evicts(7)
         watched.passes(CHECK_S)
@@ -186,21 +186,21 @@ def works(loop, lists, seconds=0.0):
 
 @pytest.mark.real
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "volatile-ttl", "allkeys-random"])
-def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room(
-    start_redis, world, monkeypatch, caplog, policy
+def test_a_real_redis_that_is_too_small_is_reported_once_and_filled_later(
+    start_redis, harness, monkeypatch, caplog, policy
 ):
-    """It has room for some of 400 people's lists."""
+    """It has room for some of the lists of 400 users."""
     monkeypatch.setattr(eviction_watch, "CHECK_S", 0.2)
     monkeypatch.setattr(eviction_watch, "OVER_S", 0.5)
     caplog.set_level(logging.INFO)
     server = start_redis(("--maxmemory-policy", policy), tls=False)
     client = connect(server.url)
-    lists = world.lists = Lists(connect(server.url), ttl_s=3_600)
+    lists = harness.lists = Lists(connect(server.url), ttl_s=3_600)
     clicks = list(Town(users=400, items=150, seed=5, start=NOW - 172_800).clicks(1_600))
     users, latest = {click.user_id for click in clicks}, {click.user_id for click in clicks[-10:]}
-    world.publish(clicks)
+    harness.publish(clicks)
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 250_000)
-    loop = world.begin(world.loop(users_held=500, list_size=60, moments_held=2_000))
+    loop = harness.begin(harness.loop(users_held=500, list_size=60, moments_held=2_000))
     missing = works(loop, lists, seconds=1.0)
     assert not missing or policy == "allkeys-random"
     stand = set(lists.users())
@@ -213,7 +213,7 @@ def test_a_real_redis_that_is_too_small_is_said_once_and_filled_when_it_has_room
     assert loop.writer.evictions.evicted > 0
     refreshes = loop.progress.refreshes
     works(loop, lists, seconds=1.0)
-    assert loop.progress.refreshes - refreshes < len(users)  # nothing is fought over while nobody clicks
+    assert loop.progress.refreshes - refreshes < len(users)  # nothing is written again and again without clicks
     client.config_set("maxmemory", 0)
     works(loop, lists, seconds=5.0)
     deadline = time.monotonic() + 60

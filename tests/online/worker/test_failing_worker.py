@@ -130,7 +130,7 @@ def dead_letters(settings):
 
 
 def lists(settings):
-    """Everybody's, and the popular one, but for when they were written."""
+    """Each user's, and the popular one, but for when they were written."""
     there = open_lists(settings)
     tops = [(user, there.read(user)) for user in sorted(there.users())] + [("", there.popular())]
     return [(user, top.model_dump(exclude={"written_at"})) for user, top in tops]

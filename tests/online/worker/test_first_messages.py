@@ -34,7 +34,7 @@ def judged(messages, names=OURS, *, more=True, learned=0):
 THEIRS = {"userId": "alice17", "itemId": 4, "ts": NOW, "page": {"url": "https://example.com", "u17": 1}}
 
 
-def test_names_that_are_not_ours_are_told_with_the_setting_that_maps_them():
+def test_unknown_field_names_are_logged_with_the_setting_that_maps_them():
     (text,) = judged([THEIRS] * FIRST)
     assert text == (
         "none of the first 100 messages has user_id, item_id, timestamp; there is: userId, itemId, ts, page.url. If "
@@ -74,13 +74,13 @@ def test_what_would_map_them_works(message, setting):
     assert isinstance(parse(json.dumps(message).encode(), now=NOW, names=names), Click)
 
 
-def test_names_that_are_like_none_are_told_too():
+def test_field_names_that_resemble_none_are_logged_too():
     (text,) = judged([{"who": 1, "what": 2, "when": 3}], more=False)
     assert "there is: who, what, when." in text
     assert "as in user_id=user.id" in text
 
 
-def test_a_path_that_no_message_has_is_told_with_those_there_are():
+def test_a_path_that_no_message_has_is_logged_with_those_there_are():
     names = ClickFields({"user_id": "user.uid", "item_id": "itemId", "timestamp": "ts"})
     (text,) = judged([{"user": {"id": 7}, "itemId": 1, "ts": NOW}] * FIRST, names)
     assert text == (
@@ -106,37 +106,37 @@ def test_good_ones_say_nothing():
     assert judged([good | {"timestamp": 0}] * FIRST, ClickFields({"timestamp": "timestamp"}))[0].startswith("the first")
 
 
-def test_what_is_no_json_is_told():
+def test_messages_that_are_no_json_are_logged():
     (text,) = judged([b"u1,i1,3", None, b"[]"], more=False)
     assert "none of the first 3 messages is a JSON object with fields" in text
     (text,) = judged([{"u17": 1}], more=False)
     assert "there is: nothing whose name could be shown" in text
 
 
-def test_times_of_1970_are_told():
+def test_times_of_1970_are_logged():
     clicks = [{"user_id": 1, "item_id": 2, "timestamp": 2_026 + number} for number in range(FIRST)]
     (text,) = judged(clicks)
     assert "the first 100 clicks were made within 35 minutes of the beginning of 1970" in text
     assert judged([*clicks[:-1], {"user_id": 1, "item_id": 2, "timestamp": 10**9}]) == []  # 2001 may be made up
 
 
-def test_nothing_of_a_message_is_told():
+def test_nothing_of_a_message_s_content_is_logged():
     (text,) = judged([{"userId": "alice", "kettle17": 1, "ann@example.com": 2, "q": 4711}], more=False)
     assert not any(word in text for word in ("alice", "kettle", "example", "4711"))
 
 
-def test_the_worker_says_it_once(world):
+def test_the_worker_says_it_once(harness):
     for _ in range(150):
-        world.broker.append("clicks", json.dumps(THEIRS).encode())
-    loop = world.run()
+        harness.broker.append("clicks", json.dumps(THEIRS).encode())
+    loop = harness.run()
     assert loop.notices.counts["first_messages"] == 1
 
 
-def test_with_the_setting_they_are_learned(world):
+def test_with_the_setting_they_are_learned(harness):
     for number in range(150):
         message = THEIRS | {"itemId": number % 7, "ts": int(1_000 * NOW) + number}
-        world.broker.append("clicks", json.dumps(message).encode())
-    loop = world.run(click_fields="user=userId,item=itemId,timestamp=ts")
+        harness.broker.append("clicks", json.dumps(message).encode())
+    loop = harness.run(click_fields="user=userId,item=itemId,timestamp=ts")
     assert loop.progress.learned == 150
     assert "first_messages" not in loop.notices.counts
     assert loop.progress.latest_clicked_at_ms == 1_000 * NOW + 149

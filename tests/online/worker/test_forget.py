@@ -1,4 +1,4 @@
-"""Who is forgotten is nowhere any more, whatever crashes on the way; and nobody else notices."""
+"""A forgotten user is nowhere any more, whatever crashes on the way, and nothing changes for others."""
 
 import json
 from typing import Any
@@ -118,9 +118,7 @@ def test_others_keep_what_was_theirs(knowing):
     assert learner.histories.users() == others
     assert learner.replay.filled == replayed - found["replay_clicks"]
     assert all(ranking.items for ranking in learner.rank(others))
-    learn(
-        learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]]
-    )  # and it goes on, as with somebody new
+    learn(learner, [later[0].model_copy(update={"user_id": user}), *later[1:16]])  # and it goes on, as with a new user
     assert user in learner.histories
 
 
@@ -147,15 +145,15 @@ def test_an_id_within_another_is_another(small):
         assert learner.holds(digest_of(user))["moments"] == 4
 
 
-def test_odd_ids_are_forgotten_like_others(world):
+def test_odd_ids_are_forgotten_like_others(harness):
     users = ['a"b\\c', "пользователь", "nul\x00byte", " ", "42", "*", "u:1", "clicks"]
-    world.publish([Click(user_id=user, item_id=f"i{n}", timestamp=NOW + n) for n in range(2) for user in users])
-    world.publish([forget(user) for user in users[1:]])
-    loop = world.run(forget_checkpoints_s=0.0)
-    assert set(world.lists.held) == set(users[:1])
-    world.publish([forget(users[0])])
-    loop = world.run(forget_checkpoints_s=0.0)
-    assert not world.lists.held
+    harness.publish([Click(user_id=user, item_id=f"i{n}", timestamp=NOW + n) for n in range(2) for user in users])
+    harness.publish([forget(user) for user in users[1:]])
+    loop = harness.run(forget_checkpoints_s=0.0)
+    assert set(harness.lists.held) == set(users[:1])
+    harness.publish([forget(users[0])])
+    loop = harness.run(forget_checkpoints_s=0.0)
+    assert not harness.lists.held
     for user in users:
         assert answered(loop, user, 24) == nothing_left(loop)
 
@@ -178,28 +176,27 @@ def nothing_left(loop) -> dict[str, Any]:
     }
 
 
-def test_what_the_worker_holds_lists_and_every_checkpoint_are_without_the_person(world, town_clicks):
+def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harness, town_clicks):
     user = busiest(town_clicks[:64])
-    world.publish(town_clicks[:64])
-    loop = world.run()
+    harness.publish(town_clicks[:64])
+    loop = harness.run()
     found = answered(loop, user, 64)
     assert all(found["memory"][kind] for kind in loop.learner.holds(digest_of(user)))
     assert all(found["checkpoints"].values())
-    world.publish([forget(user), *(one for one in town_clicks[64:70] if one.user_id != user)])
-    loop = world.run(forget_checkpoints_s=0.0)
+    harness.publish([forget(user), *(one for one in town_clicks[64:70] if one.user_id != user)])
+    loop = harness.run(forget_checkpoints_s=0.0)
     assert answered(loop, user, 65) == nothing_left(loop)
-    assert user not in world.lists.held
+    assert user not in harness.lists.held
     (notice,) = [one for one in loop.notices.latest if one.kind == "forgotten"]
     assert notice.figures["moments"] > 0
     assert user not in json.dumps(notice.as_dict())
     assert digest_of(user) not in json.dumps(notice.as_dict())
 
 
-def test_older_checkpoints_stay_for_the_time_that_is_set(world, town_clicks):
-    world.publish([*town_clicks[:48], forget(town_clicks[0].user_id)])
-    loop = world.run(forget_checkpoints_s=60.0, checkpoints_kept=10)
+def test_older_checkpoints_stay_for_the_time_that_is_set(harness, town_clicks):
+    harness.publish([*town_clicks[:48], forget(town_clicks[0].user_id)])
     user, now = town_clicks[0].user_id, [0.0]
-    loop.forgetting._clock = lambda: now[0]
+    loop = harness.run(monotonic=lambda: now[0], forget_checkpoints_s=60.0, checkpoints_kept=10)
     found = answered(loop, user, 49)
     assert any(found["checkpoints"].values())
     assert "older checkpoints go within 60 s" in found["waits_for"][0]
@@ -209,22 +206,22 @@ def test_older_checkpoints_stay_for_the_time_that_is_set(world, town_clicks):
     assert answered(loop, user, 49) == nothing_left(loop)
 
 
-def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(world, town_clicks):
-    world.publish(town_clicks[:40])
-    loop = world.begin(world.loop(forget_checkpoints_s=0.0, checkpoints_kept=1))
+def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(harness, town_clicks):
+    harness.publish(town_clicks[:40])
+    loop = harness.begin(harness.loop(forget_checkpoints_s=0.0, checkpoints_kept=1))
     while loop.turn():
         pass
     loop.supervisor.ask_finetuning("for a version")
     while loop.learner.version == 1:
         loop.turn()
-    world.publish(town_clicks[40:64])
+    harness.publish(town_clicks[40:64])
     loop.supervisor.ask_finetuning("for another")
     while loop.learner.version == 2:
         loop.turn()
     version = loop.versions.held(2)
     weights, state = loop.checkpoints.read(version.checkpoint)
     user = busiest(town_clicks[:64])
-    world.publish([forget(user)])
+    harness.publish([forget(user)])
     while loop.turn() or loop.forgetting.waits_for():
         pass
     thin, thin_state = loop.checkpoints.read(version.checkpoint)
@@ -237,41 +234,41 @@ def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(world
     loop.supervisor.ask_rollback(2, "asked for")
     loop.turn()
     assert (loop.learner.version, loop.versions.live.parent) == (4, 2)
-    again = world.begin(world.loop())  # never from the stripped one
+    again = harness.begin(harness.loop())  # never from the stripped one
     assert again.checkpointer.last_saved.number == loop.checkpointer.last_saved.number
 
 
-def test_reading_from_the_beginning_forgets_again(world, new_world, town_clicks):
+def test_reading_from_the_beginning_forgets_again(harness, new_harness, town_clicks):
     user = busiest(town_clicks[:64])
     values = [*town_clicks[:40], forget(user), *(one for one in town_clicks[40:64] if one.user_id != user)]
-    world.publish(values)
-    loop = world.run()
-    anew = new_world()
+    harness.publish(values)
+    loop = harness.run()
+    anew = new_harness()
     anew.publish(values)
     assert answered(anew.run(forget_checkpoints_s=0.0), user, 41)["memory"] == nothing_left(loop)["memory"]
 
 
-def test_clicks_after_it_begin_anew(world, town_clicks):
+def test_clicks_after_it_begin_anew(harness, town_clicks):
     user = busiest(town_clicks[:48])
     mine = [one for one in town_clicks[48:] if one.user_id == user][:3]
-    world.publish([*town_clicks[:48], forget(user), *mine])
-    loop = world.run(poll_records_max=512, micro_batch_max=32)  # all in one poll
+    harness.publish([*town_clicks[:48], forget(user), *mine])
+    loop = harness.run(poll_records_max=512, micro_batch_max=32)  # all in one poll
     (slot,) = loop.learner.histories.find([user])
     assert loop.learner.histories.lengths(np.array([slot])).tolist() == [3]
-    assert user in world.lists.held
+    assert user in harness.lists.held
 
 
-def test_nobody_else_notices_that_somebody_unknown_is_forgotten(world, new_world, town_clicks):
-    def after(place, somebody):
+def test_forgetting_an_unknown_user_changes_nothing_for_others(harness, new_harness, town_clicks):
+    def after(place, request):
         place.publish(town_clicks[:32])
         loop = place.begin(place.loop())
-        for values in ([], somebody, town_clicks[32:64]):
+        for values in ([], request, town_clicks[32:64]):
             place.publish(values)
             while loop.turn():
                 pass
         return place.everything(loop)
 
-    one, other = after(world, [forget("nobody")]), after(new_world(), [])
+    one, other = after(harness, [forget("nobody")]), after(new_harness(), [])
     for known in (one, other):
         for part in ("progress", "history.origins", "versions"):  # offsets are one more; so are checkpoints
             known.pop(part)
@@ -282,104 +279,104 @@ def test_nobody_else_notices_that_somebody_unknown_is_forgotten(world, new_world
 
 @pytest.mark.parametrize("step", ["saving", "drop_checkpoints", "forget"])
 @pytest.mark.parametrize("after", [False, True])
-def test_a_crash_on_the_way_changes_nothing(world, new_world, town_clicks, step, after):
+def test_a_crash_on_the_way_changes_nothing(harness, new_harness, town_clicks, step, after):
     user = busiest(town_clicks[:32])
     values = [*town_clicks[:32], b'{"user_id": "%s"}' % user.encode(), forget(user), *town_clicks[32:48]]
-    world.publish(values)
-    loop = world.loop(forget_checkpoints_s=0.0, checkpoint_interval_s=3600.0)
-    world.crash(loop.forgetting, step, call=1, after=after) if step != "drop_checkpoints" else world.crash(
+    harness.publish(values)
+    loop = harness.loop(forget_checkpoints_s=0.0, checkpoint_interval_s=3600.0)
+    harness.crash(loop.forgetting, step, call=1, after=after) if step != "drop_checkpoints" else harness.crash(
         loop.forgetting, step, call=2, after=after
     )
     with pytest.raises((AbortedError, InconsistentStateError)):
-        world.drain(world.begin(loop))
-    crashed = world.run(forget_checkpoints_s=0.0)
-    plain = new_world()
+        harness.drain(harness.begin(loop))
+    crashed = harness.run(forget_checkpoints_s=0.0)
+    plain = new_harness()
     plain.publish(values)
     undisturbed = plain.run(forget_checkpoints_s=0.0)
-    one, other = world.everything(crashed), plain.everything(undisturbed)
+    one, other = harness.everything(crashed), plain.everything(undisturbed)
     for known in (one, other):
         known.pop("notices")
         known.pop("versions")  # which checkpoint was the first
     assert one == other
-    assert [letter.value for letter in world.dead()] == []
+    assert [letter.value for letter in harness.dead()] == []
 
 
-def test_while_redis_is_away_the_list_is_owed_across_a_restart_and_nobody_writes_it(world, town_clicks):
+def test_during_a_redis_outage_a_forgotten_list_is_deleted_later_and_not_written(harness, town_clicks):
     user = busiest(town_clicks[:48])
-    world.publish(town_clicks[:48])
-    world.run()
-    assert user in world.lists.held
-    loop = world.begin(world.loop(forget_checkpoints_s=0.0))
-    world.lists.away = True
-    world.publish([forget(user)])
-    world.drain(loop)
+    harness.publish(town_clicks[:48])
+    harness.run()
+    assert user in harness.lists.held
+    loop = harness.begin(harness.loop(forget_checkpoints_s=0.0))
+    harness.lists.away = True
+    harness.publish([forget(user)])
+    harness.drain(loop)
     assert "Redis is unavailable" in answered(loop, user, 49)["waits_for"][0]
-    assert user in world.lists.held
-    world.lists.away = False
-    loop = world.begin(world.loop(forget_checkpoints_s=0.0))
-    loop.writer.renew_all()  # everybody's
+    assert user in harness.lists.held
+    harness.lists.away = False
+    loop = harness.begin(harness.loop(forget_checkpoints_s=0.0))
+    loop.writer.renew_all()  # every user's
     while loop.turn() or loop.writer.waiting:
         pass
-    assert user not in world.lists.held
+    assert user not in harness.lists.held
     assert answered(loop, user, 49)["waits_for"] == []
 
 
-def test_dead_letters_before_it_go_and_others_stay(world, town_clicks):
+def test_dead_letters_before_it_go_and_others_stay(harness, town_clicks):
     user, other = "u1", "u11"
-    world.publish([b'{"user_id": "u1", "item_id": ""}', b'{"user_id": "u11"}', b"u1 is no json", b"\xff u11"])
-    world.publish([encode(town_clicks[0])])
-    world.run()
-    assert len(world.dead()) == 4
-    world.publish([b'{"user_id": 7, "item_id": "u1"}', forget(user), b'{"user_id": "u1"}'])
-    loop = world.run(forget_checkpoints_s=0.0)
-    assert [letter.value for letter in world.dead()] == [
+    harness.publish([b'{"user_id": "u1", "item_id": ""}', b'{"user_id": "u11"}', b"u1 is no json", b"\xff u11"])
+    harness.publish([encode(town_clicks[0])])
+    harness.run()
+    assert len(harness.dead()) == 4
+    harness.publish([b'{"user_id": 7, "item_id": "u1"}', forget(user), b'{"user_id": "u1"}'])
+    loop = harness.run(forget_checkpoints_s=0.0)
+    assert [letter.value for letter in harness.dead()] == [
         b'{"user_id": "u11"}', b"\xff u11", b'{"user_id": 7, "item_id": "u1"}', b'{"user_id": "u1"}',
     ]  # fmt: skip
     assert not loop.forgetting.has_pending
     assert other
 
 
-def test_a_broker_that_refuses_is_asked_again(world, town_clicks):
-    world.publish([encode(town_clicks[0]), b'{"user_id": "u1"}', forget("u1")])
-    loop = world.begin(world.loop(forget_checkpoints_s=0.0))
-    loop.dead_letters._eraser.away = True
-    world.drain(loop)
-    assert len(world.dead()) == 1
+def test_a_broker_that_refuses_is_asked_again(harness, town_clicks):
+    harness.publish([encode(town_clicks[0]), b'{"user_id": "u1"}', forget("u1")])
+    loop = harness.begin(harness.loop(forget_checkpoints_s=0.0))
+    harness.eraser.away = True
+    harness.drain(loop)
+    assert len(harness.dead()) == 1
     assert "dead letters are not taken out" in answered(loop, "u1", 3)["waits_for"][0]
-    again = world.run(forget_checkpoints_s=0.0)  # a restart: the next checkpoint does it
-    assert world.dead() == []
+    again = harness.run(forget_checkpoints_s=0.0)  # a restart: the next checkpoint does it
+    assert harness.dead() == []
     assert again.forgetting.waits_for() == []
 
 
-def test_forgotten_twice_is_forgotten_once(world, town_clicks):
+def test_forgotten_twice_is_forgotten_once(harness, town_clicks):
     user = busiest(town_clicks[:32])
-    world.publish([*town_clicks[:32], forget(user), forget(user)])
-    loop = world.run()
+    harness.publish([*town_clicks[:32], forget(user), forget(user)])
+    loop = harness.run()
     assert loop.notices.counts["forgotten"] == 1
     assert user not in loop.learner.histories
 
 
-def test_a_fine_tuning_that_may_have_read_the_persons_clicks_begins_anew(world, town_clicks):
-    world.publish(town_clicks[:48])
-    loop = world.begin(world.loop(finetune_slice_ms=1))
+def test_a_fine_tuning_that_may_have_read_the_user_s_clicks_begins_anew(harness, town_clicks):
+    harness.publish(town_clicks[:48])
+    loop = harness.begin(harness.loop(finetune_slice_ms=1))
     while loop.turn():
         pass
     loop.supervisor.ask_finetuning("to see")
     loop.turn()
     under_way = loop.supervisor.finetuning
     assert under_way is not None
-    world.publish([forget(town_clicks[0].user_id)])
+    harness.publish([forget(town_clicks[0].user_id)])
     loop.turn()
     assert loop.supervisor.finetuning is not under_way
     assert loop.supervisor.busy
     assert isinstance(loop.forgetting, Forgetting)
 
 
-def test_partitions_each_have_it(world, town_clicks):
+def test_partitions_each_have_it(harness, town_clicks):
     user = busiest(town_clicks[:48])
-    world.publish(town_clicks[:48], partitions=3)
+    harness.publish(town_clicks[:48], partitions=3)
     for number in range(3):
-        world.broker.append("clicks", forget(user), partition=number)
-    loop = world.run()
+        harness.broker.append("clicks", forget(user), partition=number)
+    loop = harness.run()
     assert not any(loop.learner.holds(digest_of(user)).values())
     assert loop.progress.next_offsets[Partition("clicks", 2)] > 0

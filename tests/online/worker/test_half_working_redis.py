@@ -68,7 +68,7 @@ def run(tmp_path, caplog):
     return ran
 
 
-def test_a_redis_that_takes_the_mark_but_no_lists_is_away_all_the_time_and_told_every_half_minute(run, caplog):
+def test_a_redis_that_takes_the_mark_but_no_lists_is_reported_every_half_minute(run, caplog):
     link, redis, changes = run(lambda _: RedisUnavailableError("Redis at r is a cluster"))
     assert changes == 1
     assert link.away_since == 1_000.0
@@ -113,7 +113,7 @@ def test_what_fails_long_afterwards_is_a_new_outage(run, caplog):
     assert caplog.text.count("by turns") == 0
 
 
-def test_other_reasons_of_the_same_outage_are_said_once_and_not_without_end(run, caplog):
+def test_other_reasons_of_the_same_outage_are_logged_once_and_bounded(run, caplog):
     seen = iter(range(10**6))
     run(lambda _: RedisUnavailableError(f"reason {next(seen) % 3}"))
     assert [caplog.text.count(f"now: reason {n}") for n in range(3)] == [0, 1, 1]

@@ -28,54 +28,54 @@ FIVE = [("ada", f"i{n}") for n in range(5)]
 
 
 @pytest.fixture
-def redis(world):
-    """A Redis in the world."""
+def redis(harness):
+    """A Redis in the harness."""
     client = fakeredis.FakeRedis()
-    world.lists = Lists(client, ttl_s=3_600)
+    harness.lists = Lists(client, ttl_s=3_600)
     return client
 
 
-def runs(world, **settings):
-    return world.run(**{"exclude_seen": True, **settings})
+def runs(harness, **settings):
+    return harness.run(**{"exclude_seen": True, **settings})
 
 
-def test_who_has_clicked_everything_has_no_list_and_is_served_the_popular_one(world, redis):
-    world.publish(clicks(*FIVE, ("bob", "i0")))
+def test_who_has_clicked_everything_has_no_list_and_is_served_the_popular_one(harness, redis):
+    harness.publish(clicks(*FIVE, ("bob", "i0")))
     redis.set(top_key("ada"), EMPTY.model_dump_json())
-    runs(world)
+    runs(harness)
     assert not redis.exists(top_key("ada"))
-    assert set(world.lists.read("bob").items) == {"i1", "i2", "i3", "i4"}
-    assert world.lists.read("ada") is None
-    assert world.lists.popular().items
+    assert set(harness.lists.read("bob").items) == {"i1", "i2", "i3", "i4"}
+    assert harness.lists.read("ada") is None
+    assert harness.lists.popular().items
 
 
 @pytest.mark.usefixtures("redis")
-def test_a_new_item_comes_with_the_next_list(world):
-    world.publish(clicks(*FIVE))
-    runs(world)
-    world.publish(clicks(("bob", "new"), ("ada", "i0"), at=10))
-    runs(world)
-    assert world.lists.read("ada").items == ["new"]
+def test_a_new_item_comes_with_the_next_list(harness):
+    harness.publish(clicks(*FIVE))
+    runs(harness)
+    harness.publish(clicks(("bob", "new"), ("ada", "i0"), at=10))
+    runs(harness)
+    assert harness.lists.read("ada").items == ["new"]
 
 
-def test_a_list_that_stood_goes_when_its_owner_has_clicked_the_last_item(world, redis):
-    world.publish(clicks(*FIVE[:4], ("bob", "i4")))
-    runs(world)
-    assert world.lists.read("ada").items == ["i4"]
-    world.publish(clicks(("ada", "i4"), at=10))
-    runs(world)
+def test_a_list_that_stood_goes_when_its_owner_has_clicked_the_last_item(harness, redis):
+    harness.publish(clicks(*FIVE[:4], ("bob", "i4")))
+    runs(harness)
+    assert harness.lists.read("ada").items == ["i4"]
+    harness.publish(clicks(("ada", "i4"), at=10))
+    runs(harness)
     assert not redis.exists(top_key("ada"))
 
 
 @pytest.mark.usefixtures("redis")
-def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(world):
+def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(harness):
     """Candidates are the most popular items; the others, which hardly any click is on, are left."""
     popular = [f"p{n:02}" for n in range(70)]
     pairs = [("bob", item) for item in popular for _ in range(3)] + [("cy", "rare"), ("cy", "gone"), ("cy", "rarer")]
-    world.publish(clicks(*pairs, *(("ada", item) for item in popular)))
-    world.publish_item("gone", b'{"available": false}')
+    harness.publish(clicks(*pairs, *(("ada", item) for item in popular)))
+    harness.publish_item("gone", b'{"available": false}')
     loop = runs(
-        world, history_max=256, items_held=400, popularity_half_lives=(30,), abuse_filter=False, successors_held=64,
+        harness, history_max=256, items_held=400, popularity_half_lives=(30,), abuse_filter=False, successors_held=64,
         recall_latest=1, reformer=False, users_held=8, micro_batch_max=8,
     )  # fmt: skip
     (ranking,) = loop.learner.rank(["ada"])
@@ -83,7 +83,7 @@ def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(
     assert ranking.items
     assert not seen & set(ranking.items)
     assert "gone" not in ranking.items
-    assert not seen & set(world.lists.read("ada").items)
+    assert not seen & set(harness.lists.read("ada").items)
     slots = loop.learner.histories.find(["ada"])
     fill = popular_fill(loop.learner, loop.learner.queries, ["ada"], slots)
     none = np.zeros((1, 12), np.int64), np.zeros((1, 12), np.float32)
@@ -95,42 +95,43 @@ def test_where_all_candidates_are_clicked_what_is_popular_beyond_them_is_listed(
 
 
 @pytest.mark.usefixtures("redis")
-def test_what_is_listed_instead_says_that_it_is_popular(world, monkeypatch):
-    world.publish(clicks(*FIVE, ("bob", "i0"), ("bob", "other")))
-    loop = world.begin(world.loop(exclude_seen=True))
+def test_what_is_listed_instead_says_that_it_is_popular(harness, monkeypatch):
+    harness.publish(clicks(*FIVE, ("bob", "i0"), ("bob", "other")))
+    loop = harness.begin(harness.loop(exclude_seen=True))
 
     def none_left(_, lists, __):
         return np.zeros((len(lists.order), 12), np.int64), np.zeros((len(lists.order), 12), np.float32)
 
     monkeypatch.setattr(loop.learner.ranker, "best_rows", none_left)
-    world.drain(loop)
-    assert (world.lists.read("ada").source, world.lists.read("ada").items) == ("popular", ["other"])
+    harness.drain(loop)
+    assert (harness.lists.read("ada").source, harness.lists.read("ada").items) == ("popular", ["other"])
 
 
-def test_empty_lists_of_earlier_versions_go_and_are_never_served(world, redis):
-    world.publish(clicks(*FIVE, ("bob", "i0")))
-    runs(world)
+def test_empty_lists_of_earlier_versions_go_and_are_never_served(harness, redis):
+    harness.publish(clicks(*FIVE, ("bob", "i0")))
+    runs(harness)
     redis.set(top_key("old"), EMPTY.model_dump_json())
-    assert world.lists.read("old") is None
-    runs(world)
+    assert harness.lists.read("old") is None
+    runs(harness)
     assert not redis.exists(top_key("old"))
     assert redis.exists(top_key("bob"))
 
 
-def test_the_popular_list_is_served_for_an_empty_one(world, redis):
-    world.publish(clicks(*FIVE))
-    loop = runs(world)
+def test_the_popular_list_is_served_for_an_empty_one(harness, redis):
+    harness.publish(clicks(*FIVE))
+    loop = runs(harness)
     redis.set(top_key("ada"), EMPTY.model_dump_json())
-    answer = TestClient(create_app(loop.settings, world.lists)).get("/recommend/ada")
+    answer = TestClient(create_app(loop.settings, harness.lists)).get("/recommend/ada")
     assert (answer.status_code, answer.json()["source"]) == (200, "popular")
     assert len(answer.json()["items"]) == 5
 
 
 class Picky(Lists):
-    """A Redis that takes everything but lists of people, for as long as `away`; it counts what it is asked."""
+    """A Redis that takes everything but lists of users, for as long as `away`; it counts what it is asked."""
 
     away = False
     asked: list[int]
+    client: fakeredis.FakeRedis
 
     def write(self, lists, popular=None, *, mark=None, replacing=()):
         self.asked.append(len(lists))
@@ -140,15 +141,16 @@ class Picky(Lists):
 
 
 @pytest.fixture
-def picky(world):
-    world.lists = Picky(fakeredis.FakeRedis(), ttl_s=3_600)
-    world.lists.asked = []
-    return world.lists
+def picky(harness):
+    client = fakeredis.FakeRedis()
+    harness.lists = Picky(client, ttl_s=3_600)
+    harness.lists.asked, harness.lists.client = [], client
+    return harness.lists
 
 
-def test_while_nothing_is_behind_lists_are_written_all_the_same_to_see_whether_redis_takes_them(world, picky):
-    world.publish(clicks(*FIVE, ("bob", "i0")))
-    loop = world.begin(world.loop())
+def test_with_no_list_behind_one_is_written_to_see_whether_redis_takes_it(harness, picky):
+    harness.publish(clicks(*FIVE, ("bob", "i0")))
+    loop = harness.begin(harness.loop())
     while loop.turn():
         pass
     loop.writer.stale.clear()
@@ -167,9 +169,9 @@ def test_while_nothing_is_behind_lists_are_written_all_the_same_to_see_whether_r
     assert picky.asked[-1] == 2
 
 
-def test_an_attempt_is_with_few_lists_however_many_are_behind(world, picky):
-    world.publish(clicks(*((f"u{n}", f"i{n % 7}") for n in range(60))))
-    loop = world.begin(world.loop(refresh_lists_max=50))
+def test_an_attempt_is_with_few_lists_however_many_are_behind(harness, picky):
+    harness.publish(clicks(*((f"u{n}", f"i{n % 7}") for n in range(60))))
+    loop = harness.begin(harness.loop(refresh_lists_max=50))
     picky.away = True
     while loop.turn():
         pass
@@ -181,17 +183,16 @@ def test_an_attempt_is_with_few_lists_however_many_are_behind(world, picky):
     assert loop.writer.behind == 60
 
 
-def test_while_redis_evicts_lists_that_aged_only_replace_those_that_stand(world, picky):
-    world.publish(clicks(*FIVE, *(("bob", f"i{n}") for n in range(3)), ("cy", "i1")))
-    loop = world.begin(world.loop())
+def test_while_redis_evicts_lists_that_aged_only_replace_those_that_stand(harness, picky):
+    harness.publish(clicks(*FIVE, *(("bob", f"i{n}") for n in range(3)), ("cy", "i1")))
+    loop = harness.begin(harness.loop())
     while loop.turn():
         pass
-    client = picky._client
+    client = picky.client
     client.delete(top_key("ada"), top_key("bob"), POPULAR_KEY)
     loop.writer.evictions.since = NOW
     written = picky.read("cy").written_at
-    loop.writer._mark_stale(["ada", "cy"])
-    loop.writer._mark_stale(["bob"], clicked=True)
+    loop.writer.stale |= {"ada": False, "cy": False, "bob": True}  # whether it is a click that their lists lack
     loop.writer.clock = lambda: NOW + 7
     loop.writer.check()
     loop.turn()
@@ -201,26 +202,26 @@ def test_while_redis_evicts_lists_that_aged_only_replace_those_that_stand(world,
     assert not loop.writer.stale
 
 
-def test_a_mark_that_was_evicted_does_not_owe_everybody_a_list(world, picky):
-    world.publish(clicks(*((f"u{n}", f"i{n % 7}") for n in range(40))))
-    loop = world.begin(world.loop())
+def test_an_evicted_mark_does_not_cause_every_list_to_be_written_again(harness, picky):
+    harness.publish(clicks(*((f"u{n}", f"i{n % 7}") for n in range(40))))
+    loop = harness.begin(harness.loop())
     while loop.turn():
         pass
-    for key in picky._client.keys("nextclick:mark:*"):
-        picky._client.delete(key)
+    for key in picky.client.keys("nextclick:mark:*"):
+        picky.client.delete(key)
     loop.writer.evictions.has_evicted = lambda users: len(users) > 0
     loop.writer.check()
     assert (loop.writer.stale, loop.writer.popular_stale) == ({}, True)
     loop.writer.evictions.has_evicted = lambda _: False
-    for key in picky._client.keys("nextclick:mark:*"):
-        picky._client.delete(key)
+    for key in picky.client.keys("nextclick:mark:*"):
+        picky.client.delete(key)
     loop.writer.check()
     assert len(loop.writer.stale) == 40
 
 
-def test_a_refused_list_stands_in_the_status_with_its_reason(world, picky):
-    world.publish(clicks(*FIVE))
-    loop = world.begin(world.loop())
+def test_a_refused_list_stands_in_the_status_with_its_reason(harness, picky):
+    harness.publish(clicks(*FIVE))
+    loop = harness.begin(harness.loop())
     picky.away = True
     while loop.turn():
         pass

@@ -143,9 +143,9 @@ def test_the_scheduler_asks_for_lists_that_have_aged(settings, publish, small):
     often = small(**{**settings.model_dump(), "refresh_ages_s": (0.2,), "refresh_interval_s": 0.05})
     with worker_thread(often) as lists:
         wait_until("100 clicks", lambda: learned(lists) == 100)
-        people = len(set(lists.users()))
-        wait_until("everybody's list is refreshed", lambda: lists.status()["refreshes"] >= people)
-    assert saved_progress(settings)["refreshes"] >= people > 10
+        users = len(set(lists.users()))
+        wait_until("every user's list is refreshed", lambda: lists.status()["refreshes"] >= users)
+    assert saved_progress(settings)["refreshes"] >= users > 10
 
 
 def test_a_rollback_works_live_and_survives_a_restart(settings, publish, small):
@@ -197,7 +197,7 @@ def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_cli
     assert saved_progress(settings)["next_offsets"] == [["clicks", 0, 70]]
 
 
-def test_while_checkpoints_cannot_be_written_clicks_become_lists_and_the_status_says_so(settings, publish):
+def test_without_writable_checkpoints_lists_are_written_and_the_status_shows_it(settings, publish):
     publish(0, 50)
     away = settings.data_dir / "away"
     with worker_thread(settings) as lists:
@@ -245,7 +245,7 @@ def test_messages_that_are_gone_are_counted_or_stop_the_worker(settings, publish
     assert saved_progress(few)["lost"] == 40
 
 
-def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
+def test_the_scheduler_asks_once_at_a_time_however_late(new_harness, monkeypatch):
     jobs = {}
 
     class Scheduler:
@@ -262,7 +262,7 @@ def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
             pass
 
     monkeypatch.setattr(worker_module, "SteadyScheduler", Scheduler)
-    loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *", finetune_jitter_s=20)
+    loop = new_harness().loop(finetune_interval_s=300, finetune_cron="30 3 * * *", finetune_jitter_s=20)
     with scheduled(loop):
         assert jobs.keys() == {"finetune-interval", "finetune-cron", "refresh"}
     for _, _, options in jobs.values():
@@ -270,13 +270,13 @@ def test_the_scheduler_asks_once_at_a_time_however_late(new_world, monkeypatch):
     assert [jobs[name][1].jitter for name in ("finetune-interval", "finetune-cron", "refresh")] == [20, 20, None]
     assert jobs["finetune-interval"][1].interval.total_seconds() == 300
     for name in ("finetune-interval", "finetune-cron"):
-        loop = new_world().loop(finetune_interval_s=300, finetune_cron="30 3 * * *")
+        loop = new_harness().loop(finetune_interval_s=300, finetune_cron="30 3 * * *")
         with scheduled(loop):
             assert loop.supervisor.state == "idle"
             jobs[name][0]()
             assert loop.supervisor.state == "asked"
     jobs.clear()
-    with scheduled(new_world().loop(finetune_interval_s=0, refresh_ages_s=())):
+    with scheduled(new_harness().loop(finetune_interval_s=0, refresh_ages_s=())):
         assert not jobs
 
 
@@ -341,7 +341,7 @@ def lists_of(settings, process):
     return there()
 
 
-def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_told(settings, publish, town_clicks):
+def test_after_kill_and_restart_each_click_is_learned_once_and_a_signal_stops_it(settings, publish, town_clicks):
     publish(0, 200, broken=2)
     first = start(settings)
     lists = lists_of(settings, first)
@@ -376,8 +376,8 @@ def test_killed_and_started_again_it_has_learned_everything_once_and_stops_when_
 
 def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_once(settings, publish):
     publish(0, 50)
-    nobody = settings.embedded_redis_port  # nobody listens there: the embedded Redis is not asked for
-    process = start(settings, redis_url=f"redis://127.0.0.1:{nobody}/0")
+    closed = settings.embedded_redis_port  # nothing listens there: the embedded Redis is not asked for
+    process = start(settings, redis_url=f"redis://127.0.0.1:{closed}/0")
     states = [settings.checkpoints_dir / f"{number:08d}" / "state.json" for number in range(1, 50)]
     wait_until("a checkpoint", lambda: any(state.exists() for state in states), process)
     process.send_signal(signal.SIGTERM)
@@ -385,7 +385,7 @@ def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_onc
     assert process.returncode == 0, err
     assert 0 < saved_progress(settings)["learned"] <= 50
     (line,) = [line for line in (out + err).splitlines() if "no Redis answers" in line]
-    assert f"127.0.0.1:{nobody}" in line
+    assert f"127.0.0.1:{closed}" in line
     assert "learning goes on" in line
     assert "Traceback" not in out + err
 
@@ -402,8 +402,8 @@ def test_a_redis_that_refuses_the_user_ends_it_with_one_line(settings, monkeypat
 
 def test_while_no_broker_answers_it_waits_and_says_so_until_it_is_stopped(settings, small, free_port, monkeypatch):
     monkeypatch.setitem(kafka_errors._COMMON, "bootstrap_timeout_ms", 100)
-    nobody = f"127.0.0.1:{free_port}"
-    fields = {**settings.model_dump(), "kafka_bootstrap_servers": nobody, "embedded_redis_port": 0}
+    closed = f"127.0.0.1:{free_port}"
+    fields = {**settings.model_dump(), "kafka_bootstrap_servers": closed, "embedded_redis_port": 0}
     served = []
     monkeypatch.setattr(worker_module, "waiting_status", lambda line: served.append(line) or waiting_status(line))
     stop, ended = threading.Event(), []
@@ -413,5 +413,5 @@ def test_while_no_broker_answers_it_waits_and_says_so_until_it_is_stopped(settin
     stop.set()
     thread.join(WAIT_S)
     assert ended == [True]
-    assert served[0].startswith(f"no Kafka answers at {nobody}: start it")
+    assert served[0].startswith(f"no Kafka answers at {closed}: start it")
     assert waiting_status(served[0])["waits_for"] == [served[0]]

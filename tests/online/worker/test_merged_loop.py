@@ -34,11 +34,11 @@ def merged(loop):
 def publish(town_clicks):
     """Publishes clicks partition by partition, unreadable messages among them -> how many are no clicks."""
 
-    def published(world):
-        world.publish(sorted(town_clicks[:CLICKS], key=lambda click: sum(click.user_id.encode()) % PARTITIONS),
+    def published(harness):
+        harness.publish(sorted(town_clicks[:CLICKS], key=lambda click: sum(click.user_id.encode()) % PARTITIONS),
                       partitions=PARTITIONS)  # fmt: skip
         for place, value in BAD.items():
-            held = world.broker.topics[world.partition(place % PARTITIONS)]
+            held = harness.broker.topics[harness.partition(place % PARTITIONS)]
             at = place // PARTITIONS
             held[at] = Record("clicks", place % PARTITIONS, at, held[at].timestamp_ms, None, value)
 
@@ -47,72 +47,72 @@ def publish(town_clicks):
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("killed_at", STEPS, ids=str)
-def test_killed_at_any_step_it_ends_as_if_nothing_had_happened(new_world, publish, killed_at, after):
-    quiet, world = new_world(), new_world()
-    for one in (quiet, world):
+def test_a_crash_at_any_step_changes_nothing_that_is_learned_or_written(new_harness, publish, killed_at, after):
+    quiet, harness = new_harness(), new_harness()
+    for one in (quiet, harness):
         publish(one)
     undisturbed = quiet.everything(quiet.drain(quiet.begin(merged(quiet.loop()))))
     (part, name), call = killed_at[0].split("."), killed_at[1]
-    loop = merged(world.loop())
-    world.crash(getattr(loop, part), name, call=call, after=after)
-    world.crashes(loop)
-    second = world.drain(world.begin(merged(world.loop())))
+    loop = merged(harness.loop())
+    harness.crash(getattr(loop, part), name, call=call, after=after)
+    harness.crashes(loop)
+    second = harness.drain(harness.begin(merged(harness.loop())))
     assert second.progress.learned == second.learner.scores.scored == CLICKS - len(BAD)
-    assert world.everything(second) == undisturbed
-    assert len(world.dead()) == len(BAD)
+    assert harness.everything(second) == undisturbed
+    assert len(harness.dead()) == len(BAD)
 
 
 @pytest.mark.parametrize(("fetch", "buffer"), [(1, 1), (3, 5), (50, 20)])
-def test_small_buffers_and_crashes_lose_nothing_and_learn_nothing_twice(world, publish, monkeypatch, fetch, buffer):
+def test_small_buffers_and_crashes_lose_nothing_and_learn_nothing_twice(harness, publish, monkeypatch, fetch, buffer):
     monkeypatch.setattr(merge, "FETCH_RECORDS_MAX", fetch)
     monkeypatch.setattr(merge, "BUFFER_RECORDS_MAX", buffer)
-    publish(world)
+    publish(harness)
     for part, name, call, after in (
         ("source", "poll", 3, True), ("dead_letters", "flush", 1, True), ("checkpoints", "save", 2, False),
         ("source", "commit", 1, True), ("learner", "learn", 3, True),
     ):  # fmt: skip
-        loop = merged(world.loop(poll_records_max=10 + call))
-        world.crash(getattr(loop, part), name, call=call, after=after)
-        world.crashes(loop)
-    last = world.drain(world.begin(merged(world.loop())))
+        loop = merged(harness.loop(poll_records_max=10 + call))
+        harness.crash(getattr(loop, part), name, call=call, after=after)
+        harness.crashes(loop)
+    last = harness.drain(harness.begin(merged(harness.loop())))
     assert last.progress.learned == last.learner.scores.scored == CLICKS - len(BAD)
-    assert last.progress.next_offsets == last.source.ends() == world.broker.committed
-    assert sorted((one.partition, one.offset) for one in map(dead_letter, world.dead())) == sorted(
+    assert last.progress.next_offsets == last.source.ends() == harness.broker.committed
+    assert sorted((one.partition, one.offset) for one in map(dead_letter, harness.dead())) == sorted(
         (place % PARTITIONS, place // PARTITIONS) for place in BAD
     )
 
 
-def test_what_is_buffered_is_neither_in_a_checkpoint_nor_committed_nor_caught_up_with(world, publish):
-    publish(world)
-    loop = world.begin(merged(world.loop(poll_records_max=20)))
+def test_buffered_records_are_not_saved_or_committed_and_count_as_lag(harness, publish):
+    publish(harness)
+    loop = harness.begin(merged(harness.loop(poll_records_max=20)))
     loop.turn()
     given = sum(loop.progress.next_offsets.values())
     assert given == 20
-    assert world.broker.committed == loop.progress.next_offsets
+    assert harness.broker.committed == loop.progress.next_offsets
     assert loop.overload.measure(loop.source).total == CLICKS - given
 
 
-def test_a_takeover_by_another_worker_begins_at_what_was_learned(world, publish):
-    publish(world)
-    loop = world.begin(merged(world.loop(poll_records_max=20, checkpoint_interval_s=3_600.0)))
-    loop.turn()
+def test_a_takeover_by_another_worker_begins_at_what_was_learned(harness, publish):
+    publish(harness)
+    loop = harness.loop(poll_records_max=20, checkpoint_interval_s=3_600.0)
+    inner = loop.source
+    harness.begin(merged(loop)).turn()
     at = dict(loop.progress.next_offsets)
-    inner = loop.source._source
-    inner.revoking = [world.partition(number) for number in range(PARTITIONS)]
+    inner.revoking = [harness.partition(number) for number in range(PARTITIONS)]
     loop.turn()
     assert inner.commits == [at]
-    inner.assign(sorted(world.broker.topics)[:PARTITIONS])
-    world.drain(loop)
+    inner.assign(sorted(harness.broker.topics)[:PARTITIONS])
+    harness.drain(loop)
     assert loop.progress.learned == loop.learner.scores.scored == CLICKS - len(BAD)
 
 
-def test_what_was_written_partition_by_partition_is_learned_in_the_order_of_time(world, publish, monkeypatch):
-    publish(world)
-    loop = world.begin(merged(world.loop()))
+def test_what_was_written_partition_by_partition_is_learned_in_the_order_of_time(harness, publish, monkeypatch):
+    publish(harness)
+    loop = harness.begin(merged(harness.loop()))
     seen: list[Click] = []
     learn = loop.learner.learn
     monkeypatch.setattr(loop.learner, "learn", lambda clicks, **how: (seen.extend(clicks), learn(clicks, **how))[1])
-    world.drain(loop)
+    harness.drain(loop)
     assert [click.timestamp for click in seen] == sorted(click.timestamp for click in seen)
 
 

@@ -29,8 +29,13 @@ def topic():
 
 
 @pytest.fixture
-def board(topic):
-    return Notices(3, progress=Progress(learned=40), versions=Versions(3, 5), clock=lambda: 5.5, writer=topic)
+def progress():
+    return Progress(learned=40)
+
+
+@pytest.fixture
+def board(topic, progress):
+    return Notices(3, progress=progress, versions=Versions(3, 5), clock=lambda: 5.5, writer=topic)
 
 
 def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, topic, caplog):
@@ -46,11 +51,11 @@ def test_a_notice_is_a_record_a_line_in_the_log_and_one_of_the_latest(board, top
     ]
 
 
-def test_ids_tell_notices_of_one_kind_at_one_click_apart(board):
+def test_ids_tell_notices_of_one_kind_at_one_click_apart(board, progress):
     kinds = ["alarm", "alarm", "update_skipped", "alarm"]
     ids = [board.emit(kind, "").id for kind in kinds]
     assert ids == ["alarm-40-0", "alarm-40-1", "update_skipped-40-0", "alarm-40-2"]
-    board._progress.learned = 41
+    progress.learned = 41
     assert board.emit("alarm", "").id == "alarm-41-0"
 
 

@@ -46,7 +46,7 @@ class At:
         return [kind for kind, _, _ in self.told]
 
 
-def test_the_lag_is_told_of_each_partition_and_in_seconds(small):
+def test_the_lag_is_measured_per_partition_and_in_seconds(small):
     at = At(small)
     at.end, at.position = {ONE: 12, TWO: 9}, {ONE: 5, TWO: 9}
     lag = at.overload.measure(at)
@@ -60,7 +60,7 @@ def test_the_lag_is_told_of_each_partition_and_in_seconds(small):
     assert at.overload.measure(at) is None
 
 
-def test_falling_behind_is_told_once_and_its_end_once(small):
+def test_falling_behind_is_reported_once_and_its_end_once(small):
     at = At(small)
     for unread, waited_s in ((500, 20.0), (500, 31.0), (900, 60.0), (400, 20.0), (400, 1.5), (500, 20.0), (5, 99.0)):
         at.look(unread, waited_s)
@@ -86,7 +86,7 @@ def test_fine_tuning_rests_while_clicks_are_late(small):
     assert at.told == []
 
 
-def test_training_is_left_out_between_two_limits_and_what_it_cost_is_told(small):
+def test_training_is_left_out_between_two_limits_and_its_cost_is_reported(small):
     at = At(small, overload="shed-training", shed_lag_s=10.0, lag_over_s=2.0)
     found = []
     for waited_s in (9.0, 11.0, 5.0, 2.5, 1.5, 9.0):
@@ -98,7 +98,7 @@ def test_training_is_left_out_between_two_limits_and_what_it_cost_is_told(small)
     assert at.told[1][2]["untrained"] == 210
 
 
-def test_what_was_told_is_told_to_be_over_after_a_restart(small):
+def test_a_lag_reported_before_a_restart_is_reported_over_after_it(small):
     at, later = At(small), At(small)
     at.look(500, 40.0)
     later.overload.load_state(at.overload.to_state())
@@ -153,20 +153,20 @@ def test_a_list_after_clicks_that_were_not_trained_on_knows_of_them(small, town_
     learner = Learner(small())
     for batch in batches(town_clicks[:80]):
         learner.learn(batch)
-    click = town_clicks[80].model_copy(update={"user_id": "somebody new"})
-    ranking = learner.learn([click], train=False).rankings["somebody new"]
-    assert ranking == learner.rank(["somebody new"])[0]
+    click = town_clicks[80].model_copy(update={"user_id": "a new user"})
+    ranking = learner.learn([click], train=False).rankings["a new user"]
+    assert ranking == learner.rank(["a new user"])[0]
 
 
 # --- the loop ----------------------------------------------------------------------------------------------------
 
 
-def overloaded(world, clicks, **settings):
-    """A worker that finds 400 clicks on the topic, as old as the world."""
-    world.broker.arrived_ms = 0
-    world.publish(clicks)
-    return world.begin(
-        world.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, abuse_filter=False, **settings)
+def overloaded(harness, clicks, **settings):
+    """A worker that finds 400 clicks on the topic, as old as the harness."""
+    harness.broker.arrived_ms = 0
+    harness.publish(clicks)
+    return harness.begin(
+        harness.loop(lag_told_s=30.0, micro_batch_max=8, poll_records_max=8, abuse_filter=False, **settings)
     )
 
 
@@ -176,8 +176,8 @@ def _looks_each_turn(monkeypatch):
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_caught_up(world, town_clicks):
-    loop = overloaded(world, town_clicks, overload="shed-training")
+def test_a_shedding_worker_reads_every_click_and_trains_again_once_caught_up(harness, town_clicks):
+    loop = overloaded(harness, town_clicks, overload="shed-training")
     loop.turn()
     assert loop.overload.shedding
     weights = tensors(loop.learner)
@@ -203,18 +203,18 @@ def test_a_worker_that_sheds_takes_everything_in_and_trains_again_when_it_has_ca
         "finetuning",
         "published",
     ]
-    assert {click.user_id for click in town_clicks} == set(world.lists.held)
-    world.publish(town_clicks[:8])
+    assert {click.user_id for click in town_clicks} == set(harness.lists.held)
+    harness.publish(town_clicks[:8])
     loop.turn()
     assert not all(torch.equal(weights[name], now) for name, now in tensors(loop.learner).items())
     loop.finish()
-    again = world.begin(world.loop())
+    again = harness.begin(harness.loop())
     assert again.progress.untrained == 384
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_world, town_clicks):
-    behind, quiet = new_world(), new_world()
+def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_harness, town_clicks):
+    behind, quiet = new_harness(), new_harness()
     late = behind.drain(overloaded(behind, town_clicks))
     quiet.publish(town_clicks)
     other = quiet.run(micro_batch_max=8, poll_records_max=8, abuse_filter=False)
@@ -224,8 +224,8 @@ def test_by_default_a_worker_that_falls_behind_learns_everything_in_order(new_wo
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_fine_tuning_waits_until_a_worker_has_caught_up(world, town_clicks):
-    loop = overloaded(world, town_clicks)
+def test_fine_tuning_waits_until_a_worker_has_caught_up(harness, town_clicks):
+    loop = overloaded(harness, town_clicks)
     loop.turn()
     loop.supervisor.ask_finetuning("a test")
     for _ in range(5):
@@ -239,8 +239,8 @@ def test_fine_tuning_waits_until_a_worker_has_caught_up(world, town_clicks):
 
 
 @pytest.mark.usefixtures("_looks_each_turn")
-def test_drift_and_the_shadow_wait_while_training_is_left_out(world, town_clicks):
-    loop = overloaded(world, town_clicks, overload="shed-training", gate=True, gate_block_clicks=5,
+def test_drift_and_the_shadow_wait_while_training_is_left_out(harness, town_clicks):
+    loop = overloaded(harness, town_clicks, overload="shed-training", gate=True, gate_block_clicks=5,
                       shadow_clicks_max=100)  # fmt: skip
     loop.turn()
     loop.supervisor.examine(loop.learner.weights.copy(), "a test", {})

@@ -14,16 +14,16 @@ from stream.source import Partition, Record
 POLL = 32
 
 
-def live(world, broken, **overrides):
+def live(harness, broken, **overrides):
     """A worker that begins anew whenever the code has failed -> its last loop, and how often it began. `broken` gets
     each loop, to break it."""
     quarantine, lives = Quarantine(), 0
     while True:
-        loop = world.loop(quarantine=quarantine, **overrides)
+        loop = harness.loop(quarantine=quarantine, **overrides)
         broken(loop)
         lives += 1
         try:
-            return world.drain(world.begin(loop)), lives
+            return harness.drain(harness.begin(loop)), lives
         except InconsistentStateError:
             continue
 
@@ -50,7 +50,7 @@ def raising_on(*items, times=1_000_000, where="learn"):
 
 @pytest.fixture
 def values(town_clicks):
-    """Clicks, three of them on items that nobody else clicks, one broken message."""
+    """Clicks, three of them on items of their own, one broken message."""
     values = [click.model_copy(update={"event_id": f"e{at}"}) for at, click in enumerate(town_clicks[: 4 * POLL])]
     for at in (5, 40, 90):
         values[at] = values[at].model_copy(update={"item_id": f"odd-{at}"})
@@ -59,10 +59,10 @@ def values(town_clicks):
 
 
 @pytest.mark.parametrize("where", ["learn", "shadow"])
-def test_an_event_that_our_code_fails_on_is_put_aside_and_the_others_are_learned(world, values, where):
-    world.publish(values)
-    loop, lives = live(world, raising_on("odd-40", "odd-90", where=where))
-    letters = list(map(dead_letter, world.dead()))
+def test_an_event_that_our_code_fails_on_is_put_aside_and_the_others_are_learned(harness, values, where):
+    harness.publish(values)
+    loop, lives = live(harness, raising_on("odd-40", "odd-90", where=where))
+    letters = list(map(dead_letter, harness.dead()))
     assert [(letter.offset, letter.reason, letter.detail) for letter in letters] == [
         (40, "internal-error", "ZeroDivisionError: division by zero"),
         (41, "malformed-json", letters[1].detail),
@@ -71,26 +71,25 @@ def test_an_event_that_our_code_fails_on_is_put_aside_and_the_others_are_learned
     assert letters[0].record.value == encode(values[40])
     assert loop.progress.learned == loop.learner.scores.scored == len(values) - 3
     assert loop.progress.dead_letters == {"malformed-json": 1, "internal-error": 2}
-    assert loop.progress.next_offsets == {world.partition(): len(values)}
-    assert {"odd-40", "odd-90"}.isdisjoint(item for top in world.lists.held.values() for item in top.items)
+    assert loop.progress.next_offsets == {harness.partition(): len(values)}
+    assert {"odd-40", "odd-90"}.isdisjoint(item for top in harness.lists.held.values() for item in top.items)
     assert loop.learner.vocabulary.row_of("odd-40") == 0 != loop.learner.vocabulary.row_of("odd-5")
     assert lives == 1 + 2 * 3  # again as it was, then each alone, then without it
     assert loop.notices.counts["internal_error"] == 2
-    assert not loop._quarantine._failed
-    assert not loop._quarantine._aside
+    assert loop.quarantine.empty
 
 
-def test_what_was_chance_leaves_no_trace(new_world, values):
-    quiet, world = new_world(), new_world()
+def test_what_was_chance_leaves_no_trace(new_harness, values):
+    quiet, harness = new_harness(), new_harness()
     quiet.publish(values)
-    world.publish(values)
-    loop, lives = live(world, raising_on("odd-40", times=1))
+    harness.publish(values)
+    loop, lives = live(harness, raising_on("odd-40", times=1))
     assert lives == 2
-    assert world.everything(loop) == quiet.everything(quiet.run())
+    assert harness.everything(loop) == quiet.everything(quiet.run())
 
 
-def test_a_bug_that_needs_several_clicks_at_once_puts_nobody_aside(world, values):
-    world.publish(values)
+def test_a_bug_that_needs_several_clicks_at_once_puts_no_click_aside(harness, values):
+    harness.publish(values)
 
     def broken(loop):
         learn = loop.learner.learn
@@ -102,21 +101,21 @@ def test_a_bug_that_needs_several_clicks_at_once_puts_nobody_aside(world, values
 
         loop.learner.learn = failing
 
-    loop, lives = live(world, broken)
+    loop, lives = live(harness, broken)
     assert (lives, loop.progress.dead_letters) == (3, {"malformed-json": 1})
     assert loop.progress.learned == len(values) - 1
 
 
-def test_before_the_first_checkpoint_it_begins_anew(world, values):
-    world.publish(values[:20])
-    loop, _ = live(world, raising_on("odd-5"), checkpoint_interval_s=3_600.0)
-    assert (loop.progress.learned, [dead_letter(one).offset for one in world.dead()]) == (19, [5])
+def test_before_the_first_checkpoint_it_begins_anew(harness, values):
+    harness.publish(values[:20])
+    loop, _ = live(harness, raising_on("odd-5"), checkpoint_interval_s=3_600.0)
+    assert (loop.progress.learned, [dead_letter(one).offset for one in harness.dead()]) == (19, [5])
 
 
-def test_killed_between_the_dead_letter_and_the_checkpoint_it_is_not_learned_too(new_world, values):
-    """Whoever comes after the crash may have other code: what stands among the dead letters stays there."""
-    world = new_world()
-    world.publish(values[:POLL])
+def test_killed_between_the_dead_letter_and_the_checkpoint_it_is_not_learned_too(new_harness, values):
+    """The worker after the crash may have other code: what stands among the dead letters stays there."""
+    harness = new_harness()
+    harness.publish(values[:POLL])
 
     class Killed(BaseException):
         pass
@@ -126,37 +125,37 @@ def test_killed_between_the_dead_letter_and_the_checkpoint_it_is_not_learned_too
             raise Killed
 
     with pytest.raises(Killed):
-        live(world, raising_on("odd-5"), reached=killed)
-    assert [dead_letter(one).offset for one in world.dead()] == [5]
-    loop = world.run()
+        live(harness, raising_on("odd-5"), reached=killed)
+    assert [dead_letter(one).offset for one in harness.dead()] == [5]
+    loop = harness.run()
     assert (loop.progress.learned, loop.progress.dead_letters) == (POLL - 1, {"internal-error": 1})
-    assert [dead_letter(one).offset for one in world.dead()] == [5]
+    assert [dead_letter(one).offset for one in harness.dead()] == [5]
 
 
-def test_after_so_many_in_a_row_it_says_so_and_stops_and_other_code_goes_on(world, town_clicks):
-    world.publish(town_clicks[:POLL])
+def test_after_so_many_in_a_row_it_says_so_and_stops_and_other_code_goes_on(harness, town_clicks):
+    harness.publish(town_clicks[:POLL])
     items = {click.item_id for click in town_clicks[:POLL]}
     with pytest.raises(InternalError) as error:
-        live(world, raising_on(*items), internal_errors_in_a_row_max=4)
+        live(harness, raising_on(*items), internal_errors_in_a_row_max=4)
     message = str(error.value)
     assert message.startswith(
         "4 events in a row met bugs of ours, up to clicks partition 0 offset 3: ZeroDivisionError"
     )
     assert "NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX" in message
     assert "\n" not in message
-    loop = world.run(internal_errors_in_a_row_max=4)
+    loop = harness.run(internal_errors_in_a_row_max=4)
     assert loop.progress.learned + loop.progress.dead_letters["internal-error"] == POLL
-    assert loop.progress.dead_letters["internal-error"] == len(world.dead()) < 4
+    assert loop.progress.dead_letters["internal-error"] == len(harness.dead()) < 4
 
 
-def test_far_between_they_are_no_alarm(world, values):
-    world.publish(values)
-    loop, _ = live(world, raising_on("odd-5", "odd-40", "odd-90"), internal_errors_in_a_row_max=2)
+def test_far_between_they_are_no_alarm(harness, values):
+    harness.publish(values)
+    loop, _ = live(harness, raising_on("odd-5", "odd-40", "odd-90"), internal_errors_in_a_row_max=2)
     assert loop.progress.dead_letters["internal-error"] == 3
     assert loop.progress.put_aside == 0
 
 
-def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(world, values, monkeypatch, caplog):
+def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(harness, values, monkeypatch, caplog):
     parse = intake_module.parse
 
     def failing(value, **rest):
@@ -165,16 +164,16 @@ def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(worl
         return parse(value, **rest)
 
     monkeypatch.setattr(intake_module, "parse", failing)
-    world.publish(values)
-    loop = world.run()
+    harness.publish(values)
+    loop = harness.run()
     assert loop.progress.learned == len(values) - 2
-    assert dead_letter(world.dead()[0]).detail == "KeyError: 'odd'"
+    assert dead_letter(harness.dead()[0]).detail == "KeyError: 'odd'"
     assert "clicks partition 0 offset 40 cannot be read" in caplog.text
 
 
-def test_an_error_of_the_edges_is_no_bug_of_ours(world, values):
-    world.publish(values)
-    loop = world.begin(world.loop())
+def test_an_error_of_the_edges_is_no_bug_of_ours(harness, values):
+    harness.publish(values)
+    loop = harness.begin(harness.loop())
 
     def full(*_, **__):
         raise MemoryError

@@ -13,8 +13,8 @@ def kinds(report: StatusReport) -> list[str]:
     return [problem["kind"] for problem in report.describe("running")["problems"]]
 
 
-def test_a_problem_is_open_while_its_cause_lasts(world):
-    loop = world.loop()
+def test_a_problem_is_open_while_its_cause_lasts(harness, monkeypatch):
+    loop = harness.loop()
     report = StatusReport(loop)
     assert kinds(report) == []
     loop.overload.lagging = True
@@ -24,15 +24,16 @@ def test_a_problem_is_open_while_its_cause_lasts(world):
     assert problem["since"] == loop.notices.last["lagging"].at
     loop.checkpointer.failing_since = 1.0
     loop.notices.emit("checkpoint_failed", "no space")
-    loop.supervisor._outage_reported = True
-    assert kinds(report) == ["checkpoint_failed", "outage", "lagging"]
-    assert set(kinds(report)) <= set(KINDS)
-    loop.checkpointer.failing_since, loop.overload.lagging, loop.supervisor._outage_reported = None, False, False
+    with monkeypatch.context() as patch:
+        patch.setattr(type(loop.supervisor), "outage", True)
+        assert kinds(report) == ["checkpoint_failed", "outage", "lagging"]
+        assert set(kinds(report)) <= set(KINDS)
+    loop.checkpointer.failing_since, loop.overload.lagging = None, False
     assert kinds(report) == []
 
 
-def test_what_no_notice_tells_is_dated_by_when_it_was_first_seen(world, monkeypatch):
-    loop = world.loop()
+def test_what_no_notice_tells_is_dated_by_when_it_was_first_seen(harness, monkeypatch):
+    loop = harness.loop()
     report = StatusReport(loop)
     monkeypatch.setattr(loop.source, "trouble", lambda: "no Kafka answers", raising=False)
     first = report.describe("running")["problems"]
@@ -40,11 +41,11 @@ def test_what_no_notice_tells_is_dated_by_when_it_was_first_seen(world, monkeypa
     assert report.describe("running")["problems"] == first
 
 
-def test_a_restart_does_not_bring_back_what_is_over(world):
+def test_a_restart_does_not_bring_back_what_is_over(harness):
     """The checkpoint that ends a full disk is written before it is told that it has ended."""
-    loop = world.loop()
+    loop = harness.loop()
     loop.notices.emit("checkpoint_failed", "no space")
-    again = world.loop()
+    again = harness.loop()
     again.notices.load_state(loop.notices.to_state())
     assert kinds(StatusReport(again)) == []
 
@@ -57,9 +58,9 @@ def test_status_shows_problems_and_a_worker_that_waits_has_one():
     assert "no Kafka answers at k:9092" in text
 
 
-def test_status_metric_and_notices_count_the_same_alarms_and_a_change_for_the_better_is_none(world, town_clicks):
-    world.publish(town_clicks[:200])
-    loop = world.begin(world.loop(drift_delta=0.5, drift_clicks_each=1))
+def test_status_metric_and_notices_count_alarms_alike_and_improvements_as_none(harness, town_clicks):
+    harness.publish(town_clicks[:200])
+    loop = harness.begin(harness.loop(drift_delta=0.5, drift_clicks_each=1))
     loop.changes.drift.update(["click"] * 300, [0.1] * 300, [True] * 300, range(300))  # it gets worse
     loop.turn()
     drift = loop.changes.drift
@@ -75,8 +76,8 @@ def test_status_metric_and_notices_count_the_same_alarms_and_a_change_for_the_be
         assert all(word in text for text in told)
 
 
-def test_abuse_beyond_its_share_and_a_redis_that_evicts_are_problems_while_they_last(world):
-    loop = world.loop()
+def test_abuse_beyond_its_share_and_a_redis_that_evicts_are_problems_while_they_last(harness):
+    loop = harness.loop()
     report = StatusReport(loop)
     loop.learner.abuse_filter.net.open = True
     loop.notices.emit("abuse_share", "6 % of the latest clicks are flagged as abuse")

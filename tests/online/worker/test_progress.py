@@ -29,3 +29,8 @@ def test_its_state_is_a_copy():
 def test_it_starts_partitions_it_has_read_and_leaves_others_to_the_source():
     progress = Progress({Partition("clicks", 0): 7, Partition("clicks", 2): 9})
     assert progress.starts([Partition("clicks", 0), Partition("clicks", 1)]) == {Partition("clicks", 0): 7}
+
+
+def test_progress_starts_only_partitions_it_has_read():
+    progress = Progress({Partition("clicks", 0): 7})
+    assert progress.starts([Partition("clicks", 0), Partition("clicks", 1)]) == {Partition("clicks", 0): 7}

@@ -168,7 +168,7 @@ def test_a_cluster_behind_a_plain_url_is_named_and_never_found_to_be_back(server
             Lists(connect(url), ttl_s=60).standing(["u1", "u2"])  # two keys of different slots
 
 
-def test_a_proxy_that_ends_the_connection_at_a_pipeline_is_not_taken_for_a_missing_redis(tmp_path, caplog):
+def test_a_proxy_that_cuts_off_a_pipeline_is_not_taken_for_a_missing_redis(tmp_path, caplog):
     """It answers what comes alone, and hangs up at more."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
 
@@ -189,7 +189,7 @@ def test_a_proxy_that_ends_the_connection_at_a_pipeline_is_not_taken_for_a_missi
         assert caplog.text.count("learning goes on") == 1
 
 
-def test_both_protocols_and_ipv6_and_a_socket_take_lists_and_are_shown_as_they_are_written(server):
+def test_both_protocols_ipv6_and_a_socket_take_lists_and_are_shown_as_written(server):
     path = f"/tmp/nextclick-{time.time_ns()}.sock"
     with socket.socket(socket.AF_INET6) as probe:
         try:

@@ -46,7 +46,7 @@ def test_after_a_click_time_passes_as_on_the_computer_however_old_the_click_is()
     assert clock.now() == 1_000.0
 
 
-def test_a_click_from_the_future_ages_nobody_by_more_than_a_gap_may_count():
+def test_a_click_from_the_future_ages_no_list_by_more_than_a_gap_may_count():
     computer, active = Computer(), ActiveClock()
     clock = StreamClock(active, computer)
     active.update(1_000.0)
@@ -72,7 +72,7 @@ def test_a_silence_counts_for_an_hour_while_it_lasts_and_when_a_click_has_ended_
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(-1e6, 1e6)), max_size=30))
-def test_it_never_goes_back_whatever_comes_and_whatever_happens_to_the_computer_s_clock(steps):
+def test_it_never_goes_back_whatever_clicks_come_and_however_the_clock_is_set(steps):
     computer, active = Computer(0.0), ActiveClock()
     clock, told = StreamClock(active, computer), -np.inf
     for is_click, value in steps:
@@ -87,7 +87,7 @@ def test_it_never_goes_back_whatever_comes_and_whatever_happens_to_the_computer_
 # --- whose list has aged -----------------------------------------------------------------------------------------
 
 
-class Town:
+class RefreshHarness:
     """Histories, a busy stream's clock, and a schedule that is asked at every step."""
 
     def __init__(self, ages_s=AGES, users_held=100):
@@ -118,8 +118,8 @@ class Town:
 
 
 @pytest.fixture
-def town():
-    return Town()
+def harness():
+    return RefreshHarness()
 
 
 def test_marks_are_passed_once_an_age_is_above_them():
@@ -127,110 +127,110 @@ def test_marks_are_passed_once_an_age_is_above_them():
     assert marks_passed((), [5 * HOUR]).tolist() == [0]
 
 
-def test_each_age_is_passed_once_and_then_it_is_over(town):
-    town.click("ada")
-    assert town.after(9 * MINUTE) == []
-    assert town.after(2 * MINUTE) == ["ada"]
-    assert town.after(2 * MINUTE) == []
-    assert town.after(HOUR) == ["ada"]
-    assert town.after(3 * HOUR) == ["ada"]
-    assert town.after(300 * DAY) == []
+def test_each_age_is_passed_once_and_then_it_is_over(harness):
+    harness.click("ada")
+    assert harness.after(9 * MINUTE) == []
+    assert harness.after(2 * MINUTE) == ["ada"]
+    assert harness.after(2 * MINUTE) == []
+    assert harness.after(HOUR) == ["ada"]
+    assert harness.after(3 * HOUR) == ["ada"]
+    assert harness.after(300 * DAY) == []
 
 
-def test_a_click_begins_again(town):
-    town.click("ada")
-    assert town.after(11 * MINUTE) == ["ada"]
-    town.click("ada")
-    assert town.after(9 * MINUTE) == []
-    assert town.after(2 * MINUTE) == ["ada"]
+def test_a_click_begins_again(harness):
+    harness.click("ada")
+    assert harness.after(11 * MINUTE) == ["ada"]
+    harness.click("ada")
+    assert harness.after(9 * MINUTE) == []
+    assert harness.after(2 * MINUTE) == ["ada"]
 
 
-def test_several_ages_passed_between_two_looks_are_one_refresh(town):
-    town.click("ada")
-    assert town.after(2 * HOUR) == ["ada"]
-    assert town.after(MINUTE) == []
+def test_several_ages_passed_between_two_looks_are_one_refresh(harness):
+    harness.click("ada")
+    assert harness.after(2 * HOUR) == ["ada"]
+    assert harness.after(MINUTE) == []
 
 
-def test_without_being_asked_nobody_is_due(town):
-    town.click("ada")
-    town.computer.now += HOUR
-    assert town.schedule.take(town.histories, 100) == []
-    assert town.after(0.0) == ["ada"]
+def test_without_being_asked_no_list_is_due(harness):
+    harness.click("ada")
+    harness.computer.now += HOUR
+    assert harness.schedule.take(harness.histories, 100) == []
+    assert harness.after(0.0) == ["ada"]
 
 
-def test_of_many_a_bounded_number_is_taken_at_a_time_and_nobody_is_forgotten_or_taken_twice(town):
+def test_a_bounded_number_of_users_is_taken_at_a_time_and_each_user_once(harness):
     for number in range(7):
-        town.click(f"u{number}")
-    first, second, third = town.after(11 * MINUTE, 3), town.after(1.0, 3), town.after(1.0, 3)
+        harness.click(f"u{number}")
+    first, second, third = harness.after(11 * MINUTE, 3), harness.after(1.0, 3), harness.after(1.0, 3)
     assert [len(first), len(second), len(third)] == [3, 3, 1]
     assert {*first, *second, *third} == {f"u{number}" for number in range(7)}
-    assert town.after(1.0, 3) == []
+    assert harness.after(1.0, 3) == []
 
 
-def test_who_ages_while_others_wait_comes_after_them(town):
-    town.click("ada")
-    town.click("ben")
-    assert town.after(11 * MINUTE, 1) == ["ada"]
-    town.click("cleo")
-    assert town.after(11 * MINUTE, 1) == ["ben"]  # cleo's has aged meanwhile
-    assert town.after(1.0, 1) == ["cleo"]
+def test_who_ages_while_others_wait_comes_after_them(harness):
+    harness.click("ada")
+    harness.click("ben")
+    assert harness.after(11 * MINUTE, 1) == ["ada"]
+    harness.click("cleo")
+    assert harness.after(11 * MINUTE, 1) == ["ben"]  # cleo's has aged meanwhile
+    assert harness.after(1.0, 1) == ["cleo"]
 
 
-def test_whoever_clicks_while_waiting_waits_no_longer(town):
-    town.click("ada")
-    town.click("ben")
-    assert town.after(11 * MINUTE, 1) == ["ada"]
-    town.click("ben")
-    assert town.after(1.0) == []
+def test_a_user_who_clicks_while_waiting_waits_no_longer(harness):
+    harness.click("ada")
+    harness.click("ben")
+    assert harness.after(11 * MINUTE, 1) == ["ada"]
+    harness.click("ben")
+    assert harness.after(1.0) == []
 
 
 def test_without_ages_nothing_ever_falls_due():
-    town = Town(ages_s=())
-    town.click("ada")
-    assert town.after(300 * DAY) == []
+    harness = RefreshHarness(ages_s=())
+    harness.click("ada")
+    assert harness.after(300 * DAY) == []
 
 
 def test_who_waits_is_bounded_by_who_has_a_history():
-    town = Town(users_held=8)
+    harness = RefreshHarness(users_held=8)
     for round_ in range(5):
         for number in range(8):
-            town.click(f"u{round_}-{number}")
-        assert len(town.after(11 * MINUTE, 5)) == 5
-        waiting = town.schedule.to_state()["waiting"]
+            harness.click(f"u{round_}-{number}")
+        assert len(harness.after(11 * MINUTE, 5)) == 5
+        waiting = harness.schedule.to_state()["waiting"]
         assert set(waiting) < {f"u{round_}-{number}" for number in range(8)}  # the others have made room
 
 
-def test_a_restart_changes_nothing(town):
+def test_a_restart_changes_nothing(harness):
     for number in range(5):
-        town.click(f"u{number}")
-    assert len(town.after(11 * MINUTE, 2)) == 2
-    before, town.schedule = town.schedule, RefreshSchedule(ReturnTimes(AGES), town.clock)
-    town.schedule.load_state(json.loads(json.dumps(before.to_state())))
-    assert town.after(1.0) == ["u2", "u3", "u4"]
-    assert len(town.after(HOUR)) == 5
+        harness.click(f"u{number}")
+    assert len(harness.after(11 * MINUTE, 2)) == 2
+    before, harness.schedule = harness.schedule, RefreshSchedule(ReturnTimes(AGES), harness.clock)
+    harness.schedule.load_state(json.loads(json.dumps(before.to_state())))
+    assert harness.after(1.0) == ["u2", "u3", "u4"]
+    assert len(harness.after(HOUR)) == 5
 
 
-def test_a_schedule_that_begins_among_old_lists_leaves_them_until_their_next_age(town):
-    town.click("dora", ago_s=30 * DAY)
-    town.click("cleo", ago_s=2 * HOUR)
-    town.click("ada")
-    fresh = RefreshSchedule(ReturnTimes(AGES), town.clock)
-    fresh.load_state(RefreshSchedule(ReturnTimes(AGES), town.clock).to_state())
-    town.schedule = fresh
-    assert town.after(0.0) == []
-    assert town.after(11 * MINUTE) == ["ada"]
-    assert town.after(2 * HOUR) == ["cleo", "ada"]
+def test_a_schedule_that_begins_among_old_lists_leaves_them_until_their_next_age(harness):
+    harness.click("dora", ago_s=30 * DAY)
+    harness.click("cleo", ago_s=2 * HOUR)
+    harness.click("ada")
+    fresh = RefreshSchedule(ReturnTimes(AGES), harness.clock)
+    fresh.load_state(RefreshSchedule(ReturnTimes(AGES), harness.clock).to_state())
+    harness.schedule = fresh
+    assert harness.after(0.0) == []
+    assert harness.after(11 * MINUTE) == ["ada"]
+    assert harness.after(2 * HOUR) == ["cleo", "ada"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 20_000)), max_size=40))
 def test_it_takes_whom_a_list_of_all_marks_would_name(steps):
     """Against the slow reference: after each click, every age of its list written down, and crossed out when over."""
-    town, open_marks = Town(), {}
+    harness, open_marks = RefreshHarness(), {}
     for user, is_click, seconds in steps:
         if is_click:
-            town.click(user)
-            open_marks[user] = [town.computer.now + age for age in AGES]
-        taken = town.after(seconds)
-        passed = {u for u, marks in open_marks.items() if any(mark < town.clock.now() for mark in marks)}
+            harness.click(user)
+            open_marks[user] = [harness.computer.now + age for age in AGES]
+        taken = harness.after(seconds)
+        passed = {u for u, marks in open_marks.items() if any(mark < harness.clock.now() for mark in marks)}
         assert set(taken) == passed
-        open_marks = {u: [mark for mark in marks if mark >= town.clock.now()] for u, marks in open_marks.items()}
+        open_marks = {u: [mark for mark in marks if mark >= harness.clock.now()] for u, marks in open_marks.items()}

@@ -55,7 +55,7 @@ def test_the_worker_does_it_and_says_the_new_number(lists):
 
 
 @pytest.mark.parametrize("error", [VersionError("there is no version 3"), CheckpointError("checkpoint 9 is broken")])
-def test_why_it_cannot_be_done_is_said_to_who_asked(lists, error):
+def test_a_rollback_that_is_refused_answers_with_the_reason(lists, error):
     def refuse(_):
         raise error
 
@@ -64,13 +64,13 @@ def test_why_it_cannot_be_done_is_said_to_who_asked(lists, error):
     assert str(raised.value) == str(error)
 
 
-def test_where_nobody_takes_the_request_it_is_withdrawn(lists):
+def test_a_request_that_no_worker_takes_is_withdrawn(lists):
     with pytest.raises(RollbackError, match=r"no worker took the request within 0.01 s.*nextclick status"):
         ask_rollback(lists, 3, 0.01)
     assert lists.take_request() is None  # a worker that comes later must not do it
 
 
-def test_where_the_worker_dies_over_it_that_is_said(lists, monkeypatch):
+def test_a_worker_that_dies_during_the_request_is_reported(lists, monkeypatch):
     take = lists.withdraw_request
     monkeypatch.setattr(lists, "withdraw_request", lambda: (lists.take_request(), take())[1])
     with pytest.raises(RollbackError, match=r"took the request but has not answered within 0.01 s: see `nextclick ver"):
@@ -91,7 +91,7 @@ def test_what_the_worker_does_not_know_is_answered_too(lists, request_):
     assert "does not know what is asked" in lists.answer_to("a")["error"]
 
 
-def test_a_redis_that_is_away_does_not_stop_the_worker(lists, monkeypatch):
+def test_an_unavailable_redis_does_not_stop_the_worker(lists, monkeypatch):
     def away():
         raise ListsError("no Redis answers")
 

@@ -136,8 +136,8 @@ def test_the_first_line_comes_before_what_takes_long_is_loaded():
     """Ten seconds of silence, on a busy machine: torch and numba."""
     code = (
         "import logging, sys; logging.basicConfig(level='INFO');"
-        "from online import cli; import online.worker.start;"
-        "online.worker.start.announce(cli._folder_settings(None));"
+        "from online import cli; from online.config.settings import load_settings; import online.worker.start;"
+        "online.worker.start.announce(load_settings());"
         "print([name for name in ('torch', 'kafka', 'river', 'fastapi') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -205,7 +205,7 @@ def test_a_checkpoint_of_the_embedded_log_is_none_of_kafkas(settings, publish, m
 
 
 @pytest.mark.parametrize(("committed", "said"), [(130, "older copy"), (30, ""), (31, ""), (20, "")])
-def test_a_folder_that_is_behind_its_group_is_told_in_one_line(  # noqa: PLR0917
+def test_a_folder_behind_its_group_is_reported_in_one_line(  # noqa: PLR0917
     settings, publish, monkeypatch, caplog, committed, said
 ):
     publish(0, 30)
@@ -221,7 +221,7 @@ def test_a_folder_that_is_behind_its_group_is_told_in_one_line(  # noqa: PLR0917
     assert said in "".join(warnings)
 
 
-def test_a_folder_that_is_far_ahead_of_its_group_is_told(settings, publish, monkeypatch, caplog):
+def test_a_folder_far_ahead_of_its_group_is_reported(settings, publish, monkeypatch, caplog):
     publish(0, 30)
     learn(settings, 30)
     monkeypatch.setattr("online.worker.start.AHEAD_REPORTED", 10)
@@ -243,7 +243,7 @@ def full_until(free: threading.Event, real):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_from_a_folder_that_may_not_be_written(tmp_path, monkeypatch, number):
+def test_a_full_disk_and_a_folder_without_permission_are_distinguished(tmp_path, monkeypatch, number):
     def fails(*_, **__):
         raise OSError(number, os.strerror(number))
 

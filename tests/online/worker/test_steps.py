@@ -51,26 +51,26 @@ def values(town_clicks):
 
 
 @pytest.fixture
-def undisturbed(quiet, new_world, values):
+def undisturbed(quiet, new_harness, values):
     if not quiet:
-        world = new_world()
-        world.publish(values)
-        loop = world.run()
-        quiet.update(world.everything(loop), dead=dead(world), saved=saved(loop))
+        harness = new_harness()
+        harness.publish(values)
+        loop = harness.run()
+        quiet.update(harness.everything(loop), dead=dead(harness), saved=saved(loop))
     return quiet
 
 
-def killed(world, fault, **overrides):
+def killed(harness, fault, **overrides):
     """Runs a worker with a fault -> whether it came to it."""
     try:
-        world.run(fault, **overrides)
+        harness.run(fault, **overrides)
     except CrashError:
         return True
     return False
 
 
-def dead(world):
-    return [(letter.key, letter.value, letter.headers) for letter in world.dead()]
+def dead(harness):
+    return [(letter.key, letter.value, letter.headers) for letter in harness.dead()]
 
 
 def saved(loop):
@@ -81,8 +81,8 @@ def saved(loop):
     return state | {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()}
 
 
-def differences(world, loop, undisturbed):
-    found = {**world.everything(loop), "dead": dead(world), "saved": saved(loop)}
+def differences(harness, loop, undisturbed):
+    found = {**harness.everything(loop), "dead": dead(harness), "saved": saved(loop)}
     different = {name for name in undisturbed if found[name] != undisturbed[name]}
     if "saved" in different:
         different |= {f"saved.{n}" for n, value in undisturbed["saved"].items() if found["saved"].get(n) != value}
@@ -101,7 +101,7 @@ def sections(source):
     return found
 
 
-def test_every_numbered_step_of_the_loop_has_a_name_and_each_name_is_reached(world, values):
+def test_every_numbered_step_of_the_loop_has_a_name_and_each_name_is_reached(harness, values):
     """The comments `# 1. ...` of `Loop.turn` are the steps; what they say is done after the names of that number."""
     turn = inspect.getsource(loop_module.Loop.turn)
     assert len(turn.splitlines()) <= 80  # one screen
@@ -124,53 +124,52 @@ def test_every_numbered_step_of_the_loop_has_a_name_and_each_name_is_reached(wor
     ]
     assert set(calls) == set(STEPS)
     fault = Fault()
-    world.publish(values)
-    world.run(fault)
+    harness.publish(values)
+    harness.run(fault)
     assert set(fault.visits) == set(STEPS)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_killed_at_a_step_again_and_again_it_ends_as_if_nothing_had_happened(new_world, values, undisturbed, step):
-    world = new_world()
-    world.publish(values)
-    assert sum(killed(world, Fault(step, visit)) for visit in VISITS) >= 2
-    last = world.run()
-    assert differences(world, last, undisturbed) == set()
-    assert world.broker.committed == {world.partition(): CLICKS}
+def test_killed_at_a_step_again_and_again_it_ends_as_if_nothing_had_happened(new_harness, values, undisturbed, step):
+    harness = new_harness()
+    harness.publish(values)
+    assert sum(killed(harness, Fault(step, visit)) for visit in VISITS) >= 2
+    last = harness.run()
+    assert differences(harness, last, undisturbed) == set()
+    assert harness.broker.committed == {harness.partition(): CLICKS}
 
 
-def test_killed_at_one_step_after_the_other_it_ends_as_if_nothing_had_happened(new_world, values, undisturbed):
-    world = new_world()
-    world.publish(values)
-    assert all(killed(world, Fault(step, 1)) for step in STEPS)
-    assert differences(world, world.run(), undisturbed) == set()
+def test_killed_at_one_step_after_the_other_it_ends_as_if_nothing_had_happened(new_harness, values, undisturbed):
+    harness = new_harness()
+    harness.publish(values)
+    assert all(killed(harness, Fault(step, 1)) for step in STEPS)
+    assert differences(harness, harness.run(), undisturbed) == set()
 
 
-def test_of_several_partitions_whatever_step_it_is_killed_at_each_event_is_accounted_for_once(new_world, town_clicks):
+def test_after_crashes_at_every_step_each_event_of_all_partitions_counts_once(new_harness, town_clicks):
     clicks = [click.model_copy(update={"event_id": f"e{at}"}) for at, click in enumerate(town_clicks[:120])]
     sent = [BAD.get(place, click) for place, click in enumerate(clicks)]
-    world = new_world()
-    world.publish([*sent, *clicks[:10]], partitions=3)
-    assert all(killed(world, Fault(step, 1), poll_records_max=20 + at) for at, step in enumerate(STEPS))  # other turns
-    last = world.run()
+    harness = new_harness()
+    harness.publish([*sent, *clicks[:10]], partitions=3)
+    for at, step in enumerate(STEPS):
+        assert killed(harness, Fault(step, 1), poll_records_max=20 + at)  # other turns each time
+    last = harness.run()
     good = {click.event_id for click in sent if isinstance(click, Click)}
     twice = sum(click.event_id in good for click in clicks[:10])
     assert last.progress.learned == last.learner.scores.scored == len(good) + 10 - twice
     assert (last.progress.duplicates, sum(last.progress.dead_letters.values())) == (twice, len(BAD))
     assert last.progress.next_offsets == last.source.ends()
-    assert len(world.dead()) == len(BAD)
+    assert len(harness.dead()) == len(BAD)
 
 
-def test_an_error_of_ours_at_a_step_stops_the_worker_or_sends_it_back_and_leaves_no_trace(
-    new_world, values, undisturbed
-):
-    world = new_world()
-    world.publish(values)
+def test_an_error_at_any_step_stops_the_worker_or_restores_and_leaves_no_trace(new_harness, values, undisturbed):
+    harness = new_harness()
+    harness.publish(values)
     stopped = sent_back = 0
     for step in STEPS:
         with pytest.raises((ValueError, InconsistentStateError)) as error:
-            world.run(Fault(step, 1, ValueError))
+            harness.run(Fault(step, 1, ValueError))
         stopped += error.type is ValueError
         sent_back += error.type is InconsistentStateError
     assert (stopped, sent_back) == (len(STEPS) - 3, 3)
-    assert differences(world, world.run(), undisturbed) == set()
+    assert differences(harness, harness.run(), undisturbed) == set()

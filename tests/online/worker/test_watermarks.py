@@ -23,7 +23,7 @@ def redis():
     return Redis(WriteWatermarks())
 
 
-def test_while_nothing_is_lost_nothing_is_said(redis):
+def test_without_loss_nothing_is_reported(redis):
     assert [redis.write(user) for user in "abc"] == [(), (), ()]
 
 

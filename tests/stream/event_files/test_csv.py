@@ -66,7 +66,7 @@ def test_a_quoted_field_beyond_the_bounds_is_refused_where_it_opens(read: Read) 
             read("user,item,timestamp,text\nu,i,5,\nu,i,5," + f'"{text}"\n')
 
 
-def test_quotes_inside_quotes_are_read_as_far_as_they_go_and_told(tmp_path: Path) -> None:
+def test_quotes_inside_quotes_are_read_as_far_as_they_go_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text('title,user,item,timestamp\n"John "Johnny" Smith",u,i,5\n"a" ,"u" ,"i" ,5\n')
     file = EventFile(path)
@@ -188,7 +188,7 @@ def test_numbers_name_columns_under_a_header_too(read: Read) -> None:
 @pytest.mark.parametrize(
     "header", ["user,user,item,timestamp", "user,User,item,timestamp", "user, user ,item,timestamp"]
 )
-def test_two_columns_of_one_name_are_refused_and_told_apart(read: Read, header: str) -> None:
+def test_two_columns_of_one_name_are_refused(read: Read, header: str) -> None:
     with pytest.raises(EventFileError, match=r"has 2 columns of one name, .*\(column 1\) and .*\(column 2\)"):
         read(header + "\na,b,i,5\n")
     assert triple(read(header + "\na,b,i,5\n", columns="user=2")[0]) == ("b", "i", 5)
@@ -208,18 +208,18 @@ def test_other_columns_may_have_one_name(read: Read) -> None:
     assert triple(read("x,user,x,item,timestamp,,\na,u,c,i,5,,\n")[0]) == ("u", "i", 5)
 
 
-def test_a_name_that_is_not_there_is_told(read: Read) -> None:
+def test_a_column_that_is_missing_is_refused(read: Read) -> None:
     with pytest.raises(EventFileError, match=r"has no column 'whom' \(--columns\): there are 'user, item, timestamp'"):
         read(HEADER + "u,i,5\n", columns="user=whom")
 
 
 @pytest.mark.parametrize("text", ["user", "user=", "whom=x", "user=a,user_id=b", "=a", ""])
-def test_columns_that_cannot_be_meant_are_told(text: str) -> None:
+def test_columns_that_cannot_be_meant_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is none of|given twice|names no column"):
         parse_columns(text)
 
 
-def test_longer_rows_are_told(tmp_path: Path) -> None:
+def test_longer_rows_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(HEADER + "u,i,5,\nu,i,5,more\n")
     file = EventFile(path)

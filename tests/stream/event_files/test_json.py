@@ -73,7 +73,7 @@ def test_whole_floats_are_whole_numbers_and_codes_of_types_are_text(read: Read) 
         assert not are_clicks([found])
 
 
-def test_two_names_that_differ_by_case_are_refused_and_told_apart(read: Read) -> None:
+def test_two_names_that_differ_by_case_are_refused_unless_one_is_chosen(read: Read) -> None:
     text = '{"user": "a", "User": "b", "item": 1, "timestamp": 5}\n'
     with pytest.raises(EventFileError, match=r"has 2 columns of one name, 'user' .* and 'User' .*--columns user=user"):
         read(text)

@@ -31,7 +31,7 @@ def checked(tmp_path: Path, content: str | bytes, share: float = 0.05, **given: 
         ("yesterday", "ISO 8601 as in 2026-11-28T10:03:00+00:00"),
     ],
 )
-def test_times_that_cannot_be_read_are_told_once_with_column_example_and_way_on(
+def test_unreadable_times_are_reported_once_with_column_example_and_remedy(
     tmp_path: Path, time: str, way_on: str
 ) -> None:
     with pytest.raises(EventFileError) as error:
@@ -80,7 +80,7 @@ def test_time_that_goes_back_is_counted(tmp_path: Path) -> None:
     assert checked(tmp_path, HEADER + "u,i,5\nu,i,5\nu,i,6\n").order_line() is None
 
 
-def test_shares_are_read_as_people_write_them() -> None:
+def test_shares_are_read_as_percent_or_fraction() -> None:
     assert [parse_share(text) for text in ("5%", "0.05", "0", "100%", " 1 ")] == [0.05, 0.05, 0, 1, 1]
     for text in ("5", "-1%", "101%", "x", "", "nan"):
         with pytest.raises(ValueError, match="is no share"):

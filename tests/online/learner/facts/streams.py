@@ -102,7 +102,7 @@ def stream(
             ages = np.sort(random.choice([0.0, 60.0, 3_600.0, 90_000.0], int(random.integers(1, 4)), replace=False))
             times = tuple((time + ages).tolist())
             active = tuple((time / 2 + ages).tolist())
-            user = int(random.integers(users + 2)) - 1  # now and then nobody, or a user who has not clicked yet
+            user = int(random.integers(users + 2)) - 1  # now and then no user, or a user who has not clicked yet
             events.append(Ask(user, times, active))
         if moves and random.random() < 0.08:
             some = random.choice(np.arange(1, rows), 2, replace=False).tolist()
@@ -430,7 +430,7 @@ class Slow:
     # What is found
 
     def find(self, user: int, now: float) -> tuple[set[int], set[tuple[int, int]], set[tuple[int, int]]]:
-        """Candidates, and the moments that point at them, as numbers and rows: the user's own, and everybody's."""
+        """Candidates, and the moments that point at them, as numbers and rows: the user's own, and all users'."""
         history = self.history(user)
         last, before = ([row for row, _, _ in history] + [0, 0])[:2]
         seen = {row for row, _, _ in self.clicks[user]} if self.settings.exclude_seen and user != NOBODY else set()

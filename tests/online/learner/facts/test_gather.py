@@ -150,13 +150,13 @@ def test_nothing_of_a_later_click_is_seen_within_a_micro_batch(seed, other, clic
         assert Player(few(**changed), 64).play(before + more)[: len(expected)] == expected
 
 
-def test_of_a_flagged_click_nobody_else_learns():
+def test_a_flagged_click_changes_nothing_for_other_users():
     """It is part of its own user's history and moments, and of nothing else."""
     player = Player(few(exclude_seen=False), 7)
     player.play([Click(0, row, START + row, START + row, trainable=row != 4) for row in (1, 2, 3, 4, 5)])
     player.play([Click(1, 3, START + 19, START + 19, trainable=True)])
-    others, nobodys, own = player.play([Ask(user, (START + 20,), (START + 20,)) for user in (1, NOBODY, 0)])
-    assert set(others.rows) == set(nobodys.rows) == {1, 2, 3, 5}
+    others, no_user, own = player.play([Ask(user, (START + 20,), (START + 20,)) for user in (1, NOBODY, 0)])
+    assert set(others.rows) == set(no_user.rows) == {1, 2, 3, 5}
     assert others.world == []  # what followed 3 was flagged
     assert 4 in own.rows
     assert (4, 4) in own.own  # their fourth moment
@@ -168,7 +168,7 @@ def test_of_a_flagged_click_nobody_else_learns():
 
 
 @pytest.mark.parametrize("exclude_seen", [False, True])
-def test_nothing_counted_and_nobody_known_gives_no_candidates(exclude_seen):
+def test_without_counts_and_histories_there_are_no_candidates(exclude_seen):
     asks = [Ask(NOBODY, (START, START + 5), (START, START + 5)), Ask(3, (START,), (START,))]
     for player in players(exclude_seen=exclude_seen):
         for answer in player.play(asks):

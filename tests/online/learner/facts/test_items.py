@@ -67,7 +67,7 @@ def test_popularity_is_the_decayed_sum_at_every_half_life(clicks, half_lives):
 
 
 @given(clicks=clicks_made)
-def test_the_earliest_click_is_the_first_and_the_latest_the_last_also_of_those_that_come_late(clicks):
+def test_first_and_last_click_follow_timestamps_also_of_late_clicks(clicks):
     items = counted(clicks, [5])
     for of in range(1, ROWS):
         times = [active for one, active in clicks if one == of]
@@ -84,7 +84,7 @@ def test_a_click_on_an_item_without_a_row_lets_all_others_age_and_counts_nothing
     assert items.top[0, :2].tolist() == [3, 0]
 
 
-def test_popularity_fades_to_the_precision_of_float32_at_half_lives_from_few_clicks_to_more_than_there_are():
+def test_popularity_fades_to_float32_precision_at_every_half_life():
     half_lives = (3, 30, 3_000, 300_000)
     rows = [1 + 7 * at % 8 for at in range(5_000)] + [1 + at * at % 8 for at in range(32)]
     items = counted([(one, 1) for one in rows], half_lives)
@@ -115,7 +115,7 @@ def test_popularity_outlives_any_number_of_clicks():
     assert np.isfinite(items.popular).all()
 
 
-def test_what_counts_nothing_any_more_is_in_no_list_and_none_is_another_after_a_restart():
+def test_items_that_count_nothing_are_in_no_list_and_a_restart_changes_none():
     items = empty_items(ROWS, [1, 50])
     click(items, [1, 2, 3, 4, 3])
     for _ in range(40):

@@ -143,15 +143,15 @@ def test_buckets_of_items_are_equally_full():
     assert counts.max() < 1_100
 
 
-def index_of(people=3, buckets=4, ring=3, *, seed=0):
-    return empty_index(people, buckets, ring, world_buckets=4, world_ring=5, seed=seed)
+def index_of(users=3, buckets=4, ring=3, *, seed=0):
+    return empty_index(users, buckets, ring, world_buckets=4, world_ring=5, seed=seed)
 
 
 @given(
     moments=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.integers(0, 400)), max_size=60),
     seed=st.integers(0, 5),
 )
-def test_each_bucket_holds_the_latest_that_belong_there_of_its_person_alone(moments, seed):
+def test_each_bucket_holds_the_latest_that_belong_there_of_its_user_alone(moments, seed):
     log, index = empty_log(100), index_of(seed=seed)
     own, world = {}, {}
     for slot, last, hour in moments:
@@ -189,7 +189,7 @@ def test_the_rotation_is_drawn_from_the_seed():
     assert not np.array_equal(index_of(seed=4).rotation, index_of(seed=5).rotation)
 
 
-# --- a person's own, and everybody's ------------------------------------------------------------------------------
+# --- a user's own, and all users' ---------------------------------------------------------------------------------
 
 
 def clicks_of(user, rows, *, start=START, step=5_000.0):
@@ -209,7 +209,7 @@ def rows_elsewhere(row, buckets, below):
 PATIENT = {"moments_held": 5_000, "recall_latest": 1, "successors_held": 8, "neighbours_held": 8}
 
 
-def test_what_was_clicked_after_an_item_is_found_by_it_at_any_other_time_however_many_others_came():
+def test_what_followed_an_item_is_found_by_it_at_any_later_time():
     player, others = Player(few(**PATIENT), 64), rows_elsewhere(7, 4, 300)
     player.play(clicks_of(0, [7, 8]))
     player.play(clicks_of(0, others, start=START + 10_000))  # at hours of the whole week
@@ -241,14 +241,14 @@ def test_more_buckets_of_the_time_are_looked_into_with_more_probes():
     assert len(found[2]) == 100  # all buckets, and the latest, which is always compared
 
 
-def test_nobody_finds_what_others_did_at_the_same_time():
+def test_a_user_does_not_find_what_others_did_at_the_same_time():
     player = Player(few(**PATIENT), 64)
     player.play(clicks_of(0, [7, 8, 9, 7]))
     player.play(clicks_of(1, [5, 6], start=START))
     assert {number for number, _ in ask(player, 1, START).own} <= {5, 6}
 
 
-def test_everybody_finds_what_followed_the_same_item_however_many_others_came():
+def test_every_user_finds_what_followed_the_same_item_among_many_others():
     player, others = Player(few(**PATIENT), 64), rows_elsewhere(7, 4, 300)
     player.play(clicks_of(0, [7, 8]))
     for user, row in enumerate(others, 2):
@@ -276,7 +276,7 @@ def test_who_was_here_longest_ago_makes_room_and_has_no_past_on_return():
     assert len(ask(player, 1, START).own) == 2  # the moment that has left the latest since
 
 
-def test_older_moments_that_are_forgotten_are_found_by_nobody():
+def test_older_moments_that_are_forgotten_are_found_by_no_user():
     player = Player(few(**PATIENT, recall_ring=200, recall_probes=4), 64)
     player.play(clicks_of(0, [7, 8, 7]))
     assert len(ask(player, 0, START).own) == 3
@@ -298,7 +298,7 @@ def restarted(player, **changed):
     return again
 
 
-def test_people_are_found_again_after_a_restart_and_make_room_in_the_same_order():
+def test_users_are_found_again_after_a_restart_and_make_room_in_the_same_order():
     held_now = {"micro_batch_max": 2, "recall_users_held": 2}
     player = Player(few(**{**PATIENT, **held_now}), 1)
     for user in (0, 1, 0):
@@ -315,7 +315,7 @@ def test_people_are_found_again_after_a_restart_and_make_room_in_the_same_order(
     "changed",
     [{"recall_users_held": 65}, {"recall_ring": 5}, {"recall_buckets": 6}, {"world_ring": 9}, {"world_buckets": 8}],
 )
-def test_with_an_index_of_another_shape_older_moments_are_gone_and_everything_else_stays(changed):
+def test_an_index_of_another_shape_loses_older_moments_and_nothing_else(changed):
     player = Player(few(**PATIENT), 64)
     player.play(clicks_of(0, [7, 8, 7, 8, 7]))
     again = restarted(player, **changed)
@@ -342,7 +342,7 @@ def test_with_room_for_another_number_of_moments_the_latest_are_found(moments_he
     assert sorted(ask(again, 0, START + 5e6).own) == sorted(expected)
 
 
-def test_a_store_without_anybody_is_restored():
+def test_an_index_without_users_is_restored():
     store, again = FeatureStore(few()), FeatureStore(few())
     again.load_state(*store.to_state())
     assert again.own_slots(["0"]).tolist() == [-1]

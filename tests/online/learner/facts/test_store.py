@@ -186,7 +186,7 @@ def test_a_part_of_what_was_found_is_that_of_its_queries():
             assert list(player.answers(part)) == whole[start:stop]
 
 
-def test_nothing_is_told_and_nothing_is_asked():
+def test_without_clicks_and_queries_nothing_is_gathered():
     store = FeatureStore(few())
     histories = UserHistories(64, 24)
     flagged = np.zeros(80, np.bool_)

@@ -94,7 +94,7 @@ def cold(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("cold")
-def test_a_start_that_is_cold_says_in_one_line_what_it_waits_for_and_how_to_do_it_before():
+def test_a_cold_start_says_in_one_line_what_it_compiles_and_how_to_do_it_before():
     said = []
     assert not is_warm()
     warm_if_cold(said.append)
