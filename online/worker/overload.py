@@ -50,10 +50,12 @@ class Overload:
         progress: Progress,
         emit: Emit,
         clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`emit`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970."""
+        """`emit`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic
+        one, for how often the broker is asked."""
         self.settings, self.progress, self.clock = settings, progress, clock
-        self._emit = emit
+        self._emit, self._monotonic = emit, monotonic
         self.lag: Lag | None = None  # as last measured; None while the broker does not say
         self.lagging = False  # a notice says so
         self.shedding = False  # training is left out
@@ -73,14 +75,14 @@ class Overload:
 
     def measure(self, source: Source) -> Lag | None:
         """The lag now; None while the broker does not say."""
-        began = time.monotonic()
+        began = self._monotonic()
         try:
             ends, positions = source.ends(), source.positions()
         except SourceError:
             self.lag = None
             return None
         finally:
-            now = time.monotonic()
+            now = self._monotonic()
             self._measure_at = now + max(MEASURE_S, ASK_PAUSES * (now - began))
         messages = {p: max(0, end - positions.get(p, end)) for p, end in ends.items()}
         now_ms = 1000 * self.clock()
@@ -90,7 +92,7 @@ class Overload:
 
     def update(self, source: Source) -> None:
         """Once a turn; measures every `MEASURE_S`, and decides."""
-        if time.monotonic() < self._measure_at:
+        if self._monotonic() < self._measure_at:
             return
         lag = self.measure(source)
         if lag is None:

@@ -6,7 +6,7 @@ import torch
 
 from online.config.settings import SettingsError, load_settings
 from online.learner.learner import Learner
-from online.worker.overload import Overload
+from online.worker.overload import MEASURE_S, Overload
 from online.worker.status import StatusReport
 from stream.source import Partition, Record, SourceError
 
@@ -20,7 +20,11 @@ class At:
         self.settings = small(poll_records_max=10, lag_told_s=30.0, **settings)
         self.now, self.told, self.end, self.position = 1_000.0, [], {}, {}
         self.progress = type("Progress", (), {"untrained": 0})()
-        self.overload = Overload(self.settings, progress=self.progress, emit=self.emit, clock=lambda: self.now)
+        self.seconds = 0.0  # of the monotonic clock
+        self.overload = Overload(
+            self.settings, progress=self.progress, emit=self.emit, clock=lambda: self.now,
+            monotonic=lambda: self.seconds,
+        )  # fmt: skip
 
     def emit(self, kind, text, figures):
         self.told.append((kind, text, dict(figures)))
@@ -38,7 +42,7 @@ class At:
         self.position = {ONE: 5}
         self.end = {ONE: 5 + unread}
         self.overload.received([Record(*ONE, 4, int(1000 * (self.now - waited_s)), None, b"")])
-        self.overload._measure_at = float("-inf")
+        self.seconds += MEASURE_S
         self.overload.update(self)
 
     @property
