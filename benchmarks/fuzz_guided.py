@@ -26,8 +26,8 @@ with atheris.instrument_imports(include=["stream"]):
     from stream import items
     from stream.click_fields import ClickFields
     from stream.events import REASONS, BadEvent, Click, encode, parse
-    from stream.people import people_in
     from stream.redact import redacted
+    from stream.user_ids import user_ids_in
 
 SEEDS = [
     b'{"user_id": "u1", "item_id": "i1", "timestamp": 1732233600.25}',
@@ -72,7 +72,7 @@ def check(value: bytes) -> None:
         assert parse(encode(event), now=NOW) == event
     item = items.parse(b"i1", value)
     assert not isinstance(item, BadEvent) or "\n" not in item.detail, item
-    people_in(b"u1", value, "x.y")
+    user_ids_in(b"u1", value, "x.y")
     parse(value, now=NOW, names=OTHERS)
     assert redacted(value).isprintable(), value
 

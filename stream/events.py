@@ -4,10 +4,10 @@ A message that is no click is a value (`BadEvent`), never an exception, so that 
 Times are read by stream/timestamps.py, others' names of fields by stream/click_fields.py; what is written is in
 seconds, under our names.
 
-Among the clicks may stand that a user is to be forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
-"timestamp": ...}`. It names no user (stream/people.py), so that it may stay when all else is gone; and since it stands
-in order among the clicks, reading them again from the beginning forgets again. A click cannot be taken for it: it has
-neither `user_id` nor `item_id`, and a click with its event type is none.
+A message on the topic may also ask that a user is forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
+"timestamp": ...}`. It holds only a digest of the id (stream/user_ids.py), so that it can stay when everything else of
+the user is erased; and since it stands in order among the clicks, a replay from the beginning forgets the user again.
+It cannot be confused with a click: it has neither `user_id` nor `item_id`, and no click may have its event type.
 """
 
 import json
@@ -23,9 +23,9 @@ from pydantic_core import from_json
 
 from stream.click_fields import NEEDED, ClickFields, as_setting, at, paths_in, suggested
 from stream.not_json import hint_of
-from stream.people import is_digest
 from stream.redact import BOM, kind
 from stream.timestamps import TimestampError, as_json, seconds_of
+from stream.user_ids import is_digest
 
 FORGET = "nextclick.forget"  # the event type
 EVENT_TYPE_BYTES_MAX = 64
@@ -78,7 +78,7 @@ class Click(BaseModel, frozen=True):
 
 
 class Forget(BaseModel, frozen=True):
-    """Everything known of a user is to go. `user_sha256` is `stream.people.digest_of` their id; `timestamp` is when
+    """Everything known of a user is to go. `user_sha256` is `stream.user_ids.digest_of` their id; `timestamp` is when
     that was asked for, in seconds since 1970."""
 
     user_sha256: str

@@ -25,8 +25,8 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_address
-from stream.people import texts_in
 from stream.redis_errors import ListsError, RedisUnavailableError, lists_error
+from stream.user_ids import texts_in
 
 __all__ = ["Lists", "ListsError", "RedisUnavailableError", "TopList", "Watermark", "connect", "top_key"]
 

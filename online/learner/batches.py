@@ -29,7 +29,7 @@ class ClickBatch(NamedTuple):
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come later in it
     previous_at: NDArray[np.float64]  # (N,) seconds, of the same user's click before; NaN: there was none
     numbers: NDArray[np.int64]  # (N,) of their moments
-    user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.people.owner_number` says
+    user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.user_ids.hash_of_digest` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
 
     def part(self, part: slice) -> "ClickBatch":

@@ -1,6 +1,6 @@
 """Forgetting a user: everything that is theirs goes, in an order that a crash at any moment does not undo.
 
-That a user is to be forgotten stands in order among the clicks, by the digest of their id (stream/people.py). The
+That a user is to be forgotten stands in order among the clicks, by the digest of their id (stream/user_ids.py). The
 loop meets it like a click: what came before is learned, then all of the user goes out of memory. Outputs come next,
 as always: their list in Redis, their dead letters. Then a checkpoint is written at once, and those before it, which
 know the user still, go within `forget_checkpoints_s`: what versions need to be rolled back to, weights and
@@ -26,8 +26,8 @@ from online.worker.micro_batches import ForgetRequest
 from online.worker.progress import Progress
 from online.worker.quoted import quoted_in
 from stream.dead_letters import DeadLetter
-from stream.people import digest_of, owner_number, people_in
 from stream.source import Partition, SourceError
+from stream.user_ids import digest_of, hash_of_digest, user_ids_in
 
 WEIGHTS = "weights."  # arrays of a checkpoint that name no user
 #: Parts of a checkpoint's state whose texts name items, topics and our own words; no user stands there.
@@ -102,7 +102,7 @@ class Forgetting:
         if not mine:
             return False
         user_path = self.settings.click_names.paths.get("user_id")
-        names = people_in(letter.record.key, letter.record.value, user_path)
+        names = user_ids_in(letter.record.key, letter.record.value, user_path)
         return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in mine)
 
     def drop_checkpoints(self) -> None:
@@ -166,7 +166,7 @@ class Forgetting:
         for number in self.checkpoints.numbers():
             try:
                 with self.checkpoints.opened(number) as (state, arrays):
-                    owner = owner_number(digest)
+                    owner = hash_of_digest(digest)
                     marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
                     found[str(number)] = marks + sum(digest_of(name) == digest for name in _texts(state))
             except CheckpointError:

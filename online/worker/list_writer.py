@@ -28,7 +28,7 @@ from online.worker.progress import Progress
 from online.worker.redis_link import RedisLink
 from online.worker.refresh import RefreshSchedule, StreamClock
 from stream.lists import PAGE, Lists, TopList
-from stream.people import digest_of
+from stream.user_ids import digest_of
 
 PROBE_LISTS = 8  # written in an attempt to find out whether Redis takes lists again
 PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
@@ -221,7 +221,7 @@ class ListWriter:
                 self.stale.pop(user, None)
 
     def forget(self, digest: str) -> None:
-        """No list of that user (`stream.people.digest_of` their id) is to stand: deleted once Redis answers."""
+        """No list of that user (`stream.user_ids.digest_of` their id) is to stand: deleted once Redis answers."""
         for user in self.users():
             if digest_of(user) == digest:
                 self.stale.pop(user, None)

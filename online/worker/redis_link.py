@@ -170,7 +170,7 @@ class RedisLink:
         self.away_since = self._began_at
 
     def forget(self, digest: str) -> None:
-        """A user's list may be lost from now on (`stream.people.digest_of` their id)."""
+        """A user's list may be lost from now on (`stream.user_ids.digest_of` their id)."""
         self._receipts.forget(digest)
 
     def to_state(self) -> dict[str, Any]:
