@@ -1,9 +1,9 @@
-"""The Reformer over click histories: what somebody's clicks so far say about their next one.
+"""The Reformer over click histories: predicts a user's next click from the clicks so far.
 
 Kitaev, Kaiser, Levskaya 2020 (arXiv 2001.04451), for histories without an end: no absolute positions, attention that
 can be continued click by click, and time as gaps, in buckets of log seconds: one network serves minutes and months.
 
-B batch, L length, N clicks of N people, D width, H heads, d = D / H, W window, R rounds, T buckets of log time.
+B batch, L length, N clicks of N users, D width, H heads, d = D / H, W window, R rounds, T buckets of log time.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Histories(NamedTuple):
 
 
 class Clicks(NamedTuple):
-    """One new click of each of N different people."""
+    """One new click of each of N different users."""
 
     slots: Tensor  # (N,) int64, of a ReformerMemory, distinct
     items: Tensor  # (N,) int64, rows of the item table; 0 is an unknown item
@@ -311,7 +311,7 @@ class Reformer(nn.Module):
         memory.stamp(slots, latest, histories.lengths)
 
     def memory(self, users_held: int, *, dtype: torch.dtype = torch.float32) -> ReformerMemory:
-        """An empty memory for so many people. Keys and values in `dtype`; half of the bytes, half of the precision."""
+        """Returns an empty memory for so many users, with keys and values in `dtype`."""
         layers = [f.memory(users_held, dtype) for f in self.layers.f]  # type: ignore[operator]
         return ReformerMemory(layers, slots=users_held, device=self.items.vectors.device)
 
