@@ -6,9 +6,9 @@
 It begins with a few right and wrong messages and keeps what reaches a branch of stream/ that nothing has reached. What
 `parse` gives must be a click, a request to forget, or a reason of the fixed set, with a detail of one short line; a
 click must come back the same from what `encode` writes. What reads items, what reads others' names of fields, what
-redacts, and what looks for people in dead letters, must not raise. Ends with a line of libFuzzer's, and with the memory
-this process held after a tenth of the runs and at the end; an error, or what is not so, ends it with a traceback and
-the message. Linux, and the Python versions that atheris has wheels for.
+redacts, and what looks for user ids in dead letters, must not raise. Ends with a line of libFuzzer's, and with the
+memory this process held after a tenth of the runs and at the end; any other result ends it with a traceback and the
+message. Linux, and the Python versions that atheris has wheels for.
 """
 
 import argparse
