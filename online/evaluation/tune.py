@@ -109,16 +109,16 @@ class Tuned:
     stood: Figures
     best: Figures
     gain: float  # in NDCG@10, of the settings found over those that stand
-    gain_error: float  # its standard error, clicks of one person taken together; inf where there is one person
-    people: int  # whose clicks these are
+    gain_error: float  # its standard error, clicks of one user taken together; inf if there is only one user
+    users: int  # who made these clicks
     judging_s: float  # how long it took to go through all clicks, after the search
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the gain lies, at `CONFIDENCE`: Student's t, because people may be few."""
+        """Where the gain lies, at `CONFIDENCE`: Student's t, because users may be few."""
         if math.isinf(self.gain_error):
             return -math.inf, math.inf
-        wide = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, self.people - 1))) * self.gain_error
+        wide = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, self.users - 1))) * self.gain_error
         return self.gain - wide, self.gain + wide
 
     @property
@@ -269,7 +269,7 @@ class _Search:
         return self._stop() or (trial > 0 and time.monotonic() > self._deadline)
 
     def _values(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What a trial sets: rounded, so that people can read it; what stands stays what it is."""
+        """What a trial sets: rounded, so that it is easy to read; what stands stays what it is."""
         return {
             name: value if value == self._stood[name] or not isinstance(value, float) else _rounded(value)
             for name, value in params.items()
@@ -317,7 +317,7 @@ def _gain(differences: NDArray[np.float64], users: NDArray[np.int64]) -> tuple[f
     mean = float(differences.mean())
     _, numbers = np.unique(users, return_inverse=True)
     sums = np.bincount(numbers, differences - mean)
-    people = len(sums)
-    if people == 1:
+    n_users = len(sums)
+    if n_users == 1:
         return mean, math.inf
-    return mean, math.sqrt(float((sums**2).sum()) * people / (people - 1)) / len(differences)
+    return mean, math.sqrt(float((sums**2).sum()) * n_users / (n_users - 1)) / len(differences)

@@ -427,7 +427,7 @@ class TestVerdict:
             (-0.01, 0.004, 500, "worse: "),
             (0.01, math.inf, 1, "no difference"),
         ):
-            result = tuned(gain=gain, gain_error=error, people=people)
+            result = tuned(gain=gain, gain_error=error, users=people)
             assert verdict(result).startswith(begins), (gain, error, people)
             assert result.better == begins.startswith("better")
             assert result.kept == (result.found.best if result.better else result.found.stood)
