@@ -180,7 +180,7 @@ class Lists:
         return _own(self._list(top_key(user_id)))
 
     def popular(self) -> TopList | None:
-        """The list for anybody; None before the first one is written."""
+        """Returns the popular list; None before the first one is written."""
         return self._list(POPULAR_KEY)
 
     def users(self) -> Iterator[str]:
