@@ -4,9 +4,9 @@
 
 In a town of shoppers, after 3,000 clicks bots click one item that no other user clicks, ten thousand times at five
 clicks a second: one account, one that clicks popular items in between (to make its item what follows them), and both
-with twenty accounts. What is counted: lists of other users whose top ten hold the item, among those written from the first
-of the bots' clicks to 1,000 clicks of other users later; and the same of the popular list. Last, what the filter has
-not seen: twenty accounts whose pace is that of patient users, one click on the item in five minutes each.
+with twenty accounts. What is counted: lists of other users whose top ten hold the item, among those written from the
+first of the bots' clicks to 1,000 clicks of other users later; and the same of the popular list. Last, an attack
+that the filter does not see: twenty accounts at the pace of patient users, one click each on the item in five minutes.
 """
 
 import argparse

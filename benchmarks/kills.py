@@ -140,7 +140,7 @@ def run(
         "killed_before_a_list": kills - len(fresh),
         "clicks": clicks,
         "learned": progress["learned"],
-        "scored_or_guarded": progress["scored"],
+        "scored_or_flagged": progress["scored"],
         "duplicates": progress["duplicates"],
         "dead_letters": progress["dead_letters"],
         "offsets": sum(offset for *_, offset in progress["next_offsets"]),
@@ -152,7 +152,7 @@ def run(
 
 def adds_up(report: dict[str, Any]) -> bool:
     """Whether every click was learned once, by the weights that survived."""
-    counts = {report[name] for name in ("clicks", "learned", "scored_or_guarded", "offsets")}
+    counts = {report[name] for name in ("clicks", "learned", "scored_or_flagged", "offsets")}
     return (
         len(counts) == 1
         and not (report["duplicates"] or report["dead_letters"] or report["exit_status"])
