@@ -143,7 +143,7 @@ def test_who_gives_everybody_the_same_ten_is_rejected_at_once(learner, town_clic
     trial.learner.settings = learner.settings.model_copy(update={"diversity_share_min": 0.8})
     learn(learner, town_clicks[200:248], trial)
     assert "alike" in trial.fault
-    assert trial.mine.items() < 0.8 * trial.live.items()
+    assert trial.shadow.items() < 0.8 * trial.live.items()
 
 
 def test_variety_is_the_number_of_items_in_effect():
