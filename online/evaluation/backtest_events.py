@@ -96,7 +96,9 @@ def facts_of(clicks: Sequence[Click]) -> Facts:
     """Raises BacktestError where there are too few clicks to score any."""
     first_scored = math.ceil(TEACHES_ONLY * len(clicks))
     if first_scored == len(clicks):
-        raise BacktestError(f"a backtest needs 2 clicks at least, here are {len(clicks)}: the first ones only teach")
+        raise BacktestError(
+            f"a backtest needs at least 2 clicks, the file has {len(clicks)}: the first fifth only trains"
+        )
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     of_user: Counter[int] = Counter()

@@ -155,7 +155,7 @@ def tune(
     Raises TuneError for too few clicks, and where `stop` comes before the end of the first trial or after the search.
     """
     if len(clicks) < CLICKS_MIN:
-        raise TuneError(f"tune needs {CLICKS_MIN} clicks at least, here are {len(clicks)}")
+        raise TuneError(f"tune needs at least {CLICKS_MIN} clicks, the file has {len(clicks)}")
     searched = round(share * len(clicks))
     deadline = time.monotonic() + timeout_s
     search = _Search(clicks[:searched], settings, trials=trials, deadline=deadline, stop=stop, on_progress=on_progress)
@@ -220,7 +220,7 @@ class _Search:
                 self._go(runs, asked)
         trials = self._study.trials
         if not trials or trials[0].state != TrialState.COMPLETE:
-            raise TuneError("stopped before the settings as they stand were measured: there is nothing to compare with")
+            raise TuneError("stopped before the present settings were measured: there is nothing to compare with")
         best = self._study.best_trial
         return Found(
             stood=self._stood,
@@ -302,7 +302,7 @@ def _through_all(
             ended = runs.go(each[start : start + together], watch)
             went += [one for one in ended if one is not None]
             if None in ended:
-                raise TuneError("stopped before what was found could be judged by later clicks")
+                raise TuneError("stopped before the settings found were evaluated on later clicks")
     return went
 
 

@@ -109,7 +109,7 @@ class Runs:
                 watch(notes)
             return [future.result() for future in futures]
         except BrokenProcessPool:
-            raise TuneError("a process of the search was killed (for want of memory?): try fewer --jobs") from None
+            raise TuneError("a process of the search was killed (out of memory?): try fewer --jobs") from None
 
 
 class _StoppedError(Exception):

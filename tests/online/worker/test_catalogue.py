@@ -200,7 +200,7 @@ def test_where_there_is_no_room_to_know_of_more_it_is_said_once(world, loop, cap
     warnings = [
         record.message for record in caplog.records if record.levelno >= logging.WARNING
     ]  # whatever is logged else
-    assert warnings == ["2 items are not available, and there is no room to know of more: raise NEXTCLICK_ITEMS_HELD"]
+    assert warnings == ["2 items are not available, and there is no room for more: raise NEXTCLICK_ITEMS_HELD"]
 
 
 # --- restarts, crashes, Redis --------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_a_feed_begins_where_it_is_told_and_anew_where_the_topic_was_made_anew(s
     assert keys(taken(opened(2), 1)) == "c"
     assert caplog.text == ""
     assert keys(taken(opened(7), 3)) == "abc"
-    assert f"topic {settings.items_topic} was made anew" in caplog.text
+    assert f"topic {settings.items_topic} was created again" in caplog.text
 
 
 def test_a_feed_that_nobody_takes_from_holds_no_more_than_it_may_and_can_be_closed(settings, opened):
@@ -471,6 +471,6 @@ def test_a_broker_that_is_away_is_told_once_and_asked_again(settings, caplog):
     feed.close()
     assert reader.closed
     assert [record.message for record in caplog.records] == [
-        "no Kafka answers; until then no item comes or goes",
-        "items cannot be read; it is tried again",
+        "no Kafka answers; until then items are not updated",
+        "items cannot be read; trying again",
     ]

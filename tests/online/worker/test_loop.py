@@ -744,7 +744,7 @@ def test_restoring_says_where_it_goes_on(world, town_clicks, caplog):
     world.publish(town_clicks[:20])
     world.run()
     assert world.loop().restore() == 1
-    assert "checkpoint 1 restored: 20 clicks learned; goes on at clicks:0 from 20" in caplog.text
+    assert "checkpoint 1 restored: 20 clicks learned; reading from clicks:0 from 20" in caplog.text
 
 
 def test_the_checkpoint_s_state_is_plain_json(world, values):
