@@ -1,5 +1,5 @@
 """Clicks at a constant rate, each made at the moment it is sent: for end_to_end.py, as a process of its own, so that
-neither the worker nor whoever looks at it holds it up.
+neither the worker nor the observer of it delays it.
 
     python -m benchmarks._constant_rate STREAM TOPIC --rate 500 --seconds 30 [--skip N] [--kafka HOST:PORT]
 

@@ -14,7 +14,7 @@ _READY_S_MAX = 300
 
 
 def free_port(*, pair: bool = False) -> int:
-    """A port of 127.0.0.1 that nobody listens on; with `pair`, the next one is free too."""
+    """A port of 127.0.0.1 that no process listens on; with `pair`, the next one is free too."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))

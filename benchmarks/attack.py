@@ -1,12 +1,12 @@
-"""In how many other people's lists bots bring their item, with the abuse filter and without.
+"""Into how many other users' lists bots bring their item, with the abuse filter and without.
 
     python -m benchmarks.attack [--seeds 20] [--clicks 10000] [--jobs 2]
 
-In a town of shoppers, after 3,000 clicks bots click one item that nobody else clicks, ten thousand times at five clicks
-a second: one account, one that clicks popular items in between (to make its item what follows them), and both with
-twenty accounts. What is counted: lists of other people whose top ten hold the item, among those written from the first
-of the bots' clicks to 1,000 clicks of other people later; and the same of the popular list. Last, what the filter has
-not seen: twenty accounts whose pace is that of patient people, one click on the item in five minutes each.
+In a town of shoppers, after 3,000 clicks bots click one item that no other user clicks, ten thousand times at five
+clicks a second: one account, one that clicks popular items in between (to make its item what follows them), and both
+with twenty accounts. What is counted: lists of other users whose top ten hold the item, among those written from the
+first of the bots' clicks to 1,000 clicks of other users later; and the same of the popular list. Last, an attack
+that the filter does not see: twenty accounts at the pace of patient users, one click each on the item in five minutes.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SMALL = {
 class Found(NamedTuple):
     """What came of one attack."""
 
-    lists: int  # of other people
+    lists: int  # of other users
     poisoned: int
     populars: int  # popular lists
     poisoned_populars: int

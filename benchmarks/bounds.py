@@ -49,7 +49,7 @@ def measured(what: str, formula_bytes: float, fill: Callable[[], object]) -> Non
 
 
 def touch(arrays: Iterable[Any]) -> None:
-    """Pages of zeros that nobody has written to need not be resident."""
+    """Pages of zeros that no process has written to need not be resident."""
     for array in arrays:
         if isinstance(array, torch.Tensor):
             array.fill_(1) if array.dim() else None
@@ -82,11 +82,11 @@ def start(settings: Settings) -> Learner:
     parts = [
         ("the Reformer's memories: users", settings.memory_users_held, learner.states.memory.bytes_per_user),
         ("recall: users", settings.recall_users_held, 2 * 8 * B * (R + 1)),
-        ("recall: everybody's, buckets", settings.world_buckets, 8 * (settings.world_ring + 1)),
+        ("recall: all users', buckets", settings.world_buckets, 8 * (settings.world_ring + 1)),
         # The log's parts, a mark, and what the guard notes of each; the state's width in float16.
         ("recall: moments", settings.moments_held, 33 + 8 + 1 + 2 * settings.width),
         ("replay: clicks", settings.replay_held, 2 * K * F + K + 8),
-        ("the guard: people, items and pairs", 3 * settings.abuse_keys_held, 24),
+        ("the abuse filter: users, items, pairs", 3 * settings.abuse_keys_held, 24),
         ("excerpts of histories: clicks", settings.finetune_reservoir_held * settings.history_max, 13),
     ]
     for what, count, each in parts:
@@ -168,7 +168,7 @@ def weights_per_row(settings: Settings) -> int:
 
 
 def queries_max(settings: Settings) -> int:
-    """What one micro-batch's lists ask: each at several moments, and twice the list for anybody."""
+    """What one micro-batch's lists ask: each at several moments, and twice the popular list."""
     return settings.micro_batch_max * settings.expected_views_max + 2
 
 

@@ -257,7 +257,7 @@ def town(path: Path, clicks: int) -> Path:
 
 
 def adds_up(report: dict[str, Any]) -> bool:
-    """Whether every message is accounted for exactly once, and everybody has a list."""
+    """Whether every message is accounted for exactly once, and every user has a list."""
     return bool(
         report["learned"] == report["clicks"]
         and report["duplicates"] == 0
@@ -291,7 +291,7 @@ def wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[
             lately, progress = time.monotonic(), taken
         if time.monotonic() - lately > _STANDS_STILL_S_MAX or worker.process.poll() is not None:
             said = worker.log.read_text()[-2_000:]
-            worker.process.kill()  # nobody waits for it any more
+            worker.process.kill()  # its answer is not needed any more
             raise TimeoutError(f"the worker stands still at {taken} of {messages} messages: {said}")
         time.sleep(0.05)
 

@@ -1,11 +1,11 @@
-"""Streams that no honest world sends: memory and time per click while one person, one item, or many new items flood it.
+"""Streams that no honest world sends: memory and time per click while one user, one item, or many new items flood it.
 
-    python -m benchmarks.extremes [--clicks 20000] [--items 100000] [--only person item items]
+    python -m benchmarks.extremes [--clicks 20000] [--items 100000] [--only user item items]
 
 Each learner has first lived 2,000 clicks of a town. Then come, in the midst of the town's clicks:
 
-- nine clicks in ten from one person, with the guard and without;
-- one click in two on one item, from everybody, with the guard and without;
+- nine clicks in ten from one user, with the abuse filter and without;
+- one click in two on one item, from all users, with the abuse filter and without;
 - new items alone, each clicked once, `--items` of them; and as many again where every row is in use already
   (`items_held` is `--items`), so that each newcomer takes a row from an older item.
 
@@ -30,20 +30,20 @@ from stream.events import Click
 BEFORE = 2_000  # clicks of the town alone
 
 
-def one_person(town: Iterator[Click]) -> Iterator[Click]:
-    """Nine of ten clicks are one person's, on what the others click."""
+def one_user(town: Iterator[Click]) -> Iterator[Click]:
+    """Nine of ten clicks are one user's, on items that the others click."""
     for number, click in enumerate(town):
         yield click.model_copy(update={"user_id": "a bot"}) if number % 10 else click
 
 
 def one_item(town: Iterator[Click]) -> Iterator[Click]:
-    """Every other click is on one item, whoever makes it."""
+    """Every other click is on one item, by any user."""
     for number, click in enumerate(town):
         yield click.model_copy(update={"item_id": "a hit"}) if number % 2 else click
 
 
 def new_items(town: Iterator[Click]) -> Iterator[Click]:
-    """Each click is on an item that nobody has seen."""
+    """Each click is on an item that no user has seen."""
     for number, click in enumerate(town):
         yield click.model_copy(update={"item_id": f"new {number}"})
 
@@ -79,16 +79,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clicks", type=int, default=20_000)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--only", nargs="+", choices=("person", "item", "items"), default=("person", "item", "items"))
+    parser.add_argument("--only", nargs="+", choices=("user", "item", "items"), default=("user", "item", "items"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'':44} {'clicks':>9} {'ms/click':>15} {'longest':>9} {'MB more':>9} {'MB more':>9}")
     print(f"{'':44} {'':9} {'first':>7} {'last':>7} {'batch, ms':>9} {'at half':>9} {'at end':>9}")
-    for what, flood in (("person", one_person), ("item", one_item)):
-        for guard in (True, False):
+    for what, flood in (("user", one_user), ("item", one_item)):
+        for abuse_filter in (True, False):
             if what in options.only:
-                name = f"one {what} has most clicks, guard {'on' if guard else 'off'}"
-                measure(name, flood, options.clicks, Learner(load_settings(abuse_filter=guard)))
+                name = f"one {what} has most clicks, abuse filter {'on' if abuse_filter else 'off'}"
+                measure(name, flood, options.clicks, Learner(load_settings(abuse_filter=abuse_filter)))
     if "items" in options.only:
         measure("new items, free rows", new_items, options.items, Learner(load_settings()))
         full = Learner(load_settings(items_held=options.items))

@@ -5,7 +5,7 @@
 PATH runs one node of Apache Kafka: `PATH DIR PORT [name=value ...]`, in the foreground, with `ready PORT SECONDS`
 beside it. The same clicks come at the same rate in each row; the fault begins when a third of them are out. Lists are
 fresh again from when, after the fault, each shows all that its owner clicked until two seconds ago, and goes on to. At
-the end Redis is emptied once more, and everybody's list is compared with the undisturbed run's.
+the end Redis is emptied once more, and every user's list is compared with the undisturbed run's.
 
 Clicks are learned one by one (micro-batches and polls of 1), and no time passes in the stream between two of them, so
 that nothing depends on when a poll returned or a list was written: lists have to be equal in items and scores, bit for
@@ -286,7 +286,7 @@ class Publisher:
             producer.flush()
 
     def fresh(self, slack_s: float) -> bool:
-        """Whether everybody's list shows all that was published until `slack_s` seconds ago."""
+        """Whether every user's list shows all that was published until `slack_s` seconds ago."""
         until = time.monotonic() - slack_s
         wanted: dict[str, int] = {}
         for click, at in zip(self.clicks, list(self._at), strict=False):

@@ -6,9 +6,9 @@
 It begins with a few right and wrong messages and keeps what reaches a branch of stream/ that nothing has reached. What
 `parse` gives must be a click, a request to forget, or a reason of the fixed set, with a detail of one short line; a
 click must come back the same from what `encode` writes. What reads items, what reads others' names of fields, what
-redacts, and what looks for people in dead letters, must not raise. Ends with a line of libFuzzer's, and with the memory
-this process held after a tenth of the runs and at the end; an error, or what is not so, ends it with a traceback and
-the message. Linux, and the Python versions that atheris has wheels for.
+redacts, and what looks for user ids in dead letters, must not raise. Ends with a line of libFuzzer's, and with the
+memory this process held after a tenth of the runs and at the end; any other result ends it with a traceback and the
+message. Linux, and the Python versions that atheris has wheels for.
 """
 
 import argparse
@@ -26,8 +26,8 @@ with atheris.instrument_imports(include=["stream"]):
     from stream import items
     from stream.click_fields import ClickFields
     from stream.events import REASONS, BadEvent, Click, encode, parse
-    from stream.people import people_in
     from stream.redact import redacted
+    from stream.user_ids import user_ids_in
 
 SEEDS = [
     b'{"user_id": "u1", "item_id": "i1", "timestamp": 1732233600.25}',
@@ -72,7 +72,7 @@ def check(value: bytes) -> None:
         assert parse(encode(event), now=NOW) == event
     item = items.parse(b"i1", value)
     assert not isinstance(item, BadEvent) or "\n" not in item.detail, item
-    people_in(b"u1", value, "x.y")
+    user_ids_in(b"u1", value, "x.y")
     parse(value, now=NOW, names=OTHERS)
     assert redacted(value).isprintable(), value
 

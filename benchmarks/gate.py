@@ -7,7 +7,7 @@ In a town (online/evaluation/town.py) a learner takes in some clicks. Then, for 
 - the live model is sabotaged right after it was published, and long after, when its predecessor is only kept: it must
   be rolled back, and how many clicks that takes is told.
 
-A model that is sabotaged goes on learning, so it may have healed before anybody notices. Exits with 1 if a sabotaged
+A model that is sabotaged goes on learning, so it may have healed before the gate notices. Exits with 1 if a sabotaged
 candidate is published, or a sabotaged live model neither rolled back nor healed within 5,000 clicks.
 """
 

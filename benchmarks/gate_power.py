@@ -1,6 +1,6 @@
 """How often the gate publishes what it should, and how soon: `python -m benchmarks.gate_power [--runs 200]`.
 
-Two models are simulated whose scores (NDCG@10) are as noisy and as alike as those of real ones: people come in sessions
+Two models are simulated whose scores (NDCG@10) are as noisy and as alike as those of real ones: users come in sessions
 that both models find easy or hard; on a share of the clicks they agree, elsewhere they hit and miss independently.
 """
 

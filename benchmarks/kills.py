@@ -5,7 +5,7 @@
 All clicks of the simulated town wait on the topic. Each life of the worker ends at a random moment, some of them before
 it has come to anything. Prints whether every click was learned once, and how long it takes from the start of a process
 to the first fresh list (one written by it). On the embedded parts, where each poll is full, the last checkpoint is
-compared with that of a run that nobody killed: weights, counts and histories bit for bit. Exits with 1 if anything
+compared with that of a run that was never killed: weights, counts and histories bit for bit. Exits with 1 if anything
 does not add up.
 """
 
@@ -140,11 +140,11 @@ def run(
         "killed_before_a_list": kills - len(fresh),
         "clicks": clicks,
         "learned": progress["learned"],
-        "scored_or_guarded": progress["scored"],
+        "scored_or_flagged": progress["scored"],
         "duplicates": progress["duplicates"],
         "dead_letters": progress["dead_letters"],
         "offsets": sum(offset for *_, offset in progress["next_offsets"]),
-        "differs_from_a_run_that_nobody_killed": differs,
+        "differs_from_a_run_without_kills": differs,
         "start_to_first_fresh_list_s": {"p50": quantiles[0], "p95": quantiles[1]},
         "exit_status": progress["exit_status"],
     }
@@ -152,11 +152,11 @@ def run(
 
 def adds_up(report: dict[str, Any]) -> bool:
     """Whether every click was learned once, by the weights that survived."""
-    counts = {report[name] for name in ("clicks", "learned", "scored_or_guarded", "offsets")}
+    counts = {report[name] for name in ("clicks", "learned", "scored_or_flagged", "offsets")}
     return (
         len(counts) == 1
         and not (report["duplicates"] or report["dead_letters"] or report["exit_status"])
-        and not report["differs_from_a_run_that_nobody_killed"]
+        and not report["differs_from_a_run_without_kills"]
     )
 
 

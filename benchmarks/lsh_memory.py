@@ -1,4 +1,4 @@
-"""The streaming form: does it agree, does its cost grow, what does recall find, and what does a person take.
+"""The streaming form: does it agree, does its cost grow, what does recall find, and how many bytes does a user take.
 
     python -m benchmarks.lsh_memory [--configurations 1000] [--runs 15] [--threads 2] [--busy]
 
@@ -69,7 +69,7 @@ def appending(timed: Timed, runs: int, users: int = 256) -> None:
 
 
 def clustered(generator: torch.Generator, count: int, centres: Tensor) -> Tensor:
-    """Keys like a person's: (count, H, D) near one of the centres (·, H, D), some of them very near each other."""
+    """Keys like a user's: (count, H, D) near one of the centres (·, H, D), some of them very near each other."""
     which = torch.randint(len(centres), (count,), generator=generator)
     noise = 0.1 + 0.3 * torch.rand(count, 1, 1, generator=generator)
     return normalize(centres[which], dim=-1) + noise * normalize(normal(generator, count, *centres.shape[1:]), dim=-1)
@@ -142,7 +142,7 @@ def main() -> None:
     worst = max(map(largest_difference, range(args.configurations)))
     print(f"streaming against sequence form, {args.configurations:,} configurations: differ by {worst:.1e} at most")
     appending(timed, args.runs)
-    recalling(timed, "a person's memory", args.runs, rounds=4, buckets=16, window=32, centres=50)
+    recalling(timed, "a user's memory", args.runs, rounds=4, buckets=16, window=32, centres=50)
     recalling(timed, "the world's memory", args.runs, rounds=2, buckets=4096, window=33, centres=2_000)
     bytes_per_user()
 

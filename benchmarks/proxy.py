@@ -11,8 +11,8 @@ class Proxy:
     """Passes connections on to `target`, a port of 127.0.0.1, in a thread of its own.
 
     `delay_s`: each piece of data is that much later, in each direction. `cut`: nothing passes, in either direction, and
-    nobody is told: connections stay open, new ones get no answer, as when a cable is pulled; what was sent meanwhile
-    is lost with its connection. `refuse`: connections are closed, and new ones at once.
+    neither side is told: connections stay open, new ones get no answer, as when a cable is pulled; what was sent
+    meanwhile is lost with its connection. `refuse`: connections are closed, and new ones at once.
     """
 
     def __init__(self, target: int, port: int = 0) -> None:
@@ -44,7 +44,7 @@ class Proxy:
             self._loop.call_soon_threadsafe(self._abort)
 
     def refuse(self, *, on: bool) -> None:
-        """As if nobody listened."""
+        """As if no server listened."""
         self._refuse = on
         if on:
             self._loop.call_soon_threadsafe(self._abort)

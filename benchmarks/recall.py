@@ -1,6 +1,6 @@
-"""What it costs to be reminded of a person's moments, by how long their history is: python -m benchmarks.recall
+"""The cost of recalling a user's moments, by the length of the history: python -m benchmarks.recall
 
-One person makes 10 to 100,000 clicks on 500 items; then what would be asked before 32 more of theirs is timed: finding
+One user makes 10 to 100,000 clicks on 500 items; then what would be asked before 32 more of theirs is timed: finding
 candidates, moments among them, with all features (`gather`), and the soft counts of what was found (`recall`). Beside
 it the least that scanning the whole history would cost. Ratios to the shortest history do not depend on the machine.
 """
@@ -26,7 +26,7 @@ WIDTH = 32  # of what a scan compares, as much as recall compares of each moment
 
 
 def clicks_of_one(count: int, random: np.random.Generator) -> list[Click]:
-    """So many clicks of one person."""
+    """So many clicks of one user."""
     times = 1e9 + np.sort(random.uniform(0, 3e7, count))
     items = random.integers(0, ITEMS, count)
     return [

@@ -2,7 +2,7 @@
 
     python -m benchmarks.stale_memory [--updates 100 1000 10000 100000]
 
-People of the simulated town click; each micro-batch is one update of the weights. Memories are built once and then only
+Users of the simulated town click; each micro-batch is one update of the weights. Memories are built once and then only
 continued. After so many updates, what they say is compared with reading the whole histories anew with the weights of
 now: the cosine of the states, how many of the network's own ten best items agree, and how many of the ten that are
 served (counts and network mixed). Then the cosine once more right after a rebuild: what rounding alone costs. Some 30
@@ -25,7 +25,7 @@ from stream.events import Click
 
 
 def batches(clicks: Iterator[Click], size: int) -> Iterator[list[Click]]:
-    """Runs of at most `size` clicks of different people: so everybody stays continued."""
+    """Runs of at most `size` clicks of different users: so every memory is continued."""
     batch: dict[str, Click] = {}
     for click in clicks:
         if click.user_id in batch or len(batch) == size:
@@ -72,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, nargs="+", default=[100, 1_000])
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--users", type=int, default=100, help="people compared")
+    parser.add_argument("--users", type=int, default=100, help="users compared")
     parser.add_argument("--dtype", default="bfloat16", help="of the memories")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -85,7 +85,7 @@ def main() -> None:
     )
     learner = Learner(settings)
     stream = batches(Town(seed=0).clicks(10**9), options.batch)
-    for batch in islice(stream, 2_000):  # until everybody has a history and a memory
+    for batch in islice(stream, 2_000):  # until every user has a history and a memory
         learner.learn(batch)
         learner.states.rebuild()
     held = learner.states.memory.directory.users()
@@ -93,7 +93,7 @@ def main() -> None:
     slots = learner.states._memory_slots(users)
     rebuild(learner, users)
     began, first = time.monotonic(), learner.weights.optimizer.steps
-    print(f"{len(users)} people, memories in {options.dtype}, window {settings.window}, {settings.buckets} buckets")
+    print(f"{len(users)} users, memories in {options.dtype}, window {settings.window}, {settings.buckets} buckets")
     print(f"{'updates':>9} {'clicks each':>11} {'cosine':>8} {'network ten':>12} {'served ten':>11} {'rebuilt':>8}")
     for mark in options.updates:
         while learner.weights.optimizer.steps - first < mark:

@@ -1,4 +1,4 @@
-"""LSH attention's streaming form, and recall: what many people's buckets hold, a ring each.
+"""LSH attention's streaming form, and recall: a ring of entries for each bucket of many users.
 
 S slots, N clicks, H heads, R rounds of hashing, D width of a head's key, W window, T buckets of log time, P probes,
 E = R · P · (W − 1) entries that a query looks at.
@@ -31,7 +31,7 @@ class LSHMemory:
     """For each slot, head, round and bucket a ring of the latest `window` − 1 entries, in preallocated tensors.
 
     An entry is a unit key and, as asked for, a value (for attention), a time, and a payload (for recall). A slot
-    belongs to one person or to everybody. A click costs O(R · window · D), and a slot takes `bytes_per_slot` bytes,
+    belongs to one user or to all users. A click costs O(R · window · D), and a slot takes `bytes_per_slot` bytes,
     however long its history is. On a CPU, memory that was never written costs nothing.
 
     rotations (H, R, D, buckets // 2), as for `lsh_attention`. value_width 0: no values, `recall` alone. dtype: of keys
@@ -305,7 +305,7 @@ class LSHMemory:
         return slots, evicted
 
     def clear(self, slots: Tensor) -> None:
-        """Forgets what the slots hold, and overwrites it with zeros: it may be somebody's who is to be forgotten."""
+        """Clears the slots, and overwrites their entries with zeros, because a user may have to be forgotten."""
         held = slots[self.clicks[slots] > 0]  # memory that was never written costs nothing, and must not be written now
         for name, tensor in self.state_tensors().items():
             if name != "used":

@@ -1,6 +1,6 @@
-"""What the Reformer remembers of the people it follows: one slot each, so that one more click needs no history.
+"""The Reformer's memory: one slot for each user, so that the next click needs no history.
 
-S slots, N clicks of N people, H heads, W window, d width of a head.
+S slots, N clicks of N users, H heads, W window, d width of a head.
 """
 
 from collections import OrderedDict
@@ -101,7 +101,7 @@ class LayerMemory(Protocol):
 
 
 class ReformerMemory:
-    """One memory per layer, and when each person clicked last; who has which slot. Made by `Reformer.memory`."""
+    """One memory per layer, the time of each user's latest click, and the users' slots. Made by `Reformer.memory`."""
 
     def __init__(self, layers: Sequence[LayerMemory], *, slots: int, device: torch.device) -> None:
         self.layers = list(layers)
@@ -110,8 +110,10 @@ class ReformerMemory:
         self.clicks = torch.zeros(slots, dtype=torch.int64, device=device)  # (S,)
 
     def take(self, user_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Distinct people -> their slots (N,) and which of them are new (N,): those slots are empty now, and it is up
-        to the caller to put the person's history into them. The least recently used make room."""
+        """Returns the slots (N,) of users, all different, and which of them are new (N,).
+
+        New slots are empty: the caller has to put the users' histories into them. The least recently used are evicted.
+        """
         slots, new = self.directory.take(user_ids)
         slots_, new_ = self.clicks.new_tensor(slots), torch.tensor(new, dtype=torch.bool, device=self.clicks.device)
         if any(new):
@@ -119,7 +121,7 @@ class ReformerMemory:
         return slots_, new_
 
     def free(self, user_id: str) -> bool:
-        """Forgets the person -> whether they had a slot."""
+        """Frees the user's slot. Returns whether there was one."""
         slot = self.directory.free(user_id)
         if slot is not None:
             self.clear(self.clicks.new_tensor([slot]))
@@ -164,7 +166,7 @@ def _fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
 
 
 class Directory:
-    """Who has which of the slots 0 ... S − 1. Whoever was asked for longest ago makes room."""
+    """Assigns the slots 0 ... S − 1 to users; the least recently used is evicted."""
 
     def __init__(self, slots: int) -> None:
         if slots < 1:
@@ -180,24 +182,28 @@ class Directory:
         return user_id in self._slots
 
     def users(self) -> list[str]:
-        """Who has a slot, least recently used first."""
+        """Returns the users who have a slot, least recently used first."""
         return list(self._slots)
 
     def slot(self, user_id: str) -> int:
-        """-1 for who has none. Asking is no use."""
+        """Returns the user's slot, -1 for none. It does not count as a use."""
         return self._slots.get(user_id, -1)
 
     def take(self, user_ids: Sequence[str]) -> tuple[list[int], list[bool]]:
-        """-> each one's slot, and whether it is new to them (its memory is somebody else's, and has to be cleared).
+        """Gives each of these users a slot.
 
-        ValueError: the same person twice, or more people than there are slots.
+        Returns:
+            Each user's slot, and whether it is new: then it may hold another user's memory, which has to be cleared.
+
+        Raises:
+            ValueError: a user is named twice, or there are more users than slots.
         """
         if len(set(user_ids)) != len(user_ids):
-            raise ValueError("user_ids: every person may be named once")
+            raise ValueError("user_ids: a user may be named only once")
         if len(user_ids) > self.capacity:
-            raise ValueError(f"user_ids: {len(user_ids)} people at once, there are {self.capacity} slots")
+            raise ValueError(f"user_ids: {len(user_ids)} users at once, but there are only {self.capacity} slots")
         new = [user_id not in self._slots for user_id in user_ids]
-        for user_id in user_ids:  # first, so that nobody is evicted whose turn comes later in this same call
+        for user_id in user_ids:  # first, so that no user of this same call is evicted
             if user_id in self._slots:
                 self._slots.move_to_end(user_id)
         slots = []
@@ -208,7 +214,7 @@ class Directory:
         return slots, new
 
     def free(self, user_id: str) -> int | None:
-        """Takes the person's slot away -> the slot, None if they had none."""
+        """Frees the user's slot. Returns it, or None if there was none."""
         slot = self._slots.pop(user_id, None)
         if slot is not None:
             self._free.append(slot)

@@ -1,4 +1,4 @@
-"""The ranker: a score for each candidate from what is known of it, learned by softmax over each click's candidates.
+"""The ranker: a score for each candidate from its features, trained by softmax over each click's candidates.
 
 Letters: `N` clicks, `C` candidates of all of them (flat), `F` features, `M` networks of `H` hidden units.
 """
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-PIECE = 2_048  # candidates scored at a time: what comes in between stays in the cache (a tenth faster on the whole)
-SLOWEST = 0.01  # share of the newest batch in the running mean and variance of the features
-DEVIATION_MIN = 0.05  # a feature that hardly varies is not blown up
+PIECE = 2_048  # candidates scored at a time, so that intermediate results stay in the cache (a tenth faster overall)
+SLOWEST = 0.01  # least share of the newest batch in the running mean and variance of the features
+DEVIATION_MIN = 0.05  # added to the deviation, so that a feature that hardly varies is not scaled up
 
 
 class Columns(NamedTuple):
@@ -24,15 +24,21 @@ class Columns(NamedTuple):
 
 
 class Ranker(nn.Module):
-    """A linear score whose weights are sensible from the start, plus the mean of some networks that begin silent.
+    """A linear score with sensible initial weights, plus the mean of networks whose output is 0 at first.
 
-    The networks, of two layers, see each feature less its running mean, by its running deviation (over all candidates
-    of all clicks). Each learns as if it were alone beside the linear score: they differ by chance, and their mean errs
-    less than one of them (an ensemble: Hansen and Salamon 1990).
+    The networks, of two layers, see each feature minus its running mean, divided by its running deviation (over all
+    candidates of all clicks). Each is trained as if it were alone beside the linear score: they differ by their random
+    initial weights, and their mean errs less than one of them (an ensemble: Hansen and Salamon 1990).
     """
 
     def __init__(self, starts: Sequence[float], hidden: int, networks: int = 1) -> None:
-        """`starts` (F,): the linear weights at the start."""
+        """Creates a ranker.
+
+        Args:
+            starts: (F,) initial linear weights.
+            hidden: units of each hidden layer.
+            networks: number of networks.
+        """
         super().__init__()
         bound = hidden**-0.5  # as nn.Linear's
         self.linear = nn.Parameter(torch.tensor(starts))
@@ -48,18 +54,18 @@ class Ranker(nn.Module):
         self.register_buffer("batches", torch.tensor(0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(..., F) -> (...); only differences between candidates of one click mean anything."""
+        """Scores features (..., F). Returns (...); only differences between candidates of one click have a meaning."""
         if torch.is_grad_enabled() or features.dim() != 2:
             return self.each(features).mean(-1)
         return torch.cat([self.each(piece).mean(-1) for piece in torch.split(features, PIECE)])
 
     def each(self, features: Tensor, learned: Tensor | None = None, columns: Columns | None = None) -> Tensor:
-        """What each network would make of each row alone.
+        """Scores each row by each network alone, beside the linear score.
 
         Args:
-            features: (..., F); no gradients reach them.
+            features: (..., F); they get no gradients.
             learned: (R, E) values that are part of the features and get gradients.
-            columns: where they stand there.
+            columns: their place among the features.
 
         Returns:
             (..., M).
@@ -73,7 +79,7 @@ class Ranker(nn.Module):
         return scores.view(*features.shape[:-1], -1)
 
     def each_by_autograd(self, features: Tensor) -> Tensor:
-        """The same as `each`, in the plainest form: what its backward is held to."""
+        """Computes `each` in the plainest form, as the reference for its gradients."""
         M, _, H = self.mid.shape
         scaled = (features - self.mean) / (self.variance.sqrt() + DEVIATION_MIN)
         hidden = F.relu(self.up(scaled)).reshape(-1, M, H).transpose(0, 1)  # (M, ·, H)
@@ -93,8 +99,8 @@ class Ranker(nn.Module):
 
 
 class _Networks(torch.autograd.Function):
-    """The networks and the linear score in few operations, with a backward made by hand: autograd's bookkeeping took as
-    long as the products."""
+    """The networks and the linear score in few operations, with a hand-written backward pass: autograd's overhead took
+    as long as the products."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch hands them on one by one
@@ -153,5 +159,5 @@ class _Networks(torch.autograd.Function):
 
 
 def _where_positive(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient through a ReLU, by its output."""
+    """Returns the gradient through a ReLU, given its output."""
     return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
-"""The Reformer over click histories: what somebody's clicks so far say about their next one.
+"""The Reformer over click histories: predicts a user's next click from the clicks so far.
 
-Kitaev, Kaiser, Levskaya 2020 (arXiv 2001.04451), for histories without an end: no absolute positions, attention that
-can be continued click by click, and time as gaps, in buckets of log seconds: one network serves minutes and months.
+Kitaev, Kaiser, Levskaya 2020 (arXiv 2001.04451), for histories of unlimited length: no absolute positions, attention
+that is continued click by click, and time as gaps in buckets of log seconds, so that one network serves gaps of minutes
+and of months.
 
-B batch, L length, N clicks of N people, D width, H heads, d = D / H, W window, R rounds, T buckets of log time.
+B batch, L length, N clicks of N users, D width, H heads, d = D / H, W window, R rounds, T buckets of log time.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,14 @@ from model.runs import Runs, attend
 
 @dataclass(frozen=True)
 class ReformerConfig:
-    """`layers`: "local" (the last `window` clicks) or "lsh" (the last `window` − 1 clicks of the same hash bucket).
-    `feed_forward`: its hidden layer's width, over `width`; `feed_forward_chunk`: positions it takes at a time, 0: all.
-    `gap_buckets`: the last bucket holds every gap from 2^(gap_buckets − 2) seconds on; 32 reach 34 years.
+    """The shape of a Reformer.
 
-    ValueError: a field that cannot be; its name is in the message.
+    `layers`: "local" (the last `window` clicks) or "lsh" (the last `window` − 1 clicks of the same hash bucket).
+    `feed_forward`: width of its hidden layer, in multiples of `width`; `feed_forward_chunk`: positions computed at a
+    time, 0: all. `gap_buckets`: the last bucket has every gap from 2^(gap_buckets − 2) seconds on; 32 reach 34 years.
+
+    Raises:
+        ValueError: a field has an impossible value; the message names it.
     """
 
     layers: tuple[str, ...] = ("local", "lsh")
@@ -60,7 +64,7 @@ class ReformerConfig:
 
 
 class Histories(NamedTuple):
-    """Click histories, oldest click first, left-aligned, L >= 1. What stands behind their lengths is never read."""
+    """Click histories, oldest click first, left-aligned, L >= 1. Entries beyond their lengths are never read."""
 
     items: Tensor  # (B, L) int64, rows of the item table; 0 is an unknown item
     event_types: Tensor  # (B, L) int64, below config.event_types
@@ -69,7 +73,7 @@ class Histories(NamedTuple):
 
 
 class Clicks(NamedTuple):
-    """One new click of each of N different people."""
+    """One new click of each of N different users."""
 
     slots: Tensor  # (N,) int64, of a ReformerMemory, distinct
     items: Tensor  # (N,) int64, rows of the item table; 0 is an unknown item
@@ -90,7 +94,7 @@ class LocalAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, timestamps: Tensor, _lengths: Tensor) -> Tensor:
-        """(B, L, D), (B, L), (B,) -> (B, L, D). In chunks of W clicks: each sees its own chunk and the one before."""
+        """(B, L, D), (B, L), (B,) -> (B, L, D), in chunks of W clicks: each sees its own chunk and the one before."""
         B, L, D = x.shape
         H, W = self.heads, self.window
         chunks = -(-L // W)
@@ -109,7 +113,7 @@ class LocalAttention(nn.Module):
         return self.dropout(y)  # type: ignore[no-any-return]
 
     def append(self, x: Tensor, memory: LocalMemory, slots: Tensor, timestamps: Tensor, *, store: bool) -> Tensor:
-        """(N, D), (N,), (N,) -> (N, D): what `forward` gives at the last position of a history."""
+        """(N, D), (N,), (N,) -> (N, D), as `forward` at the last position of a history."""
         N, D = x.shape
         q, k, v = self.qkv(self.norm(x)).view(N, 3, self.heads, D // self.heads).unbind(1)  # 3 × (N, H, d)
         keys, values, times, filled = memory.read(slots)
@@ -125,7 +129,7 @@ class LocalAttention(nn.Module):
         return self.dropout(self.out(y))  # type: ignore[no-any-return]
 
     def extend(self, x: Tensor, memory: LocalMemory, runs: Runs, pair_bias: Tensor) -> Tensor:
-        """(M, D) -> (M, D): what `append` gives for one row after the other. pair_bias (P,) buckets of log time."""
+        """(M, D) -> (M, D), as `append` for one row after the other. pair_bias (P,): buckets of log time."""
         M, D = x.shape
         H, d = self.heads, D // self.heads
         q, k, v = self.qkv(self.norm(x)).float().view(M, 3, H, d).permute(1, 2, 0, 3)  # 3 × (H, M, d)
@@ -183,7 +187,7 @@ class LSHAttention(nn.Module):
         return self.dropout(self.out(y.transpose(1, 2).reshape(B, L, D)))  # type: ignore[no-any-return]
 
     def append(self, x: Tensor, memory: LSHMemory, slots: Tensor, timestamps: Tensor, *, store: bool) -> Tensor:
-        """(N, D), (N,), (N,) -> (N, D): what `forward` gives at the last position of a history."""
+        """(N, D), (N,), (N,) -> (N, D), as `forward` at the last position of a history."""
         N, D = x.shape
         qk, v = self.qk_v(self.norm(x)).view(N, 2, self.heads, D // self.heads).unbind(1)  # 2 × (N, H, d)
         with torch.autocast(x.device.type, enabled=False):  # hashing is exact in float32 only
@@ -191,7 +195,7 @@ class LSHAttention(nn.Module):
         return self.dropout(self.out(y.reshape(N, D)))  # type: ignore[no-any-return]
 
     def extend(self, x: Tensor, memory: LSHMemory, runs: Runs, pair_bias: Tensor) -> Tensor:
-        """(M, D) -> (M, D): what `append` gives for one row after the other. pair_bias (P,) buckets of log time."""
+        """(M, D) -> (M, D), as `append` for one row after the other. pair_bias (P,): buckets of log time."""
         M, D = x.shape
         H = self.heads
         qk, v = self.qk_v(self.norm(x)).float().view(M, 2, H, D // H).permute(1, 2, 0, 3)  # 2 × (H, M, d)
@@ -212,7 +216,7 @@ class LSHAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Position by position: (..., D) -> (..., D)."""
+    """A feed-forward layer at each position: (..., D) -> (..., D)."""
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__()
@@ -226,10 +230,10 @@ class FeedForward(nn.Module):
 
 
 class Reformer(nn.Module):
-    """Embeds clicks (item, event type, gap since the click before), passes them through reversible layers, and gives a
-    state after each click, whose product with an item's vector says how likely that item is next.
+    """Embeds clicks (item, event type, gap since the click before), passes them through reversible layers, and returns
+    a state after each click; its product with an item's vector is the logit of that item as the next click.
 
-    Weights are a function of `config.seed` alone. `items` has `rows` rows to begin with; `items.grow` makes more.
+    The initial weights depend on `config.seed` only. `items` has `rows` rows at first; `items.grow` adds more.
     """
 
     def __init__(self, config: ReformerConfig = ReformerConfig(), *, rows: int = 1024, sparse: bool = True) -> None:
@@ -248,9 +252,14 @@ class Reformer(nn.Module):
                     nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, histories: Histories, *, recompute: bool = True) -> Tensor:
-        """-> the state after each click (B, L, D) float32, zero behind a history's length.
+        """Computes the state after each click.
 
-        `recompute=False`: ordinary autograd, which is faster and remembers every activation.
+        Args:
+            histories: B histories of length L.
+            recompute: if false, use ordinary autograd, which is faster and stores every activation.
+
+        Returns:
+            (B, L, D) float32, zero beyond a history's length.
         """
         x, timestamps, padding = self._embedded(histories)
         y1, y2 = self.layers(x, x, timestamps, histories.lengths, recompute=recompute)
@@ -258,11 +267,18 @@ class Reformer(nn.Module):
         return states.float().masked_fill(padding[..., None], 0)
 
     def append(self, memory: ReformerMemory, clicks: Clicks, *, store: bool = True) -> Tensor:
-        """-> each one's state after the new click (N, D) float32: what `forward` gives at the end of their histories.
+        """Computes each user's state after one new click, as `forward` does at the end of the history.
 
         The work per click does not grow with the history. Memories are constants: gradients reach the weights through
-        the new positions only. `store=False` leaves the memory as it is, to look ahead or to train on a click that is
-        stored later.
+        the new positions only.
+
+        Args:
+            memory: of the users.
+            clicks: one new click of each of N users.
+            store: if false, leave the memory as it is, to look ahead or to train on a click that is stored later.
+
+        Returns:
+            (N, D) float32.
         """
         slots, items, event_types, timestamps = clicks
         gaps = 1 + log_time_bucket(timestamps - memory.timestamps[slots], self.config.gap_buckets)
@@ -277,9 +293,16 @@ class Reformer(nn.Module):
         return states.float()
 
     def extend(self, memory: ReformerMemory, runs: Runs) -> Tensor:
-        """-> the state after each new click (M, D) float32: what `append` gives for one click after the other.
+        """Computes the state after each of several new clicks of each user, as `append` does for one after the other.
 
-        Memories are constants; gradients reach all new clicks. `runs` says which of them are stored.
+        Memories are constants; gradients reach all new clicks.
+
+        Args:
+            memory: of the users.
+            runs: M new clicks, and which of them are stored.
+
+        Returns:
+            (M, D) float32.
         """
         T = self.config.gap_buckets
         clicks = memory.clicks.index_select(0, runs.slots) + runs.nth  # (M,) before it
@@ -297,8 +320,8 @@ class Reformer(nn.Module):
 
     @torch.no_grad()
     def remember(self, memory: ReformerMemory, slots: Tensor, histories: Histories) -> None:
-        """Puts whole histories into slots (B,), in the place of whatever was there: one pass of `forward`, after which
-        `append` goes on from their ends."""
+        """Stores whole histories in slots (B,), replacing their content, by one pass of `forward`; `append` continues
+        from their ends."""
         memory.clear(slots)
         x, timestamps, _ = self._embedded(histories)
         y1 = y2 = x.double()
@@ -311,23 +334,23 @@ class Reformer(nn.Module):
         memory.stamp(slots, latest, histories.lengths)
 
     def memory(self, users_held: int, *, dtype: torch.dtype = torch.float32) -> ReformerMemory:
-        """An empty memory for so many people. Keys and values in `dtype`; half of the bytes, half of the precision."""
+        """Returns an empty memory for so many users, with keys and values in `dtype`."""
         layers = [f.memory(users_held, dtype) for f in self.layers.f]  # type: ignore[operator]
         return ReformerMemory(layers, slots=users_held, device=self.items.vectors.device)
 
     def embed(self, items: Tensor, event_types: Tensor, gaps: Tensor) -> Tensor:
-        """Rows, types and gap buckets (0 for "no click before"), each (...) -> (..., D) float32."""
+        """Embeds rows, event types and gap buckets (0: no click before), each (...) -> (..., D) float32."""
         x: Tensor = self.items(items) + self.event_types(event_types) + self.gaps(gaps)
         return x
 
     def scores(self, states: Tensor, rows: Tensor) -> Tensor:
-        """states (..., D), rows (..., C) of each state, or (C,) for all of them -> logits (..., C)."""
+        """Computes logits (..., C) of states (..., D), for rows (..., C) of each state, or (C,) for all of them."""
         vectors: Tensor = self.items(rows)  # (..., C, D)
         products = states @ vectors.T if rows.dim() == 1 else (vectors @ states[..., None])[..., 0]  # (..., C)
         return products + self.items.bias(rows)
 
     def _embedded(self, histories: Histories) -> tuple[Tensor, Tensor, Tensor]:
-        """-> embedded clicks (B, L, D), timestamps (B, L), and what is padding (B, L); whatever stood there is zero."""
+        """Returns embedded clicks (B, L, D), timestamps (B, L), and which are padding (B, L); padding is zero."""
         items, event_types, timestamps, lengths = histories
         padding = torch.arange(items.shape[1], device=items.device) >= lengths[:, None]  # (B, L)
         items, event_types = items.masked_fill(padding, 0), event_types.masked_fill(padding, 0)

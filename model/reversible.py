@@ -137,7 +137,7 @@ def _run_both_ways(
 
 def _autocast(device: torch.device, enabled: bool, dtype: torch.dtype) -> torch.autocast:
     """The autocast state of the forward pass. Without its cache: weights cast in here, where no gradient is recorded,
-    would be found in it by whoever uses the same weights outside, and their gradient would be lost."""
+    would be used outside as well, and their gradient would be lost."""
     return torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=False)
 
 

@@ -1,9 +1,9 @@
-"""Attention of several new clicks of each person at once: to what is remembered, and to each other.
+"""Attention of several new clicks of each user at once: to what is remembered, and to each other.
 
-Every new click stands in a row of its own; the rows of one person stand together, oldest first. What a row may see of
+Every new click stands in a row of its own; the rows of one user stand together, oldest first. What a row may see of
 the other rows is a list of pairs that is known before anything is computed.
 
-U people, M rows, S of them stored, P pairs of rows, H heads, d width of a head, A entries of memory that a row looks
+U users, M rows, S of them stored, P pairs of rows, H heads, d width of a head, A entries of memory that a row looks
 at, T buckets of log time.
 """
 
@@ -19,56 +19,60 @@ from torch.autograd.function import once_differentiable
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """New clicks of U different people, M rows in all; what each sees of the others; and which memories are to keep.
+    """New clicks of U different users, M rows in all; what each sees of the others; and which of them are stored.
 
-    The latter are S of them: all of a person's but the last few.
+    S rows are stored: all of a user's but the last few.
     """
 
     slots: Tensor  # (M,) int64, of a ReformerMemory
     items: Tensor  # (M,) int64, rows of the item table
     event_types: Tensor  # (M,) int64
     timestamps: Tensor  # (M,) float64 seconds since 1970
-    nth: Tensor  # (M,) how many rows of the same person stand before it
+    nth: Tensor  # (M,) how many rows of the same user stand before it
     queries: Tensor  # (P,) row that sees ...
-    keys: Tensor  # (P,) ... this row. First each row itself, in order; then the earlier rows of the same person
+    keys: Tensor  # (P,) ... this row. First each row itself, in order; then the earlier rows of the same user
     places: Tensor  # (P,) of the pair in a flattened (M, M)
     gaps: Tensor  # (P,) seconds between the two
-    longest: int  # rows of one person
+    longest: int  # rows of one user
     stored: Tensor  # (S,) rows, in order
     stored_slots: Tensor  # (S,)
     stored_times: Tensor  # (S,)
-    later: Tensor  # (S,) how many stored rows of the same person stand behind it
-    longest_stored: int  # stored rows of one person
+    later: Tensor  # (S,) how many stored rows of the same user stand behind it
+    longest_stored: int  # stored rows of one user
 
 
 def make_runs(
-    people: Tensor,
+    user_slots: Tensor,
     lengths: NDArray[np.int64],
     clicks: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]],
     *,
     kept_back: int = 0,
 ) -> Runs:
-    """Different people's slots (U,), how many rows each has (U,), and the rows' items, event types, timestamps (M,).
+    """Lists the pairs of rows that see each other.
 
-    `kept_back`: how many of each person's last rows are not stored yet.
+    Args:
+        user_slots: (U,) slots of different users.
+        lengths: (U,) how many rows each user has.
+        clicks: the rows' items, event types and timestamps (seconds since 1970), (M,) each.
+        kept_back: how many of each user's last rows are not stored yet.
     """
     U, M = len(lengths), int(lengths.sum())
-    person = np.repeat(np.arange(U), lengths)  # (M,)
+    user = np.repeat(np.arange(U), lengths)  # (M,)
     starts = np.cumsum(lengths) - lengths
     row = np.arange(M)
-    nth = row - starts[person]
-    # The pairs with an earlier row: row i has nth[i] of them, which begin with the person's first row.
+    nth = row - starts[user]
+    # The pairs with an earlier row: row i has nth[i] of them, which begin with the user's first row.
     queries = np.repeat(row, nth)
-    keys = np.arange(len(queries)) + np.repeat(starts[person] - np.cumsum(nth) + nth, nth)
+    keys = np.arange(len(queries)) + np.repeat(starts[user] - np.cumsum(nth) + nth, nth)
     queries, keys = np.concatenate([row, queries]), np.concatenate([row, keys])
-    behind = lengths[person] - 1 - nth
+    behind = lengths[user] - 1 - nth
     stored = np.flatnonzero(behind >= kept_back)
     times = clicks[2]
 
     def put(array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(people.device)
+        return torch.from_numpy(array).to(user_slots.device)
 
-    slots, kept = people.index_select(0, put(person)), put(stored)
+    slots, kept = user_slots.index_select(0, put(user)), put(stored)
     longest = int(lengths.max(initial=0))
     return Runs(
         slots=slots,

@@ -1,7 +1,7 @@
 """Which row of the item table belongs to which item, on a stream where items come and go.
 
 Rows are handed out one by one, so no two items share one, and they are used again after their item has gone. Row 0
-belongs to nobody: it stands for padding and for every item without a row.
+belongs to no item: it stands for padding and for every item without a row.
 """
 
 from collections import OrderedDict
@@ -75,7 +75,7 @@ class Vocabulary:
         return 0 if owner is None else owner.row
 
     def item_of(self, row: int) -> str | None:
-        """The item that has this row now; None for row 0, and for rows that nobody has."""
+        """The item that has this row now; None for row 0, and for rows without an item."""
         return self._items[row] if 0 <= row < len(self._items) else None
 
     def items_of(self, rows: Sequence[int]) -> list[str | None]:

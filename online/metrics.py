@@ -93,8 +93,8 @@ class Scores:
 class Latencies:
     """Quantiles over the latest 10,000 values.
 
-    Two clocks tell one: that of whoever wrote the message, and this computer's. Where they disagree so much that a
-    message would have been answered before it was written, how long it took cannot be known: it is only counted.
+    A latency is the difference of two clocks: the producer's and this computer's. Where they disagree so much that it
+    would be negative, it is not known and only counted.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Brokers by URL: the one place where it is decided what stands behind topics.
+"""Brokers by URL: the one place that chooses the implementation of topics.
 
-An implementation is a module `stream/<scheme>_broker.py` that registers itself under its scheme; nothing else has to
-know it. `kafka://host:port,host:port` is Apache Kafka, and so is a plain `host:port,host:port`; `log:///path` is the
+An implementation is a module `stream/<scheme>_broker.py` that registers itself under its scheme; no other module needs
+to know it. `kafka://host:port,host:port` is Apache Kafka, and so is a plain `host:port,host:port`; `log:///path` is the
 embedded log.
 """
 
@@ -21,84 +21,83 @@ _DEFAULT_SCHEME = "kafka"
 
 
 class Topic(NamedTuple):
-    """A topic that is to be there."""
+    """A topic that has to exist."""
 
     name: str
-    partitions: int = 1  # at most: a broker that is read by one process alone may make fewer
-    compacted: bool = False  # only the latest record of each key stays
+    partitions: int = 1  # at most: a broker that only one process reads may create fewer
+    compacted: bool = False  # whether only the latest record of each key is kept
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerOptions:
-    """What is beside the URL. A broker takes what concerns it."""
+    """Options beside the URL; a broker ignores those that it has no use for."""
 
-    client: Mapping[str, Any] = field(default_factory=dict)  # of its client library: TLS, users, passwords
-    records_max: int = 1_000_000  # of one partition, where the broker runs in our own processes
+    client: Mapping[str, Any] = field(default_factory=dict)  # options of its client library: TLS, users, passwords
+    records_max: int = 1_000_000  # of one partition of the embedded log
 
 
 class Eraser(Protocol):
-    """All that is kept stays in its order within each partition; readers may come past gaps."""
+    """Erases records. The others keep their order within each partition; readers may see gaps in the offsets."""
 
     def erase(self, topic: str, matches: Callable[[Record], bool]) -> int:
-        """Takes out every record that is there now and that matches -> how many. Raises SourceError."""
+        """Erases every present record that matches. Returns how many. Raises SourceError."""
 
 
 class Broker(Protocol):
-    """Makes all parts that read and write topics. To have one connects to nothing; methods raise SourceError."""
+    """Creates all parts that read and write topics. It connects to nothing by itself; methods raise SourceError."""
 
     @property
     def name(self) -> str:
-        """As logs and messages name it."""
+        """The broker's name in logs and messages."""
 
     @property
     def address(self) -> str:
-        """Servers or a path: tells it from other brokers of its kind."""
+        """Servers or a path, which tell it from other brokers of its kind."""
 
     @property
     def log_path(self) -> Path | None:
-        """The file of the embedded log; None: a server keeps the records, and they are not ours to change."""
+        """The file of the embedded log; None: a server keeps the records."""
 
     def ensure_topics(self, topics: Sequence[Topic], *, create: bool) -> None:
-        """Makes the topics that are missing; those that are there stay as they are. `create`: false where a server has
-        to have them already."""
+        """Creates missing topics; existing ones stay as they are. `create`: if false, a server must have them."""
 
     def source(self, topics: Sequence[str], group: str) -> PausableSource:
-        """Reads topics as a member of a consumer group."""
+        """Opens a reader of topics that is a member of a consumer group."""
 
     def producer(self, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:
-        """Writes to topics; what a server has not acknowledged after that time has failed."""
+        """Opens a writer; a record that is not acknowledged within `acknowledge_s_max` seconds has failed."""
 
     def reader(self, topic: str) -> TopicReader:
-        """Reads what a topic holds, without a consumer group."""
+        """Opens a reader of one topic, without a consumer group."""
 
     def eraser(self) -> Eraser:
-        """Takes records out of topics."""
+        """Opens an eraser of records."""
 
     def compact(self, topic: str) -> None:
-        """Does now what is due of compaction, where the broker does not do it by itself."""
+        """Compacts a topic now, if the broker does not compact by itself."""
 
     def retention_ms(self, topic: str) -> int | None:
-        """How long records are kept, in milliseconds; None: it does not say, or for ever."""
+        """Returns how long records are kept, in milliseconds; None: for ever, or it is not known."""
 
     def origin(self, group: str) -> Origin:
-        """Which stream this is, and what the group has committed there."""
+        """Returns which stream this is, and the group's committed offsets."""
 
 
-#: Given what follows `scheme://`.
+#: Opens a broker; the first argument is the part of the URL after `scheme://`.
 Open = Callable[[str, BrokerOptions], Broker]
 
 _OPENERS: dict[str, Open] = {}
 
 
 def register(scheme: str, opened: Open) -> None:
-    """From now on `open_broker` opens URLs of this scheme so."""
+    """Registers the function that opens brokers for URLs of this scheme."""
     if not _SCHEME.fullmatch(scheme):
         raise ValueError(f"{scheme!r} is no scheme: lower-case letters and digits")
     _OPENERS[scheme] = opened
 
 
 def open_broker(url: str, options: BrokerOptions | None = None) -> Broker:
-    """The broker at a URL. It connects to nothing yet. Raises SourceError for a scheme that no module registers."""
+    """Returns the broker for a URL, without connecting yet. Raises SourceError for an unknown scheme."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = _DEFAULT_SCHEME, url

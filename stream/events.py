@@ -1,13 +1,13 @@
-"""Clicks as they stand on a topic: `parse` reads one, `encode` writes one.
+"""Clicks as messages of a topic: `parse` reads one, `encode` writes one.
 
-A message that is no click is a value (`BadEvent`), never an exception, so that one bad message cannot stop the stream.
-Times are read by stream/timestamps.py, others' names of fields by stream/click_fields.py; what is written is in
-seconds, under our names.
+A message that is no click gives a value (`BadEvent`), never an exception, so that one bad message cannot stop the
+stream. Times are parsed by stream/timestamps.py, and other names of fields mapped by stream/click_fields.py; `encode`
+writes seconds, under our own names.
 
-Among the clicks may stand that a user is to be forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
-"timestamp": ...}`. It names no user (stream/people.py), so that it may stay when all else is gone; and since it stands
-in order among the clicks, reading them again from the beginning forgets again. A click cannot be taken for it: it has
-neither `user_id` nor `item_id`, and a click with its event type is none.
+A message on the topic may also ask that a user is forgotten: `{"event_type": "nextclick.forget", "user_sha256": "...",
+"timestamp": ...}`. It holds only a digest of the id (stream/user_ids.py), so that it can stay when everything else of
+the user is erased; and since it stands in order among the clicks, a replay from the beginning forgets the user again.
+It cannot be confused with a click: it has neither `user_id` nor `item_id`, and no click may have its event type.
 """
 
 import json
@@ -23,9 +23,9 @@ from pydantic_core import from_json
 
 from stream.click_fields import NEEDED, ClickFields, as_setting, at, paths_in, suggested
 from stream.not_json import hint_of
-from stream.people import is_digest
 from stream.redact import BOM, kind
 from stream.timestamps import TimestampError, as_json, seconds_of
+from stream.user_ids import is_digest
 
 FORGET = "nextclick.forget"  # the event type
 EVENT_TYPE_BYTES_MAX = 64
@@ -63,7 +63,7 @@ REASONS = frozenset(
 
 
 class Click(BaseModel, frozen=True):
-    """One thing that one user did. `timestamp` is in seconds since 1970; `event_id` makes redelivery harmless."""
+    """One event of one user. `timestamp` is in seconds since 1970; with an `event_id` a redelivery is recognised."""
 
     user_id: str = Field(min_length=1)
     item_id: str = Field(min_length=1)
@@ -78,8 +78,8 @@ class Click(BaseModel, frozen=True):
 
 
 class Forget(BaseModel, frozen=True):
-    """Everything known of a user is to go. `user_sha256` is `stream.people.digest_of` their id; `timestamp` is when
-    that was asked for, in seconds since 1970."""
+    """A request to forget a user. `user_sha256` is `stream.user_ids.digest_of` the id; `timestamp` is the time of the
+    request, in seconds since 1970."""
 
     user_sha256: str
     timestamp: float = Field(ge=0, allow_inf_nan=False)
@@ -87,8 +87,11 @@ class Forget(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class BadEvent:
-    """Why a message is no click, or no item. `reason` is one of a fixed set; `detail` is a line for operators, which
-    may quote the message; `hint`, a part of it that does not, says what to do."""
+    """Why a message is no click, or no item.
+
+    `reason` is one of a fixed set; `detail` is a line for operators, which may quote the message; `hint` is the part of
+    it that says what to do, and never quotes the message.
+    """
 
     reason: str
     detail: str
@@ -97,7 +100,7 @@ class BadEvent:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What `parse` accepts: bytes of a message, seconds that a click may lie in the future, bytes of an id as UTF-8."""
+    """Limits of `parse`: bytes of a message, seconds that a click may lie in the future, bytes of an id as UTF-8."""
 
     message_bytes_max: int = 65_536
     future_s_max: float = 86_400.0
@@ -111,13 +114,20 @@ _OUR_NAMES = ClickFields({})
 def parse(
     value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS, names: ClickFields = _OUR_NAMES
 ) -> Click | Forget | BadEvent:
-    """Read a message's value as a click (or as that a user is to be forgotten), or say why it is none.
+    """Parses a message's value as a click, or as a request to forget a user. It never raises, whatever the bytes are.
 
-    Never raises for any bytes; pure where `now` is given.
-    `now` is in seconds since 1970 (None: this computer's clock). `names`: where fields stand that are called otherwise.
     Unknown fields are ignored, an optional field that is null counts as absent, and of a field given twice the last one
     counts. Integer ids become their decimal text, and so do floats that are integers below 2**53 (17.0 is 17); other
     ids are taken as they are, with their blanks. A `value` may be numeric text.
+
+    Args:
+        value: of the message.
+        now: seconds since 1970; None: this computer's clock.
+        limits: sizes and times that are accepted.
+        names: paths of fields that the topic's messages name otherwise.
+
+    Returns:
+        The event, or why the message is none.
     """
     if value is None:
         return BadEvent("tombstone", "the message has no value")
@@ -136,13 +146,13 @@ def parse(
 
 
 def parse_click(value: bytes | None, *, now: float | None = None, limits: Limits = _LIMITS) -> Click | BadEvent:
-    """As `parse`, for where only clicks may stand."""
-    found = parse(value, now=now, limits=limits)
-    return BadEvent("invalid-forget", f"{FORGET} may not stand here") if isinstance(found, Forget) else found
+    """Parses a click like `parse`, where a request to forget a user is not allowed."""
+    event = parse(value, now=now, limits=limits)
+    return BadEvent("invalid-forget", f"{FORGET} is not allowed here") if isinstance(event, Forget) else event
 
 
 def encode(click: Click) -> bytes:
-    """The JSON that `parse` reads; absent optional fields are left out."""
+    """Returns the JSON that `parse` reads; absent optional fields are left out."""
     timestamp = as_json(click.timestamp)
     if isinstance(timestamp, str):  # as a number it would be read as another time
         return json.dumps(click.model_dump(exclude_none=True) | {"timestamp": timestamp}).encode()
@@ -150,12 +160,12 @@ def encode(click: Click) -> bytes:
 
 
 def encode_forget(forget: Forget) -> bytes:
-    """The JSON that `parse` reads."""
+    """Returns the JSON that `parse` reads."""
     return json.dumps({"event_type": FORGET, **forget.model_dump()}).encode()
 
 
 def json_object(value: bytes, bytes_max: int) -> dict[str, Any] | BadEvent:
-    """A message's value as a JSON object of at most so many bytes, or why it is none. Never raises."""
+    """Returns a message's value as a JSON object of at most `bytes_max` bytes, or why it is none. Never raises."""
     if len(value) > bytes_max:
         return BadEvent("too-large", f"{len(value)} bytes; at most {bytes_max} are read")
     try:
@@ -175,7 +185,7 @@ def json_object(value: bytes, bytes_max: int) -> dict[str, Any] | BadEvent:
 
 
 class _NoClickError(Exception):
-    """Carries a BadEvent from the field that is wrong to `parse`, and no further."""
+    """Carries a BadEvent from the wrong field to `parse`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         self.event = BadEvent(reason, detail)
@@ -186,14 +196,14 @@ def _bad(reason: str, detail: str, hint: str = "") -> BadEvent:
 
 
 def _with_names(bad: BadEvent, message: Mapping[str, Any], names: ClickFields) -> BadEvent:
-    """A field that is missing may stand there under another name, and others too."""
+    """Adds a hint to a missing field: the message may have it under another name."""
     field = bad.reason.removeprefix("missing-")
     missing = [name for name in NEEDED if at(message, names.paths.get(name, name)) is None]
-    found = suggested(paths_in(message), missing)
-    said = f"NEXTCLICK_CLICK_FIELDS says that it is {names.paths[field]}" if field in names.paths else ""
-    setting = as_setting({name: path for name, path in names.paths.items() if name not in missing} | found)
-    asked = f"is it {found[field]}? For a topic, set {setting}" if field in found else ""
-    hint = "; ".join(part for part in (said, asked) if part)
+    suggestions = suggested(paths_in(message), missing)
+    configured = f"NEXTCLICK_CLICK_FIELDS says that it is {names.paths[field]}" if field in names.paths else ""
+    setting = as_setting({name: path for name, path in names.paths.items() if name not in missing} | suggestions)
+    suggestion = f"is it {suggestions[field]}? For a topic, set {setting}" if field in suggestions else ""
+    hint = "; ".join(part for part in (configured, suggestion) if part)
     return _bad(bad.reason, bad.detail, hint if len(hint) <= _HINT_CHARACTERS_MAX else "")
 
 
@@ -215,13 +225,13 @@ def _forget(fields: Mapping[str, Any]) -> Forget:
         raise _NoClickError("invalid-forget", f"{FORGET} has no {named[0]}: no click may have that event type")
     if not is_digest(fields.get("user_sha256")):
         raise _NoClickError("invalid-forget", "user_sha256 must be 64 hexadecimal digits, lower case")
-    # It may lie in the future: it must work whatever clock it was written by.
+    # It may lie in the future: it must work whatever the clock of the computer that wrote it.
     timestamp = seconds_of(fields.get("timestamp"), now=0.0, ahead_s_max=math.inf)
     return Forget(user_sha256=fields["user_sha256"], timestamp=timestamp)
 
 
 def _id(name: str, value: Any, bytes_max: int) -> str:
-    """An id as text: a string, or an integer in decimal."""
+    """Returns an id as text: a string, or an integer in decimal."""
     text = value if isinstance(value, str) else _id_of_number(name, value, bytes_max)
     length = len(text) if text.isascii() else len(text.encode())
     if not 1 <= length <= bytes_max:
@@ -242,7 +252,7 @@ def _id_of_number(name: str, value: Any, bytes_max: int) -> str:
 
 
 def id_problem(value: str) -> str | None:
-    """Why nothing can have this id; None: it may."""
+    """Returns why this is no valid id; None if it is valid."""
     try:
         length = len(value.encode())
     except UnicodeEncodeError:
@@ -255,7 +265,7 @@ def _event_type(value: Any) -> str:
     if not isinstance(value, str):
         raise _NoClickError("invalid-event_type", f"event_type must be text, this is {kind(value)}")
     if not 1 <= len(value.encode()) <= EVENT_TYPE_BYTES_MAX:
-        size = "too long" if value else "empty; leave it out or say null for a click"
+        size = "too long" if value else "empty; leave it out or set it to null for a click"
         raise _NoClickError(
             "invalid-event_type", f"event_type must have 1 to {EVENT_TYPE_BYTES_MAX} bytes, it is {size}"
         )
@@ -278,7 +288,7 @@ def _value(value: Any) -> float:
 
 
 def _no_json(value: bytes, error: ValueError) -> BadEvent:
-    """Why a value is no JSON, and what it may be instead."""
+    """Returns why a value is no JSON, and what it may be instead."""
     hint = hint_of(value, str(error))
     try:
         value.decode()

@@ -194,7 +194,7 @@ class KafkaSource:
 
     def seek(self, partition: Partition, offset: int) -> None:
         if partition not in self._positions:
-            raise SourceError(f"{partition.topic} partition {partition.partition} is not assigned: it cannot be sought")
+            raise SourceError(f"{partition.topic} partition {partition.partition} is not assigned: cannot seek in it")
         try:
             self._consumer.seek(TopicPartition(*partition), offset)
         except ValueError:

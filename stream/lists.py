@@ -1,13 +1,13 @@
-"""Lists as they stand in Redis: the names of the keys, the shape of the values, and the one place that touches them.
+"""Lists in Redis: the names of the keys, the shape of the values, and the one place that reads and writes them.
 
-| key | value | lives |
+| key | value | lifetime |
 | --- | --- | --- |
 | `nextclick:top:{user_id}` | JSON of `TopList`, best item first | `ttl_s` |
 | `nextclick:popular` | the same, for users without a list | `ttl_s` |
 | `nextclick:mark:{id}` | the number of the latest write of the worker with that id | `ttl_s` |
-| `nextclick:status` | JSON object: what the worker says about itself | as the worker asks |
-| `nextclick:request` | JSON object: what a command asks of the worker, which takes it away | as long as they wait |
-| `nextclick:answer:{id}` | JSON object: what came of the request with that id | a minute |
+| `nextclick:status` | JSON object: the worker's status | as the worker sets it |
+| `nextclick:request` | JSON object: a command's request, which the worker removes | as long as the command waits |
+| `nextclick:answer:{id}` | JSON object: the worker's answer to the request with that id | a minute |
 
 A list is one string because it is read with one GET and written with one SET: a sorted set of 50 items takes many times
 as long to write.
@@ -25,8 +25,8 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_address
-from stream.people import texts_in
 from stream.redis_errors import ListsError, RedisUnavailableError, lists_error
+from stream.user_ids import texts_in
 
 __all__ = ["Lists", "ListsError", "RedisUnavailableError", "TopList", "Watermark", "connect", "top_key"]
 
@@ -49,16 +49,16 @@ PAGE = 1_000  # keys in one round trip
 
 
 def top_key(user_id: str) -> str:
-    """The key of one user's list."""
+    """Returns the key of one user's list."""
     return _TOP + user_id
 
 
 class TopList(BaseModel, frozen=True):
     """One list, best item first.
 
-    `scores` are shares from 0 to 1: how likely each item is the next click, among all that were weighed.
-    `version` is the model's; `offset` is "partition:next offset" of the last click it reflects; `clicked_at` and
-    `written_at` are in milliseconds since 1970; `source` says what made it.
+    `scores` are shares from 0 to 1: how likely each item is the next click, among all candidates that were scored.
+    `version` is the model's; `offset` is "partition:next offset" of the last click that the list reflects; `clicked_at`
+    and `written_at` are in milliseconds since 1970; `source` is "personal" or "popular".
     """
 
     items: list[str]
@@ -71,10 +71,10 @@ class TopList(BaseModel, frozen=True):
 
 
 class Memory(NamedTuple):
-    """How full a Redis is, as it says."""
+    """The memory of a Redis, as it reports it."""
 
-    run_id: str  # of the process: its counters begin anew with it
-    evicted: int  # keys that had to make room so far
+    run_id: str  # of the process; its counters begin at 0 with it
+    evicted: int  # keys evicted so far
     used_bytes: int
     bytes_max: int  # maxmemory; 0: no limit
     policy: str  # maxmemory-policy
@@ -86,9 +86,9 @@ class Memory(NamedTuple):
 
 
 class Watermark(NamedTuple):
-    """What a write leaves in Redis, for the next one to see whether anything was lost in between."""
+    """A mark that each write leaves in Redis, by which the next one finds out whether lists were lost in between."""
 
-    id: str  # the worker's
+    id: str  # of the worker
     number: int  # of the write, rising from 1
 
 
@@ -99,11 +99,10 @@ def connect(
     connect_s_max: float = CONNECT_S_MAX,
     answer_s_max: float = ANSWER_S_MAX,
 ) -> redis.Redis:
-    """A client for `url` (stream/addresses.py says what it may hold) that gives up on a dead server within seconds.
-
-    It connects when it is first used.
+    """Returns a client that gives up on a dead server within seconds. It connects when it is first used.
 
     Args:
+        url: of Redis, as stream/addresses.py describes.
         options: redis-py's own (username, password, ssl_*); they win over the URL.
         connect_s_max: longest wait for a connection, in seconds.
         answer_s_max: longest wait for an answer, in seconds.
@@ -115,26 +114,26 @@ def connect(
         address = redis_address(url)
     except AddressError as error:
         raise ListsError(f"NEXTCLICK_REDIS_URL cannot be used: {error}") from None
-    given = {**address.options(), **options}
-    # One retry: it serves the connection that a restarted server has closed, and hardly delays the news of a dead one.
-    # Not of an answer that did not come in time: the next one would not either.
+    all_options = {**address.options(), **options}
+    # One retry: it covers a connection that a restarted server has closed, and hardly delays the error of a dead one.
+    # No retry after a timeout, because the next answer would be late too.
     return redis.Redis(
         ssl=address.tls,
         socket_connect_timeout=connect_s_max,
         socket_timeout=answer_s_max,
         retry=Retry(ConstantBackoff(0.05), 1, supported_errors=(redis.ConnectionError,)),
         health_check_interval=30,
-        **given,
+        **all_options,
     )
 
 
 class Lists:
     """The lists of all users, on any client that redis-py's `Redis` describes (redis-server or embedded).
 
-    `ttl_s`: seconds until a list that is not renewed is gone. `value_bytes_max`: of one value no more is read, except
-    by `page` and `take_request`, which no HTTP request reaches. All methods raise ListsError when Redis
+    `ttl_s`: seconds until a list that is not written again expires. `value_bytes_max`: most bytes of one value that are
+    read, except by `page` and `take_request`, which no HTTP request reaches. All methods raise ListsError when Redis
     does not answer or refuses. A value under one of our keys that is no list counts as absent, with a warning in the
-    log: the next write mends it, and until then the reader is better served with the popular list than with an error.
+    log: the next write replaces it, and until then the user gets the popular list instead of an error.
     """
 
     def __init__(self, client: redis.Redis, *, ttl_s: int, value_bytes_max: int = VALUE_BYTES_MAX) -> None:
@@ -151,17 +150,25 @@ class Lists:
         mark: Watermark | None = None,
         replacing: Collection[str] = (),
     ) -> int | None:
-        """Write lists by user id, and the popular one where given, in one pipeline (one a thousand lists), and at last
-        the mark -> the number that the mark had before; None: there was none.
+        """Writes lists, and at last the watermark, in one pipeline for each thousand lists.
 
-        Not a transaction: each list is right by itself, and Redis may serve readers in between. What keeps Redis keeps
-        it in order: where the mark is there, so are the lists. A list without items is none: the one that stands goes,
-        and its owner is served the popular one. `replacing`: users whose list is only to replace one that stands.
+        It is no transaction: each list is valid by itself, and Redis may serve readers in between. Redis keeps the
+        order of writes: if the watermark is there, so are the lists. A list without items is deleted instead, so that
+        the user gets the popular one.
+
+        Args:
+            lists: by user id.
+            popular: the popular list, if it is to be written.
+            mark: the watermark of this write.
+            replacing: users whose list is written only if it replaces an existing one.
+
+        Returns:
+            The number of the watermark before; None if there was none.
         """
         values = [(top_key(user_id), top, user_id in replacing) for user_id, top in lists.items()]
         if popular is not None:
             values.append((POPULAR_KEY, popular, False))
-        found = None
+        previous = None
         for start in range(0, max(1, len(values)), PAGE):
             with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
                 for key, top, only_standing in values[start : start + PAGE]:
@@ -172,19 +179,19 @@ class Lists:
                 if mark is not None and start + PAGE >= len(values):
                     pipeline.set(_MARK + mark.id, mark.number, ex=self._ttl_s, get=True)
                 answers = pipeline.execute()
-                found = answers[-1] if mark is not None else None
-        return int(found) if found is not None and found.isdigit() else None
+                previous = answers[-1] if mark is not None else None
+        return int(previous) if previous is not None and previous.isdigit() else None
 
     def read(self, user_id: str) -> TopList | None:
-        """One user's list; None where there is none, or one without items."""
+        """Returns one user's list; None if there is none, or it has no items."""
         return _own(self._list(top_key(user_id)))
 
     def popular(self) -> TopList | None:
-        """The list for anybody; None before the first one is written."""
+        """Returns the popular list; None before the first one is written."""
         return self._list(POPULAR_KEY)
 
     def users(self) -> Iterator[str]:
-        """The ids of all users who have a list, each once. Redis is asked for a page at a time, so no client waits."""
+        """Yields the ids of all users who have a list, each once; reads a page at a time, so that no client waits."""
         seen: set[str] = set()  # SCAN may return a key twice while others come and go
         cursor = 0
         while True:
@@ -197,10 +204,10 @@ class Lists:
                 return
 
     def page(self, cursor: int = 0) -> tuple[int, dict[str, TopList]]:
-        """Some of the lists, by user id, and the cursor of the next page (0: there is none).
+        """Returns some of the lists, by user id, and the cursor of the next page (0: there is none).
 
-        A page takes Redis past some PAGE keys, whatever they are. Every list that stands from the first page to the
-        last is in one of them, or in several.
+        A page scans about PAGE keys of any kind. Every list that exists from the first page to the last is in one or
+        more pages.
         """
         cursor, users = self._users(cursor)
         if not users:
@@ -208,11 +215,11 @@ class Lists:
         keys = [top_key(user_id) for user_id in users]
         with self._clear_errors():
             values = self._client.mget(keys)
-        found = {user_id: _parse(key, value) for user_id, key, value in zip(users, keys, values, strict=True)}
-        return cursor, {user_id: top for user_id, top in found.items() if top is not None}
+        parsed = {user_id: _parse(key, value) for user_id, key, value in zip(users, keys, values, strict=True)}
+        return cursor, {user_id: top for user_id, top in parsed.items() if top is not None}
 
     def forget(self, gone: Callable[[str], bool]) -> int:
-        """Delete the lists of those of whom `gone` says so -> how many. All keys are gone through, a page at a time."""
+        """Deletes the lists of users for whom `gone` is true. Returns how many. It scans all keys, a page at a time."""
         cursor, deleted = 0, 0
         while True:
             cursor, users = self._users(cursor)
@@ -224,21 +231,21 @@ class Lists:
                 return deleted
 
     def keys_naming(self, user_id: str) -> int:
-        """How many keys of ours are a user's, or hold a JSON text with that id, lists apart: these hold items."""
-        found = 0
+        """Counts our keys that are a user's, or whose JSON value contains the id; values of lists hold only items."""
+        count = 0
         with self._clear_errors():
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
                 name = key.decode(errors="replace") if isinstance(key, bytes) else key
                 if name.startswith(_TOP) or name == POPULAR_KEY:
-                    found += name == top_key(user_id)
+                    count += name == top_key(user_id)
                 elif isinstance(value := self._client.get(key), bytes):
-                    found += user_id in texts_in(value)
-        return found
+                    count += user_id in texts_in(value)
+        return count
 
     def amend(self, lists: Mapping[str, TopList]) -> None:
-        """Put lists in the place of those that stand, for as long as those have to live; a user who has none gets none.
+        """Replaces existing lists, which keep their time to live; a user without a list gets none.
 
-        A list without items goes altogether: who asks for it is better served with the popular one.
+        A list without items is deleted, so that the user gets the popular one.
         """
         if not lists:
             return
@@ -251,47 +258,47 @@ class Lists:
             pipeline.execute()
 
     def write_status(self, status: Mapping[str, Any], ttl_s: int) -> None:
-        """Publish what the worker says about itself; gone after `ttl_s` seconds: a dead worker is not believed."""
+        """Writes the worker's status. It expires after `ttl_s` seconds, so that a dead worker is noticed."""
         value = json.dumps(status, allow_nan=False)
         with self._clear_errors():
             self._client.set(STATUS_KEY, value, ex=ttl_s)
 
     def status(self) -> dict[str, Any] | None:
-        """The worker's latest report; None where it does not report."""
+        """Returns the worker's latest status; None if there is none."""
         return _object(STATUS_KEY, self._value(STATUS_KEY))
 
     def ask(self, request: Mapping[str, Any], ttl_s: int) -> bool:
-        """Leave a request (it has an `id`) for as long as a command waits -> whether there was none yet."""
+        """Writes a request (it has an `id`) that expires after `ttl_s` seconds. Returns False if another one waits."""
         with self._clear_errors():
             return bool(self._client.set(REQUEST_KEY, json.dumps(request, allow_nan=False), ex=ttl_s, nx=True))
 
     def take_request(self) -> dict[str, Any] | None:
-        """What a command asks, which is not there any more then; None where none does."""
+        """Takes a command's request out of Redis; None if there is none."""
         with self._clear_errors():
             value = self._client.getdel(REQUEST_KEY)
         return _object(REQUEST_KEY, value)
 
     def withdraw_request(self) -> bool:
-        """Take back what was asked -> whether the worker had not taken it."""
+        """Withdraws a request. Returns whether the worker had not taken it yet."""
         with self._clear_errors():
             return bool(self._client.delete(REQUEST_KEY))
 
     def answer(self, request_id: str, answer: Mapping[str, Any]) -> None:
-        """Say what came of a request; gone after a minute."""
+        """Writes the answer to a request; it expires after a minute."""
         with self._clear_errors():
             self._client.set(_ANSWER + request_id, json.dumps(answer, allow_nan=False), ex=_ANSWER_TTL_S)
 
     def answer_to(self, request_id: str) -> dict[str, Any] | None:
-        """What came of a request; None as long as that is not known."""
+        """Returns the answer to a request; None as long as there is none."""
         return _object(_ANSWER + request_id, self._value(_ANSWER + request_id))
 
     def standing(self, user_ids: Collection[str]) -> int:
-        """How many of these have a list, empty ones too."""
+        """Counts how many of these users have a list, empty ones included."""
         with self._clear_errors():
             return int(self._client.exists(*map(top_key, user_ids))) if user_ids else 0
 
     def memory(self) -> Memory:
-        """How full Redis is. Raises ListsError too where its user may not ask (INFO), or it does not say."""
+        """Returns the memory of Redis. Raises ListsError also if its user may not send INFO."""
         if _is_embedded(self._client):
             return Memory("embedded", evicted=0, used_bytes=0, bytes_max=0, policy="noeviction")
         with self._clear_errors():
@@ -300,10 +307,10 @@ class Lists:
             evicted, used, most = (int(info[name]) for name in ("evicted_keys", "used_memory", "maxmemory"))
             return Memory(str(info["run_id"]), evicted, used, most, str(info["maxmemory_policy"]))
         except (KeyError, TypeError, ValueError):
-            raise ListsError(f"Redis at {self.address} does not say how full it is") from None
+            raise ListsError(f"Redis at {self.address} does not report its memory") from None
 
     def check(self) -> None:
-        """Returns when Redis lets us read lists: what readers do, and not only an answer to PING."""
+        """Checks that lists can be read, which is more than an answer to PING. Raises ListsError if they cannot."""
         self._value(top_key(""))
         self._value(POPULAR_KEY)
 
@@ -318,7 +325,7 @@ class Lists:
         return _parse(key, self._value(key))
 
     def _value(self, key: str) -> bytes | str | None:
-        """A value, of which no more than `value_bytes_max` comes over the wire; None where there is none or more."""
+        """Returns a value of at most `value_bytes_max` bytes; None if there is none, or it is larger."""
         with self._clear_errors():
             value = self._client.getrange(key, 0, self._value_bytes_max)
         if len(value) > self._value_bytes_max:
@@ -328,7 +335,7 @@ class Lists:
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
-        """Turn whatever Redis raises into one line."""
+        """Turns every error of Redis into a ListsError of one line."""
         try:
             yield
         except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
@@ -337,7 +344,7 @@ class Lists:
 
 
 def _own(top: TopList | None) -> TopList | None:
-    """A user's list where it has items: no user is better served with an empty one than with the popular one."""
+    """Returns a list if it has items; else None, so that the user gets the popular one."""
     return top if top is not None and top.items else None
 
 
@@ -352,21 +359,21 @@ def _parse(key: str, value: bytes | str | None) -> TopList | None:
 
 
 def _object(key: str, value: bytes | str | None) -> dict[str, Any] | None:
-    """The JSON object under a key; None where there is none."""
+    """Parses the JSON object of a key; None if there is none."""
     if value is None:
         return None
     try:
-        found = json.loads(value)
+        parsed = json.loads(value)
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         log.warning("%s in Redis holds no JSON object; it counts as absent", key)
         return None
-    return found
+    return parsed
 
 
 def _address(client: redis.Redis) -> str:
-    """Where a client connects to, as a URL without user and password."""
+    """Returns the address of a client as a URL without user and password."""
     where = client.connection_pool.connection_kwargs
     db = where.get("db") or 0
     if "path" in where:

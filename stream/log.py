@@ -92,7 +92,7 @@ class LogSource:
 
     def seek(self, partition: Partition, offset: int) -> None:
         if partition not in self._positions:
-            raise SourceError(f"{partition.topic} partition {partition.partition} is not assigned: it cannot be sought")
+            raise SourceError(f"{partition.topic} partition {partition.partition} is not assigned: cannot seek in it")
         self._positions[partition] = offset
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:

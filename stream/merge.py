@@ -204,7 +204,9 @@ class MergedSource:
             wait.reported = True
             where = f"{partition.topic} partition {partition.partition}"
             log.warning(
-                "%s has more at offset %d, but it does not come: later records of others pass it", where, position
+                "%s has a record at offset %d that does not arrive: later records of other partitions pass it",
+                where,
+                position,
             )
         return True
 

@@ -98,7 +98,7 @@ class NoticeWriter:
                 notice, away = None, False
             except Exception as error:  # this thread must not end unseen, whatever it was
                 if not away:
-                    log.warning("notices wait: %s", error, exc_info=not isinstance(error, SourceError))
+                    log.warning("notices cannot be published: %s", error, exc_info=not isinstance(error, SourceError))
                 away = True
                 _close(producer)
                 producer = None

@@ -1,4 +1,4 @@
-"""Where records come from and where they go: the protocols that Kafka and the embedded log both keep.
+"""The protocols for reading and writing records, which both Kafka and the embedded log implement.
 
 A position is always the *next* offset to read: after record 41 it is 42. Committing 41 there reads record 41 twice.
 """
@@ -12,15 +12,15 @@ log = logging.getLogger(__name__)
 
 
 class SourceError(Exception):
-    """The broker or the log file cannot do what was asked. One line that names it and says what to do."""
+    """The broker or the embedded log refuses a request; one line that names it and says what to do."""
 
 
 class UnavailableError(SourceError):
-    """What was asked for is not there now, but may come: a broker that does not answer, a topic not made yet."""
+    """The request may succeed later: the broker does not answer, or the topic does not exist yet."""
 
 
 class TooLargeError(SourceError):
-    """One record is larger than its topic takes; smaller ones still pass."""
+    """A record is larger than its topic accepts; smaller ones can still be sent."""
 
 
 class Partition(NamedTuple):
@@ -32,8 +32,8 @@ class Partition(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """Messages that the broker has and that cannot be decoded: offsets `first` to `last`, of which `records` hold one
-    as far as is known."""
+    """Messages of the broker that cannot be decoded: offsets `first` to `last`, with `records` messages as far as is
+    known."""
 
     first: int
     last: int
@@ -49,7 +49,7 @@ class Undecodable:
 class Record:
     """One message. `timestamp_ms` is when it was appended or created, in milliseconds since 1970; -1: not known.
 
-    `undecodable`: this stands for messages that cannot be decoded, at the last of their offsets, with neither key nor
+    `undecodable`: the record stands for messages that cannot be decoded, at the last of their offsets, without key and
     value.
     """
 
@@ -63,14 +63,14 @@ class Record:
     undecodable: Undecodable | None = None
 
 
-#: Given the partitions that were assigned, returns the positions to start from (missing ones: the earliest retained).
+#: Called with the assigned partitions; returns the positions to start from (missing ones: the earliest retained).
 OnAssigned = Callable[[Sequence[Partition]], Mapping[Partition, int]]
 OnRevoked = Callable[[Sequence[Partition]], None]
 
 
 @dataclass(frozen=True, slots=True)
 class OffsetOutOfRange:
-    """A position that the partition does not have: `earliest` up to, not including, `end` are retained."""
+    """A position that the partition does not retain; it retains `earliest` up to, not including, `end`."""
 
     partition: Partition
     wanted: int
@@ -79,30 +79,37 @@ class OffsetOutOfRange:
 
     @property
     def lost(self) -> int:
-        """Records that cannot be read any more; 0 where the position lies beyond the end: the topic was made anew."""
+        """How many records were deleted before they were read; 0 if the position is beyond the end."""
         return max(0, self.earliest - self.wanted)
 
     def __str__(self) -> str:
         where = f"{self.partition.topic} partition {self.partition.partition}: offset {self.wanted}"
         if self.lost:
             return f"{where} is no longer retained, {self.lost:,} records up to {self.earliest} are lost"
-        return f"{where} lies beyond the end ({self.end}): the topic was made anew, or lost records"
+        return f"{where} lies beyond the end ({self.end}): the topic was created again, or lost records"
 
 
-#: Called with a position that is gone, before reading goes on from the earliest one; what it raises ends the reading.
+#: Called with a position that is not retained, before reading goes on from the earliest one. It may raise to stop.
 OnGone = Callable[[OffsetOutOfRange], None]
 
 
 def warn_of(gone: OffsetOutOfRange) -> None:
-    """Says it in the log."""
-    log.warning("%s; going on from %d", gone, gone.earliest)
+    """Logs that a position is not retained."""
+    log.warning("%s; reading goes on from offset %d", gone, gone.earliest)
 
 
 def next_offset(partition: Partition, wanted: int | None, earliest: int, end: int, on_gone: OnGone = warn_of) -> int:
-    """Where reading goes on, given the offsets that are retained: `earliest` up to, not including, `end`.
+    """Returns the offset at which reading goes on.
 
-    None means from the start. A position that is gone, or lies beyond the end (the topic was made anew), is replaced by
-    the earliest one as Kafka's `auto_offset_reset=earliest` does, but never silently.
+    A position that is not retained, or lies beyond the end (the topic was created again), is replaced by the earliest
+    one, as Kafka's `auto_offset_reset=earliest` does, but never silently.
+
+    Args:
+        partition: to be read.
+        wanted: the next offset; None: from the start.
+        earliest: first offset that is retained.
+        end: next offset to be written.
+        on_gone: called if the wanted offset is not retained.
     """
     if wanted is None:
         return earliest
@@ -113,59 +120,60 @@ def next_offset(partition: Partition, wanted: int | None, earliest: int, end: in
 
 
 class Source(Protocol):
-    """Reads the partitions it is assigned, in offset order within each. Not for use by several threads at once."""
+    """Reads its assigned partitions, in offset order within each. For one thread at a time."""
 
     def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
-        """Begin to be assigned partitions.
+        """Starts being assigned partitions. The callbacks run inside `start` or `poll`, in the caller's thread.
 
-        The callbacks run inside `start` or `poll`, in the caller's thread. `on_assigned` gets the partitions that are
-        new and decides where they start; what is committed decides nothing. `on_revoked` gets the ones that go, while
-        they may still be committed where the broker allows it. `on_gone` gets each position that is not retained (any
-        more); what it raises comes out of `start` or `poll`.
+        Args:
+            on_assigned: called with new partitions; it decides where they start, and committed offsets do not matter.
+            on_revoked: called with partitions that are about to leave; their offsets may still be committed, if the
+                broker allows it.
+            on_gone: called with each position that is not retained; errors that it raises pass through.
         """
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
-        """At most `max_records` records, waiting up to `timeout_s` seconds for the first; [] when nothing came."""
+        """Returns at most `max_records` records, after waiting up to `timeout_s` seconds for the first one."""
 
     def positions(self) -> dict[Partition, int]:
-        """The next offset to read, of each assigned partition."""
+        """Returns the next offset to read, of each assigned partition."""
 
     def seek(self, partition: Partition, offset: int) -> None:
-        """Read `offset` next. Raises SourceError for a partition that is not assigned."""
+        """Makes `offset` the next one to read. Raises SourceError for a partition that is not assigned."""
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
-        """Store the group's positions (next offsets to read), for operators and tools that watch the lag.
+        """Stores the group's positions (next offsets to read), for operators and tools that watch the lag.
 
-        They decide nothing, so what cannot be stored now (the broker is unavailable, the group rebalances) is logged,
-        not raised, and made good by the next commit.
+        Reading does not depend on them. So a failure (the broker is unavailable, the group rebalances) is logged, not
+        raised, and the next commit makes up for it.
         """
 
     def committed(self) -> dict[Partition, int]:
-        """The group's stored positions, of the assigned partitions that have one."""
+        """Returns the group's stored positions, of the assigned partitions that have one."""
 
     def ends(self) -> dict[Partition, int]:
-        """The next offset to be written, of each assigned partition: lag = ends - positions."""
+        """Returns the next offset to be written, of each assigned partition: lag = ends - positions."""
 
     def trouble(self) -> str | None:
-        """What records are waited for, in one line, as far as `ends` and `poll` have noticed; None: nothing."""
+        """Returns why records cannot be read, in one line, as far as `ends` and `poll` know; None if they can."""
 
     def close(self) -> None:
-        """Leave the group, without calling back, and free everything. Does no harm the second time."""
+        """Leaves the group, without callbacks, and frees everything. It may be called twice."""
 
 
 class PausableSource(Source, Protocol):
-    """A source of which some partitions can be left out for a while, and that knows of more than it has fetched."""
+    """A source whose partitions can be paused, and that knows ends of partitions without asking the broker."""
 
     def pause(self, partitions: Collection[Partition]) -> None:
-        """From now on `poll` gives nothing of these partitions, and of all others what there is. What is assigned anew
-        is not paused. Those that are not assigned (any more) are passed over."""
+        """Pauses exactly these partitions: `poll` returns records of all others. New partitions are not paused, and
+        partitions that are not assigned are ignored."""
 
     def known_ends(self) -> dict[Partition, int]:
-        """As `ends`, as far as it is known without asking the broker: what came with the latest records."""
+        """Returns the ends as of the latest records, without asking the broker."""
 
 
 class Producer(Protocol):
-    """Writes records. The partition follows from the key; records of one key keep their order."""
+    """Writes records. The key determines the partition; records of one key keep their order."""
 
     def send(
         self,
@@ -176,30 +184,39 @@ class Producer(Protocol):
         headers: Sequence[tuple[str, bytes]] = (),
         partition: int | None = None,
     ) -> None:
-        """Hand over one record; it may wait in a bounded buffer until `flush`. `partition`: None: as its key says.
+        """Sends one record; it may wait in a bounded buffer until `flush`.
 
-        Raises SourceError, also for a record handed over earlier; TooLargeError where this one is too large.
+        Args:
+            topic: of the record.
+            key: of the record.
+            value: of the record.
+            headers: of the record.
+            partition: None: the one that the key determines.
+
+        Raises:
+            SourceError: this record, or an earlier one, cannot be written.
+            TooLargeError: this record is too large.
         """
 
     def flush(self) -> None:
-        """Return when everything sent is acknowledged; SourceError otherwise."""
+        """Waits until everything sent is acknowledged; raises SourceError if it is not."""
 
     def close(self) -> None:
-        """Flush and free everything. Does no harm the second time."""
+        """Flushes and frees everything. It may be called twice."""
 
 
-#: Reading begins with the earliest retained record.
+#: Starts for `read`: from the earliest retained record.
 FROM_EARLIEST: Mapping[Partition, int] = {}
 
 
 class TopicReader(Protocol):
-    """A topic that is not there has no partitions; that is no error. Methods raise SourceError."""
+    """Reads one topic without a consumer group. A missing topic has no partitions. Methods raise SourceError."""
 
     def ends(self) -> dict[Partition, int]:
-        """The next offset to be written, of each partition."""
+        """Returns the next offset to be written, of each partition."""
 
     def read(self, starts: Mapping[Partition, int] = FROM_EARLIEST) -> Iterator[Record]:
-        """Everything from `starts` (missing: the earliest retained) to the end as it is now, partition by partition."""
+        """Yields all records from `starts` (missing: the earliest retained) to the present end, by partition."""
 
     def close(self) -> None:
-        """Free everything."""
+        """Frees everything."""

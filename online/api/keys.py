@@ -1,6 +1,6 @@
 """Keys for the API: made here, known to the API by their hashes alone.
 
-A key is 256 random bits. Nobody finds one by trying, so its plain SHA-256 is all that has to be kept: salt and slow
+A key is 256 random bits. It cannot be guessed, so it is enough to keep its plain SHA-256: salt and slow
 hashing are for passwords, which are guessable, and would only make each request slow.
 """
 

@@ -47,7 +47,7 @@ _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
     (
         CounterMetricFamily,
         "nextclick_flagged",
-        "guarded",
+        "flagged",
         "reason",
         "Clicks flagged as abuse: not learned, or taken back",
     ),

@@ -131,7 +131,7 @@ class MetricsMiddleware:
             log.exception("%s of the API failed", scope["method"])
             if status:
                 raise
-            await answer(500, "something is wrong here: the log says what", {})(scope, receive, send_with_headers)
+            await answer(500, "internal error: see the API's log", {})(scope, receive, send_with_headers)
         finally:
             # The route's pattern, not the path: a label for each user would drown Prometheus.
             route = getattr(scope.get("route"), "path", "none")

@@ -145,7 +145,7 @@ class _ClosedReport:
     def closed(self) -> None:
         self._count += 1
         if (now := time.monotonic()) >= self._next_at:
-            log.warning("too many connections: %d that were silent made room for others lately", self._count)
+            log.warning("too many connections: %d idle ones were closed to make room for others", self._count)
             self._count, self._next_at = 0, now + REPORT_EVERY_S
 
 

@@ -204,7 +204,7 @@ class Api:
         while self.alive and not self._server.started and time.monotonic() < deadline:
             time.sleep(0.01)
         if not self._server.started:
-            raise ServeError(f"the API at {self.url} did not start: the log says why")
+            raise ServeError(f"the API at {self.url} did not start: see the log")
         return self
 
     def close(self) -> None:
@@ -243,7 +243,7 @@ def run_api(settings: Settings, lists: Lists, stop: threading.Event, producer: P
             if isinstance(producer, LateProducer) and producer.refusal is not None:
                 raise producer.refusal
             if not api.alive:
-                raise ServeError(f"the API at {api.url} has ended by itself: the log says why")
+                raise ServeError(f"the API at {api.url} stopped unexpectedly: see the log")
     log.info("API stopped")
 
 

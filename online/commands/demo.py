@@ -122,7 +122,7 @@ def _stay(worker: Background, api: Api, stop: threading.Event) -> None:
     while not stop.wait(0.5):
         worker.check()
         if not api.alive:
-            raise DemoError(f"the API at {api.url} has ended by itself")
+            raise DemoError(f"the API at {api.url} stopped unexpectedly")
 
 
 def _say_how_far(console: Console, stream: Stream, data: Path, seconds: float | None) -> None:

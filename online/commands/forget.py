@@ -25,8 +25,8 @@ from stream.dead_letters import dead_letter
 from stream.events import Forget, encode_forget, id_problem
 from stream.lists import Lists
 from stream.log_file import Log
-from stream.people import digest_of, people_in
 from stream.source import Partition, Record
+from stream.user_ids import digest_of, user_ids_in
 
 _ASK_EACH_S = 0.5
 REMAINS = (
@@ -145,13 +145,13 @@ def _quotes(value: bytes, user_id: str) -> bool:
     try:
         return user_id in quoted_in(str(json.loads(value)["text"]))
     except (ValueError, TypeError, KeyError):
-        return user_id in people_in(None, value)
+        return user_id in user_ids_in(None, value)
 
 
 def _names(record: Record, user_id: str, settings: Settings) -> bool:
     """Whether it is about the user; of broken items the key is an item."""
     key = None if dead_letter(record).topic == settings.items_topic else record.key
-    return user_id in people_in(key, record.value, _user_path(settings))
+    return user_id in user_ids_in(key, record.value, _user_path(settings))
 
 
 def _user_path(settings: Settings) -> str | None:
@@ -173,7 +173,7 @@ def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, in
 
 def _records_of(file: Log, partition: Partition, user_id: str, settings: Settings) -> Iterator[Record]:
     for record in file.mentions(partition, _words(user_id)):
-        if user_id in people_in(record.key, record.value, _user_path(settings)):
+        if user_id in user_ids_in(record.key, record.value, _user_path(settings)):
             yield record
 
 
@@ -233,7 +233,7 @@ def _clicks_elsewhere(settings: Settings, user_id: str, *, count: bool) -> str:
         with closing(open_reader(settings, topic)) as reader:
             for record in reader.read():
                 text = (record.key or b"") + b"\n" + (record.value or b"")
-                if any(word in text for word in words) and user_id in people_in(record.key, record.value, user_path):
+                if any(word in text for word in words) and user_id in user_ids_in(record.key, record.value, user_path):
                     number, latest_ms = number + 1, max(latest_ms, record.timestamp_ms)
     said = f"{number:,} messages" if count else "messages that were not counted"
     if count and not number:

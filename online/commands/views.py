@@ -77,8 +77,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     table.add_row("dead letters", reasons_line(letters) if letters else "none")
     table.add_row("duplicates", f"{_count(status.get('duplicates'))} left out")
     table.add_row("refreshed", f"{_count(status.get('refreshes'))} lists without a click")
-    guarded = {reason: n for reason, n in (status.get("guarded") or {}).items() if n}
-    table.add_row("not learned from", reasons_line(guarded) if guarded else "none")
+    flagged = {reason: n for reason, n in (status.get("flagged") or {}).items() if n}
+    table.add_row("not learned from", reasons_line(flagged) if flagged else "none")
     if status.get("abuse_share_exceeded"):
         through = sum((status.get("let_through") or {}).values())
         share = f"{status.get('abuse_share', 0):.0%} of the latest clicks are flagged as abuse, see the notices"

@@ -1,7 +1,7 @@
 """Test, then learn, over a stream of clicks: how well each would have been foreseen, by us and by counting.
 
 The measure. The first fifth of the events only teaches; each later one is scored. A click's rank is the place (from 0)
-of its item among all items that occurred earlier in the stream, less those this person has had already where seen items
+of its item among all items that occurred earlier in the stream, less those this user has had already where seen items
 are excluded; half of the ties count as ahead. An item that never occurred before is a miss, and so is an excluded one.
 hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
 
@@ -10,9 +10,9 @@ The order. Counting methods are told of every single click before the next one. 
 asked for, and then counted, before the next. Weights lag by a step of some clicks, the Reformer's by a batch.
 So nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
 
-As served. The list in front of a person is the one written after their last click, or when it was last refreshed: when
+As served. The list in front of a user is the one written after their last click, or when it was last refreshed: when
 its age passed a mark (`refresh_ages_s`). It is ranked at the moment at which it falls due, from the clicks that had
-come by then. Who has no list, or only one older than `list_ttl_s`, is shown the popular one.
+come by then. A user without a list, or with one older than `list_ttl_s`, is shown the popular one.
 
 Letters: `n` events, `N` events of a micro-batch.
 """
@@ -66,13 +66,13 @@ class Plan(NamedTuple):
     batch: range
     clicks: Sequence[Click]
     due: list[tuple[int, float, float, int]]  # lists that fall due meanwhile: as `LearnerRun._due` holds them
-    impressions: list[Impression] | None  # the same for the learner; None: nobody gets lists
+    impressions: list[Impression] | None  # the same for the learner; None: no lists are ranked
 
 
 class LearnerRun:
     """One learner going through a stream, and the lists that a worker would have kept in Redis.
 
-    A worker would write more lists than are ranked here: of those that nobody looks at before the next one is written,
+    A worker would write more lists than are ranked here: of those that no user views before the next one is written,
     only their number is kept.
     """
 

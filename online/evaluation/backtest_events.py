@@ -80,10 +80,10 @@ class Facts:
 
     users: NDArray[np.int64]  # numbers in order of first appearance, as those of items
     items: NDArray[np.int64]
-    earlier_of_user: NDArray[np.int64]  # this person's clicks before it
-    earlier_of_item: NDArray[np.int64]  # clicks on its item before it, by anybody
+    earlier_of_user: NDArray[np.int64]  # this user's clicks before it
+    earlier_of_item: NDArray[np.int64]  # clicks on its item before it, by any user
     known: NDArray[np.int64]  # items that occurred before it
-    had: NDArray[np.int64]  # items that this person had before it
+    had: NDArray[np.int64]  # items that this user had before it
     again: NDArray[np.bool_]  # whether its item is one of them
     first_scored: int
 
@@ -96,7 +96,9 @@ def facts_of(clicks: Sequence[Click]) -> Facts:
     """Raises BacktestError where there are too few clicks to score any."""
     first_scored = math.ceil(TEACHES_ONLY * len(clicks))
     if first_scored == len(clicks):
-        raise BacktestError(f"a backtest needs 2 clicks at least, here are {len(clicks)}: the first ones only teach")
+        raise BacktestError(
+            f"a backtest needs at least 2 clicks, the file has {len(clicks)}: the first fifth only trains"
+        )
     users: dict[str, int] = {}
     items: dict[str, int] = {}
     of_user: Counter[int] = Counter()
@@ -122,7 +124,7 @@ def stream_times(clicks: Sequence[Click]) -> list[float]:
 
 
 def next_clicks(clicks: Sequence[Click]) -> list[int]:
-    """The number of the same person's next click, for each click; the number of clicks where there is none."""
+    """The number of the same user's next click, for each click; the number of clicks where there is none."""
     found = [len(clicks)] * len(clicks)
     before: dict[str, int] = {}
     for at, click in enumerate(clicks):
@@ -135,7 +137,7 @@ def next_clicks(clicks: Sequence[Click]) -> list[int]:
 def micro_batches(clicks: Sequence[Click], settings: Settings) -> Iterator[range]:
     """Consecutive clicks that are learned in one step, as numbers: what a worker takes that finds clicks waiting.
 
-    A batch is as long as `micro_batch_max`, and as the worker's bound for one person, let it.
+    A batch is as long as `micro_batch_max`, and as the worker's bound for one user, let it.
     """
     start = 0
     of_user: Counter[str] = Counter()

@@ -12,13 +12,13 @@ from online.evaluation import baselines
 from online.evaluation.backtest import AS_SERVED, COUNTING, NEXTCLICK, Outcome, Ranks
 from online.metrics import hit_and_ndcg_at
 
-NEW = 3  # a person's first clicks, and an item's clicks after its first one, that count as new
+NEW = 3  # a user's first clicks, and an item's clicks after its first one, that count as new
 SINGLE = tuple(method for method in baselines.METHODS if method != "blend")  # count one thing each
 _HISTORY_FROM = (0, 1, 3, 10, 30, 100, 300)  # earlier clicks, where each bucket begins
 
 
 class Bucket(NamedTuple):
-    """Events of people with so many earlier clicks."""
+    """Events of users with so many earlier clicks."""
 
     at_least: int
     at_most: int | None  # None: any number
@@ -39,9 +39,9 @@ BUCKETS = tuple(
 def report(outcome: Outcome) -> dict[str, Any]:
     """Everything as a JSON object. Means are over the scored events; rounded to five digits.
 
-    `methods`: over all of them. `per_user`: over each person's mean. `new_users`: each person's first three clicks.
-    `new_items`: clicks on items that had one to three before. `by_history`: by the person's earlier clicks.
-    `never_seen`: share of clicks on items that never occurred before, which nobody can foresee. `among_candidates`:
+    `methods`: over all of them. `per_user`: over each user's mean. `new_users`: each user's first three clicks.
+    `new_items`: clicks on items that had one to three before. `by_history`: by the user's earlier clicks.
+    `never_seen`: share of clicks on items that never occurred before, which no method can predict. `among_candidates`:
     share of clicks whose item was among the learner's candidates. `times_best_counting`: NDCG@10 of nextclick over that
     of the best method that counts one thing.
     """
@@ -138,7 +138,7 @@ def table(found: dict[str, Any]) -> Table:
     """The figures of `report` for a terminal of 80 columns."""
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("", no_wrap=True)
-    for name in ("hit@10", "NDCG@10", "to best", "new people", "new items"):
+    for name in ("hit@10", "NDCG@10", "to best", "new users", "new items"):
         view.add_column(name, justify="right", no_wrap=True)
     methods = found["methods"]
     best = best_counting(methods)
@@ -166,7 +166,7 @@ def _last_of_ours(methods: Sequence[str]) -> str | None:
 def remarks(found: dict[str, Any]) -> list[str]:
     """Lines that go below the table."""
     lines = [
-        f"{found['scored']:,} of {found['events']:,} clicks scored, by {found['users']:,} people on "
+        f"{found['scored']:,} of {found['events']:,} clicks scored, by {found['users']:,} users on "
         f"{found['items']:,} items; {found['never_seen']:.1%} on items never seen before",
     ]
     if found["among_candidates"]:

@@ -4,9 +4,9 @@
 | --------- | --------------------------------------------------------------------------------------------------- |
 | `popular` | clicks on it so far                                                                                 |
 | `recent`  | the same, each click halved for every 3,000 later ones; the best item has 1                         |
-| `own`     | √(times this person had it) · 0.98^(their clicks since), + 0.001 recent                             |
-| `markov`  | times it directly followed this person's last item, in anybody's history, + 0.1 recent              |
-| `knn`     | clicks on it within 20 of each of this person's last 20 items (0.85^age), both ways (the other way   |
+| `own`     | √(times this user had it) · 0.98^(their clicks since), + 0.001 recent                             |
+| `markov`  | times it directly followed this user's last item, in any user's history, + 0.1 recent              |
+| `knn`     | clicks on it within 20 of each of this user's last 20 items (0.85^age), both ways (the other way   |
 |           | half), divided by the roots of both popularities + 5, + 0.0001 recent                               |
 | `blend`   | knn + own + markov, each with its best item at 1 and without its recent, + 0.3 recent               |
 
@@ -64,8 +64,8 @@ class _Row:
         self.counts.append(amount)
 
 
-class _Person(_Row):
-    """A person's items: how many times, and after how many of their clicks the last time was."""
+class _UserItems(_Row):
+    """A user's items: how many times, and after how many of their clicks the last time was."""
 
     __slots__ = ("clicks", "lasts", "latest")
 
@@ -105,7 +105,7 @@ _NOTHING = _Sparse(_NO_ITEMS, _NO_VALUES)
 class Baselines:
     """All counting methods at once. Users and items are numbers that were handed out in order of first appearance.
 
-    Memory: about 130 bytes for each pair of items that ever stood within 20 clicks of one person, each way.
+    Memory: about 130 bytes for each pair of items that ever stood within 20 clicks of one user, each way.
     """
 
     def __init__(self, *, exclude_seen: bool = False) -> None:
@@ -113,7 +113,7 @@ class Baselines:
         self.items = 0  # V
         self._weight = 1.0  # of the next click
         self._recent_max = 0.0
-        self._people: dict[int, _Person] = {}
+        self._users: dict[int, _UserItems] = {}
         self._follows: dict[int, _Row] = {}
         self._together: dict[int, _Row] = {}
         self._powers = [1.0]  # of _OWN_DECAY
@@ -132,25 +132,25 @@ class Baselines:
     def ranks(self, user: int, item: int) -> Values:
         """The item's rank (from 0) in each of METHODS, (6,), among all items that occurred, half of the ties as ahead.
 
-        inf where it is not below K, where the item never occurred, and, with `exclude_seen`, where this person had it.
+        inf where it is not below K, where the item never occurred, and, with `exclude_seen`, where this user had it.
         """
-        person = self._people.get(user) or _Person()
+        owned = self._users.get(user) or _UserItems()
         ranks = np.full(len(METHODS), np.inf)
-        if item >= self.items or (self.exclude_seen and item in person.place):
+        if item >= self.items or (self.exclude_seen and item in owned.place):
             return ranks
-        seen = _ids(person) if self.exclude_seen else _NO_ITEMS
+        seen = _ids(owned) if self.exclude_seen else _NO_ITEMS
         ranks[0] = self._popular_rank(item, seen)
         recent = self._recent[: self.items]
         more_recent = _place(recent, recent[item])  # seen ones included
         ranks[1] = more_recent - _place(recent[seen], recent[item], with_itself=False)
 
-        near_rows, followed_row = self._near_rows(person), self._follows.get(person.latest[-1] if person.latest else -1)
-        in_own = not self.exclude_seen and item in person.place
+        near_rows, followed_row = self._near_rows(owned), self._follows.get(owned.latest[-1] if owned.latest else -1)
+        in_own = not self.exclude_seen and item in owned.place
         in_followed = followed_row is not None and item in followed_row.place
         in_near = any(item in row.place for row, _ in near_rows)
         in_any = in_own or in_followed or in_near
         if in_any or ranks[1] < K:
-            near, own, followed = self._near(near_rows), self._own(person), _sparse(followed_row)
+            near, own, followed = self._near(near_rows), self._own(owned), _sparse(followed_row)
             parts = (
                 (own, _SHARE_OWN, in_own),
                 (followed, _SHARE_MARKOV, in_followed),
@@ -194,10 +194,10 @@ class Baselines:
             rank -= np.count_nonzero(self._recent[counted] > as_recent)
         return rank
 
-    def _near_rows(self, person: _Person) -> list[tuple[_Row, float]]:
-        """What occurred near each of the person's latest items, and how much that counts."""
+    def _near_rows(self, owned: _UserItems) -> list[tuple[_Row, float]]:
+        """What occurred near each of the user's latest items, and how much that counts."""
         factors: dict[int, float] = {}
-        for age, before in enumerate(reversed(person.latest)):
+        for age, before in enumerate(reversed(owned.latest)):
             factors[before] = factors.get(before, 0.0) + _NEAR_DECAY**age / float(self._root[before])
         return [(self._together[before], factor) for before, factor in factors.items()]
 
@@ -214,13 +214,13 @@ class Baselines:
         support = np.flatnonzero(sums > 0.0)
         return _Sparse(support, sums[support] if divided_by is None else sums[support] / divided_by[support])
 
-    def _own(self, person: _Person) -> _Sparse:
-        if self.exclude_seen or not person.clicks:
+    def _own(self, owned: _UserItems) -> _Sparse:
+        if self.exclude_seen or not owned.clicks:
             return _NOTHING
-        while len(self._powers) <= person.clicks:
+        while len(self._powers) <= owned.clicks:
             self._powers.append(_OWN_DECAY ** len(self._powers))
-        recency = np.array(self._powers[: person.clicks])[person.clicks - np.frombuffer(person.lasts, np.int64)]
-        return _Sparse(_ids(person), np.sqrt(_counts(person)) * recency)
+        recency = np.array(self._powers[: owned.clicks])[owned.clicks - np.frombuffer(owned.lasts, np.int64)]
+        return _Sparse(_ids(owned), np.sqrt(_counts(owned)) * recency)
 
     def _blend(self, *parts: _Sparse) -> _Sparse:
         """The sum of the parts; each counts by its share of its own best."""
@@ -245,15 +245,15 @@ class Baselines:
             self._recent /= self._weight
             self._recent_max /= self._weight
             self._weight = 1.0
-        person = self._people.setdefault(user, _Person())
-        if person.latest:
-            self._follows.setdefault(person.latest[-1], _Row()).add(item, 1.0)
+        owned = self._users.setdefault(user, _UserItems())
+        if owned.latest:
+            self._follows.setdefault(owned.latest[-1], _Row()).add(item, 1.0)
         mine = self._together.setdefault(item, _Row())
-        for before in set(person.latest):
+        for before in set(owned.latest):
             if before != item:
                 self._together[before].add(item, 1.0)
                 mine.add(before, _NEAR_BACKWARDS)
-        person.clicked(item)
+        owned.clicked(item)
 
 
 def _place(scores: Values, score: float, *, with_itself: bool = True) -> float:

@@ -1,6 +1,6 @@
-"""A backtest as pictures: NDCG@10 over the course of the stream, and by how much is known of a person.
+"""A backtest as pictures: NDCG@10 over the course of the stream, and by the length of users' histories.
 
-Every line is named where it ends, in its own colour, so nobody has to look a legend up.
+Every line is named where it ends, in its own colour, so no legend is needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ def course(outcome: Outcome, title: str) -> Figure:
 
 
 def by_history(outcome: Outcome, title: str) -> Figure:
-    """NDCG@10 of each method by the number of a person's earlier clicks."""
+    """NDCG@10 of each method by the number of a user's earlier clicks."""
     parts = report(outcome)["by_history"]
     filled = [(bucket, part) for bucket, part in zip(BUCKETS, parts, strict=True) if part["scored"]]
     figure, axes = _axes(title, "NDCG@10")
@@ -78,7 +78,7 @@ def by_history(outcome: Outcome, title: str) -> Figure:
         axes.plot(range(len(values)), values, **_line(method), marker="o", markersize=3.5)
         ends[method] = values[-1]
     axes.set_xticks(range(len(filled)), [f"{bucket.label}\n({part['scored']:,})" for bucket, part in filled])
-    axes.set_xlabel("a person's earlier clicks (below: clicks scored)", color=_INK)
+    axes.set_xlabel("a user's earlier clicks (below: clicks scored)", color=_INK)
     axes.margins(x=0.02)
     _name_lines(axes, ends, {method: method for method in ends})
     return figure

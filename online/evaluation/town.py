@@ -1,10 +1,10 @@
 """A town of shoppers whose right answers are known: for the demo, and for tests that ask whether anything was learned.
 
-Everybody has two tastes. A session begins at a favourite or at something popular on a taste's shelf; after that, most
+Every user has two tastes. A session begins at a favourite or at something popular on a taste's shelf; after that, most
 clicks follow the shelf's path, on which every item has exactly one that comes next, so that order matters. New items
 are put on the shelves over time. At a known moment fashion changes: tastes turn to other shelves, favourites are drawn
-anew, and the paths are laid in another order. It may change for everybody at once or for one after another, come back,
-and touch what people buy alone.
+anew, and the paths are laid in another order. It may change for all users at once or for one after another, come back,
+and touch purchases alone.
 """
 
 import heapq
@@ -23,7 +23,7 @@ from stream.events import Click
 FOLLOWS_PATH = 0.65  # chance that a click within a session is the next item of the path
 _TO_FAVOURITE = 0.12  # within a session; the rest is something popular on the shelf
 _STARTS_AT_FAVOURITE = 0.6
-_MAIN_TASTE = 0.8  # share of a person's sessions that follow their first taste
+_MAIN_TASTE = 0.8  # share of a user's sessions that follow their first taste
 _ENDS = 0.12  # chance that a click is its session's last
 _CLICK_GAP_S = 40.0  # means of exponential gaps
 _SESSION_GAP_S = 4 * 3_600.0
@@ -59,7 +59,7 @@ class Town:
     """A simulated town, the same for the same fields; the first clicks do not depend on how many are asked for.
 
     `fashion_change_at`, `fashion_returns_at` and `new_item_every` count clicks (None: fashion never changes, or never
-    comes back); people follow a new fashion one after another, in `fashion_change_over` clicks. `purchase_share` of the
+    comes back); users follow a new fashion one after another, in `fashion_change_over` clicks. `purchase_share` of the
     events are purchases; with `fashion_of_purchases` fashion changes for these alone. `start` is the time of the first
     click, in seconds since 1970. A quarter of the items are not there at first.
     """
@@ -106,7 +106,7 @@ class Town:
         draw_type = _uniforms(np.random.default_rng((self.seed, 4)))
         due = [(self.start + draw() * _SESSION_GAP_S, user) for user in range(self.users)]
         heapq.heapify(due)
-        at: dict[int, int] = {}  # the item each person looked at last, while in a session
+        at: dict[int, int] = {}  # the item each user looked at last, while in a session
         taste_of: dict[int, int] = {}
         users, items = self.user_ids, self.item_ids
         for number in range(n):
@@ -146,7 +146,7 @@ class Town:
         return number >= self.fashion_change_at + waits
 
     def best_next(self, item_id: str, number: int) -> str:
-        """The right answer: what most likely is click `number` of someone who has just clicked `item_id`.
+        """The right answer: what most likely is click `number` of a user who has just clicked `item_id`.
 
         It comes with probability FOLLOWS_PATH at least. Raises ValueError for an item that does not exist by then.
         """
@@ -156,7 +156,7 @@ class Town:
         return self.item_ids[self._shelves(self._existing(number), self.changed(number)).follower[item]]
 
     def favourites(self, user_id: str, number: int) -> list[str]:
-        """What this person returns to, by click `number`."""
+        """What this user returns to, by click `number`."""
         favourites = self._favourites(self.user_ids.index(user_id), self.changed(number))
         return [self.item_ids[item] for item in favourites]
 
@@ -172,13 +172,13 @@ class Town:
 
     @cached_property
     def _turns(self) -> list[float]:
-        """When each person turns to a new fashion: from 0 (at once) to 1 (at last)."""
+        """When each user turns to a new fashion: from 0 (at once) to 1 (at last)."""
         drawn = np.random.default_rng((self.seed, 5)).permutation(self.users)
         return [int(place) / self.users for place in drawn]
 
     @cached_property
     def _tastes(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-        """Two different tastes of each person: (users, 2)."""
+        """Two different tastes of each user: (users, 2)."""
         rng = np.random.default_rng((self.seed, 1))
         first = rng.integers(_TASTES, size=self.users)
         other = (first + rng.integers(1, _TASTES, size=self.users)) % _TASTES
@@ -186,7 +186,7 @@ class Town:
 
     @cached_property
     def _all_favourites(self) -> list[list[list[int]]]:
-        """Items on the first taste's shelf, of every person, before and after the change of fashion."""
+        """Items on the first taste's shelf, of every user, before and after the change of fashion."""
         rng = np.random.default_rng((self.seed, 2))
         ranks = rng.permuted(np.tile(np.arange(self._existing(0) // _TASTES), (2, self.users, 1)), axis=2)
         return [

@@ -109,16 +109,16 @@ class Tuned:
     stood: Figures
     best: Figures
     gain: float  # in NDCG@10, of the settings found over those that stand
-    gain_error: float  # its standard error, clicks of one person taken together; inf where there is one person
-    people: int  # whose clicks these are
+    gain_error: float  # its standard error, clicks of one user taken together; inf if there is only one user
+    users: int  # who made these clicks
     judging_s: float  # how long it took to go through all clicks, after the search
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the gain lies, at `CONFIDENCE`: Student's t, because people may be few."""
+        """Where the gain lies, at `CONFIDENCE`: Student's t, because users may be few."""
         if math.isinf(self.gain_error):
             return -math.inf, math.inf
-        wide = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, self.people - 1))) * self.gain_error
+        wide = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, self.users - 1))) * self.gain_error
         return self.gain - wide, self.gain + wide
 
     @property
@@ -155,7 +155,7 @@ def tune(
     Raises TuneError for too few clicks, and where `stop` comes before the end of the first trial or after the search.
     """
     if len(clicks) < CLICKS_MIN:
-        raise TuneError(f"tune needs {CLICKS_MIN} clicks at least, here are {len(clicks)}")
+        raise TuneError(f"tune needs at least {CLICKS_MIN} clicks, the file has {len(clicks)}")
     searched = round(share * len(clicks))
     deadline = time.monotonic() + timeout_s
     search = _Search(clicks[:searched], settings, trials=trials, deadline=deadline, stop=stop, on_progress=on_progress)
@@ -220,7 +220,7 @@ class _Search:
                 self._go(runs, asked)
         trials = self._study.trials
         if not trials or trials[0].state != TrialState.COMPLETE:
-            raise TuneError("stopped before the settings as they stand were measured: there is nothing to compare with")
+            raise TuneError("stopped before the present settings were measured: there is nothing to compare with")
         best = self._study.best_trial
         return Found(
             stood=self._stood,
@@ -269,7 +269,7 @@ class _Search:
         return self._stop() or (trial > 0 and time.monotonic() > self._deadline)
 
     def _values(self, params: dict[str, Any]) -> dict[str, Any]:
-        """What a trial sets: rounded, so that people can read it; what stands stays what it is."""
+        """What a trial sets: rounded, so that it is easy to read; what stands stays what it is."""
         return {
             name: value if value == self._stood[name] or not isinstance(value, float) else _rounded(value)
             for name, value in params.items()
@@ -302,7 +302,7 @@ def _through_all(
             ended = runs.go(each[start : start + together], watch)
             went += [one for one in ended if one is not None]
             if None in ended:
-                raise TuneError("stopped before what was found could be judged by later clicks")
+                raise TuneError("stopped before the settings found were evaluated on later clicks")
     return went
 
 
@@ -317,7 +317,7 @@ def _gain(differences: NDArray[np.float64], users: NDArray[np.int64]) -> tuple[f
     mean = float(differences.mean())
     _, numbers = np.unique(users, return_inverse=True)
     sums = np.bincount(numbers, differences - mean)
-    people = len(sums)
-    if people == 1:
+    n_users = len(sums)
+    if n_users == 1:
         return mean, math.inf
-    return mean, math.sqrt(float((sums**2).sum()) * people / (people - 1)) / len(differences)
+    return mean, math.sqrt(float((sums**2).sum()) * n_users / (n_users - 1)) / len(differences)

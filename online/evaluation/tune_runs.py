@@ -89,7 +89,7 @@ class Runs:
             try:
                 yield runs
             finally:
-                runs._numbers[:, 0] = 1  # whatever still goes on is wanted by nobody
+                runs._numbers[:, 0] = 1  # asks runs that still go on to stop
 
     def go(self, each: Sequence[Settings], watch: Watch) -> list[RunResult | None]:
         """At most `jobs` runs -> what each gave, None where it was stopped. `watch` sees the last of their notes, too.
@@ -109,7 +109,7 @@ class Runs:
                 watch(notes)
             return [future.result() for future in futures]
         except BrokenProcessPool:
-            raise TuneError("a process of the search was killed (for want of memory?): try fewer --jobs") from None
+            raise TuneError("a process of the search was killed (out of memory?): try fewer --jobs") from None
 
 
 class _StoppedError(Exception):

@@ -28,13 +28,13 @@ _DAY_S = 24 * HOUR_S
 
 @dataclass(frozen=True)
 class Bot:
-    """Who clicks one item again and again, between everybody else's clicks: one or more accounts, in turn.
+    """A bot that clicks one item again and again, between other users' clicks: one or more accounts, in turn.
 
     `between`: items that each clicks in turn with it, to make it what follows them.
     """
 
     user_id: str = "bot-0"
-    item_id: str = "miracle pills"  # which nobody else clicks
+    item_id: str = "miracle pills"  # which no other user clicks
     clicks: int = 10_000
     rate_hz: float = 5.0  # of all accounts
     accounts: int = 1
@@ -47,7 +47,7 @@ class Bot:
 
 @dataclass(frozen=True)
 class Outage:
-    """For `seconds`, only the clicks of `kept` of the people arrive (0: nobody's); taste stays as it is."""
+    """For `seconds`, only the clicks of a share `kept` of the users arrive (0: none); tastes stay as they are."""
 
     kept: float
     seconds: float
@@ -80,7 +80,7 @@ class World:
         return islice(clicks, n)
 
     def after(self, n: int) -> Iterator[Click]:
-        """The first `n` clicks from the change on: what somebody sees who only ever saw the new world."""
+        """The first `n` clicks from the change on: the stream as seen by a learner that never saw the old world."""
         return islice(self.clicks(_CLICKS_MAX), self.change_at, (self.change_at or 0) + n)
 
     @cached_property
@@ -127,8 +127,8 @@ class World:
 
 @dataclass(frozen=True)
 class Collections:
-    """Users who enter what they own into a catalogue, each item once and in no order: whoever shares their taste tells
-    what they will enter, their latest item does not.
+    """Users who enter what they own into a catalogue, each item once and in no order: users who share their
+    taste tell what they will enter, their latest item does not.
 
     A user has a few genres as tastes, and owns items of them mostly; within a genre, the item of popularity rank r is
     owned with a weight proportional to 1 / r ** skew. Items are entered in bursts of a few seconds an entry, with days
@@ -216,12 +216,12 @@ def quiet(seed: int, *, town: Town = TOWN) -> World:
 
 
 def sudden(seed: int, *, change_at: int = 5_000, town: Town = TOWN) -> World:
-    """From one click to the next, everybody's taste is another, and what follows what."""
+    """From one click to the next, every user's taste changes, and the order of items on the shelves."""
     return World("sudden", replace(town, seed=seed, fashion_change_at=change_at), change_at)
 
 
 def slow(seed: int, *, change_at: int = 5_000, over: int = 10_000, town: Town = TOWN) -> World:
-    """The same change, but people turn to it one after another, in `over` clicks."""
+    """The same change, but users turn to it one after another, in `over` clicks."""
     changing = replace(town, seed=seed, fashion_change_at=change_at, fashion_change_over=over)
     return World("slow", changing, change_at, change_at + over)
 
@@ -234,7 +234,7 @@ def seasonal(seed: int, *, change_at: int = 5_000, lasts: int = 5_000, town: Tow
 
 
 def catalogue(seed: int, *, change_at: int = 5_000, renewed: float = 1.0, town: Town = TOWN) -> World:
-    """A new catalogue overnight: other items stand in the places of some, or of all; people's taste is the same."""
+    """A new catalogue overnight: other items stand in the places of some, or of all; users' tastes are the same."""
     return World("catalogue", replace(town, seed=seed), change_at, renewed=renewed)
 
 
@@ -245,14 +245,14 @@ def one_type(seed: int, *, change_at: int = 5_000, share: float = 0.3, town: Tow
 
 
 def attack(seed: int, *, change_at: int = 5_000, bot: Bot = BOT, town: Town = TOWN) -> World:
-    """A bot clicks one item ten thousand times; nobody else changes."""
+    """A bot clicks one item ten thousand times; no other user changes."""
     return World("attack", replace(town, seed=seed), change_at, bot=bot)
 
 
 def outage(
     seed: int, *, change_at: int = 5_000, kept: float = 0.2, seconds: float = 6 * HOUR_S, town: Town = TOWN
 ) -> World:
-    """Logging fails for a while: a fraction of the clicks arrive, those of `kept` of the people; nobody changes."""
+    """Logging fails for a while: only the clicks of a share `kept` of the users arrive; no user changes."""
     return World("outage", replace(town, seed=seed), change_at, outage=Outage(kept, seconds))
 
 

@@ -1,8 +1,8 @@
 """The abuse filter against poisoned clicks: what one user, or a few, click again and again is not learned from.
 
-All lists follow all users' clicks, so a bot that clicks one item ten thousand times would push it to everyone's.
-Three kinds of leaky buckets (Turner 1986, "New directions in communications") bound what a few can do; clicks fill
-them, time drains them:
+Every list depends on all users' clicks, so a bot that clicks one item ten thousand times would push it into every list.
+Three kinds of leaky buckets (Turner 1986, "New directions in communications") bound what a few users can do; clicks
+fill them, time drains them:
 
 - of a user: clicks beyond `abuse_clicks_at_once`, and then `abuse_clicks_per_minute`;
 - of a user and an item: clicks of the one on the other beyond `abuse_repeats_at_once`, and then one for each
@@ -10,16 +10,16 @@ them, time drains them:
 - of an item, twice as large: only repeated clicks of a user fill it, and the first click of another user drains it
   by one. So what many users repeat is learned, and what a few users repeat for each other is not.
 
-A bucket that is full goes on filling, up to three times its size: a user who does not stop is not learned from at all.
-A user who fills that of one item to twice its size is caught, and what these clicks have counted so far is taken back.
-Flagged clicks still move their user's history, and so that user's list. Not flagged: a few clicks each of very many
-users; that is what a trend is. Nor those of some who wait between their clicks, which count as any patient user's do.
+A full bucket goes on filling, up to three times its size: a user who does not stop is not learned from at all.
+A user who fills that of one item to twice its size is caught, and the counts of these clicks so far are undone.
+Flagged clicks still enter their user's history, and so change that user's list. Not flagged are a few clicks each of
+very many users, which is what a trend looks like; nor clicks of users who wait long enough between them.
 
 Time is each user's own: the event times of that user's clicks (of an item: of its clicks), which never go back,
-whatever other users' clocks say; so an archive may come in pieces. Times may be made up, so a click counts as made at
-most `abuse_late_s` before what recent users agree on (online/learner/recent_users.py): made-up times gain one such
-span. Where these go back further, as from one piece of an archive to the next, so do the buckets' clocks. Of the time
-between two clicks on an item an hour counts at most: silence drains nothing.
+whatever other users' clocks say; so an archive may be sent in pieces. Timestamps may be forged, so a click counts as
+made at most `abuse_late_s` before the time on which recent users agree (online/learner/recent_users.py): forged times
+gain one such span. Where these go back further, as from one piece of an archive to the next, so do the buckets' clocks.
+Of the time between two clicks on an item at most an hour counts, so that a break of the stream drains nothing.
 
 When far more is flagged than abuse can be, flagged clicks are let through (online/learner/safety_net.py).
 
@@ -44,13 +44,13 @@ from online.learner.recent_users import RecentUsers
 from online.learner.safety_net import SafetyNet
 from online.learner.stream_time import STREAM_GAP_S_MAX
 from online.learner.user_stores import UserKey
-from stream.people import digest_of, owner_number
+from stream.user_ids import digest_of, hash_of_digest
 
 REASONS = ("rate", "repeats", "crowd")  # too many clicks; too many on one item; too many on it by too few users
 WAYS = 4
-CROWD = 2  # times the size of a bucket of one user and an item, that an item's can hold
-CAUGHT = 2  # times its size to which a user who does not stop fills a bucket: what was learned is taken back
-FULL_MOST = 3  # times its size that it can be filled: how long a user who stops has to wait
+CROWD = 2  # size of an item's bucket, in sizes of the bucket of one user and an item
+CAUGHT = 2  # level, in sizes of the bucket, at which a user is caught and the counts are undone
+FULL_MOST = 3  # highest level, in sizes of the bucket: it bounds how long a user who stops has to wait
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # the golden ratio's bits (Knuth, vol. 3, 6.4)
 
 Keys = NDArray[np.int64]
@@ -59,33 +59,40 @@ Floats = NDArray[np.float64]
 
 
 class AbuseVerdict(NamedTuple):
-    """What is to be done with N clicks."""
+    """The filter's decision on N clicks."""
 
     flagged: Bools  # (N,) not to be learned from
-    caught: Bools  # (N,) what their user had clicked of their item is to be taken back
+    caught: Bools  # (N,) the counts of their user's clicks on their item are to be undone
 
 
 class CountsToUndo(NamedTuple):
-    """What one user's clicks on one item, n of them, have counted, alone and as neighbours of K clicks."""
+    """The counts of one user's n clicks on one item, by themselves and as neighbours of K clicks."""
 
     rows: NDArray[np.int64]  # (K,)
-    earlier: NDArray[np.int64]  # (K, NEAR) what stood before each, latest first; 0 in pairs without the item
+    earlier: NDArray[np.int64]  # (K, NEAR) items before each, latest first; 0 in pairs without the item
     ages: Floats  # (K,) clicks counted since, -1 of those on other items
     numbers: NDArray[np.int64]  # (n,) of the moments
 
 
 class Buckets:
-    """Leaky buckets of at most about `held` keys, 32 bytes each. In a full row of the table the emptiest makes room.
+    """Leaky buckets of at most about `held` keys, 32 bytes each. In a full row of the table the emptiest is replaced.
 
-    So users who click most are remembered; with too many of them, too much is learned rather than too little.
+    So the users who click most are remembered; when there are too many of them, too few clicks are flagged.
     """
 
     def __init__(
         self, size: int, drained_each_s: float, held: int, *, late_s: float = np.inf, gap_s_max: float = np.inf
     ) -> None:
-        """`size`: clicks that a bucket holds; `drained_each_s`: seconds in which one of them drains; `late_s`: a click
-        so long before a bucket's latest one takes the bucket's clock back with it, without draining anything;
-        `gap_s_max`: what counts at most of the time between two clicks."""
+        """Creates empty buckets.
+
+        Args:
+            size: clicks that a bucket holds.
+            drained_each_s: seconds in which one click drains.
+            held: number of keys.
+            late_s: a click at least so many seconds before a bucket's latest one sets the bucket's clock back, without
+                draining anything.
+            gap_s_max: longest time between two clicks that counts, in seconds.
+        """
         self.size, self.drained_each_s = size, drained_each_s
         self._limits = np.array([FULL_MOST * size, drained_each_s, late_s, gap_s_max])
         rows = max(1, held // WAYS)
@@ -95,8 +102,17 @@ class Buckets:
         self._user_hashes = np.zeros((rows, WAYS), np.int64)  # (B, W) 0: of no user
 
     def consume(self, keys: Keys, now: Floats, clicks: Floats | float = 1.0, user_hashes: Keys | int = 0) -> Floats:
-        """Pours `clicks` (K,), in order, into the buckets of keys (K,), which may repeat, at `now` (K,) seconds -> how
-        full each was just before, (K,) in clicks. Their users: `user_hashes` (K,)."""
+        """Adds clicks to buckets, in order.
+
+        Args:
+            keys: (K,) of the buckets; they may repeat.
+            now: (K,) times, in seconds.
+            clicks: (K,) how much each adds.
+            user_hashes: (K,) of the users; 0 for none.
+
+        Returns:
+            How full each bucket was just before, (K,) in clicks.
+        """
         levels = np.zeros(len(keys))
         consumed = np.full(len(keys), clicks, np.float64)
         hashes = np.full(len(keys), user_hashes, np.int64)
@@ -106,14 +122,14 @@ class Buckets:
         return levels
 
     def forget_hash(self, user_hash: int) -> int:
-        """A user's buckets are empty -> how many there were."""
+        """Empties a user's buckets. Returns how many there were."""
         of_user = self._user_hashes == user_hash
         for part in (self._keys, self._levels, self._at, self._user_hashes):
             part[of_user] = 0
         return int(of_user.sum())
 
     def count_of(self, user_hash: int) -> int:
-        """How many buckets a user has."""
+        """Returns how many buckets a user has."""
         return int((self._user_hashes == user_hash).sum())
 
     @property
@@ -127,17 +143,17 @@ class Buckets:
 
     @property
     def span_s(self) -> float:
-        """Seconds in which a bucket that has caught a user drains."""
+        """Seconds in which the bucket of a user who has just been caught drains."""
         return CAUGHT * self.size * self.drained_each_s
 
     def to_state(self) -> dict[str, NDArray[Any]]:
-        """Only what is in use."""
+        """Returns the buckets in use."""
         at = np.flatnonzero(self._keys)
         parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "user_hashes": self._user_hashes}
         return {"rows": np.array([len(self._keys)]), "places": at} | {n: part.flat[at] for n, part in parts.items()}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes back what `to_state` gave; of a table of another size (settings have changed), nothing."""
+        """Loads what `to_state` returned; nothing, if the table has another size after a change of settings."""
         if int(arrays["rows"][0]) != len(self._keys):
             return
         parts = {"keys": self._keys, "levels": self._levels, "at": self._at, "user_hashes": self._user_hashes}
@@ -183,7 +199,7 @@ def _consume(
 
 
 class AbuseFilter:
-    """Says which clicks are not to be learned from, and remembers which those were."""
+    """Decides which clicks are not learned from, and remembers them."""
 
     def __init__(self, settings: Settings) -> None:
         self.on, self.late_s = settings.abuse_filter, settings.abuse_late_s
@@ -209,36 +225,45 @@ class AbuseFilter:
     def judge(
         self, users: Sequence[str], items: Sequence[str], times: Floats, numbers: NDArray[np.int64]
     ) -> AbuseVerdict:
-        """N clicks in order of arrival, their timestamps and their moments' numbers -> what is to be done with them."""
+        """Judges N clicks.
+
+        Args:
+            users: (N,) ids of the users, in order of arrival.
+            items: (N,) ids of the items.
+            times: (N,) timestamps, in seconds since 1970.
+            numbers: (N,) numbers of the clicks' moments.
+        """
         flagged, caught = np.zeros((2, len(users)), np.bool_)
         if self.on:
             user_hashes = user_hashes_of(users)
             self._recent.update(user_hashes, times)
             now = np.maximum(times, self._recent.agreed() - self.late_s)
-            *found, caught = self._found(user_hashes, _keys(items), now)
+            *by_reason, caught = self._check_buckets(user_hashes, _keys(items), now)
             reasons = np.zeros(len(users), np.int8)
-            for number, some in enumerate(found, 1):  # a click has one reason at most
-                reasons[some] = number
+            for number, mask in enumerate(by_reason, 1):  # a click has one reason at most
+                reasons[mask] = number
             if self.net.update(user_hashes, reasons, len(self._recent)):
                 caught = np.zeros_like(caught)
             else:
                 flagged[:] = reasons > 0
-                for reason, some in zip(REASONS, found, strict=True):
-                    self.total[reason] += int(some.sum())
+                for reason, mask in zip(REASONS, by_reason, strict=True):
+                    self.total[reason] += int(mask.sum())
         self._flagged[numbers % self._moments_held] = flagged
         self._judged = int(numbers[-1])
         return AbuseVerdict(flagged, caught)
 
     def was_flagged(self, numbers: NDArray[np.int64]) -> Bools:
-        """Whether clicks were flagged, by the numbers (...) of their moments; long ago: no."""
+        """Returns whether clicks were flagged, by the numbers (...) of their moments; False if no longer held."""
         held = (numbers > 0) & (numbers > self._judged - self._moments_held)
-        found: Bools = held & self._flagged[numbers % self._moments_held]
-        return found
+        flagged: Bools = held & self._flagged[numbers % self._moments_held]
+        return flagged
 
     def counts_to_undo(self, newest: ClicksNewestFirst, row: int) -> CountsToUndo:
-        """What is to be taken back of one user (newest, N = 1) who was caught with an item.
+        """Returns the counts to undo for one user who was caught, and flags these clicks.
 
-        From here on it counts as flagged.
+        Args:
+            newest: the user's history, N = 1.
+            row: of the item.
         """
         rows, times, numbers = newest.rows[0], newest.timestamps[0], newest.numbers[0]
         trainable = (numbers > 0) & ~self.was_flagged(numbers)
@@ -256,15 +281,15 @@ class AbuseFilter:
         return ()
 
     def count_user(self, user: UserKey) -> dict[str, int]:
-        """How many buckets are the user's, and marks on recent clicks."""
-        found = sum(part.count_of(user.user_hash) for part in self._buckets().values())
-        return {"abuse_filter": found + self._recent.count_of(user.user_hash) + self.net.count_of(user.user_hash)}
+        """Returns how many buckets and recent clicks of the user are held."""
+        buckets = sum(part.count_of(user.user_hash) for part in self._buckets().values())
+        return {"abuse_filter": buckets + self._recent.count_of(user.user_hash) + self.net.count_of(user.user_hash)}
 
     def forget_user(self, user: UserKey) -> dict[str, int]:
-        """The user's buckets go. Buckets of items belong to no user, and stay."""
-        user_hash_of.cache_clear()  # it holds names
-        found = sum(part.forget_hash(user.user_hash) for part in self._buckets().values())
-        return {"abuse_filter": found + self._recent.forget(user.user_hash) + self.net.forget(user.user_hash)}
+        """Empties the user's buckets. Buckets of items belong to no user, and stay."""
+        user_hash_of.cache_clear()  # the cache holds ids
+        buckets = sum(part.forget_hash(user.user_hash) for part in self._buckets().values())
+        return {"abuse_filter": buckets + self._recent.forget(user.user_hash) + self.net.forget(user.user_hash)}
 
     def usage(self) -> tuple[int, int]:
         buckets = self._buckets().values()
@@ -274,9 +299,9 @@ class AbuseFilter:
         since = np.arange(number + 1, self._judged + 1)
         return int(np.count_nonzero(~self._flagged[since % self._moments_held]))
 
-    def _found(self, users: Keys, items: Keys, now: Floats) -> tuple[Bools, ...]:
-        """What each kind of bucket flags, (N,) each: what one flags does not reach the next. And which clicks show
-        that their user does not stop clicking their item, (N,)."""
+    def _check_buckets(self, users: Keys, items: Keys, now: Floats) -> tuple[Bools, ...]:
+        """Returns the clicks that each kind of bucket flags, (N,) each, where a click that one flags does not reach the
+        next; and the clicks at which a user is caught, (N,)."""
         rate = self._user_buckets.consume(users, now, user_hashes=users) + 1 > self._user_buckets.size
         trainable = np.flatnonzero(~rate)
         level = self._pair_buckets.consume(
@@ -286,15 +311,15 @@ class AbuseFilter:
         repeats[trainable] = level + 1 > self._pair_buckets.size
         most = CAUGHT * self._pair_buckets.size
         caught[trainable] = (level < most) & (level + 1 >= most)
-        again = level > 0
+        repeated = level > 0
         fits = ~repeats[trainable]
-        trainable, again = trainable[fits], again[fits]
-        level = self._item_buckets.consume(items[trainable], now[trainable], np.where(again, 1.0, -1.0))
-        crowd[trainable] = again & (level + 1 > self._item_buckets.size)
+        trainable, repeated = trainable[fits], repeated[fits]
+        level = self._item_buckets.consume(items[trainable], now[trainable], np.where(repeated, 1.0, -1.0))
+        crowd[trainable] = repeated & (level + 1 > self._item_buckets.size)
         return rate, repeats, crowd, caught
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Arrays by name, and a JSON object."""
+        """Returns arrays by name, and a JSON object."""
         parts = {name: part.to_state() for name, part in self._buckets().items()}
         numbers = np.arange(max(1, self._judged - self._moments_held + 1), self._judged + 1)
         parts["recent"] = self._recent.to_state()
@@ -303,7 +328,7 @@ class AbuseFilter:
         return arrays, {"judged": self._judged, "total": dict(self.total), "net": net}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave; with fewer moments held the latest."""
+        """Loads what `to_state` returned; the latest moments, if fewer are held now."""
         for name, part in self._buckets().items():
             part.load_state(below(arrays, name))
         self._recent.load_state(below(arrays, "recent"))
@@ -319,18 +344,18 @@ class AbuseFilter:
 
 @lru_cache(maxsize=65_536)
 def _key(name: str) -> int:
-    """A number above 0 that is the same on every machine; no names can be chosen that share one."""
+    """Returns a number above 0 that is the same on every machine. No names that collide can be constructed."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1 or 1
 
 
 @lru_cache(maxsize=65_536)
 def user_hash_of(user_id: str) -> int:
-    """What arrays carry instead of a user's id."""
-    return owner_number(digest_of(user_id))
+    """Returns the number that stands for a user's id in arrays."""
+    return hash_of_digest(digest_of(user_id))
 
 
 def user_hashes_of(users: Sequence[str]) -> Keys:
-    """Of users (N,)."""
+    """Returns the hashes (N,) of users (N,)."""
     return np.fromiter(map(user_hash_of, users), np.int64, len(users))
 
 

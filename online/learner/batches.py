@@ -1,4 +1,4 @@
-"""What the learner takes in, a micro-batch at a time, and what it gives.
+"""The learner's input and output, one micro-batch at a time.
 
 Letters: `N` clicks of a micro-batch, `U` users in it, `K` candidates kept of a click, `D` width of states.
 """
@@ -19,7 +19,7 @@ class ClickBatch(NamedTuple):
     """N clicks in order of arrival."""
 
     users: list[str]  # N
-    slots: NDArray[np.int64]  # (N,) their histories'
+    slots: NDArray[np.int64]  # (N,) of the users' histories
     rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
     targets: NDArray[np.int64]  # (N,) the same, 0 where the item had no click before
     types: NDArray[np.int64]  # (N,) event types
@@ -29,48 +29,50 @@ class ClickBatch(NamedTuple):
     behind: NDArray[np.int64]  # (N,) clicks of the same user that come later in it
     previous_at: NDArray[np.float64]  # (N,) seconds, of the same user's click before; NaN: there was none
     numbers: NDArray[np.int64]  # (N,) of their moments
-    user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.people.owner_number` says
+    user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.user_ids.hash_of_digest` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
 
     def part(self, part: slice) -> "ClickBatch":
-        """Some of them."""
+        """Returns the clicks of a slice."""
         fields: Any = [field[part] for field in self]
         return ClickBatch(*fields)
 
 
 class Impression(NamedTuple):
-    """A list that is written while a micro-batch comes in, for a user who clicked before, and looked at later."""
+    """A list that is written within a micro-batch, for a user who clicked before, and viewed later."""
 
     user_id: str
-    preceding: int  # clicks of the micro-batch that had come
+    preceding: int  # clicks of the micro-batch before it
     written_at: float  # seconds since 1970
-    active: float  # active time then
+    active: float  # active time then, in seconds
 
 
 @dataclass(frozen=True)
 class TrainedStep:
-    """Some clicks of a micro-batch, in order, and what the ranker learned from: enough to test and teach another model
-    by the same. For use before the next micro-batch is learned."""
+    """Some clicks of a micro-batch, in order, with all that another model needs to be tested and trained on the same.
+
+    Valid until the next micro-batch is learned.
+    """
 
     part: slice  # of the micro-batch
     scored: ScoredCandidates  # by the live model, without gradients
     positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or not to be learned from
     replayed: tuple[Tensor, Tensor] | None  # clicks: features (·, K, F), and which are there (·, K)
-    losses: NDArray[np.float64]  # (n,) what each click cost before it was learned, in nats
+    losses: NDArray[np.float64]  # (n,) loss of each click before it was learned, in nats
     ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """Whose histories say what stood before each click, and what the Reformer learned to guess."""
+    """The histories behind a micro-batch's clicks, and the targets on which the Reformer was trained."""
 
     histories: HistorySnapshot  # as they stood just after the micro-batch
     slots: NDArray[np.int64]  # (U,) of the histories
     clicks: NDArray[np.int64]  # (U,) how many clicks each has just made
     order: NDArray[np.int64]  # (N,) where each click stands when they are sorted by user
-    guessed: NDArray[np.bool_]  # (N,) which clicks it has learned to guess
+    guessed: NDArray[np.bool_]  # (N,) which clicks are targets
     targets: Tensor  # their rows
-    negatives: tuple[Tensor, Tensor] | None  # what it guessed against; None: it has not learned
+    negatives: tuple[Tensor, Tensor] | None  # sampled rows and their log probabilities; None: it was not trained
 
 
 @dataclass(frozen=True)
@@ -79,25 +81,26 @@ class Ranking:
 
     items: list[str]
     scores: list[float]  # shares: how likely each is the next click, if that is a candidate; 6 significant digits
-    popular: bool = False  # whether it is what is popular, without what the user has clicked: no candidate was left
+    popular: bool = False  # whether it is filled from the popular items, because no candidate was left
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What one micro-batch of N clicks gave: its users' new lists, and how well each click was foreseen.
+    """The result of one micro-batch of N clicks: its users' new lists, and how well each click was predicted.
 
-    Ranks count from 0, half of the ties as ahead. What is no candidate, or not in a list, has rank inf.
+    Ranks count from 0, with half of the ties counted as higher. An item that is no candidate, or not in the list, has
+    rank inf.
     """
 
     rankings: dict[str, Ranking]
     losses: list[float]  # N, in nats
     ranks: NDArray[np.float64]  # (N,) of the clicked item among all candidates at the moment of the click
     candidates: NDArray[np.int64]  # (N,) how many candidates there were
-    served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list that stood
+    served_ranks: NDArray[np.float64]  # (N,) of the clicked item in the first SERVED places of the list served before
     targets: NDArray[np.int64]  # (N,) rows of the clicked items, 0 where they had no click before
-    trainable: NDArray[np.bool_]  # (N,) which clicks were learned from; those flagged as abuse say nothing of the lists
+    trainable: NDArray[np.bool_]  # (N,) which clicks were learned from; those flagged as abuse do not count for scores
     steps: list[TrainedStep]
-    network: TrainedNetwork | None  # None: the Reformer's states take no part
+    network: TrainedNetwork | None  # None: the Reformer's states are not used
     trained: bool = True  # whether the weights were trained on it
     freed: Sequence[int] = ()  # rows that lost their item
     taken: Sequence[int] = ()  # rows that were handed out
@@ -105,5 +108,5 @@ class BatchResult:
     impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, the popular one
 
     def finite(self) -> bool:
-        """Whether the live model's scores are all numbers."""
+        """Returns whether all scores of the live model are finite."""
         return all(step.scored.finite() for step in self.steps)

@@ -1,4 +1,4 @@
-"""The learner: each micro-batch is tested, then trained on, and then lists are ranked anew.
+"""The learner: each micro-batch is first scored (tested), then trained on, and then lists are ranked again.
 
 Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states.
 """
@@ -38,7 +38,12 @@ class Learner(LearnerState):
     """Learns from every click, and ranks the lists that follow from it."""
 
     def __init__(self, settings: Settings, *, lists: bool = True) -> None:
-        """`lists`: whether users get lists; without, nothing is known of how they would have been served."""
+        """Creates a learner that has seen no click.
+
+        Args:
+            settings: all settings.
+            lists: whether users' lists are ranked; without, served lists are not scored.
+        """
         super().__init__(settings)
         self.lists = lists
         self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
@@ -56,22 +61,25 @@ class Learner(LearnerState):
         train: bool = True,
         following: Callable[[], UpcomingBatch] | None = None,
     ) -> BatchResult:
-        """Scores the lists that stood before these clicks, learns from the clicks, and ranks anew.
+        """Scores the lists served before these clicks, learns from the clicks, and ranks new lists.
 
-        Facts move with every click, so nothing that is scored has seen its own click or a later one. The ranker learns
-        in steps of `step_clicks`, each of which is scored before; the Reformer learns once, at the end.
+        Counts change with every click, so the score of a click depends neither on that click nor on a later one. The
+        ranker learns in steps of `step_clicks`, each of which is scored first; the Reformer learns once, at the end.
 
         Args:
             clicks: one micro-batch in order of arrival (`micro_batches` makes them).
-            impressions: lists that a backtest wants as they would be written in between.
-            train: without, the lists that stood are not scored and the weights stay; all else is as ever, and the
+            impressions: lists that a backtest needs as they would be written within the micro-batch.
+            train: if false, served lists are not scored and the weights stay as they are; all else is the same, and the
                 clicks may be replayed later.
-            following: says what is going to be learned next. Its facts are gathered on another thread while the weights
-                learn from these clicks; what is learned is the same, bit for bit. Nothing may be asked of the learner
-                before that is learned, except to say which items are available.
+            following: returns the next micro-batch. Its candidates are gathered on another thread while the weights
+                learn from these clicks; the result is the same, bit for bit. Until it is learned, the only method that
+                may be called is `set_available`.
+
+        Returns:
+            The new lists, and how well each click was predicted.
 
         Raises:
-            UnexpectedBatchError: something else was announced as `following`.
+            UnexpectedBatchError: these clicks are not those that were announced as `following`.
         """
         prepared = self.lookahead.take(clicks, impressions)
         if following is not None:
@@ -90,27 +98,28 @@ class Learner(LearnerState):
             self.lookahead.wait()
 
     def _test(self, prepared: PreparedBatch, start: int, states: Tensor | None, *, train: bool) -> TrainedStep:
-        """Some of the clicks are scored by weights that have not seen them."""
+        """Scores the step of clicks that begins at `start`, by weights that have not learned from them."""
         assert prepared.gathered is not None
         part = slice(start, min(start + self.settings.step_clicks, len(prepared.batch.users)))
         batch, gathered = prepared.batch.part(part), prepared.gathered.part(part.start, part.stop)
-        # Where nothing is to be learned, older clicks teach nothing either: flagged ones must not move anything.
-        teaches = train and bool((batch.trainable & (batch.targets > 0)).any())
-        replayed = self.replay.sample(self.settings.replay_batch if teaches else 0)
+        # Clicks are replayed only beside new ones to learn from: flagged clicks must not change any weight.
+        has_targets = train and bool((batch.trainable & (batch.targets > 0)).any())
+        replayed = self.replay.sample(self.settings.replay_batch if has_targets else 0)
         with torch.set_grad_enabled(train):
             states = None if states is None else states[part]
             scored = self.score(gathered, states, self.settings.candidates_kept, replayed)
-        found = scored.positions(batch.targets)
-        positions = np.where(batch.trainable, found, -1)
+        target_positions = scored.positions(batch.targets)
+        positions = np.where(batch.trainable, target_positions, -1)
         places = scored.places(positions) if scored.finite() else np.full(len(positions), -1)
         shares = scored.shares().float().cpu().numpy()
         self._remember(batch, scored, places, shares)
-        return TrainedStep(part, scored, positions, replayed, click_losses(shares, places), scored.ranks(found))
+        ranks = scored.ranks(target_positions)
+        return TrainedStep(part, scored, positions, replayed, click_losses(shares, places), ranks)
 
     def _remember(
         self, batch: ClickBatch, scored: ScoredCandidates, places: NDArray[np.int64], shares: NDArray[np.float32]
     ) -> None:
-        """How often the ranker expected each candidate; and clicks that were foreseen at all may be replayed later."""
+        """Counts how often the ranker expected each candidate, and keeps clicks with their rivals for replay."""
         kept = np.flatnonzero(places >= 0)
         if len(kept):
             rows = scored.rows()
@@ -119,25 +128,25 @@ class Learner(LearnerState):
             self.replay.add(*rivals, batch.user_hashes[kept])
 
     def _train(self, prepared: PreparedBatch, step: TrainedStep, states: Tensor | None) -> TrainedStep:
-        """The ranker learns from what it has just scored."""
+        """Trains the ranker on the candidates that it has just scored."""
         states = None if states is None else states[step.part]
         scored = step.scored
         batch = training_batch(self.weights, scored, step.positions, states, step.replayed)
-        # Features from which nothing could be learned may be no numbers, and stay out of the running means.
+        # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
             self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
         return replace(step, scored=scored._replace(each=scored.each.detach(), replayed=None))
 
     def _train_reformer(self, states: ReformerStates) -> None:
-        """The Reformer learns to guess the clicks, and moves its states to where ranking wants them."""
+        """Trains the Reformer to predict the clicks, and with the gradients that ranking has for its states."""
         if states.network is not None and states.before is not None and states.leaf is not None:
             self.weights.train(guessing_batch(states.network, states.before, states.leaf.grad), GUESSING)
 
     def _rank(
         self, prepared: PreparedBatch, steps: list[TrainedStep], states: ReformerStates, *, train: bool
     ) -> BatchResult:
-        """All lists by the weights of now. The lists that stood are scored, some of which are among these."""
+        """Ranks all lists by the present weights, and scores the served lists, some of which are among them."""
         assert prepared.gathered is not None
         assert prepared.gathered_lists is not None
         batch, clicked, ranker = prepared.batch, prepared.clicked, self.ranker
@@ -164,10 +173,15 @@ class Learner(LearnerState):
         )
 
     def publish(self, weights: RankingModel, version: int) -> None:
-        """These weights serve and learn from now on. Memories go on, and are rebuilt as their users click."""
+        """Makes these weights the live ones, which serve and learn. Users' memories are rebuilt as they click.
+
+        Args:
+            weights: of the new version.
+            version: its number.
+        """
         live = self.weights.optimizer
         weights.grow(len(self.store))
-        # How far learning rates have come down is a matter of the stream, not of one version.
+        # The learning rates have decayed with the stream, whichever version was live.
         weights.optimizer.steps, weights.optimizer.boost = max(weights.optimizer.steps, live.steps), live.boost
         self.weights = self.states.weights = weights
         self.states.weights_replaced()
@@ -176,10 +190,11 @@ class Learner(LearnerState):
     # Lists
 
     def rank(self, users: Sequence[str], now: Sequence[float] | None = None) -> list[Ranking]:
-        """New lists of users, as everything stands now. No user twice; each has to have a history.
+        """Ranks lists of users from the present state, each for the time at which it is likely to be viewed.
 
-        `now`: for each the moment at which the list is written, in seconds since 1970; None: their latest click. It is
-        ranked for the moment at which it is likely to be looked at.
+        Args:
+            users: ids of users, all different, who have a history.
+            now: when each list is written, in seconds since 1970; None: at the user's latest click.
         """
         rankings = []
         for start in range(0, len(users), self.settings.micro_batch_max):
@@ -192,11 +207,11 @@ class Learner(LearnerState):
         return rankings
 
     def popular(self) -> Ranking:
-        """The list for users without a history: what is ranked first where nothing is known of a user."""
+        """Returns the list for users without a history."""
         return self.ranker.named(*self.ranker.popular_list())
 
     def set_available(self, item_id: str, available: bool) -> None:
-        """Whether an item may be listed, from the next list on. At most `items_held` are known as unavailable."""
+        """Sets whether an item may be listed, from the next list on. At most `items_held` of them are unavailable."""
         self.items.set_available(item_id, available)
         row = self.vocabulary.row_of(item_id)
         if row:
@@ -204,6 +219,6 @@ class Learner(LearnerState):
             self.popular_list = None
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Arrays by name, and a JSON object: together everything that going on as if nothing had happened takes."""
-        self.ranker.popular_list()  # part of it
+        """Returns arrays by name, and a JSON object: together the whole state, from which learning resumes exactly."""
+        self.ranker.popular_list()  # it is part of the state
         return super().to_state()

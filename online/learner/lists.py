@@ -1,4 +1,4 @@
-"""Ranks users' lists, and knows which of them stand.
+"""Ranks users' lists, and keeps the ones that are served.
 
 Letters: `N` clicks of a micro-batch, `U` users in it, `D` width of states, `L` lists that are ranked.
 """
@@ -27,7 +27,7 @@ EXACT_POWER_MAX = 22  # of ten, among float64
 
 
 class ListRanker:
-    """Ranks by the weights that serve."""
+    """Ranks lists by the live weights."""
 
     def __init__(self, state: LearnerState, queries: QueryBuilder) -> None:
         self.state, self.queries = state, queries
@@ -36,8 +36,14 @@ class ListRanker:
     def rank(
         self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64], states: Tensor | None
     ) -> list[Ranking]:
-        """Lists for different users (U,) whose states are (U, D), which count as served from now on; and, with them,
-        the popular list."""
+        """Ranks lists of users, and the popular list with them; they count as served from now on.
+
+        Args:
+            users: (U,) ids, all different.
+            slots: (U,) of their histories.
+            ages_s: (U,) seconds between the user's latest click and the writing of the list.
+            states: (U, D) the Reformer's; None: not used.
+        """
         state = self.state
         requests = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_unknown_user(0, state.now[1]))
         lists = self.queries.lists(requests, now=state.now[0])
@@ -49,8 +55,8 @@ class ListRanker:
         return self._serve(slots, rows, scores, fill)
 
     def popular_list(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows and scores of the list for users without a history, as of the latest ranking, without what is
-        unavailable."""
+        """Returns rows and scores of the list for users without a history, as of the latest ranking, without
+        unavailable items."""
         state = self.state
         if state.popular_list is None:
             states = torch.zeros(0, state.settings.width, device=state.device) if state.deep_state else None
@@ -63,7 +69,13 @@ class ListRanker:
     def best_rows(
         self, gathered: Gathered, lists: ListQueries, states: Tensor | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best rows of each requested list (L, ·), 0 where there are no more, and their scores; states (L, D)."""
+        """Returns the best rows of each requested list (L, ·), 0 where there are no more, and their scores.
+
+        Args:
+            gathered: candidates of the queries.
+            lists: which queries belong to which list.
+            states: (L, D) the Reformer's; None: not used.
+        """
         count = max(self.state.settings.list_size, SERVED)
         if states is not None:
             states = states[self.state.tensor(lists.order[lists.lists])]
@@ -75,7 +87,7 @@ class ListRanker:
         return rows[back], scores[back]
 
     def states(self, prepared: PreparedBatch, read: ReformerStates) -> Tensor | None:
-        """The states (L, D) of the users of lists, as they stood when each was written."""
+        """Returns the states (L, D) of the lists' users at the time when each list is written; None: not used."""
         before, after, network = read.before, read.after, read.network
         if before is None or after is None or network is None:
             return None
@@ -90,25 +102,26 @@ class ListRanker:
         if others:
             users = list(dict.fromkeys(requests.users[one] for one in others))
             slots = np.array([requests.slots[requests.users.index(user)] for user in users], np.int64)
-            found = self.state.states.now(users, slots, network.histories)
+            present = self.state.states.now(users, slots, network.histories)
             place = {user: n for n, user in enumerate(users)}
-            states[others] = found[[place[requests.users[one]] for one in others]]
+            states[others] = present[[place[requests.users[one]] for one in others]]
         return states
 
     def write(
         self, prepared: PreparedBatch, rows: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> dict[str, Ranking]:
-        """The lists of the batch's users, which stand before the last one, the popular list."""
+        """Returns the lists of the batch's users by user id, and marks them as served. In rows (L, ·) they come last,
+        before the popular list."""
         last = slice(len(rows) - len(prepared.last_clicks) - 1, None)
         slots = prepared.batch.slots[prepared.last_clicks]
         rankings = self._serve(slots, rows[last], scores[last], prepared.popular_fill)
         return dict(zip(prepared.users, rankings, strict=True))
 
     def test_served(self, prepared: PreparedBatch, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Scores the list that stood in front of each user -> (N,) the clicked items' ranks in it.
+        """Scores the list that was served to each user before the click. Returns the clicked items' ranks in it, (N,).
 
-        A user's second click within a micro-batch is scored with the list that the first click gave; Redis only ever
-        gets the last one.
+        A user's second click within a micro-batch is scored with the list that follows from the first one, although
+        Redis gets only the last list.
         """
         batch, histories = prepared.batch, self.state.histories
         served = histories.served[batch.slots].astype(np.int64)  # (N, SERVED)
@@ -122,27 +135,27 @@ class ListRanker:
         followed = filled(prepared.gathered.followers.astype(np.int64), prepared.popular)
         lists = {"served": served, "popular": popular, "followed": followed}
         trainable = batch.trainable
-        self.state.scores.add({name: some[trainable] for name, some in lists.items()}, batch.targets[trainable])
+        self.state.scores.add({name: rows[trainable] for name, rows in lists.items()}, batch.targets[trainable])
         return ranks_in(served, batch.targets)
 
     def impressions(self, prepared: PreparedBatch, rows: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The first places of impressions' lists as rows (I + 1, SERVED), 0 where there are no more; last, of the
-        popular list as of the batch's start, which is that of users who have no history any more."""
+        """Returns the first places of the impressions' lists as rows (I + 1, SERVED), 0 where there are no more. The
+        last is the popular list as of the batch's start, for users whose history was evicted."""
         if prepared.impressions is None:
             return None
         first, known = len(prepared.repeated), prepared.known_impressions
         popular = rows[first + len(known), :SERVED]
-        found = np.broadcast_to(popular, (len(prepared.impressions) + 1, SERVED)).copy()
-        found[known] = rows[first : first + len(known), :SERVED]
-        return found
+        shown = np.broadcast_to(popular, (len(prepared.impressions) + 1, SERVED)).copy()
+        shown[known] = rows[first : first + len(known), :SERVED]
+        return shown
 
     def named(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranking:
-        """A list as items."""
+        """Returns a list with the ids of its items."""
         items = self.state.vocabulary.items_of(rows.tolist())
         return Ranking([item for item in items if item is not None], list(compress(rounded(scores), items)))
 
     def _leave_out_blocked(self, rows: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-        """What was withdrawn since candidates were gathered leaves the lists (L, ·); what is behind it moves up."""
+        """Removes items that became unavailable since the candidates were gathered from lists (L, ·), in place."""
         gone = self.state.store.items.blocked[rows]
         for at in np.flatnonzero(gone.any(1)).tolist():
             kept = ~gone[at]
@@ -153,7 +166,7 @@ class ListRanker:
     def _serve(
         self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], fill: PopularFill | None
     ) -> list[Ranking]:
-        """Lists (U + 1, ·), the last of them the popular list, count as served."""
+        """Marks lists (U + 1, ·), the last of them the popular list, as served. Returns them."""
         rows, scores = rows[:, : self.state.settings.list_size], scores[:, : self.state.settings.list_size]
         self.state.popular_list = rows[-1][rows[-1] > 0], scores[-1][rows[-1] > 0]
         rows, scores = rows[:-1], scores[:-1]
@@ -170,7 +183,7 @@ class ListRanker:
 
 
 def filled(lists: NDArray[np.int64], popular: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lists (N, K) of rows, 0 beyond their ends, with what is popular (K,) after them, each row once."""
+    """Fills lists (N, K) of rows, 0 beyond their ends, with popular rows (K,), each row once, in place."""
     short = np.flatnonzero((lists == 0).any(1))
     for at in short.tolist():
         rows = list(dict.fromkeys([row for row in (*lists[at].tolist(), *popular.tolist()) if row]))
@@ -181,9 +194,9 @@ def filled(lists: NDArray[np.int64], popular: NDArray[np.int64]) -> NDArray[np.i
 
 
 def rounded(scores: NDArray[np.float32]) -> list[float]:
-    """To SCORE_DIGITS, and to no less than the last power of ten that is exact."""
+    """Rounds scores to SCORE_DIGITS significant digits, as far as powers of ten are exact."""
     exact = scores.astype(np.float64)
     with np.errstate(divide="ignore"):
         scale = 10.0 ** np.minimum(SCORE_DIGITS - 1 - np.floor(np.log10(np.abs(exact))), EXACT_POWER_MAX)
-    found: list[float] = (np.round(exact * scale) / scale).tolist()
-    return found
+    rounded_scores: list[float] = (np.round(exact * scale) / scale).tolist()
+    return rounded_scores

@@ -1,5 +1,4 @@
-"""A micro-batch before the weights come to it: the clicks as facts take them, what is gathered for each of them and for
-every list in between.
+"""The part of a micro-batch that needs no weights: the clicks as arrays, and the candidates of each click and list.
 
 Letters: `N` clicks of a micro-batch, `U` users in it, `L` lists that are queried.
 """
@@ -27,13 +26,13 @@ _NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class PreparedBatch:
-    """A micro-batch of which nothing is learned yet; what is None is found in the course of it."""
+    """A micro-batch that is not learned yet; the fields that are None at first are filled by `BatchPreparer`."""
 
     batch: ClickBatch
     clicked: ClickedRows
-    caught: NDArray[np.bool_]  # (N,) clicks that show that their user does not stop clicking their item
+    caught: NDArray[np.bool_]  # (N,) clicks at which the abuse filter catches their user
     last_clicks: NDArray[np.int64]  # (U,) each user's last click
-    click_arrays: ClickArrays  # the clicks as facts take them
+    click_arrays: ClickArrays  # the clicks, as the feature store takes them
     click_queries: QueryArrays  # a query for each of them
     click_seen: SeenRows
     requests: (
@@ -46,7 +45,7 @@ class PreparedBatch:
     popular: NDArray[np.int64]  # (SERVED,) rows as of the start, 0 beyond
     gathered: Gathered | None = None  # for the clicks
     gathered_lists: Gathered | None = None
-    network: TrainedNetwork | None = None  # None: the Reformer takes no part
+    network: TrainedNetwork | None = None  # None: the Reformer is not used
     popular_fill: PopularFill | None = None  # where seen items are excluded
 
     @property
@@ -56,25 +55,25 @@ class PreparedBatch:
 
 
 class BatchPreparer:
-    """Takes micro-batches in, and gathers what weights need to learn from them."""
+    """Prepares micro-batches: counts their clicks, and gathers what the weights need to learn from them."""
 
     def __init__(self, state: LearnerState, queries: QueryBuilder, *, lists: bool) -> None:
-        """`lists`: whether users get lists."""
+        """`lists`: whether users' lists are ranked."""
         self.state, self.queries, self.lists = state, queries, lists
 
     def prepare(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
-        """All three steps, one after the other."""
+        """Does all three steps, one after the other: `begin`, `gather`, `complete`."""
         begun = self.begin(clicks, impressions)
         return self.complete(begun, self.gather(begun))
 
     def evicts(self, clicks: Sequence[Click]) -> bool:
-        """Whether users or items have to make room for these clicks: not while other clicks are being learned."""
+        """Returns whether these clicks evict users or items; then no other clicks may be learned meanwhile."""
         state = self.state
         now = state.clock.after(click.timestamp for click in clicks)
         return state.histories.would_evict(click.user_id for click in clicks) or state.items.would_free(clicks, now)
 
     def begin(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
-        """The queries for each click, and for every list in between."""
+        """Judges and encodes the clicks, and builds the queries for each click and each list."""
         state, queries = self.state, self.queries
         batch, clicked, caught = self._batch(clicks)
         last_clicks = np.flatnonzero(batch.behind == 0)
@@ -114,7 +113,7 @@ class BatchPreparer:
         )
 
     def gather(self, begun: PreparedBatch) -> tuple[Gathered, Gathered]:
-        """Facts for each click, which is then counted, and for every list in between. May run on another thread."""
+        """Gathers the candidates of each click, which is then counted, and of each list. May run on another thread."""
         return self.state.store.advance(
             self.state.histories,
             begun.click_arrays,
@@ -125,10 +124,10 @@ class BatchPreparer:
         )
 
     def complete(self, begun: PreparedBatch, gathered: tuple[Gathered, Gathered]) -> PreparedBatch:
-        """Everything else that follows from the clicks alone, and what the weights need of histories and counts, which
-        move on while they learn."""
+        """Does the rest that follows from the clicks alone, and copies what the weights need of histories and counts,
+        which change while the weights learn."""
         state, batch = self.state, begun.batch
-        if state.seen is not None:  # not before: each click was queried as things stood before it
+        if state.seen is not None:  # only now: each click was queried with the items seen before it
             state.seen.add_clicks(batch.users, batch.rows)
         state.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
         self._take_back(batch, begun.caught)
@@ -141,8 +140,7 @@ class BatchPreparer:
         return replace(begun, gathered=gathered[0], gathered_lists=gathered[1], network=network, popular_fill=fill)
 
     def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
-        """The clicks with all that is known of each by itself; and which show that their user does not stop clicking
-        their item."""
+        """Returns the clicks as arrays, the rows of their items, and at which of them a user is caught."""
         state = self.state
         users = [click.user_id for click in clicks]
         slots = state.histories.slots(users)
@@ -174,7 +172,7 @@ class BatchPreparer:
         return batch, clicked, caught
 
     def _take_own_slots(self, batch: ClickBatch) -> None:
-        """Users of whom a moment is about to become older than those that are always compared get room for these."""
+        """Gives a slot for older moments to each user whose number of clicks exceeds what is always compared."""
         settings = self.state.settings
         if not settings.reformer:
             return
@@ -184,15 +182,15 @@ class BatchPreparer:
             self.state.store.take_own_slots(list(users))
 
     def _take_back(self, batch: ClickBatch, caught: NDArray[np.bool_]) -> None:
-        """What the clicks of users who do not stop clicking an item have counted so far on it is gone."""
+        """Undoes the counts of users who were caught, on the item that they clicked too often."""
         state = self.state
         for at in np.flatnonzero(caught).tolist():
             newest = state.histories.newest_first(batch.slots[at : at + 1], state.histories.history_max)
             state.store.take_back(*state.abuse_filter.counts_to_undo(newest, int(batch.rows[at])))
 
     def _network(self, begun: PreparedBatch) -> TrainedNetwork:
-        """What the Reformer is to guess: clicks on known items that are not flagged, against a sample of the others;
-        and the histories that it reads."""
+        """Returns the Reformer's targets (clicks on known items that are not flagged), a sample of other items, and the
+        histories that it reads."""
         state, batch = self.state, begun.batch
         list_slots = begun.requests.slots
         length = state.settings.online_history + 1 + int(np.bincount(batch.slots).max())
@@ -214,5 +212,5 @@ class BatchPreparer:
 
 
 def served_part(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The first SERVED, 0 beyond."""
+    """Returns the first SERVED of rows, padded with 0."""
     return np.pad(rows[:SERVED], (0, max(0, SERVED - len(rows)))).astype(np.int64)

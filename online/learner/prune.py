@@ -11,7 +11,7 @@ from online.learner.facts.jit import allocating, inlined, kernel
 
 @inlined
 def comparable(score: np.float32) -> np.float32:
-    """NaN counts as less than any number: weights that are no good must not seem to foresee what was clicked."""
+    """Returns the score, or −inf for NaN: broken weights must not seem to predict the clicked item."""
     return np.float32(-np.inf) if np.isnan(score) else score
 
 
@@ -47,9 +47,9 @@ def put_inputs(
     items: NDArray[np.int64],
     inputs: NDArray[np.float32],
 ) -> None:
-    """Fills inputs (N · K, F) with what is known of candidates (N, K), positions among all C: features (C, G), lifts
-    (C,), soft counts of both memories (C, ·), and 0 as the network's logit; all 0 for −1. And items (N, K) with their
-    rows, 0 for −1."""
+    """Fills inputs (N · K, F) with the features of candidates `places` (N, K), positions among all C: features (C, G),
+    lifts (C,), soft counts of both memories (C, ·), and 0 as the network's logit; all 0 for −1. Fills items (N, K) with
+    their rows, 0 for −1."""
     N, K = places.shape
     G, H, W = features.shape[1], own.shape[1], world.shape[1]
     for q in range(N):
@@ -79,8 +79,8 @@ def rank_behind(
     targets: NDArray[np.int64],
     ranks: NDArray[np.float64],
 ) -> None:
-    """Ranks (N,) of targets (N,), positions among all C: those that are not kept stand behind all that are, by their
-    scores, half of the ties as ahead; −1 as a target leaves the rank as it is."""
+    """Fills ranks (N,) for targets (N,), positions among all C, that are not kept: they rank after all kept candidates,
+    by their scores, where half of the ties count as higher. A target of −1 leaves the rank as it is."""
     for q in range(len(kept)):
         target = targets[q]
         if target < 0:
@@ -92,27 +92,27 @@ def rank_behind(
                 target = -1
         if target < 0:
             continue
-        its, ahead, tied = comparable(scores[target]), 0, 0
+        target_score, higher, tied = comparable(scores[target]), 0, 0
         for c in range(starts[q], starts[q + 1]):
-            ahead += int(comparable(scores[c]) > its)
-            tied += int(comparable(scores[c]) == its)
-        for k in range(held):  # these are ahead whatever they score
-            ahead -= int(comparable(scores[kept[q, k]]) > its)
-            tied -= int(comparable(scores[kept[q, k]]) == its)
-        ranks[q] = held + ahead + (tied - 1) / 2
+            higher += int(comparable(scores[c]) > target_score)
+            tied += int(comparable(scores[c]) == target_score)
+        for k in range(held):  # kept candidates rank higher whatever their scores are
+            higher -= int(comparable(scores[kept[q, k]]) > target_score)
+            tied -= int(comparable(scores[kept[q, k]]) == target_score)
+        ranks[q] = held + higher + (tied - 1) / 2
 
 
 @kernel
 def find_rows(
-    starts: NDArray[np.int64], rows: NDArray[np.int32], wanted: NDArray[np.int64], found: NDArray[np.int64]
+    starts: NDArray[np.int64], rows: NDArray[np.int32], target_rows: NDArray[np.int64], places: NDArray[np.int64]
 ) -> None:
-    """Fills found (N,) with where the wanted rows (N,), one of each query, stand among all C; −1: nowhere, or row 0."""
-    for q in range(len(wanted)):
-        found[q] = -1
-        if wanted[q] > 0:
+    """Fills places (N,) with the positions of target_rows (N,), one a query, among all C; −1 for none, or row 0."""
+    for q in range(len(target_rows)):
+        places[q] = -1
+        if target_rows[q] > 0:
             for c in range(starts[q], starts[q + 1]):
-                if rows[c] == wanted[q]:
-                    found[q] = c
+                if rows[c] == target_rows[q]:
+                    places[q] = c
                     break
 
 
@@ -125,31 +125,40 @@ def join_views(
     best: NDArray[np.int64],
     scores: NDArray[np.float32],
 ) -> None:
-    """Queries (N,) about `users` (N,), rising from 0, each at several moments -> one list of each user, by the mean of
-    the shares (N, K) at these moments: of a list that stands at all of them, that is what makes a click most likely.
-    Fills best (U, K') with rows, best first, 0 where there are no more, and their scores (U, K')."""
+    """Joins the queries of each user, at several times, into one list, ordered by the mean of the shares.
+
+    For a list that stands at all of these times, that order makes a click most likely.
+
+    Args:
+        rows: (C,) of all candidates.
+        kept: (N, K) the candidates of each query; −1 where there are no more.
+        shares: (N, K) their probabilities.
+        users: (N,) the number of each query's user, rising from 0.
+        best: (U, K') filled with rows, best first; 0 where there are no more.
+        scores: (U, K') filled with their scores.
+    """
     N, K = kept.shape
     start = 0
     while start < N:
         user, stop = users[start], start
         while stop < N and users[stop] == user:
             stop += 1
-        some = np.zeros((stop - start) * K, np.int64)
-        sums = np.zeros(len(some), np.float32)
+        found_rows = np.zeros((stop - start) * K, np.int64)
+        sums = np.zeros(len(found_rows), np.float32)
         count = 0
         for q in range(start, stop):
             for k in range(K):
                 if kept[q, k] < 0:
                     break
                 row, at = rows[kept[q, k]], 0
-                while at < count and some[at] != row:
+                while at < count and found_rows[at] != row:
                     at += 1
                 if at == count:
-                    some[at] = row
+                    found_rows[at] = row
                     count += 1
                 sums[at] += shares[q, k] / np.float32(stop - start)
         order = np.argsort(-sums[:count], kind="mergesort")
         for k in range(best.shape[1]):
-            best[user, k] = some[order[k]] if k < count else 0
+            best[user, k] = found_rows[order[k]] if k < count else 0
             scores[user, k] = sums[order[k]] if k < count else np.float32(-np.inf)
         start = stop

@@ -1,4 +1,4 @@
-"""Queries about users as they were before a click, after it, or between two clicks of a micro-batch.
+"""Builds queries: users as of before a click, after it, or between two clicks of a micro-batch.
 
 Letters: `N` queries, `B` clicks of a micro-batch, `U` users in it, `L` lists.
 """
@@ -18,23 +18,23 @@ from online.learner.seen_items import SeenItems
 
 
 class ListRequests(NamedTuple):
-    """L lists, in any order."""
+    """L lists to be ranked, in any order."""
 
-    users: list[str]  # L; "" for a user nothing is known of
-    slots: NDArray[np.int64]  # (L,) of the histories; −1 for nothing
-    preceding: NDArray[np.int64]  # (L,) clicks of the micro-batch that had come
-    clicked_at: NDArray[np.float64]  # (L,) seconds, of the user's latest click by then
-    ages_s: NDArray[np.float64]  # (L,) since then, when the list is written
-    active: NDArray[np.float64]  # (L,) active time then
+    users: list[str]  # L; "" for a user without a history
+    slots: NDArray[np.int64]  # (L,) of the histories; −1: there is none
+    preceding: NDArray[np.int64]  # (L,) clicks of the micro-batch before the list
+    clicked_at: NDArray[np.float64]  # (L,) seconds since 1970, of the user's latest click by then
+    ages_s: NDArray[np.float64]  # (L,) seconds from then until the list is written
+    active: NDArray[np.float64]  # (L,) active time when it is written, in seconds
 
     def and_also(self, more: "ListRequests") -> "ListRequests":
-        """Both."""
+        """Returns these requests followed by `more`."""
         others = zip(self[1:], more[1:], strict=True)
         return ListRequests(self.users + more.users, *(np.concatenate(both) for both in others))
 
 
 class ListQueries(NamedTuple):
-    """L lists as queries, by rising position; each list is queried at one moment or at several."""
+    """L lists as queries, by rising position; each list is queried at one time or at several."""
 
     queries: QueryArrays  # (N,)
     seen: SeenRows
@@ -43,7 +43,7 @@ class ListQueries(NamedTuple):
 
 
 class QueryBuilder:
-    """Makes queries from histories, and from how long users stay away."""
+    """Builds queries from histories, and from the times after which users usually return."""
 
     def __init__(
         self, histories: UserHistories, store: FeatureStore, returns: ReturnTimes, seen: SeenItems | None
@@ -51,7 +51,7 @@ class QueryBuilder:
         self.histories, self.store, self.returns, self.seen = histories, store, returns, seen
 
     def before_clicks(self, batch: ClickBatch) -> tuple[ClickArrays, QueryArrays, SeenRows]:
-        """The clicks as facts count them, and a query about each one's user just before it."""
+        """Returns the clicks as the feature store takes them, and a query for each click's user just before it."""
         own_slots = self.store.own_slots(batch.users)
         clicks = ClickArrays(
             batch.slots,
@@ -64,19 +64,21 @@ class QueryBuilder:
             batch.trainable,
         )
         B = len(batch.users)
-        again = np.zeros(B, np.bool_)
-        queries = QueryArrays(np.arange(B), batch.slots, own_slots, batch.times, batch.active, again)
+        repeated = np.zeros(B, np.bool_)
+        queries = QueryArrays(np.arange(B), batch.slots, own_slots, batch.times, batch.active, repeated)
         return clicks, queries, self._seen(batch.users)
 
     def lists(self, requests: ListRequests, *, now: float) -> ListQueries:
-        """Queries about the moments at which lists are likely to be looked at, as they stand in between.
+        """Returns queries for the times at which the lists are likely to be viewed.
 
-        now: seconds since 1970, the moment for users nothing is known of.
+        Args:
+            requests: L lists.
+            now: seconds since 1970, the time for users without a history.
         """
         order = np.argsort(requests.preceding, kind="stable")
         known = requests.slots[order] >= 0
         lists, ages_s = self.returns.expected_views(requests.ages_s[order])
-        single = known[lists] | np.append(True, lists[1:] != lists[:-1])  # no need of several moments without a user
+        single = known[lists] | np.append(True, lists[1:] != lists[:-1])  # without a history one time is enough
         lists, ages_s = lists[single], ages_s[single]
         at = order[lists]  # (N,) of the requests
         moments = np.where(known[lists], requests.clicked_at[at] + ages_s, now)
@@ -93,7 +95,7 @@ class QueryBuilder:
         return ListQueries(queries, self._seen(users), lists, order)
 
     def seen_by(self, users: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows that users (U,) have clicked, where that is remembered: starts (U + 1,), and rows, flat."""
+        """Returns the rows that users (U,) have clicked, as far as they are kept: starts (U + 1,), and rows, flat."""
         if self.seen is None:
             return np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64)
         return self.seen.of(users)
@@ -104,19 +106,19 @@ class QueryBuilder:
     # Which lists
 
     def after_clicks(self, batch: ClickBatch, at: NDArray[np.int64]) -> ListRequests:
-        """Lists that are written at some of the clicks (L,), just after them."""
+        """Returns requests for lists that are written just after the clicks at these positions (L,)."""
         users = [batch.users[click] for click in at.tolist()]
         return ListRequests(
             users, batch.slots[at], at + 1, batch.times[at], np.zeros(len(at)), batch.active[at]
         )  # fmt: skip
 
     def at_end(self, batch: ClickBatch, at: NDArray[np.int64]) -> ListRequests:
-        """The same, as everything stands after the whole micro-batch."""
+        """Returns requests for the same lists, but written after the whole micro-batch."""
         requests = self.after_clicks(batch, at)
         return requests._replace(preceding=np.full(len(at), len(batch.users)))
 
     def of_impressions(self, batch: ClickBatch, impressions: Sequence[Impression]) -> ListRequests:
-        """Lists that are written in between, of users who have a history."""
+        """Returns requests for lists that are written within the micro-batch, of users who have a history."""
         users = [impression.user_id for impression in impressions]
         slots = self.histories.find(users)
         preceding = np.array([impression.preceding for impression in impressions], np.int64)
@@ -129,14 +131,14 @@ class QueryBuilder:
         return ListRequests(users, slots, preceding, clicked_at, written_at - clicked_at, active)
 
     def of_users(self, users: Sequence[str], slots: NDArray[np.int64], ages_s: NDArray[np.float64]) -> ListRequests:
-        """Lists of users who have a history, written at these ages (L,), as everything stands now."""
+        """Returns requests for lists of users who have a history, from the present state; ages_s as in ListRequests."""
         active = self.histories.active_at[slots] + ages_s
         return ListRequests(
             list(users), slots, np.zeros(len(slots), np.int64), self.histories.latest_at(slots), ages_s, active
         )  # fmt: skip
 
     def of_unknown_user(self, preceding: int, active: float) -> ListRequests:
-        """The list for users nothing is known of."""
+        """Returns a request for the list of users without a history."""
         return ListRequests(
             [""],
             np.array([-1]),

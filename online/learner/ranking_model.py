@@ -1,7 +1,7 @@
-"""The ranking model: everything that is learned by gradients, with the optimizers that move it. One version of it.
+"""The ranking model: one version of all weights that are trained by gradients, with their optimizers.
 
-What is counted and remembered (facts/) does not belong to it. So several versions can score what was gathered
-once, and learn from the same clicks.
+Counts and moments (facts/) do not belong to it. So several versions can score candidates that were gathered once, and
+learn from the same clicks.
 
 Letters: `N` clicks, `L` clicks read of each user, `D` width of states, `C` candidates of all clicks (flat), `F`
 features, `K` candidates kept of a click, `V` rows of items.
@@ -36,19 +36,19 @@ from online.learner.prune import keep_best, put_inputs
 from online.learner.recall import soft_counts, with_gradients
 from online.learner.scoring import ScoredCandidates
 
-MISS_LOSS = 10.0  # nats, for a click on something that was not kept; also the most that one click can cost
+MISS_LOSS = 10.0  # nats, for a click on an item that was not kept; also the largest loss of a click
 VECTORS_WIDTH = 32
 LEVEL_STEPS_MIN = 100  # before any norm counts as an explosion
 LEVEL_SLOWEST = 0.02  # share of the newest norm in the level
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")
+def choose_device(name: str) -> torch.device:
+    """Returns the device of a name; `auto` is CUDA if it is available."""
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def build_reformer(settings: Settings) -> Reformer:
-    """A new network, the same for the same settings on every machine."""
+    """Creates a Reformer; the same settings give the same weights on every machine."""
     config = ReformerConfig(
         layers=settings.layers,
         width=settings.width,
@@ -63,7 +63,7 @@ def build_reformer(settings: Settings) -> Reformer:
 
 
 def build_optimizer(network: Reformer, settings: Settings, learning_rate: float) -> Optimizer:
-    """What moves a Reformer."""
+    """Creates the optimizer of a Reformer."""
     return Optimizer(
         network,
         OptimizerConfig(
@@ -78,18 +78,19 @@ def build_optimizer(network: Reformer, settings: Settings, learning_rate: float)
 
 
 class GradientMonitor:
-    """The running level of gradients' norms, which tells an explosion from a large step.
+    """The running level of gradient norms, which tells an explosion from a large step.
 
-    Beyond the limit, a norm counts as the limit: so what has risen for good becomes the level after some dozen steps.
+    A norm beyond the limit counts as the limit: so the level reaches norms that stay high in some dozen steps.
     """
 
     def __init__(self, explosion: float) -> None:
-        """`explosion`: a norm of more than so many times the level is one."""
+        """`explosion`: how many times the level a norm must exceed to count as an explosion."""
         self.explosion = explosion
         self.level, self.steps = 0.0, 0
 
     def accepts(self, norm: float) -> bool:
-        """Whether a step with this norm may be taken; the level moves towards it. Not finite: no, and it does not."""
+        """Updates the level with a norm, and returns whether a step with it may be taken. A norm that is not finite is
+        refused, and leaves the level as it is."""
         if not math.isfinite(norm):
             return False
         most = math.inf if self.steps < LEVEL_STEPS_MIN else self.explosion * self.level
@@ -99,14 +100,14 @@ class GradientMonitor:
 
 
 class Memory(NamedTuple):
-    """What recall compares the present with."""
+    """The moments with which recall compares the present one."""
 
     keys: Keys  # of all moments that are held
-    states: Tensor  # (held, D) float16, the Reformer's then
+    states: Tensor  # (held, D) float16, the Reformer's states at these moments
 
 
 class RankingModel:
-    """The Reformer, recall's heads and item vectors, the first score and the ranker; and for each what moves it."""
+    """The Reformer, recall's heads and item vectors, the first score and the ranker, each with its optimizer."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -120,7 +121,7 @@ class RankingModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.ranker = Ranker(starts, settings.ranker_hidden, settings.ranker_networks).to(self.device)
-        # The first score knows no logit of the Reformer: that is computed for what is kept alone.
+        # The first score does not use the Reformer's logit, which is computed for kept candidates only.
         self.first = nn.Parameter(torch.tensor(starts[:-1], device=self.device))
         self.own, self.world = RecallHeads(OWN_HEADS).to(self.device), RecallHeads(WORLD_HEADS).to(self.device)
         self.vectors = ItemTable(1024, VECTORS_WIDTH, seed=settings.seed).to(self.device)
@@ -134,18 +135,18 @@ class RankingModel:
         self.adam = Adam(groups)
         table = {"vectors": self.vectors.vectors}
         self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
-        self.levels = [GradientMonitor(settings.gradient_explosion) for _ in range(2)]  # the network's, what ranks
+        self.levels = [GradientMonitor(settings.gradient_explosion) for _ in range(2)]  # of the network, of ranking
         self.skipped = 0  # steps not taken, because of their gradients
 
     # Rows of items
 
     def grow(self, rows: int) -> None:
-        """Makes room for so many rows; tables grow by doubling."""
+        """Makes room for at least `rows` rows, by doubling."""
         self.network.items.grow(rows)
         self.vectors.grow(rows)
 
     def reset_rows(self, rows: Tensor) -> None:
-        """Rows (N,) int64 that are to be handed out again become as at the start, without their optimizers' state."""
+        """Resets rows (N,) int64, which will be given to other items, with their optimizer state."""
         self.network.items.reset(rows)
         self.optimizer.reset_rows(rows)
         self.vectors.reset(rows)
@@ -153,8 +154,13 @@ class RankingModel:
 
     @torch.no_grad()
     def move_rows(self, before: Tensor, now: Tensor, rows: int) -> None:
-        """Items that stood in rows `before` (N,) int64 stand in rows `now` (N,). All other rows become as at the start;
-        there are `rows` at least."""
+        """Moves items from rows `before` (N,) int64 to rows `now` (N,), and resets all other rows.
+
+        Args:
+            before: rows of the items so far.
+            now: their new rows.
+            rows: least number of rows afterwards.
+        """
         self.grow(rows)
         tables = [table.data for table in (*self.network.items.parameters(), *self.vectors.parameters())]
         kept = [table[before] for table in tables]
@@ -169,11 +175,11 @@ class RankingModel:
     # Scoring
 
     def precision(self) -> torch.autocast:
-        """A context in which the network's products are computed as `settings.precision` says; weights stay float32."""
+        """Returns a context in which products are computed as `settings.precision` says; weights stay float32."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
 
     def states(self, latest: ClicksOldestFirst) -> Tensor:
-        """The state after each click, (N, L, D)."""
+        """Returns the state after each click, (N, L, D)."""
         with self.precision():
             states: Tensor = self.network(as_histories(latest, self.device), recompute=False)
         return states
@@ -191,15 +197,15 @@ class RankingModel:
         """Scores candidates of N queries: all of them by the first score, and the best by the ranker.
 
         Args:
-            gathered: what facts say.
-            lifts: observed by expected clicks of each candidate, log, (C,).
-            memory: what recall compares the queries with.
-            states: the Reformer's, (N, D); None: without.
+            gathered: the candidates with their counted features.
+            lifts: log of observed by expected clicks of each candidate, (C,).
+            memory: the moments with which recall compares the queries.
+            states: the Reformer's, (N, D); None: not used.
             kept: K, how many candidates of each query the ranker sees.
-            replayed: features (R, K', F) of earlier clicks that are scored along, and which are there.
+            replayed: features (R, K', F) of earlier clicks that are scored too, and which are present (R, K').
 
         Returns:
-            Scores, with gradients where torch keeps any: to weights, item vectors, and states.
+            Scores, with gradients to weights, item vectors and states if torch records any.
         """
         N, C = len(gathered.starts) - 1, len(gathered.rows)
         recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
@@ -217,7 +223,7 @@ class RankingModel:
         if replayed is not None:
             rows[N * kept :] = replayed[0].view(R, -1)
         learned, columns = self._learned(scored, memory, states)
-        every = self.ranker.each(rows, learned, columns)  # in one go: it costs mostly by the number of operations
+        every = self.ranker.each(rows, learned, columns)  # in one call: its cost is mostly the number of operations
         each = every[: N * kept].view(N, kept, -1)
         if replayed is not None:
             scored = scored._replace(replayed=every[N * kept :].view(*replayed[0].shape[:2], -1))
@@ -228,15 +234,23 @@ class RankingModel:
     def inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The ranker's inputs for candidates (N, K), positions among all C, −1 for none -> features (N, K, F), 0 for
-        none, and which are there (N, K)."""
+        """Returns the ranker's inputs for candidates.
+
+        Args:
+            scored: the queries' candidates.
+            places: (N, K) positions among all C; −1 for none.
+            states: (N, D) the Reformer's; None: not used.
+
+        Returns:
+            Features (N, K, F), 0 for none, and which are present (N, K).
+        """
         rows, present = self._inputs(scored, places, states, 0)
         return rows.view(*places.shape, -1), present
 
     def _inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None, more: int
     ) -> tuple[Tensor, Tensor]:
-        """The same in one matrix, (N · K + more, F), whose last rows are left as they come."""
+        """Returns the same as one matrix, (N · K + more, F), whose last rows are uninitialised."""
         N, K = places.shape
         rows = torch.empty(N * K + more, len(self.first) + 1)
         items = np.empty((N, K), np.int64)
@@ -250,8 +264,8 @@ class RankingModel:
     def _learned(
         self, scored: ScoredCandidates, memory: Memory, states: Tensor | None
     ) -> tuple[Tensor | None, Columns | None]:
-        """The soft counts of all kept candidates (M, heads), through which gradients reach recall, and where they stand
-        among the ranker's inputs; None where there are no gradients."""
+        """Returns the soft counts of all kept candidates (M, heads), with gradients to recall, and their place among
+        the ranker's inputs; None if there are no gradients."""
         if not torch.is_grad_enabled() or not self.settings.reformer:
             return None, None
         gathered, vectors, there = scored.gathered, self.vectors.vectors, np.flatnonzero(scored.kept >= 0)
@@ -267,8 +281,10 @@ class RankingModel:
     def _first_scores(
         self, features: NDArray[np.float32], lifts: NDArray[np.float32], recalled: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """The linear score of every candidate, (C,). By torch, which keeps to its number of threads: numpy's BLAS takes
-        all cores, and its threads go on waiting for work while others would have it."""
+        """Returns the linear score of every candidate, (C,).
+
+        It uses torch, which keeps to its number of threads: numpy's BLAS takes all cores, and its threads spin.
+        """
         weights = self.first.detach().cpu()
         at = features.shape[1]
         scores = torch.addmv(torch.from_numpy(lifts) * weights[at], torch.from_numpy(features), weights[:at])
@@ -276,11 +292,11 @@ class RankingModel:
         for counts in recalled:
             scores.addmv_(torch.from_numpy(counts), weights[at : at + counts.shape[1]])
             at += counts.shape[1]
-        found: NDArray[np.float32] = scores.numpy()
-        return found
+        linear_scores: NDArray[np.float32] = scores.numpy()
+        return linear_scores
 
     def _blank(self, N: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What is made of no candidates: features, which are there, scores, and each network's."""
+        """Returns the tensors of no candidates: features, which are present, scores, and scores of each network."""
         zeros = torch.zeros(N, K, len(self.first) + 1, device=self.device)
         return zeros, zeros[..., 0].bool(), zeros[..., 0] - torch.inf, zeros[..., :1]
 
@@ -291,7 +307,7 @@ class RankingModel:
     def _counts(
         self, heads: RecallHeads, gathered: Gathered, hits: Any, memory: Memory, states: Tensor | None
     ) -> NDArray[np.float32]:
-        """What moments say of the candidates -> (C, heads)."""
+        """Returns the soft counts of the candidates, (C, heads)."""
         C = len(gathered.rows)
         if hits is None:
             return np.zeros((C, len(heads.gains)), np.float32)
@@ -301,7 +317,7 @@ class RankingModel:
 
     @torch.no_grad()
     def _logits(self, items: Tensor, states: Tensor) -> Tensor:
-        """What the states (N, D) say of items' rows (N, K), (N, K)."""
+        """Returns the Reformer's logits (N, K) of item rows (N, K), by states (N, D)."""
         table = self.network.items
         logits = torch.baddbmm(table.bias(items)[..., None], table(items), states.detach()[..., None].to(table.vectors))
         return logits[..., 0]
@@ -309,8 +325,10 @@ class RankingModel:
     # Learning
 
     def train(self, batch: TrainingBatch, objectives: Sequence[Objective]) -> bool:
-        """One step along the gradients of all objectives' losses -> whether it was taken. If any gradient is not
-        finite, or they explode, nothing moves, which is counted."""
+        """Takes one step along the gradients of the objectives' losses, and returns whether it was taken.
+
+        If gradients are not finite or explode, the step is skipped and counted in `skipped`.
+        """
         losses = [loss for loss in (objective.loss(self, batch) for objective in objectives) if loss is not None]
         if not losses:
             return False
@@ -320,7 +338,7 @@ class RankingModel:
 
     @torch.no_grad()
     def _step(self) -> bool:
-        """Moves whatever has gradients -> whether it did."""
+        """Steps all optimizers whose parameters have gradients. Returns whether the step was taken."""
         parameters = self._ranking_parameters
         network = any(p.grad is not None for p in self.optimizer.parameters)
         ranking = any(p.grad is not None for p in parameters)
@@ -354,7 +372,7 @@ class RankingModel:
             vectors.data[rows] = F.normalize(vectors.data[rows], dim=-1)
 
     def scale_learning_rate(self, factor: float) -> None:
-        """All learning rates are `factor` times those of the settings until this is said anew."""
+        """Sets all learning rates to `factor` times those of the settings, until the next call."""
         settings = self.settings
         self.optimizer.boost = factor
         for group, rate in zip(
@@ -363,25 +381,25 @@ class RankingModel:
             group["lr"] = factor * rate
         self.adagrad.learning_rate = factor * settings.recall_vectors_learning_rate
 
-    # As one thing
+    # Copies and checkpoints
 
     def copy(self) -> "RankingModel":
-        """The same, to go another way from here."""
+        """Returns a copy that can be trained independently."""
         return copy.deepcopy(self, {id(self.settings): self.settings})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every weight by name, the running means of the ranker's features among them; (V, ·) those of items."""
+        """Returns every weight by name, with the running means of the ranker's features; those of items are (V, ·)."""
         modules = [("network", self.network), *self._ranking()]
         named = {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
         return named | {"first": self.first.data}
 
     @torch.no_grad()
     def finite(self) -> bool:
-        """Whether every weight is."""
+        """Returns whether every weight is finite."""
         return all(math.isfinite(float(tensor.float().sum())) for tensor in self.tensors().values())
 
     def to_state(self) -> dict[str, NDArray[Any]]:
-        """Arrays by name: weights and optimizers."""
+        """Returns arrays by name: weights and optimizer state."""
         tensors = self.tensors()
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
         for number, parameter in enumerate(self._dense()):
@@ -393,7 +411,7 @@ class RankingModel:
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Takes back what `to_state` gave."""
+        """Loads what `to_state` returned."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         for name, module in (("network", self.network), *self._ranking()):
             module.load_state_dict(below(tensors, name))
@@ -412,7 +430,7 @@ class RankingModel:
         self.skipped = int(levels[-1])
 
     def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
-        """What ranks beside the network, by name."""
+        """Yields the modules other than the network, by name."""
         yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
 
     def _dense(self) -> list[nn.Parameter]:

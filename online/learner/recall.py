@@ -1,7 +1,7 @@
-"""Recall's soft counts in compiled loops, with their gradients: what RecallHeads and cosines say of moments.
+"""Recall's soft counts in compiled loops, with their gradients: moments weighted by RecallHeads over cosines.
 
-Hits are gone through query by query, at most BLOCK of them at a time, in passes: each pass is a short loop that does
-one thing to all hits of the block, so that the compiler does it to several at a time.
+Hits are processed query by query, at most BLOCK at a time, in passes: each pass is a short loop that does one thing to
+all hits of the block, so that the compiler vectorises it.
 
 Letters: `N` queries, `P` hits (moments found for all of them, flat), `C` candidates of all queries, `M` candidates
 kept, `H` heads, `F` parts of a key, `A` buckets of age, `V` rows of vectors, `D` their width, `S` width of states.
@@ -21,7 +21,7 @@ from online.learner.facts.features import PARTS
 from online.learner.facts.jit import inlined, kernel, summing
 from online.learner.facts.moments import DAY_S, GAP_SCALE, WEEK_S, Hits, Keys
 
-BLOCK = 256  # hits looked at together: what is known of them stays in the cache
+BLOCK = 256  # hits processed together, so that their values stay in the cache
 LAST, BEFORE, HOUR, WEEKDAY, GAP, STATE = range(len(PARTS))
 
 # float32, so that a product with one is no float64
@@ -69,20 +69,20 @@ def soft_counts(  # noqa: PLR0917 - what it works on, and no options
     hits: Hits,
     candidates: int,
 ) -> Floats:
-    """How many moments point at each candidate, each weighted by how like its query it was.
+    """Counts the moments that point at each candidate, each weighted by its similarity to the query.
 
     Args:
         heads: how the parts of a key are weighted.
         vectors: of items, (V, D) float32.
         query: keys of the queries, (N,) each.
-        states: the Reformer's states of the queries, (N, S); None: that part says nothing.
+        states: the Reformer's states of the queries, (N, S); None: that part counts as 0.
         log: keys of all moments that are held, (held,) each.
         log_states: states of these, (held, S) float16, of unit length or 0.
-        hits: what was found for the queries.
-        candidates: C, how many candidates all queries have.
+        hits: the moments found for the queries.
+        candidates: C, the number of candidates of all queries.
 
     Returns:
-        log(1 + soft count), (C, H), without gradients. NaN in weights makes NaN of what it touches.
+        log(1 + soft count), (C, H), without gradients. NaN in weights gives NaN in all counts that use them.
     """
     inputs = _Inputs.of(heads, vectors, query, states, log, log_states, hits)
     counts = np.zeros((candidates, len(inputs.gains)), np.float32)
@@ -102,14 +102,14 @@ def with_gradients(  # noqa: PLR0917
     counts: Floats,
     kept: NDArray[np.int64],
 ) -> Tensor:
-    """Soft counts of some candidates, through which gradients reach the heads, the vectors and the queries' states.
+    """Returns soft counts of the kept candidates, with gradients to the heads, the vectors and the queries' states.
 
-    The vectors' gradient is sparse and names rows that were compared; row 0 (padding, unknown) gets none.
+    The vectors' gradient is sparse, for the rows that were compared; row 0 (padding, unknown) gets none.
 
     Args:
-        heads, vectors, query, states, log, log_states, hits: what `soft_counts` was given.
-        counts: (C, H), what it returned. From then until the gradients are there, neither weights nor the log's moments
-            that were found may change.
+        heads, vectors, query, states, log, log_states, hits: the arguments of `soft_counts`.
+        counts: (C, H), its result. Between that call and the backward pass, neither the weights nor the moments that
+            were found may change.
         kept: (M,) different candidates.
 
     Returns:
@@ -122,7 +122,7 @@ def with_gradients(  # noqa: PLR0917
 
 
 class _SoftCounts(torch.autograd.Function):
-    """Picks what was counted before; what the gradients need is compared anew, of the hits of kept candidates only."""
+    """Picks the counts of the kept candidates; the backward pass recomputes the similarities of their hits."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -202,7 +202,7 @@ class _Inputs(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Room for what is known of the hits of a block, so that nothing is allocated for a hit."""
+    """Buffers for the hits of a block, so that nothing is allocated for a hit."""
 
     moments: NDArray[np.int64]  # (BLOCK,), positions in the log
     targets: NDArray[np.int64]  # (BLOCK,), rows that the hits are counted in
@@ -306,18 +306,18 @@ def _gather(block: _Block, hits: Hits, at: int, stop: int) -> tuple[int, int]:
 
 @kernel
 def _compare(block: _Block, n: int, inputs: _Inputs, q: int) -> None:
-    """How like query q the n moments of the block were, part by part; and how old they are."""
+    """Computes the similarity of query q to the n moments of the block, part by part, and their ages."""
     query, log = inputs.query, inputs.log
     moments, parts, apart_s = block.moments[:n], block.parts[:, :n], block.apart_s[:n]
     last, before = block.last[:n], block.before[:n]
-    for i in range(n):  # a pass of its own: the log is large, and the memory answers several questions at a time
+    for i in range(n):  # a pass of its own: the log is large, and several reads of memory overlap
         last[i] = log.last[moments[i]]
         before[i] = log.before[moments[i]]
         apart_s[i] = query.times[q] - log.times[moments[i]]
         block.floats[i] = query.gaps[q] - log.gaps[moments[i]]
     _compare_gaps(parts[GAP], block.floats)
     if len(block.state):
-        for i in range(n):  # states are touched for the same reason: they are on their way before they are needed
+        for i in range(n):  # states are read here to prefetch them, for the same reason
             block.bits[i] = inputs.log_states[moments[i], 0]
     _compare_rows(parts[LAST], inputs.vectors, query.last[q], last)
     _compare_rows(parts[BEFORE], inputs.vectors, query.before[q], before)
@@ -332,12 +332,12 @@ def _compare(block: _Block, n: int, inputs: _Inputs, q: int) -> None:
 
 
 @summing
-def _compare_rows(part: Floats, vectors: Floats, mine: int, rows: NDArray[np.int32]) -> None:
-    """Products of vectors, for one of the parts that are items; `mine` is the query's row."""
-    vector = vectors[mine]
+def _compare_rows(part: Floats, vectors: Floats, query_row: int, rows: NDArray[np.int32]) -> None:
+    """Computes products of vectors, for one of the parts that are items."""
+    vector = vectors[query_row]
     with_itself = _product(vector, vector)
     for i in range(len(rows)):
-        part[i] = (with_itself if rows[i] == mine else _product(vector, vectors[rows[i]])) - ONE
+        part[i] = (with_itself if rows[i] == query_row else _product(vector, vectors[rows[i]])) - ONE
 
 
 @summing
@@ -511,21 +511,21 @@ def _pull_parts(block: _Block, n: int, gains: Floats) -> None:
 
 
 @kernel
-def _add_to_rows(table: _RowTable, pulls: Floats, vectors: Floats, mine: int, rows: NDArray[np.int32]) -> None:
-    """A product pulls each of its two vectors towards the other; row 0 stays where it is."""
-    vector, total = vectors[mine], table.total
+def _add_to_rows(table: _RowTable, pulls: Floats, vectors: Floats, query_row: int, rows: NDArray[np.int32]) -> None:
+    """Adds the gradients of both vectors of each product; row 0 gets none."""
+    vector, total = vectors[query_row], table.total
     total[:] = ZERO
     alike = ZERO
     for i in range(len(pulls)):
-        if rows[i] == mine:
+        if rows[i] == query_row:
             alike += pulls[i] + pulls[i]  # the row is on both sides
             continue
         _add_scaled(total, pulls[i], vectors[rows[i]])
         if rows[i]:
             _add_scaled(table.values[_place(table, rows[i])], pulls[i], vector)
-    if mine:
+    if query_row:
         _add_scaled(total, alike, vector)
-        _add_scaled(table.values[_place(table, mine)], ONE, total)
+        _add_scaled(table.values[_place(table, query_row)], ONE, total)
 
 
 @summing
@@ -536,7 +536,7 @@ def _add_scaled(total: Floats, factor: np.float32, other: Floats) -> None:
 
 @kernel
 def _place(table: _RowTable, row: int) -> int:
-    """Which of `values` is the row's gradient, that is added up there; it begins as 0."""
+    """Returns where in `values` the row's gradient is added up; a new one begins as 0."""
     last = len(table.buckets) - 1
     bucket = (int(row) * HASH_FACTOR >> HASH_SHIFT) & last
     while table.buckets[bucket] >= 0 and table.rows[table.buckets[bucket]] != row:
@@ -551,7 +551,7 @@ def _place(table: _RowTable, row: int) -> int:
 
 @kernel
 def _add_to_state(pulled: Floats, block: _Block, n: int, state: Floats, log_states: NDArray[np.uint16]) -> None:
-    """Only what turns a state counts: what would lengthen it is taken off, for it gets unit length anyway."""
+    """Adds the gradient of a state, without the part along the state, because it is normalised to unit length."""
     total = block.total[: len(state)]
     total[:] = ZERO
     for i in range(n):

@@ -28,7 +28,7 @@ class ReplayBuffer:
         self.held, self.candidates = held, candidates
         self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
-        self.user_hashes = np.zeros(held, np.int64)  # their users, as `stream.people.owner_number` says
+        self.user_hashes = np.zeros(held, np.int64)  # their users, as `stream.user_ids.hash_of_digest` says
         self.filled = 0
         self.random = np.random.default_rng(seed)
 

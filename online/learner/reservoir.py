@@ -30,7 +30,7 @@ class Reservoir:
         self._types: NDArray[Any] = np.zeros((held, length), np.uint8)
         self._times: NDArray[Any] = np.zeros((held, length), np.float64)
         self._lengths = np.zeros(held, np.int64)
-        self._user_hashes = np.zeros(held, np.int64)  # as `stream.people.owner_number` says
+        self._user_hashes = np.zeros(held, np.int64)  # as `stream.user_ids.hash_of_digest` says
         self.random = np.random.default_rng(seed)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What weights make of what was gathered.
+"""Scored candidates: the kept candidates of each query with the scores of one version of the weights.
 
 Letters: `N` queries, `C` candidates of all of them (flat), `K` candidates kept of a query, `F` features.
 """
@@ -15,7 +15,7 @@ from online.learner.prune import find_rows, join_views, rank_behind
 
 
 class ScoredCandidates(NamedTuple):
-    """Of each query the K candidates that a linear score puts first, and what the ranker makes of these."""
+    """For each query the K best candidates by a linear score, with the ranker's scores."""
 
     gathered: Gathered
     first: NDArray[np.float32]  # (C,) the linear score of all candidates
@@ -23,39 +23,42 @@ class ScoredCandidates(NamedTuple):
     features: Tensor  # (N, K, F); 0 where there are no more
     present: Tensor  # (N, K) bool
     scores: Tensor  # (N, K) the ranker's, −inf where there are no more
-    each: Tensor  # (N, K, networks) what each of the ranker's networks makes of them, with gradients
-    replayed: Tensor | None = None  # (R, K', networks) what they make of replayed clicks, with gradients
+    each: Tensor  # (N, K, networks) the scores of each of the ranker's networks, with gradients
+    replayed: Tensor | None = None  # (R, K', networks) the same for replayed clicks, with gradients
     recalled: tuple[NDArray[np.float32], ...] = ()  # (C, heads) soft counts of each memory
     lifts: NDArray[np.float32] = np.zeros(0, np.float32)  # (C,) log of observed by expected clicks
 
     def rows(self) -> NDArray[np.int64]:
-        """Items' rows of the kept candidates, (N, K); 0 where there are no more."""
+        """Returns the rows of the kept candidates, (N, K); 0 where there are no more."""
         if not len(self.gathered.rows):
             return np.zeros(self.kept.shape, np.int64)
         return np.where(self.kept >= 0, self.gathered.rows[self.kept], 0).astype(np.int64)
 
     def shares(self) -> Tensor:
-        """Each kept candidate's share of its query's softmax, (N, K); 0 where there are no more."""
+        """Returns each kept candidate's share of its query's softmax, (N, K); 0 where there are no more."""
         return self.scores.softmax(1).nan_to_num(0.0) if self.scores.numel() else self.scores
 
     def finite(self) -> bool:
-        """Whether every score is a number."""
+        """Returns whether every score is finite."""
         return bool(self.scores[self.present].isfinite().all()) and bool(np.isfinite(self.first).all())
 
     def positions(self, targets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where rows (N,), one of each query, stand among all C candidates; −1 where they do not, or are 0."""
-        found = np.empty(len(targets), np.int64)
-        find_rows(self.gathered.starts, self.gathered.rows, targets, found)
-        return found
+        """Returns the positions of targets (N,), one row a query, among all C candidates; −1 for none, or for row 0."""
+        positions = np.empty(len(targets), np.int64)
+        find_rows(self.gathered.starts, self.gathered.rows, targets, positions)
+        return positions
 
     def places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same as places (N,) among the K kept; −1 for what is not kept."""
+        """Converts positions (N,) among all C to places (N,) among the K kept; −1 for candidates that are not kept."""
         same = (self.kept == positions[:, None]) & (positions >= 0)[:, None]
         return np.where(same.any(1), same.argmax(1), -1)
 
     def ranks(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Ranks (N,), from 0, of candidates (N,) among all of their queries': the kept ones by the ranker's score, then
-        all others by the linear one; half of the ties as ahead; inf for −1. NaN counts as less than any number."""
+        """Returns ranks (N,), from 0, of candidates at positions (N,) among all of their query; inf for −1.
+
+        The kept candidates are ranked by the ranker's score, and after them the others by the linear score. Half of the
+        ties count as higher; NaN counts as less than any number.
+        """
         ranks = np.full(len(positions), np.inf)
         rank_behind(self.gathered.starts, self.first, self.kept, positions, ranks)
         places = self.places(positions)
@@ -66,8 +69,15 @@ class ScoredCandidates(NamedTuple):
         return ranks
 
     def best(self, users: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Lists of `users` (N,), rising from 0, of the queries, one user at several moments -> rows
-        (U, count), best first, 0 where there are no more, and their scores (U, count), −inf there."""
+        """Joins the queries of each user into one list.
+
+        Args:
+            users: (N,) the number of each query's user, rising from 0.
+            count: length of the lists.
+
+        Returns:
+            Rows (U, count), best first, 0 where there are no more; and their scores (U, count), −inf there.
+        """
         U = int(users[-1]) + 1 if len(users) else 0
         rows, scores = np.zeros((U, count), np.int64), np.full((U, count), -np.inf, np.float32)
         shares = self.shares().float().cpu().numpy()
@@ -75,7 +85,7 @@ class ScoredCandidates(NamedTuple):
         return rows, scores
 
     def tops(self, count: int) -> NDArray[np.int64]:
-        """Rows of the best candidates of each query, (N, count); 0 where there are no more."""
+        """Returns the rows of the best candidates of each query, (N, count); 0 where there are no more."""
         order = np.argsort(-self.scores.cpu().numpy(), axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(self.rows(), order, 1)
         return np.pad(rows, ((0, 0), (0, count - rows.shape[1])))

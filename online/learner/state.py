@@ -177,7 +177,7 @@ class LearnerState:
     # Users are forgotten
 
     def forget(self, digest: str) -> dict[str, int]:
-        """Nothing of a user (`stream.people.digest_of` the id) is left -> how much there was, by kind.
+        """Nothing of a user (`stream.user_ids.digest_of` the id) is left -> how much there was, by kind.
 
         What stays are sums over all users, from which none can be told: weights, counts, running scores.
         """

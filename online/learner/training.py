@@ -1,4 +1,4 @@
-"""What weights learn from clicks that they have just scored.
+"""Builds training batches from clicks that the weights have just scored.
 
 Letters: `N` clicks, `K` candidates kept of each, `D` width of states.
 """
@@ -23,16 +23,16 @@ RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
 
 @dataclass(frozen=True)
 class ReformerStates:
-    """What the Reformer makes of a micro-batch, before it learns from it; all None where it takes no part."""
+    """The Reformer's states around a micro-batch, before it learns from it; all None if it is not used."""
 
     network: TrainedNetwork | None = None
     before: Tensor | None = None  # (N, D) before each click, with the gradients of the network
-    leaf: Tensor | None = None  # (N, D) the same; its gradients are what ranking wants of these states
+    leaf: Tensor | None = None  # (N, D) the same as a leaf; it collects the gradients of ranking for these states
     after: Tensor | None = None  # (U, D) after each user's last click
 
 
 def read_states(state: LearnerState, prepared: PreparedBatch, *, train: bool) -> ReformerStates:
-    """The states around these clicks, by which their moments are compared from now on."""
+    """Returns the states before and after these clicks, and stores them as the states of the clicks' moments."""
     network, batch = prepared.network, prepared.batch
     if network is None:
         return ReformerStates()
@@ -48,8 +48,12 @@ def read_states(state: LearnerState, prepared: PreparedBatch, *, train: bool) ->
 
 
 def click_losses(shares: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What clicks cost in nats (N,): shares (N, K) of the kept candidates, and the clicked item's place (N,) among
-    them, −1 for none."""
+    """Returns the loss of each click (N,), in nats, at most MISS_LOSS.
+
+    Args:
+        shares: (N, K) probabilities of the kept candidates.
+        places: (N,) of the clicked item among them; −1 for none.
+    """
     losses = np.full(len(places), MISS_LOSS)
     kept = np.flatnonzero(places >= 0)
     losses[kept] = np.minimum(-np.log(np.maximum(shares[kept, places[kept]], 1e-30)), MISS_LOSS)
@@ -63,8 +67,15 @@ def training_batch(
     states: Tensor | None,
     replayed: tuple[Tensor, Tensor] | None,
 ) -> TrainingBatch:
-    """What a model has to learn from clicks whose candidates it has just scored; positions (N,) of the clicked items
-    among all candidates, −1: none, or not to be learned from."""
+    """Builds the batch for the ranker from clicks whose candidates the model has just scored.
+
+    Args:
+        model: the model that learns.
+        scored: the candidates, with their scores.
+        positions: (N,) of the clicked items among all candidates; −1: none, or not to be learned from.
+        states: (N, D) the Reformer's; None: not used.
+        replayed: features of replayed clicks, and which are present; None: none.
+    """
     places = scored.places(positions)
     left_out = np.flatnonzero((positions >= 0) & (places < 0))
     forced, forced_present, forced_places = scored.features, scored.present, places
@@ -88,8 +99,13 @@ def training_batch(
 
 
 def guessing_batch(network: TrainedNetwork, before: Tensor, pull: Tensor | None) -> TrainingBatch:
-    """What the Reformer has to learn from: the clicks it should have guessed from its states before them (N, D), and
-    what ranking wants of these states, (N, D); None: nothing."""
+    """Builds the batch for the Reformer: the clicks to predict, and the gradients of ranking for its states.
+
+    Args:
+        network: targets and negatives.
+        before: (N, D) the states before the clicks.
+        pull: (N, D) gradients of ranking for these states; None: none.
+    """
     guessed = as_tensor(np.flatnonzero(network.guessed), before.device)
     return TrainingBatch(
         states=before[guessed] if network.negatives is not None and len(guessed) else None,

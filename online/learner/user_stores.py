@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from online.learner.arrays import below
-from stream.people import digest_of, owner_number
+from stream.user_ids import digest_of, hash_of_digest
 
 
 class UserKey(NamedTuple):
@@ -91,4 +91,4 @@ class UserStores:
         return {*self.by_name} - {*state}
 
     def _key(self, digest: str) -> UserKey:
-        return UserKey(self.named(digest), owner_number(digest))
+        return UserKey(self.named(digest), hash_of_digest(digest))

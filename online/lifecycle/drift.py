@@ -1,8 +1,8 @@
-"""Detects that the stream has changed: ADWIN and Page-Hinkley over the loss of each click and the hits of served lists.
+"""Detects drift of the stream: ADWIN and Page-Hinkley over the loss of each click and the hits of served lists.
 
-What is watched, overall and for each event type, is the mean of every `clicks_each` clicks: users come in bursts, so
-the figures of neighbouring clicks resemble each other, and a detector that takes its values for independent would raise
-an alarm for each burst.
+The detectors see, overall and for each event type, means over `clicks_each` clicks: users click in bursts, so the
+figures of neighbouring clicks are correlated, and a detector that assumes independent values would raise an alarm for
+each burst.
 """
 
 from bisect import bisect_right
@@ -18,16 +18,16 @@ from online.lifecycle.detectors import ADWIN, PageHinkley
 
 LOSS, HIT_RATE = "loss", "hit rate"
 WORSE, BETTER = "worse", "better"
-OTHER_TYPES = "other types"  # those that came after the first ones, which have detectors of their own
-RECENT_MEANS = 5  # what counts as "now" when a detector says that something has changed, but not which way
-LATELY_MEANS = 40  # what `mean_loss` looks back on
+OTHER_TYPES = "other types"  # event types beyond the first `types_max`, which have detectors of their own
+RECENT_MEANS = 5  # latest values whose mean decides the direction of a change that ADWIN has found
+LATELY_MEANS = 40  # latest values over which `mean_loss` averages
 
 
 @dataclass(frozen=True)
 class Alarm:
-    """Something has changed: which way, from what, to what, and since when."""
+    """A change of the stream: its direction, the means before and after it, and when it began."""
 
-    at: int  # clicks watched until it was found
+    at: int  # clicks watched until it was detected
     at_s: float  # stream time then, seconds since 1970
     signal: str  # "loss" (nats) or "hit rate"
     event_type: str | None  # None: of all clicks
@@ -35,7 +35,7 @@ class Alarm:
     direction: str  # "worse" or "better"
     before: float  # mean until the change, as far back as the detector's window goes
     after: float  # mean since
-    since: int  # the click at which the new world began, as far as is known
+    since: int  # the click at which the change began, as estimated
     since_s: float
 
     @property
@@ -52,15 +52,15 @@ class Alarm:
     def __str__(self) -> str:
         of = "" if self.event_type is None else f" of {self.event_type!r}"
         moved = "has risen" if self.after > self.before else "has fallen"
-        means = "are foreseen less well" if self.worse else "are foreseen better"
+        means = "are predicted less well" if self.worse else "are predicted better"
         return (
             f"the {self.signal}{of} {moved} from {self.before:.3f} to {self.after:.3f}: clicks {means} since click "
-            f"{self.since:,} (found by {self.detector}, {self.at - self.since:,} clicks later)"
+            f"{self.since:,} (detected by {self.detector}, {self.at - self.since:,} clicks later)"
         )
 
 
 class Detection(NamedTuple):
-    """What a signal's detectors have found."""
+    """A change that a signal's detectors have found."""
 
     detector: str
     before: float
@@ -70,11 +70,11 @@ class Detection(NamedTuple):
 
 
 class Sensitivity(NamedTuple):
-    """When detectors speak."""
+    """The sensitivity of the detectors."""
 
-    delta: float  # ADWIN's confidence; smaller: rarer
-    tolerance: float  # a rise that Page-Hinkley overlooks, in standard deviations of a value
-    threshold: float  # what the rises beyond it must add up to, likewise
+    delta: float  # ADWIN's confidence; a smaller one gives fewer alarms
+    tolerance: float  # rise that Page-Hinkley ignores, in standard deviations of a value
+    threshold: float  # sum of the rises beyond it at which it detects a change, in the same unit
     values_held: int
 
 
@@ -86,25 +86,25 @@ class Signal:
     in standard deviations, so that they suit any stream; the noise is taken from neighbouring values, in which a change
     of level hardly shows.
 
-    A detector can be saved by pickling alone. So the values since both started are kept, at most `values_held`, and the
-    same values make the same detectors. When the list is full, both start over from its later half; when one has found
-    something, from where that began.
+    A detector could be saved only by pickling. So the values since both started are kept, at most `values_held`, and
+    the same values give the same detectors. When the list is full, both restart from its later half; when one has
+    detected a change, from its beginning.
     """
 
     def __init__(self, name: str, event_type: str | None, clicks_each: int, sensitivity: Sensitivity) -> None:
         self.name, self.event_type = name, event_type
         self.clicks_each, self.sensitivity = clicks_each, sensitivity
         self.bad = -1.0 if name == HIT_RATE else 1.0  # the sign of a change for the worse
-        self._pending: list[float] = []  # of the clicks that are not in a value yet
+        self._pending: list[float] = []  # figures of clicks that are not part of a value yet
         self._pending_since = 0
         self._lately: deque[float] = deque(maxlen=LATELY_MEANS)
         self.restart([], [])
 
-    _adwin: Any  # river comes without types
+    _adwin: Any  # river has no type annotations
     _page_hinkley: Any
 
     def restart(self, values: list[float], since: list[int]) -> None:
-        """New detectors that have seen these values; `since`: the clicks watched before each of them began."""
+        """Starts new detectors with these values; `since`: how many clicks were watched before each value."""
         self._values, self._since = values, since
         self._adwin = ADWIN(delta=self.sensitivity.delta, clock=1)
         self._page_hinkley = PageHinkley(mode="up")
@@ -114,12 +114,12 @@ class Signal:
 
     @property
     def lately(self) -> float:
-        """Mean of the latest values."""
+        """The mean of the latest values."""
         values = [*self._lately] or self._pending
         return sum(values) / len(values) if values else 0.0
 
     def update(self, at: int, figure: float) -> Detection | None:
-        """Takes the figure of click number `at` (from 1)."""
+        """Adds the figure of click number `at` (from 1). Returns a change if one is detected."""
         if not self._pending:
             self._pending_since = at - 1
         self._pending.append(figure)
@@ -174,7 +174,7 @@ class Signal:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `to_state` gave; with a smaller `values_held` the latest."""
+        """Loads what `to_state` returned; the latest values, if `values_held` is smaller now."""
         self._pending, self._pending_since = list(state["pending"]), state["pending_since"]
         self._lately.clear()
         self._lately.extend(state["lately"])
@@ -183,9 +183,9 @@ class Signal:
 
 
 def change_point(values: NDArray[np.float64]) -> int:
-    """Where values (n,), n > 1, most likely rose: the first place of the new level.
+    """Returns where values (n,), n > 1, most likely rose: the first position of the new level.
 
-    The cut that the likelihood ratio is largest for, if values are normal around a mean that rises once (Hinkley 1970).
+    It maximises the likelihood ratio for normal values around a mean that rises once (Hinkley 1970).
     """
     n = len(values)
     left = np.arange(1, n)
@@ -195,10 +195,10 @@ def change_point(values: NDArray[np.float64]) -> int:
 
 
 class DriftWatch:
-    """Watches loss and hit rate, overall and for each of the first `types_max` event types; the later ones share.
+    """Watches loss and hit rate, overall and for each of the first `types_max` event types; later types share one.
 
-    One change is one alarm: whatever else is found within `cooling_clicks` is taken for the same one. What gets better
-    (learning does nothing else) is counted apart.
+    One change gives one alarm: further detections within `cooling_clicks` count as the same change. Improvements, which
+    learning itself causes, are counted separately.
     """
 
     def __init__(
@@ -222,15 +222,24 @@ class DriftWatch:
 
     @property
     def mean_loss(self) -> float:
-        """Mean over the latest clicks."""
+        """The mean loss of the latest clicks, in nats."""
         return round(self._signals[None][0].lately, 4)
 
     def update(
         self, types: Sequence[str], losses: Iterable[float], hits: Iterable[bool], times: Iterable[float]
     ) -> list[Alarm]:
-        """Takes N clicks in order: their event types, losses, whether what was served had hit, stream times -> alarms,
-        of both directions. Only those for the worse ask for a reaction."""
-        found = []
+        """Adds N clicks in order.
+
+        Args:
+            types: their event types.
+            losses: in nats.
+            hits: whether each click's item was in the first places of the served list.
+            times: stream times, in seconds since 1970.
+
+        Returns:
+            Alarms, of both directions; only those for the worse need a reaction.
+        """
+        alarms = []
         for event_type, loss, hit, time_s in zip(types, losses, hits, times, strict=True):
             if self.watched % self.clicks_each == 0:
                 self._times.append((self.watched, float(time_s)))
@@ -238,11 +247,11 @@ class DriftWatch:
             for signal, figure in self._figures(event_type, float(loss), float(hit)):
                 change = signal.update(self.watched, figure)
                 if change is not None and (alarm := self._alarm(signal, change, float(time_s))) is not None:
-                    found.append(alarm)
-        return found
+                    alarms.append(alarm)
+        return alarms
 
     def _figures(self, event_type: str, loss: float, hit: float) -> Iterator[tuple[Signal, float]]:
-        """The signals that a click belongs to, with its figures."""
+        """Yields the signals of a click with its figures."""
         if event_type not in self._signals and len(self._signals) > self.types_max:
             event_type = OTHER_TYPES
         if event_type not in self._signals:
@@ -280,7 +289,7 @@ class DriftWatch:
         return alarm
 
     def _time_of(self, click: int) -> float:
-        """The stream time at a click, to `clicks_each` clicks; of one too long ago, the earliest known."""
+        """Returns the stream time of a click, to `clicks_each` clicks; the earliest known if it is too long ago."""
         at = bisect_right(self._times, click, key=lambda one: one[0])
         return self._times[max(0, at - 1)][1]
 
@@ -299,7 +308,7 @@ class DriftWatch:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `to_state` gave."""
+        """Loads what `to_state` returned."""
         self.watched, self.alarms, self.improvements = state["watched"], state["alarms"], state["improvements"]
         self.last_alarm, self.last_improvement = state["last_alarm"], state["last_improvement"]
         self._times.clear()

@@ -1,6 +1,6 @@
 """Is a candidate as good as the live model? A sequential paired test on the same clicks, which may be looked at always.
 
-Both models score each click (higher is better, e.g. NDCG@10) before either learns it. People click in bursts, so the
+Both models score each click (higher is better, e.g. NDCG@10) before either learns it. Users click in bursts, so the
 scores of neighbouring clicks resemble each other; what is tested are means over blocks of clicks, which hardly do.
 
 The test is the mixture sequential probability ratio test (Robbins 1970; Johari et al. 2017): the likelihood ratio of

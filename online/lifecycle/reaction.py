@@ -1,8 +1,9 @@
-"""What is watched of the stream, and what is done when the world has changed: learn faster, let the past count less.
+"""Watches the stream for drift and missing clicks, and reacts to drift: learn faster, and scale old counts down.
 
 changes = Changes(settings, learner)
-... learned = learner.learn(clicks) ...
-for notice in changes.update(clicks, learned): say it; if it asks for fine-tuning, do
+result = learner.learn(clicks)
+for notice in changes.update(clicks, result):
+    ...  # report it; an alarm for the worse also requests fine-tuning
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from stream.events import Click
 
 
 class Reaction:
-    """For `reaction_clicks` clicks after an alarm learning rates are raised, falling back to 1 along a straight line;
-    at its beginning the counts of the old world are scaled down, so that the new one soon outweighs them.
+    """The reaction to an alarm: raised learning rates for `reaction_clicks` clicks, and smaller counts of the past.
 
-    Everything follows from `left`, the clicks that are left of it.
+    The factor of the learning rates falls linearly back to 1. The counts are scaled down once at the beginning, so that
+    new clicks soon outweigh them. Everything follows from `left`, the remaining clicks of the reaction.
     """
 
     def __init__(self, settings: Settings, learner: Learner) -> None:
@@ -33,13 +34,13 @@ class Reaction:
 
     @property
     def factor(self) -> float:
-        """What learning rates are multiplied by now."""
+        """The present factor of the learning rates."""
         if not self.left:
             return 1.0
         return 1.0 + (self.settings.reaction_learning_rate_factor - 1.0) * self.left / self.settings.reaction_clicks
 
     def start(self, alarm: Alarm) -> None:
-        """Reacts to an alarm. Those of things that got better ask for nothing."""
+        """Starts a reaction to an alarm for the worse; an improvement needs none."""
         if not alarm.worse or not self.settings.reaction_clicks:
             return
         self.reactions += 1
@@ -49,23 +50,23 @@ class Reaction:
         self.learner.weights.scale_learning_rate(self.factor)
 
     def after(self, clicks: int) -> None:
-        """So many clicks were learned."""
+        """Advances the reaction by so many learned clicks."""
         self.left = max(0, self.left - clicks)
         self.learner.weights.scale_learning_rate(
             self.factor
-        )  # also while it is 1: the weights may be others than before
+        )  # also while it is 1, because the live weights may have been replaced
 
     def to_state(self) -> dict[str, Any]:
         return {"left": self.left, "reactions": self.reactions}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `to_state` gave; the learner has to have its own state by then."""
+        """Loads what `to_state` returned, after the learner has loaded its own state."""
         self.left, self.reactions = min(state["left"], self.settings.reaction_clicks), state["reactions"]
         self.learner.weights.scale_learning_rate(self.factor)
 
 
 class Changes:
-    """Drift, click rate, and the reaction, as the loop uses them: one call after each micro-batch, one while idle."""
+    """Drift, click rate and the reaction together: one call after each micro-batch, one while the stream is idle."""
 
     def __init__(self, settings: Settings, learner: Learner) -> None:
         sensitivity = Sensitivity(
@@ -83,30 +84,38 @@ class Changes:
     def update(
         self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None
     ) -> list[Alarm | RateNotice]:
-        """`arrived_at`: when each click reached the broker, in seconds since 1970; None: when it was made, as in worlds
-        that nothing delays.
+        """Updates the detectors with a micro-batch, and starts a reaction if one is due.
 
-        What a micro-batch brought to light, the reaction begun where one is due. Guarded clicks say nothing: when a
-        bot stops, the world has not changed, and no clicks are missing. Nor do clicks that weights were not trained on
-        say anything of drift: it is not the world that goes on without them."""
+        Flagged clicks are left out: when a bot stops, neither has the stream drifted nor are clicks missing. Clicks on
+        which the weights were not trained are left out of drift: their loss rises for want of training.
+
+        Args:
+            clicks: the micro-batch.
+            learned: its result.
+            arrived_at: when each click reached the broker, in seconds since 1970; None: at its timestamp, as in
+                simulated streams.
+
+        Returns:
+            Alarms, and notices of missing clicks.
+        """
         trainable = np.flatnonzero(learned.trainable).tolist()
         times, types = ([getattr(clicks[at], name) for at in trainable] for name in ("timestamp", "event_type"))
         arrived = times if arrived_at is None else [arrived_at[at] for at in trainable]
-        live = [came for made, came in zip(times, arrived, strict=True) if is_live(made, came)]
+        live = [arrival for made, arrival in zip(times, arrived, strict=True) if is_live(made, arrival)]
         if not learned.trained:
             return [*self.rates.update(live)]
         losses, hits = [learned.losses[at] for at in trainable], (learned.served_ranks[trainable] < K).tolist()
-        found: list[Alarm | RateNotice] = [*self.rates.update(live)]
+        notices: list[Alarm | RateNotice] = [*self.rates.update(live)]
         self.reaction.after(len(clicks))
         for alarm in self.drift.update(types, losses, hits, times):
-            # What is seen in an outage is not the world: nothing is to be forgotten for it.
+            # During an outage the clicks that arrive are no fair sample of the stream: no reaction to them.
             if not self.rates.falling:
                 self.reaction.start(alarm)
-            found.append(alarm)
-        return found
+            notices.append(alarm)
+        return notices
 
     def silence(self, idle_s: float) -> list[RateNotice]:
-        """To be asked while no messages come; `idle_s`: seconds for which none has come."""
+        """Checks for missing clicks while no messages arrive; `idle_s`: seconds since the last one."""
         notice = self.rates.silence(idle_s)
         return [] if notice is None else [notice]
 
@@ -118,7 +127,7 @@ class Changes:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes back what `to_state` gave, after the learner has taken back its own."""
+        """Loads what `to_state` returned, after the learner has loaded its own state."""
         self.drift.load_state(state["drift"])
         self.rates.load_state(state["rates"])
         self.reaction.load_state(state["reaction"])

@@ -45,7 +45,7 @@ class SteadyScheduler(BackgroundScheduler):  # type: ignore[misc]  # it is not t
 
     def _follow(self, jump_s: float) -> None:
         """The wall clock was set by so much."""
-        log.info("the computer's clock was set by %+.0f s; intervals go on as they were", jump_s)
+        log.info("the computer's clock was set by %+.0f s; intervals are not affected", jump_s)
         for job in self.get_jobs():
             if job.next_run_time is None:
                 continue

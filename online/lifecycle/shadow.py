@@ -1,6 +1,6 @@
-"""The shadow: other weights beside the live ones, on the same clicks, until a gate can tell which are better.
+"""The shadow: other weights beside the live ones, on the same clicks, until a gate decides which are better.
 
-Letters: `N` clicks of a micro-batch, `K` = 10 places of a list, `Q` lists whose variety is looked at.
+Letters: `N` clicks of a micro-batch, `K` = 10 places of a list, `Q` lists whose diversity is measured.
 """
 
 from collections import deque
@@ -24,14 +24,14 @@ from online.metrics import K, hit_and_ndcg_at
 
 
 class Diversity:
-    """How many items the latest Q lists have between them, in effect: exp of the entropy (Hill 1973: order 1) of how
-    often each stands in them. All users get the same ten: 10."""
+    """The effective number of items in the latest Q lists: exp of the entropy of their frequencies (Hill 1973, order
+    1). It is 10 if all users get the same ten items."""
 
     def __init__(self, lists: int) -> None:
         self._tops: deque[NDArray[np.int64]] = deque(maxlen=lists)
 
     def add(self, tops: NDArray[np.int64]) -> None:
-        """Rows (N, K), 0 where a list has no more."""
+        """Adds lists of rows (N, K), 0 beyond their ends."""
         self._tops.extend(tops)
 
     @property
@@ -39,7 +39,7 @@ class Diversity:
         return len(self._tops) == self._tops.maxlen
 
     def items(self) -> float:
-        """Between 1 and Q · K."""
+        """Returns the effective number of items, between 1 and Q · K."""
         rows = np.concatenate(self._tops) if self._tops else np.zeros(0, np.int64)
         share = np.unique(rows[rows > 0], return_counts=True)[1] / max(1, (rows > 0).sum())
         return float(np.exp(-(share * np.log(share)).sum()))
@@ -53,46 +53,49 @@ class Diversity:
 
 
 class ShadowEvaluation:
-    """Weights that rank each click before they learn it, as the live ones do, and how both have fared.
+    """Weights that score each click before they learn it, as the live ones do, and the comparison of both.
 
-    They read the latest clicks of each user anew each time: the memories that attention is continued from belong to
-    the live network. A fault ends the trial at once: scores that are not finite, gradients that explode where the live
-    ones do not, lists that all look alike.
+    They read the latest clicks of each user again each time, because the users' memories belong to the live network. A
+    fault ends the evaluation at once: scores that are not finite, gradients that explode while the live ones do not, or
+    lists that are all alike.
     """
 
     def __init__(
         self, learner: Learner, weights: RankingModel, limits: GateLimits, *, facts: Mapping[str, Any]
     ) -> None:
-        """`facts`: what the supervisor wants to know of these weights afterwards, for JSON."""
+        """`facts`: what the supervisor notes about these weights, as JSON."""
         self.learner, self.weights = learner, weights
         self.limits, self.facts = limits, dict(facts)
         self.restart()
 
     def restart(self) -> None:
-        """Begins to compare, from nothing."""
+        """Starts the comparison from the beginning."""
         settings = self.learner.settings
         self.gate = SequentialGate(self.limits)
-        self.mine, self.live = Diversity(settings.diversity_lists), Diversity(settings.diversity_lists)
+        self.shadow, self.live = Diversity(settings.diversity_lists), Diversity(settings.diversity_lists)
         self.fault: str | None = None  # of these weights
         self.live_fault: str | None = None
-        self.paused = False  # kept, with rows that follow the live ones, and not compared
+        self.paused = False  # whether the weights are only kept, not compared; their rows still follow the live ones
         self._skipped = (self.weights.skipped, self.learner.weights.skipped)
 
     def forget_lists(self) -> None:
-        """The latest lists, whose diversity is measured: a forgotten user's is among them."""
-        for variety in (self.mine, self.live):
-            variety.load_state(np.zeros((0, K), np.int64))
+        """Drops the lists whose diversity is measured, because a forgotten user's may be among them."""
+        for diversity in (self.shadow, self.live):
+            diversity.load_state(np.zeros((0, K), np.int64))
 
     @property
     def decision(self) -> Decision:
-        """Whether these weights may take the live ones' place."""
+        """Whether these weights may replace the live ones."""
         if self.fault is not None:
             return "reject"
         return "publish" if self.live_fault is not None else self.gate.decision
 
     def update(self, learned: BatchResult) -> None:
-        """The micro-batch that the live weights have just learned: tests, then teaches, step by step. It costs about
-        what learning did, without what is gathered. What was not trained on is not compared."""
+        """Tests and then trains the weights on the micro-batch that the live ones have just learned, step by step.
+
+        It costs about as much as learning did, without gathering candidates. Clicks on which the live weights were not
+        trained are not compared.
+        """
         if learned.freed:
             self.weights.reset_rows(torch.tensor(learned.freed, dtype=torch.int64))
         self.weights.grow(len(self.learner.store))
@@ -103,10 +106,10 @@ class ShadowEvaluation:
         states = None if before is None else before.detach().requires_grad_(True)
         ranks = []
         for step in learned.steps:
-            mine = None if states is None else states[step.part]
+            step_states = None if states is None else states[step.part]
             gathered, kept = step.scored.gathered, self.learner.settings.candidates_kept
             lifts, memory = step.scored.lifts, self.learner.memory()
-            scored = self.weights.score(gathered, lifts, memory, mine, kept=kept, replayed=step.replayed)
+            scored = self.weights.score(gathered, lifts, memory, step_states, kept=kept, replayed=step.replayed)
             if not scored.finite():
                 self.fault = "its scores are not finite"
             if not step.scored.finite():
@@ -114,11 +117,11 @@ class ShadowEvaluation:
             if self.fault is not None or self.live_fault is not None:
                 return
             ranks.append(scored.ranks(scored.positions(learned.targets[step.part])))
-            self.mine.add(scored.tops(K))
+            self.shadow.add(scored.tops(K))
             self.live.add(step.scored.tops(K))
-            self._learn(learned, step, scored, mine)
+            self._learn(learned, step, scored, step_states)
         gains, trainable = hit_and_ndcg_at(np.concatenate(ranks))[1], learned.trainable
-        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][trainable], gains[trainable])  # flagged clicks say nothing
+        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][trainable], gains[trainable])  # without flagged clicks
         if before is not None and states is not None and learned.network is not None:
             self.weights.train(guessing_batch(learned.network, before, states.grad), GUESSING)
         self._look_for_faults()
@@ -135,23 +138,23 @@ class ShadowEvaluation:
 
     def _look_for_faults(self) -> None:
         before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)
-        mine, live = (now > was for now, was in zip(self._skipped, before, strict=True))
-        if mine and not live:
+        shadow_skipped, live_skipped = (now > was for now, was in zip(self._skipped, before, strict=True))
+        if shadow_skipped and not live_skipped:
             self.fault = "its gradients exploded or were not finite"
-        if self.mine.full:
+        if self.shadow.full:
             least = self.learner.settings.diversity_share_min
-            mine_items, live_items = self.mine.items(), self.live.items()
-            if mine_items < least * live_items:
-                self.fault = _alike(mine_items, live_items)
-            elif live_items < least * mine_items:
-                self.live_fault = _alike(live_items, mine_items)
+            shadow_items, live_items = self.shadow.items(), self.live.items()
+            if shadow_items < least * live_items:
+                self.fault = _alike(shadow_items, live_items)
+            elif live_items < least * shadow_items:
+                self.live_fault = _alike(live_items, shadow_items)
 
     def figures(self) -> dict[str, Any]:
         return self.gate.figures()
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Arrays by name, and a JSON object."""
-        tops = {"mine": self.mine.to_state(), "live": self.live.to_state()}
+        """Returns arrays by name, and a JSON object."""
+        tops = {"mine": self.shadow.to_state(), "live": self.live.to_state()}
         return joined({"weights": self.weights.to_state(), "tops": tops}), {
             "facts": self.facts,
             "gate": self.gate.to_state(),
@@ -165,17 +168,18 @@ class ShadowEvaluation:
     def restored(
         cls, learner: Learner, limits: GateLimits, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]
     ) -> "ShadowEvaluation":
-        """What `to_state` gave."""
+        """Creates an evaluation from what `to_state` returned."""
         weights = RankingModel(learner.settings)
         weights.load_state(below(arrays, "weights"))
-        found = cls(learner, weights, limits, facts=state["facts"])
-        found.gate.load_state(state["gate"])
-        found.mine.load_state(arrays["tops.mine"])
-        found.live.load_state(arrays["tops.live"])
-        found.fault, found.live_fault, found.paused = state["fault"], state["live_fault"], state["paused"]
-        mine, live = state["skipped"]
-        found._skipped = (mine, live)
-        return found
+        evaluation = cls(learner, weights, limits, facts=state["facts"])
+        evaluation.gate.load_state(state["gate"])
+        evaluation.shadow.load_state(arrays["tops.mine"])
+        evaluation.live.load_state(arrays["tops.live"])
+        evaluation.fault, evaluation.live_fault = state["fault"], state["live_fault"]
+        evaluation.paused = state["paused"]
+        shadow_skipped, live_skipped = state["skipped"]
+        evaluation._skipped = (shadow_skipped, live_skipped)
+        return evaluation
 
 
 def _alike(items: float, others: float) -> str:

@@ -1,4 +1,4 @@
-"""Who decides which weights serve: fine-tuning when asked, trials in the shadow, versions, and the way back.
+"""Decides which weights serve: fine-tuning on request, evaluation in the shadow, versions, and rollbacks.
 
 The loop calls `on_batch` with each micro-batch, once its lists are out, and `step` once a turn.
 Each decision is a notice: one line with its figures.
@@ -28,15 +28,15 @@ from online.lifecycle.shadow import ShadowEvaluation
 from online.lifecycle.versions import VersionError, Versions
 from stream.events import Click
 
-SLOW_HERE = 0.5  # of the expected rate: clicks that are read faster are not missing
+SLOW_HERE = 0.5  # share of the expected rate; clicks that are read faster are not missing
 SKIPPED_REPORTED_EACH = 1_000  # clicks between two notices of updates that were skipped
 
-#: Reads a checkpoint by its number -> arrays and state. Raises VersionError where it cannot be read.
+#: Reads a checkpoint by its number; returns arrays and state. Raises VersionError if it cannot be read.
 ReadCheckpoint = Callable[[int], tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]
 
 
 class Totals(Protocol):
-    """What the worker counts, and a supervisor goes by."""
+    """The worker's counts that a supervisor uses."""
 
     learned: int  # clicks
     finetunings: int
@@ -45,8 +45,8 @@ class Totals(Protocol):
 class Supervisor:
     """Drift, fine-tuning, the shadow, and versions of one learner's weights.
 
-    At most one candidate is in the shadow, and beside it the live weights' predecessor: when a version is published,
-    and again when an alarm says that things got worse.
+    At most one candidate is in the shadow, and beside it the live weights' predecessor: after a version was published,
+    and again after an alarm for the worse.
     """
 
     def __init__(
@@ -62,8 +62,19 @@ class Supervisor:
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`changes`: None: drift is not watched. `read_checkpoint`: None: there are none, so none to roll back to.
-        `clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
+        """Creates a supervisor.
+
+        Args:
+            settings: all settings.
+            learner: whose weights are supervised.
+            totals: the worker's counts.
+            versions: the versions of the weights.
+            changes: detects drift; None: drift is not watched.
+            emit: emits notices.
+            read_checkpoint: reads a checkpoint for a rollback; None: there are no checkpoints.
+            clock: the computer's, in seconds since 1970.
+            monotonic: a monotonic clock, in seconds.
+        """
         self.settings, self.learner, self.totals, self.versions = settings, learner, totals, versions
         self.changes, self.clock = changes, clock
         self._emit, self._read_checkpoint = emit, read_checkpoint
@@ -73,28 +84,33 @@ class Supervisor:
         self.predecessor: ShadowEvaluation | None = None
         self.last_finetuned_at: float | None = None  # seconds since 1970
         self._asked: dict[str, Any] | None = None
-        self._why: dict[str, Any] = {}  # the running fine-tuning was asked for
+        self._why: dict[str, Any] = {}  # the request of the running fine-tuning
         self._flood = FloodWatch()
-        self._outage_reported = False  # and its end is not yet
+        self._outage_reported = False  # whether an outage was reported, and not yet its end
         self._monotonic = monotonic
-        self._read_at = deque([monotonic()], maxlen=settings.outage_clicks + 1)  # when the latest clicks were, here
+        self._read_at = deque([monotonic()], maxlen=settings.outage_clicks + 1)  # when the latest clicks were read
         self._skipped_reported = (
             0,
             -SKIPPED_REPORTED_EACH,
         )  # updates skipped, clicks learned: at the latest notice
 
-    # Asking
+    # Requests
 
     def ask_finetuning(self, why: str, *, drift: bool = False) -> None:
-        """Fine-tune when there is time; `drift`: on recent clicks most of all. May be called from any thread; asked
-        twice before it begins counts once."""
+        """Requests fine-tuning. May be called from any thread; several requests before it begins count once.
+
+        Args:
+            why: the reason, for notices.
+            drift: whether to train mostly on recent clicks.
+        """
         if self._asked is None or (drift and not self._asked["drift"]):
             self._asked = {"why": why, "drift": drift}
 
     def ask_rollback(self, number: int, why: str) -> None:
-        """Version `number` is to serve again, from the next turn on. May be called from any thread.
+        """Requests that version `number` serves again, from the next turn on. May be called from any thread.
 
-        Raises VersionError: it cannot be had.
+        Raises:
+            VersionError: the version cannot be restored.
         """
         self.versions.held(number)
         self._rollbacks.put((number, why))
@@ -108,17 +124,17 @@ class Supervisor:
 
     @property
     def busy(self) -> bool:
-        """Whether there is something to do without any click."""
+        """Whether there is work to do even without clicks."""
         return self.finetuning is not None or (self._asked is not None and self.candidate is None)
 
     @property
     def outage(self) -> bool:
-        """Whether clicks are missing, as far as it was reported."""
+        """Whether an outage of clicks was reported, and not yet its end."""
         return self._outage_reported
 
     @property
     def flooded(self) -> bool:
-        """Whether clicks that look like a bot's come just now."""
+        """Whether there is a flood of flagged clicks."""
         return self._flood.lasts
 
     # What the loop calls
@@ -126,7 +142,7 @@ class Supervisor:
     def on_batch(
         self, clicks: Sequence[Click], learned: BatchResult, arrived_at: Sequence[float] | None = None
     ) -> None:
-        """A micro-batch was learned, and its lists are out; `arrived_at`: as `Changes.update` takes it."""
+        """Handles a micro-batch that was learned and whose lists are written; `arrived_at`: as for `Changes.update`."""
         self._read_at.extend([self._monotonic()] * len(clicks))
         if self.finetuning is not None:
             self.finetuning.rows_changed.update(learned.freed, learned.taken)
@@ -139,14 +155,17 @@ class Supervisor:
                 self._notice(notice)
 
     def silence(self, idle_s: float) -> None:
-        """No messages come, and none wait; `idle_s`: seconds for which none has come."""
+        """Reports missing clicks while no messages arrive and none wait; `idle_s`: seconds since the last one."""
         for notice in [] if self.changes is None or self._outage_reported else self.changes.silence(idle_s):
             self._outage_reported = True
             self._emit(notice.kind, str(notice), notice.as_dict())
 
     def step(self, *, late: bool = False) -> bool:
-        """Decides what is due, and does a slice of fine-tuning, unless clicks are late -> whether another version
-        serves now: it has to be saved before any list names it."""
+        """Takes the decisions that are due, and does a slice of fine-tuning unless clicks are late.
+
+        Returns:
+            Whether another version serves now; it has to be saved before any list names it.
+        """
         before = self.learner.version
         while not self._rollbacks.empty():
             self._roll_back_to(*self._rollbacks.get())
@@ -159,7 +178,7 @@ class Supervisor:
         return self.learner.version != before
 
     def forget(self) -> None:
-        """A user is forgotten: a fine-tuning under way may have read their clicks, and begins anew."""
+        """Handles that a user is forgotten: a running fine-tuning, which may have read their clicks, starts again."""
         if self.finetuning is not None:
             self.finetuning, self._asked = None, self._asked or self._why
         for trial in (self.candidate, self.predecessor):
@@ -169,7 +188,7 @@ class Supervisor:
     # Fine-tuning
 
     def _finetune(self) -> None:
-        """A slice, where it is running or asked for."""
+        """Does a slice of fine-tuning, if it is running or requested."""
         if self.finetuning is None:
             if self._asked is None:
                 return
@@ -203,8 +222,13 @@ class Supervisor:
             self._emit("rejected", f"{why}: {tuning.failed}", tuning.figures())
 
     def examine(self, weights: RankingModel, why: str, figures: Mapping[str, Any]) -> None:
-        """Weights that may become the next version: put into the shadow, in the place of any other candidate; without
-        a gate, published with the next turn."""
+        """Puts weights into the shadow as the candidate, instead of any other; without a gate, publishes them.
+
+        Args:
+            weights: of the candidate.
+            why: their origin, for notices.
+            figures: for notices.
+        """
         if not weights.finite():
             self._emit("rejected", f"{why}: its weights are not finite", figures)
             return
@@ -251,7 +275,7 @@ class Supervisor:
         self._emit("published", f"version {version.number}, {facts['why']}: {compared}", figures)
 
     def _take_back(self, weights: RankingModel, number: int, why: str, figures: Mapping[str, Any]) -> None:
-        """Version `number` serves again, as a new version; what descends from the one given up goes with it."""
+        """Makes version `number` serve again, as a new version, and drops the candidate of the version given up."""
         given_up = self.learner.version
         version = self.versions.roll_back(
             number, why, at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, at_hand=True
@@ -265,12 +289,12 @@ class Supervisor:
             self.candidate = None
 
     def _roll_back_to(self, number: int, why: str) -> None:
-        """As an operator asks: the weights of that version's checkpoint. Counts, memories and histories stay as they
-        are."""
+        """Rolls back to a version's weights from its checkpoint, as an operator requested. Counts, memories and
+        histories stay as they are."""
         try:
             version = self.versions.held(number)
             if self._read_checkpoint is None:
-                raise VersionError("there are no checkpoints here")
+                raise VersionError("there are no checkpoints")
             arrays, state = self._read_checkpoint(version.checkpoint or 0)
         except VersionError as error:
             self._emit("rollback_refused", f"not rolled back to version {number}: {error}", {})
@@ -278,7 +302,7 @@ class Supervisor:
         self._take_back(self._weights_of(arrays, state["learner"]), number, why, {})
 
     def _weights_of(self, arrays: Mapping[str, NDArray[Any]], learner: Mapping[str, Any]) -> RankingModel:
-        """A checkpoint's, each item's vectors in the row that it has now."""
+        """Returns the weights of a checkpoint, with each item's vectors in its present row."""
         weights = RankingModel(self.settings)
         weights.load_state(below(arrays, "weights"))
         saved = learner["items"]["vocabulary"]
@@ -291,7 +315,7 @@ class Supervisor:
     # Notices
 
     def _check_live(self, learned: BatchResult) -> None:
-        """Live weights that cannot go on; updates of them that were skipped, and floods of flagged clicks."""
+        """Reports skipped updates and floods of flagged clicks, and compares broken weights with their predecessor."""
         paused = self.predecessor is not None and self.predecessor.paused
         if paused and not learned.finite():
             self._compare_with_predecessor()
@@ -305,7 +329,7 @@ class Supervisor:
             self._emit(*turned)
 
     def _notice(self, notice: Any) -> None:
-        """Of drift, or of clicks that are missing."""
+        """Handles a notice of drift, or of missing clicks."""
         if isinstance(notice, RateNotice):
             self._notice_of_rate(notice)
             return
@@ -315,8 +339,8 @@ class Supervisor:
             self._compare_with_predecessor()
 
     def _notice_of_rate(self, notice: RateNotice) -> None:
-        """An outage is reported if clicks are read slowly here too: else the worker catches up with what came slowly
-        once, or the broker's clock was set. What was reported to begin is reported to end."""
+        """Reports an outage only if this worker reads clicks slowly too: else it is catching up with clicks that
+        arrived slowly in the past, or the broker's clock was set. Reports the end of each reported outage."""
         begins = notice.kind == OUTAGE
         took_s = self._monotonic() - self._read_at[0]
         slow_here = len(self._read_at) - 1 < SLOW_HERE * notice.expected_hz * took_s
@@ -326,7 +350,7 @@ class Supervisor:
         self._emit(notice.kind, str(notice), notice.as_dict())
 
     def _compare_with_predecessor(self) -> None:
-        """Perhaps it is not the world that got worse."""
+        """Compares the live weights with their predecessor again, since they may be the cause of an alarm."""
         if self.settings.gate and self.predecessor is not None and self.predecessor.paused:
             self.predecessor.restart()
 
@@ -336,7 +360,7 @@ class Supervisor:
     # State
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Arrays by name, and a JSON object. A fine-tuning under way is not in it: it is asked for again."""
+        """Returns arrays by name, and a JSON object. A running fine-tuning is saved as a request for one."""
         arrays: dict[str, Mapping[str, NDArray[Any]]] = {}
         state: dict[str, Any] = {"candidate": None, "predecessor": None}
         for name, trial in (("candidate", self.candidate), ("predecessor", self.predecessor)):
@@ -351,7 +375,7 @@ class Supervisor:
         }
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave, after learner, totals and versions."""
+        """Loads what `to_state` returned, after the learner, totals and versions were loaded."""
         gates = {"candidate": self.settings.candidate_gate, "predecessor": self.settings.rollback_gate}
         for name, limits in gates.items():
             if state[name] is not None:
@@ -367,5 +391,5 @@ class Supervisor:
 
 
 def _compared(figures: Mapping[str, Any]) -> str:
-    """In words, what a gate found."""
+    """Returns the figures of a gate in words."""
     return f"NDCG@10 {figures['candidate']} in the shadow, {figures['live']} live, {figures['clicks']:,} clicks"

@@ -106,6 +106,6 @@ def retry_until(
     )
     done = retrying(attempt)
     if logged:
-        log.info("there after %.0f s", time.monotonic() - began)
+        log.info("available after %.0f s", time.monotonic() - began)
         report(None)
     return done

@@ -97,7 +97,7 @@ class Catalogue:
         try:
             return undecodable(record) or parse(record.key, record.value, limits=self._limits)
         except Exception as error:  # a bug of ours is no reason to stop either
-            log.exception("a bug of ours: %s offset %d cannot be read", record.topic, record.offset)
+            log.exception("internal error: %s offset %d cannot be parsed", record.topic, record.offset)
             return BadEvent(INTERNAL_ERROR, last_line(error))
 
     def _move(self, item: Item) -> bool:
@@ -106,7 +106,7 @@ class Catalogue:
         if not item.available and item.item_id not in self._learner.unavailable:
             if not self._full:
                 log.warning(
-                    "%d items are not available, and there is no room to know of more: raise NEXTCLICK_ITEMS_HELD",
+                    "%d items are not available, and there is no room for more: raise NEXTCLICK_ITEMS_HELD",
                     len(self._learner.unavailable),
                 )
             self._full = True
@@ -147,6 +147,6 @@ class Catalogue:
 
     def _log_sweep(self) -> None:
         log.info(
-            "%d items are not available; %d lists had one of them, and lost it within %.1f s",
+            "%d items are not available; they were removed from %d lists within %.1f s",
             len(self._learner.unavailable), self._amended, time.monotonic() - self._began_at,
         )  # fmt: skip

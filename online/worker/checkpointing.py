@@ -22,12 +22,12 @@ from stream.source import Partition, Source
 
 log = logging.getLogger(__name__)
 
-#: Arrays, state, and the numbers of the checkpoints that have to stay. The argument: the number this one will have.
+#: Called with the next checkpoint's number; returns arrays, state, and the numbers of checkpoints that must be kept.
 Capture = Callable[[int], tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]]
 
 
 class _Writing(NamedTuple):
-    """A checkpoint that is being completed in another thread, and where the stream stood when it was begun."""
+    """A checkpoint that is being completed in another thread, and the progress that it holds."""
 
     saved: Future[Saved]
     progress: dict[str, Any]
@@ -35,7 +35,7 @@ class _Writing(NamedTuple):
 
 
 class Checkpointer:
-    """Writes a loop's checkpoints, and commits what they hold. For the loop's thread alone."""
+    """Writes a loop's checkpoints, and commits their offsets. For the loop's thread only."""
 
     def __init__(
         self,
@@ -56,10 +56,17 @@ class Checkpointer:
         reached: StepHook = no_hook,
         executor: Executor | None = None,
     ) -> None:
-        """`executor`: what completes checkpoints while the loop goes on; None: a thread."""
+        """Creates a checkpointer for the parts of a loop.
+
+        Args:
+            settings: all settings.
+            capture: collects the loop's state.
+            executor: completes checkpoints while the loop goes on; None: a thread.
+            The rest: the loop's parts, and its clocks.
+        """
         self.checkpoints = checkpoints
         self.last_saved: Saved | None = None
-        self.failing_since: float | None = None  # seconds since 1970: since then no checkpoint could be written
+        self.failing_since: float | None = None  # seconds since 1970, from when on no checkpoint could be written
         self._interval_s = settings.checkpoint_interval_s
         self._capture = capture
         self.source, self._progress, self._versions = source, progress, versions
@@ -73,13 +80,18 @@ class Checkpointer:
         self._writing: _Writing | None = None
 
     def restored(self, saved: Saved) -> None:
-        """The loop goes on from this checkpoint."""
+        """Notes the checkpoint from which the loop resumes."""
         self.last_saved = saved
         self._saved_progress = self._progress.to_state()
 
     def step(self, *, at_once: bool) -> None:
-        """Once a turn: what is due. `at_once`: a checkpoint has to stand before the loop goes on. Where the disk does
-        not take one, learning goes on, nothing is committed, and it is tried again later."""
+        """Begins or completes a checkpoint if one is due; called once a turn.
+
+        If the disk refuses one, learning goes on, nothing is committed, and the next attempt follows later.
+
+        Args:
+            at_once: whether a checkpoint has to be complete before the loop goes on.
+        """
         if self._writing is not None and self._writing.saved.done():
             self._try(self._complete)
         if at_once or self._forgetting.unsaved or not self._interval_s:
@@ -90,19 +102,24 @@ class Checkpointer:
             self._forgetting.drop_checkpoints()
 
     def try_save(self) -> None:
-        """As `save`, but a disk that does not take it is only reported."""
+        """Does `save`, but only reports a disk that refuses it."""
         self._try(self.save)
 
     def save(self) -> bool:
-        """Everything so far, as one version on disk, then the commit; only the commit where nothing was learned since
-        (an earlier one may have failed, or died with the worker). Raises CheckpointError.
+        """Writes a checkpoint of everything so far, then commits its offsets.
 
-        Returns whether that is done; not while dead letters wait for their topic: the offsets must not pass them.
+        If nothing was learned since the latest checkpoint it only commits, since an earlier commit may have failed.
+
+        Returns:
+            Whether that was done; it is not while dead letters cannot be stored, because offsets must not pass them.
+
+        Raises:
+            CheckpointError: the disk refuses it.
         """
         try:
             self._complete()
-        except CheckpointError as error:  # the one that follows holds all that it should have held
-            log.warning("%s; it is tried again at once", error)
+        except CheckpointError as error:  # the next one holds all that this one should have held
+            log.warning("%s; trying again at once", error)
         if not self._ready_to_save():
             return False
         if self._has_news:
@@ -117,16 +134,18 @@ class Checkpointer:
         return True
 
     def wait(self) -> None:
-        """Until no checkpoint is being completed."""
+        """Waits until no checkpoint is being completed."""
         self._try(self._complete)
 
     def close(self) -> None:
-        """Waits for a checkpoint that is being completed: the next loop must not meet it half done."""
+        """Waits for a checkpoint that is being completed, because the next loop must not find it incomplete."""
         self._executor.shutdown()
 
     def _begin(self) -> bool:
-        """As `save`, but what takes longest is done by another thread, and the commit once that is done: by
-        `_complete`. Meanwhile the loop goes on: what it learns then is the next checkpoint's."""
+        """Begins a checkpoint like `save`, but lets another thread complete it; `_complete` commits later.
+
+        Meanwhile the loop goes on: clicks that it learns then belong to the next checkpoint.
+        """
         if not self._ready_to_save():
             return False
         if not self._has_news:
@@ -142,8 +161,14 @@ class Checkpointer:
         return False
 
     def _complete(self) -> bool:
-        """Waits for the checkpoint that is being completed, if one is, and commits what it holds -> whether one stands
-        that did not before. Raises CheckpointError."""
+        """Waits for the checkpoint that is being completed, if there is one, and commits its offsets.
+
+        Returns:
+            Whether there is a new checkpoint.
+
+        Raises:
+            CheckpointError: the disk refuses it.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return False
@@ -158,12 +183,12 @@ class Checkpointer:
 
     @property
     def _has_news(self) -> bool:
-        """Whether there is something that the latest checkpoint does not hold."""
+        """Whether the state differs from the latest checkpoint."""
         changed = self._progress.to_state() != self._saved_progress
         return changed or self._versions.unsaved or self._forgetting.has_pending
 
     def _ready_to_save(self) -> bool:
-        """Outputs first: whether all of them are where they belong, or pending in the checkpoint."""
+        """Writes all outputs first. Returns whether they are stored, or pending as part of the checkpoint."""
         self._tried_at = self._monotonic()
         self._writer.settle()
         if not self._has_news:
@@ -175,7 +200,7 @@ class Checkpointer:
         return True
 
     def _note(self, saved: Saved, progress: dict[str, Any], next_offsets: Mapping[Partition, int]) -> None:
-        """A checkpoint stands: `progress` and `next_offsets` are what it holds."""
+        """Notes a complete checkpoint with its progress and next offsets."""
         self.last_saved = saved
         self._saved_progress = progress
         self._quarantine.forget_before(next_offsets)
@@ -187,17 +212,17 @@ class Checkpointer:
             self.source.commit(offsets)
 
     def _try(self, save: Callable[[], bool]) -> None:
-        """`save`: returns whether a checkpoint stands."""
+        """Calls `save`, which returns whether a checkpoint is complete; reports failures and their end."""
         try:
             stands = save()
         except CheckpointError as error:
             if self.failing_since is None:
                 self.failing_since, self._failing_at = self._clock(), self._monotonic()
-                text = f"{error}; learning goes on, and would begin again at the latest checkpoint"
+                text = f"{error}; learning goes on, but a restart would resume from the latest checkpoint"
                 self._emit("checkpoint_failed", text, {})
             else:
-                log.warning("still: %s", error)
+                log.warning("checkpoints still cannot be written: %s", error)
             return
         if stands and self.failing_since is not None:
             seconds, self.failing_since = self._monotonic() - self._failing_at, None
-            self._emit("checkpoint_recovered", f"a checkpoint is written again, after {seconds:.0f} s", {})
+            self._emit("checkpoint_recovered", f"checkpoints can be written again, after {seconds:.0f} s", {})

@@ -1,4 +1,4 @@
-"""Dead letters once each, although the worker may meet the same bad message again after a crash."""
+"""Writes each dead letter once, although the worker may read the same bad message again after a crash."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,12 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class DeadLetterWriter:
-    """Puts bad messages on the dead letters' topic, and knows which were put there after the last checkpoint.
+    """Writes bad messages to the dead letters' topic, and knows which were written after the latest checkpoint.
 
-    A checkpoint remembers where that topic ended. A worker that goes on from it reads what was written later, and
-    leaves those messages out when it meets them again. While the broker does not take them they are kept here, and
-    `waits_for` says why: no more should be read then, so that they are those of a single poll and of what was put since
-    the checkpoint before.
+    A checkpoint holds the end of that topic. A worker that resumes from it reads the dead letters written later, and
+    does not write them again. While the broker refuses dead letters they are kept here, and `waits_for` is the reason:
+    the caller should read no more clicks then, so that their number stays bounded.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class DeadLetterWriter:
         self.waits_for: str | None = None
 
     def put(self, record: Record, bad: BadEvent) -> None:
-        """Hands over a bad message, or keeps it for later."""
+        """Writes a bad message, or keeps it for later."""
         if place(record) in self._there:
             return
         self._unacknowledged.append((record, bad))
@@ -49,14 +48,16 @@ class DeadLetterWriter:
                 self._failed(error)
 
     def found(self, record: Record) -> BadEvent | None:
-        """Why it was put there after the last checkpoint, by a worker that did not come to the next one."""
+        """Returns why a record became a dead letter after the checkpoint, in an earlier run; None if it did not."""
         return self._there.get(place(record))
 
     def flush(self, next_offsets: Mapping[Partition, int]) -> bool:
-        """Whether everything put is acknowledged. Where it is not, the checkpoint has to wait: its offsets must not
-        pass what is not there.
+        """Returns whether all dead letters are acknowledged.
 
-        `next_offsets`: what the checkpoint that follows says; messages before them are not met again.
+        If they are not, the checkpoint has to wait, because its offsets must not pass messages that are not stored.
+
+        Args:
+            next_offsets: of the checkpoint that follows; messages before them are not read again.
         """
         if self._unacknowledged:
             if self.waits_for is not None and not self._backoff.due:
@@ -71,15 +72,15 @@ class DeadLetterWriter:
                 return False
             self._unacknowledged.clear()
             if self.waits_for is not None:
-                log.info("dead letters are taken again")
+                log.info("dead letters can be written again")
             self.waits_for = None
             self._backoff.succeeded()
-        ahead = (at for at in self._there if at[2] >= next_offsets.get(Partition(*at[:2]), 0))
-        self._there = {at: self._there[at] for at in ahead}
+        later = (at for at in self._there if at[2] >= next_offsets.get(Partition(*at[:2]), 0))
+        self._there = {at: self._there[at] for at in later}
         return True
 
     def _put_again(self) -> None:
-        """Some may have arrived although the broker did not acknowledge them."""
+        """Writes again those that did not arrive: some may have arrived without an acknowledgement."""
         arrived = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read(self._ends))}
         for record, bad in self._unacknowledged:
             if place(record) not in arrived:
@@ -88,11 +89,11 @@ class DeadLetterWriter:
     def _failed(self, error: SourceError) -> None:
         self._backoff.failed()
         if self.waits_for is None:
-            log.warning("no clicks are taken until dead letters are: %s", error)
+            log.warning("dead letters cannot be written, so no clicks are read: %s", error)
         self.waits_for = str(error)
 
     def erase(self, gone: Callable[[DeadLetter], bool]) -> int:
-        """Takes dead letters out of their topic, once everything put is there -> how many. Raises SourceError."""
+        """Erases dead letters from their topic, once all are written. Returns how many. Raises SourceError."""
         erased = self._eraser.erase(self._topic, lambda record: gone(dead_letter(record)))
         if erased:
             self._ends = self._reader.ends()
@@ -103,11 +104,15 @@ class DeadLetterWriter:
             "ends": [[topic, partition, offset] for (topic, partition), offset in self._ends.items()],
             "there": [
                 [*at, why.reason, why.detail] for at, why in sorted(self._there.items())
-            ],  # other partitions may not be so far yet
+            ],  # partitions that are behind may still meet these messages
         }
 
     def load_state(self, state: Mapping[str, list[list[Any]]], next_offsets: Mapping[Partition, int]) -> None:
-        """Reads what was put there after the checkpoint; a first start has an empty state. Raises SourceError."""
+        """Loads a state, and reads the dead letters written after it; a first start has an empty state.
+
+        Raises:
+            SourceError: the topic cannot be read.
+        """
         self._ends = {Partition(topic, partition): offset for topic, partition, offset in state.get("ends", [])}
         self._there = {(topic, partition, at): BadEvent(*why) for topic, partition, at, *why in state.get("there", [])}
         for letter in map(dead_letter, self._reader.read(self._ends)):

@@ -102,7 +102,7 @@ class EvictionWatch:
         except ListsError as error:
             self.memory = None
             if not self._said_why_not:
-                log.info("%s; that it evicts lists can only be seen from what is missing", error)
+                log.info("%s; evicted lists are noticed only when they are missing", error)
             self._said_why_not = True
             return 0
         if before is None or before.run_id != self.memory.run_id:

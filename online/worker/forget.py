@@ -1,10 +1,10 @@
-"""Forgetting a user: everything that is theirs goes, in an order that a crash at any moment does not undo.
+"""Forgetting a user: all their data is erased, in an order that a crash at any moment does not undo.
 
-That a user is to be forgotten stands in order among the clicks, by the digest of their id (stream/people.py). The
-loop meets it like a click: what came before is learned, then all of the user goes out of memory. Outputs come next,
-as always: their list in Redis, their dead letters. Then a checkpoint is written at once, and those before it, which
-know the user still, go within `forget_checkpoints_s`: what versions need to be rolled back to, weights and
-vocabulary, stays. What cannot be done now (Redis is unavailable, the broker refuses) is pending, also across a restart.
+The request stands in order among the clicks, with the digest of the user's id (stream/user_ids.py). The loop handles it
+like a click: earlier clicks are learned, then all of the user's data is removed from memory. Outputs come next, as
+always: the list in Redis, the dead letters. Then a checkpoint is written at once, and older ones, which still contain
+the user, are removed within `forget_checkpoints_s`; of those that versions need for a rollback, weights and vocabulary
+stay. Work that cannot be done now (Redis is unavailable, the broker refuses) is pending, also across a restart.
 """
 
 import logging
@@ -26,8 +26,8 @@ from online.worker.micro_batches import ForgetRequest
 from online.worker.progress import Progress
 from online.worker.quoted import quoted_in
 from stream.dead_letters import DeadLetter
-from stream.people import digest_of, owner_number, people_in
 from stream.source import Partition, SourceError
+from stream.user_ids import digest_of, hash_of_digest, user_ids_in
 
 WEIGHTS = "weights."  # arrays of a checkpoint that name no user
 #: Parts of a checkpoint's state whose texts name items, topics and our own words; no user stands there.
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class Forgetting:
-    """Does it, and knows what is pending; part of each checkpoint. For the loop's thread alone."""
+    """Erases users' data, and keeps track of pending work; part of each checkpoint. For the loop's thread only."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Forgetting:
         emit: Emit,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`monotonic`: a monotonic clock, in seconds: what has to go must go, whatever the other one says."""
+        """`monotonic`: a monotonic clock, in seconds, so that setting the computer's clock delays nothing."""
         self.settings, self.learner, self.progress, self.writer = settings, learner, progress, writer
         self.supervisor, self.dead_letters = supervisor, dead_letters
         self.checkpoints, self.versions = checkpoints, versions
@@ -68,14 +68,15 @@ class Forgetting:
         self.unsaved = False  # whether a user was forgotten after the latest checkpoint
 
     def forget(self, one: ForgetRequest) -> None:
+        """Erases a user's data from memory, and begins to erase it elsewhere."""
         digest, record = one.event.user_sha256, one.record
-        found = self.learner.forget(digest)
+        counts = self.learner.forget(digest)
         self.writer.forget(digest)
         self.supervisor.forget()
         self._letters.add((digest, record.topic, record.partition, record.offset))
         self.unsaved = True
-        if any(found.values()):
-            self._emit("forgotten", f"a user was forgotten, with {found['moments']:,} moments", found)
+        if any(counts.values()):
+            self._emit("forgotten", f"a user was forgotten, with {counts['moments']:,} moments", counts)
 
     @property
     def has_pending(self) -> bool:
@@ -83,30 +84,32 @@ class Forgetting:
         return self.unsaved or bool(self._letters)
 
     def saving(self, number: int) -> None:
-        """The checkpoint with that number is about to be written, after the dead letters were flushed: those of who was
-        forgotten go now. A broker that refuses is asked again with the next one."""
+        """Erases forgotten users' dead letters, just before checkpoint `number` is written. If the broker refuses, it
+        is tried again with the next checkpoint."""
         if self._letters:
             try:
                 erased = self.dead_letters.erase(self._is_gone)
             except SourceError as error:
-                log.warning("dead letters of users who were forgotten stay for now: %s", error)
+                log.warning("dead letters of forgotten users cannot be erased yet: %s", error)
             else:
-                log.info("%d dead letters of users who were forgotten are gone", erased)
+                log.info("erased %d dead letters of forgotten users", erased)
                 self._letters.clear()
         if self.unsaved:
             self._before = (number, self._clock() + self.settings.forget_checkpoints_s)
             self.unsaved = False
 
     def _is_gone(self, letter: DeadLetter) -> bool:
-        mine = [one for one in self._letters if one[1:3] == (letter.topic, letter.partition) and letter.offset < one[3]]
-        if not mine:
+        requests = [
+            one for one in self._letters if one[1:3] == (letter.topic, letter.partition) and letter.offset < one[3]
+        ]
+        if not requests:
             return False
         user_path = self.settings.click_names.paths.get("user_id")
-        names = people_in(letter.record.key, letter.record.value, user_path)
-        return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in mine)
+        names = user_ids_in(letter.record.key, letter.record.value, user_path)
+        return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in requests)
 
     def drop_checkpoints(self) -> None:
-        """Where it is time: one that knows users who were forgotten goes, or is cut down to what a rollback needs."""
+        """Removes due checkpoints that contain forgotten users, or strips them to what a rollback needs."""
         if self._before is None or self._clock() < self._before[1] or not self._written:
             return
         for number in self._older():
@@ -116,7 +119,7 @@ class Forgetting:
                 else:
                     self.checkpoints.remove(number)
             except CheckpointError as error:  # it cannot be read, so it is of no use
-                log.warning("%s; it goes, because it knows a user who was forgotten", error)
+                log.warning("%s; it is removed, because it contains a forgotten user", error)
                 self.checkpoints.remove(number)
             return  # the next with the next turn: clicks wait
         self._before = None
@@ -166,7 +169,7 @@ class Forgetting:
         for number in self.checkpoints.numbers():
             try:
                 with self.checkpoints.opened(number) as (state, arrays):
-                    owner = owner_number(digest)
+                    owner = hash_of_digest(digest)
                     marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
                     found[str(number)] = marks + sum(digest_of(name) == digest for name in _texts(state))
             except CheckpointError:

@@ -1,4 +1,4 @@
-"""From records to clicks: what cannot be read goes to the dead letters, what was learned before is left out."""
+"""From records to clicks: messages that are no clicks become dead letters, and duplicates are left out."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Intake:
-    """What stands between the source and the learner. The ids it has seen are part of a checkpoint."""
+    """Parses records for the learner. The event ids it has seen are part of a checkpoint."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Intake:
         self._first = FirstMessages(self._names, emit)
 
     def readable(self, records: Sequence[Record]) -> Iterator[ReceivedClick | ForgetRequest]:
-        """What can be learned of these, in their order. Raises InternalError."""
+        """Yields the clicks, and requests to forget a user, of these records in order. Raises InternalError."""
         now = self.clock()
         if not records:
             self._first.nothing_more(learned=self.progress.learned)
@@ -76,33 +76,33 @@ class Intake:
         detail = self.quarantine.aside(record)
         if detail is not None:
             return BadEvent(INTERNAL_ERROR, detail)
-        found = self.dead_letters.found(record) or undecodable(record)
-        if found is not None and found.reason in (INTERNAL_ERROR, UNDECODABLE_BATCH):
-            return found
+        known = self.dead_letters.found(record) or undecodable(record)
+        if known is not None and known.reason in (INTERNAL_ERROR, UNDECODABLE_BATCH):
+            return known
         try:
             event = parse(record.value, now=now, limits=self._limits, names=self._names)
         except Exception as error:
-            log.exception("a bug of ours: %s partition %d offset %d cannot be read", *place(record))
+            log.exception("internal error: %s partition %d offset %d cannot be parsed", *place(record))
             event = BadEvent(INTERNAL_ERROR, last_line(error))
-        if found is None or (isinstance(event, BadEvent) and event.reason == found.reason):
+        if known is None or (isinstance(event, BadEvent) and event.reason == known.reason):
             return event
-        return found  # what stands among the dead letters must not be learned too, though it could be read by now
+        return known  # a message that is a dead letter already must not be learned too, even if it can be parsed now
 
     def _not_ahead(self, click: Click, record: Record) -> Click:
         seconds = not_ahead(click.timestamp, record, self.settings.future_s_max)
         return click if seconds == click.timestamp else click.model_copy(update={"timestamp": seconds})
 
     def _put_aside(self, record: Record, why: BadEvent) -> None:
-        """Tells of an event that our own code fails on. Raises InternalError where there are too many."""
+        """Emits a notice of an event on which our own code fails. Raises InternalError if there are too many."""
         where = "{} partition {} offset {}".format(*place(record))
         figures = {"topic": record.topic, "partition": record.partition, "offset": record.offset}
         self.progress.put_aside += 1
         if self.progress.put_aside < self.settings.internal_errors_in_a_row_max:
             self.emit("internal_error", f"{where} is put aside: {why.detail}", figures)
             return
-        text = f"{self.progress.put_aside} events in a row met bugs of ours, up to {where}: {why.detail}"
+        text = f"{self.progress.put_aside} events in a row caused internal errors, up to {where}: {why.detail}"
         self.emit("internal_error", f"{text}; the worker stops", figures)
         raise InternalError(
-            f"{text}. The worker stops, so as not to empty the stream into {self.settings.dead_letters_topic}: "
-            "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to pass over them"
+            f"{text}. The worker stops, so as not to move the whole stream to {self.settings.dead_letters_topic}: "
+            "report it, or raise NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX to skip them"
         )

@@ -1,4 +1,4 @@
-"""What the items topic says, read beside the loop."""
+"""Reads the items topic in a thread beside the loop."""
 
 import logging
 import queue
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from stream.source import Partition, Record, SourceError, TopicReader
 
-CLOSE_S_MAX = 5.0  # a reader that waits for its broker longer than that is left behind
+CLOSE_S_MAX = 5.0  # longest wait for the reader's thread at the end
 
 log = logging.getLogger(__name__)
 
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 class ItemsFeed:
     """Reads the items topic in a thread of its own, so that no click waits for a broker that is slow to answer.
 
-    At most `records_max` records wait to be taken; it looks for new ones every `interval_s` seconds. While the broker
-    is unavailable nothing comes, with one warning. The reader is its own from now on.
+    At most `records_max` records wait to be taken; it polls every `interval_s` seconds. While the broker is unavailable
+    there are no updates, with one warning. It owns the reader, and closes it.
     """
 
     def __init__(self, reader: TopicReader, *, records_max: int, interval_s: float) -> None:
@@ -24,11 +24,11 @@ class ItemsFeed:
         self._interval_s = interval_s
         self._waiting: queue.Queue[Record] = queue.Queue(records_max)
         self._stop = threading.Event()
-        self._away = False
+        self._unavailable = False
         self._thread: threading.Thread | None = None
 
     def start(self, starts: Mapping[Partition, int]) -> None:
-        """Begin to read at these offsets, elsewhere at the earliest."""
+        """Starts reading at these offsets; partitions without one at their earliest record."""
         self._thread = threading.Thread(target=self._run, args=[dict(starts)], name="items", daemon=True)
         self._thread.start()
 
@@ -38,11 +38,11 @@ class ItemsFeed:
         return self._waiting.qsize()
 
     def take(self) -> list[Record]:
-        """What waits, in order within each partition; never blocks."""
+        """Returns the records that wait, in order within each partition; never blocks."""
         return [self._waiting.get_nowait() for _ in range(self._waiting.qsize())]  # nothing else takes any
 
     def close(self) -> None:
-        """Stop reading and free everything."""
+        """Stops reading and frees everything."""
         self._stop.set()
         if self._thread is None:
             self._reader.close()
@@ -56,25 +56,25 @@ class ItemsFeed:
                     if not self._put(record):
                         break
                     next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
-                self._away = False
+                self._unavailable = False
             except SourceError as error:
-                if not self._away:
-                    log.warning("%s; until then no item comes or goes", error)
-                self._away = True
-            except Exception:  # clicks must go on, whatever this is
-                log.exception("items cannot be read; it is tried again")
+                if not self._unavailable:
+                    log.warning("%s; until then items are not updated", error)
+                self._unavailable = True
+            except Exception:  # clicks must go on, whatever the error is
+                log.exception("items cannot be read; trying again")
             self._stop.wait(self._interval_s)
         self._reader.close()
 
     def _new(self, next_offsets: dict[Partition, int]) -> Iterator[Record]:
         for partition, end in self._reader.ends().items():
             if next_offsets.get(partition, 0) > end:
-                log.warning("topic %s was made anew: it is read from its beginning", partition.topic)
+                log.warning("topic %s was created again: it is read from its beginning", partition.topic)
                 del next_offsets[partition]
         yield from self._reader.read(dict(next_offsets))
 
     def _put(self, record: Record) -> bool:
-        """Waits for room -> whether it was put; not, where the end is asked for meanwhile."""
+        """Waits for room. Returns whether the record was put; it is not if `close` is called meanwhile."""
         while not self._stop.is_set():
             try:
                 self._waiting.put(record, timeout=0.2)

@@ -1,6 +1,6 @@
-"""Everything that is written to Redis, and what is pending: lists after clicks, lists that aged, lists it did not take.
+"""Writes lists to Redis: after clicks, when they have aged, and again when Redis refused or lost them.
 
-Redis may be unavailable at any time. Learning goes on then; whose list is behind is remembered, also in the checkpoint.
+Redis may be unavailable at any time. Learning goes on then; users whose list is stale are kept, also in the checkpoint.
 """
 
 import itertools
@@ -28,16 +28,16 @@ from online.worker.progress import Progress
 from online.worker.redis_link import RedisLink
 from online.worker.refresh import RefreshSchedule, StreamClock
 from stream.lists import PAGE, Lists, TopList
-from stream.people import digest_of
+from stream.user_ids import digest_of
 
-PROBE_LISTS = 8  # written in an attempt to find out whether Redis takes lists again
-PERSONAL, POPULAR = "personal", "popular"  # what a list says of its source
+PROBE_LISTS = 8  # lists of an attempt to find out whether Redis accepts writes again
+PERSONAL, POPULAR = "personal", "popular"  # values of a list's field `source`
 
 log = logging.getLogger(__name__)
 
 
 class ListWriter:
-    """Writes lists for the loop. `start` once the checkpoint is restored, then the rest at the loop's own pace."""
+    """Writes lists for the loop. Call `start` once the checkpoint is restored."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class ListWriter:
         self.lists = lists
         self.losses = losses
         self.clock = clock
-        # Users whose list in Redis is behind, longest first, and whether that is by a click: while Redis evicts, the
-        # lists of the others are only to replace one that stands.
+        # Users whose list in Redis is stale, longest first, and whether it lacks a click. While Redis evicts, the other
+        # lists are written only if they replace an existing one.
         self.stale: dict[str, bool] = {}
-        self.popular_stale = False  # whether the popular list is
-        self.pending_deletes: dict[str, None] = {}  # digests of users whose list must go, before they click anew
+        self.popular_stale = False  # whether the popular list is stale
+        self.pending_deletes: dict[str, None] = {}  # digests of forgotten users whose list must be deleted
         self.latencies = Latencies()
         self.stream_clock = StreamClock(learner.clock, monotonic)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
@@ -78,36 +78,36 @@ class ListWriter:
         )
         self.link.before = self._delete_pending
         self.evictions = EvictionWatch(lists, emit=emit, on_room=self.renew_all, clock=clock)
-        self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when each click came
+        self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when (ms) each was due
         self._owned: frozenset[int] | None = None  # partitions whose users' lists this worker writes; None: all
 
     @property
     def redis_waits_since(self) -> float | None:
-        """Since when Redis takes no lists, in seconds since 1970; None: it does."""
+        """When Redis began to refuse lists, in seconds since 1970; None: it accepts them."""
         return self.link.away_since
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to write that Redis would take now."""
+        """Whether there is something to write that Redis would accept now."""
         pending = bool(self.stale or self.pending_deletes) or self.popular_stale or self.catalogue.sweeping
         return pending and self.link.taking and self.link.due
 
     @property
     def behind(self) -> int:
-        """How many lists in Redis are behind."""
+        """How many lists in Redis are stale."""
         return len(self.stale) + sum(user not in self.stale for user in self._ready)
 
     def start(self) -> None:
-        """Call it once, after the checkpoint is restored. Redis may be unavailable."""
+        """Starts writing; called once, after the checkpoint is restored. Redis may be unavailable."""
         self.check()
         self.catalogue.start()
 
     def check(self) -> None:
-        """Sees whether Redis has lost anything, however quietly. To be called about once a second."""
+        """Checks whether Redis has lost lists. To be called about once a second."""
         if self.link.due and self.link.check():
             self.evictions.check()
             if self.evictions.since is not None:
-                self.popular_stale = True  # what most are served must not be missing for longer
+                self.popular_stale = True  # the popular list, which most users get then, must not be missing for long
 
     def to_state(self) -> dict[str, Any]:
         return {
@@ -119,7 +119,7 @@ class ListWriter:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave; the learner has its histories back already."""
+        """Loads what `to_state` returned, after the learner has loaded its histories."""
         self.stale = dict.fromkeys(state["stale"], True)
         self.popular_stale = state["popular_stale"]
         self.pending_deletes = dict.fromkeys(state["unwanted"])
@@ -127,7 +127,7 @@ class ListWriter:
         self.link.load_state(state["link"])
 
     def publish(self, batch: Sequence[ReceivedClick], rankings: Mapping[str, Ranking]) -> None:
-        """Writes the lists of those who clicked, and the popular one; where Redis takes none, they stay pending."""
+        """Writes the lists of the users who clicked, and the popular one; if Redis refuses them they stay pending."""
         self.stream_clock.now()  # from here on time passes until the next click
         lasts = {one.click.user_id: one for one in batch}  # each user's last click
         histories = self.learner.histories
@@ -144,44 +144,44 @@ class ListWriter:
             self.settle()
 
     def settle(self) -> None:
-        """Writes what waits for a slow Redis; it is pending where Redis does not take it. State may be saved then."""
+        """Writes the lists that wait for a slow Redis; if it refuses them they are stale. Then state may be saved."""
         if not self._ready:
             return
         ready, self._ready = self._ready, {}
         if self.link.write({user: top for user, (top, _) in ready.items()}, self._popular()):
             written_ms = 1000 * self.clock()
-            self.latencies.add((came_ms, written_ms) for _, came_ms in ready.values())
+            self.latencies.add((arrived_ms, written_ms) for _, arrived_ms in ready.values())
             self.popular_stale = False
         else:
             self._mark_stale(ready, clicked=True)
 
     def _mark_stale(self, users: Iterable[str], *, clicked: bool = False) -> None:
-        """`clicked`: whether it is a click that their lists lack."""
+        """Marks users' lists as stale. `clicked`: whether they lack a click."""
         for user in users:
             self.stale[user] = clicked or self.stale.get(user, False)
         while len(self.stale) > self.settings.users_held:
             del self.stale[next(iter(self.stale))]
 
     def owns(self, partitions: Collection[int]) -> None:
-        """Notes which partitions are this worker's now; none, while they are handed out or the broker is unavailable.
+        """Notes the partitions that are assigned to this worker; no partitions leave the note as it is.
 
-        A user's list is written by the worker that learns their clicks. One that gets a partition writes its users'
-        lists anew: what another worker had pending for them is not known here.
+        A user's list is written by the worker that learns their clicks. A worker that gets a partition writes all its
+        users' lists, because it does not know which of them another worker still had to write.
         """
         if not partitions or partitions == self._owned:
             return
         before, self._owned = self._owned, frozenset(partitions)
         if before is not None and (gained := self._owned - before):
             users = self.learner.histories.users()
-            self._mark_stale(user for user, mine in zip(users, self._of(users, gained), strict=True) if mine)
+            self._mark_stale(user for user, owned in zip(users, self._of(users, gained), strict=True) if owned)
 
     def _of(self, users: Sequence[str], partitions: Collection[int]) -> NDArray[np.bool_]:
-        """Whether each user's latest click was in one of these partitions."""
+        """Returns whether each user's latest click was in one of these partitions."""
         histories = self.learner.histories
         return np.isin(histories.origins[histories.find(users), 0], list(partitions))
 
     def refresh(self) -> None:
-        """Brings some of the lists up to date that are behind or have aged, if Redis answers."""
+        """Writes some of the lists that are stale or have aged, if Redis answers."""
         if self.link.taking:
             self._mark_stale(self.aging.take(self.learner.histories, self.settings.refresh_lists_max))
             self.losses.aged(self.aging.take_count(), len(self.learner.histories))
@@ -193,13 +193,13 @@ class ListWriter:
             return
         count = self.settings.refresh_lists_max
         count = count if taking else min(count, PROBE_LISTS)
-        # Only lists that it took show that Redis is back: where none is behind, some are written all the same.
+        # Only a list that was written shows that Redis is back: so some are written even if none is stale.
         users = list(itertools.islice(self.stale, count))
         users = users or ([] if taking else self.learner.histories.users()[-count:])
         histories = self.learner.histories
-        held = [user for user in users if user in histories]  # the others made room since
-        if self._owned is not None:  # of the others, another worker takes care
-            held = [user for user, mine in zip(held, self._of(held, self._owned), strict=True) if mine]
+        held = [user for user in users if user in histories]  # the others were evicted
+        if self._owned is not None:  # another worker writes the lists of other partitions' users
+            held = [user for user, owned in zip(held, self._of(held, self._owned), strict=True) if owned]
         slots = histories.find(held)
         clicked_at = histories.newest_first(slots, 1).timestamps[:, 0]
         ages_s = np.maximum(self.stream_clock.now() - histories.active_at[slots], 0.0)
@@ -221,7 +221,7 @@ class ListWriter:
                 self.stale.pop(user, None)
 
     def forget(self, digest: str) -> None:
-        """No list of that user (`stream.people.digest_of` their id) is to stand: deleted once Redis answers."""
+        """Deletes the list of a user, once Redis answers. `digest`: `stream.user_ids.digest_of` the id."""
         for user in self.users():
             if digest_of(user) == digest:
                 self.stale.pop(user, None)
@@ -232,31 +232,30 @@ class ListWriter:
         self.link.do(lambda: None)  # unless it is unavailable
 
     def users(self) -> list[str]:
-        """Whose lists are to be written."""
+        """Returns the users whose lists are to be written."""
         return [*self.stale, *self._ready, *self.aging.users()]
 
     def _delete_pending(self) -> None:
-        """Before anything else is written: users who have clicked since get a new list."""
+        """Deletes the lists of forgotten users, before others are written: a forgotten user may click again."""
         if self.pending_deletes:
             self.lists.forget(lambda user: digest_of(user) in self.pending_deletes)
             self.pending_deletes.clear()
 
     def apply_item_updates(self) -> None:
-        """Takes in what came and went, and takes what went out of some of the lists that stand."""
+        """Applies item updates, and removes unavailable items from some of the lists in Redis."""
         if self.catalogue.take_in() and self.progress.learned:
             self.popular_stale = True
         if self.catalogue.sweeping and self.link.due:
             self.link.do(self._sweep)
 
     def _sweep(self) -> None:
-        # What is left of a list is in the right order; only a short one is worth ranking anew.
+        # The rest of a list is still in the right order; only short lists are ranked again.
         self._mark_stale(user for user in self.catalogue.sweep() if user in self.learner.histories)
         if not self.catalogue.sweeping:
             self.losses.deleted(self.catalogue.emptied)
 
     def _lost(self, users: Collection[str] | None) -> None:
-        """A Redis that has lost its data (the embedded one always has, at a start) gets the lists of all users
-        again."""
+        """Marks the lists that Redis has lost as stale; None: all of them. The embedded Redis always starts empty."""
         if users is None and self.evictions.has_evicted(self.link.recent_users(SAMPLE)):
             self.popular_stale = True
             return
@@ -267,14 +266,14 @@ class ListWriter:
             self.popular_stale = True
         if time.monotonic() - self._loss_reported_at >= REPORTED_EVERY_S:
             self._loss_reported_at = time.monotonic()
-            log.info("Redis has lost lists: %d will be written anew", len(self.stale))
+            log.info("Redis has lost lists: %d will be written again", len(self.stale))
 
     def _returned(self, seconds: float) -> None:
         self.catalogue.check_again()
         log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
 
     def renew_all(self) -> None:
-        """The lists of all users are stale: little by little they are ranked anew."""
+        """Marks the lists of all users as stale, so that they are ranked again little by little."""
         self._mark_stale(self.learner.histories.users())
         self.popular_stale = True
 

@@ -1,8 +1,8 @@
 """The loop: clicks in, lists out, and the order of effects that lets it be killed at any moment.
 
-Lists go to Redis first, then the checkpoint with the next offsets is written, then they are committed. After a crash
-everything goes on from the checkpoint: what came after it is learned again by weights that have not seen it, and its
-lists are written again. Nothing is lost, and no click is in the surviving weights twice.
+Lists go to Redis first, then the checkpoint with the next offsets is written, then the offsets are committed. After a
+crash the worker resumes from the checkpoint: clicks after it are learned again, by weights that have not seen them, and
+their lists are written again. No click is lost, and none is in the surviving weights twice.
 """
 
 import logging
@@ -47,13 +47,13 @@ _NO_BUGS = (
     ListsError,
     CheckpointError,
     MemoryError,
-)  # of ours: something around us is not as it should be
+)  # these errors come from the environment (broker, Redis, disk, memory), not from a bug
 
 log = logging.getLogger(__name__)
 
 
 class Loop:
-    """One worker's loop. `restore` first, then `start`, then `turn` again and again, then `finish`."""
+    """One worker's loop. Call `restore` first, then `start`, then `turn` repeatedly, and `finish` at the end."""
 
     def __init__(
         self,
@@ -71,9 +71,22 @@ class Loop:
         reached: StepHook = no_hook,
         executor: Executor | None = None,
     ) -> None:
-        """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one, for how long things take.
-        `quarantine`: what loops before this one failed on. `reached` is called with the name of each step
-        (online/worker/steps.py) just before it is done. `executor`: as `Checkpointer` takes it."""
+        """Creates a loop.
+
+        Args:
+            settings: all settings.
+            source: where clicks come from.
+            items: updates of items.
+            dead_letters: takes messages that are no clicks.
+            lists: where lists are written.
+            checkpoints: where checkpoints are written.
+            notices: where notices are published; None: nowhere.
+            clock: the computer's, in seconds since 1970.
+            monotonic: a monotonic clock, in seconds, for durations.
+            quarantine: the records on which earlier loops of this process failed.
+            reached: called with the name of each step (online/worker/steps.py) just before it is done.
+            executor: as for `Checkpointer`.
+        """
         self.settings = settings
         self.source = source
         self.dead_letters = dead_letters
@@ -170,57 +183,69 @@ class Loop:
             reached=reached,
             executor=executor,
         )
-        self._active_at = monotonic()  # when messages came last, or it was not known whether any wait
-        self._announced: list[Click] | None = None  # to the learner, as the micro-batch that comes next
+        self._active_at = monotonic()  # when messages last arrived, or it was last unknown whether any wait
+        self._announced: list[Click] | None = None  # the next micro-batch, as announced to the learner
 
     def restore(self) -> int | None:
-        """Takes back the latest checkpoint -> its number, None where there is none.
+        """Restores the latest checkpoint.
 
-        Raises CheckpointError; SourceError, where the dead letters' topic cannot be read: it may be tried again.
+        Returns:
+            Its number; None if there is none.
+
+        Raises:
+            CheckpointError: no checkpoint can be used.
+            SourceError: the dead letters' topic cannot be read; the call may be repeated.
         """
-        found = self.checkpoints.load()
-        if found is None:
+        checkpoint = self.checkpoints.load()
+        if checkpoint is None:
             self.dead_letters.load_state({}, {})
             return None
-        number, arrays, state = found
+        number, arrays, state = checkpoint
         restore(self, number, arrays, state)
         self.checkpointer.restored(Saved(number, self.checkpoints.size_bytes(number), None))
         offsets = ", ".join(
             f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.progress.next_offsets.items())
         )
-        log.info("checkpoint %d restored: %d clicks learned; goes on at %s", number, self.progress.learned, offsets)
+        log.info("checkpoint %d restored: %d clicks learned; reading from %s", number, self.progress.learned, offsets)
         return number
 
     def leave_stream(self) -> None:
-        """Between `restore` and `start`: the clicks to come are of another stream. What was learned stays.
+        """Drops the offsets of the restored checkpoint, because the clicks to come are of another stream.
 
-        Raises SourceError; it may be tried again.
+        The weights and counts stay. Call it between `restore` and `start`.
+
+        Raises:
+            SourceError: the dead letters' topic cannot be read; the call may be repeated.
         """
         self.dead_letters.load_state({}, {})  # first: the broker may be unavailable, and this is tried again
         self.progress.next_offsets.clear()
 
     def start(self) -> None:
-        """Join the stream; partitions begin where the checkpoint says, new ones at their earliest record. That goes for
-        those of another worker of the group too: who takes them over learns all that is kept of them.
+        """Starts reading: partitions begin at the checkpoint's offsets, new ones at their earliest record.
+
+        So a worker that takes partitions over from another worker of its group learns all their retained records.
         """
         self.writer.start()
         self.source.start(on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._out_of_range)
 
     def turn(self) -> int:
-        """One turn -> messages taken. The numbers are the order of effects; it is what the promise rests on.
+        """Does one turn. The numbers are the order of effects, on which the guarantee after a crash rests.
+
+        Returns:
+            How many messages were read.
 
         Raises:
-            InconsistentStateError: our own code failed on a micro-batch. Another loop has to go on from the checkpoint,
-                with the same quarantine.
-            InternalError: it fails on one event after the other.
-            SourceError: the broker, or the log, does not do what it must.
+            InconsistentStateError: our own code failed on a micro-batch. Another loop has to resume from the
+                checkpoint, with the same quarantine.
+            InternalError: our own code failed on too many events in a row.
+            SourceError: the broker, or the embedded log, refuses.
         """
         if self._waits_for_dead_letters():
             return 0
         # 1. Poll a bounded batch.
         self._reached("poll")
         records = self._poll()
-        # 2. Parse: what cannot be read goes to the dead letters; leave out what was learned before.
+        # 2. Parse: messages that are no clicks become dead letters; events that were learned before are left out.
         self._reached("parse")
         batches = self._parse(records)
         for batch, following in pairwise([*batches, None]):
@@ -229,16 +254,16 @@ class Loop:
                 if isinstance(batch, ForgetRequest):
                     self.forgetting.forget(batch)
                 else:
-                    # 3. Score the lists that stand, learn, rank anew.
+                    # 3. Score the served lists, learn, rank new lists.
                     self._reached("learn")
                     result = self._learn(batch, following)
                     # 4. Write the new lists, in one pipeline.
                     self._reached("lists")
                     self.writer.publish(batch, result.rankings)
-                    # 5. The shadow learns the same clicks; drift: an alarm begins a reaction, and asks for fine-tuning.
+                    # 5. The shadow learns the same clicks. A drift alarm starts a reaction and requests fine-tuning.
                     self._reached("shadow")
                     self._watch(batch, result)
-            # 6. Apply what is new of items: after each micro-batch, because a full turn may take a second.
+            # 6. Apply item updates: after each micro-batch, because a full turn may take a second.
             self._reached("items")
             self.writer.apply_item_updates()
         if not batches:
@@ -246,27 +271,27 @@ class Loop:
             self.writer.apply_item_updates()
         # 7. Note the next offsets.
         self._check_silence(records)
-        if records:  # not while idle: a checkpoint follows clicks, and what it does not hold must not change
+        if records:  # not while idle: no checkpoint would follow, and state that is not saved must not change
             self.learner.states.rebuild()
         self._reached("offsets")
         self.progress.passed(self.source.positions())
-        # 8. Refresh lists that have aged, and those that Redis did not take.
+        # 8. Refresh lists that have aged, and write those that Redis refused before.
         self._reached("refresh")
         self.writer.refresh()
-        # 9. Decide which version serves, and do a slice of fine-tuning. While no checkpoint can be written all that
-        # waits: a version is saved before lists name it.
+        # 9. Decide which version serves, and do a slice of fine-tuning. Both wait while no checkpoint can be written,
+        # because a version is saved before lists name it.
         self._reached("decide")
         published = self.checkpointer.failing_since is None and self.supervisor.step(late=self.overload.late)
         if published and self.versions.came_back:
-            self.writer.renew_all()  # what the version that was given up has written must not stand
-        # 10. Checkpoint weights and offsets, then commit. Another thread completes it, but for what must stand before
-        # the loop goes on: a new version; all without a user who was forgotten, so that older checkpoints may go.
+            self.writer.renew_all()  # replaces the lists of the version that was rolled back
+        # 10. Checkpoint weights and offsets, then commit. Another thread completes the checkpoint, except where it must
+        # be complete before the loop goes on: for a new version, and after a user was forgotten.
         self.checkpointer.step(at_once=published)
         self.overload.update(self.source)
         return len(records)
 
     def _poll(self) -> list[Record]:
-        """While fine-tuning or lists wait, it does not wait for clicks."""
+        """Polls records; without waiting for clicks while there is fine-tuning to do or lists to write."""
         busy = (self.supervisor.busy and self.checkpointer.failing_since is None) or self.writer.waiting
         timeout_s = 0.0 if busy else self.settings.poll_timeout_s
         records = self.source.poll(max_records=self.settings.poll_records_max, timeout_s=timeout_s)
@@ -280,7 +305,7 @@ class Loop:
         return [*micro_batches(received, self.settings.micro_batch_max, per_user_max, self.quarantine.alone)]
 
     def _learn(self, batch: Sequence[ReceivedClick], following: MicroBatch | None) -> BatchResult:
-        """One micro-batch. `following`: what comes after it in this turn; facts of both are gathered in one pass."""
+        """Learns one micro-batch. `following`: the next one of this turn, whose candidates are gathered meanwhile."""
         clicks = self._announced if self._announced is not None else [one.click for one in batch]
         self._announced = [one.click for one in following] if isinstance(following, list) else None
         announced = None if self._announced is None else partial(UpcomingBatch, self._announced)
@@ -297,7 +322,7 @@ class Loop:
             self.losses.seen_items(self.learner.seen)
 
     def _check_silence(self, records: Sequence[Record]) -> None:
-        """Whether clicks are missing: only where all there is was read, and the broker answers."""
+        """Reports how long no messages have arrived, if all records were read and the broker answers."""
         lag = self.overload.lag
         if records or (lag is not None and lag.total) or self.source.trouble() or not self.source.positions():
             self._active_at = self.monotonic()
@@ -305,7 +330,7 @@ class Loop:
             self.supervisor.silence(self.monotonic() - self._active_at)
 
     def _waits_for_dead_letters(self) -> bool:
-        """While dead letters wait for their topic no clicks are taken: no checkpoint could follow."""
+        """Returns whether dead letters cannot be stored: then no clicks are read, since no checkpoint could follow."""
         if self.dead_letters.waits_for is None or self.dead_letters.flush(self.progress.next_offsets):
             return False
         self.writer.refresh()
@@ -313,37 +338,43 @@ class Loop:
         return True
 
     def checkpoint(self) -> bool:
-        """As `Checkpointer.save`."""
+        """Does `Checkpointer.save`."""
         return self.checkpointer.save()
 
     def finish(self) -> None:
-        """Graceful end: a last checkpoint, and the commit. Raises as `checkpoint` does."""
+        """Writes a last checkpoint and commits. Raises as `checkpoint` does."""
         if not self.checkpoint():
-            log.warning("no last checkpoint, because dead letters wait; the clicks since the one before come again")
+            log.warning(
+                "no last checkpoint was written, because dead letters cannot be stored: "
+                "clicks since the previous checkpoint will be read again"
+            )
 
     def answer_forget(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """As `Forgetting.answer`, of whole checkpoints: none comes or goes while they are searched."""
+        """Does `Forgetting.answer`, once no checkpoint is being written: it searches them."""
         self.checkpointer.wait()
         return self.forgetting.answer(request)
 
     def close(self) -> None:
-        """As `Checkpointer.close`."""
+        """Does `Checkpointer.close`."""
         self.checkpointer.close()
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Where they begin."""
+        """Returns the offsets at which the partitions begin."""
         starts = self.progress.starts(partitions)
-        places = (f"{p.partition} from {starts[p]:,}" if p in starts else f"{p.partition} anew" for p in partitions)
+        places = (
+            f"{p.partition} from {starts[p]:,}" if p in starts else f"{p.partition} from its earliest record"
+            for p in partitions
+        )
         log.info("reads topic %s, partition %s", self.settings.clicks_topic, ", ".join(places))
         return starts
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
-        """Another worker takes over: the commit must not be less than was learned here."""
+        """Saves before another worker takes the partitions over, so that the commit covers all that was learned."""
         if any(partition in self.progress.next_offsets for partition in partitions):
             self.checkpointer.try_save()
 
     def _out_of_range(self, gone: OffsetOutOfRange) -> None:
-        """The broker has not kept what comes next. Raises SourceError where that is not to be passed over."""
+        """Handles an offset that the broker no longer retains. Raises SourceError if the settings say `stop`."""
         if self.settings.offset_out_of_range == "stop":
             raise SourceError(
                 f"{gone}; the worker stops, as NEXTCLICK_OFFSET_OUT_OF_RANGE says: set it to earliest to go on "

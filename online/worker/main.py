@@ -47,20 +47,20 @@ T = TypeVar("T")
 
 
 class Closable(Protocol):
-    """Any of the worker's parts."""
+    """A part of the worker that has to be closed."""
 
     def close(self) -> None: ...
 
 
 class Retry(Protocol):
-    """`retry_until` with all but the attempt given."""
+    """`retry_until` with all arguments but the attempt."""
 
     def __call__(self, attempt: Callable[[], T], /) -> T: ...
 
 
-STATUS_TTL_S = 30  # a worker that has been silent for so long is not believed to be there
-REPORT_PAUSES = 5.0  # times as long as it takes to report, before it is done again
-DEAD_LETTER_S_MAX = 5.0  # for a broker to take them; longer, and clicks wait until it does
+STATUS_TTL_S = 30  # after so long without a status the worker counts as stopped
+REPORT_PAUSES = 5.0  # least pause between two reports, in times the duration of a report
+DEAD_LETTER_S_MAX = 5.0  # longest wait for a broker to store dead letters; after it clicks wait
 
 Part = TypeVar("Part", bound=Closable)
 
@@ -77,20 +77,25 @@ def run_worker(
 ) -> None:
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
-    Without `redis_url` it serves the embedded Redis on its port. `ready` is set once clicks are being read. `reached`
-    is called with each step's name (online/worker/steps.py). Brokers and topics that are not there yet are waited for;
-    without Redis it begins all the same; so is a disk that is full. `from_beginning`: as `check_start` of
-    online/worker/start.py.
+    It waits for brokers and topics that are not available yet, and for space on a full disk. It starts without Redis
+    too. Without `redis_url` it serves the embedded Redis on its port.
+
+    Args:
+        settings: all settings.
+        stop: ends the worker.
+        from_beginning: as for `check_start` (online/worker/start.py).
+        ready: set once clicks are being read.
+        reached: called with the name of each step (online/worker/steps.py).
 
     Raises:
-        StartError: the data folder does not fit the stream; one line for operators.
+        StartError: the data folder does not belong to the stream; one line for operators.
         SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for operators.
-        InternalError: our own code fails on one event after the other; likewise.
+        InternalError: our own code fails on too many events in a row; one line for operators.
     """
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
     with suppress(StoppedError), ExitStack() as parts:
-        # Only in the log: the folder is not ours yet.
+        # Waiting is reported only in the log: until the folder is locked, another worker may own the status.
         on_disk = partial(retry_until, settings=settings, stop=stop, unavailable=(DiskFullError,))
         on_disk(lambda: parts.enter_context(only_worker(settings)))
         on_disk(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
@@ -106,7 +111,7 @@ def run_worker(
             settings, stop, retry, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
         ):
             gc.unfreeze()
-            gc.collect()  # what was half learned goes before all is loaded again
+            gc.collect()  # frees the inconsistent state before the checkpoint is loaded
 
 
 def _lives(
@@ -120,9 +125,13 @@ def _lives(
     ready: threading.Event | None,
     reached: StepHook,
 ) -> bool:
-    """From the latest checkpoint to the end -> whether that was the one asked for, and not a bug of ours.
+    """Runs a loop from the latest checkpoint until the worker is stopped.
 
-    Raises StoppedError: it was asked for while something was not there yet.
+    Returns:
+        True once the worker was stopped; False after an internal error: another loop has to resume from the checkpoint.
+
+    Raises:
+        StoppedError: the worker was stopped while it waited for a part.
     """
     with ExitStack() as parts:
 
@@ -150,7 +159,7 @@ def _lives(
         parts.enter_context(closing(loop))
         number = retry(loop.restore)
         retry(partial(fits, loop, number))
-        gc.freeze()  # what is there now stays: to look through all of it, again and again, held clicks up for 130 ms
+        gc.freeze()  # these objects live on: collections that look through all of them delayed clicks by 130 ms
         device = loop.learner.device
         log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
         loop.start()
@@ -176,27 +185,34 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
         if (began := time.monotonic()) >= report_at:
             loop.writer.check()
             if loop.writer.link.answers:
-                asked = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.answer_forget}
-                answer_request(loop.writer.lists, asked)
+                answers = {"rollback": rollback(partial(roll_back, loop)), "forget": loop.answer_forget}
+                answer_request(loop.writer.lists, answers)
             _report(loop, report, "running")
-            # With a Redis or a broker that takes its time this must not be all that the worker does.
+            # With a slow Redis or broker, reports must not take most of the worker's time.
             took_s = time.monotonic() - began
             report_at = began + max(loop.settings.status_interval_s, REPORT_PAUSES * took_s)
-    log.info("stopping: a last checkpoint is written")
+    log.info("stopping: writing a last checkpoint")
     loop.finish()
     _report(loop, report, "stopped")
     log.info("stopped after %d clicks", loop.progress.learned)
 
 
 def roll_back(loop: Loop, to: int) -> int:
-    """A turn in which version `to` serves again, as a new one -> its number. Raises VersionError."""
+    """Makes the weights of version `to` serve again, as a new version, in one turn of the loop.
+
+    Returns:
+        The number of the new version.
+
+    Raises:
+        VersionError: the version cannot be restored.
+    """
     before = loop.versions.live.number
     loop.supervisor.ask_rollback(to, "asked for")
     loop.turn()
     for version in loop.versions.all():
         if version.number > before and version.parent == to:
             return version.number
-    raise VersionError(f"version {to} does not serve again: `nextclick status` and the worker's log say why")
+    raise VersionError(f"version {to} was not restored: see `nextclick status` and the worker's log for the reason")
 
 
 def _report_waiting(lists: Lists, line: str | None) -> None:
@@ -211,7 +227,7 @@ def _report(loop: Loop, report: StatusReport, state: str) -> None:
     try:
         loop.writer.lists.write_status(report.describe(state), STATUS_TTL_S)
     except ListsError as error:
-        log.debug("the status is not written: %s", error)
+        log.debug("the status cannot be written: %s", error)
 
 
 def _lists(settings: Settings, parts: ExitStack) -> Lists:
@@ -224,12 +240,16 @@ def _lists(settings: Settings, parts: ExitStack) -> Lists:
     try:
         return open_lists(settings)
     except RedisUnavailableError:
-        return open_lists(settings, there=False)  # the writer of lists says so, and how long
+        return open_lists(settings, there=False)  # the list writer logs the outage and its end
 
 
 @contextmanager
 def only_worker(settings: Settings) -> Iterator[None]:
-    """Holds the data folder: two workers would overwrite each other's checkpoints. Raises CheckpointError."""
+    """Locks the data folder, because two workers would overwrite each other's checkpoints.
+
+    Raises:
+        CheckpointError: another worker holds the folder, or it cannot be written.
+    """
     path = settings.data_dir / "worker.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +258,7 @@ def only_worker(settings: Settings) -> Iterator[None]:
         line = f"cannot write to {settings.data_dir} ({error.strerror})"
         if no_room(error):
             raise DiskFullError(f"{line}: free space, or set NEXTCLICK_DATA_DIR to another folder") from error
-        raise CheckpointError(f"{line}: set NEXTCLICK_DATA_DIR to a folder of yours") from error
+        raise CheckpointError(f"{line}: set NEXTCLICK_DATA_DIR to a folder that this user may write to") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -251,12 +271,12 @@ def only_worker(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def scheduled(loop: Loop) -> Iterator[None]:
-    """APScheduler asks by the clock; the loop does what is asked, because weights and lists have one writer."""
+    """Schedules fine-tuning and refreshes. APScheduler only requests them; the loop, the one writer, does them."""
     settings = loop.settings
     scheduler = SteadyScheduler(timezone="UTC")
 
     def at(trigger: BaseTrigger, ask: Callable[[], None], name: str) -> None:
-        # Late is better than never, and several that were missed are one: asking twice is asking once.
+        # A missed run is made up for, several missed runs once: requests do not add up.
         scheduler.add_job(ask, trigger, id=name, max_instances=1, coalesce=True, misfire_grace_time=None)
 
     def every(seconds: float, jitter_s: float = 0.0) -> IntervalTrigger:

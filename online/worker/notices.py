@@ -1,4 +1,4 @@
-"""What happened to the model lately, for operators: each event is emitted once.
+"""Notices: events of the model and the stream that operators should know, each emitted once.
 
 Each notice is a line in the log, a record of the events topic, one of the latest in the status, and a count by kind.
 """
@@ -19,30 +19,30 @@ INFO, WARNING, ERROR = "info", "warning", "error"
 
 
 class Kind(NamedTuple):
-    """How grave a notice is, which is its level in the log, and what it means and asks of an operator."""
+    """A kind of notice: its severity, which is its level in the log, and its meaning for operators."""
 
     severity: str
     meaning: str
 
 
-#: What has an end has a kind for it: `X_over`; of a failure, `X_failed` and `X_recovered`.
+#: A condition that ends has a second kind, `X_over`; a failure has `X_failed` and `X_recovered`.
 KINDS = {
-    "alarm": Kind(WARNING, "the stream has changed: clicks are foreseen less well"),
-    "improvement": Kind(INFO, "clicks are foreseen better than before"),
+    "alarm": Kind(WARNING, "the stream has changed: clicks are predicted less well"),
+    "improvement": Kind(INFO, "clicks are predicted better than before"),
     "outage": Kind(WARNING, "clicks are missing: check what publishes them"),
-    "outage_over": Kind(INFO, "clicks come again"),
-    "lagging": Kind(WARNING, "more clicks come than can be learned: lists are late"),
+    "outage_over": Kind(INFO, "clicks arrive again"),
+    "lagging": Kind(WARNING, "more clicks arrive than can be learned: lists are late"),
     "lagging_over": Kind(INFO, "it has caught up"),
     "shedding": Kind(WARNING, "the lag is too large: weights are not trained"),
     "shedding_over": Kind(INFO, "it has caught up: weights are trained again"),
     "finetuning": Kind(INFO, "a fine-tuning began, or was left out"),
     "candidate": Kind(INFO, "a candidate ranks beside the live model now"),
-    "published": Kind(INFO, "a new version makes the lists"),
-    "rejected": Kind(INFO, "a candidate was thrown away"),
-    "rolled_back": Kind(WARNING, "the lists are made by an earlier version again"),
-    "rollback_refused": Kind(WARNING, "a version that was asked for cannot serve again: see the reason"),
+    "published": Kind(INFO, "a new version serves"),
+    "rejected": Kind(INFO, "a candidate was rejected"),
+    "rolled_back": Kind(WARNING, "an earlier version serves again"),
+    "rollback_refused": Kind(WARNING, "a requested rollback is not possible: see the reason"),
     "update_skipped": Kind(WARNING, "updates of the weights were skipped: gradients exploded or were not finite"),
-    "forgotten": Kind(INFO, "a user was forgotten, because that was asked for"),
+    "forgotten": Kind(INFO, "a user was forgotten, as requested"),
     "abuse_flood": Kind(WARNING, "many clicks look like a bot's and are kept from other users' lists"),
     "abuse_flood_over": Kind(INFO, "few clicks look like a bot's again"),
     "abuse_share": Kind(WARNING, "more clicks are flagged as abuse than abuse can be: limits or clocks do not fit"),
@@ -56,7 +56,7 @@ KINDS = {
     "lists_deleted": Kind(WARNING, "many lists were deleted at once: none of their items is available"),
     "lists_stale": Kind(INFO, "many lists have aged at once, and are ranked anew"),
     "seen_items_lost": Kind(WARNING, "what users have clicked is not remembered in full: lists may show it again"),
-    "internal_error": Kind(ERROR, "an event met a bug of ours and became a dead letter, or too many did"),
+    "internal_error": Kind(ERROR, "an event caused an internal error and became a dead letter, or too many did"),
     "checkpoint_failed": Kind(ERROR, "no checkpoint can be written"),
     "checkpoint_recovered": Kind(INFO, "checkpoints can be written again"),
     "evicting": Kind(WARNING, "Redis is too small and evicts lists: raise its maxmemory"),
@@ -68,9 +68,9 @@ log = logging.getLogger(__name__)
 
 
 class Notices:
-    """The latest `held` notices and how many there were of each kind; part of each checkpoint.
+    """The latest `held` notices, and how many there were of each kind; part of each checkpoint.
 
-    `writer`: None where there is no topic. `clock`: the computer's, in seconds since 1970.
+    `writer`: publishes them; None if there is no topic. `clock`: the computer's, in seconds since 1970.
     """
 
     def __init__(
@@ -94,12 +94,16 @@ class Notices:
 
     @property
     def dropped(self) -> int:
-        """Notices that the topic never saw, since this worker started."""
+        """How many notices could not be published since this worker started."""
         return 0 if self._writer is None else self._writer.dropped
 
     def emit(self, kind: str, text: str, figures: Mapping[str, Any] | None = None) -> Notice:
-        """`kind`: one of KINDS. For the loop's thread alone: the clicks learned so far make
-        the notice's id. Figures that are not finite become None: JSON has no others.
+        """Logs, counts and publishes a notice. For the loop's thread only: the clicks learned so far are in its id.
+
+        Args:
+            kind: one of KINDS.
+            text: one line for operators.
+            figures: for programs; those that are not finite become None, since JSON has no such numbers.
         """
         clicks = self._progress.learned
         if clicks != self._emitted_at:

@@ -1,9 +1,9 @@
-"""The way to Redis: whether it takes lists, how much of the worker's time it may cost, and what it has lost.
+"""The link to Redis: whether it accepts lists, how much of the worker's time it may take, and what it has lost.
 
-It may be unavailable, full, read-only, slow, half-working, or back with less than it had, at any time; learning goes on
-meanwhile. Only lists that were taken prove that it is back: a Redis that answers a ping, or takes the mark, may refuse
-them all the same. One that takes lists and refuses them by turns counts as unavailable until it has taken all for a
-while.
+It may be unavailable, full, read-only, slow, half-working, or back without some of its data, at any time; learning goes
+on meanwhile. Only an accepted list proves that it is back: a Redis that answers a ping, or accepts the watermark, may
+still refuse lists. A Redis that alternately accepts and refuses lists counts as unavailable until it has accepted all
+of them for a while.
 """
 
 import logging
@@ -17,17 +17,17 @@ from online.worker.watermarks import WriteWatermarks
 from stream.lists import Lists, ListsError, TopList
 from stream.redis_errors import RedisTimeoutError
 
-SLOW_S = 0.05  # an answer that takes longer is followed by a pause as long as it took
-RELAPSE_S = 60.0  # what fails again so soon, for the same reason, has not been back
-SETTLED_S = 10.0  # after a relapse it has to take everything for so long, after the next one for twice as long
+SLOW_S = 0.05  # a slower answer is followed by a pause of the same length
+RELAPSE_S = 60.0  # a failure for the same reason so soon after a recovery belongs to the same outage
+SETTLED_S = 10.0  # after a relapse it has to accept everything for so long, after the next one for twice as long
 SETTLED_S_MAX = 300.0
-REASONS_MAX = 8  # different reasons that are said at once; the others wait their turn
+REASONS_MAX = 8  # different reasons of one outage that are logged at once
 
 log = logging.getLogger(__name__)
 
 
 class RedisLink:
-    """Does what needs Redis, for the writer of lists; never raises ListsError."""
+    """Does the list writer's work with Redis; never raises ListsError."""
 
     def __init__(
         self,
@@ -44,20 +44,20 @@ class RedisLink:
             settings: how long to wait between attempts.
             lists: where lists go.
             clock: the computer's, in seconds since 1970.
-            on_loss: gets the users whose lists Redis has lost, None for all.
-            on_return: called when lists are taken again, with the seconds for which they were not.
+            on_loss: called with the users whose lists Redis has lost, None for all.
+            on_return: called when lists are accepted again, with the length of the outage in seconds.
             monotonic: in seconds, from any beginning; None: the computer's.
         """
         self.lists = lists
-        self.away_since: float | None = None  # seconds since 1970; None: it is not away, or was not long enough ago
+        self.away_since: float | None = None  # start of the present outage, in seconds since 1970; None: there is none
         self.trouble: str | None = None  # why, in a line for operators
-        self.before: Callable[[], None] = lambda: None  # what is pending, and done before anything else
+        self.before: Callable[[], None] = lambda: None  # pending work, which is done before anything else
         self._clock = clock
         self._monotonic = monotonic or time.monotonic
         self._on_loss = on_loss
         self._on_return = on_return
         self._backoff = backoff(settings, self._monotonic)
-        self._receipts = WriteWatermarks()
+        self._watermarks = WriteWatermarks()
         self._failing = False  # whether the latest attempt has failed
         self._silent = False  # whether that was because no answer came
         self._taking_since = 0.0  # when it took lists again
@@ -70,39 +70,44 @@ class RedisLink:
 
     @property
     def taking(self) -> bool:
-        """Whether it took what it was last given."""
+        """Whether it accepted the latest write."""
         return not self._failing
 
     @property
     def answers(self) -> bool:
-        """Whether asking something else than to take lists is worth the time: it may refuse them and still answer."""
+        """Whether other requests than writing lists are worth the time: it may refuse lists and still answer."""
         return not (self._failing and self._silent)
 
     @property
     def due(self) -> bool:
-        """Whether it may be asked now: not with every micro-batch while it is unavailable, and while it is slow for at
-        most half of the time."""
+        """Whether an attempt is due: rarely while it is unavailable, and for at most half of the time while it is
+        slow."""
         return self._backoff.due if self._failing else self._monotonic() >= self._pause_until
 
     def write(self, lists: Mapping[str, TopList], popular: TopList | None, *, replacing: Collection[str] = ()) -> bool:
-        """Writes lists -> whether Redis took them. `replacing`: users whose list is only to replace one that stands.
+        """Writes lists. Returns whether Redis accepted them.
 
-        While it is unavailable these are the attempts that show whether it is back: give it lists, where there are any.
+        While it is unavailable, these writes are the attempts that show whether it is back.
+
+        Args:
+            lists: by user id.
+            popular: the popular list, if it is to be written.
+            replacing: users whose list is written only if it replaces an existing one.
         """
 
         def work() -> None:
-            found = self.lists.write(lists, popular, mark=self._receipts.mark(), replacing=replacing)
-            self._account(found, lists)
+            previous_mark = self.lists.write(lists, popular, mark=self._watermarks.mark(), replacing=replacing)
+            self._check_loss(previous_mark, lists)
 
         return self._attempt(work)
 
     def check(self) -> bool:
-        """Writes the mark alone, to see whether anything was lost -> whether that was done; not while it is
-        unavailable."""
+        """Writes only the watermark, to find out whether lists were lost. Returns whether that was done; it is not
+        while Redis is unavailable."""
         return not self._failing and self.write({}, None)
 
     def do(self, work: Callable[[], None]) -> bool:
-        """Does what needs Redis -> whether it is done; not, and at once, while it is unavailable."""
+        """Does work that needs Redis. Returns whether it was done; it is not while Redis is unavailable."""
         return not self._failing and self._attempt(work)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
@@ -118,14 +123,14 @@ class RedisLink:
         self._succeeded(began)
         return True
 
-    def _account(self, found: int | None, users: Collection[str]) -> None:
-        lost = self._receipts.written(found, users)
+    def _check_loss(self, previous_mark: int | None, users: Collection[str]) -> None:
+        lost = self._watermarks.written(previous_mark, users)
         if lost is None or lost:
             self._on_loss(lost)
 
     def recent_users(self, users_max: int) -> list[str]:
-        """Whose lists were written last, without those of the very last write."""
-        return self._receipts.recent_users(users_max)
+        """Returns the users whose lists were written last, without those of the very last write."""
+        return self._watermarks.recent_users(users_max)
 
     def _succeeded(self, began: float) -> None:
         now = self._monotonic()
@@ -146,21 +151,21 @@ class RedisLink:
         self._failing, self._silent, self.trouble = True, isinstance(error, RedisTimeoutError), str(error)
         now = self._monotonic()
         if self.away_since is None:
-            self._goes_away(error, now)
+            self._begin_outage(error, now)
         elif now - self._reported_at >= REPORTED_EVERY_S:
             self._reported_at = now
-            log.warning("still, after %.0f s: %s", now - self._began, error)
+            log.warning("Redis has accepted no lists for %.0f s: %s", now - self._began, error)
         elif str(error) not in self._reasons and len(self._reasons) < REASONS_MAX:
             self._reasons.add(str(error))
-            log.warning("now: %s", error)
+            log.warning("the error is now: %s", error)
 
-    def _goes_away(self, error: ListsError, now: float) -> None:
+    def _begin_outage(self, error: ListsError, now: float) -> None:
         if now - self._back_at >= RELAPSE_S:
             self._reasons = set()
         if str(error) in self._reasons or len(self._reasons) >= REASONS_MAX:  # the same outage
             if not self._settle_s:
                 self._reported_at = now
-                log.warning("%s; it takes lists and refuses them by turns, and is left in peace more and more", error)
+                log.warning("%s; Redis accepts and refuses lists by turns, so attempts become rarer", error)
             self._settle_s = min(max(SETTLED_S, 2 * self._settle_s), SETTLED_S_MAX)
         else:
             self._began_at, self._began = self._clock(), now
@@ -170,12 +175,12 @@ class RedisLink:
         self.away_since = self._began_at
 
     def forget(self, digest: str) -> None:
-        """A user's list may be lost from now on (`stream.people.digest_of` their id)."""
-        self._receipts.forget(digest)
+        """Forgets a user, whose list is no longer expected. `digest`: `stream.user_ids.digest_of` the id."""
+        self._watermarks.forget(digest)
 
     def to_state(self) -> dict[str, Any]:
-        return self._receipts.to_state()
+        return self._watermarks.to_state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave."""
-        self._receipts.load_state(state)
+        """Loads what `to_state` returned."""
+        self._watermarks.load_state(state)

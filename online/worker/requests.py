@@ -1,7 +1,7 @@
-"""Commands ask the running worker, by way of Redis: so it works from any machine that reaches it.
+"""Requests of commands to the running worker, by way of Redis, so that they work from any machine that reaches it.
 
-A request is one record (online/worker/ask.py makes it); the worker takes it away between two turns, does it, and leaves
-an answer.
+A request is one record (online/worker/ask.py writes it); the worker takes it between two turns, does it, and writes an
+answer.
 """
 
 import logging
@@ -16,8 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def answer_request(lists: Lists, answers: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]]) -> None:
-    """Takes a request away, where there is one, and does it. `answers`: what does a request that has such a field; it
-    may raise VersionError or CheckpointError. While Redis is unavailable no request comes."""
+    """Takes a request, if there is one, does it, and writes the answer. While Redis is unavailable nothing is done.
+
+    Args:
+        lists: the link to Redis.
+        answers: by the field that a request has, the function that does it; it may raise VersionError or
+            CheckpointError.
+    """
     try:
         request = lists.take_request()
         if request is None:
@@ -29,7 +34,7 @@ def answer_request(lists: Lists, answers: Mapping[str, Callable[[Mapping[str, An
         except (VersionError, CheckpointError) as error:
             answer = {"error": str(error)}
         except (KeyError, TypeError, ValueError):
-            answer = {"error": f"this worker does not know what is asked: {request}"}
+            answer = {"error": f"this worker does not know this request: {request}"}
         lists.answer(str(request.get("id")), answer)
     except ListsError as error:
         log.debug("requests cannot be read or answered: %s", error)

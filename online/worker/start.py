@@ -1,7 +1,7 @@
-"""The worker's start: what it says first, and whether what it finds fits together.
+"""The worker's start: its first log lines, and the check that the data folder belongs to the stream.
 
-The checkpoint decides where reading goes on. So a folder without one, or with one of another stream, is no small thing:
-everything would be learned anew, or the wrong clicks passed over. Then it stops, and says the ways on.
+The checkpoint decides where reading resumes. With a folder that has none, or one of another stream, everything would be
+learned again, or the wrong clicks skipped. So the worker stops then, with a line that names the ways to go on.
 """
 
 import logging
@@ -20,11 +20,11 @@ from stream.source import Partition
 if TYPE_CHECKING:
     from online.worker.loop import Loop
 
-BEFORE = Path("data")  # the default folder of before, in whichever folder one stood
+BEFORE = Path("data")  # the default of earlier releases, relative to the current folder
 _STATE = ("checkpoints", "log.db", "worker.lock")
 _NAMED = 4  # partitions in a line
-BEHIND_REPORTED = 100  # records that the checkpoint may be behind: a broker's own markers have offsets too
-AHEAD_REPORTED = 10_000  # records that it may be ahead: a commit that failed is made good by the next one
+BEHIND_REPORTED = 100  # records that the checkpoint may be behind the commit: a broker's own markers have offsets too
+AHEAD_REPORTED = 10_000  # records that it may be ahead of it: the next commit makes up for a failed one
 _REDIS_URL = re.compile(
     r"(rediss?://)(?:[^@/?#]*@)?((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::\d+)?(?:/\d*)?)(?:\?.*)?"
 )
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 
 class StartError(Exception):
-    """What is in the data folder does not fit the stream; one line that says the ways on."""
+    """The data folder does not belong to the stream; one line that names the ways to go on."""
 
 
 def announce(settings: Settings) -> None:
-    """The first line of the log: what the settings say. It needs nothing that takes long to load."""
+    """Logs the main settings as the first line. It loads no slow modules."""
     try:
         version = metadata.version("nextclick")
     except metadata.PackageNotFoundError:
@@ -57,7 +57,7 @@ def announce(settings: Settings) -> None:
 
 
 def redis_place(settings: Settings) -> str:
-    """Where Redis is, without user and password. Of a URL that is not understood nothing is shown."""
+    """Returns the address of Redis without user and password; nothing of a URL that cannot be parsed."""
     if settings.redis_url is None:
         return f"the embedded Redis at 127.0.0.1:{settings.embedded_redis_port}"
     url = _REDIS_URL.fullmatch(settings.redis_url.get_secret_value())
@@ -65,7 +65,7 @@ def redis_place(settings: Settings) -> str:
 
 
 def old_folder(settings: Settings) -> Path | None:
-    """A folder `data` here that holds state, where no folder was named: it may be the one that is meant."""
+    """Returns the default folder of earlier releases, if it holds state and no folder was named; else None."""
     here = BEFORE.absolute()
     if "data_dir" in settings.model_fields_set or here == settings.data_dir:
         return None
@@ -73,11 +73,11 @@ def old_folder(settings: Settings) -> Path | None:
 
 
 def check_folder(settings: Settings) -> None:
-    """Says it where the state of before stands in the folder `data`, and is not used."""
+    """Warns if the default folder of earlier releases holds state, which is not used."""
     if (old := old_folder(settings)) is not None:
         log.warning(
-            "state is looked for in %s; %s holds some too, which is not used: --data-dir data (or "
-            "NEXTCLICK_DATA_DIR=%s) goes on with that",
+            "the data folder is %s; %s holds state too, which is not used: to use it, start with --data-dir data "
+            "(or NEXTCLICK_DATA_DIR=%s)",
             settings.data_dir,
             old,
             old,
@@ -85,12 +85,17 @@ def check_folder(settings: Settings) -> None:
 
 
 def check_start(loop: "Loop", number: int | None, stream: Origin, *, from_beginning: bool) -> None:
-    """Whether the checkpoint that was restored (`number`; None: there is none) belongs to this stream and group.
+    """Checks that the restored checkpoint belongs to this stream and group.
 
-    `from_beginning`: learn everything anew, or, with a checkpoint of another stream, keep what was learned and read
-    this stream from its earliest record.
+    Args:
+        loop: after `restore`.
+        number: of the checkpoint; None: there is none.
+        stream: the stream that will be read.
+        from_beginning: read this stream from its earliest record, with the weights of a checkpoint of another stream if
+            there is one.
 
-    Raises StartError.
+    Raises:
+        StartError: the checkpoint is of another stream, or there is none although the group has committed offsets.
     """
     settings = loop.settings
     committed = {p: at for p, at in stream.committed.items() if p.topic == settings.clicks_topic and at > 0}
@@ -102,13 +107,13 @@ def check_start(loop: "Loop", number: int | None, stream: Origin, *, from_beginn
                 f"checkpoint {number} in {settings.checkpoints_dir} {others}: name the folder of this one with "
                 "--data-dir, or keep what was learned and read this one from its earliest record with --from-beginning"
             )
-        log.warning("checkpoint %d %s: what was learned stays, this one is read from its beginning", number, others)
+        log.warning("checkpoint %d %s: its weights are kept, this stream is read from its beginning", number, others)
         loop.leave_stream()
     else:
         if from_beginning:
             log.warning(
-                "--from-beginning: checkpoint %d is there, and is gone on from; to learn everything anew, name another "
-                "folder with --data-dir",
+                "--from-beginning has no effect, because the worker resumes from checkpoint %d: to learn everything "
+                "again, name another folder with --data-dir",
                 number,
             )
         _compare(loop, number, committed)
@@ -122,19 +127,19 @@ def check_start(loop: "Loop", number: int | None, stream: Origin, *, from_beginn
 def _check_new(settings: Settings, committed: Mapping[Partition, int], *, from_beginning: bool) -> None:
     if from_beginning or not committed:
         progress = f", although group {settings.consumer_group} has read {_places(committed)}" if committed else ""
-        log.info("no checkpoint in %s: begins with the earliest click%s", settings.checkpoints_dir, progress)
+        log.info("no checkpoint in %s: starting with the earliest click%s", settings.checkpoints_dir, progress)
         return
     old = old_folder(settings)
     hint = f" (there is state in {old}: --data-dir data)" if old is not None else ""
     raise StartError(
         f"there is no checkpoint in {settings.data_dir}, but group {settings.consumer_group} has read "
-        f"{_places(committed)}, so its state stands elsewhere: name its folder with --data-dir{hint}, or learn "
-        "everything anew from the earliest click with --from-beginning"
+        f"{_places(committed)}, so its state is in another folder: name it with --data-dir{hint}, or learn "
+        "everything again from the earliest click with --from-beginning"
     )
 
 
 def _of_another_stream(loop: "Loop", stream: Origin) -> str | None:
-    """What the checkpoint has read instead, as the end of a sentence; None: this one."""
+    """Returns which other stream the checkpoint has read, as the end of a sentence; None if it is this one."""
     topic, was = loop.settings.clicks_topic, loop.read_from
     besides = {loop.settings.items_topic}
     read = {partition.topic for partition in loop.progress.next_offsets} - besides
@@ -151,7 +156,7 @@ def _cluster(cluster: str) -> str:
 
 
 def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> None:
-    """Says it where checkpoint and commits are far from each other: the checkpoint decides."""
+    """Warns if the checkpoint and the committed offsets are far apart; the checkpoint decides."""
     at, settings = loop.progress.next_offsets, loop.settings
     group = loop.read_from.get("group", settings.consumer_group)
     if group != settings.consumer_group:
@@ -162,7 +167,7 @@ def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> N
     if behind:
         log.warning(
             "checkpoint %d is at %s, group %s at %s already: this folder is an older copy, or another worker has read "
-            "on; what came since is learned again",
+            "further; clicks since the checkpoint are learned again",
             number, _places({p: at[p] for p in behind}), settings.consumer_group, _places(behind),
         )  # fmt: skip
     if ahead:

@@ -6,16 +6,16 @@ injects one that does nothing: there is no setting for it.
 
 from collections.abc import Callable
 
-#: Every step in the order in which a turn comes to it: its number in `Loop.turn`, and what is done.
+#: Every step in the order of a turn: its number in `Loop.turn`, and what is done.
 STEPS = {
     "poll": "1: a bounded batch is polled",
-    "parse": "2: messages are parsed; what cannot be read is handed to the dead letters",
+    "parse": "2: messages are parsed; those that are no clicks become dead letters",
     "learn": "3: a micro-batch is scored and learned, and lists are ranked",
     "lists": "4: its lists are written",
-    "shadow": "5: the shadow learns it too, and drift is looked for",
-    "items": "6: what is new of items is applied",
+    "shadow": "5: the shadow learns it too, and drift is checked",
+    "items": "6: item updates are applied",
     "offsets": "7: the next offsets are noted",
-    "refresh": "8: lists that have aged, and those that Redis did not take, are written",
+    "refresh": "8: lists that have aged, and those that Redis refused, are written",
     "decide": "9: which version serves is decided, and a slice of fine-tuning done",
     "dead_letters": "10: dead letters are flushed",
     "checkpoint": "10: the checkpoint's folder is made, and its arrays are written",
@@ -30,4 +30,4 @@ StepHook = Callable[[str], None]
 
 
 def no_hook(step: str) -> None:
-    """What production injects."""
+    """Does nothing; production injects it."""

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from stream.lists import Watermark
-from stream.people import digest_of
+from stream.user_ids import digest_of
 
 WRITES_HELD = 1_000  # latest writes whose users are remembered
 

@@ -18,7 +18,7 @@ from stream.events import (
     parse,
     parse_click,
 )
-from stream.people import digest_of
+from stream.user_ids import digest_of
 
 NOW = 1_732_233_600.0
 GOOD = {"user_id": "u1", "item_id": "i9", "timestamp": NOW}

@@ -260,7 +260,7 @@ def test_who_does_not_come_holds_the_others_up_once_and_not_at_each_record(caplo
     assert broker.now < WAIT_S + 0.2
     told = [line.getMessage() for line in caplog.records]
     assert len(told) == 2
-    assert "clicks partition 1 has more at offset 0, but it does not come" in told[0]
+    assert "clicks partition 1 has a record at offset 0 that does not arrive" in told[0]
     # It counts again as soon as it delivers.
     broker.append(0, [600.0])
     broker.away = {at(2)}

@@ -78,7 +78,7 @@ def test_an_unavailable_broker_is_reported_once_and_gets_every_notice_later(brok
     broker.there = True
     wait_until(lambda: broker.taken == [0, 1, 2, 3, 4])
     writer.close()
-    assert [record.message for record in caplog.records] == ["notices wait: no broker answers"]
+    assert [record.message for record in caplog.records] == ["notices cannot be published: no broker answers"]
 
 
 def test_a_surprise_does_not_end_the_writer(broker, caplog):

@@ -21,7 +21,7 @@ Value = Any  # a float, of whichever width numba makes of it
 
 
 class RawFeatures(NamedTuple):
-    """What was found of the candidates of one query, (C,) each; buffers that are used again."""
+    """What was gathered of the candidates of one query, (C,) each; the buffers are reused."""
 
     rows: NDArray[np.int32]
     first: NDArray[np.float32]  # counts in the tables of its latest items
@@ -37,7 +37,7 @@ class RawFeatures(NamedTuple):
 
 
 class QueryContext(NamedTuple):
-    """What is known of the user of one query, and its moment."""
+    """The user's part of one query, and its time."""
 
     last: int  # rows of the latest two clicks; 0: none
     before: int
@@ -314,7 +314,7 @@ COLUMNS = {feature.name: column for column, feature in enumerate(COUNTED)}
 
 @kernel
 def fill_columns(raw: RawFeatures, count: int, context: QueryContext, items: Items, out: NDArray[np.float32]) -> None:
-    """Everything that is counted of `count` candidates, into out (C, F); popularity's columns come after COUNTED's."""
+    """Fills out (C, F) with the counted features of `count` candidates: first COUNTED's columns, then popularity's."""
     for c in range(count):
         x = out[c]
         x[0] = _followed_last(raw, c, context, items)
@@ -347,7 +347,7 @@ def fill_columns(raw: RawFeatures, count: int, context: QueryContext, items: Ite
 
 @kernel
 def fill_timed(raw: RawFeatures, count: int, context: QueryContext, items: Items, out: NDArray[np.float32]) -> None:
-    """The columns that depend on the moment."""
+    """Fills the columns that depend on the time of the query."""
     for c in range(count):
         x = out[c]
         x[13] = _own_elapsed(raw, c, context, items)
@@ -358,7 +358,7 @@ def fill_timed(raw: RawFeatures, count: int, context: QueryContext, items: Items
 
 
 PARTS = ("last", "before", "hour", "weekday", "gap", "state")  # of a moment's key: see online/learner/recall.py
-OWN_HEADS = (  # gains of the parts at the start; the state's are 0: a new part is silent, and let in by learning
+OWN_HEADS = (  # gains of the parts at the start; the state's are 0, so that it counts only once training raises them
     (8.0, 0.0, 0.0, 0.0, 0.0, 0.0),
     (6.0, 6.0, 0.0, 0.0, 0.0, 0.0),
     (0.0, 0.0, 4.0, 0.0, 0.0, 0.0),
@@ -366,7 +366,7 @@ OWN_HEADS = (  # gains of the parts at the start; the state's are 0: a new part 
     (6.0, 0.0, 2.0, 0.0, 1.0, 0.0),
     (0.0, 0.0, 0.0, 0.0, 4.0, 0.0),
 )
-WORLD_HEADS = (  # what the world's index finds mostly has the same last item, but need not
+WORLD_HEADS = (  # moments that the index of all users finds have the same last item, or one of the same bucket
     (8.0, 0.0, 0.0, 0.0, 0.0, 0.0),
     (8.0, 6.0, 0.0, 0.0, 0.0, 0.0),
     (8.0, 0.0, 4.0, 0.0, 0.0, 0.0),
@@ -380,7 +380,7 @@ NETWORK = Feature("network", "the Reformer's state · the item's vector + the it
 
 
 def counted(half_lives: Sequence[int]) -> tuple[Feature, ...]:
-    """What facts say of a candidate, with one popularity for each half-life."""
+    """Returns the features that are counted, with one popularity for each half-life (in clicks)."""
     popular = [
         Feature(f"popularity_{n}", f"clicks on it, each halved for every {n} later ones", "clicks", "log(1 + x)", 0.1)
         for n in half_lives
@@ -389,16 +389,16 @@ def counted(half_lives: Sequence[int]) -> tuple[Feature, ...]:
 
 
 def features(half_lives: Sequence[int]) -> tuple[Feature, ...]:
-    """All inputs: what is counted, how often the ranker erred, recall's soft counts, and the Reformer's logit."""
+    """Returns all inputs of the ranker: counted features, the lift, recall's soft counts, and the Reformer's logit."""
     recalled = *_heads("own", OWN_HEADS, OWN_STARTS), *_heads("world", WORLD_HEADS, WORLD_STARTS)
     return *counted(half_lives), LIFT, *recalled, NETWORK
 
 
 def _heads(whose: str, heads: Sequence[Sequence[float]], starts: Sequence[float]) -> list[Feature]:
-    found = []
+    declared = []
     for number, gains in enumerate(heads):
         parts = ", ".join(f"{part} {gain:g}" for part, gain in zip(PARTS, gains, strict=True) if gain)
         start = starts[number] if number < len(starts) else 0.0
         meaning = f"moments that point at it, alike in (gains at the start): {parts}"
-        found.append(Feature(f"{whose}_{number + 1}", meaning, "soft count", "log(1 + x)", start))
-    return found
+        declared.append(Feature(f"{whose}_{number + 1}", meaning, "soft count", "log(1 + x)", start))
+    return declared

@@ -1,6 +1,6 @@
-"""One pass over a micro-batch: for each click the candidates as they were just before it, then the click is counted.
+"""One pass over a micro-batch: each click's candidates are gathered just before the click is counted.
 
-So a query sees exactly what came before it, and nothing of what comes after, also within a micro-batch.
+So a query sees exactly the clicks before it and none after it, also within a micro-batch.
 
 Letters: `B` clicks of a micro-batch, `N` queries, `C` candidates of all of them (flat), `F` counted features, `P`
 moments found for all of them (flat), `L` clicks of a history, `V` rows of items.
@@ -57,23 +57,23 @@ class ClickArrays(NamedTuple):
     types: NDArray[np.int64]
     times: NDArray[np.float64]  # seconds since 1970
     active: NDArray[np.float64]  # active time
-    user_hashes: NDArray[np.int64]  # as `stream.people.owner_number` says
+    user_hashes: NDArray[np.int64]  # as `stream.user_ids.hash_of_digest` says
     trainable: NDArray[np.bool_]  # others learn from it: it is not flagged as abuse
 
 
 class QueryArrays(NamedTuple):
-    """N questions about users, in order of position."""
+    """N queries, in order of position."""
 
-    positions: NDArray[np.int64]  # clicks of the micro-batch that had come
-    slots: NDArray[np.int64]  # −1: of a user nothing is known of
+    positions: NDArray[np.int64]  # clicks of the micro-batch that come before the query
+    slots: NDArray[np.int64]  # of the users' histories; −1: the user has none
     own_slots: NDArray[np.int64]
     now: NDArray[np.float64]  # seconds since 1970
     active: NDArray[np.float64]
-    again: NDArray[np.bool_]  # the user of the query before it, at the same position, at another time
+    repeated: NDArray[np.bool_]  # whether it repeats the query before it (same user and position) at another time
 
 
 class SeenRows(NamedTuple):
-    """Rows that users must not get, flat: of click or query q those from starts[q] to starts[q + 1]."""
+    """Rows that must not be recommended, flat: those of query q are rows[starts[q] : starts[q + 1]]."""
 
     on: bool
     starts: NDArray[np.int64]
@@ -81,14 +81,14 @@ class SeenRows(NamedTuple):
 
 
 class GatherBuffers(NamedTuple):
-    """Buffers that N queries' candidates are written to."""
+    """Buffers into which the candidates of N queries are written."""
 
     starts: NDArray[np.int64]  # (N + 1,)
     rows: NDArray[np.int32]  # (C,)
     features: NDArray[np.float32]  # (C, F)
     own_starts: NDArray[np.int64]  # (N + 1,)
     own_moments: NDArray[np.int64]  # (P,) places in the log
-    own_candidates: NDArray[np.int64]  # (P,) of all C, which each points at
+    own_candidates: NDArray[np.int64]  # (P,) the candidate (of all C) that each points at
     world_starts: NDArray[np.int64]
     world_moments: NDArray[np.int64]
     world_candidates: NDArray[np.int64]
@@ -100,12 +100,12 @@ class GatherBuffers(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Marks that need not be cleared between queries: what carries another mark than the present one is not set."""
+    """Working memory that is not cleared between queries: an entry whose stamp is not the present mark is unset."""
 
     mark: NDArray[np.int64]  # (1,)
     stamps: NDArray[np.int64]  # (V,) rows that are candidates
-    places: NDArray[np.int64]  # (V,) which
-    banned: NDArray[np.int64]  # (V,) rows that must not be
+    places: NDArray[np.int64]  # (V,) position of the candidate
+    banned: NDArray[np.int64]  # (V,) rows that must not be candidates
     near_stamps: NDArray[np.int64]  # (V,) rows that have a sum
     near_sums: NDArray[np.float32]  # (V,)
     near_rows: NDArray[np.int32]  # (·,) rows near the latest items, in the order they were found
@@ -146,10 +146,15 @@ def advance(
     scratch: Scratch,
     limits: Limits,
 ) -> None:
-    """Goes through B clicks; each is queried and then counted. `before` (B queries): the clicks themselves. `lists`:
-    further queries, each when as many clicks have come as its position says. flagged (M,): of each moment that is
-    held, at its number modulo M, whether it is flagged as abuse."""
-    next_list: Any = np.int64(0)  # for the literal 0 numba would compile all of `gather` once more
+    """Goes through B clicks in order: gathers each click's candidates, then counts the click.
+
+    Args:
+        flagged: (M,) whether each moment is flagged as abuse; a moment stands at its number modulo M.
+        before: B queries, one for each click.
+        lists: further queries; each is gathered after as many clicks as its position says.
+        The rest: the parts of the store, and the buffers that are filled.
+    """
+    next_list: Any = np.int64(0)  # with the literal 0 numba would compile all of `gather` a second time
     for b in range(len(clicks.rows) + 1):
         while next_list < len(lists.slots) and lists.positions[next_list] == b:
             gather(
@@ -174,7 +179,7 @@ def observe(
     scratch: Scratch,
     limits: Limits,
 ) -> None:
-    """Click b becomes part of its user's history, of the log, and, if it is trainable, of all counts."""
+    """Appends click b to its user's history and to the log, and, if it is trainable, counts it."""
     slot, row = clicks.slots[b], clicks.rows[b]
     n, H = histories.clicks[slot], histories.rows.shape[1]
     length = min(n, H)
@@ -186,7 +191,7 @@ def observe(
         for d in range(min(length, NEAR) if row > 0 else 0):
             place = (n - 1 - d) % H
             number = histories.numbers[slot, place]
-            # What was flagged precedes nothing: clicked between popular items it would become their neighbour.
+            # A flagged click is no neighbour: clicked between popular items, its item would be related to them.
             if not held(log.total[0], limits.moments, number) or not flagged[number % len(flagged)]:
                 count_pair(tables, histories.rows[slot, place], row, d)
         count_click(items, row, clicks.active[b])
@@ -206,7 +211,7 @@ def observe(
 
 @inlined
 def count_pair(tables: Tables, earlier: int, row: int, d: int) -> None:
-    """A click on `row` had one on `earlier` d places before it (0: just before)."""
+    """Counts a click on `row` that had a click on `earlier` d places before it (0: just before)."""
     if d == 0:
         count(tables.first, earlier, row, 1.0)
         count(tables.before, row, earlier, 1.0)
@@ -221,7 +226,7 @@ def count_pair(tables: Tables, earlier: int, row: int, d: int) -> None:
 
 @kernel
 def uncount_pairs(tables: Tables, rows: NDArray[np.int64], earlier: NDArray[np.int64]) -> None:
-    """Clicks (K,) on rows after others (K, NEAR), latest first, that should not have been counted; 0: no pair."""
+    """Undoes `count_pair` for clicks on rows (K,) and the items before them, (K, NEAR), latest first; 0: no pair."""
     for k in range(len(rows)):
         row = rows[k]
         for d in range(earlier.shape[1]):
@@ -249,10 +254,10 @@ def add_candidate(
     banned: NDArray[np.int64],
     blocked: NDArray[np.bool_],
 ) -> int:
-    """One more candidate, if it is none yet and may be one -> how many there are.
+    """Adds a candidate, unless it is one already or must not be one. Returns how many there are.
 
-    Single arrays, since numba counts the references of every array in a tuple that is handed on: that took 8 times as
-    long as the rest.
+    The arrays are passed one by one, because numba counts the references of every array in a tuple that is passed:
+    that took 8 times as long as the rest.
     """
     if row == 0 or stamps[row] == mark or banned[row] == mark or blocked[row]:
         return c
@@ -263,21 +268,21 @@ def add_candidate(
 
 @kernel
 def nth_largest(values: NDArray[np.float32], n: int, buffer: NDArray[np.float32]) -> np.float32:
-    """The n-th largest (from 1) of values (C,), by quickselect (Hoare 1961); the buffer has room for all of them."""
-    some = buffer[: len(values)]
+    """Returns the n-th largest (from 1) of values (C,), by quickselect (Hoare 1961); the buffer has room for C."""
+    copy = buffer[: len(values)]
     for k in range(len(values)):
-        some[k] = values[k]
+        copy[k] = values[k]
     left, right = 0, len(values) - 1
     while left < right:
-        pivot = some[(left + right) // 2]
+        pivot = copy[(left + right) // 2]
         low, high = left, right
         while low <= high:
-            while some[low] > pivot:
+            while copy[low] > pivot:
                 low += 1
-            while some[high] < pivot:
+            while copy[high] < pivot:
                 high -= 1
             if low <= high:
-                some[low], some[high] = some[high], some[low]
+                copy[low], copy[high] = copy[high], copy[low]
                 low += 1
                 high -= 1
         if n - 1 <= high:
@@ -286,8 +291,8 @@ def nth_largest(values: NDArray[np.float32], n: int, buffer: NDArray[np.float32]
             left = low
         else:
             break
-    found: np.float32 = some[n - 1]
-    return found
+    nth: np.float32 = copy[n - 1]
+    return nth
 
 
 @inlined
@@ -304,7 +309,7 @@ def add_best(
     banned: NDArray[np.int64],
     blocked: NDArray[np.bool_],
 ) -> int:
-    """The `most` rows with the highest scores become candidates (of equal ones the first) -> how many there are."""
+    """Adds the `most` rows with the highest scores as candidates, the first of equal ones, and returns their number."""
     if len(best) <= most:
         for k in range(len(best)):
             c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
@@ -335,7 +340,7 @@ def gather(
     scratch: Scratch,
     limits: Limits,
 ) -> None:
-    """The candidates of query q, what is counted of them, and the moments that point at them."""
+    """Gathers the candidates of query q, their features, and the moments that point at them."""
     slot = queries.slots[q]
     start = found.starts[q]
     n, H = (histories.clicks[slot] if slot >= 0 else 0), histories.rows.shape[1]
@@ -351,8 +356,8 @@ def gather(
     first_total, second_total = float(tables.first.totals[last]), float(tables.second.totals[before])
     log_length, log_first_total = math.log1p(float(length)), math.log1p(first_total)
     own, world = found.own_starts[q], found.world_starts[q]
-    if queries.again[q]:
-        # The candidates of the query before: only what depends on the moment is new.
+    if queries.repeated[q]:
+        # The candidates of the query before: only the features that depend on the time are new.
         earlier = found.starts[q - 1]
         size = start - earlier
         for k in range(size):
@@ -389,7 +394,7 @@ def gather(
             if clicks.slots[b] == slot:
                 scratch.banned[clicks.rows[b]] = mark
 
-    # Who may be a candidate
+    # Candidates
     rows, stamps, places, banned, blocked = found.rows, scratch.stamps, scratch.places, scratch.banned, items.blocked
     used, c = tables.first.used[last], start
     for place in range(used):
@@ -428,7 +433,7 @@ def gather(
         world = point(log, mark, found.world_moments, found.world_candidates, world, world_end, scratch)
     found.starts[q + 1], found.own_starts[q + 1], found.world_starts[q + 1] = c, own, world
 
-    # What is counted of them
+    # Features
     size = c - start
     for k in range(size):
         raw.rows[k] = found.rows[start + k]
@@ -495,7 +500,7 @@ def sum_near(
         for place in range(table.used[row]):
             other = table.others[row, place]
             if banned[other] == mark or blocked[other]:
-                continue  # before the best are chosen: who has seen nearly everything gets what is left
+                continue  # before the best are chosen, so that a user who has seen nearly everything gets the rest
             if scratch.near_stamps[other] != mark:
                 scratch.near_stamps[other] = mark
                 scratch.near_sums[other] = 0
@@ -531,8 +536,8 @@ def recall(
     scratch: Scratch,
     limits: Limits,
 ) -> tuple[int, int]:
-    """Places in the log of the moments that are compared with the present: the user's own, and all users' that had the
-    same bucket's item before them -> where both end in `found`."""
+    """Finds the moments that are compared with the present one: the user's own, and those of all users that followed
+    an item of the same bucket. Writes their places in the log to `found`, and returns where both kinds end there."""
     H, size, total = histories.rows.shape[1], len(log.items), log.total[0]
     stamps, own_moments = scratch.moment_stamps, found.own_moments
     for d in range(min(length, limits.latest)):
@@ -587,7 +592,7 @@ def look_into(
     moments: NDArray[np.int64],
     own: int,
 ) -> int:
-    """The moments of one of the user's buckets that are not found yet."""
+    """Adds the moments of one of the user's buckets that were not found before. Returns how many there are."""
     for r in range(len(bucket)):
         number = bucket[r]
         if held(total, most, number):
@@ -609,7 +614,7 @@ def point(
     end: int,
     scratch: Scratch,
 ) -> int:
-    """Which candidates moments point at; those that point at none are dropped -> where they end."""
+    """Notes the candidate that each moment points at, and drops moments that point at none. Returns where they end."""
     kept = start
     for p in range(start, end):
         row = log.items[moments[p]]
@@ -621,7 +626,7 @@ def point(
 
 @inlined
 def note_followers(table: Table, row: int, best: NDArray[np.int32]) -> None:
-    """The heaviest of a row, best first."""
+    """Writes the items with the largest counts of a row to `best`, best first; 0 beyond."""
     best[:] = 0
     used = table.used[row]
     for k in range(min(used, len(best))):

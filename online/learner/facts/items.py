@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from online.learner.facts.jit import inlined, kernel
 
-POPULAR = 240  # items of each list of the most popular; who has seen the first ones gets others of them
-OVERFLOW = 1e12  # of what a click counts, at which all are scaled down
-UNDERFLOW = 1e-200  # of a popularity, which counts nothing below: smaller ones lose digits, and become equal
+POPULAR = 240  # items of each list of the most popular: enough for users who have seen the first ones
+OVERFLOW = 1e12  # the weight of a click at which all popularities are scaled down
+UNDERFLOW = 1e-200  # a popularity below counts as 0: smaller floats lose digits, and become equal
 
 
 class Items(NamedTuple):
-    """21 + 8 P bytes a row.
+    """Counts of items by row; 21 + 8 P bytes a row.
 
-    Instead of letting all popularities fade with each click, each click counts more than the one before it, `rates`
-    times: so only the clicked row moves, and the lists of the most popular can follow it exactly.
+    Popularities do not decay with each click. Instead each click weighs `rates` times as much as the one before it: so
+    a click changes only its own row, and the lists of the most popular can follow it exactly.
     """
 
     clicks: NDArray[np.float32]  # (V,) ever
@@ -34,7 +34,7 @@ class Items(NamedTuple):
 
 
 def empty_items(rows: int, half_lives: Sequence[int]) -> Items:
-    """For so many rows."""
+    """Returns counts with room for `rows` rows."""
     P = len(half_lives)
     return Items(
         np.zeros(rows, np.float32),
@@ -49,7 +49,7 @@ def empty_items(rows: int, half_lives: Sequence[int]) -> Items:
 
 
 def grown_items(items: Items, rows: int) -> Items:
-    """The same with room for more rows."""
+    """Returns a copy with room for `rows` rows."""
     new = items._asdict()
     for name in ("clicks", "first_at", "last_at", "popular", "blocked"):
         old = new[name]
@@ -60,7 +60,7 @@ def grown_items(items: Items, rows: int) -> Items:
 
 @inlined
 def count_click(items: Items, row: int, active: float) -> None:
-    """One click at an active time, in seconds. One on an item without a row (0) only lets all others age."""
+    """Counts one click at an active time, in seconds. A click on an item without a row (0) only ages all others."""
     if row > 0:
         items.clicks[row] += np.float32(1)
         items.last_at[row] = max(items.last_at[row], active)
@@ -78,7 +78,7 @@ def count_click(items: Items, row: int, active: float) -> None:
 
 @kernel
 def scale_down(items: Items, half_life: int) -> None:
-    """A click counts 1 again. What is too long ago counts nothing, and leaves the list as it would at a restart."""
+    """Scales popularities so that a click weighs 1. A row that becomes 0 leaves the list, as it would at a restart."""
     for row in range(len(items.popular)):
         scaled = items.popular[row, half_life] / items.weights[half_life]
         items.popular[row, half_life] = scaled if scaled > UNDERFLOW else 0.0
@@ -90,7 +90,7 @@ def scale_down(items: Items, half_life: int) -> None:
 
 @inlined
 def raise_in_list(top: NDArray[np.int32], popular: NDArray[np.float64], half_life: int, row: int) -> None:
-    """A row whose popularity has just risen moves up in the list of the most popular, or enters it."""
+    """Moves a row whose popularity has just risen up in the list of the most popular, or into it."""
     at = 0
     while at < len(top) and top[at] != row and top[at] != 0:
         at += 1
@@ -105,20 +105,20 @@ def raise_in_list(top: NDArray[np.int32], popular: NDArray[np.float64], half_lif
 
 
 def rebuild_lists(items: Items) -> None:
-    """The lists of the most popular anew: after rows were cleared, blocked or released."""
+    """Rebuilds the lists of the most popular, after rows were cleared, blocked or released."""
     for half_life in range(len(items.weights)):
         column = np.where(items.blocked, 0.0, items.popular[:, half_life])
-        some = np.flatnonzero(column > 0)
-        if len(some) > POPULAR:
-            some = some[column[some] >= np.partition(column[some], -POPULAR)[-POPULAR]]
-        best = some[np.argsort(-column[some], kind="stable")][:POPULAR]
+        rows = np.flatnonzero(column > 0)
+        if len(rows) > POPULAR:
+            rows = rows[column[rows] >= np.partition(column[rows], -POPULAR)[-POPULAR]]
+        best = rows[np.argsort(-column[rows], kind="stable")][:POPULAR]
         items.top[half_life] = 0
         items.top[half_life, : len(best)] = best
 
 
 @kernel
 def uncount_clicks(items: Items, rows: NDArray[np.int64], ages: NDArray[np.float64]) -> None:
-    """Clicks (K,) that should not have been counted, and how many were counted since each."""
+    """Undoes the counts of clicks on rows (K,); ages (K,): how many clicks were counted since each."""
     for k in range(len(rows)):
         row = rows[k]
         items.clicks[row] = max(np.float32(0), items.clicks[row] - np.float32(1))
@@ -133,13 +133,13 @@ def uncount_clicks(items: Items, rows: NDArray[np.int64], ages: NDArray[np.float
 
 
 def items_to_state(items: Items, rows: int) -> dict[str, NDArray[Any]]:
-    """The first `rows` rows."""
+    """Returns the arrays of the first `rows` rows."""
     kept = {name: getattr(items, name)[:rows] for name in ("clicks", "first_at", "last_at", "popular")}
     return {name: part.copy() for name, part in kept.items()} | {"weights": items.weights.copy()}
 
 
 def load_items(items: Items, arrays: dict[str, NDArray[Any]]) -> None:
-    """Takes back what `items_to_state` gave. Which rows are blocked is for the caller to say again."""
+    """Loads what `items_to_state` returned. The caller sets again which rows are blocked."""
     rows = len(arrays["clicks"])
     for name in ("clicks", "first_at", "last_at", "popular"):
         getattr(items, name)[:rows] = arrays[name]

@@ -1,10 +1,10 @@
-"""How loops are compiled: numba, without Python's lock, and kept on disk from one start to the next.
+"""How loops are compiled: by numba, without Python's global lock, and cached on disk from one start to the next.
 
 With NUMBA_DISABLE_JIT=1 the same code runs as plain Python, which is its slow reference.
 
-numba looks at the file that a kernel stands in to see whether its compiled form is still right, and not at the files of
-what the kernel calls. So compiled forms lie in a folder that is named after a digest of all these files: code that was
-compiled from other sources is never run.
+numba checks only the file of a kernel to see whether its compiled form is current, and not the files of the functions
+that the kernel calls. So compiled forms are kept in a folder that is named after a digest of all these files: code that
+was compiled from other sources is never run.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ _SOURCES = ("facts/*.py", "recall.py", "prune.py", "abuse_filter.py")
 
 
 def cache_folder() -> Path:
-    """Where the compiled forms of these sources lie: where NUMBA_CACHE_DIR says, or beside the code; where its user may
-    not write, in their own folder for such things."""
+    """Returns the folder of the compiled forms: in NUMBA_CACHE_DIR if that is set, else beside the code, or, where that
+    is not writable, in the user's cache folder."""
     beside = _beside()
     if named := os.environ.get("NUMBA_CACHE_DIR"):
         return Path(named) / beside.name
@@ -55,8 +55,8 @@ def _beside() -> Path:
 
 
 def use_folder() -> Path:
-    """The folder, with what was compiled when another user installed the code: numba reads no folder that it could not
-    write to, so it is copied."""
+    """Returns the folder, after copying into it what was compiled when another user installed the code: numba reads no
+    folder that it cannot write to."""
     folder, beside = cache_folder(), _beside()
     if folder != beside and beside.exists() and not folder.exists():
         copied = folder.with_name(f"{folder.name}-{os.getpid()}")
@@ -75,34 +75,34 @@ if not os.environ.get("NUMBA_CACHE_LOCATOR_CLASSES"):
 
 
 def kernel(function: Function) -> Function:
-    """Compiles a loop over arrays. The machine code is kept on disk, and it runs without the interpreter's lock."""
+    """Compiles a loop over arrays. The machine code is cached on disk and runs without the interpreter's lock."""
     return _compiled(function)
 
 
 def summing(function: Function) -> Function:
-    """The same for loops that add up floats: in any order, so that several are added at a time."""
+    """Compiles a loop that adds up floats in any order, so that several are added at a time."""
     return _compiled(function, fastmath=SUMS)
 
 
 def called(function: Function) -> Function:
-    """A small function of numbers that kernels call; the compiler's last stage puts it in their place."""
+    """Compiles a small function of numbers that kernels call; LLVM inlines it."""
     return _compiled(function)
 
 
 def inlined(function: Function) -> Function:
-    """A small function whose text is put where a kernel calls it: it sums as that kernel does, and arrays that are
-    handed on cost nothing."""
+    """Compiles a small function that numba inlines into the kernels that call it: it sums as they do, and passing
+    arrays to it costs nothing."""
     return _compiled(function, inline="always")
 
 
 def allocating(function: Function) -> Function:
-    """A kernel that makes arrays of its own."""
+    """Compiles a kernel that allocates arrays."""
     return _compiled(function, _nrt=True)
 
 
 def _compiled(function: Function, **options: Any) -> Function:
-    # What is handed on belongs to the caller, who waits. To count references of arrays that loops look at took a third
-    # of the time of all facts.
+    # The arrays passed in belong to the caller, which waits for the loop. Counting their references took a third of the
+    # time of all loops.
     options = {"_nrt": False} | options
     try:
         return cast(Function, numba.njit(cache=True, nogil=True, **options)(function))

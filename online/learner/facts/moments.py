@@ -1,4 +1,4 @@
-"""Moments: what stood before each click and what was clicked then; and the index in which they are found again.
+"""Moments: each click with the clicks before it; and the index in which similar moments are looked up.
 
 Letters: `M` moments held, `S` users whose older moments are indexed, `B` buckets, `R` places of a bucket.
 """
@@ -21,25 +21,25 @@ MIX = 2_654_435_761  # Knuth's multiplicative hashing (vol. 3, 6.4): 2^32 by the
 class Log(NamedTuple):
     """The latest M moments of all users, in a ring: 33 bytes each.
 
-    A moment has a number, counted from 1 in order of arrival. It stands at its number modulo M until M others came.
+    A moment has a number, counted from 1 in order of arrival. It stands at its number modulo M until M more arrive.
     """
 
     items: NDArray[np.int32]  # (M,) clicked then
-    last: NDArray[np.int32]  # (M,) the click before; 0: there was none
-    before: NDArray[np.int32]  # (M,) the one before that
+    last: NDArray[np.int32]  # (M,) the item clicked before; 0: none
+    before: NDArray[np.int32]  # (M,) the item before that
     times: NDArray[np.float64]  # (M,) seconds since 1970
     gaps: NDArray[np.float32]  # (M,) log(1 + seconds since the click before)
-    user_hashes: NDArray[np.int64]  # (M,) as `stream.people.owner_number` says; 0: of no user
-    private: NDArray[np.bool_]  # (M,) no other user is to be reminded of it
-    total: NDArray[np.int64]  # (1,) moments that ever came
+    user_hashes: NDArray[np.int64]  # (M,) as `stream.user_ids.hash_of_digest` says; 0: of no user
+    private: NDArray[np.bool_]  # (M,) hidden from all other users' recall
+    total: NDArray[np.int64]  # (1,) moments that ever arrived
 
 
 class Index(NamedTuple):
-    """Numbers of moments by what stood before them, in buckets that are rings of the latest R.
+    """Numbers of moments, in buckets that are rings of the latest R; 8 bytes an entry.
 
-    Of some users, their moments older than the latest ones that are always compared: in buckets of the item before,
-    and in buckets of the time by angular hashing (Andoni et al. 2015), where neighbouring buckets are looked into too.
-    Of all users, all moments in buckets of the item before. 8 bytes an entry.
+    `own` has, for S users, the moments older than the latest ones, which are always compared: in buckets by the item
+    before, and in buckets by time through angular hashing (Andoni et al. 2015), where neighbouring buckets are searched
+    too. `world` has the moments of all users in buckets by the item before.
     """
 
     own: NDArray[np.int64]  # (S, 2, B, R) numbers; 0: free
@@ -50,7 +50,7 @@ class Index(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The parts of some moments' keys: arrays (...) of equal length. The Reformer's state is one more part."""
+    """The parts of moments' keys: arrays (...) of equal length. The Reformer's state is one more part."""
 
     last: NDArray[np.int32]  # rows of the clicks before; 0 where there was none
     before: NDArray[np.int32]  # rows of the ones before those
@@ -58,7 +58,7 @@ class Keys(NamedTuple):
     gaps: NDArray[np.float32]  # log(1 + seconds since the click before)
 
     def part(self, start: int, stop: int) -> "Keys":
-        """Those from `start` to `stop` only."""
+        """Returns the keys from `start` up to `stop`."""
         return Keys(self.last[start:stop], self.before[start:stop], self.times[start:stop], self.gaps[start:stop])
 
 
@@ -70,13 +70,13 @@ class Hits(NamedTuple):
     candidates: NDArray[np.int64]  # (P,), position among all C candidates of the one pointed at; −1 for none
 
     def part(self, start: int, stop: int, first: int) -> "Hits":
-        """Those of queries from `start` to `stop` only, whose candidates begin at `first`."""
+        """Returns the hits of the queries from `start` up to `stop`, whose candidates begin at `first`."""
         p, r = int(self.starts[start]), int(self.starts[stop])
         return Hits(self.starts[start : stop + 1] - p, self.moments[p:r], self.candidates[p:r] - first)
 
 
 def empty_log(held: int) -> Log:
-    """Room for so many moments."""
+    """Returns a log with room for `held` moments."""
     return Log(
         np.zeros(held, np.int32),
         np.zeros(held, np.int32),
@@ -90,7 +90,7 @@ def empty_log(held: int) -> Log:
 
 
 def empty_index(users: int, buckets: int, ring: int, *, world_buckets: int, world_ring: int, seed: int) -> Index:
-    """For so many users, buckets of each and places in each bucket."""
+    """Returns an index for `users` users, with `buckets` buckets of `ring` places each; and that of all users."""
     rotation = np.random.default_rng(seed).standard_normal((CLOCK, buckets // 2))
     return Index(
         np.zeros((users, 2, buckets, ring), np.int64),
@@ -103,19 +103,19 @@ def empty_index(users: int, buckets: int, ring: int, *, world_buckets: int, worl
 
 @inlined
 def held(total: int, size: int, number: int) -> bool:
-    """Whether a moment is still there, of so many that ever came and so many that are held."""
+    """Returns whether a moment is still held, when `total` ever arrived and the latest `size` are held."""
     return number > 0 and number > total - size
 
 
 @inlined
 def bucket_of_item(row: int, buckets: int) -> int:
-    """The bucket of moments that had this item before them."""
+    """Returns the bucket of the moments that followed this item."""
     return ((int(row) * MIX) & 0xFFFFFFFF) * buckets >> 32
 
 
 @inlined
 def clock_scores(rotation: NDArray[np.float64], time: float, gap: float, scores: NDArray[np.float64]) -> None:
-    """How much a moment belongs to each bucket of the time, into `scores` (B,)."""
+    """Writes how well a moment fits each bucket by time to `scores` (B,)."""
     day, week, apart = time % DAY_S * (2 * math.pi / DAY_S), time % WEEK_S * (2 * math.pi / WEEK_S), gap / GAP_SCALE
     clock = (
         math.cos(day),
@@ -135,7 +135,7 @@ def clock_scores(rotation: NDArray[np.float64], time: float, gap: float, scores:
 
 @inlined
 def append(log: Log, row: int, last: int, before: int, time: float, gap: float, user_hash: int) -> int:
-    """One more moment -> its number."""
+    """Appends a moment to the log. Returns its number."""
     log.total[0] += 1
     number = int(log.total[0])
     at = number % len(log.items)
@@ -147,7 +147,7 @@ def append(log: Log, row: int, last: int, before: int, time: float, gap: float, 
 
 @inlined
 def put_world(index: Index, log: Log, number: int) -> None:
-    """A moment is found again by every user who has just clicked the item that stood before it."""
+    """Indexes a moment for all users: it is found by each who has just clicked the item that stood before it."""
     bucket = bucket_of_item(log.last[number % len(log.items)], len(index.world))
     index.world[bucket, index.world_counts[bucket] % index.world.shape[1]] = number
     index.world_counts[bucket] += 1
@@ -155,7 +155,7 @@ def put_world(index: Index, log: Log, number: int) -> None:
 
 @inlined
 def put_own(index: Index, log: Log, slot: int, number: int, scores: NDArray[np.float64]) -> None:
-    """A moment that is no longer among its user's latest is found again by that user. scores (B,): scratch."""
+    """Indexes a moment for its user, once it is no longer among the user's latest. scores (B,): working memory."""
     at = number % len(log.items)
     buckets, ring = index.own.shape[2], index.own.shape[3]
     by_item = bucket_of_item(log.last[at], buckets)
@@ -172,7 +172,7 @@ def put_own(index: Index, log: Log, slot: int, number: int, scores: NDArray[np.f
 
 @kernel
 def forget_items(log: Log, gone: NDArray[np.bool_]) -> None:
-    """Items that lost their rows, (V,): their moments point at nothing any more."""
+    """Removes items that lost their rows, gone (V,), from all moments."""
     for at in range(min(log.total[0] + 1, len(log.items))):
         if gone[log.items[at]]:
             log.items[at] = 0
@@ -183,7 +183,7 @@ def forget_items(log: Log, gone: NDArray[np.bool_]) -> None:
 
 
 def forget_hash(log: Log, user_hash: int) -> NDArray[np.int64]:
-    """A user's moments point at nothing, and nothing says what they were -> the places (K,) that they had."""
+    """Clears a user's moments. Returns their places (K,) in the log."""
     places = np.flatnonzero(log.user_hashes == user_hash)
     for part in log[:-1]:
         part[places] = 0
@@ -191,20 +191,20 @@ def forget_hash(log: Log, user_hash: int) -> NDArray[np.int64]:
 
 
 def clear_slot(index: Index, slot: int) -> None:
-    """The slot of a user's older moments is empty."""
+    """Clears the slot of a user's older moments."""
     index.own[slot] = 0
     index.own_counts[slot] = 0
 
 
 def log_to_state(log: Log) -> dict[str, NDArray[Any]]:
-    """Only what is there, oldest first."""
+    """Returns the moments that are held, oldest first."""
     places = places_held(log)
     arrays = {name: getattr(log, name)[places] for name in log._fields[:-1]}
     return arrays | {"total": log.total.copy()}
 
 
 def load_log(log: Log, arrays: dict[str, NDArray[Any]]) -> None:
-    """Takes back what `log_to_state` gave; with room for fewer the latest."""
+    """Loads what `log_to_state` returned; the latest, if there is room for fewer."""
     log.total[:] = arrays["total"]
     kept = min(len(arrays["items"]), len(log.items))
     places = np.arange(log.total[0] - kept + 1, log.total[0] + 1) % len(log.items)
@@ -213,25 +213,25 @@ def load_log(log: Log, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def places_held(log: Log) -> NDArray[np.int64]:
-    """Where the moments that are there stand, oldest first, (K,)."""
+    """Returns the places (K,) of the moments that are held, oldest first."""
     total, size = int(log.total[0]), len(log.items)
     places: NDArray[np.int64] = np.arange(max(1, total - size + 1), total + 1) % size
     return places
 
 
 def index_to_state(index: Index, slots: int) -> dict[str, NDArray[Any]]:
-    """Of the first `slots` users."""
+    """Returns the arrays of the index, for the first `slots` users."""
     own = {"own": index.own[:slots].copy(), "own_counts": index.own_counts[:slots].copy()}
     return own | {"world": index.world.copy(), "world_counts": index.world_counts.copy()}
 
 
 def index_fits(index: Index, arrays: dict[str, NDArray[Any]]) -> bool:
-    """Whether saved arrays are of this index's shape: else settings have changed."""
+    """Returns whether saved arrays have this index's shape; they have not after a change of settings."""
     return arrays["own"].shape[1:] == index.own.shape[1:] and arrays["world"].shape == index.world.shape
 
 
 def load_index(index: Index, arrays: dict[str, NDArray[Any]]) -> None:
-    """Takes back what `index_to_state` gave."""
+    """Loads what `index_to_state` returned."""
     slots = len(arrays["own"])
     index.own[:slots], index.own_counts[:slots] = arrays["own"], arrays["own_counts"]
     index.world[:], index.world_counts[:] = arrays["world"], arrays["world_counts"]

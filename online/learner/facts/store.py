@@ -1,4 +1,4 @@
-"""All facts, and the one way to them: a micro-batch and all queries in between, in one pass.
+"""The feature store: it counts clicks, and gathers the candidates and features of queries, in one pass a micro-batch.
 
 Letters: `N` queries, `C` candidates of all of them (flat), `F` counted features, `P` moments found (flat), `V` rows.
 """
@@ -20,27 +20,27 @@ from online.learner.facts.moments import Hits, Keys
 from online.learner.history import UserHistories
 from online.learner.user_stores import UserKey
 
-ROWS_MIN = 1_024  # of all that is kept by row, to begin with
+ROWS_MIN = 1_024  # rows of items that a new store has room for
 _NONE = np.zeros(0, np.int64)
 NO_SEEN_ROWS = SeenRows(False, _NONE, _NONE)
 
 
 class Gathered(NamedTuple):
-    """What facts say of N queries: it depends on no weights, so that several models can score the same.
+    """Candidates and features of N queries. They depend on no weights, so that several models can score the same.
 
-    The arrays belong to the store, which uses them again after the next micro-batch.
+    The arrays belong to the store, which overwrites them after the next micro-batch.
     """
 
-    starts: NDArray[np.int64]  # (N + 1,) of each query's candidates
+    starts: NDArray[np.int64]  # (N + 1,) where each query's candidates begin
     rows: NDArray[np.int32]  # (C,) never 0
     features: NDArray[np.float32]  # (C, F) as `online.learner.facts.features.counted` declares them
     keys: Keys  # (N,) the moment of each query
-    own: Hits  # of each user's moments
-    world: Hits  # of all users'
+    own: Hits  # moments of the query's user
+    world: Hits  # moments of all users
     followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
 
     def part(self, start: int, stop: int) -> "Gathered":
-        """Queries from `start` to `stop` only."""
+        """Returns the part of the queries from `start` up to `stop`."""
         c, d = int(self.starts[start]), int(self.starts[stop])
         return Gathered(
             self.starts[start : stop + 1] - c,
@@ -54,7 +54,7 @@ class Gathered(NamedTuple):
 
 
 class FeatureStore:
-    """Neighbour tables, item counts, the log of moments and its index."""
+    """Neighbour tables, counts by item, the log of moments and the index of that log."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -63,7 +63,7 @@ class FeatureStore:
         self._held = (settings.successors_held, few, few, few, settings.neighbours_held)
         self.tables = tables.Tables(*(tables.empty_table(ROWS_MIN, held) for held in self._held))
         self.items = items.empty_items(ROWS_MIN, self.half_lives)
-        # What is found for one micro-batch must not be overwritten while the next one comes in.
+        # Moments found for one micro-batch must not be overwritten while the next one is gathered.
         self.log = moments.empty_log(settings.moments_held + 2 * settings.micro_batch_max)
         self.index = moments.empty_index(
             settings.recall_users_held,
@@ -97,17 +97,17 @@ class FeatureStore:
             + sum(self._hits_max)
         )
         self._scratch = self._new_scratch(ROWS_MIN)
-        self._buffers: list[list[GatherBuffers]] = [[], []]  # of clicks and of lists; two micro-batches' in turn
+        self._buffers: list[list[GatherBuffers]] = [[], []]  # for clicks and for lists; two of each, used in turn
         self._list_buffers = self._new_buffer(0)
         self._no_clicks = self._new_buffer(0)
         self._turn = 0
 
     def __len__(self) -> int:
-        """Rows of items that there is room for."""
+        """Returns the number of rows of items that there is room for."""
         return len(self.items.clicks)
 
     def grow(self, rows: int) -> None:
-        """Makes room for so many rows, by doubling."""
+        """Makes room for at least `rows` rows of items, by doubling."""
         rows = grown(rows, len(self))
         if rows == len(self):
             return
@@ -158,15 +158,19 @@ class FeatureStore:
         flagged: NDArray[np.bool_],
         seen: Sequence[SeenRows] = (NO_SEEN_ROWS, NO_SEEN_ROWS),
     ) -> tuple[Gathered, Gathered]:
-        """Queries each click and then counts it -> what was found for the clicks, and for the lists.
+        """Gathers the candidates of each click just before it, and then counts the click.
 
         Args:
-            histories: of all users; the clicks become part of them.
-            clicks: one micro-batch.
-            before: a query for each click.
-            lists: further queries, by rising position.
-            flagged: of each moment that is held, at its number modulo the length, whether it is flagged as abuse.
-            seen: rows that the users must not get, of the clicks' queries and of the lists'.
+            histories: the histories of all users; the clicks are appended to them.
+            clicks: one micro-batch, B clicks in order of arrival.
+            before: B queries, one for each click.
+            lists: further queries, by rising position in the micro-batch.
+            flagged: whether each moment that is held is flagged as abuse; a moment stands at its number modulo the
+                length.
+            seen: rows that must not be recommended, for the clicks' queries and for the lists'.
+
+        Returns:
+            The candidates of the B clicks, and those of the lists.
         """
         found = [self._buffer(kind, len(queries.slots)) for kind, queries in enumerate((before, lists))]
         self._turn = 1 - self._turn
@@ -176,7 +180,17 @@ class FeatureStore:
     def ask(
         self, histories: UserHistories, lists: QueryArrays, *, flagged: NDArray[np.bool_], seen: SeenRows = NO_SEEN_ROWS
     ) -> Gathered:
-        """The same for lists alone, as everything stands now. What it gives holds until the next call."""
+        """Gathers the candidates of lists from the present counts, without any click.
+
+        Args:
+            histories: the histories of all users.
+            lists: N queries.
+            flagged: as for `advance`.
+            seen: rows that must not be recommended.
+
+        Returns:
+            The candidates of the N queries; valid until the next call.
+        """
         if len(self._list_buffers.last) < len(lists.slots):
             self._list_buffers = self._new_buffer(len(lists.slots))
         found = [self._no_clicks, self._list_buffers]
@@ -220,7 +234,7 @@ class FeatureStore:
         return held[self._turn]
 
     def _new_buffer(self, queries: int) -> GatherBuffers:
-        # Memory that is not written to is not taken from the system: most queries have a third of the candidates.
+        # The system provides only memory that is written to, and most queries fill a third of their room.
         C, (own, world) = queries * self._candidates_max, (queries * most for most in self._hits_max)
         return GatherBuffers(
             np.zeros(queries + 1, np.int64),
@@ -240,20 +254,20 @@ class FeatureStore:
         )
 
     def next_numbers(self, count: int) -> NDArray[np.int64]:
-        """The numbers that the next moments will have."""
+        """Returns the numbers (count,) that the next moments will have."""
         total = int(self.log.total[0])
         return np.arange(total + 1, total + 1 + count)
 
     def note_states(self, numbers: NDArray[np.int64], states: NDArray[np.float16]) -> None:
-        """Moments with these numbers (N,) are compared by states (N, D) from now on."""
+        """Stores the Reformer's states (N, D) of the moments with these numbers (N,), for later comparisons."""
         self.moment_states[numbers % len(self.moment_states)] = states
 
     def own_slots(self, users: Sequence[str]) -> NDArray[np.int64]:
-        """Where each one's older moments are indexed, (N,); −1 for nowhere."""
+        """Returns the slots (N,) in which the users' older moments are indexed; −1 for a user without one."""
         return np.array([self.directory.slot(user) for user in users], np.int64).reshape(len(users))
 
     def take_own_slots(self, users: Sequence[str]) -> None:
-        """Different users get room for their older moments; who was here longest ago makes room."""
+        """Gives each of these users, all different, a slot for older moments; the least recently used are evicted."""
         slots, new = self.directory.take(users)
         for slot, is_new in zip(slots, new, strict=True):
             if is_new:
@@ -262,26 +276,31 @@ class FeatureStore:
     # What is popular
 
     def popularity_by(self, half_life: int, rows: int) -> NDArray[np.float64]:
-        """Clicks on the first `rows` rows, each counting half for every half-life (its place) of clicks since."""
-        found: NDArray[np.float64] = self.items.popular[:rows, half_life] / self.items.weights[half_life]
-        return found
+        """Returns the popularity of the first `rows` rows: clicks, each halved after every half-life of later clicks.
+
+        Args:
+            half_life: position of the half-life in the setting `popularity_half_lives`.
+            rows: number of rows.
+        """
+        popularity: NDArray[np.float64] = self.items.popular[:rows, half_life] / self.items.weights[half_life]
+        return popularity
 
     def popular(self, count: int, half_life: int) -> NDArray[np.int64]:
-        """The most popular rows that may be listed, best first, at most `count`."""
+        """Returns at most `count` of the most popular rows that may be listed, best first."""
         best = self.items.top[half_life, :count]
         return best[best > 0].astype(np.int64)
 
     def set_blocked(self, rows: Sequence[int], blocked: Sequence[bool]) -> None:
-        """Which rows must not be listed."""
+        """Sets whether each of the rows is excluded from lists."""
         before = self.items.blocked[list(rows)]
         self.items.blocked[list(rows)] = blocked
         if (before != np.asarray(blocked, np.bool_)).any():
             items.rebuild_lists(self.items)
 
-    # What is taken back
+    # Undoing counts
 
     def decay(self, factor: float) -> None:
-        """The past counts `factor` (from 0 to 1) of itself from now on; which moments were first and last stays."""
+        """Multiplies all counts by `factor` (from 0 to 1); first and last times of items stay as they are."""
         for table in self.tables:
             tables.decay(table, factor)
         self.items.clicks[...] *= np.float32(factor)
@@ -295,16 +314,21 @@ class FeatureStore:
         ages: NDArray[np.float64],
         numbers: NDArray[np.int64],
     ) -> None:
-        """Clicks (K,) on rows after others (K, NEAR), latest first, that should not have been counted, 0 in whatever
-        pair is to stay; ages (K,): clicks counted since, −1 where the click itself is to stay. Of moments with these
-        numbers no other user is reminded."""
+        """Undoes the counts of K clicks that should not have been counted.
+
+        Args:
+            rows: (K,) the clicked items.
+            earlier: (K, NEAR) items clicked before each, latest first; 0 in pairs that stay counted.
+            ages: (K,) clicks counted since each; −1 where the click itself stays counted.
+            numbers: numbers of moments that are hidden from all other users' recall.
+        """
         gather.uncount_pairs(self.tables, rows, earlier)
         items.uncount_clicks(self.items, rows[ages >= 0], ages[ages >= 0])
         items.rebuild_lists(self.items)
         self.log.private[numbers % len(self.log.items)] = True
 
     def forget_rows(self, rows: Sequence[int]) -> None:
-        """Clears rows that are to be handed out again, and what others know of them."""
+        """Clears rows that will be given to other items, wherever they occur."""
         gone = np.zeros(len(self), np.bool_)
         gone[list(rows)] = True
         gone[0] = False
@@ -327,23 +351,23 @@ class FeatureStore:
         return {"recall_index": indexed, "moments": int((self.log.user_hashes == user.user_hash).sum())}
 
     def forget_user(self, user: UserKey) -> dict[str, int]:
-        """The user's older moments are not found any more, and none points at anything."""
-        found = self.count_user(user)
+        """Clears the user's moments and their index. Returns how many entries there were, by kind."""
+        counts = self.count_user(user)
         for name in user.user_ids:
             slot = self.directory.free(name)
             if slot is not None:
                 moments.clear_slot(self.index, slot)
         self.moment_states[moments.forget_hash(self.log, user.user_hash)] = 0
-        return found
+        return counts
 
     def usage(self) -> tuple[int, int]:
-        """Moments in the log."""
+        """Returns how many moments the log holds, and how many it has room for."""
         return min(int(self.log.total[0]), len(self.log.items)), len(self.log.items)
 
     # A checkpoint
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Arrays by name, and a JSON object."""
+        """Returns arrays by name, and a JSON object."""
         directory = self.directory.to_state()
         used = 1 + max((int(slot) for slot in directory["slots"]), default=-1)
         parts = {
@@ -356,8 +380,10 @@ class FeatureStore:
         return joined(parts), {"directory": directory}
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
-        """Takes back what `to_state` gave, with as many half-lives; of an index of another shape (settings have
-        changed), nothing."""
+        """Loads what `to_state` returned, with the same number of half-lives.
+
+        An index of another shape, after a change of settings, is left out.
+        """
         counted_items = below(arrays, "items")
         self.grow(len(counted_items["clicks"]))
         for name, table in zip(tables.NAMES, self.tables, strict=True):
@@ -372,21 +398,21 @@ class FeatureStore:
             self.directory.load_state(state["directory"])
 
     def _load_moment_states(self, saved: NDArray[np.float16]) -> None:
-        """Of another width (settings have changed), nothing."""
+        """Loads the moments' states; those of another width, after a change of settings, are left out."""
         places = moments.places_held(self.log)
         if saved.shape[1] == self.moment_states.shape[1]:
-            kept = min(len(places), len(saved))  # the latest, where there is room for fewer or for more
+            kept = min(len(places), len(saved))  # the latest, where the log's size has changed
             self.moment_states[places[len(places) - kept :]] = saved[len(saved) - kept :]
 
 
 def no_clicks() -> ClickArrays:
-    """A micro-batch of none."""
+    """Returns a micro-batch without clicks."""
     nothing = np.zeros(0)
     return ClickArrays(_NONE, _NONE, _NONE, _NONE, nothing, nothing, _NONE, np.zeros(0, np.bool_))
 
 
 def no_queries() -> QueryArrays:
-    """No query."""
+    """Returns the arrays of no query."""
     nothing = np.zeros(0)
     return QueryArrays(_NONE, _NONE, _NONE, nothing, nothing, np.zeros(0, np.bool_))
 

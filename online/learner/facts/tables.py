@@ -1,4 +1,4 @@
-"""Which items stand together in users' clicks: five tables of bounded rows, counted one click at a time.
+"""Which items occur near each other in users' clicks: five tables of bounded rows, counted one click at a time.
 
 Letters: `V` rows of items, `M` places of a row.
 """
@@ -17,23 +17,23 @@ NAMES = ("first", "second", "third", "before", "near")
 
 
 class Table(NamedTuple):
-    """Of each item the others it was counted with, at most M, in no order; 8 M + 12 bytes an item.
+    """For each item, at most M other items with their counts, in no order; 8 M + 12 bytes an item.
 
-    Where a row is full, a newcomer takes the place of the lightest and begins at its own weight. So what is counted is
-    never too large, and what comes back again and again stays. Among equally light ones the search begins at a place
-    that moves on with each pair counted: else the same place would be taken again and again, and the rest would grow
-    old. (Space-saving, Metwally et al. 2005, lets the newcomer inherit the lightest count. In rows of pairs seen once
-    each, that is nearly all of them, what it inherits is chance: measured, it costs a tenth of NDCG on collections.)
+    In a full row a new item replaces the one with the smallest count and begins with its own weight. So no count is too
+    large, and items that recur stay. Among equally small counts the search begins at a place that moves on with each
+    pair counted: else the same place would be replaced every time, and the rest would grow old. (Space-saving, Metwally
+    et al. 2005, lets the new item inherit the smallest count. Most rows hold pairs that occurred once, where the
+    inherited count is chance: measured, it costs a tenth of NDCG on collections.)
     """
 
     others: NDArray[np.int32]  # (V, M) rows; meaningless beyond `used`
     counts: NDArray[np.float32]  # (V, M)
     used: NDArray[np.int32]  # (V,) places in use, from the left
-    totals: NDArray[np.float64]  # (V,) all that was ever counted; float32 would stand still at 2^24
+    totals: NDArray[np.float64]  # (V,) sum of all weights ever counted; float32 would not grow beyond 2^24
 
 
 class Tables(NamedTuple):
-    """What stands next to what."""
+    """The five neighbour tables."""
 
     first: Table  # what followed the item
     second: Table  # what came two clicks after it
@@ -43,7 +43,7 @@ class Tables(NamedTuple):
 
 
 def empty_table(rows: int, held: int) -> Table:
-    """For so many rows of items, and so many places in each."""
+    """Returns a table for `rows` items, with `held` places each."""
     return Table(
         np.zeros((rows, held), np.int32),
         np.zeros((rows, held), np.float32),
@@ -53,7 +53,7 @@ def empty_table(rows: int, held: int) -> Table:
 
 
 def grown_table(table: Table, rows: int) -> Table:
-    """The same with room for more rows."""
+    """Returns a copy with room for `rows` items."""
     new = empty_table(rows, table.others.shape[1])
     for name, old in table._asdict().items():
         getattr(new, name)[: len(old)] = old
@@ -62,7 +62,7 @@ def grown_table(table: Table, rows: int) -> Table:
 
 @inlined
 def count(table: Table, row: int, other: int, weight: float) -> None:
-    """One more of `other` with `row`; row 0 on either side counts nothing."""
+    """Adds `weight` to the count of `other` in the row of `row`; with row 0 on either side nothing is counted."""
     if row == 0 or other == 0:
         return
     others, counts = table.others[row], table.counts[row]
@@ -89,7 +89,7 @@ def count(table: Table, row: int, other: int, weight: float) -> None:
 
 @inlined
 def uncount(table: Table, row: int, other: int, weight: float) -> None:
-    """One less, of what should not have been counted; what is no longer held stays gone."""
+    """Undoes `count`; for an item that the row no longer holds only the total changes."""
     if row == 0 or other == 0:
         return
     others, counts = table.others[row], table.counts[row]
@@ -107,13 +107,13 @@ def uncount(table: Table, row: int, other: int, weight: float) -> None:
 
 @inlined
 def near_weight(distance: int) -> float:
-    """What two items count that stand so many clicks apart (1: next to each other)."""
+    """Returns the weight of two items that stand `distance` clicks apart (1: next to each other)."""
     return 1.0 / math.sqrt(distance)
 
 
 @kernel
 def forget_rows(table: Table, gone: NDArray[np.bool_]) -> None:
-    """Rows (V,) that are to be handed out again are empty, and stand in no other."""
+    """Clears the rows that `gone` (V,) marks, and removes them from all other rows."""
     for row in range(len(table.used)):
         if gone[row]:
             table.others[row, :], table.counts[row, :] = 0, 0
@@ -131,13 +131,13 @@ def forget_rows(table: Table, gone: NDArray[np.bool_]) -> None:
 
 
 def decay(table: Table, factor: float) -> None:
-    """Whatever was counted so far counts `factor` of itself from now on."""
+    """Multiplies all counts by `factor`."""
     table.counts[...] *= np.float32(factor)
     table.totals[...] *= np.float32(factor)
 
 
 def table_to_state(table: Table, rows: int) -> dict[str, NDArray[Any]]:
-    """The first `rows` rows, and of each only the places in use."""
+    """Returns the arrays of the first `rows` rows, with only the places in use."""
     used = table.used[:rows]
     inside = np.arange(table.others.shape[1]) < used[:, None]
     return {
@@ -149,7 +149,7 @@ def table_to_state(table: Table, rows: int) -> dict[str, NDArray[Any]]:
 
 
 def load_table(table: Table, arrays: dict[str, NDArray[Any]]) -> None:
-    """Takes back what `table_to_state` gave; where there is room for fewer, the heaviest."""
+    """Loads what `table_to_state` returned; the largest counts, if there is room for fewer."""
     held = table.others.shape[1]
     used = arrays["used"]
     rows = len(used)

@@ -1,7 +1,7 @@
 """Compiles all loops before they are needed: `python -m online.learner.facts.warm`.
 
-What is compiled stays on disk, for these sources and this kind of processor (jit.py, beside this file). So this is done
-once, when an environment or an image is made; or else at the first start of what learns, which says so.
+The compiled loops are cached on disk, for these sources and this kind of processor (jit.py, beside this file). So this
+is done once, when an environment or an image is built; else at the first start of a worker, which logs it.
 """
 
 import hashlib

@@ -51,7 +51,7 @@ STATUS: dict[str, Any] = {
     "loss": 3.21, "alarms": 1, "last_alarm": {"at": 9_000, "before": 3.0, "after": 5.5},
     "finetune": {"state": "running", "done": 2, "last_at": None},
     "checkpoint": {"number": 8, "bytes": 1_500_000, "seconds": 0.1},
-    "lists_behind": 0, "refreshes": 7, "guarded": {"rate": 40, "repeats": 3}, "redis": "ok", "memory_mb_max": 321.0,
+    "lists_behind": 0, "refreshes": 7, "flagged": {"rate": 40, "repeats": 3}, "redis": "ok", "memory_mb_max": 321.0,
     "redis_memory": {"evicting_since": 7, "evicted": 9, "bytes_max": 1, "used_bytes": 1, "policy": "allkeys-lru"},
     "gate": {"clicks": 1_250, "live": 0.31, "candidate": 0.33, "interval": [-0.01, 0.05], "decision": "go on"},
     "versions": [
@@ -190,7 +190,7 @@ def test_every_error_has_one_shape(  # noqa: PLR0917
 def test_a_bug_of_ours_has_that_shape_too(lists: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "read", lambda _: 1 / 0)
     answer = TestClient(create_app(SETTINGS, lists), raise_server_exceptions=False).get("/recommend/ada")
-    assert (answer.status_code, answer.json()) == (500, {"error": "something is wrong here: the log says what"})
+    assert (answer.status_code, answer.json()) == (500, {"error": "internal error: see the API's log"})
 
 
 def test_before_anything_is_learned_the_api_says_so(api: TestClient) -> None:

@@ -6,7 +6,7 @@ from online.commands.dead_letters import run_dead_letters
 from online.commands.forget import forget
 from online.config.settings import Settings
 from online.worker.connections import open_lists
-from stream.people import people_in
+from stream.user_ids import user_ids_in
 from tests.online.commands.test_forget import BROKEN, WAIT_S, clicks, publish, values
 from tests.online.conftest import SMALL, worker_thread
 
@@ -43,7 +43,7 @@ def test_forgotten_live_and_again_when_all_is_read_from_the_beginning(settings, 
         assert again.complete, again.as_dict()
         lists = open_lists(anew)
         assert {"u1", "u11"}.isdisjoint(lists.users())
-        assert not any(people_in(None, value) & {"u1", "u11"} for value in values(anew, anew.dead_letters_topic))
+        assert not any(user_ids_in(None, value) & {"u1", "u11"} for value in values(anew, anew.dead_letters_topic))
 
 
 @pytest.mark.real

@@ -109,7 +109,7 @@ class TestMeasure:
         assert found["events_per_s"] == 2.5
 
     def test_too_few_clicks_are_refused(self) -> None:
-        with pytest.raises(BacktestError, match="needs 2 clicks"):
+        with pytest.raises(BacktestError, match="needs at least 2 clicks"):
             facts_of(stream("ada tea"))
 
 

@@ -239,16 +239,16 @@ class TestEnd:
         assert tuned.best.ndcg == pytest.approx(by_hand(clicks, 300, tuned.found.best["learning_rate"])[0])
 
     def test_stopping_before_there_is_anything_says_so(self, foresight: type[Foresight]) -> None:
-        with pytest.raises(TuneError, match="stopped before the settings as they stand were measured"):
+        with pytest.raises(TuneError, match="stopped before the present settings were measured"):
             tune(stream(), settings(), stop=lambda: len(foresight.learned) > 0)
 
     def test_stopping_after_the_search_says_so(self, foresight: type[Foresight]) -> None:
-        with pytest.raises(TuneError, match="stopped before what was found could be judged"):
+        with pytest.raises(TuneError, match="stopped before the settings found were evaluated"):
             tune(stream(), settings(), trials=2, stop=lambda: len(foresight.learned) > 2)
 
     @pytest.mark.parametrize("n", [0, 1, CLICKS_MIN - 1])
     def test_too_few_clicks_are_refused(self, n: int) -> None:
-        with pytest.raises(TuneError, match=f"needs {CLICKS_MIN} clicks at least, here are {n}"):
+        with pytest.raises(TuneError, match=f"needs at least {CLICKS_MIN} clicks, the file has {n}"):
             tune(stream(n), settings())
 
     @pytest.mark.parametrize("share", [0.1, 0.9])
@@ -427,7 +427,7 @@ class TestVerdict:
             (-0.01, 0.004, 500, "worse: "),
             (0.01, math.inf, 1, "no difference"),
         ):
-            result = tuned(gain=gain, gain_error=error, people=people)
+            result = tuned(gain=gain, gain_error=error, users=people)
             assert verdict(result).startswith(begins), (gain, error, people)
             assert result.better == begins.startswith("better")
             assert result.kept == (result.found.best if result.better else result.found.stood)

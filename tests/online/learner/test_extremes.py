@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from benchmarks.extremes import new_items, one_item, one_person
+from benchmarks.extremes import new_items, one_item, one_user
 from online.evaluation.town import Town
 from online.learner.facts.tables import NAMES
 from online.learner.learner import Learner
@@ -34,7 +34,7 @@ def held(learner):
 
 
 @pytest.mark.parametrize(
-    ("flood", "abuse_filter"), [(one_person, True), (one_person, False), (one_item, True), (new_items, True)]
+    ("flood", "abuse_filter"), [(one_user, True), (one_user, False), (one_item, True), (new_items, True)]
 )
 def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, abuse_filter):
     settings = small(**LIMITS, abuse_filter=abuse_filter)
@@ -60,7 +60,7 @@ def test_twice_as_much_of_a_flood_takes_no_more_room(small, flood, abuse_filter)
 
 def test_the_user_with_most_of_all_clicks_has_a_history_and_a_list_like_others(small):
     settings = small(**LIMITS)
-    learner, stream = flooded(settings, one_person)
+    learner, stream = flooded(settings, one_user)
     learn(learner, stream, 640)
     assert learner.histories.lengths(learner.histories.find(["a bot"])) <= 1.5 * settings.history_max
     rankings = learner.rank(learner.histories.users())

@@ -16,7 +16,7 @@ from online.learner.lookahead import UnexpectedBatchError, UpcomingBatch
 from online.learner.ranking_model import RankingModel
 from online.learner.return_times import ReturnTimes
 from stream.events import Click
-from stream.people import digest_of, owner_number
+from stream.user_ids import digest_of, hash_of_digest
 from tests.online.conftest import NOW
 
 
@@ -291,7 +291,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
     there = learner.holds(digest)
     assert there.pop("abuse_filter") >= 0
     assert all(there.values()), there
-    places = np.flatnonzero(learner.store.log.user_hashes == owner_number(digest))
+    places = np.flatnonzero(learner.store.log.user_hashes == hash_of_digest(digest))
     assert learner.moment_states[places].any()
     forgotten = learner.forget(digest)
     assert forgotten["history_clicks"] == 16
@@ -306,7 +306,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
         assert '"u3"' not in json.dumps(state)
         for name, array in arrays.items():
             if name.endswith("user_hashes"):
-                assert owner_number(digest) not in array, name
+                assert hash_of_digest(digest) not in array, name
         assert len(one.learn(clicks[:16]).rankings) > 1
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from online.learner.learner import Learner
 from stream.events import Click
-from stream.people import digest_of
+from stream.user_ids import digest_of
 from tests.online.conftest import NOW
 
 CLICKS_OF = {"few": 300, "many": 900, "most": 3_000}  # different items of each user

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from online.learner.learner import Learner
 from online.learner.user_stores import UserKey, UserStores
-from stream.people import digest_of, owner_number
+from stream.user_ids import digest_of, hash_of_digest
 from tests.online.learner.test_learner_batches import some_clicks
 
 PLAIN = int | float | bool | bytes | complex | np.generic | None
@@ -21,7 +21,7 @@ PLAIN = int | float | bool | bytes | complex | np.generic | None
 
 def traces(root: Any, user: str, *, without: tuple[Any, ...] = (), path: str = "learner") -> Iterator[str]:
     """Paths at which an object's memory holds a user's id or hash, but for what is reached through `without`."""
-    user_hash = owner_number(digest_of(user))
+    user_hash = hash_of_digest(digest_of(user))
     waiting, seen = [(path, root)], {id(one) for one in without}
     keep = []  # or an id could be used again
     while waiting:

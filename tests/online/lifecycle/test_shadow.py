@@ -143,7 +143,7 @@ def test_a_candidate_that_gives_all_users_the_same_ten_is_rejected_at_once(learn
     trial.learner.settings = learner.settings.model_copy(update={"diversity_share_min": 0.8})
     learn(learner, town_clicks[200:248], trial)
     assert "alike" in trial.fault
-    assert trial.mine.items() < 0.8 * trial.live.items()
+    assert trial.shadow.items() < 0.8 * trial.live.items()
 
 
 def test_variety_is_the_number_of_items_in_effect():

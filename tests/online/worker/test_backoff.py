@@ -76,7 +76,7 @@ def test_what_is_unavailable_is_tried_until_it_is_there_and_reported_once(settin
     assert told == ["no Kafka answers"] * 3 + [None]
     assert [record.message for record in caplog.records] == [
         "waiting for 0 s: no Kafka answers",
-        "there after 0 s",
+        "available after 0 s",
     ]
 
 

@@ -200,7 +200,7 @@ def test_too_many_withdrawn_items_are_reported_once(harness, loop, caplog):
     warnings = [
         record.message for record in caplog.records if record.levelno >= logging.WARNING
     ]  # whatever is logged else
-    assert warnings == ["2 items are not available, and there is no room to know of more: raise NEXTCLICK_ITEMS_HELD"]
+    assert warnings == ["2 items are not available, and there is no room for more: raise NEXTCLICK_ITEMS_HELD"]
 
 
 # --- restarts, crashes, Redis --------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_a_feed_begins_at_its_offset_and_anew_in_a_topic_made_anew(settings, ope
     assert keys(taken(opened(2), 1)) == "c"
     assert caplog.text == ""
     assert keys(taken(opened(7), 3)) == "abc"
-    assert f"topic {settings.items_topic} was made anew" in caplog.text
+    assert f"topic {settings.items_topic} was created again" in caplog.text
 
 
 def test_a_feed_without_a_reader_is_bounded_and_can_be_closed(settings, opened):
@@ -476,6 +476,6 @@ def test_an_unavailable_broker_is_reported_once_and_asked_again(settings, caplog
     feed.close()
     assert reader.closed
     assert [record.message for record in caplog.records] == [
-        "no Kafka answers; until then no item comes or goes",
-        "items cannot be read; it is tried again",
+        "no Kafka answers; until then items are not updated",
+        "items cannot be read; trying again",
     ]

@@ -10,7 +10,7 @@ import pytest
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.steps import STEPS
 from stream.events import Forget
-from stream.people import digest_of
+from stream.user_ids import digest_of
 
 CLICKS = 160  # five full polls
 BAD = {3: b"no json", 40: None, 70: b"[]", 130: b"{}"}

@@ -13,8 +13,8 @@ from online.learner.learner import Learner
 from online.worker.forget import Forgetting
 from online.worker.poison_pills import InconsistentStateError
 from stream.events import Click, Forget, encode, encode_forget
-from stream.people import digest_of, owner_number
 from stream.source import Partition
+from stream.user_ids import digest_of, hash_of_digest
 from tests.online.conftest import NOW, SMALL, AbortedError
 
 
@@ -30,7 +30,7 @@ def busiest(clicks: list[Click]) -> str:
 def traces(arrays: Any, state: Any, user: str) -> list[str]:
     """Wherever the id or the number of its owner stands in what a checkpoint would hold: a walk of its own."""
     numbers = {name: array for name, array in arrays.items() if array.dtype.kind in "iu"}
-    found = [name for name, array in numbers.items() if (array == owner_number(digest_of(user))).any()]
+    found = [name for name, array in numbers.items() if (array == hash_of_digest(digest_of(user))).any()]
     waiting = [("", state)]
     while waiting:
         path, one = waiting.pop()

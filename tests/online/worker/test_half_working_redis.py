@@ -76,7 +76,7 @@ def test_a_redis_that_takes_the_mark_but_no_lists_is_reported_every_half_minute(
     first, *others = [record.message for record in caplog.records]
     assert first == "Redis at r is a cluster; learning goes on, lists will be brought up to date"
     assert len(others) == 1
-    assert others[0].startswith("still, after 3")
+    assert others[0].startswith("Redis has accepted no lists for 3")
     assert redis.attempts < 30  # with waits up to five seconds
 
 

@@ -193,7 +193,7 @@ def test_a_bug_on_one_event_does_not_stop_the_worker(settings, publish, town_cli
         assert text == "clicks partition 0 offset 20 is put aside: RuntimeError: this one"
         publish(60, 70)
         wait_until("ten more", lambda: learned(lists) == 69)
-    assert "a bug of ours met 1 click(s), the first of them at clicks partition 0 offset 20" in caplog.text
+    assert "internal error on 1 click(s), the first of them at clicks partition 0 offset 20" in caplog.text
     assert saved_progress(settings)["next_offsets"] == [["clicks", 0, 70]]
 
 

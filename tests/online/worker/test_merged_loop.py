@@ -7,8 +7,8 @@ from stream import merge
 from stream.dead_letters import dead_letter
 from stream.events import Click, Forget, encode, encode_forget
 from stream.merge import MergedSource
-from stream.people import digest_of
 from stream.source import Record
+from stream.user_ids import digest_of
 
 PARTITIONS = 3
 CLICKS = 160

@@ -139,7 +139,7 @@ def test_after_so_many_in_a_row_it_says_so_and_stops_and_other_code_goes_on(harn
         live(harness, raising_on(*items), internal_errors_in_a_row_max=4)
     message = str(error.value)
     assert message.startswith(
-        "4 events in a row met bugs of ours, up to clicks partition 0 offset 3: ZeroDivisionError"
+        "4 events in a row caused internal errors, up to clicks partition 0 offset 3: ZeroDivisionError"
     )
     assert "NEXTCLICK_INTERNAL_ERRORS_IN_A_ROW_MAX" in message
     assert "\n" not in message
@@ -168,7 +168,7 @@ def test_an_event_that_the_parser_fails_on_goes_to_the_dead_letters_at_once(harn
     loop = harness.run()
     assert loop.progress.learned == len(values) - 2
     assert dead_letter(harness.dead()[0]).detail == "KeyError: 'odd'"
-    assert "clicks partition 0 offset 40 cannot be read" in caplog.text
+    assert "clicks partition 0 offset 40 cannot be parsed" in caplog.text
 
 
 def test_an_error_of_the_edges_is_no_bug_of_ours(harness, values):

@@ -81,7 +81,7 @@ def test_restoring_says_where_it_goes_on(harness, town_clicks, caplog):
     harness.publish(town_clicks[:20])
     harness.run()
     assert harness.loop().restore() == 1
-    assert "checkpoint 1 restored: 20 clicks learned; goes on at clicks:0 from 20" in caplog.text
+    assert "checkpoint 1 restored: 20 clicks learned; reading from clicks:0 from 20" in caplog.text
 
 
 def test_the_checkpoint_s_state_is_plain_json(harness, values):

@@ -88,7 +88,7 @@ def test_two_at_once_do_not_overwrite_each_other(lists):
 def test_what_the_worker_does_not_know_is_answered_too(lists, request_):
     lists.ask(request_, ttl_s=30)
     answer_rollback(lists, lambda _: pytest.fail("nothing is to be rolled back"))
-    assert "does not know what is asked" in lists.answer_to("a")["error"]
+    assert "does not know this request" in lists.answer_to("a")["error"]
 
 
 def test_an_unavailable_redis_does_not_stop_the_worker(lists, monkeypatch):

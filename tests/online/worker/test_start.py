@@ -150,7 +150,7 @@ def test_once_it_reads_it_says_partitions_positions_and_device(settings, publish
     publish(0, 20)
     learn(settings, 20)
     assert "learns on cpu, with 1 thread" in caplog.text
-    assert "reads topic clicks, partition 0 anew" in caplog.text
+    assert "reads topic clicks, partition 0 from its earliest record" in caplog.text
     learn(settings, 20)
     assert "reads topic clicks, partition 0 from 20" in caplog.text
 
@@ -171,7 +171,7 @@ def test_a_group_that_has_read_without_a_checkpoint_is_no_beginning(settings, pu
         assert text in line
     assert Checkpoints(settings.checkpoints_dir, 3).numbers() == []
     learn(settings, 40, from_beginning=True)
-    assert "begins with the earliest click, although group nextclick has read clicks:0 up to 40" in caplog.text
+    assert "starting with the earliest click, although group nextclick has read clicks:0 up to 40" in caplog.text
 
 
 def test_from_beginning_goes_on_where_there_is_a_checkpoint_and_says_so(settings, publish, caplog):
@@ -180,7 +180,7 @@ def test_from_beginning_goes_on_where_there_is_a_checkpoint_and_says_so(settings
     learn(settings, 30, from_beginning=True)
     publish(30, 40)
     learn(settings, 40, from_beginning=True)
-    assert "is there, and is gone on from" in caplog.text
+    assert "--from-beginning has no effect" in caplog.text
 
 
 def test_a_checkpoint_of_another_topic_is_not_gone_on_from_unless_that_is_asked_for(settings, publish, small):

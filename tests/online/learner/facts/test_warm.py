@@ -26,7 +26,7 @@ from online.evaluation.town import Town
 from online.learner.facts.warm import TINY, loops, use_all_loops
 from online.learner.learner import Learner
 from online.config.settings import Settings
-from stream.people import digest_of
+from stream.user_ids import digest_of
 
 torch.set_num_threads(1)
 if "warmed" in sys.argv:

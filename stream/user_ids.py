@@ -1,6 +1,6 @@
-"""Whom a message is about, by a digest: so that somebody can be recognised who is not to be named any more.
+"""User ids in messages, and their digests: so that a forgotten user is recognised although the id is not kept.
 
-The digest is the SHA-256 of the id. It names nobody, but whoever has the id can find out whether it is this one.
+The digest is the SHA-256 of the id. It does not reveal the id, but an operator who has the id can compare it.
 """
 
 import re
@@ -16,42 +16,51 @@ from stream.redact import BOM
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORDS = re.compile(r"[^\s\"'{}\[\](),:;=<>]+")
-_NO_PEOPLE = ("item_id", "event_id", "event_type")  # fields whose values are other names
+_NOT_USERS = ("item_id", "event_id", "event_type")  # fields whose values are no user ids
 
 
 def digest_of(user_id: str) -> str:
-    """64 hexadecimal digits."""
+    """Returns the SHA-256 of a user id, as 64 hexadecimal digits."""
     return sha256(user_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def is_digest(text: Any) -> bool:
+    """Returns whether this is the text of a digest."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
-def owner_number(digest: str) -> int:
-    """63 bits of a digest, never 0: what belongs to somebody can carry it in an array."""
+def hash_of_digest(digest: str) -> int:
+    """Returns 63 bits of a digest, never 0: the user's hash in int64 arrays, where 0 stands for no user."""
     return int(digest[:16], 16) >> 1 or 1
 
 
-def people_in(key: bytes | None, value: bytes | None, user_path: str | None = None) -> set[str]:
-    """The ids that a message may be about, however broken it is: its key; `user_id`; what stands at `user_path`, where
-    users are called otherwise (stream/click_fields.py); where that cannot be read, every other value, and of what is no
-    JSON every word."""
-    found = set() if key is None else {key.decode(errors="replace")}
+def user_ids_in(key: bytes | None, value: bytes | None, user_path: str | None = None) -> set[str]:
+    """Returns the user ids that a message may hold, however broken it is.
+
+    They are its key and the value of `user_id`. If that cannot be read, every other value counts too, and every word of
+    a message that is no JSON.
+
+    Args:
+        key: of the message.
+        value: of the message.
+        user_path: path of the user id, if the topic's messages name it otherwise (stream/click_fields.py).
+    """
+    ids = set() if key is None else {key.decode(errors="replace")}
     if value is None:
-        return found
+        return ids
     try:
         fields = from_json(value.removeprefix(BOM))
     except ValueError:
-        return found | set(_words(value.decode(errors="replace")))
+        return ids | set(_words(value.decode(errors="replace")))
     if not isinstance(fields, dict):
-        return found | set(_names(fields))
+        return ids | set(_names(fields))
     at_names = [fields.get("user_id"), at(fields, user_path) if user_path else None]
-    return found | ({name for name in map(_name, at_names) if name} or set(_names(fields)))
+    return ids | ({name for name in map(_name, at_names) if name} or set(_names(fields)))
 
 
 def texts_in(value: bytes) -> set[str]:
-    """Every text in a JSON value; of what is no JSON every word. A number counts as none: it is a count, or a time."""
+    """Returns every text in a JSON value, or every word of a value that is no JSON. Numbers (counts, times) are left
+    out."""
     try:
         fields = from_json(value)
     except ValueError:
@@ -77,7 +86,7 @@ def _names(value: Any, name_of: Callable[[Any], str | None] = _name) -> Iterator
     while waiting:
         one = waiting.pop()
         if isinstance(one, dict):
-            waiting.extend(mine for name, mine in one.items() if name not in _NO_PEOPLE)
+            waiting.extend(field for name, field in one.items() if name not in _NOT_USERS)
         elif isinstance(one, list):
             waiting.extend(one)
         elif (name := name_of(one)) is not None:
@@ -85,7 +94,7 @@ def _names(value: Any, name_of: Callable[[Any], str | None] = _name) -> Iterator
 
 
 def _words(text: str) -> Iterator[str]:
-    """Quoted texts, unescaped, and what stands between blanks and punctuation."""
+    """Yields quoted texts, also unescaped, and the words between blanks and punctuation."""
     for quoted in _QUOTED.findall(text):
         yield quoted[1:-1]
         try:
