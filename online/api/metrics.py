@@ -1,4 +1,4 @@
-"""What /metrics tells Prometheus: about the requests of this process, and what the worker says about itself."""
+"""The metrics of /metrics: the requests of this process, and the worker's status."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,27 +10,27 @@ from prometheus_client.registry import Collector
 
 from stream.lists import Lists, ListsError
 
-#: (metric, field of the worker's status, help). The status is flat here; what is nested stands in `_nested`.
+#: (metric, field of the worker's status, help). Nested fields are in `_nested`.
 _GAUGES = (
-    ("nextclick_version", "version", "Version of the model that makes the lists"),
-    ("nextclick_lag_messages", "lag", "Messages written to the clicks topic that the worker has not taken in yet"),
+    ("nextclick_version", "version", "Version of the model that serves"),
+    ("nextclick_lag_messages", "lag", "Messages written to the clicks topic that the worker has not read yet"),
     ("nextclick_lag_seconds", "lag_s", "How long the oldest of these has waited"),
-    ("nextclick_behind", "behind", "1 where more clicks come than can be learned"),
-    ("nextclick_shedding", "shedding", "1 where weights are not trained, because the lag is too large"),
+    ("nextclick_behind", "behind", "1 if more clicks arrive than can be learned"),
+    ("nextclick_shedding", "shedding", "1 if weights are not trained, because the lag is too large"),
     ("nextclick_events_per_second", "events_per_s", "Clicks learned per second, over the last ten seconds"),
     ("nextclick_users", "users", "Users whose history is held"),
     ("nextclick_items", "items", "Items that have a row"),
     ("nextclick_loss", "loss", "Mean next-item loss in the drift detector's window"),
     ("nextclick_waiting", "waiting", "1 while the worker waits for Kafka, Redis, a topic or its dead letters' topic"),
-    ("nextclick_lists_behind", "lists_behind", "Lists kept for later because Redis did not take them"),
+    ("nextclick_lists_behind", "lists_behind", "Lists that are stale because Redis refused them"),
 )
 _COUNTERS = (
     ("nextclick_learned", "learned", "Clicks learned by the weights that serve"),
     ("nextclick_untrained", "untrained", "Clicks that weights were not trained on, because the lag was too large"),
-    ("nextclick_scored", "scored", "Clicks that the list standing before them was scored on"),
+    ("nextclick_scored", "scored", "Clicks on which the served list was scored"),
     ("nextclick_duplicates", "duplicates", "Clicks left out because their event_id had been learned before"),
-    ("nextclick_lost", "lost", "Messages that the broker did not keep until they were read"),
-    ("nextclick_refreshes", "refreshes", "Lists ranked anew without a click: they had aged, or were behind"),
+    ("nextclick_lost", "lost", "Messages that the broker deleted before they were read"),
+    ("nextclick_refreshes", "refreshes", "Lists written again without a click: they had aged, or were stale"),
     ("nextclick_drift_alarms", "alarms", "Times that clicks were predicted less well than before"),
     ("nextclick_drift_improvements", "improvements", "Times that clicks were predicted better than before"),
     (
@@ -39,7 +39,7 @@ _COUNTERS = (
         "Lists whose latency is unknown because clocks disagree",
     ),
     ("nextclick_expired", "expired", "Items that lost their rows because they had no clicks for long"),
-    ("nextclick_notices_dropped", "notices_dropped", "Notices that the events topic did not take"),
+    ("nextclick_notices_dropped", "notices_dropped", "Notices that could not be published"),
 )
 #: (family, metric, field of the status that is an object, its label, help)
 _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
@@ -49,18 +49,24 @@ _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
         "nextclick_flagged",
         "flagged",
         "reason",
-        "Clicks flagged as abuse: not learned, or taken back",
+        "Clicks flagged as abuse: not learned, or their counts undone",
     ),
     (CounterMetricFamily, "nextclick_let_through", "let_through", "reason", "Flagged clicks learned from all the same"),
-    (CounterMetricFamily, "nextclick_notices", "notice_counts", "kind", "What happened to the model, by kind"),
-    (GaugeMetricFamily, "nextclick_unreadable_share", "unreadable_share_of", "topic", "Of its latest messages"),
+    (CounterMetricFamily, "nextclick_notices", "notice_counts", "kind", "Notices, by kind"),
+    (
+        GaugeMetricFamily,
+        "nextclick_unreadable_share",
+        "unreadable_share_of",
+        "topic",
+        "Of a topic's latest messages",
+    ),
     (GaugeMetricFamily, "nextclick_partition_lag_messages", "lag_of", "partition", "The lag of each partition"),
     (GaugeMetricFamily, "nextclick_partition_lag_seconds", "lag_s_of", "partition", "The same in seconds"),
 )
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}
 
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, that is of no use here
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add a second, useless series for each
 
 
 class Requests:
@@ -94,7 +100,7 @@ class Requests:
         self._served.labels("own" if own else "popular").inc()
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Returns all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -105,7 +111,7 @@ class WorkerStatus(Collector):
         self._lists = lists
 
     def describe(self) -> list[Metric]:
-        """Nothing: registering must not ask Redis."""
+        """Returns nothing, because registering must not query Redis."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -113,8 +119,10 @@ class WorkerStatus(Collector):
             status, redis_up = self._lists.status(), 1
         except ListsError:
             status, redis_up = None, 0
-        yield GaugeMetricFamily("nextclick_redis_up", "1 where Redis answers this API", value=redis_up)
-        yield GaugeMetricFamily("nextclick_worker_up", "1 where a worker reports", value=int(status is not None))
+        yield GaugeMetricFamily("nextclick_redis_up", "1 if Redis answers this API", value=redis_up)
+        yield GaugeMetricFamily(
+            "nextclick_worker_up", "1 if a worker reports its status", value=int(status is not None)
+        )
         if status is not None:
             yield from _flat(status)
             yield from _nested(status)

@@ -120,8 +120,8 @@ def verdict(tuned: Tuned) -> str:
     gain = f"NDCG@10 on later clicks {tuned.gain:+.4f} ({between})"
     if tuned.better:
         return f"better: {gain}"
-    told = "worse" if tuned.worse else "no difference that can be told from chance"
-    return f"{told}: {gain}; the settings stay as they stand"
+    result = "worse" if tuned.worse else "no difference that can be told from chance"
+    return f"{result}: {gain}; the settings stay as they stand"
 
 
 def remarks(tuned: Tuned) -> Iterator[str]:

@@ -1,14 +1,14 @@
-"""Test, then learn, over a stream of clicks: how well each would have been foreseen, by us and by counting.
+"""Test, then learn, over a stream of clicks: how well each is predicted, by the learner and by counting.
 
-The measure. The first fifth of the events only teaches; each later one is scored. A click's rank is the place (from 0)
+The measure. The first fifth of the events only trains; each later one is scored. A click's rank is the place (from 0)
 of its item among all items that occurred earlier in the stream, less those this user has had already where seen items
 are excluded; half of the ties count as ahead. An item that never occurred before is a miss, and so is an excluded one.
 hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
 
-The order. Counting methods are told of every single click before the next one. Learners get micro-batches (see
-`micro_batches`), as a worker would that always finds clicks waiting. Facts are those of the very moment: each click is
-asked for, and then counted, before the next. Weights lag by a step of some clicks, the Reformer's by a batch.
-So nothing is foreseen with the help of itself or of anything later. Time is stream time: the latest timestamp so far.
+The order. Counting methods learn every single click before the next one. Learners get micro-batches (see
+`micro_batches`), as a worker would that always finds clicks waiting. Counts are exact: each click is
+predicted, and then counted, before the next. Weights lag by a step of some clicks, the Reformer's by a batch.
+So no prediction uses the click itself or a later one. Time is stream time: the latest timestamp so far.
 
 As served. The list in front of a user is the one written after their last click, or when it was last refreshed: when
 its age passed a mark (`refresh_ages_s`). It is ranked at the moment at which it falls due, from the clicks that had
@@ -142,8 +142,8 @@ class LearnerRun:
         while self._due and self._due[0][0] <= batch.stop:
             due.append(heapq.heappop(self._due))
         impressions = [
-            Impression(self.clicks[look].user_id, came - batch.start, written_at, active)
-            for came, active, written_at, look in due
+            Impression(self.clicks[look].user_id, position - batch.start, written_at, active)
+            for position, active, written_at, look in due
         ]
         return Plan(batch, clicks, due, impressions)
 
@@ -151,15 +151,15 @@ class LearnerRun:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
         the one that is then looked at is written, if it still stands by then."""
         active, following = self._active, self._next[at]
-        away = active[min(following, len(active) - 1)] - active[at]  # lists age in active time
-        self.refreshes += int(marks_passed(self.learner.returns.marks(), away))
+        away_s = active[min(following, len(active) - 1)] - active[at]  # lists age in active time
+        self.refreshes += int(marks_passed(self.learner.returns.marks(), away_s))
         if following < len(active):
-            age_s = float(self.learner.returns.written(np.array([away]))[0])
+            age_s = float(self.learner.returns.written(np.array([away_s]))[0])
             due = active[at] + age_s
-            came = max(at + 1, bisect_right(active, due, at + 1, following))
-            written_at = max(self.times[at], self.times[came - 1] + due - active[came - 1])
+            position = max(at + 1, bisect_right(active, due, at + 1, following))
+            written_at = max(self.times[at], self.times[position - 1] + due - active[position - 1])
             if self.times[following] - written_at <= self.settings.list_ttl_s:
-                heapq.heappush(self._due, (came, due, self.times[at] + age_s, following))
+                heapq.heappush(self._due, (position, due, self.times[at] + age_s, following))
 
 
 class RunInput(NamedTuple):
@@ -195,7 +195,7 @@ class Outcome:
 
     facts: Facts
     exclude_seen: bool
-    went: dict[str, RunResult]  # by run
+    results: dict[str, RunResult]  # by run
     seconds: float  # for everything, runs beside each other counted once
     ranks: dict[str, Ranks] = field(default_factory=dict)  # of each method: (n,)
 
@@ -234,24 +234,24 @@ def backtest(
     """
     began = time.perf_counter()
     facts, runs = facts_of(clicks), runs_of(methods)
-    given = RunInput(clicks, facts, settings, finetune_every)
+    run_input = RunInput(clicks, facts, settings, finetune_every)
     if jobs == 1 or len(runs) == 1:
-        went = {run.name: _go(run, given, on_progress) for run in runs}
+        results = {run.name: _go(run, run_input, on_progress) for run in runs}
     else:
-        went = _go_together(runs, given, min(jobs, len(runs)), on_progress)
-    ranks = {method: found for one in went.values() for method, found in one.ranks.items()}
+        results = _go_together(runs, run_input, min(jobs, len(runs)), on_progress)
+    ranks = {method: by_method for one in results.values() for method, by_method in one.ranks.items()}
     seconds = time.perf_counter() - began
-    return Outcome(facts, settings.exclude_seen, went, seconds, {method: ranks[method] for method in methods})
+    return Outcome(facts, settings.exclude_seen, results, seconds, {method: ranks[method] for method in methods})
 
 
-def _go(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
-    return (_count if run.name == COUNTING else _learn)(run, given, on_progress)
+def _go(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
+    return (_count if run.name == COUNTING else _learn)(run, run_input, on_progress)
 
 
-def _count(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
+def _count(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
     began = time.perf_counter()
-    facts, n = given.facts, len(given.clicks)
-    counting = Baselines(exclude_seen=given.settings.exclude_seen)
+    facts, n = run_input.facts, len(run_input.clicks)
+    counting = Baselines(exclude_seen=run_input.settings.exclude_seen)
     ranks = np.full((n, len(baselines.METHODS)), np.inf)
     gained = np.zeros(len(baselines.METHODS))
     for start in range(0, n, _COUNTED_AT_ONCE):
@@ -267,27 +267,27 @@ def _count(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
     return RunResult(found, None, n, 0, time.perf_counter() - began)
 
 
-def _learn(run: Run, given: RunInput, on_progress: OnProgress) -> RunResult:
+def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
     began = time.perf_counter()
-    clicks, facts = given.clicks, given.facts
-    settings = Settings(**{**given.settings.model_dump(), **run.overrides})
+    clicks, facts = run_input.clicks, run_input.facts
+    settings = Settings(**{**run_input.settings.model_dump(), **run.overrides})
     torch.set_num_threads(settings.threads)
     lists = AS_SERVED in run.methods
-    going = LearnerRun(settings, clicks, lists=lists, finetune_every=given.finetune_every)
+    going = LearnerRun(settings, clicks, lists=lists, finetune_every=run_input.finetune_every)
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0
     each = list(micro_batches(clicks, settings))
-    for batch, (asked, candidates, served_ranks) in zip(each, going.steps(each), strict=True):
+    for batch, (candidate_ranks, candidates, served_ranks) in zip(each, going.steps(each), strict=True):
         part = slice(batch.start, batch.stop)
         served[part] = served_ranks
-        ranks[part] = complete(facts, part, asked, candidates, exclude_seen=settings.exclude_seen)
-        among[part] = np.isfinite(asked)
+        ranks[part] = complete(facts, part, candidate_ranks, candidates, exclude_seen=settings.exclude_seen)
+        among[part] = np.isfinite(candidate_ranks)
         batches += 1
         gained += float(hit_and_ndcg_at(ranks[part])[1][max(0, facts.first_scored - part.start) :].sum())
         on_progress(run.name, part.stop, gained / max(1, part.stop - facts.first_scored))
     if settings.exclude_seen:
-        served[facts.again] = np.inf
+        served[facts.repeated] = np.inf
     found = {method: served if method == AS_SERVED else ranks for method in run.methods}
     return RunResult(found, among, batches, going.refreshes, time.perf_counter() - began)
 
@@ -299,21 +299,21 @@ def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int
     ranks = np.where(np.isfinite(ranks), ranks, candidates + (others - 1) / 2)
     missed = facts.earlier_of_item[part] == 0
     if exclude_seen:
-        missed = missed | facts.again[part]
+        missed = missed | facts.repeated[part]
     return np.where(missed, np.inf, ranks)
 
 
-def _go_together(runs: Sequence[Run], given: RunInput, jobs: int, on_progress: OnProgress) -> dict[str, RunResult]:
+def _go_together(runs: Sequence[Run], run_input: RunInput, jobs: int, on_progress: OnProgress) -> dict[str, RunResult]:
     """Each run in a process of its own. They tell how far they are through shared memory."""
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    told = spawn.Array("d", 2 * len(runs), lock=False)
-    with ProcessPoolExecutor(jobs, spawn, _remember, (told, given)) as pool:
+    progress = spawn.Array("d", 2 * len(runs), lock=False)
+    with ProcessPoolExecutor(jobs, spawn, _remember, (progress, run_input)) as pool:
         waiting = {pool.submit(_go_remembered, place, run): run.name for place, run in enumerate(runs)}
         going = set(waiting)
         while going:
             _, going = wait(going, timeout=_PROGRESS_EACH_S)
             for place, run in enumerate(runs):
-                on_progress(run.name, int(told[2 * place]), told[2 * place + 1])
+                on_progress(run.name, int(progress[2 * place]), progress[2 * place + 1])
         return {name: future.result() for future, name in waiting.items()}
 
 
@@ -325,9 +325,9 @@ def _remember(*shared: Any) -> None:
 
 
 def _go_remembered(place: int, run: Run) -> RunResult:
-    told, given = _remembered
+    progress, run_input = _remembered
 
     def tell(_: str, events: int, ndcg: float) -> None:
-        told[2 * place], told[2 * place + 1] = events, ndcg
+        progress[2 * place], progress[2 * place + 1] = events, ndcg
 
-    return _go(run, given, tell)
+    return _go(run, run_input, tell)

@@ -84,7 +84,7 @@ class Facts:
     earlier_of_item: NDArray[np.int64]  # clicks on its item before it, by any user
     known: NDArray[np.int64]  # items that occurred before it
     had: NDArray[np.int64]  # items that this user had before it
-    again: NDArray[np.bool_]  # whether its item is one of them
+    repeated: NDArray[np.bool_]  # whether its item is one of them
     first_scored: int
 
     @property
@@ -107,14 +107,14 @@ def facts_of(clicks: Sequence[Click]) -> Facts:
     rows = []
     for click in clicks:
         user, item = users.setdefault(click.user_id, len(users)), items.setdefault(click.item_id, len(items))
-        mine = had.setdefault(user, set())
-        rows.append((user, item, of_user[user], of_item[item], len(of_item), len(mine), item in mine))
+        owned = had.setdefault(user, set())
+        rows.append((user, item, of_user[user], of_item[item], len(of_item), len(owned), item in owned))
         of_user[user] += 1
         of_item[item] += 1
-        mine.add(item)
-    user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, again = np.array(rows, np.int64).T
+        owned.add(item)
+    user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated = np.array(rows, np.int64).T
     return Facts(
-        user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, again.astype(bool), first_scored
+        user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated.astype(bool), first_scored
     )
 
 

@@ -64,12 +64,12 @@ def report(outcome: Outcome) -> dict[str, Any]:
         ],
         "never_seen": _share(item_clicks == 0),
         "among_candidates": {
-            name: _share(went.among_candidates[scored])
-            for name, went in outcome.went.items()
-            if went.among_candidates is not None
+            name: _share(result.among_candidates[scored])
+            for name, result in outcome.results.items()
+            if result.among_candidates is not None
         },
         "events_per_s": round(len(facts.users) / outcome.seconds, 1),
-        "seconds": {name: round(went.seconds, 2) for name, went in outcome.went.items()}
+        "seconds": {name: round(result.seconds, 2) for name, result in outcome.results.items()}
         | {"all": round(outcome.seconds, 2)},
     }
     return found | _comparisons(outcome, found["methods"])
@@ -82,11 +82,11 @@ def _comparisons(outcome: Outcome, methods: dict[str, dict[str, float]]) -> dict
     if best is not None and NEXTCLICK in methods:
         found |= {"best_counting": best, "times_best_counting": _ratio(methods, NEXTCLICK, best)}
     if AS_SERVED in methods:
-        went = next(one for one in outcome.went.values() if AS_SERVED in one.ranks)
-        found["refreshes_per_click"] = round(went.refreshes / events, 3)
+        result = next(one for one in outcome.results.values() if AS_SERVED in one.ranks)
+        found["refreshes_per_click"] = round(result.refreshes / events, 3)
     if {NEXTCLICK, AS_SERVED} <= set(methods):
         found["served_to_request"] = _ratio(methods, AS_SERVED, NEXTCLICK)
-    learned = [went for name, went in outcome.went.items() if name != COUNTING]
+    learned = [result for name, result in outcome.results.items() if name != COUNTING]
     if learned:
         found["clicks_per_batch"] = round(events / learned[0].batches, 1)
     return found

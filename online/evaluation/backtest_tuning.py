@@ -18,7 +18,7 @@ class Tuning:
 
     def __init__(self, settings: Settings, learner: Learner, every: int) -> None:
         self.every = every
-        self.told: list[tuple[str, int, str, Mapping[str, Any]]] = []  # kind, clicks until then, text, figures
+        self.notices: list[tuple[str, int, str, Mapping[str, Any]]] = []  # kind, clicks until then, text, figures
         self._progress = Progress()
         self._supervisor = Supervisor(
             settings,
@@ -26,7 +26,7 @@ class Tuning:
             totals=self._progress,
             versions=Versions(settings.versions_kept, settings.versions_listed),
             changes=None,
-            emit=lambda kind, text, figures: self.told.append((kind, self._progress.learned, text, figures)),
+            emit=lambda kind, text, figures: self.notices.append((kind, self._progress.learned, text, figures)),
             read_checkpoint=None,
             clock=lambda: 0.0,
         )

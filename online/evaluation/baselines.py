@@ -183,12 +183,12 @@ class Baselines:
             items, extra = items[kept], extra[kept]
         scores = extra + share * self._fresh(items)
         counted = np.concatenate([items, seen])  # not to be counted once more, or not at all
-        mine = scores[items == item]
-        if not len(mine):
+        own_scores = scores[items == item]
+        if not len(own_scores):
             rest = more_recent - _place(self._recent[counted], self._recent[item], with_itself=False)
             return rest + _place(scores, share * self._fresh(item), with_itself=False)
-        rank = _place(scores, mine[0])
-        as_recent = mine[0] / share * (self._recent_max + _TINY)  # who has nothing on top needs more than this
+        rank = _place(scores, own_scores[0])
+        as_recent = own_scores[0] / share * (self._recent_max + _TINY)  # an item without a score needs more than this
         if as_recent < self._recent_max:
             rank += np.count_nonzero(self._recent[: self.items] > as_recent)
             rank -= np.count_nonzero(self._recent[counted] > as_recent)
@@ -248,11 +248,11 @@ class Baselines:
         owned = self._users.setdefault(user, _UserItems())
         if owned.latest:
             self._follows.setdefault(owned.latest[-1], _Row()).add(item, 1.0)
-        mine = self._together.setdefault(item, _Row())
+        row = self._together.setdefault(item, _Row())
         for before in set(owned.latest):
             if before != item:
                 self._together[before].add(item, 1.0)
-                mine.add(before, _NEAR_BACKWARDS)
+                row.add(before, _NEAR_BACKWARDS)
         owned.clicked(item)
 
 

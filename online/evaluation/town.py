@@ -95,8 +95,8 @@ class Town:
         for item in range(self.items):
             shelf = shelves[item % _TASTES]
             # A step that shares no factor with the shelf's 42 names visits each before any comes again.
-            again, place = divmod(item // _TASTES, len(shelf))
-            names.append(shelf[place * 11 % len(shelf)] + (f" no. {again + 1}" if again else ""))
+            repeat, place = divmod(item // _TASTES, len(shelf))
+            names.append(shelf[place * 11 % len(shelf)] + (f" no. {repeat + 1}" if repeat else ""))
         return names
 
     def clicks(self, n: int) -> Iterator[Click]:

@@ -1,7 +1,7 @@
 """Finds settings that suit a stream: Optuna on its first part, judged on the rest.
 
 The search goes through the first part of the clicks, again and again with other settings, and looks for the best
-NDCG@10 (on request, as in a backtest: the first fifth of the part only teaches). It is given no other click. Then the
+NDCG@10 (on request, as in a backtest: the first fifth of the part only trains). It is given no other click. Then the
 settings found, and those that stood before, each go through all clicks once, test, then learn; scored are only the
 events after the searched part. The settings found are kept where that says that they are better.
 
@@ -163,18 +163,18 @@ def tune(
     judging = time.monotonic()
     each = [settings] if found.best == found.stood else [settings, changed(settings, found.best)]
     ended_search = stop()  # then it says no more
-    went = _through_all(
+    results = _through_all(
         clicks,
         each,
         jobs,
         lambda: stop() and not ended_search,
         lambda done: on_progress(SearchProgress(LATER, done, found.trials, found.best_ndcg)),
     )
-    ranks = [one.ranks[NEXTCLICK][searched:] for one in went]
+    ranks = [one.ranks[NEXTCLICK][searched:] for one in results]
     (_, stood), (_, best) = hit_and_ndcg_at(ranks[0]), hit_and_ndcg_at(ranks[-1])
     users = facts_of(clicks).users[searched:]
     gain, error = _gain(best - stood, users)
-    figures = [_figures(one, searched) for one in went]
+    figures = [_figures(one, searched) for one in results]
     took_s = time.monotonic() - judging
     return Tuned(len(clicks), searched, found, figures[0], figures[-1], gain, error, len(np.unique(users)), took_s)
 
@@ -216,8 +216,8 @@ class _Search:
         began = time.monotonic()
         with Runs.over(self.clicks, jobs) as runs:
             while self._over < self.trials and not self._ends(self._over):
-                asked = [self._study.ask(self._space) for _ in range(min(jobs, self.trials - self._over))]
-                self._go(runs, asked)
+                asked_trials = [self._study.ask(self._space) for _ in range(min(jobs, self.trials - self._over))]
+                self._go(runs, asked_trials)
         trials = self._study.trials
         if not trials or trials[0].state != TrialState.COMPLETE:
             raise TuneError("stopped before the present settings were measured: there is nothing to compare with")
@@ -232,9 +232,9 @@ class _Search:
             seconds=time.monotonic() - began,
         )
 
-    def _go(self, runs: Runs, asked: Sequence[optuna.Trial]) -> None:
+    def _go(self, runs: Runs, asked_trials: Sequence[optuna.Trial]) -> None:
         trials, each = [], []
-        for trial in asked:
+        for trial in asked_trials:
             try:
                 each.append(changed(self.settings, self._values(trial.params)))
                 trials.append(trial)
@@ -254,16 +254,16 @@ class _Search:
             done = sum(so_far.events for so_far in notes) / len(self.clicks)
             self._on_progress(SearchProgress(SEARCH, (self._over + done) / self.trials, self._over, self._best))
 
-        for place, (trial, went) in enumerate(zip(trials, runs.go(each, watch), strict=True)):
+        for place, (trial, result) in enumerate(zip(trials, runs.go(each, watch), strict=True)):
             if place in pruned:
                 self._study.tell(trial, state=TrialState.PRUNED)
-            elif went is None:
+            elif result is None:
                 self._study.tell(trial, state=TrialState.FAIL)
             else:
-                ndcg = float(hit_and_ndcg_at(went.ranks[NEXTCLICK][self._first_scored :])[1].mean())
+                ndcg = float(hit_and_ndcg_at(result.ranks[NEXTCLICK][self._first_scored :])[1].mean())
                 self._study.tell(trial, ndcg)
                 self._best = max(self._best, ndcg)
-        self._over += len(asked)
+        self._over += len(asked_trials)
 
     def _ends(self, trial: int) -> bool:
         return self._stop() or (trial > 0 and time.monotonic() > self._deadline)
@@ -288,28 +288,28 @@ def _through_all(
     on_progress: Callable[[float], None],
 ) -> list[RunResult]:
     """Each settings' run over all clicks, at most `jobs` beside each other. `on_progress` gets the share done."""
-    went: list[RunResult] = []
+    results: list[RunResult] = []
 
     def watch(notes: Sequence[Notes]) -> None:
         for so_far in notes:
             so_far.stop = stop()
         done = sum(so_far.events for so_far in notes) / len(clicks)
-        on_progress((len(went) + done) / len(each))
+        on_progress((len(results) + done) / len(each))
 
     together = min(jobs, len(each))
     with Runs.over(clicks, together) as runs:
         for start in range(0, len(each), together):
             ended = runs.go(each[start : start + together], watch)
-            went += [one for one in ended if one is not None]
+            results += [one for one in ended if one is not None]
             if None in ended:
                 raise TuneError("stopped before the settings found were evaluated on later clicks")
-    return went
+    return results
 
 
-def _figures(went: RunResult, searched: int) -> Figures:
-    ranks = went.ranks[NEXTCLICK]
+def _figures(result: RunResult, searched: int) -> Figures:
+    ranks = result.ranks[NEXTCLICK]
     hit, ndcg = hit_and_ndcg_at(ranks[searched:])
-    return Figures(float(ndcg.mean()), float(hit.mean()), len(ranks) / went.seconds)
+    return Figures(float(ndcg.mean()), float(hit.mean()), len(ranks) / result.seconds)
 
 
 def _gain(differences: NDArray[np.float64], users: NDArray[np.int64]) -> tuple[float, float]:

@@ -124,7 +124,7 @@ def _go(clicks: Sequence[Click], settings: Settings, notes: Notes, after_batch: 
             raise _StoppedError
 
     try:
-        return backtest(clicks, settings, methods=[NEXTCLICK], on_progress=on_progress).went[NEXTCLICK]
+        return backtest(clicks, settings, methods=[NEXTCLICK], on_progress=on_progress).results[NEXTCLICK]
     except _StoppedError:
         return None
 

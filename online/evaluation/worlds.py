@@ -108,8 +108,8 @@ class World:
 
     def _arriving(self, clicks: Iterator[Click], outage: Outage) -> Iterator[Click]:
         until_s = self.changed_at_s + outage.seconds
-        heard = np.random.default_rng((self.town.seed, 7)).random(self.town.users) < outage.kept
-        arriving = {user for user, kept in zip(self.town.user_ids, heard, strict=True) if kept}
+        drawn = np.random.default_rng((self.town.seed, 7)).random(self.town.users) < outage.kept
+        arriving = {user for user, kept in zip(self.town.user_ids, drawn, strict=True) if kept}
         for click in clicks:
             if not self.changed_at_s <= click.timestamp < until_s or click.user_id in arriving:
                 yield click

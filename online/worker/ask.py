@@ -11,11 +11,11 @@ _POLL_S = 0.1
 
 
 class RequestError(Exception):
-    """The worker did not do it; one line that says why, and what to do."""
+    """The worker did not do the request; one line that says why, and what to do."""
 
 
 def ask_worker(lists: Lists, request: Mapping[str, Any], timeout_s: float, see: str) -> dict[str, Any]:
-    """Asks, and waits for the answer. `see`: the command that shows what came of it, where the worker does not say.
+    """Sends a request, and waits for the answer. `see`: the command that shows its effect if no answer arrives.
 
     Raises RequestError: it cannot be done, or no worker did it within `timeout_s` seconds; ListsError.
     """

@@ -1,4 +1,4 @@
-"""How long to wait before something that is unavailable is asked again."""
+"""Waits between attempts to reach something that is unavailable."""
 
 import logging
 import random
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class StoppedError(Exception):
-    """It was to stop while something was still unavailable."""
+    """The worker was stopped while something was still unavailable."""
 
 
 class Backoff:
@@ -48,11 +48,11 @@ class Backoff:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for an attempt."""
+        """Whether the next attempt is due."""
         return self._monotonic() >= self._due_at
 
     def failed(self, took_s: float = 0.0) -> float:
-        """An attempt has failed just now, after `took_s` seconds -> seconds until the next is due."""
+        """Notes an attempt that failed after `took_s` seconds. Returns the seconds until the next one is due."""
         wait_s = self._next_s * (1 - self._random() / 2)
         wait_s = max(wait_s, took_s * (1 / ATTEMPTS_SHARE_MAX - 1))
         self._next_s = min(2 * self._next_s, self._longest_s)
@@ -60,12 +60,12 @@ class Backoff:
         return wait_s
 
     def succeeded(self) -> None:
-        """The next failure is the first one again."""
+        """Resets the waits: the next failure counts as the first one."""
         self._next_s, self._due_at = self._first_s, 0.0
 
 
 def backoff(settings: Settings, monotonic: Callable[[], float] = time.monotonic) -> Backoff:
-    """As the settings say."""
+    """Returns a Backoff with the waits of the settings."""
     return Backoff(settings.retry_s_min, settings.retry_s_max, monotonic=monotonic)
 
 
@@ -77,7 +77,7 @@ def retry_until(
     unavailable: tuple[type[Exception], ...],
     report: Callable[[str | None], None] = lambda _: None,
 ) -> T:
-    """Tries again what cannot be done yet, until it can -> what `attempt` returns.
+    """Repeats an attempt until it succeeds, and returns its result.
 
     `unavailable`: the errors that are worth waiting for; others are raised. `report` gets the line that is waited for,
     with each attempt that fails, and None once nothing is. Raises StoppedError once `stop` is set.

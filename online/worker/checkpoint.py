@@ -4,7 +4,7 @@ A checkpoint is a folder: `arrays.safetensors`, `state.json`, and `manifest.json
 is written under a temporary name, synced, and renamed; so a folder with its final name is complete, and the sums tell
 whether the disk has kept it, the manifest itself included. Nothing in it is executable: no pickle.
 
-One that must not be gone on from any more may be stripped: it holds what of it others still need.
+A checkpoint from which no worker may resume any more can be stripped to the parts that a rollback needs.
 """
 
 import errno
@@ -40,23 +40,23 @@ class CheckpointError(Exception):
 
 
 class DiskFullError(CheckpointError):
-    """There is no room for it now; that passes once some is freed."""
+    """There is no space for a checkpoint; the write can be repeated once some is freed."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What one save wrote."""
+    """A complete checkpoint."""
 
     number: int
     size_bytes: int
-    seconds: float | None  # that it took; None of one that was found
+    seconds: float | None  # duration of the write; None if it was written by an earlier process
 
 
 class Checkpoints:
     """The latest `kept` checkpoints in one folder, numbered upwards, and those that are pinned.
 
-    So at most `kept` + as many as are pinned stand there, and one more while it is written. What is pinned is for who
-    saves to say, each time; it is saved with the rest, so it survives a crash.
+    So the folder has at most `kept` checkpoints plus the pinned ones, and one more while it is written. The caller of
+    `save` names the pinned ones each time; that is part of its saved state, so it survives a crash.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
@@ -87,25 +87,29 @@ class Checkpoints:
         return self.folder / f"{number:08d}"
 
     def size_bytes(self, number: int) -> int:
-        """What a checkpoint takes on disk."""
+        """Returns the size of a checkpoint on disk."""
         return sum(path.stat().st_size for path in self._path(number).iterdir())
 
     def next_number(self) -> int:
-        """Which `save` will write."""
+        """Returns the number of the checkpoint that `save` will write next."""
         return max(self.numbers(), default=0) + 1
 
     def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()) -> Saved:
-        """Writes the next checkpoint, then removes those that are neither among the latest `kept` nor `pinned`. What
-        stood there before stays if it fails."""
+        """Writes the next checkpoint, then removes those that are neither among the latest `kept` nor `pinned`. If the
+        write fails, earlier checkpoints stay as they are."""
         return self.begin(arrays, state, pinned)()
 
     def begin(
         self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()
     ) -> Callable[[], Saved]:
-        """The part of `save` that reads arrays and state, which may change afterwards -> the part that takes longest:
-        checksums, and the wait for the disk. Another thread may do it; until it has, nothing else is to be saved.
+        """Writes arrays and state, which may change afterwards; the first part of `save`.
 
-        Both raise CheckpointError. As long as the second is not done there is no checkpoint.
+        Returns:
+            The second part, which takes longest: checksums, and the wait for the disk. Another thread may call it;
+            before it returns, nothing else may be saved, and there is no new checkpoint.
+
+        Raises:
+            CheckpointError: the disk refuses it; the second part raises it too.
         """
         began = time.monotonic()
         number = self.next_number()

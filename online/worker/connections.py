@@ -1,4 +1,4 @@
-"""Opens what the worker and the commands connect to: settings become a URL and options.
+"""Opens the connections of the worker and the commands: settings become a URL and options.
 
 Whatever opens one raises SettingsError too, where a certificate or key cannot be used.
 """
@@ -20,24 +20,24 @@ from stream.source import Producer, Source, TopicReader
 
 
 def broker_url(settings: Settings) -> str:
-    """Kafka where the settings name its servers, elsewhere the embedded log."""
+    """Returns the broker's URL: Kafka if the settings name its servers, else the embedded log."""
     servers = settings.kafka_bootstrap_servers
     return f"log://{quote(str(settings.log_path))}" if servers is None else f"kafka://{servers}"
 
 
 def named_broker(settings: Settings) -> Broker:
-    """For its name and address alone: no certificate is read."""
+    """Returns the broker for its name and address only: no certificate is read."""
     return open_broker(broker_url(settings))
 
 
 def broker_of(settings: Settings) -> Broker:
-    """With certificates and passwords as they are now. It connects to nothing yet."""
+    """Returns the broker, with the present certificates and passwords. It does not connect yet."""
     options = BrokerOptions(client=kafka_options(settings), records_max=settings.log_records_max)
     return open_broker(broker_url(settings), options)
 
 
 def prepare_topics(settings: Settings) -> None:
-    """Makes the topics that are missing; those that are there stay as they are. Raises SourceError."""
+    """Creates missing topics; existing ones stay as they are. Raises SourceError."""
     topics = [
         Topic(settings.clicks_topic, settings.topic_partitions),
         Topic(settings.items_topic, compacted=True),
@@ -48,45 +48,45 @@ def prepare_topics(settings: Settings) -> None:
 
 
 def open_items(settings: Settings) -> ItemsFeed:
-    """What the items topic says, read without a consumer group. Raises SourceError."""
+    """Opens the feed of the items topic, without a consumer group. Raises SourceError."""
     broker_of(settings).compact(settings.items_topic)
     reader = open_reader(settings, settings.items_topic)
     return ItemsFeed(reader, records_max=settings.items_records_max, interval_s=settings.items_interval_s)
 
 
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
-    """Reads topics as a member of a consumer group, all partitions by event time. Raises SourceError."""
+    """Opens a reader of topics as a member of a consumer group, merged by event time. Raises SourceError."""
     source = broker_of(settings).source(topics, group)
     return MergedSource(source, event_time(settings), wait_s=settings.merge_wait_s)
 
 
 def stream_origin(settings: Settings) -> Origin:
-    """Which stream this is, and what the group has committed there. Raises SourceError."""
+    """Returns which stream this is, and the group's committed offsets. Raises SourceError."""
     return broker_of(settings).origin(settings.consumer_group)
 
 
 def open_reader(settings: Settings, topic: str) -> TopicReader:
-    """Reads what a topic holds, without a consumer group. Raises SourceError."""
+    """Opens a reader of one topic, without a consumer group. Raises SourceError."""
     return broker_of(settings).reader(topic)
 
 
 def open_eraser(settings: Settings) -> Eraser:
-    """Takes records out of topics."""
+    """Opens an eraser of records."""
     return broker_of(settings).eraser()
 
 
 def clicks_retention_ms(settings: Settings) -> int | None:
-    """How long clicks are kept, in milliseconds; None: the broker does not say, or for ever. Raises SourceError."""
+    """Returns how long clicks are kept, in milliseconds; None: for ever, or it is not known. Raises SourceError."""
     return broker_of(settings).retention_ms(settings.clicks_topic)
 
 
 def open_producer(settings: Settings, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:
-    """Writes to topics; what a server has not acknowledged after that time has failed. Raises SourceError."""
+    """Opens a producer; records without an acknowledgement within that time have failed. Raises SourceError."""
     return broker_of(settings).producer(acknowledge_s_max=acknowledge_s_max)
 
 
 def open_notices(settings: Settings) -> NoticeWriter:
-    """Writes notices to the events topic, in a thread, as long as the broker lets it."""
+    """Opens a writer of notices to the events topic, in a thread of its own."""
     # Certificates are read now: the thread could not stop the start.
     connect = broker_of(settings).producer
     return NoticeWriter(connect, settings.events_topic, waiting_max=settings.notices_waiting_max)

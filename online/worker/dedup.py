@@ -19,7 +19,7 @@ class SeenEvents:
         self._digests: OrderedDict[int, None] = OrderedDict()
 
     def add(self, event_id: str) -> bool:
-        """Remembers the id -> whether it is new."""
+        """Adds an id. Returns whether it is new."""
         digest = int.from_bytes(blake2b(event_id.encode(), digest_size=8).digest(), "little")
         if digest in self._digests:
             return False

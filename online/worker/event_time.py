@@ -1,4 +1,4 @@
-"""When a record's event happened: what records of several partitions are put in order by."""
+"""The event time of a record, by which records of several partitions are merged."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from stream.source import Record
 
 
 def event_time(settings: Settings, clock: Callable[[], float] = time.time) -> EventTime:
-    """Reads a record as the worker will -> when its event counts as made; None where it cannot be read.
+    """Returns a function that parses a record as the worker will, and gives its event time; None if it is no event.
 
     To read each record twice is less work than to carry what was read along: some microseconds, where learning a click
     takes milliseconds.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a loop: gathered to be saved, and restored. Its keys are named here and nowhere else."""
+"""Captures the state of a loop for a checkpoint, and restores it. The keys of the state are named only here."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -29,7 +29,7 @@ SHAPED_BY = (
 
 
 class LoopParts(Protocol):
-    """The parts of a loop that a checkpoint holds something of."""
+    """The parts of a loop whose state is in a checkpoint."""
 
     settings: Settings
     checkpoints: Checkpoints
@@ -48,7 +48,7 @@ class LoopParts(Protocol):
 
 
 def capture(loop: LoopParts, number: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
-    """Of checkpoint `number`: arrays, state, and the numbers of those that have to stay."""
+    """Returns arrays and state of checkpoint `number`, and the numbers of checkpoints that must be kept."""
     arrays, learner = loop.learner.to_state()
     shadow, supervisor = loop.supervisor.to_state()
     arrays |= joined({"supervisor": shadow}) | {"seen": loop.intake.seen.to_state()}
@@ -71,7 +71,7 @@ def capture(loop: LoopParts, number: int) -> tuple[dict[str, NDArray[Any]], dict
 
 
 def restore(loop: LoopParts, number: int, arrays: dict[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
-    """Puts back what `capture` gathered. Raises as `Loop.restore` does."""
+    """Restores what `capture` returned. Raises as `Loop.restore` does."""
     check_shape(f"checkpoint {number} in {loop.checkpoints.folder}", state["shape"], shape_of(loop.settings))
     loop.progress.load_state(state["progress"])
     # First: the broker may be unavailable.
@@ -91,7 +91,7 @@ def restore(loop: LoopParts, number: int, arrays: dict[str, NDArray[Any]], state
 
 
 def read_for_rollback(checkpoints: Checkpoints, number: int) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]:
-    """Raises VersionError where that checkpoint cannot be read."""
+    """Reads a checkpoint for a rollback. Raises VersionError if it cannot be read."""
     try:
         return checkpoints.read(number)
     except CheckpointError as error:
@@ -99,14 +99,14 @@ def read_for_rollback(checkpoints: Checkpoints, number: int) -> tuple[Mapping[st
 
 
 def shape_of(settings: Settings) -> dict[str, Any]:
-    """What weights depend on."""
+    """Returns the settings on which the shape of the weights depends."""
     shape = {name: getattr(settings, name) for name in SHAPED_BY}
     shape = {name: list(value) if isinstance(value, tuple) else value for name, value in shape.items()}
     return shape | {"features": [feature.name for feature in features(settings.popularity_half_lives)]}
 
 
 def check_shape(checkpoint: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Whether the weights of a checkpoint are of this learner's shape. Raises CheckpointError."""
+    """Checks that the weights of a checkpoint have this learner's shape. Raises CheckpointError."""
     others = [f"NEXTCLICK_{name.upper()}={saved[name]}" for name in SHAPED_BY if saved[name] != here[name]]
     if others:
         made, way = f"was made with {', '.join(others)}", "set it back"
@@ -120,8 +120,8 @@ def check_shape(checkpoint: str, saved: Mapping[str, Any], here: Mapping[str, An
 
 
 def _differing_features(saved: Sequence[str], here: Sequence[str]) -> str:
-    """Which of the ranker's features a checkpoint has and this version has not, and so on, as the end of a sentence;
-    empty where they are the same in the same order."""
+    """Returns how the features of a checkpoint differ from this version's, as the end of a sentence; empty if they are
+    the same in the same order."""
     if list(saved) == list(here):
         return ""
     gone, new = [name for name in saved if name not in here], [name for name in here if name not in saved]

@@ -1,4 +1,4 @@
-"""Notices of many items or lists that go at once, with the reason: nothing empties the lists silently."""
+"""Notices of many items or lists that disappear at once, with the reason, so that lists are never emptied silently."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ SEEN_REPORTED_AGAIN_S = 86_400.0  # after one of seen items that were lost: at i
 
 
 class LossNotices:
-    """Emits a notice where items expire, or lists age, in quantity."""
+    """Emits a notice when many items expire, or many lists age or are deleted."""
 
     def __init__(self, emit: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._emit, self._monotonic = emit, monotonic
@@ -21,7 +21,7 @@ class LossNotices:
         self._seen_reported = 0  # users who had lost theirs at the latest notice
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
-        """`items` have just lost their rows, because they had no clicks for `idle_s_max`; `left` have one."""
+        """Notes that `items` items expired, because they had no clicks for `idle_s_max` seconds; `left` have a row."""
         if items < max(MANY_MIN, MANY_SHARE * (items + left)):
             return
         days = f"{idle_s_max / 86_400:,.3g} days of active time (NEXTCLICK_ITEM_IDLE_S_MAX)"
@@ -29,7 +29,7 @@ class LossNotices:
         self._emit("items_expired", text, {"items": items, "left": left})
 
     def aged(self, lists: int, of: int) -> None:
-        """So many lists have become old since the last look."""
+        """Notes how many lists have aged since the last check."""
         if lists < max(LISTS_MIN, LISTS_SHARE * of) or self._monotonic() - self._aged_at < REPORTED_AGAIN_S:
             return
         self._aged_at = self._monotonic()
@@ -37,7 +37,7 @@ class LossNotices:
         self._emit("lists_stale", f"{text} ranked anew", {"lists": lists, "of": of})
 
     def seen_items(self, seen: SeenItems) -> None:
-        """Whether users have had to make room there since the latest notice."""
+        """Reports if users' seen items were evicted since the latest notice."""
         users = seen.users_lost - self._seen_reported
         if not users or self._monotonic() - self._seen_reported_at < SEEN_REPORTED_AGAIN_S:
             return
@@ -52,7 +52,7 @@ class LossNotices:
         self._emit("seen_items_lost", text, figures)
 
     def deleted(self, lists: int) -> None:
-        """So many lists went from Redis, because none of their items is available any more."""
+        """Notes how many lists were deleted from Redis, because none of their items is available any more."""
         if lists >= LISTS_MIN:
             text = f"{lists:,} lists went: none of their items is available any more"
             self._emit("lists_deleted", text, {"lists": lists})

@@ -1,4 +1,4 @@
-"""Clicks on their way into the learner: where each came from, and cut into micro-batches."""
+"""Clicks with their records, and how they are cut into micro-batches."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +10,14 @@ from stream.source import Record
 
 @dataclass(frozen=True)
 class ReceivedClick:
-    """A click and where it came from."""
+    """A click with its record."""
 
     click: Click
     record: Record
 
     @property
     def offset(self) -> str:
-        """`partition:next offset`, as lists carry it."""
+        """`partition:next offset`, as in lists."""
         return f"{self.record.partition}:{self.record.offset + 1}"
 
     @property
@@ -27,7 +27,7 @@ class ReceivedClick:
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """A user is to be forgotten, and where that request stands."""
+    """A request to forget a user, with its record."""
 
     event: Forget
     record: Record
@@ -43,9 +43,14 @@ def micro_batches(
     per_user_max: int,
     alone: Callable[[Record], bool] = lambda _: False,
 ) -> Iterator[MicroBatch]:
-    """Cuts clicks into runs, in order, of at most `size_max` clicks and `per_user_max` of one user (a history has to
-    remember more than one run brings). `alone`: which must be runs of their own. A run also ends before a request to
-    forget a user."""
+    """Cuts clicks into micro-batches, in order; a batch also ends before a request to forget a user.
+
+    Args:
+        received: clicks and requests, in order.
+        size_max: most clicks of a micro-batch.
+        per_user_max: most clicks of one user in it, because a history has to hold more than one micro-batch.
+        alone: whether a record must be a micro-batch of its own.
+    """
     batch: list[ReceivedClick] = []
     of_user: Counter[str] = Counter()
     ends = False  # with the click taken last

@@ -1,4 +1,4 @@
-"""How far the worker is behind the stream, and what it does about it when that is too far.
+"""The worker's lag behind the stream, and the measures against a lag that is too large.
 
 The lag is what was written and not yet taken in: messages, and the age of the oldest of them, which the time of the
 message read last tells to a second or so. A turn that leaves less than a poll takes is no lag: the next one takes it.
@@ -17,12 +17,12 @@ from online.lifecycle.emit import Emit
 from online.worker.progress import Progress
 from stream.source import Partition, Record, Source, SourceError
 
-MEASURE_S = 1.0  # between two looks at the lag: a broker has to be asked
-ASK_PAUSES = 4.0  # times as long as its answer took, before it is asked again: it may be slow
+MEASURE_S = 1.0  # time between two measurements of the lag, for which the broker has to answer
+ASK_PAUSES = 4.0  # least pause after a measurement, in times the duration of the broker's answer
 
 
 class Lag(NamedTuple):
-    """What was written and not yet taken in."""
+    """Messages that are written and not read yet."""
 
     messages: Mapping[Partition, int]
     seconds: Mapping[Partition, float]  # age of the oldest; only of partitions that have been read
@@ -33,12 +33,12 @@ class Lag(NamedTuple):
 
     @property
     def oldest_s(self) -> float | None:
-        """None while nothing says how old what waits is."""
+        """Age of the oldest message that waits, in seconds; None if it is not known."""
         return max(self.seconds.values(), default=None if self.total else 0.0)
 
 
 class Overload:
-    """Measures the lag, reports when it is too large and when that is over, and says whether training is left out.
+    """Measures the lag, reports when it becomes too large and when that ends, and decides whether to skip training.
 
     It follows the computer's clock: after a crash the same clicks may be trained on, or not.
     """
@@ -52,8 +52,7 @@ class Overload:
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`emit`: kind, a line, and figures; `clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic
-        one, for how often the broker is asked."""
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: for how often the broker is asked."""
         self.settings, self.progress, self.clock = settings, progress, clock
         self._emit, self._monotonic = emit, monotonic
         self.lag: Lag | None = None  # as last measured; None while the broker does not say
@@ -65,7 +64,7 @@ class Overload:
         self._measure_at = float("-inf")  # not before
 
     def received(self, records: Sequence[Record]) -> None:
-        """Messages that were read, in order."""
+        """Notes the messages that were read, in order."""
         for record in records:
             partition = Partition(record.topic, record.partition)
             if record.timestamp_ms >= 0:
@@ -74,7 +73,7 @@ class Overload:
                 self._read_ms.pop(partition, None)
 
     def measure(self, source: Source) -> Lag | None:
-        """The lag now; None while the broker does not say."""
+        """Measures and returns the lag; None if the broker does not answer."""
         began = self._monotonic()
         try:
             ends, positions = source.ends(), source.positions()
@@ -113,21 +112,23 @@ class Overload:
             self.shedding = shedding
             if shedding:
                 self._untrained_before = self.progress.untrained
-                self._emit("shedding", f"weights are not trained until it has caught up: {how}", figures)
+                self._emit("shedding", f"weights are not trained until the worker has caught up: {how}", figures)
             else:
                 clicks = self.progress.untrained - self._untrained_before
                 figures |= {"untrained": clicks}
-                self._emit("shedding_over", f"weights are trained again; {clicks:,} clicks they have not seen", figures)
+                self._emit(
+                    "shedding_over", f"weights are trained again; {clicks:,} clicks were not trained on", figures
+                )
 
     def _waits_longer(self, lag: Lag, seconds: float) -> bool:
-        """Whether the next poll does not take all, and the oldest click waits for longer."""
+        """Returns whether more messages wait than one poll reads, and the oldest one for longer than `seconds`."""
         return lag.total > self.settings.poll_records_max and lag.oldest_s is not None and lag.oldest_s > seconds
 
     def to_state(self) -> dict[str, Any]:
         return {"behind": self.lagging, "shedding": self.shedding, "untrained_before": self._untrained_before}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave: each notice of a beginning gets its end."""
+        """Loads what `to_state` returned, so that each notice of a beginning gets its end."""
         self.lagging, self.shedding = state["behind"], state["shedding"]
         self.late = self.lagging or self.shedding  # until it is measured
         self._untrained_before = state["untrained_before"]

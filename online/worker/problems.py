@@ -18,7 +18,7 @@ KINDS = (
 
 
 class Problem(NamedTuple):
-    """Something that goes wrong now. `since`: milliseconds since 1970."""
+    """A problem that lasts now. `since`: milliseconds since 1970."""
 
     kind: str  # one of KINDS
     since: int
@@ -29,14 +29,14 @@ class Problem(NamedTuple):
 
 
 class ProblemReport:
-    """Asks a loop's parts; remembers when each problem was first seen, where no notice says it."""
+    """Collects problems from a loop's parts, and notes when each was first seen if no notice has that time."""
 
     def __init__(self, loop: "Loop") -> None:
         self.loop = loop
         self._first_seen: dict[str, int] = {}
 
     def now(self, now_ms: int) -> list[Problem]:
-        """The problems that are open, the gravest first."""
+        """Returns the open problems, the most severe first."""
         found: dict[str, list[str]] = {}
         for kind, text in self._open():
             found.setdefault(kind, []).append(text)
@@ -49,7 +49,7 @@ class ProblemReport:
         return problems
 
     def _open(self) -> Iterator[tuple[str, str]]:
-        """Kind and text of each; an empty text: what its latest notice says."""
+        """Yields kind and text of each; an empty text stands for that of its latest notice."""
         loop = self.loop
         for line in (loop.source.trouble(), loop.dead_letters.waits_for):
             if line:

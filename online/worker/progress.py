@@ -1,4 +1,4 @@
-"""What has been taken in, and from where to go on: the part of the worker's state that is about the stream itself."""
+"""The worker's progress in the stream: next offsets and totals."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,30 +10,30 @@ from stream.source import Partition
 
 @dataclass
 class Progress:
-    """Next offsets and totals. Saved in each checkpoint with the weights, so that both always agree.
+    """Next offsets and totals, saved in each checkpoint with the weights, so that both always agree.
 
-    `next_offsets` holds, for every partition ever read, the first offset that the weights have not seen.
+    `next_offsets` has, for every partition ever read, the first offset that the weights have not seen.
     """
 
     next_offsets: dict[Partition, int] = field(default_factory=dict)
     learned: int = 0
-    untrained: int = 0  # of them, those that the weights were not trained on, because it was too far behind
+    untrained: int = 0  # of these, the clicks without training, because the lag was too large
     duplicates: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
-    put_aside: int = 0  # events in a row, up to now, that our own code fails on
-    lost: int = 0  # messages that the broker did not keep until they were read
+    put_aside: int = 0  # latest events in a row on which our own code failed
+    lost: int = 0  # messages that the broker deleted before they were read
     finetunings: int = 0
-    refreshes: int = 0  # lists ranked anew without a click: they had aged, or were behind
+    refreshes: int = 0  # lists written again without a click: they had aged, or were stale
     latest_offset: str = ""  # `partition:next offset` of the click learned last
     latest_clicked_at_ms: int = 0
 
     def starts(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
-        """Where to go on, of those partitions that have been read before."""
+        """Returns the next offsets of those partitions that have been read before."""
         return {partition: self.next_offsets[partition] for partition in partitions if partition in self.next_offsets}
 
     def passed(self, positions: Mapping[Partition, int]) -> None:
-        """All before these positions was taken in, or is nothing to take in: marks of transactions, aborted messages.
-        A partition that holds nothing is none that was read."""
+        """Advances to the source's positions, which are also past markers of transactions and aborted messages. An
+        empty partition does not count as read."""
         for partition, offset in positions.items():
             if offset or partition in self.next_offsets:
                 self.next_offsets[partition] = offset

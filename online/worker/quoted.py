@@ -1,4 +1,4 @@
-"""Texts in quotes: in lines for operators an id stands in them."""
+"""Finds texts in quotes, since lines for operators quote ids."""
 
 import re
 from collections.abc import Iterable
@@ -7,5 +7,5 @@ _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 
 
 def quoted_in(text: str) -> Iterable[str]:
-    """What stands in quotes, as in the last line of a traceback."""
+    """Returns the texts in quotes, as in the last line of a traceback."""
     return (one or other for one, other in _QUOTED.findall(text))

@@ -17,22 +17,23 @@ from online.learner.stream_time import STREAM_GAP_S_MAX, ActiveClock
 
 
 class StreamClock:
-    """What time it is in the stream: the active time of its clicks, and the time that has passed since the latest one.
+    """The time in the stream: the active time of its clicks, plus the time that has passed since the latest one.
 
-    So a replay of old clicks ages lists as a live stream does, and an archive's lists do not become a year older by the
-    first click of today. While no click comes it runs on for at most `STREAM_GAP_S_MAX`, as that silence will have
-    counted once a click ends it. It never goes back. What passes is measured by a monotonic clock.
+    So a replay of old clicks ages lists as a live stream does, and the lists of an archive do not become a year older
+    at today's first click. While no click arrives it advances by at most `STREAM_GAP_S_MAX`, since a longer silence
+    does not count in active time either. It never goes back. The time since the latest click is measured by a monotonic
+    clock.
     """
 
     def __init__(self, active: ActiveClock, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """`active`: the clicks'; `monotonic`: seconds of no particular beginning."""
+        """`active`: the clock of the clicks; `monotonic`: a monotonic clock, in seconds."""
         self._active, self._monotonic = active, monotonic
         self._latest = -np.inf
         self._at = 0.0  # by the monotonic clock: when it was that
 
     def now(self) -> float:
-        """Active time in seconds; -inf before the first click. To be asked after each micro-batch: what passes until
-        the next one counts from there."""
+        """Returns the active time in seconds; -inf before the first click. It has to be called after each micro-batch,
+        because the time until the next one is measured from there."""
         at, active = self._monotonic(), self._active.now
         if self._latest > -np.inf:
             passed = min(self._latest + max(0.0, at - self._at), active + STREAM_GAP_S_MAX)
@@ -42,15 +43,15 @@ class StreamClock:
 
 
 class RefreshSchedule:
-    """Whose list has passed one of a few ages since the last look, longest waiting first.
+    """The users whose list has passed one of a few ages since the last check, longest waiting first.
 
-    A list's age counts from its owner's latest click, in active time. So a click causes at most as many refreshes as
-    there are ages, no user is refreshed forever, and one who passes several of them between two checks is refreshed
-    once. All follows from the histories, the time of the last look, and who still waits, who has a history.
+    A list's age counts from its user's latest click, in active time. So a click causes at most as many refreshes as
+    there are ages, no list is refreshed forever, and a list that passes several ages between two checks is refreshed
+    once. The state is the time of the last check and the users who wait.
     """
 
     def __init__(self, returns: ReturnTimes, clock: StreamClock) -> None:
-        """`returns`: knows the ages that are worth a refresh, others at each look. None at all: nothing falls due."""
+        """`returns`: gives the ages at which lists are refreshed, which it adapts to the stream."""
         self._returns = returns
         self._clock = clock
         self._asked = threading.Event()
@@ -59,12 +60,16 @@ class RefreshSchedule:
         self._aged = 0  # lists, at the latest look
 
     def ask(self) -> None:
-        """Something may be taken again. May be called from any thread; asked twice before that, it counts once."""
+        """Requests a check. May be called from any thread; several requests before the check count once."""
         self._asked.set()
 
     def take(self, histories: UserHistories, count_max: int) -> list[str]:
-        """Takes out those who have waited longest, each time it was asked for; none otherwise. It checks who has
-        aged while fewer than that wait."""
+        """Removes and returns the users who have waited longest, if a check was requested; else none.
+
+        Args:
+            histories: of all users.
+            count_max: most users to return; if fewer wait, it first checks which lists have aged.
+        """
         if not self._asked.is_set():
             return []
         self._asked.clear()
@@ -75,17 +80,17 @@ class RefreshSchedule:
         return users
 
     def take_count(self) -> int:
-        """How many lists the latest look has found to have aged; 0 when asked again."""
+        """Returns how many lists the latest check has found to have aged, once; then 0."""
         aged, self._aged = self._aged, 0
         return aged
 
     def mark_refreshed(self, users: Iterable[str]) -> None:
-        """These users get new lists: those who waited do not any more."""
+        """Removes users from those who wait, because they get new lists."""
         for user in users:
             self._waiting.pop(user, None)
 
     def users(self) -> list[str]:
-        """Who waits."""
+        """Returns the users who wait."""
         return list(self._waiting)
 
     def _check(self, histories: UserHistories) -> None:
@@ -101,6 +106,6 @@ class RefreshSchedule:
         return {"looked_at": looked_at, "waiting": list(self._waiting)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `to_state` gave. If there was no check yet, it begins now: what is old already stays so."""
+        """Loads what `to_state` returned. Without an earlier check it begins now: lists that are old stay so."""
         self._looked_at = self._clock.now() if state["looked_at"] is None else state["looked_at"]
         self._waiting = dict.fromkeys(state["waiting"])

@@ -1,4 +1,4 @@
-"""`nextclick versions --rollback` asks the running worker (online/worker/requests.py)."""
+"""The request of `nextclick versions --rollback` to the running worker (online/worker/requests.py)."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ RollbackError = RequestError
 
 
 def ask_rollback(lists: Lists, to: int, timeout_s: float) -> dict[str, Any]:
-    """Asks for a rollback and waits for it -> `version`, the new one, and `parent`.
+    """Requests a rollback, and waits for it. Returns `version`, the new one, and `parent`.
 
     Raises RollbackError: it cannot be done, or no worker did it within `timeout_s` seconds; ListsError.
     """
@@ -20,8 +20,8 @@ def ask_rollback(lists: Lists, to: int, timeout_s: float) -> dict[str, Any]:
 
 
 def rollback(roll_back: Callable[[int], int]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """What answers such a request. `roll_back` gives the new version's number, or raises VersionError or
-    CheckpointError."""
+    """Returns the function that does such a request. `roll_back`: returns the new version's number, or raises
+    VersionError or CheckpointError."""
 
     def answer(request: Mapping[str, Any]) -> dict[str, Any]:
         to = int(request["rollback"])

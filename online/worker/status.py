@@ -1,4 +1,4 @@
-"""What the worker says about itself: one JSON object, for `status`, for the dashboard and for /metrics."""
+"""The worker's status: one JSON object, for `nextclick status`, the dashboard and /metrics."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ RATE_WINDOW_S = 10.0
 
 
 def waiting_status(line: str) -> dict[str, Any]:
-    """What a worker says that has not begun, because something it needs is not there yet: `line` says what."""
+    """Returns the status of a worker that waits for something it needs, which `line` names."""
     now_ms = int(1000 * time.time())
     problems = [Problem("waiting", now_ms, line).as_dict()]
     report = {"state": "waiting", "pid": os.getpid(), "written_at": now_ms, "waits_for": [line], "redis": "ok"}
@@ -24,7 +24,7 @@ def waiting_status(line: str) -> dict[str, Any]:
 
 
 class StatusReport:
-    """Describes a loop; keeps what the rate is computed from."""
+    """Describes a loop, and measures its rate of clicks."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -33,8 +33,11 @@ class StatusReport:
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.progress.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
-        """Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second, and the
-        lag is in messages and seconds, None while the broker does not say."""
+        """Returns the status as a JSON object.
+
+        Times are milliseconds since 1970, positions are next offsets, rates are clicks learned per second; the lag is
+        in messages and seconds, None while the broker does not answer.
+        """
         loop, progress, learner = self.loop, self.loop.progress, self.loop.learner
         lag = loop.overload.measure(loop.source)
         saved, failing_since = loop.checkpointer.last_saved, loop.checkpointer.failing_since
@@ -115,11 +118,11 @@ class StatusReport:
 
 
 def named(of_partition: Mapping[Partition, float]) -> dict[str, float]:
-    """As JSON has it."""
+    """Returns values by `topic:partition`, for JSON."""
     return {f"{partition.topic}:{partition.partition}": value for partition, value in sorted(of_partition.items())}
 
 
 def memory_mb_max() -> float:
-    """The most memory this process has held so far (resident)."""
+    """Returns the peak of this process's resident memory, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)

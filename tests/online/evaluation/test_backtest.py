@@ -73,7 +73,7 @@ class TestMeasure:
         assert facts.earlier_of_item.tolist() == [0, 1, 0, 2, 0, 1]
         assert facts.known.tolist() == [0, 1, 1, 2, 2, 3]
         assert facts.had.tolist() == [0, 0, 1, 2, 0, 1]
-        assert facts.again.tolist() == [False, False, False, True, False, False]
+        assert facts.repeated.tolist() == [False, False, False, True, False, False]
 
     @pytest.mark.parametrize("exclude_seen", [False, True])
     def test_what_is_no_candidate_stands_tied_behind_all_candidates(self, exclude_seen: bool) -> None:
@@ -541,7 +541,7 @@ def test_fine_tuning_in_a_backtest_passes_the_gate_and_changes_nothing_before_it
     ]
     assert runs[0].tuning is None
     assert runs[1].tuning is not None
-    told = runs[1].tuning.told
+    told = runs[1].tuning.notices
     began = [at for kind, at, *_ in told if kind == "finetuning"]
     assert began
     assert all(at % 200 < 32 for at in began)
