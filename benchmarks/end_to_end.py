@@ -8,7 +8,8 @@ on the topic when the worker starts, so it is as fast as it can be. With --rate,
 rate, each made when it is sent (--limit 0: only these); of them the first --warm-up seconds do not count.
 
 Prints what was published, learned, put aside and listed, from which offsets each restart went on, how fast it was
-(clicks a second and CPU time a click from the first click on: the start is told apart), and how good the lists were.
+(clicks a second and CPU time a click from the first click on; the start has a figure of its own), and how good the
+lists were.
 Exits with 1 if anything does not add up. --checkout measures the worker of another version of the code.
 """
 

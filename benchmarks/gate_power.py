@@ -56,7 +56,7 @@ def main() -> None:
     settings = load_settings()
     print(f"{runs} runs each; margin {settings.gate_margin:.0%}, alpha {settings.gate_alpha:.0%}, ", end="")
     print(f"at most {settings.shadow_clicks_max:,} clicks")
-    print("agree on  candidate / live  published  clicks: half of them, nine of ten")
+    print("agree on  candidate / live  published  clicks: median, 90th percentile")
     for agree, ratio, published, half, most in rows(settings, runs):
         print(f"{agree:7.0%}  {ratio:16.2f}  {published:9.1%}  {half:22,.0f}  {most:11,.0f}", flush=True)
 

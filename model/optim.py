@@ -4,7 +4,7 @@ Letters: `V` rows of a table, `N` rows that a batch touched, `D` width.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -81,14 +81,6 @@ class RowwiseAdagrad:
         if rows != len(sums):
             self.sums[name] = sums.new_zeros(rows)
             self.sums[name][: len(sums)] = sums
-
-
-def clip_gradients(parameters: Sequence[nn.Parameter], norm_max: float) -> None:
-    """What `torch.nn.utils.clip_grad_norm_` does with dense gradients, in four operations."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if gradients:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        torch._foreach_mul_(gradients, (norm_max / (norm + 1e-6)).clamp(max=1.0))
 
 
 class Optimizer:

@@ -117,7 +117,7 @@ class Vocabulary:
 
     def take_reset(self) -> list[int]:
         """The rows that lost their item since the last call, each once. Whatever is kept by row (vectors, optimizer
-        state, counts, rows in histories) still says what the old item taught, and has to be cleared before use."""
+        state, counts, rows in histories) still belongs to the old item, and has to be cleared before use."""
         rows, self._to_reset = list(self._to_reset), {}
         return rows
 

@@ -1,7 +1,7 @@
 """How far a file has been published, remembered by what was published: so one that has grown goes on where it ended.
 
 A progress file holds digests of the published rows. A file whose first rows are those goes on after them, whatever it
-is called now and however it is packed; one that was changed among them is told apart, and says so.
+is called now and however it is packed; for a file in which one of them was changed, there is an error.
 """
 
 import json

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from model.adam import Adam
 from model.items import ItemTable
-from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad, clip_gradients
+from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
 from model.ranker import Columns, Ranker
 from model.recall import RecallHeads
 from model.reformer import Reformer, ReformerConfig
@@ -364,7 +364,7 @@ class RankingModel:
 
     def _step_ranking(self) -> None:
         vectors = self.vectors.vectors
-        clip_gradients(self._ranker_parameters, self.settings.ranker_gradient_norm_max)
+        nn.utils.clip_grad_norm_(self._ranker_parameters, self.settings.ranker_gradient_norm_max)
         self.adam.step()
         if vectors.grad is not None:
             self.adagrad.step()

@@ -113,7 +113,7 @@ class ListWriter:
         return {
             "stale": list(self.stale),
             "popular_stale": self.popular_stale,
-            "unwanted": list(self.pending_deletes),
+            "pending_deletes": list(self.pending_deletes),
             "aging": self.aging.to_state(),
             "link": self.link.to_state(),
         }
@@ -122,7 +122,7 @@ class ListWriter:
         """Loads what `to_state` returned, after the learner has loaded its histories."""
         self.stale = dict.fromkeys(state["stale"], True)
         self.popular_stale = state["popular_stale"]
-        self.pending_deletes = dict.fromkeys(state["unwanted"])
+        self.pending_deletes = dict.fromkeys(state["pending_deletes"])
         self.aging.load_state(state["aging"])
         self.link.load_state(state["link"])
 

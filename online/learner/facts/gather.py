@@ -249,19 +249,13 @@ def add_candidate(
     c: int,
     mark: int,
     rows: NDArray[np.int32],
-    stamps: NDArray[np.int64],
-    places: NDArray[np.int64],
-    banned: NDArray[np.int64],
     blocked: NDArray[np.bool_],
+    scratch: Scratch,
 ) -> int:
-    """Adds a candidate, unless it is one already or must not be one. Returns how many there are.
-
-    The arrays are passed one by one, because numba counts the references of every array in a tuple that is passed:
-    that took 8 times as long as the rest.
-    """
-    if row == 0 or stamps[row] == mark or banned[row] == mark or blocked[row]:
+    """Adds a candidate, unless it is one already or must not be one. Returns how many there are."""
+    if row == 0 or scratch.stamps[row] == mark or scratch.banned[row] == mark or blocked[row]:
         return c
-    stamps[row], places[row] = mark, c
+    scratch.stamps[row], scratch.places[row] = mark, c
     rows[c] = row
     return c + 1
 
@@ -300,28 +294,25 @@ def add_best(
     best: NDArray[np.int32],
     scores: NDArray[np.float32],
     most: int,
-    buffer: NDArray[np.float32],
     c: int,
     mark: int,
     rows: NDArray[np.int32],
-    stamps: NDArray[np.int64],
-    places: NDArray[np.int64],
-    banned: NDArray[np.int64],
     blocked: NDArray[np.bool_],
+    scratch: Scratch,
 ) -> int:
     """Adds the `most` rows with the highest scores as candidates, the first of equal ones, and returns their number."""
     if len(best) <= most:
         for k in range(len(best)):
-            c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
+            c = add_candidate(best[k], c, mark, rows, blocked, scratch)
         return c
-    least = nth_largest(scores, most, buffer)
+    least = nth_largest(scores, most, scratch.sorted)
     ties = most
     for k in range(len(best)):
         ties -= scores[k] > least
     for k in range(len(best)):
         if scores[k] > least or (scores[k] == least and ties > 0):
             ties -= scores[k] == least
-            c = add_candidate(best[k], c, mark, rows, stamps, places, banned, blocked)
+            c = add_candidate(best[k], c, mark, rows, blocked, scratch)
     return c
 
 
@@ -395,40 +386,38 @@ def gather(
                 scratch.banned[clicks.rows[b]] = mark
 
     # Candidates
-    rows, stamps, places, banned, blocked = found.rows, scratch.stamps, scratch.places, scratch.banned, items.blocked
+    rows, blocked = found.rows, items.blocked
     used, c = tables.first.used[last], start
     for place in range(used):
-        c = add_candidate(tables.first.others[last, place], c, mark, rows, stamps, places, banned, blocked)
+        c = add_candidate(tables.first.others[last, place], c, mark, rows, blocked, scratch)
     used = tables.second.used[before]
     others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
-    c = add_best(others, counts, SECOND_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
+    c = add_best(others, counts, SECOND_MAX, c, mark, rows, blocked, scratch)
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
     others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
-    c = add_best(others, counts, NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked)
-    c = add_best(
-        others, scratch.taste_scores[:near], NEAR_MAX, scratch.sorted, c, mark, rows, stamps, places, banned, blocked
-    )
+    c = add_best(others, counts, NEAR_MAX, c, mark, rows, blocked, scratch)
+    c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, c, mark, rows, blocked, scratch)
     for half_life in range(len(items.weights)):
         taken = 0
         for place in range(items.top.shape[1]):
             row = items.top[half_life, place]
             if row == 0 or taken == POPULAR_MAX:
                 break
-            if banned[row] != mark:
-                c = add_candidate(row, c, mark, rows, stamps, places, banned, blocked)
+            if scratch.banned[row] != mark:
+                c = add_candidate(row, c, mark, rows, blocked, scratch)
                 taken += 1
     if not limits.exclude_seen:
         for d in range(length):
-            c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, stamps, places, banned, blocked)
+            c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, blocked, scratch)
     if limits.recalls and slot >= 0:
         own_end, world_end = recall(
             histories, log, index, slot, n, length, last, now, gap, queries.own_slots[q], mark, found, own, world,
             scratch, limits,
         )  # fmt: skip
         for p in range(own, own_end):
-            c = add_candidate(log.items[found.own_moments[p]], c, mark, rows, stamps, places, banned, blocked)
+            c = add_candidate(log.items[found.own_moments[p]], c, mark, rows, blocked, scratch)
         for p in range(world, world_end):
-            c = add_candidate(log.items[found.world_moments[p]], c, mark, rows, stamps, places, banned, blocked)
+            c = add_candidate(log.items[found.world_moments[p]], c, mark, rows, blocked, scratch)
         own = point(log, mark, found.own_moments, found.own_candidates, own, own_end, scratch)
         world = point(log, mark, found.world_moments, found.world_candidates, world, world_end, scratch)
     found.starts[q + 1], found.own_starts[q + 1], found.world_starts[q + 1] = c, own, world
