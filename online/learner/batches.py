@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from online.learner.history import HistorySnapshot
+from online.learner.history import HistorySnapshot, earlier_in_batch
 from online.learner.scoring import ScoredCandidates
 
 
 class ClickBatch(NamedTuple):
-    """N clicks in order of arrival."""
+    """N clicks in order of arrival: all of a micro-batch, or those that the weights learn from."""
 
     users: list[str]  # N
     slots: NDArray[np.int64]  # (N,) of the users' histories
@@ -31,6 +31,16 @@ class ClickBatch(NamedTuple):
     numbers: NDArray[np.int64]  # (N,) of their moments
     user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.user_ids.hash_of_digest` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
+    positions: NDArray[np.int64]  # (N,) in the micro-batch
+
+    def only(self, mask: NDArray[np.bool_]) -> "ClickBatch":
+        """Returns the clicks for which the mask (N,) holds, as if there were no others."""
+        at = np.flatnonzero(mask)
+        users, *others = self
+        kept: Any = [[users[one] for one in at.tolist()], *(field[at] for field in others)]
+        batch = ClickBatch(*kept)
+        nth, behind = earlier_in_batch(batch.slots), earlier_in_batch(batch.slots[::-1])[::-1]
+        return batch._replace(nth=nth, behind=behind)
 
     def part(self, part: slice) -> "ClickBatch":
         """Returns the clicks of a slice."""
@@ -86,7 +96,7 @@ class Ranking:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """The result of one micro-batch of N clicks: its users' new lists, and how well each click was predicted.
+    """The result of one micro-batch, of which N clicks were learned from: lists, and how well each click was predicted.
 
     Ranks count from 0, with half of the ties counted as higher. An item that is no candidate, or not in the list, has
     rank inf.

@@ -59,6 +59,7 @@ class Learner(LearnerState):
         impressions: Sequence[Impression] | None = None,
         *,
         train: bool = True,
+        owned: NDArray[np.bool_] | None = None,
         following: Callable[[], UpcomingBatch] | None = None,
     ) -> BatchResult:
         """Scores the lists served before these clicks, learns from the clicks, and ranks new lists.
@@ -71,6 +72,8 @@ class Learner(LearnerState):
             impressions: lists that a backtest needs as they would be written within the micro-batch.
             train: if false, served lists are not scored and the weights stay as they are; all else is the same, and the
                 clicks may be replayed later.
+            owned: which of the clicks the weights learn from, and whose users get lists; the others, of which another
+                worker takes care, are only counted. None: all.
             following: returns the next micro-batch. Its candidates are gathered on another thread while the weights
                 learn from these clicks; the result is the same, bit for bit. Until it is learned, the only method that
                 may be called is `set_available`.
@@ -81,14 +84,16 @@ class Learner(LearnerState):
         Raises:
             UnexpectedBatchError: these clicks are not those that were announced as `following`.
         """
-        prepared = self.lookahead.take(clicks, impressions)
+        prepared = self.lookahead.take(clicks, impressions, owned)
         if following is not None:
             self.lookahead.start(following())
         try:
             self.make_room()
+            if not prepared.batch.users:
+                return counted_only(prepared)
             states = read_states(self, prepared, train=train)
             steps = []
-            for start in range(0, len(clicks), self.settings.step_clicks):
+            for start in range(0, len(prepared.batch.users), self.settings.step_clicks):
                 step = self._test(prepared, start, states.leaf, train=train)
                 steps.append(self._train(prepared, step, states.leaf) if train else step)
             if train:
@@ -222,3 +227,23 @@ class Learner(LearnerState):
         """Returns arrays by name, and a JSON object: together the whole state, from which learning resumes exactly."""
         self.ranker.popular_list()  # it is part of the state
         return super().to_state()
+
+
+def counted_only(prepared: PreparedBatch) -> BatchResult:
+    """Returns the result of a micro-batch of which no click was learned from."""
+    none, clicked = np.zeros(0), prepared.clicked
+    return BatchResult(
+        rankings={},
+        losses=[],
+        ranks=none,
+        candidates=np.zeros(0, np.int64),
+        served_ranks=none,
+        targets=np.zeros(0, np.int64),
+        trainable=np.zeros(0, np.bool_),
+        steps=[],
+        network=None,
+        trained=False,
+        freed=clicked.freed,
+        taken=clicked.taken,
+        expired=clicked.expired,
+    )

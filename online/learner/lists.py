@@ -93,7 +93,7 @@ class ListRanker:
             return None
         requests, batch = prepared.requests, prepared.batch
         B, U = len(before), len(after)
-        later = (batch.slots == requests.slots[:, None]) & (np.arange(B) >= requests.preceding[:, None])  # (L, B)
+        later = (batch.slots == requests.slots[:, None]) & (batch.positions >= requests.preceding[:, None])  # (L, B)
         clicked = batch.slots[prepared.last_clicks] == requests.slots[:, None]  # (L, U)
         at = np.where(clicked.any(1), B + clicked.argmax(1), B + U)  # after the last click; or of no click
         at = np.where(later.any(1), later.argmax(1), at)  # before the first of those that come later

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from online.learner.batches import Impression
 from online.learner.facts.store import Gathered
 from online.learner.preparing import BatchPreparer, PreparedBatch
@@ -15,6 +18,7 @@ class UpcomingBatch(NamedTuple):
 
     clicks: Sequence[Click]
     impressions: Sequence[Impression] | None = None
+    owned: NDArray[np.bool_] | None = None
 
 
 class UnexpectedBatchError(RuntimeError):
@@ -47,7 +51,12 @@ class Lookahead:
         if self._facts is not None:
             wait([self._facts])
 
-    def take(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
+    def take(
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None,
+        owned: NDArray[np.bool_] | None = None,
+    ) -> PreparedBatch:
         """The prepared micro-batch: what was begun before, if one was announced.
 
         Raises:
@@ -56,7 +65,7 @@ class Lookahead:
         upcoming, begun, facts, error = self._upcoming, self._begun, self._facts, self._error
         self._upcoming = self._begun = self._facts = self._error = None
         if upcoming is None:
-            return self.preparer.prepare(clicks, impressions)
+            return self.preparer.prepare(clicks, impressions, owned)
         if upcoming.clicks is not clicks:
             raise UnexpectedBatchError("other clicks were announced to follow than these that are to be learned")
         if error is not None:

@@ -28,7 +28,8 @@ _NONE = np.zeros(0, np.int64)
 class PreparedBatch:
     """A micro-batch that is not learned yet; the fields that are None at first are filled by `BatchPreparer`."""
 
-    batch: ClickBatch
+    counted: ClickBatch  # all clicks
+    batch: ClickBatch  # those that the weights learn from: N in what follows
     clicked: ClickedRows
     caught: NDArray[np.bool_]  # (N,) clicks at which the abuse filter catches their user
     last_clicks: NDArray[np.int64]  # (U,) each user's last click
@@ -61,9 +62,14 @@ class BatchPreparer:
         """`lists`: whether users' lists are ranked."""
         self.state, self.queries, self.lists = state, queries, lists
 
-    def prepare(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
+    def prepare(
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None,
+        owned: NDArray[np.bool_] | None = None,
+    ) -> PreparedBatch:
         """Does all three steps, one after the other: `begin`, `gather`, `complete`."""
-        begun = self.begin(clicks, impressions)
+        begun = self.begin(clicks, impressions, owned)
         return self.complete(begun, self.gather(begun))
 
     def evicts(self, clicks: Sequence[Click]) -> bool:
@@ -72,13 +78,25 @@ class BatchPreparer:
         now = state.clock.after(click.timestamp for click in clicks)
         return state.histories.would_evict(click.user_id for click in clicks) or state.items.would_free(clicks, now)
 
-    def begin(self, clicks: Sequence[Click], impressions: Sequence[Impression] | None) -> PreparedBatch:
-        """Judges and encodes the clicks, and builds the queries for each click and each list."""
+    def begin(
+        self,
+        clicks: Sequence[Click],
+        impressions: Sequence[Impression] | None,
+        owned: NDArray[np.bool_] | None = None,
+    ) -> PreparedBatch:
+        """Judges and encodes the clicks, and builds the queries for each click and each list.
+
+        Args:
+            clicks: in order of arrival.
+            impressions: as for `Learner.learn`.
+            owned: which of the clicks are learned from and get lists, the others being counted only; None: all.
+        """
         state, queries = self.state, self.queries
-        batch, clicked, caught = self._batch(clicks)
+        counted, clicked, caught = self._batch(clicks)
+        batch = counted if owned is None else counted.only(owned)
         last_clicks = np.flatnonzero(batch.behind == 0)
-        self._take_own_slots(batch)
-        click_arrays, click_queries, click_seen = queries.before_clicks(batch)
+        self._take_own_slots(counted)
+        click_arrays, click_queries, click_seen = queries.before_clicks(counted, batch)
         # Lists. Before this batch's gaps are known, and after.
         repeated = np.flatnonzero(batch.behind > 0) if self.lists else _NONE
         known_impressions = _NONE
@@ -89,14 +107,15 @@ class BatchPreparer:
             requests = requests.and_also(queries.of_impressions(batch, [impressions[i] for i in known]))
             requests = requests.and_also(queries.of_unknown_user(0, state.now[1]))
         now = state.now[0]
-        had = ~np.isnan(batch.previous_at) & batch.trainable
-        state.returns.add((batch.times - batch.previous_at)[had], int(batch.trainable.sum()))
+        had = ~np.isnan(counted.previous_at) & counted.trainable
+        state.returns.add((counted.times - counted.previous_at)[had], int(counted.trainable.sum()))
         state.now = state.clock.latest, state.clock.now
-        if self.lists:
-            requests = requests.and_also(queries.at_end(batch, last_clicks))
-            requests = requests.and_also(queries.of_unknown_user(len(batch.users), state.now[1]))
+        if self.lists and len(batch.users):
+            requests = requests.and_also(queries.at_end(batch, last_clicks, len(clicks)))
+            requests = requests.and_also(queries.of_unknown_user(len(clicks), state.now[1]))
             now = state.now[0]
         return PreparedBatch(
+            counted=counted,
             batch=batch,
             clicked=clicked,
             caught=caught,
@@ -113,7 +132,7 @@ class BatchPreparer:
         )
 
     def gather(self, begun: PreparedBatch) -> tuple[Gathered, Gathered]:
-        """Gathers the candidates of each click, which is then counted, and of each list. May run on another thread."""
+        """Counts each click, and gathers candidates: of clicks just before, and of lists. May run on another thread."""
         return self.state.store.advance(
             self.state.histories,
             begun.click_arrays,
@@ -126,17 +145,19 @@ class BatchPreparer:
     def complete(self, begun: PreparedBatch, gathered: tuple[Gathered, Gathered]) -> PreparedBatch:
         """Does the rest that follows from the clicks alone, and copies what the weights need of histories and counts,
         which change while the weights learn."""
-        state, batch = self.state, begun.batch
+        state, batch = self.state, begun.counted
         if state.seen is not None:  # only now: each click was queried with the items seen before it
             state.seen.add_clicks(batch.users, batch.rows)
         state.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
         self._take_back(batch, begun.caught)
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
         state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.user_hashes[offered])
-        network = self._network(begun) if state.deep_state else None
+        self._clear_states(begun)
+        learned = begun.batch
+        network = self._network(begun) if state.deep_state and len(learned.users) else None
         fill = None
         if state.settings.exclude_seen and self.lists:
-            fill = popular_fill(state, self.queries, begun.users, batch.slots[begun.last_clicks])
+            fill = popular_fill(state, self.queries, begun.users, learned.slots[begun.last_clicks])
         return replace(begun, gathered=gathered[0], gathered_lists=gathered[1], network=network, popular_fill=fill)
 
     def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
@@ -168,8 +189,16 @@ class BatchPreparer:
             numbers=numbers,
             user_hashes=user_hashes_of(users),
             trainable=~flagged,
+            positions=np.arange(len(clicks)),
         )
         return batch, clicked, caught
+
+    def _clear_states(self, begun: PreparedBatch) -> None:
+        """Clears the states of moments that are only counted: their places may hold those of older moments."""
+        if self.state.deep_state and len(begun.batch.users) < len(begun.counted.users):
+            only_counted = np.delete(begun.counted.numbers, begun.batch.positions)
+            width = self.state.store.moment_states.shape[1]
+            self.state.store.note_states(only_counted, np.zeros((len(only_counted), width), np.float16))
 
     def _take_own_slots(self, batch: ClickBatch) -> None:
         """Gives a slot for older moments to each user whose number of clicks exceeds what is always compared."""

@@ -50,22 +50,27 @@ class QueryBuilder:
     ) -> None:
         self.histories, self.store, self.returns, self.seen = histories, store, returns, seen
 
-    def before_clicks(self, batch: ClickBatch) -> tuple[ClickArrays, QueryArrays, SeenRows]:
-        """Returns the clicks as the feature store takes them, and a query for each click's user just before it."""
-        own_slots = self.store.own_slots(batch.users)
+    def before_clicks(self, counted: ClickBatch, batch: ClickBatch) -> tuple[ClickArrays, QueryArrays, SeenRows]:
+        """Returns clicks as the feature store takes them, and queries for users just before they click.
+
+        Args:
+            counted: all clicks of a micro-batch.
+            batch: those of them that get a query.
+        """
+        own_slots = self.store.own_slots(counted.users)
         clicks = ClickArrays(
-            batch.slots,
+            counted.slots,
             own_slots,
-            batch.rows,
-            batch.types,
-            batch.times,
-            batch.active,
-            batch.user_hashes,
-            batch.trainable,
+            counted.rows,
+            counted.types,
+            counted.times,
+            counted.active,
+            counted.user_hashes,
+            counted.trainable,
         )
-        B = len(batch.users)
-        repeated = np.zeros(B, np.bool_)
-        queries = QueryArrays(np.arange(B), batch.slots, own_slots, batch.times, batch.active, repeated)
+        repeated = np.zeros(len(batch.users), np.bool_)
+        at = batch.positions
+        queries = QueryArrays(at, batch.slots, own_slots[at], batch.times, batch.active, repeated)
         return clicks, queries, self._seen(batch.users)
 
     def lists(self, requests: ListRequests, *, now: float) -> ListQueries:
@@ -109,13 +114,13 @@ class QueryBuilder:
         """Returns requests for lists that are written just after the clicks at these positions (L,)."""
         users = [batch.users[click] for click in at.tolist()]
         return ListRequests(
-            users, batch.slots[at], at + 1, batch.times[at], np.zeros(len(at)), batch.active[at]
+            users, batch.slots[at], batch.positions[at] + 1, batch.times[at], np.zeros(len(at)), batch.active[at]
         )  # fmt: skip
 
-    def at_end(self, batch: ClickBatch, at: NDArray[np.int64]) -> ListRequests:
-        """Returns requests for the same lists, but written after the whole micro-batch."""
+    def at_end(self, batch: ClickBatch, at: NDArray[np.int64], end: int) -> ListRequests:
+        """Returns requests for the same lists, but written after all `end` clicks of the micro-batch."""
         requests = self.after_clicks(batch, at)
-        return requests._replace(preceding=np.full(len(at), len(batch.users)))
+        return requests._replace(preceding=np.full(len(at), end))
 
     def of_impressions(self, batch: ClickBatch, impressions: Sequence[Impression]) -> ListRequests:
         """Returns requests for lists that are written within the micro-batch, of users who have a history."""

@@ -1,4 +1,4 @@
-"""One pass over a micro-batch: each click's candidates are gathered just before the click is counted.
+"""One pass over a micro-batch: a click's candidates are gathered just before the click is counted.
 
 So a query sees exactly the clicks before it and none after it, also within a micro-batch.
 
@@ -150,11 +150,13 @@ def advance(
 
     Args:
         flagged: (M,) whether each moment is flagged as abuse; a moment stands at its number modulo M.
-        before: B queries, one for each click.
+        before: queries of clicks, each gathered just before the click at its position; clicks without one are only
+            counted.
         lists: further queries; each is gathered after as many clicks as its position says.
         The rest: the parts of the store, and the buffers that are filled.
     """
     next_list: Any = np.int64(0)  # with the literal 0 numba would compile all of `gather` a second time
+    next_click: Any = np.int64(0)
     for b in range(len(clicks.rows) + 1):
         while next_list < len(lists.slots) and lists.positions[next_list] == b:
             gather(
@@ -162,7 +164,12 @@ def advance(
             )
             next_list += 1
         if b < len(clicks.rows):
-            gather(tables, items, histories, log, index, clicks, before, b, seen_before, found_before, scratch, limits)
+            if next_click < len(before.slots) and before.positions[next_click] == b:
+                gather(
+                    tables, items, histories, log, index, clicks, before, next_click, seen_before, found_before,
+                    scratch, limits,
+                )  # fmt: skip
+                next_click += 1
             observe(tables, items, histories, log, index, flagged, clicks, b, scratch, limits)
 
 

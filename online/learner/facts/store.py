@@ -163,14 +163,14 @@ class FeatureStore:
         Args:
             histories: the histories of all users; the clicks are appended to them.
             clicks: one micro-batch, B clicks in order of arrival.
-            before: B queries, one for each click.
+            before: queries of clicks, by rising position; clicks without one are only counted.
             lists: further queries, by rising position in the micro-batch.
             flagged: whether each moment that is held is flagged as abuse; a moment stands at its number modulo the
                 length.
             seen: rows that must not be recommended, for the clicks' queries and for the lists'.
 
         Returns:
-            The candidates of the B clicks, and those of the lists.
+            The candidates of the clicks that have a query, and those of the lists.
         """
         found = [self._buffer(kind, len(queries.slots)) for kind, queries in enumerate((before, lists))]
         self._turn = 1 - self._turn
