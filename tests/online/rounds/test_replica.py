@@ -319,3 +319,14 @@ def test_an_empty_change_of_weights_is_no_record_of_shape() -> None:
     Weights().check(Worker("a").base.shape)
     with pytest.raises(RoundsError, match="lacks"):
         Weights().check(Worker("a").base.shape, whole=True)
+
+
+def test_a_live_variance_never_becomes_negative() -> None:
+    worker, other = Worker("a"), Worker("b", seed=1)
+    worker.train(0, 0, 10)
+    worker.weights.held[VARIANCE].fill_(0.1)  # 0.9 less than the base
+    other.train(1, 0, 10)
+    other.weights.held[VARIANCE].fill_(0.2)
+    other.merger.add(other.replica.change())
+    worker.take(other.merger.next_base(1))
+    assert torch.equal(worker.weights.held[VARIANCE], torch.zeros(3))
