@@ -30,6 +30,7 @@ LEVELS = (
     ("evaluation", "api"),
     ("worker",),
     ("lifecycle",),
+    ("rounds",),
     ("learner",),
     ("config", "metrics"),
 )
