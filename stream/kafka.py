@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
@@ -20,6 +20,7 @@ from stream.source import (
     OnGone,
     OnRevoked,
     Partition,
+    SourceError,
     TooLargeError,
     UnavailableError,
     warn_of,
@@ -85,6 +86,7 @@ class KafkaSource(KafkaReading):
         self._topics = list(topics)
         self._listener = _Listener(self._consumer)
         self._on_revoked: OnRevoked | None = None
+        self._warned = False
 
     def start(
         self,
@@ -160,6 +162,21 @@ class KafkaSource(KafkaReading):
             elif partitions:
                 self._assign(partitions)
             self._listener.decisions.popleft()
+            if kind == "assigned":
+                self._warn_of_others()
+
+    def _warn_of_others(self) -> None:
+        """Says once that the group gave this worker a part only. What it counts and learns is then its own."""
+        for topic in self._topics:
+            count = len(self._consumer._cluster.partitions_for_topic(topic) or ())
+            mine = sum(partition.topic == topic for partition in self._positions)
+            if mine < count and not self._warned:
+                self._warned = True
+                log.warning(
+                    "this worker reads %d of the %d partitions of %s: others of its group read the rest, and the "
+                    "weights and counts of each are its own; set NEXTCLICK_WORKERS=many on all of them",
+                    mine, count, topic,
+                )  # fmt: skip
 
     def _revoke(self, partitions: list[Partition]) -> None:
         if partitions:
@@ -272,14 +289,16 @@ def ensure_topics(
     topics: Mapping[str, int],
     *,
     configs: Mapping[str, Mapping[str, str]] = _NO_OPTIONS,
+    single: Collection[str] = (),
     create: bool = True,
     client_options: Mapping[str, Any] = _NO_OPTIONS,
 ) -> None:
     """Make the topics that are missing, with so many partitions; those that are there stay as they are.
 
     `configs` are Kafka's settings by topic. A topic named `*.dead` takes messages of twice Kafka's usual size unless
-    set otherwise: a dead letter is the whole bad message and its headers. Raises SourceError; UnavailableError for a
-    topic that is missing and may not be made, by the broker's rules or because `create` is false.
+    set otherwise: a dead letter is the whole bad message and its headers. Raises SourceError, also for a topic among
+    `single` that has several partitions; UnavailableError for a topic that is missing and may not be made, by the
+    broker's rules or because `create` is false.
     """
     admin = connected(KafkaAdminClient, bootstrap_servers, dict(client_options))
     try:
@@ -300,6 +319,13 @@ def ensure_topics(
                     f"Kafka at {bootstrap_servers} has no topic {name} that this user may see, nor lets it make one: "
                     "create it, or change the ACLs"
                 ) from error
+        there_already = sorted(there & set(single))
+        for topic in admin.describe_topics(there_already) if there_already else ():
+            if (count := len(topic["partitions"])) > 1:
+                raise SourceError(
+                    f"topic {topic['name']} at {bootstrap_servers} has {count} partitions and needs exactly one: "
+                    "delete it, or name another one"
+                )
     except kafka_errors.KafkaError as error:
         raise source_error(bootstrap_servers, error) from error
     finally:

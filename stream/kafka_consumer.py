@@ -238,6 +238,31 @@ class KafkaReading(ABC):
         return {Partition(where.topic, where.partition): int(offset) for where, offset in answer.items()}
 
 
+class TopicReading(KafkaReading):
+    """Reads all partitions of one topic, without a group, also those that are added later."""
+
+    def __init__(self, bootstrap_servers: str, topic: str, options: Mapping[str, Any]) -> None:
+        super().__init__(bootstrap_servers, {**options, "group_id": None})
+        self._topic = topic
+
+    def _follow_topic(self) -> None:
+        self._consumer._cluster.set_topics([self._topic])
+
+    def _before_fetch(self) -> None:
+        self._take_up_new_partitions()
+
+    def _take_up_new_partitions(self) -> None:
+        numbers = self._consumer._cluster.partitions_for_topic(self._topic) or ()
+        if len(numbers) <= len(self._positions):
+            return
+        there = [TopicPartition(self._topic, number) for number in sorted(numbers)]
+        new = [at for at in there if Partition(at.topic, at.partition) not in self._positions]
+        # The state of those that are there already stays. Until it is known where the new ones start they are paused.
+        self._consumer.assign(there)
+        self._consumer.pause(*new)
+        self._assign([Partition(at.topic, at.partition) for at in new])
+
+
 def open_consumer(bootstrap_servers: str, options: Mapping[str, Any]) -> KafkaConsumer:
     """A consumer of kafka-python that nothing it reads can stop. Raises SourceError where no broker answers."""
     consumer = connected(KafkaConsumer, bootstrap_servers, options)

@@ -19,11 +19,11 @@ from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.structs import MemberState, OffsetAndMetadata
 
+from stream.broker import SESSION_TIMEOUT_S
 from stream.kafka_consumer import ASK_S_MAX, AWAY, CONSUMER, open_consumer
 from stream.kafka_errors import log, source_error
 from stream.source import Partition, SourceError
 
-SESSION_TIMEOUT_S = 10.0
 _JOIN_SLICE_MS = 5  # of each step, while the group rebalances: reading goes on in between
 _PROBE_MS_MAX = 1_000
 _PROBE_EVERY_S = 5.0

@@ -8,19 +8,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kafka import TopicPartition
 from kafka import errors as kafka_errors
 
-from stream.kafka_consumer import AWAY, CONSUMER, KafkaReading
+from stream.broker import SESSION_TIMEOUT_S
+from stream.kafka_consumer import AWAY, CONSUMER, TopicReading
 from stream.kafka_errors import log, source_error
-from stream.kafka_membership import SESSION_TIMEOUT_S, Membership
+from stream.kafka_membership import Membership
 from stream.source import OnAssigned, OnGained, OnGone, OnRevoked, Partition, SourceError, warn_of
 
 _NO_OPTIONS: Mapping[str, Any] = {}
 _ASK_AGAIN_S = 1.0
 
 
-class SharedKafkaSource(KafkaReading):
+class SharedKafkaSource(TopicReading):
     """A `PausableSource` that reads every partition of a topic and owns those that the group gives it.
 
     A rebalance stops no reading, and what stays with this worker is owned throughout. A partition changes its owner
@@ -51,8 +51,8 @@ class SharedKafkaSource(KafkaReading):
             session_timeout_s: a worker that says nothing for so long, in seconds, is taken for dead.
             client_options: kafka-python's own.
         """
-        super().__init__(bootstrap_servers, {**CONSUMER, **client_options, "group_id": None})
-        self._topic, self._control = topic, Partition(control_topic, 0)
+        super().__init__(bootstrap_servers, topic, {**CONSUMER, **client_options})
+        self._control = Partition(control_topic, 0)
         try:
             self._membership = Membership(
                 bootstrap_servers,
@@ -84,7 +84,7 @@ class SharedKafkaSource(KafkaReading):
     ) -> None:
         self._on_assigned, self._on_revoked, self._on_gone = on_assigned, on_revoked, on_gone
         self._on_gained, self._on_lost = on_gained, on_lost
-        self._consumer._cluster.set_topics([self._topic])
+        self._follow_topic()
         self._membership.join()
 
     def owned(self) -> frozenset[Partition]:
@@ -124,22 +124,11 @@ class SharedKafkaSource(KafkaReading):
         self._take_up_new_partitions()
         if not self._positions:
             return  # the topic does not exist yet
+        self._membership.partitions_known(len(self._positions))
         self._membership.step()
         self._act_on_changes()
         if self._gaining:
             self._gain()
-
-    def _take_up_new_partitions(self) -> None:
-        numbers = self._consumer._cluster.partitions_for_topic(self._topic) or ()
-        if len(numbers) <= len(self._positions):
-            return
-        there = [TopicPartition(self._topic, number) for number in sorted(numbers)]
-        new = [at for at in there if Partition(at.topic, at.partition) not in self._positions]
-        # The state of those that are there already stays. Until it is known where the new ones start they are paused.
-        self._consumer.assign(there)
-        self._consumer.pause(*new)
-        self._assign([Partition(at.topic, at.partition) for at in new])
-        self._membership.partitions_known(len(there))
 
     def _act_on_changes(self) -> None:
         changes = self._membership.changes
