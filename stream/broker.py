@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from stream.origin import Origin
-from stream.source import PausableSource, Producer, Record, SourceError, TopicReader
+from stream.source import OnGone, PausableSource, Producer, Record, SourceError, TopicReader, warn_of
+from stream.tail import TopicTail
 
 ACKNOWLEDGE_S_MAX = 30.0
+SESSION_TIMEOUT_S = 10.0
 _SCHEME = re.compile(r"[a-z][a-z0-9]*", re.ASCII)
 _DEFAULT_SCHEME = "kafka"
 
@@ -26,6 +28,8 @@ class Topic(NamedTuple):
     name: str
     partitions: int = 1  # at most: a broker that only one process reads may create fewer
     compacted: bool = False  # whether only the latest record of each key is kept
+    retention_s: float | None = None  # how long records are kept; None: as long as the broker's rule says
+    single: bool = False  # whether more than one partition is an error, also of a topic that is there already
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,35 @@ class Broker(Protocol):
         """The file of the embedded log; None: a server keeps the records."""
 
     def ensure_topics(self, topics: Sequence[Topic], *, create: bool) -> None:
-        """Creates missing topics; existing ones stay as they are. `create`: if false, a server must have them."""
+        """Creates missing topics; existing ones stay as they are. `create`: if false, a server must have them.
+
+        Raises SourceError, also for a topic that has to have a single partition and has more.
+        """
 
     def source(self, topics: Sequence[str], group: str) -> PausableSource:
         """Opens a reader of topics that is a member of a consumer group."""
+
+    def shared_source(
+        self,
+        topic: str,
+        control_topic: str,
+        group: str,
+        *,
+        instance_id: str | None = None,
+        session_timeout_s: float = SESSION_TIMEOUT_S,
+    ) -> PausableSource:
+        """Opens a reader of a whole topic, of which it owns the partitions that the group gives it.
+
+        Args:
+            topic: to be read.
+            control_topic: whose only partition belongs to the group's leader.
+            group: consumer group.
+            instance_id: name under which a reader that is opened again soon gets what it had; None: it has none.
+            session_timeout_s: after so long without a sign of life, in seconds, others get what it had.
+        """
+
+    def tail(self, topic: str, start: int | None, *, on_gone: OnGone = warn_of) -> TopicTail:
+        """Opens a follower of a topic of one partition; arguments as of `TopicTail`."""
 
     def producer(self, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:
         """Opens a writer; a record that is not acknowledged within `acknowledge_s_max` seconds has failed."""

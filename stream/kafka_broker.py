@@ -5,9 +5,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from stream.broker import ACKNOWLEDGE_S_MAX, BrokerOptions, Eraser, Topic, register
+from stream.broker import ACKNOWLEDGE_S_MAX, SESSION_TIMEOUT_S, BrokerOptions, Eraser, Topic, register
 from stream.origin import Origin
-from stream.source import PausableSource, Producer, TopicReader
+from stream.source import OnGone, PausableSource, Producer, TopicReader, warn_of
+from stream.tail import TopicTail
 
 _COMPACTED = {"cleanup.policy": "compact", "delete.retention.ms": str(7 * 86_400_000)}  # tombstones for a week
 
@@ -31,7 +32,8 @@ class KafkaBroker:
         ensure_topics(
             self.address,
             {topic.name: topic.partitions for topic in topics},
-            configs={topic.name: _COMPACTED for topic in topics if topic.compacted},
+            configs={topic.name: _configs(topic) for topic in topics},
+            single=[topic.name for topic in topics if topic.single],
             create=create,
             client_options=self._options,
         )
@@ -40,6 +42,32 @@ class KafkaBroker:
         from stream.kafka import KafkaSource
 
         return KafkaSource(self.address, topics, group, client_options=self._options)
+
+    def shared_source(
+        self,
+        topic: str,
+        control_topic: str,
+        group: str,
+        *,
+        instance_id: str | None = None,
+        session_timeout_s: float = SESSION_TIMEOUT_S,
+    ) -> PausableSource:
+        from stream.kafka_shared import SharedKafkaSource
+
+        return SharedKafkaSource(
+            self.address,
+            topic,
+            control_topic,
+            group,
+            instance_id=instance_id,
+            session_timeout_s=session_timeout_s,
+            client_options=self._options,
+        )
+
+    def tail(self, topic: str, start: int | None, *, on_gone: OnGone = warn_of) -> TopicTail:
+        from stream.kafka_tail import kafka_tail
+
+        return kafka_tail(self.address, topic, start, on_gone=on_gone, client_options=self._options)
 
     def producer(self, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:
         from stream.kafka import KafkaProducer
@@ -68,6 +96,17 @@ class KafkaBroker:
         from stream.kafka_group import group_origin
 
         return group_origin(self.address, group, self._options)
+
+
+def _configs(topic: Topic) -> dict[str, str]:
+    configs = dict(_COMPACTED) if topic.compacted else {}
+    if topic.retention_s is not None:
+        # Kafka deletes files, not records: they have to be begun more often than they are deleted.
+        configs |= {
+            "retention.ms": str(int(topic.retention_s * 1_000)),
+            "segment.ms": str(int(topic.retention_s * 100)),
+        }
+    return configs
 
 
 register("kafka", KafkaBroker)

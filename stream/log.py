@@ -12,6 +12,7 @@ from pathlib import Path
 from stream.log_file import RECORDS_MAX, Entry, Extent, Log
 from stream.source import (
     OnAssigned,
+    OnGained,
     OnGone,
     OnRevoked,
     Partition,
@@ -55,6 +56,8 @@ class LogSource:
         on_assigned: OnAssigned,
         on_revoked: OnRevoked,  # noqa: ARG002  (nothing is ever revoked)
         on_gone: OnGone = warn_of,
+        on_gained: OnGained | None = None,  # noqa: ARG002  (what is assigned is owned: `on_assigned` says so)
+        on_lost: OnRevoked | None = None,  # noqa: ARG002
     ) -> None:
         self._on_assigned, self._on_gone = on_assigned, on_gone
         self._refresh()
@@ -89,6 +92,12 @@ class LogSource:
 
     def positions(self) -> dict[Partition, int]:
         return dict(self._positions)
+
+    def owned(self) -> frozenset[Partition]:
+        return frozenset(self._positions)
+
+    def leadership(self) -> int | None:
+        return 0
 
     def seek(self, partition: Partition, offset: int) -> None:
         if partition not in self._positions:

@@ -7,11 +7,21 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
-from stream.broker import ACKNOWLEDGE_S_MAX, BrokerOptions, Eraser, Topic, register
+from stream.broker import ACKNOWLEDGE_S_MAX, SESSION_TIMEOUT_S, BrokerOptions, Eraser, Topic, register
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
 from stream.origin import EMBEDDED, Origin
-from stream.source import PausableSource, Producer, TopicReader
+from stream.source import (
+    OnGone,
+    Partition,
+    PausableSource,
+    Producer,
+    SourceError,
+    TopicReader,
+    UnavailableError,
+    warn_of,
+)
+from stream.tail import TopicTail
 
 _PARTITIONS = 1  # one worker reads them all; a single partition keeps the order of all clicks
 
@@ -37,6 +47,31 @@ class LogBroker:
 
     def source(self, topics: Sequence[str], group: str) -> PausableSource:
         return LogSource(self._path, topics, group)
+
+    def shared_source(
+        self,
+        topic: str,  # noqa: ARG002
+        control_topic: str,  # noqa: ARG002
+        group: str,  # noqa: ARG002
+        *,
+        instance_id: str | None = None,  # noqa: ARG002
+        session_timeout_s: float = SESSION_TIMEOUT_S,  # noqa: ARG002
+    ) -> PausableSource:
+        raise SourceError(
+            f"{self.name} has a single worker: many workers need Kafka, set NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS"
+        )
+
+    def tail(self, topic: str, start: int | None, *, on_gone: OnGone = warn_of) -> TopicTail:
+        source = LogSource(self._path, [topic], group="")
+
+        def earliest(partition: Partition) -> int:
+            with closing(Log(self._path)) as log:
+                extents = log.extents([topic])
+            if partition not in extents:
+                raise UnavailableError(f"{self.name} has no topic {topic} yet")
+            return extents[partition].earliest
+
+        return TopicTail(source, topic, start, earliest, on_gone=on_gone)
 
     def producer(self, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:  # noqa: ARG002 - a file answers
         return LogProducer(self._path, partitions=_PARTITIONS, records_max=self._records_max)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from typing import NamedTuple
 
-from stream.source import OnAssigned, OnGone, OnRevoked, Partition, PausableSource, Record, warn_of
+from stream.source import OnAssigned, OnGained, OnGone, OnRevoked, Partition, PausableSource, Record, warn_of
 
 BUFFER_RECORDS_MAX = 2_048  # of one partition; with as many, or as many bytes, it is paused
 BUFFER_BYTES_MAX = 2**20
@@ -95,16 +95,32 @@ class MergedSource:
         self._buffers: dict[Partition, _Buffer] = {}  # the ones that hold, or have held, something
         self._waits: dict[Partition, _Wait] = {}
 
-    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
+    def start(
+        self,
+        *,
+        on_assigned: OnAssigned,
+        on_revoked: OnRevoked,
+        on_gone: OnGone = warn_of,
+        on_gained: OnGained | None = None,
+        on_lost: OnRevoked | None = None,
+    ) -> None:
+        """As `Source.start`. With `on_gained` the source is a shared one: what is revoked is still read."""
+
         def assigned(partitions: Sequence[Partition]) -> Mapping[Partition, int]:
             self._forget(partitions)
             return on_assigned(partitions)
 
         def revoked(partitions: Sequence[Partition]) -> None:
             on_revoked(partitions)  # first: as long as it runs, positions are those of the application
-            self._forget(partitions)
+            if on_gained is None:
+                self._forget(partitions)
 
-        self._source.start(on_assigned=assigned, on_revoked=revoked, on_gone=on_gone)
+        if on_gained is None:
+            self._source.start(on_assigned=assigned, on_revoked=revoked, on_gone=on_gone)
+        else:
+            self._source.start(
+                on_assigned=assigned, on_revoked=revoked, on_gone=on_gone, on_gained=on_gained, on_lost=on_lost
+            )
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
         deadline = self._monotonic() + timeout_s
@@ -131,6 +147,12 @@ class MergedSource:
             if buffer.waiting and partition in positions:
                 positions[partition] = buffer.waiting[0].record.offset
         return positions
+
+    def owned(self) -> frozenset[Partition]:
+        return self._source.owned()
+
+    def leadership(self) -> int | None:
+        return self._source.leadership()
 
     def seek(self, partition: Partition, offset: int) -> None:
         self._source.seek(partition, offset)

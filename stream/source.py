@@ -67,6 +67,9 @@ class Record:
 OnAssigned = Callable[[Sequence[Partition]], Mapping[Partition, int]]
 OnRevoked = Callable[[Sequence[Partition]], None]
 
+#: Called with partitions that a worker has come to own, and the group's committed offset of each; None: it has none.
+OnGained = Callable[[Mapping[Partition, int | None]], None]
+
 
 @dataclass(frozen=True, slots=True)
 class OffsetOutOfRange:
@@ -120,16 +123,32 @@ def next_offset(partition: Partition, wanted: int | None, earliest: int, end: in
 
 
 class Source(Protocol):
-    """Reads its assigned partitions, in offset order within each. For one thread at a time."""
+    """Reads its assigned partitions, in offset order within each. For one thread at a time.
 
-    def start(self, *, on_assigned: OnAssigned, on_revoked: OnRevoked, on_gone: OnGone = warn_of) -> None:
+    Most sources own what they read. A shared one reads every partition, and owns some of them: each is owned by one
+    worker of the group, which trains on its clicks and answers for them.
+    """
+
+    def start(
+        self,
+        *,
+        on_assigned: OnAssigned,
+        on_revoked: OnRevoked,
+        on_gone: OnGone = warn_of,
+        on_gained: OnGained | None = None,
+        on_lost: OnRevoked | None = None,
+    ) -> None:
         """Starts being assigned partitions. The callbacks run inside `start` or `poll`, in the caller's thread.
 
         Args:
             on_assigned: called with new partitions; it decides where they start, and committed offsets do not matter.
-            on_revoked: called with partitions that are about to leave; their offsets may still be committed, if the
-                broker allows it.
+            on_revoked: called with partitions that are about to be owned by another worker; they are owned as long as
+                it runs, so their offsets may still be committed, if the broker allows it. Unless the source is shared
+                they are read no longer.
             on_gone: called with each position that is not retained; errors that it raises pass through.
+            on_gained: of a shared source: called with partitions that are owned from now on.
+            on_lost: of a shared source: called with partitions that another worker may have owned for a while, since
+                the group took this one for dead. Nothing of them may be committed.
         """
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
@@ -138,11 +157,22 @@ class Source(Protocol):
     def positions(self) -> dict[Partition, int]:
         """Returns the next offset to read, of each assigned partition."""
 
+    def owned(self) -> frozenset[Partition]:
+        """Returns the partitions whose clicks this worker trains on and answers for."""
+
+    def leadership(self) -> int | None:
+        """Returns the epoch in which this worker leads its group; None: it does not lead.
+
+        A later leader has a higher epoch, so what a worker writes that does not know yet that it was replaced can be
+        told from what its successor writes. A worker that shares with no other leads itself, at 0.
+        """
+
     def seek(self, partition: Partition, offset: int) -> None:
         """Makes `offset` the next one to read. Raises SourceError for a partition that is not assigned."""
 
     def commit(self, offsets: Mapping[Partition, int]) -> None:
-        """Stores the group's positions (next offsets to read), for operators and tools that watch the lag.
+        """Stores the group's positions (next offsets to read), for operators and tools that watch the lag. Those of
+        partitions that are not owned are left out.
 
         Reading does not depend on them. So a failure (the broker is unavailable, the group rebalances) is logged, not
         raised, and the next commit makes up for it.

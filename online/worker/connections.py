@@ -16,7 +16,10 @@ from stream.lists import Lists, ListsError, connect
 from stream.merge import MergedSource
 from stream.notices import NoticeWriter
 from stream.origin import Origin
-from stream.source import Producer, Source, TopicReader
+from stream.source import OnGone, Producer, Source, SourceError, TopicReader, warn_of
+from stream.tail import TopicTail
+
+_WEIGHTS_RETENTION_S = 86_400.0
 
 
 def broker_url(settings: Settings) -> str:
@@ -44,6 +47,11 @@ def prepare_topics(settings: Settings) -> None:
         Topic(settings.dead_letters_topic),
         Topic(settings.events_topic),
     ]
+    if settings.workers == "many":
+        topics += [
+            Topic(settings.control_topic, single=True),
+            Topic(settings.weights_topic, retention_s=_WEIGHTS_RETENTION_S, single=True),
+        ]
     broker_of(settings).ensure_topics(topics, create=settings.create_topics)
 
 
@@ -55,9 +63,34 @@ def open_items(settings: Settings) -> ItemsFeed:
 
 
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
-    """Opens a reader of topics as a member of a consumer group, merged by event time. Raises SourceError."""
-    source = broker_of(settings).source(topics, group)
+    """Opens a reader of topics as a member of a consumer group, merged by event time. Raises SourceError.
+
+    With many workers it reads a single topic whole, and owns the partitions that the group gives it.
+    """
+    broker = broker_of(settings)
+    if settings.workers == "one":
+        source = broker.source(topics, group)
+    else:
+        (topic,) = topics
+        source = broker.shared_source(
+            topic,
+            settings.control_topic,
+            group,
+            instance_id=_instance_id(settings),
+            session_timeout_s=settings.session_timeout_s,
+        )
     return MergedSource(source, event_time(settings), wait_s=settings.merge_wait_s)
+
+
+def open_tail(settings: Settings, topic: str, start: int | None, *, on_gone: OnGone = warn_of) -> TopicTail:
+    """Opens a follower of a topic of one partition, from an offset; None: the earliest. Raises SourceError."""
+    return broker_of(settings).tail(topic, start, on_gone=on_gone)
+
+
+def _instance_id(settings: Settings) -> str | None:
+    if settings.static_membership and settings.worker_name is None:
+        raise SourceError("NEXTCLICK_STATIC_MEMBERSHIP needs a NEXTCLICK_WORKER_NAME, another one for each worker")
+    return settings.worker_name if settings.static_membership else None
 
 
 def stream_origin(settings: Settings) -> Origin:

@@ -16,6 +16,7 @@ from kafka import KafkaAdminClient, TopicPartition
 
 import stream
 from stream.kafka import KafkaProducer, KafkaSource, ensure_topics
+from stream.kafka_shared import SharedKafkaSource
 from stream.log import Log, LogProducer, LogSource
 from stream.merge import MergedSource
 from stream.readers import KafkaReader
@@ -119,7 +120,9 @@ class BrokerHarness:
         assert len(source.positions()) == partitions
 
 
-@pytest.fixture(params=["log", pytest.param("kafka", marks=pytest.mark.real)])
+@pytest.fixture(
+    params=["log", *(pytest.param(name, marks=pytest.mark.real) for name in ("kafka", "shared"))],
+)
 def broker_harness(request: pytest.FixtureRequest) -> BrokerHarness:
     """Each kind of broker in turn."""
     return request.getfixturevalue(f"{request.param}_harness")
@@ -163,6 +166,33 @@ def kafka_harness(kafka_broker: Any) -> Iterator[BrokerHarness]:
     )
     yield harness
     harness.close()
+
+
+class OwningSource(SharedKafkaSource):
+    """Hands records out once it owns all partitions, as what a lone worker does comes to."""
+
+    def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
+        deadline = time.monotonic() + 30
+        while self._on_assigned and not self._owns_all() and time.monotonic() < deadline:
+            self._before_fetch()
+        return super().poll(max_records=max_records, timeout_s=timeout_s)
+
+    def _owns_all(self) -> bool:
+        return bool(self._positions) and len(self.owned()) == len(self._positions)
+
+
+@pytest.fixture
+def shared_harness(kafka_harness: BrokerHarness) -> BrokerHarness:
+    """Sources that read a topic whole, each alone in its group."""
+    control = kafka_harness.topic()
+
+    def make(topics: Sequence[str], group: str) -> Any:
+        if len(topics) > 1:
+            pytest.skip("a shared source reads one topic")
+        return OwningSource(kafka_harness.where, topics[0], control, group)
+
+    kafka_harness.make_source = make
+    return kafka_harness
 
 
 def add_log_partitions(log: Log, name: str, count: int) -> None:

@@ -38,6 +38,38 @@ class StreamSettings(BaseSettings):
         "nextclick.events", "Topic that receives notices about the model and the worker.", min_length=1
     )
     consumer_group: str = setting("nextclick", "Kafka consumer group of the worker.", min_length=1)
+    workers: Literal["one", "many"] = setting(
+        "one",
+        "Whether one worker serves all users, or many of a consumer group share them and one model. Many need Kafka.",
+        "Set many on every worker of the group when one cannot keep up, or when a standby must take over at once.",
+    )
+    worker_name: str | None = setting(
+        None,
+        "Name of this worker among many: letters, digits, '.', '_' and '-'. Unset: one is made up at each start.",
+        "Give each worker its own, which it keeps when it is restarted.",
+        min_length=1,
+        max_length=249,
+        pattern=r"^[A-Za-z0-9._-]+$",
+    )
+    static_membership: bool = setting(
+        False,
+        "Whether a worker that is back within the session timeout, under the same name, gets the partitions that it "
+        "had. Otherwise others take them when it stops.",
+        "Set it where restarts are short and each worker has a name.",
+    )
+    session_timeout_s: Rate = setting(
+        10.0,
+        "Time after which one of many workers that gives no sign of life is taken for dead, and others take its "
+        "partitions over. The broker's group.min.session.timeout.ms is its least.",
+    )
+    weights_topic: str = setting(
+        "nextclick.weights", "Topic of one partition over which many workers average their weights.", min_length=1
+    )
+    control_topic: str = setting(
+        "nextclick.control",
+        "Topic of one partition to which nothing is written: the one of many workers that the group gives it to leads.",
+        min_length=1,
+    )
     topic_partitions: Positive = setting(4, "Partitions of the clicks topic, where nextclick creates it.")
     log_records_max: Positive = setting(5_000_000, "Messages that the embedded log keeps in each partition.")
     embedded_redis_port: Port = setting(6390, "Port of the embedded Redis on 127.0.0.1.")

@@ -1,0 +1,227 @@
+"""Membership of a Kafka consumer group that fetches nothing: it says which partitions this worker owns.
+
+Partitions move in two rounds (KIP-429, cooperative rebalancing). In the first a member learns what it has to give up,
+and goes on owning the rest; its successor gets it in the second, which the group begins once the first owner has joined
+it. So between the two the owner has all the time to write its checkpoint and to commit, and nobody else is held up.
+
+kafka-python's cooperative assignor did what it should in some hundred rebalances against a real broker, with two
+corrections that are made here: a member that was thrown out claims what it owned before as still its own, and an
+assignment does not tell of which generation it is.
+"""
+
+import time
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from kafka import ConsumerRebalanceListener, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.structs import MemberState, OffsetAndMetadata
+
+from stream.broker import SESSION_TIMEOUT_S
+from stream.kafka_consumer import ASK_S_MAX, AWAY, CONSUMER, open_consumer
+from stream.kafka_errors import log, source_error
+from stream.source import Partition, SourceError
+
+_JOIN_SLICE_MS = 5  # of each step, while the group rebalances: reading goes on in between
+_PROBE_MS_MAX = 1_000
+_PROBE_EVERY_S = 5.0
+_COMMITTED_S_MAX = 1.0
+
+
+class Change(NamedTuple):
+    """What the group has decided about partitions, in the order of its decisions."""
+
+    kind: Literal["gained", "revoked", "lost"]
+    partitions: list[Partition]
+    generation: int
+
+
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """Kafka-python's, and each member says how many partitions it knows of: when that changes the group rebalances,
+    also where the member that assigns has been restarted under its name, and does not know that it is the one."""
+
+    version = 2  # of what a member says of itself: with the generation
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = self.told = 0  # partitions of the topics, and as of the latest attempt to join
+
+    def metadata(self, topics: Collection[str]) -> Any:
+        self.told = self.known
+        said = super().metadata(topics)
+        said.generation_id = self.generation
+        said.user_data = b"%d" % self.told
+        return said
+
+    def forget(self) -> None:
+        self.member_assignment, self.generation = None, self.DEFAULT_GENERATION_ID
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Is called in kafka-python's thread, while the caller's waits in `Membership.step`."""
+
+    def __init__(self, membership: "Membership") -> None:
+        self._membership = membership
+
+    def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        self._membership.note("revoked", revoked)
+
+    def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        self._membership.note("gained", assigned)
+
+    def on_partitions_lost(self, lost: set[TopicPartition]) -> None:
+        self._membership.note("lost", lost)
+
+
+class Membership:
+    """A member of a consumer group. For one thread at a time; heartbeats are sent by kafka-python's.
+
+    Whoever uses it calls `step` often, and takes what is in `changes` before the next one: as long as a revocation
+    stands there, this member does not go on with the rebalance.
+    """
+
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        topics: Sequence[str],
+        group: str,
+        *,
+        instance_id: str | None = None,
+        session_timeout_s: float = SESSION_TIMEOUT_S,
+        client_options: Mapping[str, Any],
+    ) -> None:
+        """`instance_id`: a name by which a worker that starts anew within the session timeout gets what it had."""
+        self._servers, self._topics, self._group, self._instance_id = (
+            bootstrap_servers,
+            list(topics),
+            group,
+            instance_id,
+        )
+        self._session_s = session_timeout_s
+        self._assignor = _Assignor()
+        own = {
+            "group_id": group,
+            "group_instance_id": instance_id,
+            "session_timeout_ms": int(session_timeout_s * 1_000),
+            "heartbeat_interval_ms": int(session_timeout_s * 1_000 / 3.5),
+            "partition_assignment_strategy": [self._assignor],
+        }
+        self._consumer = open_consumer(bootstrap_servers, {**CONSUMER, **client_options, **own})
+        self._coordinator = self._consumer._coordinator
+        self._held: set[Partition] = set()  # as of the last of `changes`
+        self.changes: deque[Change] = deque()
+        self._probe_at = 0.0
+
+    def join(self) -> None:
+        """Begins to join the group."""
+        self._consumer.subscribe(topics=self._topics, listener=_Listener(self))
+
+    def step(self) -> None:
+        """Takes part in a rebalance if there is one, for a few milliseconds. Raises SourceError where that is in vain.
+
+        An unavailable broker is not an error: what was owned stays so, as no other member can get it meanwhile.
+        """
+        if any(change.kind != "gained" for change in self.changes):
+            return
+        coordinator = self._coordinator
+        if coordinator.state is MemberState.STABLE and self._overdue():
+            self._probe()
+        if coordinator._generation.is_lost() and self._held:
+            self._lose()
+            return
+        try:
+            if coordinator.rejoining or coordinator.need_rejoin() or self._assignor.told != self._assignor.known:
+                # kafka-python 3.0 may forget that it has begun to join when its time is up; this keeps it in mind.
+                coordinator.request_rejoin()
+                coordinator.ensure_active_group(timeout_ms=_JOIN_SLICE_MS)
+            else:
+                coordinator.poll_heartbeat()
+                coordinator._maybe_start_heartbeat_loop()
+        except kafka_errors.KafkaError as error:
+            if not error.retriable and not isinstance(error, AWAY):
+                raise self._refusal(error) from error
+            log.debug("Kafka at %s: %s", self._servers, error)
+
+    def partitions_known(self, count: int) -> None:
+        """Tells how many partitions there are. Where that is new to the group it assigns them at once."""
+        self._assignor.known = count
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """As `Source.commit`. Errors of kafka-python pass."""
+        there = {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+        self._consumer.commit(there, timeout_ms=int(ASK_S_MAX * 1_000))
+
+    def committed(
+        self, partitions: Collection[Partition], *, within_s: float = _COMMITTED_S_MAX
+    ) -> dict[Partition, int]:
+        """Returns the group's committed offsets, of those partitions that have one. Errors of kafka-python pass."""
+        there = [TopicPartition(*partition) for partition in partitions]
+        found = self._coordinator.fetch_committed_offsets(there, timeout_ms=int(within_s * 1_000)) if there else {}
+        return {Partition(where.topic, where.partition): int(at.offset) for where, at in found.items()}
+
+    def note(self, kind: Literal["gained", "revoked", "lost"], those: set[TopicPartition]) -> None:
+        """Notes a decision of the group."""
+        partitions = sorted(Partition(where.topic, where.partition) for where in those)
+        if kind == "gained":
+            self._held |= set(partitions)
+        else:
+            partitions = [partition for partition in partitions if partition in self._held]
+            self._held -= set(partitions)
+            if kind == "lost":
+                self._assignor.forget()
+        if partitions:
+            self.changes.append(Change(kind, partitions, self._coordinator._generation.generation_id))
+
+    def close(self) -> None:
+        """Leaves the group at once, unless it has a name there: then its place is kept for the session timeout."""
+        self._held.clear()
+        self._consumer.close(autocommit=False, timeout_ms=int(ASK_S_MAX * 1_000))
+
+    def _lose(self) -> None:
+        self.note("lost", {TopicPartition(*partition) for partition in self._held})
+
+    def _overdue(self) -> bool:
+        """Whether the group may have taken this member for dead: the process stood still, or its name was taken."""
+        heartbeat = self._coordinator.heartbeat
+        return bool(heartbeat.session_timeout_expired() or not self._coordinator._heartbeat_enabled)
+
+    def _probe(self) -> None:
+        """Asks the group at once, before anything is done in its name; without an answer nobody has been replaced."""
+        if time.monotonic() < self._probe_at:
+            return
+        self._probe_at = time.monotonic() + _PROBE_EVERY_S
+        try:
+            self._consumer._net.run(self._heartbeat)
+        except kafka_errors.FencedInstanceIdError as error:
+            self._lose()
+            raise self._refusal(error) from error
+        except kafka_errors.KafkaError as error:
+            log.debug("Kafka at %s: %s", self._servers, error)
+
+    async def _heartbeat(self) -> None:
+        coordinator = self._coordinator
+        if await coordinator.ensure_coordinator_ready_async(timeout_ms=_PROBE_MS_MAX):
+            manager = coordinator._manager
+            await manager.wait_for(manager.call_soon(coordinator._send_heartbeat_request), _PROBE_MS_MAX)
+            coordinator.heartbeat.received_heartbeat()
+
+    def _refusal(self, error: kafka_errors.KafkaError) -> SourceError:
+        group = f"consumer group {self._group} at {self._servers}"
+        if isinstance(error, kafka_errors.FencedInstanceIdError):
+            return SourceError(
+                f"another worker of {group} has the name {self._instance_id}: "
+                "give each its own, by NEXTCLICK_WORKER_NAME"
+            )
+        if isinstance(error, kafka_errors.InconsistentGroupProtocolError):
+            return SourceError(
+                f"{group} has members that share its partitions in another way: stop them, or set "
+                "NEXTCLICK_WORKERS=many on all of them"
+            )
+        if isinstance(error, kafka_errors.InvalidSessionTimeoutError):
+            return SourceError(
+                f"Kafka at {self._servers} does not take a session timeout of {self._session_s:g} s: "
+                "change NEXTCLICK_SESSION_TIMEOUT_S, or the broker's group.min.session.timeout.ms"
+            )
+        return source_error(self._servers, error)
