@@ -97,7 +97,7 @@ def open_lists(settings: Settings, *, there: bool = True) -> Lists:
 
     `there`: false where it may be unavailable as yet.
     """
-    limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
+    limits: dict[str, Any] = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
     waits: dict[str, Any] = {"connect_s_max": settings.redis_connect_s_max, "answer_s_max": settings.redis_answer_s_max}
     if settings.redis_url is not None:
         lists = Lists(connect(settings.redis_url.get_secret_value(), redis_options(settings), **waits), **limits)
