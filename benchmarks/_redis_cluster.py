@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import redis
 
@@ -168,6 +169,11 @@ class Sentinels:
         self._sentinel_password, self._password = sentinel_password, password
 
     @property
+    def options(self) -> dict[str, str]:
+        """Of a client, beside the URL."""
+        return {"sentinel_password": self._sentinel_password} if self._sentinel_password else {}
+
+    @property
     def url(self) -> str:
         secret = f":{self._password}@" if self._password else ""
         return f"redis+sentinel://{secret}127.0.0.1:{self.sentinel.port}/{self.service}"
@@ -196,8 +202,11 @@ class Sentinels:
             server.kill()
 
 
+Servers = TypeVar("Servers", RedisCluster, Sentinels)
+
+
 @contextmanager
-def running(servers: RedisCluster | Sentinels) -> Iterator[RedisCluster | Sentinels]:
+def running(servers: Servers) -> Iterator[Servers]:
     with ExitStack() as stack:
         stack.callback(servers.kill)
         servers.start()

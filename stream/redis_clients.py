@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
 
 from stream.addresses import CLUSTER, SENTINEL, SINGLE, AddressError, RedisAddress, redis_address
 from stream.redis_cluster import ClusterClient
@@ -18,6 +18,21 @@ from stream.redis_errors import ListsError
 CONNECT_S_MAX = 1.0
 ANSWER_S_MAX = 2.0
 _NO_OPTIONS: Mapping[str, Any] = {}
+
+
+class _EndedByTimeout:
+    """A connection that is not used again after a timeout, as redis-py's others are not: the primary may have moved."""
+
+    def read_response(self, *args: Any, disconnect_on_error: bool | None = True, **options: Any) -> Any:
+        return super().read_response(*args, disconnect_on_error=disconnect_on_error, **options)  # type: ignore[misc]
+
+
+class _PrimaryConnection(_EndedByTimeout, SentinelManagedConnection):
+    pass
+
+
+class _PrimaryTlsConnection(_EndedByTimeout, SentinelManagedSSLConnection):
+    pass
 
 
 class SentinelClient(redis.Redis):
@@ -104,8 +119,9 @@ def _sentinel(address: RedisAddress, options: dict[str, Any], waits: _Waits) -> 
     asked["retry"] = Retry(ConstantBackoff(0.0), 0)
     sentinel = Sentinel(address.nodes, sentinel_kwargs=asked)  # type: ignore[no-untyped-call]
     client = sentinel.master_for(  # type: ignore[no-untyped-call]
-        address.service, redis_class=SentinelClient, ssl=address.tls, retry=_retry(), health_check_interval=30,
-        **waits.options(), **all_options,
+        address.service, redis_class=SentinelClient,
+        connection_class=_PrimaryTlsConnection if address.tls else _PrimaryConnection,
+        retry=_retry(), health_check_interval=30, **waits.options(), **all_options,
     )  # fmt: skip
     client.address = address.shown
     client.secrets = tuple(filter(None, (all_options.get("password"), own.get("password"))))
