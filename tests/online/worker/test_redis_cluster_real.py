@@ -164,7 +164,7 @@ def test_slots_that_move_lose_nothing_and_are_found(cluster, owner):
         cluster.move(slot, homes[slot])
 
 
-def test_in_the_middle_of_a_move_lists_are_read_written_counted_and_forgotten_at_either_node(cluster, owner):
+def test_in_the_middle_of_a_move_lists_are_found_at_either_node(cluster, owner):
     user = USERS[3]
     slot = slot_of(top_key(user))
     home = cluster.number_of(slot)
