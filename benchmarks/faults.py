@@ -1,6 +1,6 @@
 """The fault matrix: what becomes of clicks and lists when Apache Kafka, redis-server, the network or the worker fails.
 
-    python -m benchmarks.faults --kafka-start PATH [--redis-server PATH] [--only NAME,NAME] [--json OUT]
+    python -m benchmarks.faults --kafka-start PATH [--redis-server PATH] [--cluster] [--only NAME,NAME] [--json OUT]
 
 PATH runs one node of Apache Kafka: `PATH DIR PORT [name=value ...]`, in the foreground, with `ready PORT SECONDS`
 beside it. The same clicks come at the same rate in each row; the fault begins when a third of them are out. Lists are
@@ -35,6 +35,7 @@ from typing import Any
 import redis
 from kafka import KafkaAdminClient, KafkaProducer
 
+from benchmarks._redis_cluster import SLOTS, RedisCluster, running
 from benchmarks._servers import Server, free_port, kafka_server, redis_server
 from benchmarks.end_to_end import Worker
 from benchmarks.proxy import Proxy
@@ -60,12 +61,23 @@ WAIT_S_MAX = 300.0
 class Stage:
     """The servers, the proxies before them, and one row's worker and clicks."""
 
-    def __init__(self, folder: Path, kafka: Server, redis_there: Server, proxies: tuple[Proxy, Proxy]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kafka: Server,
+        redis_there: Server,
+        proxies: tuple[Proxy, Proxy],
+        cluster: RedisCluster | None = None,
+    ) -> None:
+        """`cluster`: where lists stand instead, without a proxy."""
         self.folder = folder
         self.kafka, self.redis_there = kafka, redis_there
         self.kafka_proxy, self.redis_proxy = proxies
+        self.cluster = cluster
         self.admin = redis.Redis(port=redis_there.port)
-        self.lists = Lists(connect(f"redis://127.0.0.1:{redis_there.port}/0"), ttl_s=3_600)
+        direct, proxied = (f"redis://127.0.0.1:{port}/0" for port in (redis_there.port, self.redis_proxy.port))
+        self.redis_url = cluster.url if cluster else proxied
+        self.lists = Lists(connect(cluster.url if cluster else direct), ttl_s=3_600)
         self.workers: list[Worker] = []
         self.settings: list[Settings] = []
         self.topic = ""
@@ -75,7 +87,19 @@ class Stage:
         self.topic = f"clicks-{name.replace(' ', '-')}-{free_port()}"
         self.workers, self.settings = [], []
         self.others = others
-        self.admin.flushall()
+        self.empty_redis()
+
+    def empty_redis(self) -> None:
+        if self.cluster:
+            self.cluster.flush()
+        else:
+            self.admin.flushall()
+
+    @property
+    def nodes(self) -> RedisCluster:
+        """The cluster, in a fault of one."""
+        assert self.cluster is not None
+        return self.cluster
 
     def direct(self) -> str:
         return f"127.0.0.1:{self.kafka.port}"
@@ -88,7 +112,7 @@ class Stage:
         given = {**SMALL, **self.others, "data_dir": data, "clicks_topic": self.topic, "consumer_group": self.topic}
         given |= {"items_topic": f"{self.topic}.items", "dead_letters_topic": f"{self.topic}.dead"}
         given |= {"kafka_bootstrap_servers": f"127.0.0.1:{self.kafka_proxy.port}"}
-        given |= {"redis_url": f"redis://127.0.0.1:{self.redis_proxy.port}/0"}
+        given |= {"redis_url": self.redis_url}
         # A second one finds what the first has committed, and has nothing of its own yet.
         anew = ["--from-beginning"] if self.workers else []
         environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
@@ -233,6 +257,47 @@ def worker_killed(stage: Stage) -> Iterator[None]:
     stage.workers[0].start()
 
 
+@contextmanager
+def node_killed(stage: Stage) -> Iterator[None]:
+    stage.nodes.nodes[1].kill()
+    yield
+    stage.nodes.nodes[1].start()
+    stage.nodes.wait()
+
+
+@contextmanager
+def node_paused(stage: Stage) -> Iterator[None]:
+    stage.nodes.pause(1)
+    yield
+    stage.nodes.resume(1)
+    stage.nodes.wait()
+
+
+@contextmanager
+def node_emptied(stage: Stage) -> Iterator[None]:
+    stage.nodes.admin(1).flushall()
+    yield
+
+
+@contextmanager
+def node_full(stage: Stage) -> Iterator[None]:
+    stage.nodes.admin(1).config_set("maxmemory", 1)
+    yield
+    stage.nodes.admin(1).config_set("maxmemory", 0)
+
+
+@contextmanager
+def slots_moved(stage: Stage) -> Iterator[None]:
+    """Half of a node's slots that hold keys go to another, while a third is emptied; and back."""
+    held = [slot for slot in range(SLOTS) if stage.nodes.admin(0).execute_command("CLUSTER COUNTKEYSINSLOT", slot)][::2]
+    for slot in held:
+        stage.nodes.move(slot, 2)
+    stage.nodes.admin(1).flushall()
+    yield
+    for slot in held:
+        stage.nodes.move(slot, 0)
+
+
 UNDISTURBED = Fault("undisturbed")
 FAULTS = [
     Fault("worker killed", worker_killed),
@@ -248,6 +313,16 @@ FAULTS = [
     Fault("redis slow", redis_slow, 15),
     Fault("redis read-only", redis_read_only, 10),
     Fault("cut from redis", cut_from_redis, 30),
+]
+
+#: With `--cluster`.
+CLUSTER_FAULTS = [
+    Fault("node killed", node_killed, 5),
+    Fault("node paused", node_paused, 8),
+    Fault("node emptied", node_emptied),
+    Fault("node full", node_full, 10),
+    Fault("slots moved", slots_moved, 3),
+    Fault("worker killed", worker_killed),
 ]
 
 
@@ -356,7 +431,7 @@ def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[st
     publisher.join()
     until("every list shows its owner's last click", lambda: publisher.fresh(0.0), stage)
     memory += [peak[0], stage.memory_mb()]
-    stage.admin.flushall()
+    stage.empty_redis()
     refilled_s = until("the emptied Redis is full again", lambda: publisher.fresh(0.0), stage)
     until("the popular list is there", lambda: stage.lists.popular() is not None, stage)
     lists = {user: (top.items, top.scores) for user, top in standing(stage.lists).items()}
@@ -447,9 +522,16 @@ def holds(row: dict[str, Any]) -> bool:
 
 
 def matrix(
-    kafka_start: Path, redis_program: str, faults: list[Fault], *, clicks: int, rate: float, say: Callable[[str], None]
+    kafka_start: Path,
+    redis_program: str,
+    faults: list[Fault],
+    *,
+    clicks: int,
+    rate: float,
+    say: Callable[[str], None],
+    cluster: bool = False,
 ) -> list[dict[str, Any]]:
-    """The rows, the undisturbed one first; each is said as it is done."""
+    """The rows, the undisturbed one first; each is said as it is done. `cluster`: lists stand in a Redis Cluster."""
     start = 1_000.0 * (time.time() // 1_000) + 86_400  # ahead of the clock: no record is late
     town = list(Town(users=60, items=96, seed=3, start=start).clicks(clicks))
     with ExitStack() as stack:
@@ -459,7 +541,8 @@ def matrix(
         kafka = stack.enter_context(kafka_server(kafka_start, folder / "kafka", inner=inner, outer=proxies[0].port))
         there = stack.enter_context(redis_server(redis_program, folder / "redis"))
         proxies[1].target = there.port
-        stage = Stage(folder, kafka, there, proxies)
+        nodes = stack.enter_context(running(RedisCluster(redis_program, folder / "cluster"))) if cluster else None
+        stage = Stage(folder, kafka, there, proxies, nodes)
         say(COLUMNS)
         rows = []
         stack.callback(stage.kill_workers)
@@ -477,6 +560,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kafka-start", type=Path, default=os.environ.get("KAFKA_START"), metavar="PATH")
     parser.add_argument("--redis-server", default=os.environ.get("REDIS_SERVER") or shutil.which("redis-server"))
+    parser.add_argument("--cluster", action="store_true", help="lists stand in a Redis Cluster of three nodes")
     parser.add_argument("--only", help="faults by name, with commas between")
     parser.add_argument("--clicks", type=int, default=320)
     parser.add_argument("--rate", type=float, default=4.0, help="clicks per second")
@@ -484,11 +568,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.kafka_start or not arguments.redis_server:
         parser.error("name the servers: --kafka-start PATH --redis-server PATH")
-    names = [name.strip() for name in arguments.only.split(",")] if arguments.only else [one.name for one in FAULTS]
-    if unknown := set(names) - {one.name for one in FAULTS}:
-        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in FAULTS)}")
+    faults = CLUSTER_FAULTS if arguments.cluster else FAULTS
+    names = [name.strip() for name in arguments.only.split(",")] if arguments.only else [one.name for one in faults]
+    if unknown := set(names) - {one.name for one in faults}:
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}; there are {', '.join(one.name for one in faults)}")
     logging.getLogger("stream").setLevel(logging.ERROR)  # what this process itself meets is no news here
-    chosen = [fault for fault in FAULTS if fault.name in names]
+    chosen = [fault for fault in faults if fault.name in names]
     try:
         rows = matrix(
             arguments.kafka_start,
@@ -496,6 +581,7 @@ def main() -> int:
             chosen,
             clicks=arguments.clicks,
             rate=arguments.rate,
+            cluster=arguments.cluster,
             say=lambda text: print(text, flush=True),
         )
     except (TimeoutError, subprocess.SubprocessError) as error:

@@ -11,10 +11,24 @@ from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 REDIS_PORT = 6379
+SENTINEL_PORT = 26379
 RESP = 2  # the protocol that every Redis and every proxy speaks
 
-_SCHEMES = ("redis", "rediss", "unix")
-_EXAMPLE = "write redis://HOST:PORT/0, rediss://HOST:PORT/0 (TLS) or unix:///PATH?db=0"
+SINGLE, CLUSTER, SENTINEL = "single", "cluster", "sentinel"  # how a Redis is deployed
+#: By scheme: whether it is TLS, and how the Redis is deployed.
+_SCHEMES: Mapping[str, tuple[bool, str]] = {
+    "redis": (False, SINGLE),
+    "rediss": (True, SINGLE),
+    "unix": (False, SINGLE),
+    "redis+cluster": (False, CLUSTER),
+    "rediss+cluster": (True, CLUSTER),
+    "redis+sentinel": (False, SENTINEL),
+    "rediss+sentinel": (True, SENTINEL),
+}
+_EXAMPLE = (
+    "write redis://HOST:PORT/0, rediss://HOST:PORT/0 (TLS) or unix:///PATH?db=0; redis+cluster://HOST:PORT,HOST:PORT "
+    "for a cluster, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE for sentinels (rediss+ for TLS)"
+)
 _NO_HOST = f"it names no host, or not as a URL does: {_EXAMPLE}, an IPv6 address in brackets"
 _ESCAPE = (
     "its user or password holds a character that means something else in a URL (one of @ / # ? % : [ ] or a space): "
@@ -22,6 +36,7 @@ _ESCAPE = (
     "NEXTCLICK_REDIS_PASSWORD"
 )
 _HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_.])?")
+_SERVICE = re.compile(r"[A-Za-z0-9._-]{1,200}")
 _NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _BLANK = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")  # urlsplit leaves some of them out
 _PLACE = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:]+))(?::(.*))?")
@@ -71,7 +86,12 @@ class AddressError(ValueError):
 
 
 class RedisAddress(NamedTuple):
-    """What a Redis URL says. `host` is without brackets; None with `path`, the socket of a unix:// URL."""
+    """What a Redis URL says.
+
+    `host` is without brackets; None with `path`, the socket of a unix:// URL. `mode` is SINGLE, CLUSTER or SENTINEL.
+    `nodes` are host and port of each node that the URL names (of a cluster, or sentinels); `service` is what sentinels
+    call the primary.
+    """
 
     tls: bool
     host: str | None
@@ -82,6 +102,20 @@ class RedisAddress(NamedTuple):
     password: str | None
     protocol: int
     client_name: str | None
+    mode: str = SINGLE
+    nodes: tuple[tuple[str, int], ...] = ()
+    service: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL without user, password and options."""
+        scheme = "rediss" if self.tls else "redis"
+        nodes = ",".join(host_and_port(host, port) for host, port in self.nodes)
+        if self.mode == CLUSTER:
+            return f"{scheme}+cluster://{nodes}"
+        if self.mode == SENTINEL:
+            return f"{scheme}+sentinel://{nodes}/{self.service}" + (f"/{self.db}" if self.db else "")
+        return f"unix://{self.path}" if self.path else f"{scheme}://{nodes}/{self.db}"
 
     def options(self) -> dict[str, Any]:
         """For a client of redis-py, beside TLS."""
@@ -92,7 +126,8 @@ class RedisAddress(NamedTuple):
 
 
 def redis_address(url: str) -> RedisAddress:
-    """What a URL says: redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// likewise, unix://[USER:PASSWORD@]/PATH.
+    """What a URL says: redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss:// likewise, unix://[USER:PASSWORD@]/PATH;
+    redis+cluster://[USER:PASSWORD@]HOST[:PORT][,HOST[:PORT]...][/0]; redis+sentinel://...[,...]/SERVICE[/DB].
 
     Raises:
         AddressError: it is none, or has an option that is not among ALLOWED, or not a right one.
@@ -100,24 +135,31 @@ def redis_address(url: str) -> RedisAddress:
     parts = _split(url)
     username, password = _credentials(parts)
     options = _options(parts.query)
+    tls, mode = _SCHEMES[parts.scheme]
+    path, service, db = None, None, None
+    host: str | None
+    nodes: tuple[tuple[str, int], ...]
     if parts.scheme == "unix":
-        host, port, path, db = None, 0, _socket_path(parts), None
+        host, port, path, nodes = None, 0, _socket_path(parts), ()
     else:
-        host, port = _host_and_port(parts)
-        path, db = None, _database(parts.path)
+        nodes = _nodes(parts, mode)
+        host, port = nodes[0]
+        service, database = _service(parts.path) if mode == SENTINEL else (None, parts.path)
+        db = _database(database)
     if "db" in options:
         asked = _integer(options["db"], "the option db of its query is no number of a database: 0, 1, 2 and so on")
         if db not in (None, asked):
             raise AddressError("it names two databases, one in its path and one as ?db=: leave one out")
         db = asked
+    if mode == CLUSTER and db:
+        raise AddressError("a cluster has only the database 0: leave the number out")
     protocol = options.get("protocol", str(RESP))
     if protocol not in ("2", "3"):
         raise AddressError("the option protocol of its query has to be 2 or 3")
     name = options.get("client_name")
     if name is not None and not re.fullmatch(r"[!-~]{1,64}", name):
         raise AddressError("the option client_name of its query has to be 1 to 64 visible ASCII characters, no spaces")
-    tls = parts.scheme == "rediss"
-    return RedisAddress(tls, host, port, path, db or 0, username, password, int(protocol), name)
+    return RedisAddress(tls, host, port, path, db or 0, username, password, int(protocol), name, mode, nodes, service)
 
 
 def _split(url: str) -> SplitResult:
@@ -155,15 +197,33 @@ def _credentials(parts: SplitResult) -> tuple[str | None, str | None]:
     return username, password
 
 
-def _host_and_port(parts: SplitResult) -> tuple[str, int]:
-    place = _PLACE.fullmatch(parts.netloc.rpartition("@")[2])
+def _nodes(parts: SplitResult, mode: str) -> tuple[tuple[str, int], ...]:
+    """The servers that a URL names, one or more; only a cluster or sentinels may be several."""
+    texts = parts.netloc.rpartition("@")[2]
+    port = SENTINEL_PORT if mode == SENTINEL else REDIS_PORT
+    return tuple(_host_and_port(text, port) for text in ([texts] if mode == SINGLE else texts.split(",")))
+
+
+def _service(path: str) -> tuple[str, str]:
+    """What sentinels call the primary, and the rest of the path."""
+    name, slash, database = path.removeprefix("/").partition("/")
+    if not _SERVICE.fullmatch(name):
+        raise AddressError(
+            "its path does not begin with the service, the name under which sentinels know the primary (letters, "
+            "digits, . _ -): write redis+sentinel://HOST:PORT,HOST:PORT/SERVICE"
+        )
+    return name, slash + database
+
+
+def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
+    place = _PLACE.fullmatch(text)
     if place is None:
         raise AddressError(_NO_HOST)
     bracketed, name, port = place.groups()
     host = unquote(bracketed or name or "")
     if not (_is_ipv6(host) if bracketed else _HOST_NAME.fullmatch(host)):
         raise AddressError(_NO_HOST)
-    return host, REDIS_PORT if port is None else _port(port, f"it has no port from 1 to 65535: {_EXAMPLE}")
+    return host, default_port if port is None else _port(port, f"it has no port from 1 to 65535: {_EXAMPLE}")
 
 
 def _socket_path(parts: SplitResult) -> str:

@@ -9,42 +9,62 @@
 | `nextclick:request` | JSON object: a command's request, which the worker removes | as long as the command waits |
 | `nextclick:answer:{id}` | JSON object: the worker's answer to the request with that id | a minute |
 
+Where workers have names, because there are several:
+
+| key | value | lifetime |
+| --- | --- | --- |
+| `nextclick:worker:{name}` | the status of that worker | as the worker sets it |
+| `nextclick:workers` | sorted set: the workers' names, by the time of the latest status | a day |
+| `nextclick:mark:{name}:{id}` | the watermark of that worker | `ttl_s` |
+| `nextclick:request:{name}` | a request to that worker | as long as the command waits |
+| `nextclick:answer:{id}:{name}` | that worker's answer | a minute |
+
+In a cluster there are several watermarks, in slots of each primary: their keys end in a hash tag, `{tag}`.
+
 A list is one string because it is read with one GET and written with one SET: a sorted set of 50 items takes many times
 as long to write.
 """
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import redis
 from pydantic import BaseModel, ValidationError
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
-from stream.addresses import REDIS_PORT, AddressError, host_and_port, redis_address
-from stream.redis_errors import ListsError, RedisUnavailableError, lists_error
+from stream.fence import SCRIPT, fence_arguments
+from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, connect
+from stream.redis_cluster import ClusterClient
+from stream.redis_errors import ListsError, RedisUnavailableError, SlotsMovedError
+from stream.redis_values import VALUE_BYTES_MAX
 from stream.user_ids import texts_in
+from stream.worker_messages import REQUEST_KEY, STATUS_KEY, WORKERS_KEY, WorkerMessages
 
-__all__ = ["Lists", "ListsError", "RedisUnavailableError", "TopList", "Watermark", "connect", "top_key"]
+__all__ = [
+    "ANSWER_S_MAX",
+    "CONNECT_S_MAX",
+    "REQUEST_KEY",
+    "STATUS_KEY",
+    "WORKERS_KEY",
+    "Lists",
+    "ListsError",
+    "RedisUnavailableError",
+    "TopList",
+    "Watermark",
+    "WriteResult",
+    "connect",
+    "top_key",
+]
 
 log = logging.getLogger(__name__)
 
 _OURS = "nextclick:*"
 _TOP = "nextclick:top:"
 POPULAR_KEY = "nextclick:popular"
-STATUS_KEY = "nextclick:status"
-REQUEST_KEY = "nextclick:request"
-_ANSWER = "nextclick:answer:"
 _MARK = "nextclick:mark:"
-_ANSWER_TTL_S = 60
-
-CONNECT_S_MAX = 1.0
-ANSWER_S_MAX = 2.0
-_NO_OPTIONS: Mapping[str, Any] = {}
-VALUE_BYTES_MAX = 4 * 2**20
+WHOLE = ""  # the one part of a Redis that is a single server
+MARKS_MAX = 64  # parts of a cluster that one write marks
+SCANS_MAX = 5  # of all keys, where a cluster moves its slots meanwhile
 PAGE = 1_000  # keys in one round trip
 
 
@@ -78,6 +98,13 @@ class Memory(NamedTuple):
     used_bytes: int
     bytes_max: int  # maxmemory; 0: no limit
     policy: str  # maxmemory-policy
+    fullest: float | None = None  # share of its memory that the fullest node of a cluster uses; None: a single server
+
+    @property
+    def used_share(self) -> float:
+        """Share of its memory that is used; of a cluster, by its fullest node."""
+        share = self.used_bytes / self.bytes_max if self.bytes_max else 0.0
+        return share if self.fullest is None else self.fullest
 
     @property
     def limited(self) -> bool:
@@ -90,57 +117,40 @@ class Watermark(NamedTuple):
 
     id: str  # of the worker
     number: int  # of the write, rising from 1
+    parts: Collection[str] = ()  # of a cluster, that were marked before
 
 
-def connect(
-    url: str,
-    options: Mapping[str, Any] = _NO_OPTIONS,
-    *,
-    connect_s_max: float = CONNECT_S_MAX,
-    answer_s_max: float = ANSWER_S_MAX,
-) -> redis.Redis:
-    """Returns a client that gives up on a dead server within seconds. It connects when it is first used.
+class WriteResult(NamedTuple):
+    """What became of a write."""
 
-    Args:
-        url: of Redis, as stream/addresses.py describes.
-        options: redis-py's own (username, password, ssl_*); they win over the URL.
-        connect_s_max: longest wait for a connection, in seconds.
-        answer_s_max: longest wait for an answer, in seconds.
-
-    Raises:
-        ListsError: the URL cannot be used.
-    """
-    try:
-        address = redis_address(url)
-    except AddressError as error:
-        raise ListsError(f"NEXTCLICK_REDIS_URL cannot be used: {error}") from None
-    all_options = {**address.options(), **options}
-    # One retry: it covers a connection that a restarted server has closed, and hardly delays the error of a dead one.
-    # No retry after a timeout, because the next answer would be late too.
-    return redis.Redis(
-        ssl=address.tls,
-        socket_connect_timeout=connect_s_max,
-        socket_timeout=answer_s_max,
-        retry=Retry(ConstantBackoff(0.05), 1, supported_errors=(redis.ConnectionError,)),
-        health_check_interval=30,
-        **all_options,
-    )
+    previous: Mapping[str, int | None]  # by part: the watermark's number before, None if there was none
+    rejected: frozenset[str] = frozenset()  # users whose list is newer in Redis
 
 
-class Lists:
+class Lists(WorkerMessages):
     """The lists of all users, on any client that redis-py's `Redis` describes (redis-server or embedded).
 
     `ttl_s`: seconds until a list that is not written again expires. `value_bytes_max`: most bytes of one value that are
-    read, except by `page` and `take_request`, which no HTTP request reaches. All methods raise ListsError when Redis
-    does not answer or refuses. A value under one of our keys that is no list counts as absent, with a warning in the
-    log: the next write replaces it, and until then the user gets the popular list instead of an error.
+    read, except by `page` and `take_request`, which no HTTP request reaches. `worker`: the name of this worker, where
+    there are several. `fenced`: whether a list is written only if Redis holds none of a later click. All methods raise
+    ListsError when Redis does not answer or refuses. A value under one of our keys that is no list counts as absent,
+    with a warning in the log: the next write replaces it, and until then the user gets the popular list instead of an
+    error.
     """
 
-    def __init__(self, client: redis.Redis, *, ttl_s: int, value_bytes_max: int = VALUE_BYTES_MAX) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        ttl_s: int,
+        value_bytes_max: int = VALUE_BYTES_MAX,
+        worker: str | None = None,
+        fenced: bool = False,
+    ) -> None:
+        super().__init__(client, worker=worker, value_bytes_max=value_bytes_max)
         self._ttl_s = ttl_s
-        self._value_bytes_max = value_bytes_max
-        self.address = _address(client)
+        self._fenced = fenced
+        self.rejected = 0  # lists that were not written because Redis held newer ones, since the start
 
     def write(
         self,
@@ -149,12 +159,15 @@ class Lists:
         *,
         mark: Watermark | None = None,
         replacing: Collection[str] = (),
-    ) -> int | None:
+    ) -> WriteResult:
         """Writes lists, and at last the watermark, in one pipeline for each thousand lists.
 
         It is no transaction: each list is valid by itself, and Redis may serve readers in between. Redis keeps the
-        order of writes: if the watermark is there, so are the lists. A list without items is deleted instead, so that
-        the user gets the popular one.
+        order of writes: if the watermark is there, so are the lists (in a cluster, those of the same primary). A list
+        without items is deleted instead, so that the user gets the popular one.
+
+        With `fenced`, a user's list is rejected if Redis holds one of a later offset of the same partition, or, of
+        another partition, with a later `clicked_at`. The popular list is never rejected: it depends on no partition.
 
         Args:
             lists: by user id.
@@ -163,24 +176,74 @@ class Lists:
             replacing: users whose list is written only if it replaces an existing one.
 
         Returns:
-            The number of the watermark before; None if there was none.
+            The numbers of the watermark before, and the users whose list was rejected.
         """
-        values = [(top_key(user_id), top, user_id in replacing) for user_id, top in lists.items()]
+        values: list[tuple[str | None, TopList]] = list(lists.items())
         if popular is not None:
-            values.append((POPULAR_KEY, popular, False))
-        previous = None
+            values.append((None, popular))
+        previous: dict[str, int | None] = {}
+        rejected: set[str] = set()
         for start in range(0, max(1, len(values)), PAGE):
+            page = values[start : start + PAGE]
+            parts = self._parts(mark) if mark is not None and start + PAGE >= len(values) else []
             with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
-                for key, top, only_standing in values[start : start + PAGE]:
-                    if top.items or key == POPULAR_KEY:
-                        pipeline.set(key, top.model_dump_json(), ex=self._ttl_s, xx=only_standing)
-                    else:
-                        pipeline.delete(key)
-                if mark is not None and start + PAGE >= len(values):
-                    pipeline.set(_MARK + mark.id, mark.number, ex=self._ttl_s, get=True)
+                for user_id, top in page:
+                    self._put(pipeline, user_id, top, only_standing=user_id in replacing)
+                for part in parts:
+                    self._put_mark(pipeline, mark, part)
                 answers = pipeline.execute()
-                previous = answers[-1] if mark is not None else None
-        return int(previous) if previous is not None and previous.isdigit() else None
+            if self._fenced:
+                rejected |= {user for (user, _), done in zip(page, answers, strict=False) if user and done == 0}
+            previous |= {part: _number(found) for part, found in zip(parts, answers[len(page) :], strict=True)}
+        self.rejected += len(rejected)
+        return WriteResult(previous, frozenset(rejected))
+
+    def _put(self, pipeline: Any, user_id: str | None, top: TopList, *, only_standing: bool) -> None:
+        """Adds the command that writes one list, or the popular one (None)."""
+        if user_id is None:
+            pipeline.set(POPULAR_KEY, top.model_dump_json(), ex=self._ttl_s, xx=only_standing)
+        elif self._fenced:
+            self._put_fenced(pipeline, user_id, top, ttl_s=self._ttl_s, replacing=only_standing)
+        elif top.items:
+            pipeline.set(top_key(user_id), top.model_dump_json(), ex=self._ttl_s, xx=only_standing)
+        else:
+            pipeline.delete(top_key(user_id))
+
+    def _put_fenced(self, pipeline: Any, user_id: str, top: TopList, *, ttl_s: int | None, replacing: bool) -> None:
+        value = top.model_dump_json() if top.items else ""
+        arguments = fence_arguments(
+            value, offset=top.offset, clicked_at=top.clicked_at, ttl_s=ttl_s, replacing=replacing
+        )
+        pipeline.eval(SCRIPT, 1, top_key(user_id), *arguments)
+
+    def _parts(self, mark: Watermark) -> list[str]:
+        """The parts of Redis that are marked: each may lose its data alone."""
+        if not isinstance(self._client, ClusterClient):
+            return [WHOLE]
+        with self._clear_errors():
+            return list(dict.fromkeys([*self._client.mark_parts(), *mark.parts]))[:MARKS_MAX]
+
+    def _put_mark(self, pipeline: Any, mark: Watermark | None, part: str) -> None:
+        """Adds the command that writes the watermark of one part, and returns the one before."""
+        if mark is not None:
+            owner = mark.id if self.worker is None else f"{self.worker}:{mark.id}"
+            key = _MARK + owner + (f":{{{part}}}" if part else "")
+            pipeline.set(key, mark.number, ex=self._ttl_s, get=True)
+
+    def holder(self, part: str) -> str:
+        """Returns the address of the node that holds a part; WHOLE where Redis is a single server."""
+        return self._node(f"{{{part}}}") if part else WHOLE
+
+    def holder_of(self, user_id: str) -> str:
+        """Returns the address of the node that holds a user's list; WHOLE where Redis is a single server."""
+        return self._node(top_key(user_id))
+
+    def _node(self, key: str) -> str:
+        if not isinstance(self._client, ClusterClient):
+            return WHOLE
+        with self._clear_errors():
+            host, port = self._client.node_of(key)
+        return f"{host}:{port}"
 
     def read(self, user_id: str) -> TopList | None:
         """Returns one user's list; None if there is none, or it has no items."""
@@ -193,21 +256,17 @@ class Lists:
     def users(self) -> Iterator[str]:
         """Yields the ids of all users who have a list, each once; reads a page at a time, so that no client waits."""
         seen: set[str] = set()  # SCAN may return a key twice while others come and go
-        cursor = 0
-        while True:
-            cursor, users = self._users(cursor)
+        for users in self._all_users():
             for user_id in users:
                 if user_id not in seen:
                     seen.add(user_id)
                     yield user_id
-            if cursor == 0:
-                return
 
     def page(self, cursor: int = 0) -> tuple[int, dict[str, TopList]]:
         """Returns some of the lists, by user id, and the cursor of the next page (0: there is none).
 
         A page scans about PAGE keys of any kind. Every list that exists from the first page to the last is in one or
-        more pages.
+        more pages. Raises SlotsMovedError where a cluster has moved slots since the first page: begin anew.
         """
         cursor, users = self._users(cursor)
         if not users:
@@ -220,25 +279,23 @@ class Lists:
 
     def forget(self, gone: Callable[[str], bool]) -> int:
         """Deletes the lists of users for whom `gone` is true. Returns how many. It scans all keys, a page at a time."""
-        cursor, deleted = 0, 0
-        while True:
-            cursor, users = self._users(cursor)
+        deleted = 0
+        for users in self._all_users():
             keys = [top_key(user_id) for user_id in users if gone(user_id)]
             if keys:
                 with self._clear_errors():
                     deleted += self._client.delete(*keys)
-            if cursor == 0:
-                return deleted
+        return deleted
 
     def keys_naming(self, user_id: str) -> int:
         """Counts our keys that are a user's, or whose JSON value contains the id; values of lists hold only items."""
-        count = 0
         with self._clear_errors():
+            count = int(self._client.exists(top_key(user_id)))  # a scan may miss it while a cluster moves its slot
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
                 name = key.decode(errors="replace") if isinstance(key, bytes) else key
-                if name.startswith(_TOP) or name == POPULAR_KEY:
-                    count += name == top_key(user_id)
-                elif isinstance(value := self._client.get(key), bytes):
+                if name.startswith(_TOP) or name in (POPULAR_KEY, WORKERS_KEY):
+                    continue
+                if isinstance(value := self._client.get(key), bytes):
                     count += user_id in texts_in(value)
         return count
 
@@ -251,46 +308,13 @@ class Lists:
             return
         with self._clear_errors(), self._client.pipeline(transaction=False) as pipeline:
             for user_id, top in lists.items():
-                if top.items:
+                if self._fenced:
+                    self._put_fenced(pipeline, user_id, top, ttl_s=None, replacing=True)
+                elif top.items:
                     pipeline.set(top_key(user_id), top.model_dump_json(), xx=True, keepttl=True)
                 else:
                     pipeline.delete(top_key(user_id))
             pipeline.execute()
-
-    def write_status(self, status: Mapping[str, Any], ttl_s: int) -> None:
-        """Writes the worker's status. It expires after `ttl_s` seconds, so that a dead worker is noticed."""
-        value = json.dumps(status, allow_nan=False)
-        with self._clear_errors():
-            self._client.set(STATUS_KEY, value, ex=ttl_s)
-
-    def status(self) -> dict[str, Any] | None:
-        """Returns the worker's latest status; None if there is none."""
-        return _object(STATUS_KEY, self._value(STATUS_KEY))
-
-    def ask(self, request: Mapping[str, Any], ttl_s: int) -> bool:
-        """Writes a request (it has an `id`) that expires after `ttl_s` seconds. Returns False if another one waits."""
-        with self._clear_errors():
-            return bool(self._client.set(REQUEST_KEY, json.dumps(request, allow_nan=False), ex=ttl_s, nx=True))
-
-    def take_request(self) -> dict[str, Any] | None:
-        """Takes a command's request out of Redis; None if there is none."""
-        with self._clear_errors():
-            value = self._client.getdel(REQUEST_KEY)
-        return _object(REQUEST_KEY, value)
-
-    def withdraw_request(self) -> bool:
-        """Withdraws a request. Returns whether the worker had not taken it yet."""
-        with self._clear_errors():
-            return bool(self._client.delete(REQUEST_KEY))
-
-    def answer(self, request_id: str, answer: Mapping[str, Any]) -> None:
-        """Writes the answer to a request; it expires after a minute."""
-        with self._clear_errors():
-            self._client.set(_ANSWER + request_id, json.dumps(answer, allow_nan=False), ex=_ANSWER_TTL_S)
-
-    def answer_to(self, request_id: str) -> dict[str, Any] | None:
-        """Returns the answer to a request; None as long as there is none."""
-        return _object(_ANSWER + request_id, self._value(_ANSWER + request_id))
 
     def standing(self, user_ids: Collection[str]) -> int:
         """Counts how many of these users have a list, empty ones included."""
@@ -302,17 +326,41 @@ class Lists:
         if _is_embedded(self._client):
             return Memory("embedded", evicted=0, used_bytes=0, bytes_max=0, policy="noeviction")
         with self._clear_errors():
-            info = self._client.info()
+            if isinstance(self._client, ClusterClient):
+                infos = list(self._client.each_primary("INFO").values())
+            else:
+                infos = [self._client.info()]
         try:
-            evicted, used, most = (int(info[name]) for name in ("evicted_keys", "used_memory", "maxmemory"))
-            return Memory(str(info["run_id"]), evicted, used, most, str(info["maxmemory_policy"]))
+            nodes = [_memory(info) for info in infos]
         except (KeyError, TypeError, ValueError):
             raise ListsError(f"Redis at {self.address} does not report its memory") from None
+        return nodes[0] if not isinstance(self._client, ClusterClient) else _sum(nodes)
 
     def check(self) -> None:
         """Checks that lists can be read, which is more than an answer to PING. Raises ListsError if they cannot."""
         self._value(top_key(""))
         self._value(POPULAR_KEY)
+
+    def _all_users(self) -> Iterator[list[str]]:
+        """Pages of all users with a list. A user may come twice; all come again where a cluster moves its slots."""
+        for scan in range(1, SCANS_MAX + 1):
+            try:
+                cursor, users = self._users(0)
+                yield users
+                while cursor:
+                    cursor, users = self._users(cursor)
+                    yield users
+            except SlotsMovedError:
+                if scan == SCANS_MAX:
+                    raise
+                continue
+            # A key moves once, from one node to another: what was missed for that is found the second time.
+            if scan == 2 or not self._slots_move():
+                return
+
+    def _slots_move(self) -> bool:
+        with self._clear_errors():
+            return isinstance(self._client, ClusterClient) and self._client.moving
 
     def _users(self, cursor: int) -> tuple[int, list[str]]:
         """A page of SCAN, and the cursor of the next one."""
@@ -323,24 +371,6 @@ class Lists:
 
     def _list(self, key: str) -> TopList | None:
         return _parse(key, self._value(key))
-
-    def _value(self, key: str) -> bytes | str | None:
-        """Returns a value of at most `value_bytes_max` bytes; None if there is none, or it is larger."""
-        with self._clear_errors():
-            value = self._client.getrange(key, 0, self._value_bytes_max)
-        if len(value) > self._value_bytes_max:
-            log.warning("%s in Redis holds more than %d bytes; it counts as absent", key, self._value_bytes_max)
-            return None
-        return value or None
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        """Turns every error of Redis into a ListsError of one line."""
-        try:
-            yield
-        except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-            password = self._client.connection_pool.connection_kwargs.get("password")
-            raise lists_error(error, self.address, [password] if password else []) from error
 
 
 def _own(top: TopList | None) -> TopList | None:
@@ -358,28 +388,28 @@ def _parse(key: str, value: bytes | str | None) -> TopList | None:
         return None
 
 
-def _object(key: str, value: bytes | str | None) -> dict[str, Any] | None:
-    """Parses the JSON object of a key; None if there is none."""
-    if value is None:
-        return None
-    try:
-        parsed = json.loads(value)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, dict):
-        log.warning("%s in Redis holds no JSON object; it counts as absent", key)
-        return None
-    return parsed
+def _number(value: Any) -> int | None:
+    """A watermark's number as Redis returned it."""
+    return int(value) if value is not None and value.isdigit() else None
 
 
-def _address(client: redis.Redis) -> str:
-    """Returns the address of a client as a URL without user and password."""
-    where = client.connection_pool.connection_kwargs
-    db = where.get("db") or 0
-    if "path" in where:
-        return f"unix://{where['path']}" + (f"?db={db}" if db else "")
-    scheme = "rediss" if "ssl_ca_certs" in where or "ssl_cert_reqs" in where else "redis"
-    return f"{scheme}://{host_and_port(where.get('host', 'localhost'), where.get('port', REDIS_PORT))}/{db}"
+def _memory(info: Mapping[str, Any]) -> Memory:
+    """The memory of one server, out of its INFO. Raises KeyError, TypeError or ValueError if it does not say."""
+    evicted, used, most = (int(info[name]) for name in ("evicted_keys", "used_memory", "maxmemory"))
+    return Memory(str(info["run_id"]), evicted, used, most, str(info["maxmemory_policy"]))
+
+
+def _sum(nodes: list[Memory]) -> Memory:
+    """The memory of a cluster, out of its nodes'; one that is limited is what counts."""
+    fullest = max(nodes, key=lambda node: (node.limited, node.used_share))
+    return Memory(
+        run_id=" ".join(sorted(node.run_id for node in nodes)),
+        evicted=sum(node.evicted for node in nodes),
+        used_bytes=sum(node.used_bytes for node in nodes),
+        bytes_max=sum(node.bytes_max for node in nodes),
+        policy=fullest.policy,
+        fullest=fullest.used_share,
+    )
 
 
 def _is_embedded(client: redis.Redis) -> bool:

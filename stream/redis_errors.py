@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Collection
 
 import redis
+import redis.sentinel
 
+from stream.redis_cluster import MapChangedError
 from stream.tls_errors import tls_trouble
 
 _CLUSTER = (
@@ -31,6 +33,10 @@ class RedisUnavailableError(ListsError):
     """It does not answer, or takes nothing now (loading, read-only, out of memory): that may pass by itself."""
 
 
+class SlotsMovedError(RedisUnavailableError):
+    """Slots of a cluster have moved while its keys were scanned: begin anew."""
+
+
 class RedisTimeoutError(RedisUnavailableError):
     """No answer came at all: asking again costs time."""
 
@@ -38,6 +44,11 @@ class RedisTimeoutError(RedisUnavailableError):
 def lists_error(error: Exception, address: str, secrets: Collection[str] = ()) -> ListsError:
     """The line on an error of redis-py or of a socket. `secrets`: what must not be shown, whatever says it."""
     text = _server_words(error, secrets)
+    several = _of_a_cluster(error, address) or _of_sentinels(error, text, address)
+    return several or _of_a_server(error, text, address)
+
+
+def _of_a_server(error: Exception, text: str, address: str) -> ListsError:
     if isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
         if line := _refuses_connection(error, text):
             return ListsError(f"Redis at {address} {line}")
@@ -52,6 +63,43 @@ def lists_error(error: Exception, address: str, secrets: Collection[str] = ()) -
     return ListsError(f"Redis at {address} refuses: {text}")
 
 
+def _of_a_cluster(error: Exception, address: str) -> ListsError | None:
+    """What only a cluster that is known to be one says."""
+    if not re.match(r"rediss?\+cluster:", address):
+        return None
+    if isinstance(error, MapChangedError):
+        return SlotsMovedError(f"Redis at {address} has moved slots while its keys were scanned: that begins anew")
+    if isinstance(error, redis.exceptions.ClusterDownError):
+        return RedisUnavailableError(
+            f"Redis at {address} is a cluster that is not complete (CLUSTERDOWN): start its missing nodes, or give it "
+            "replicas"
+        )
+    if isinstance(error, _CLUSTER):
+        return RedisUnavailableError(f"Redis at {address} is a cluster that moves its slots: it takes lists soon")
+    if "cluster support disabled" in str(error):
+        return ListsError(f"Redis at {address} is no cluster: {_URL}, redis:// is for a single Redis")
+    return None
+
+
+def _of_sentinels(error: Exception, text: str, address: str) -> ListsError | None:
+    """What only a primary that sentinels know says, or they themselves."""
+    if "previous master is now a slave" in text:
+        return RedisUnavailableError(f"Redis at {address} has become a replica: sentinels are asked for the primary")
+    if not isinstance(error, redis.sentinel.MasterNotFoundError):
+        return None
+    if "AuthenticationError" in str(error) or "NOAUTH" in str(error):
+        return ListsError(
+            f"the sentinels at {address} refuse: user or password is wrong, or one is needed; check "
+            "NEXTCLICK_REDIS_SENTINEL_USERNAME and _PASSWORD"
+        )
+    if " : " in text:
+        return RedisTimeoutError(f"no sentinel answers at {address}: start it, or {_URL}")
+    return RedisUnavailableError(
+        f"the sentinels at {address} know no primary of that service now: it may be failing over; else {_URL}, it ends "
+        "with the service's name"
+    )
+
+
 def _no_answer(error: Exception, text: str, address: str) -> ListsError:
     if trouble := tls_trouble(str(error)):
         advice = "check NEXTCLICK_REDIS_URL and NEXTCLICK_REDIS_SSL_*"
@@ -62,7 +110,7 @@ def _no_answer(error: Exception, text: str, address: str) -> ListsError:
             "or want TLS (rediss://); a proxy in between has to pass pipelines on"
         )
     advice = f"start it, or {_URL}"
-    if address.startswith("rediss:") and "Timeout" in text:
+    if address.startswith("rediss") and "Timeout" in text:
         advice += " (rediss:// where it does not speak TLS?)"
     if "_ssl.c" in str(error):  # it hung up before it could say why
         advice += ", and NEXTCLICK_REDIS_SSL_CERTFILE where it asks for a certificate"
@@ -96,7 +144,7 @@ _REFUSALS: tuple[tuple[Callable[[Exception, str], bool], type[ListsError], str],
     (
         lambda error, text: isinstance(error, _CLUSTER) or "in cluster mode" in text,
         RedisUnavailableError,
-        "is a cluster (MOVED, CLUSTERDOWN and the like): Redis Cluster is not supported yet, give a single Redis",
+        f"is a cluster (MOVED, CLUSTERDOWN and the like): {_URL}, a cluster's begins with redis+cluster://",
     ),
     (
         _is(redis.exceptions.ReadOnlyError),

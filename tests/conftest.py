@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from benchmarks._redis_cluster import RedisCluster, Sentinels, running
 from benchmarks._servers import Server
 from benchmarks._servers import free_port as _free_port
 
@@ -107,6 +108,31 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     server.start()
     yield server
     server.kill()
+
+
+def _cluster(tmp_path_factory: pytest.TempPathFactory, **options: bool) -> Iterator[RedisCluster]:
+    with running(RedisCluster(_named_by("REDIS_SERVER"), tmp_path_factory.mktemp("cluster"), **options)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three primaries for the whole run, that take nothing while one of them is missing."""
+    yield from _cluster(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def partial_redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three primaries for the whole run, of which each takes its own slots whatever becomes of the others."""
+    yield from _cluster(tmp_path_factory, full_coverage=False)
+
+
+@pytest.fixture(scope="session")
+def redis_sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    """A primary, a replica and a sentinel for the whole run, with passwords."""
+    program, folder = _named_by("REDIS_SERVER"), tmp_path_factory.mktemp("sentinels")
+    with running(Sentinels(program, folder, password="planted-1", sentinel_password="planted-2")) as sentinels:
+        yield sentinels
 
 
 @pytest.fixture(scope="session")

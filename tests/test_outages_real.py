@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults import FAULTS, holds, matrix
+from benchmarks.faults import CLUSTER_FAULTS, FAULTS, holds, matrix
 from online.worker.backoff import Backoff
 from online.worker.dead_letters import DeadLetterWriter
 from stream.dead_letters import dead_letter
@@ -16,6 +16,7 @@ from stream.kafka import KafkaProducer, ensure_topics
 from stream.readers import KafkaReader
 from stream.source import Partition, Record, UnavailableError
 
+QUICK_IN_CLUSTER = ("slots moved",)
 QUICK = ("worker killed", "broker killed", "topic later", "redis killed")
 
 
@@ -29,6 +30,20 @@ def test_what_fails_in_the_middle_changes_neither_what_is_learned_nor_the_lists(
     rows = matrix(kafka_start, redis_program, faults, clicks=120, rate=20, say=print)
     assert [row["fault"] for row in rows] == ["undisturbed", *(fault.name for fault in faults)]
     assert all(row["events"] == row["learned"] == 120 for row in rows), rows
+    assert all(map(holds, rows)), rows
+
+
+@pytest.mark.real
+@pytest.mark.timeout(900)
+def test_what_fails_in_a_cluster_changes_neither_what_is_learned_nor_the_lists() -> None:
+    """The fault that holds most at once; the others are `python -m benchmarks.faults --cluster`."""
+    if not os.environ.get("KAFKA_START") or not os.environ.get("REDIS_SERVER"):
+        pytest.skip("KAFKA_START and REDIS_SERVER are not set: tests against real servers are left out")
+    faults = [fault for fault in CLUSTER_FAULTS if fault.name in QUICK_IN_CLUSTER]
+    kafka_start, redis_program = Path(os.environ["KAFKA_START"]), os.environ["REDIS_SERVER"]
+    rows = matrix(kafka_start, redis_program, faults, clicks=60, rate=20, say=print, cluster=True)
+    assert [row["fault"] for row in rows] == ["undisturbed", *(fault.name for fault in faults)]
+    assert all(row["events"] == row["learned"] == 60 for row in rows), rows
     assert all(map(holds, rows)), rows
 
 

@@ -4,14 +4,14 @@ import json
 import mmap
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from online.config.settings import Settings
-from online.worker.ask import RequestError, ask_worker
+from online.worker.ask import RequestError, ask_worker, ask_workers
 from online.worker.connections import (
     clicks_retention_ms,
     named_broker,
@@ -115,7 +115,10 @@ def _wait(lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Pro
 
 
 def _ask(lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Proof) -> None:
-    """What the worker says. Where none runs, nothing is known of its memory and its disk."""
+    """What the workers say. Where none runs, nothing is known of its memory and its disk."""
+    if names := list(lists.read_statuses()):
+        _ask_all(lists, names, request, timeout_s, proof)
+        return
     try:
         if lists.status() is None:
             raise RequestError("no worker runs: the request stands on the topic, and is done when one starts")
@@ -126,8 +129,26 @@ def _ask(lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Proo
             proof.found["the worker's memory and checkpoints"] = None
         return
     proof.waits_for = list(answer["waits_for"])
-    proof.found |= {f"memory: {kind}": count for kind, count in answer.get("memory", {}).items()}
-    proof.found |= {f"checkpoint {number}": count for number, count in answer.get("checkpoints", {}).items()}
+    proof.found |= _found_by(answer)
+
+
+def _ask_all(lists: Lists, names: Collection[str], request: Mapping[str, Any], timeout_s: float, proof: Proof) -> None:
+    """What each of several workers says: all of them count all clicks, and each has checkpoints of its own."""
+    done = ask_workers(lists, request, max(1.0, timeout_s), "nextclick status", names)
+    waits = [f"{name}: {text}" for name, answer in sorted(done.answers.items()) for text in answer["waits_for"]]
+    proof.waits_for = waits + [
+        line if name in line else f"{name}: {line}" for name, line in sorted(done.errors.items())
+    ]
+    for name, answer in sorted(done.answers.items()):
+        proof.found |= {f"{name}: {where}": count for where, count in _found_by(answer).items()}
+    if "search" in request:
+        proof.found |= {f"{name}: the worker's memory and checkpoints": None for name in sorted(done.errors)}
+
+
+def _found_by(answer: Mapping[str, Any]) -> dict[str, int | None]:
+    """How often a worker found the user in its memory and its checkpoints."""
+    memory = {f"memory: {kind}": count for kind, count in answer.get("memory", {}).items()}
+    return memory | {f"checkpoint {number}": count for number, count in answer.get("checkpoints", {}).items()}
 
 
 def _found_on_topics(settings: Settings, user_id: str) -> dict[str, int]:

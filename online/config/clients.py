@@ -46,6 +46,10 @@ def redis_options(settings: Settings) -> Mapping[str, Any]:
         options["username"] = settings.redis_username
     if settings.redis_password is not None:
         options["password"] = _revealed(settings.redis_password)
+    if settings.redis_sentinel_username is not None:
+        options["sentinel_username"] = settings.redis_sentinel_username
+    if settings.redis_sentinel_password is not None:
+        options["sentinel_password"] = _revealed(settings.redis_sentinel_password)
     if settings.redis_url is not None and redis_address(settings.redis_url.get_secret_value()).tls:
         files = settings.redis_ssl_cafile, settings.redis_ssl_certfile, settings.redis_ssl_keyfile
         tls_context("REDIS", *files, settings.redis_ssl_password)  # redis-py makes its own, and says less

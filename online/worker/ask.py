@@ -1,8 +1,9 @@
-"""A command's side of a request to the running worker (online/worker/requests.py has the worker's)."""
+"""A command's side of a request to the running workers (online/worker/requests.py has the worker's)."""
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from stream.lists import Lists
@@ -11,28 +12,90 @@ _POLL_S = 0.1
 
 
 class RequestError(Exception):
-    """The worker did not do the request; one line that says why, and what to do."""
+    """A worker did not do the request; one line that says why, and what to do."""
 
 
-def ask_worker(lists: Lists, request: Mapping[str, Any], timeout_s: float, see: str) -> dict[str, Any]:
-    """Sends a request, and waits for the answer. `see`: the command that shows its effect if no answer arrives.
+@dataclass
+class WorkerAnswers:
+    """What several workers answered to one request, by their names."""
 
-    Raises RequestError: it cannot be done, or no worker did it within `timeout_s` seconds; ListsError.
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)  # of those that did not do it: one line that says why
+
+
+def ask_worker(
+    lists: Lists, request: Mapping[str, Any], timeout_s: float, see: str, worker: str | None = None
+) -> dict[str, Any]:
+    """Sends a request to one worker, and waits for the answer.
+
+    Args:
+        lists: the link to Redis.
+        request: what is asked for.
+        timeout_s: longest wait, in seconds.
+        see: the command that shows its effect if no answer arrives.
+        worker: the name of the worker; None: the only one.
+
+    Raises:
+        RequestError: it cannot be done, or the worker did not do it within `timeout_s` seconds.
+        ListsError: Redis does not answer.
     """
-    request_id = uuid.uuid4().hex
-    # It must outlive the wait, so that who gives up knows whether the worker has taken it.
-    if not lists.ask({"id": request_id, **request}, ttl_s=int(timeout_s) + 5):
-        raise RequestError("the worker has another request to answer first: try again in a moment")
-    deadline = time.monotonic() + timeout_s
-    while (answer := lists.answer_to(request_id)) is None:
-        if time.monotonic() > deadline:
-            if lists.withdraw_request():
-                raise RequestError(
-                    f"no worker took the request within {timeout_s:g} s, and it is withdrawn: "
-                    "see `nextclick status` whether one runs"
-                )
-            raise RequestError(f"the worker took the request but has not answered within {timeout_s:g} s: see `{see}`")
-        time.sleep(_POLL_S)
-    if "error" in answer:
-        raise RequestError(str(answer["error"]))
+    found = _ask(lists, request, timeout_s, see, [worker])
+    for line in found.errors.values():
+        raise RequestError(line)
+    (answer,) = found.answers.values()
     return answer
+
+
+def ask_workers(
+    lists: Lists, request: Mapping[str, Any], timeout_s: float, see: str, workers: Collection[str]
+) -> WorkerAnswers:
+    """Sends a request to several workers at once, and waits for the answers. Arguments as above.
+
+    Raises:
+        ListsError: Redis does not answer.
+    """
+    return _ask(lists, request, timeout_s, see, workers)
+
+
+def _ask(
+    lists: Lists, request: Mapping[str, Any], timeout_s: float, see: str, workers: Collection[str | None]
+) -> WorkerAnswers:
+    request_id = uuid.uuid4().hex
+    found = WorkerAnswers()
+    waiting: list[str | None] = []
+    for worker in workers:
+        # It must outlive the wait, so that who gives up knows whether the worker has taken it.
+        if lists.ask({"id": request_id, **request}, int(timeout_s) + 5, worker):
+            waiting.append(worker)
+        else:
+            line = f"{_name(worker)} has another request to answer first: try again in a moment"
+            found.errors[worker or ""] = line
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        for worker in tuple(waiting):
+            if (answer := lists.answer_to(request_id, worker)) is not None:
+                waiting.remove(worker)
+                if "error" in answer:
+                    found.errors[worker or ""] = str(answer["error"])
+                else:
+                    found.answers[worker or ""] = answer
+        if waiting and time.monotonic() > deadline:
+            found.errors |= {worker or "": _gives_up(lists, worker, timeout_s, see) for worker in waiting}
+            break
+        if waiting:
+            time.sleep(_POLL_S)
+    return found
+
+
+def _gives_up(lists: Lists, worker: str | None, timeout_s: float, see: str) -> str:
+    """Withdraws a request. Returns the line that says what became of it."""
+    if not lists.withdraw_request(worker):
+        return f"{_name(worker)} took the request but has not answered within {timeout_s:g} s: see `{see}`"
+    line = f"within {timeout_s:g} s, and it is withdrawn: see `nextclick status` whether"
+    if worker is None:
+        return f"no worker took the request {line} one runs"
+    return f"{_name(worker)} did not take the request {line} it runs"
+
+
+def _name(worker: str | None) -> str:
+    return "the worker" if worker is None else f"worker {worker}"

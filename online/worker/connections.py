@@ -125,12 +125,13 @@ def open_notices(settings: Settings) -> NoticeWriter:
     return NoticeWriter(connect, settings.events_topic, waiting_max=settings.notices_waiting_max)
 
 
-def open_lists(settings: Settings, *, there: bool = True) -> Lists:
+def open_lists(settings: Settings, *, there: bool = True, worker: str | None = None, fenced: bool = False) -> Lists:
     """The lists in Redis, or in the embedded Redis that a worker or a demo serves. Raises ListsError.
 
-    `there`: false where it may be unavailable as yet.
+    `there`: false where it may be unavailable as yet. `worker`, `fenced`: as Lists has them.
     """
-    limits = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
+    limits: dict[str, Any] = {"ttl_s": settings.list_ttl_s, "value_bytes_max": settings.redis_value_bytes_max}
+    limits |= {"worker": worker, "fenced": fenced}
     waits: dict[str, Any] = {"connect_s_max": settings.redis_connect_s_max, "answer_s_max": settings.redis_answer_s_max}
     if settings.redis_url is not None:
         lists = Lists(connect(settings.redis_url.get_secret_value(), redis_options(settings), **waits), **limits)

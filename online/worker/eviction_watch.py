@@ -120,7 +120,7 @@ class EvictionWatch:
     def _has_room(self) -> bool:
         """Whether more lists would find room, as far as it says."""
         memory = self.memory
-        return memory is None or not memory.limited or memory.used_bytes <= ROOM_SHARE * memory.bytes_max
+        return memory is None or not memory.limited or memory.used_share <= ROOM_SHARE
 
     def _begin(self, why: str) -> None:
         self.since, self._full_at = self._clock(), self._monotonic()

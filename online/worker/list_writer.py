@@ -31,6 +31,7 @@ from stream.lists import PAGE, Lists, TopList
 from stream.user_ids import digest_of
 
 PROBE_LISTS = 8  # lists of an attempt to find out whether Redis accepts writes again
+LISTS_LOOKED_AT_MAX = 5_000  # written lately, for some that stood on one node
 PERSONAL, POPULAR = "personal", "popular"  # values of a list's field `source`
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class ListWriter:
             on_return=self._returned,
         )
         self.link.before = self._delete_pending
+        self.link.on_node_loss = self._lost_by_node
         self.evictions = EvictionWatch(lists, emit=emit, on_room=self.renew_all, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when (ms) each was due
         self._owned: frozenset[int] | None = None  # partitions whose users' lists this worker writes; None: all
@@ -264,6 +266,17 @@ class ListWriter:
         else:
             self._mark_stale(users)
             self.popular_stale = True
+        self._report_loss()
+
+    def _lost_by_node(self, stood_there: Callable[[str], bool]) -> None:
+        """Marks the lists that stood on one node of a cluster as stale, which has lost all of them."""
+        recent = (user for user in self.link.recent_users(LISTS_LOOKED_AT_MAX) if stood_there(user))
+        self.popular_stale = True
+        if not self.evictions.has_evicted(list(itertools.islice(recent, SAMPLE))):
+            self._mark_stale(filter(stood_there, self.learner.histories.users()))
+            self._report_loss()
+
+    def _report_loss(self) -> None:
         if time.monotonic() - self._loss_reported_at >= REPORTED_EVERY_S:
             self._loss_reported_at = time.monotonic()
             log.info("Redis has lost lists: %d will be written again", len(self.stale))

@@ -9,12 +9,13 @@ of them for a while.
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from online.config.settings import Settings
 from online.worker.backoff import REPORTED_EVERY_S, backoff
 from online.worker.watermarks import WriteWatermarks
-from stream.lists import Lists, ListsError, TopList
+from stream.lists import WHOLE, Lists, ListsError, TopList
 from stream.redis_errors import RedisTimeoutError
 
 SLOW_S = 0.05  # a slower answer is followed by a pause of the same length
@@ -51,6 +52,9 @@ class RedisLink:
         self.lists = lists
         self.away_since: float | None = None  # start of the present outage, in seconds since 1970; None: there is none
         self.trouble: str | None = None  # why, in a line for operators
+        #: Called where a node of a cluster has lost all its lists, with whether a user's list stood there.
+        self.on_node_loss: Callable[[Callable[[str], bool]], None] = lambda _: on_loss(None)
+        self.rejected = 0  # lists that Redis had newer ones of
         self.before: Callable[[], None] = lambda: None  # pending work, which is done before anything else
         self._clock = clock
         self._monotonic = monotonic or time.monotonic
@@ -96,8 +100,9 @@ class RedisLink:
         """
 
         def work() -> None:
-            previous_mark = self.lists.write(lists, popular, mark=self._watermarks.mark(), replacing=replacing)
-            self._check_loss(previous_mark, lists)
+            done = self.lists.write(lists, popular, mark=self._watermarks.mark(), replacing=replacing)
+            self.rejected += len(done.rejected)
+            self._check_loss(done.previous, lists)
 
         return self._attempt(work)
 
@@ -123,10 +128,23 @@ class RedisLink:
         self._succeeded(began)
         return True
 
-    def _check_loss(self, previous_mark: int | None, users: Collection[str]) -> None:
-        lost = self._watermarks.written(previous_mark, users)
-        if lost is None or lost:
-            self._on_loss(lost)
+    def _check_loss(self, previous: Mapping[str, int | None], users: Collection[str]) -> None:
+        lost = self._watermarks.written(previous, users)
+        if WHOLE in lost:
+            self._on_loss(lost[WHOLE])
+            return
+        nodes: dict[str, set[str] | None] = {}  # a node has several marks, and has lost its data once
+        for part, some in lost.items():
+            node, others = self.lists.holder(part), nodes.get(self.lists.holder(part), set())
+            nodes[node] = None if some is None or others is None else {*others, *some}
+        for node, losers in nodes.items():
+            if losers is None:
+                self.on_node_loss(partial(self._stands_on, node))
+            else:
+                self._on_loss({user for user in losers if self._stands_on(node, user)})
+
+    def _stands_on(self, node: str, user_id: str) -> bool:
+        return self.lists.holder_of(user_id) == node
 
     def recent_users(self, users_max: int) -> list[str]:
         """Returns the users whose lists were written last, without those of the very last write."""

@@ -11,12 +11,13 @@ __all__ = ["RollbackError", "ask_rollback", "rollback"]
 RollbackError = RequestError
 
 
-def ask_rollback(lists: Lists, to: int, timeout_s: float) -> dict[str, Any]:
-    """Requests a rollback, and waits for it. Returns `version`, the new one, and `parent`.
+def ask_rollback(lists: Lists, to: int, timeout_s: float, worker: str | None = None) -> dict[str, Any]:
+    """Requests a rollback, and waits for it. Returns `version`, the new one, and `parent`. `worker`: the name of the
+    worker that does it; None: the only one.
 
     Raises RollbackError: it cannot be done, or no worker did it within `timeout_s` seconds; ListsError.
     """
-    return ask_worker(lists, {"rollback": to}, timeout_s, "nextclick versions")
+    return ask_worker(lists, {"rollback": to}, timeout_s, "nextclick versions", worker)
 
 
 def rollback(roll_back: Callable[[int], int]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:

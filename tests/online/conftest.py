@@ -30,7 +30,7 @@ from online.worker.main import run_worker
 from online.worker.poison_pills import Quarantine
 from online.worker.steps import StepHook, no_hook
 from stream.events import Click, encode
-from stream.lists import Lists, ListsError, Memory, TopList, Watermark
+from stream.lists import Lists, ListsError, Memory, TopList, Watermark, WriteResult
 from stream.source import Partition, Record, SourceError
 
 NOW = 1_730_600_000.0  # two days after the town's first click
@@ -294,7 +294,7 @@ class MemoryLists:
         *,
         mark: Watermark | None = None,
         replacing: Collection[str] = (),
-    ) -> int | None:
+    ) -> WriteResult:
         if self.away:
             raise ListsError("no Redis answers at memory")
         for user, top in lists.items():
@@ -305,10 +305,10 @@ class MemoryLists:
         if popular is not None:
             self.popular_list = popular
         if mark is None:
-            return None
+            return WriteResult({})
         found = self.marks.get(mark.id)
         self.marks[mark.id] = mark.number
-        return found
+        return WriteResult({"": found})
 
     def standing(self, user_ids: Collection[str]) -> int:
         return sum(user in self.held for user in user_ids)

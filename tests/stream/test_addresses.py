@@ -8,7 +8,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stream.addresses import _INSTEAD, ALLOWED, AddressError, host_and_port, kafka_servers, redis_address
+from stream.addresses import (
+    _INSTEAD,
+    ALLOWED,
+    CLUSTER,
+    SENTINEL,
+    SINGLE,
+    AddressError,
+    host_and_port,
+    kafka_servers,
+    redis_address,
+)
 
 SECRET = "pl4nted"  # stands in every wrong address, where a password may end up
 
@@ -78,6 +88,18 @@ def test_a_right_redis_url_is_understood(url, given):
         (f"redis://h {SECRET}", "a space, a line break, a #"),
         (f"redis://:{SECRET}@h\n", "percent-encode"),
         (f"unix://{SECRET}/r.sock", "three slashes"),
+        (f"redis+cluster://:{SECRET}@a:1,b:2/1", "only the database 0"),
+        (f"redis+cluster://:{SECRET}@a:1?db=1", "only the database 0"),
+        (f"redis+cluster://:{SECRET}@a:1,,b:2", "no host"),
+        (f"redis+cluster://:{SECRET}@a:1,b:x", "no port"),
+        (f"redis+cluster://:{SECRET}@a/lists", "no number of a database"),
+        (f"redis+sentinel://:{SECRET}@a:1,b:2", "service"),
+        (f"redis+sentinel://:{SECRET}@a:1/", "service"),
+        (f"redis+sentinel://:{SECRET}@a:1/s p", "percent-encode"),
+        (f"redis+sentinel://:{SECRET}@a:1/s%20p", "service"),
+        (f"redis+sentinel://a:1/s/{SECRET}", "no number of a database"),
+        (f"redis+sentinel://a:1/s?sentinel_password={SECRET}", "does not know .number 1"),
+        (f"redis+other://{SECRET}", "does not begin with redis://"),
         (f"unix://:{SECRET}@/", "three slashes"),
         *((f"redis://:{SECRET}{raw}{SECRET}@h:6379/0", "percent-encode") for raw in "@/#?%:[] \n"),
         *((f"redis://u{raw}{SECRET}:{SECRET}@h:6379/0", "percent-encode") for raw in "@/#?%[] "),
@@ -92,6 +114,28 @@ def test_a_wrong_redis_url_is_refused_without_a_part_of_it(url, says):
     assert SECRET not in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "shown"),
+    [
+        ("redis+cluster://a:1,b:2", (CLUSTER, (("a", 1), ("b", 2)), None, 0), "redis+cluster://a:1,b:2"),
+        ("rediss+cluster://u:p@a,[::1]/0", (CLUSTER, (("a", 6379), ("::1", 6379)), None, 0), None),
+        ("redis+sentinel://a,b:2/lists", (SENTINEL, (("a", 26379), ("b", 2)), "lists", 0), None),
+        ("redis+sentinel://:p@a/my-lists.1/3", (SENTINEL, (("a", 26379),), "my-lists.1", 3), None),
+        ("rediss+sentinel://a/s?db=2", (SENTINEL, (("a", 26379),), "s", 2), "rediss+sentinel://a:26379/s/2"),
+        ("redis://u:p@a/3", (SINGLE, (("a", 6379),), None, 3), "redis://a:6379/3"),
+    ],
+)
+def test_a_cluster_and_sentinels_are_named_by_some_of_their_servers(url, given, shown):
+    address = redis_address(url)
+    assert (address.mode, address.nodes, address.service, address.db) == given
+    assert address.tls == url.startswith("rediss")
+    assert address.password == ("p" if ":p@" in url else None)
+    assert "p@" not in address.shown
+    if shown:
+        assert address.shown == shown
+    assert redis_address(address.shown)[:5] == address[:5]
 
 
 @pytest.mark.parametrize("name", sorted(_INSTEAD))

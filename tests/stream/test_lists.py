@@ -18,6 +18,7 @@ from stream.lists import (
     Lists,
     ListsError,
     TopList,
+    Watermark,
     connect,
     top_key,
 )
@@ -34,10 +35,21 @@ LIST = TopList(
 POPULAR = LIST.model_copy(update={"items": ["p1"], "scores": [1.0]})
 
 
-@pytest.fixture(params=["embedded", "embedded over the network", pytest.param("redis-server", marks=pytest.mark.real)])
+REAL = {
+    "redis-server": "redis_server",
+    "cluster": "redis_cluster",
+    "cluster without full coverage": "partial_redis_cluster",
+    "sentinel": "redis_sentinels",
+}
+
+
+@pytest.fixture(
+    params=["embedded", "embedded over the network", *(pytest.param(name, marks=pytest.mark.real) for name in REAL)]
+)
 def client(request: pytest.FixtureRequest) -> Iterator[redis.Redis]:
-    if request.param == "redis-server":
-        client = connect(request.getfixturevalue("redis_server").url)
+    if request.param in REAL:
+        server = request.getfixturevalue(REAL[request.param])
+        client = connect(server.url, getattr(server, "options", {}))
         client.flushall()
         yield client
         client.close()
@@ -104,7 +116,7 @@ def all_pages(lists):
 
 
 def test_all_lists_are_read_in_pages_and_nothing_else(lists, client):
-    assert lists.page() == (0, {})
+    assert all_pages(lists)[0] == {}
     every_list = {f"üser {n}": LIST.model_copy(update={"version": n}) for n in range(2_500)}
     lists.write(every_list, popular=POPULAR)
     lists.write_status({"version": 3}, ttl_s=60)
@@ -152,7 +164,7 @@ def test_a_value_that_is_no_list_counts_as_absent_and_is_logged(lists, client, c
 
 def test_a_key_of_another_type_is_one_clear_line(lists, client):
     client.lpush(top_key("u1"), "x")
-    with pytest.raises(ListsError, match=r"^Redis at redis://\S+ refuses: .*WRONGTYPE") as error:
+    with pytest.raises(ListsError, match=r"^Redis at redis(\+cluster|\+sentinel)?://\S+ refuses: .*WRONGTYPE") as error:
         lists.read("u1")
     assert "\n" not in str(error.value)
 
@@ -293,3 +305,152 @@ def test_a_value_that_is_larger_than_wanted_is_not_read(client, caplog):
     assert lists.status() is None
     assert lists.read("u2") == LIST
     assert [record.message.partition(" in Redis")[0] for record in caplog.records] == ["nextclick:top:u1", STATUS_KEY]
+
+
+def test_each_write_returns_the_watermarks_before_it(lists):
+    first = lists.write({"u1": LIST}, mark=Watermark("w", 1)).previous
+    assert first
+    assert set(first.values()) == {None}
+    assert lists.write({}, mark=Watermark("w", 2, tuple(first))).previous == dict.fromkeys(first, 1)
+    assert set(lists.write({}, mark=Watermark("other", 1)).previous.values()) == {None}
+    assert lists.write({"u1": LIST}).previous == {}
+
+
+def test_users_with_a_list_are_counted_and_forgotten(lists):
+    every_list = {f"u{n}": LIST for n in range(1_200)}
+    lists.write(every_list, popular=POPULAR)
+    assert lists.standing([*every_list, "gone"]) == 1_200
+    assert lists.standing([]) == 0
+    assert lists.keys_naming("u7") == 1
+    assert lists.forget(lambda user: user.startswith("u1")) == 311
+    assert sorted(lists.users()) == sorted(user for user in every_list if not user.startswith("u1"))
+    assert lists.keys_naming("u1") == 0
+    assert lists.popular() == POPULAR
+
+
+def test_only_lists_that_stand_are_replaced_where_that_is_asked(lists):
+    lists.write({"u1": LIST})
+    lists.write({"u1": POPULAR, "u2": POPULAR}, replacing=["u1", "u2"])
+    assert (lists.read("u1"), lists.read("u2")) == (POPULAR, None)
+
+
+def test_memory_is_reported(lists, request):
+    if "network" in request.node.callspec.params["client"]:
+        with pytest.raises(ListsError, match="info"):  # its own worker need not ask
+            lists.memory()
+        return
+    memory = lists.memory()
+    assert memory.run_id
+    assert memory.evicted == 0
+    assert not memory.limited
+    assert memory.used_share == 0.0
+
+
+# --- several workers ---
+
+
+def test_named_workers_have_statuses_and_marks_of_their_own(client):
+    one, two, command = (Lists(client, ttl_s=60, worker=name) for name in ("w-1", "w-2", None))
+    assert command.read_statuses() == {}
+    one.write_status({"version": 1}, ttl_s=60)
+    two.write_status({"version": 2}, ttl_s=60)
+    assert command.status() is None
+    assert one.status() == {"version": 1}
+    assert two.read_statuses() == command.read_statuses() == {"w-1": {"version": 1}, "w-2": {"version": 2}}
+    client.delete("nextclick:worker:w-1")  # as its time to live does
+    assert command.read_statuses() == {"w-2": {"version": 2}}
+    assert 0 < client.ttl("nextclick:worker:w-2") <= 60
+    one.write({}, mark=Watermark("same", 7))
+    assert set(two.write({}, mark=Watermark("same", 1)).previous.values()) == {None}
+    assert command.keys_naming("u1") == 0  # the set of names is no JSON, and does no harm
+
+
+def test_a_request_reaches_the_worker_it_is_for_and_no_other(client):
+    one, two, command = (Lists(client, ttl_s=60, worker=name) for name in ("w-1", "w-2", None))
+    assert command.ask({"id": "a"}, 30, "w-1")
+    assert not command.ask({"id": "b"}, 30, "w-1")
+    assert two.take_request() is None
+    assert command.take_request() is None
+    assert one.take_request() == {"id": "a"}
+    one.answer("a", {"done": 1})
+    assert command.answer_to("a", "w-2") is None
+    assert command.answer_to("a") is None
+    assert command.answer_to("a", "w-1") == {"done": 1}
+    assert command.ask({"id": "c"}, 30, "w-2")
+    assert command.withdraw_request("w-2")
+    assert two.take_request() is None
+
+
+# --- fenced writes ---
+
+
+@pytest.fixture
+def fenced(client, request):
+    if "embedded" in request.node.callspec.params["client"]:
+        pytest.importorskip("lupa")  # by which the embedded Redis runs scripts
+    return Lists(client, ttl_s=60, worker="w", fenced=True)
+
+
+def at(offset, clicked_at=1_000, item="i"):
+    return LIST.model_copy(update={"offset": offset, "clicked_at": clicked_at, "items": [item], "scores": [0.5]})
+
+
+@pytest.mark.parametrize(
+    ("standing", "ours", "rejected"),
+    [
+        (None, at("0:1"), False),
+        (at("0:9"), at("0:10"), False),
+        (at("0:10"), at("0:9"), True),
+        (at("0:9"), at("0:9", item="new"), False),  # a refresh
+        (at("0:9", 2_000), at("0:10", 1_000), False),  # the partition's order decides, not clocks
+        (at("0:9", 2_000), at("1:5", 1_000), True),
+        (at("0:9", 2_000), at("1:5", 2_000), False),
+        (at("0:9", 2_000), at("10:5", 3_000), False),
+        (at("1:9", -5), at("11:5", -6), True),
+        (at("0:999999999999"), at("0:1000000000000"), False),
+        (at("0:9", item='"offset":"0:99","clicked_at":99'), at("0:10"), False),
+        (at("0:9", item="x" * 5_000), at("0:8"), True),
+    ],
+)
+def test_a_list_is_rejected_where_a_newer_one_stands(fenced, client, standing, ours, rejected):
+    if standing is not None:
+        Lists(client, ttl_s=60).write({"u1": standing})
+    done = fenced.write({"u1": ours, "u2": at("0:1")}, popular=POPULAR, mark=Watermark("w", 1))
+    assert done.rejected == ({"u1"} if rejected else set())
+    assert set(done.previous.values()) == {None}
+    assert fenced.read("u1") == (standing if rejected else ours)
+    assert fenced.read("u2") == at("0:1")
+    assert fenced.popular() == POPULAR
+    assert fenced.rejected == int(rejected)
+    assert 0 < client.ttl(top_key("u2")) <= 60
+
+
+@pytest.mark.parametrize("value", ["", "{", '"offset":"0:99"', "\xff" * 300])
+def test_what_is_no_list_rejects_nothing(fenced, client, value):
+    client.set(top_key("u1"), value)
+    client.lpush(top_key("u2"), value)
+    assert fenced.write({"u1": at("0:1"), "u2": at("0:1")}).rejected == set()
+    assert fenced.read("u1") == fenced.read("u2") == at("0:1")
+
+
+def test_a_fenced_write_replaces_deletes_and_amends_as_another_does(fenced, client):
+    nothing = at("0:2").model_copy(update={"items": [], "scores": []})
+    fenced.write({"u1": at("0:1"), "u2": at("0:1"), "u4": at("0:5")})
+    done = fenced.write({"u1": at("0:2"), "u3": at("0:2"), "u2": nothing, "u4": nothing}, replacing=["u1", "u3"])
+    assert done.rejected == {"u4"}
+    assert [fenced.read(user) for user in ("u1", "u2", "u3", "u4")] == [at("0:2"), None, None, at("0:5")]
+    client.expire(top_key("u1"), 20)
+    fenced.amend({"u1": at("0:1", item="old"), "u3": at("0:2")})
+    assert fenced.read("u1") == at("0:2")
+    fenced.amend({"u1": at("0:2", item="amended")})
+    assert fenced.read("u1") == at("0:2", item="amended")
+    assert fenced.read("u3") is None
+    assert 15 <= client.ttl(top_key("u1")) <= 20
+    assert fenced.rejected == 1
+
+
+def test_more_lists_than_one_pipeline_are_fenced_one_by_one(fenced, client):
+    Lists(client, ttl_s=60).write({f"u{n}": at("0:5") for n in range(0, 2_500, 5)})
+    done = fenced.write({f"u{n}": at("0:4") for n in range(2_500)})
+    assert done.rejected == {f"u{n}" for n in range(0, 2_500, 5)}
+    assert fenced.rejected == 500

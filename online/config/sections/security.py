@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
 
 from online.config.sections.fields import setting
-from stream.addresses import redis_address
+from stream.addresses import SENTINEL, redis_address
 
 
 class SecuritySettings(BaseSettings):
@@ -34,6 +34,10 @@ class SecuritySettings(BaseSettings):
     kafka_ssl_password: SecretStr | None = setting(None, "Password of that private key.", min_length=1)
     redis_username: str | None = setting(None, "Redis ACL user. Unset: the default user.", min_length=1)
     redis_password: SecretStr | None = setting(None, "Redis password.", min_length=1)
+    redis_sentinel_username: str | None = setting(
+        None, "ACL user of the sentinels themselves. Unset: the default user.", min_length=1
+    )
+    redis_sentinel_password: SecretStr | None = setting(None, "Password of the sentinels themselves.", min_length=1)
     redis_ssl_cafile: Path | None = setting(
         None, "Certificates (PEM) of the authorities that Redis's certificate may be signed by. Unset: the system's."
     )
@@ -76,6 +80,11 @@ class SecuritySettings(BaseSettings):
             yield "NEXTCLICK_REDIS_URL has a user or password beside NEXTCLICK_REDIS_USERNAME or _PASSWORD: use one"
         if self.redis_username and not self.redis_password:
             yield "NEXTCLICK_REDIS_USERNAME needs NEXTCLICK_REDIS_PASSWORD"
+        if self.redis_sentinel_username and not self.redis_sentinel_password:
+            yield "NEXTCLICK_REDIS_SENTINEL_USERNAME needs NEXTCLICK_REDIS_SENTINEL_PASSWORD"
+        if address is not None and address.mode != SENTINEL:
+            for name in _given(self, "redis_sentinel_"):
+                yield f"NEXTCLICK_{name.upper()} needs a NEXTCLICK_REDIS_URL that begins with redis+sentinel://"
         if address is not None and not address.tls:
             for name in _given(self, "redis_ssl_"):
                 yield f"NEXTCLICK_{name.upper()} needs a NEXTCLICK_REDIS_URL that begins with rediss://"

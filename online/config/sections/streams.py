@@ -20,7 +20,8 @@ class StreamSettings(BaseSettings):
     )
     redis_url: SecretStr | None = setting(
         None,
-        "Redis that holds the lists, as redis://host:port/0, or rediss:// for TLS. Unset: the embedded Redis.",
+        "Redis that holds the lists, as redis://host:port/0; redis+cluster://host:port,host:port for a cluster; "
+        "redis+sentinel://host:port,host:port/service for sentinels. rediss for TLS. Unset: the embedded Redis.",
         "Set it in production.",
     )
     data_dir: Path = Field(

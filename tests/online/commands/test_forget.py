@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import threading
+import time
 
 import pytest
 from rich.console import Console
@@ -11,8 +13,10 @@ from online.commands import forget as forget_command
 from online.commands.forget import ForgetError, forget
 from online.config.settings import Settings
 from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
+from online.worker.requests import answer_request
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
+from stream.lists import Lists
 from tests.online.conftest import SMALL, worker_thread
 
 START = 1_700_000_000.0
@@ -187,3 +191,47 @@ def test_clicks_that_come_after_forgetting_are_found_and_reported(settings):
         publish(settings, clicks(("u1",), 3))
         assert forget(settings, "u1", timeout_s=WAIT_S).complete
         assert sqlite3.connect(settings.log_path).execute("SELECT count(*) FROM records").fetchone()[0] > 6
+
+
+# --- several workers ---
+
+
+def test_with_several_workers_the_proof_covers_each_and_names_who_is_silent(lists_of_workers):
+    lists = lists_of_workers
+    proof = forget_command.Proof()
+    request = {"forget": "digest", "after": [], "search": True}
+    forget_command._ask(lists, request, 1.0, proof)
+    assert proof.found == {
+        "w-1: memory: histories": 0,
+        "w-1: checkpoint 3": 0,
+        "w-2: memory: histories": 1,
+        "w-3: the worker's memory and checkpoints": None,
+    }
+    assert proof.waits_for[0] == "w-2: clicks before the request"
+    assert "worker w-3 did not take the request" in proof.waits_for[1]
+    assert not proof.complete
+
+
+@pytest.fixture
+def lists_of_workers(free_port):
+    answers = {
+        "w-1": {"waits_for": [], "memory": {"histories": 0}, "checkpoints": {"3": 0}},
+        "w-2": {"waits_for": ["clicks before the request"], "memory": {"histories": 1}},
+    }
+    stop = threading.Event()
+    with EmbeddedRedis(free_port) as server:
+        workers = [Lists(server.client, ttl_s=60, worker=name) for name in ("w-1", "w-2", "w-3")]
+
+        def answer():
+            while not stop.is_set():
+                for one in workers[:2]:
+                    answer_request(one, {"forget": lambda _, one=one: answers[one.worker]})
+                time.sleep(0.005)
+
+        for one in workers:
+            one.write_status({"state": "running"}, ttl_s=60)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield Lists(server.client, ttl_s=60)
+        stop.set()
+        thread.join()

@@ -127,10 +127,16 @@ def test_a_folder_of_secrets_that_cannot_be_used_says_why(monkeypatch, secrets, 
 def test_no_secret_is_shown_by_settings_or_by_what_fails_with_them(tmp_path, free_port):
     """One secret in each setting that is one, all planted."""
     names = [name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)]
-    assert {"redis_url", "redis_password", "kafka_sasl_password", "kafka_ssl_password"} <= set(names)
+    assert {
+        "redis_url",
+        "redis_password",
+        "redis_sentinel_password",
+        "kafka_sasl_password",
+        "kafka_ssl_password",
+    } <= set(names)
     certificate = tmp_path / "some.pem"
     certificate.write_text("planted-certificate")
-    given = {name: f"planted-{name}" for name in names} | {
+    given = {name: f"planted-{name}" for name in names if name != "redis_sentinel_password"} | {
         "redis_url": f"rediss://127.0.0.1:{free_port}/0", "data_dir": tmp_path,
         "kafka_bootstrap_servers": f"127.0.0.1:{free_port}", **SASL, "kafka_ssl_certfile": certificate,
         "redis_ssl_certfile": certificate,
@@ -144,7 +150,14 @@ def test_no_secret_is_shown_by_settings_or_by_what_fails_with_them(tmp_path, fre
     plain = load_settings(redis_url=f"redis://u:planted-url@127.0.0.1:{free_port}/0")
     with pytest.raises(ListsError) as error:
         open_lists(plain)
-    assert "planted" not in "".join([*shown, *traceback.format_exception(error.value)])
+    shown += traceback.format_exception(error.value)
+    for scheme, path in (("redis+sentinel", "/lists"), ("redis+cluster", "")):
+        several = {"redis_url": f"{scheme}://u:planted-url@127.0.0.1:{free_port}{path}", "redis_connect_s_max": 0.5}
+        sentinels = {"redis_sentinel_password": "planted-sentinel"} if path else {}
+        with pytest.raises(ListsError) as error:
+            open_lists(load_settings(**several, **sentinels))
+        shown += [repr(load_settings(**several, **sentinels)), *traceback.format_exception(error.value)]
+    assert "planted" not in "".join(shown)
     assert isinstance(settings.kafka_sasl_password, SecretStr)
 
 

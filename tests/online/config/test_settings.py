@@ -214,6 +214,7 @@ def test_every_setting_can_stand_in_a_file(env_file, tmp_path, name):
     needed = {
         "kafka_sasl": {"kafka_security_protocol": "SASL_SSL", "kafka_sasl_username": "u", "kafka_sasl_password": "p"},
         "kafka_ssl": {"kafka_security_protocol": "SSL", "kafka_ssl_certfile": __file__},
+        "redis_sentinel": {"redis_url": "redis+sentinel://host/lists", "redis_sentinel_password": "p"},
         "redis_user": {"redis_url": "redis://host", "redis_password": "p"},
         "redis_ssl": {"redis_url": "rediss://host", "redis_ssl_certfile": __file__},
     }

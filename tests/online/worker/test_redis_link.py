@@ -7,7 +7,7 @@ import pytest
 from benchmarks.proxy import Proxy
 from online.config.settings import Settings
 from online.worker.redis_link import RedisLink
-from stream.lists import Lists, ListsError, TopList, connect
+from stream.lists import Lists, ListsError, TopList, WriteResult, connect
 
 LIST = TopList(items=["i"], scores=[0.5], version=1, offset="0:1", clicked_at=1, written_at=2, source="personal")
 
@@ -38,7 +38,7 @@ class Memory:
         answer = self.answers.pop(0) if self.answers else mark.number - 1
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return WriteResult({"": answer})
 
 
 def comes_back(owner):

@@ -163,7 +163,7 @@ def test_a_cluster_behind_a_plain_url_is_named_and_never_found_to_be_back(server
         assert goes_on(link, 3.0) == 1
         (line,) = [record.message for record in caplog.records]
         assert line.startswith(f"Redis at {url} is a cluster (MOVED")
-        assert "Redis Cluster is not supported yet, give a single Redis" in line
+        assert "check NEXTCLICK_REDIS_URL, a cluster's begins with redis+cluster://" in line
         with pytest.raises(ListsError, match="is a cluster"):
             Lists(connect(url), ttl_s=60).standing(["u1", "u2"])  # two keys of different slots
 

@@ -72,7 +72,7 @@ def test_a_request_that_no_worker_takes_is_withdrawn(lists):
 
 def test_a_worker_that_dies_during_the_request_is_reported(lists, monkeypatch):
     take = lists.withdraw_request
-    monkeypatch.setattr(lists, "withdraw_request", lambda: (lists.take_request(), take())[1])
+    monkeypatch.setattr(lists, "withdraw_request", lambda _: (lists.take_request(), take())[1])
     with pytest.raises(RollbackError, match=r"took the request but has not answered within 0.01 s: see `nextclick ver"):
         ask_rollback(lists, 3, 0.01)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from online.worker.watermarks import WRITES_HELD, WriteWatermarks
+from stream.lists import MARKS_MAX
 
 
 class Redis:
@@ -15,7 +16,7 @@ class Redis:
     def write(self, *users):
         mark = self.watermarks.mark()
         found, self.number = self.number, mark.number
-        return self.watermarks.written(found, users)
+        return self.watermarks.written({"": found}, users).get("", ())
 
 
 @pytest.fixture
@@ -75,3 +76,59 @@ def test_after_a_restart_an_emptied_redis_is_noticed(redis):
 
 def test_workers_do_not_mistake_each_others_marks():
     assert WriteWatermarks().mark().id != WriteWatermarks().mark().id
+
+
+class Cluster:
+    """Numbers by part, as a cluster keeps them."""
+
+    def __init__(self):
+        self.watermarks = WriteWatermarks()
+        self.numbers = {}
+
+    def write(self, *users, parts):
+        mark = self.watermarks.mark()
+        marked = dict.fromkeys([*parts, *mark.parts])
+        found = {part: self.numbers.get(part) for part in marked}
+        self.numbers |= dict.fromkeys(marked, mark.number)
+        return self.watermarks.written(found, users)
+
+
+def test_each_part_of_a_cluster_loses_its_data_alone():
+    cluster = Cluster()
+    assert cluster.write("a", parts="xy") == {}
+    assert cluster.write("b", parts="xy") == {}
+    del cluster.numbers["y"]
+    assert cluster.write("c", parts="xy") == {"y": None}
+    assert cluster.write("d", parts="xy") == {}
+    cluster.numbers["x"] = 2
+    lost = cluster.write("e", parts="xy")
+    assert set(lost["x"]) == {"c", "d"}
+    assert set(lost) == {"x"}
+
+
+def test_a_part_that_is_new_has_lost_nothing_and_one_of_before_is_still_looked_at():
+    cluster = Cluster()
+    cluster.write("a", parts="x")
+    assert cluster.write("b", parts="y") == {}
+    del cluster.numbers["x"]
+    assert cluster.write("c", parts="y") == {"x": None}
+
+
+def test_parts_outlive_a_restart_and_a_checkpoint_of_before_them_is_understood():
+    cluster = Cluster()
+    cluster.write("a", parts="xy")
+    state = cluster.watermarks.to_state()
+    cluster.watermarks = WriteWatermarks()
+    cluster.watermarks.load_state(state)
+    del cluster.numbers["x"]
+    assert cluster.write("b", parts="xy") == {"x": None}
+    older = WriteWatermarks()
+    older.load_state({"id": "w", "number": 3})
+    assert older.written({"": None}, ()) == {"": None}
+
+
+def test_the_parts_that_are_remembered_are_bounded():
+    cluster = Cluster()
+    for n in range(3 * MARKS_MAX):
+        cluster.write(parts=[str(n)])
+    assert len(cluster.watermarks.mark().parts) == MARKS_MAX
