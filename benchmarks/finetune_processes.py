@@ -1,4 +1,4 @@
-"""Fine-tuning in the worker, and outside it in processes of their own: time of each history, and how far weights differ.
+"""Fine-tuning in the worker, and outside it in one or more processes: time for each history, and whether weights agree.
 
     python -m benchmarks.finetune_processes [--processes 1 2] [--histories 512]
 
@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from online.config.settings import Settings
 from online.evaluation.town import Town
-from online.learner.history import ClicksOldestFirst
 from online.learner.learner import Learner
 from online.lifecycle.finetune import FineTuning, Tuning, examples
 from online.lifecycle.finetune_outside import OutsideFineTuning
@@ -46,12 +46,6 @@ def timed(tuning: Tuning, began: float) -> float:
     return time.monotonic() - began
 
 
-def overhead(learner: Learner, histories: ClicksOldestFirst) -> float:
-    """Returns the seconds of a job of two histories: what a job costs besides its steps."""
-    began = time.monotonic()
-    return timed(OutsideFineTuning(learner, histories.of(np.arange(2)), seed=1), began)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
@@ -60,6 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(data_dir=Path(folder), finetune_histories=arguments.histories)
+        torch.set_num_threads(settings.threads)
         learner = learned(settings, arguments.clicks)
         histories = examples(learner, 1.0, np.random.default_rng(0))
         assert histories is not None
@@ -68,16 +63,16 @@ def main() -> None:
         began = time.monotonic()
         inside = FineTuning(learner, histories, seed=1)
         took = timed(inside, began)
-        print(f"in the worker: {1_000 * took / count:.1f} ms each")
+        print(f"in the worker: {1_000 * took / count:.1f} ms each", flush=True)
         for processes in arguments.processes:
             learner.settings = settings.model_copy(update={"finetune_processes": processes})
-            more = overhead(learner, histories)
             began = time.monotonic()
             outside = OutsideFineTuning(learner, histories, seed=1)
             whole = timed(outside, began)
             tuned, one = outside.candidate().tensors(), inside.candidate().tensors()
             far = max(float((one[n] - tuned[n]).abs().max()) for n in one if one[n].is_floating_point())
-            steps = f"{1_000 * (whole - more) / count:.1f} ms each, {whole:.1f} s with the start ({more:.1f} s)"
+            seconds = outside.figures()["seconds"]
+            steps = f"{1_000 * seconds / count:.1f} ms each; {whole:.1f} s in all, {seconds:.1f} s of them steps"
             print(f"outside, {processes} processes: {steps}; weights differ by {far:.1e} at most")
 
 

@@ -30,7 +30,7 @@ from online.learner.next_item import Negatives
 from online.learner.ranking_model import RankingModel, choose_device
 from online.learner.replay_buffer import ReplayBuffer
 from online.lifecycle.shares import Shares
-from online.lifecycle.tuning_steps import TuningSteps
+from online.lifecycle.tuning_steps import TuningSteps, figures_of
 
 ARRAYS, JOB = "job.safetensors", "job.json"
 TUNED, RESULT = "tuned.safetensors", "result.json"
@@ -78,6 +78,11 @@ class Result:
     losses: list[float]
     ranking_losses: list[float]
     failed: str | None  # why it must be thrown away
+    seconds: float  # that the steps took
+
+    def figures(self) -> dict[str, Any]:
+        """Returns steps, the mean losses in the first and in the second half of them, in nats, and seconds."""
+        return figures_of(self.losses, self.ranking_losses) | {"seconds": round(self.seconds, 3)}
 
 
 def job_of(learner: Learner, histories: ClicksOldestFirst, start: Mapping[str, Tensor], *, seed: int) -> Job:
@@ -122,11 +127,11 @@ def read_job(folder: Path) -> Job:
         raise FolderError(f"the job in {folder} cannot be read: {error}") from error
 
 
-def write_result(folder: Path, steps: TuningSteps) -> None:
-    """Writes what steps have tuned. The file that says so is the last and appears whole."""
+def write_result(folder: Path, steps: TuningSteps, seconds: float) -> None:
+    """Writes what steps have tuned in so many seconds. The file that says so is the last and appears whole."""
     _save(folder / TUNED, {name: tensor.detach().cpu().numpy() for name, tensor in steps.weights.tensors().items()})
-    found = {"losses": steps.losses, "ranking_losses": steps.ranking_losses, "failed": steps.failed}
-    _put(folder / RESULT, found)
+    found = {"losses": steps.losses, "ranking_losses": steps.ranking_losses}
+    _put(folder / RESULT, {**found, "failed": steps.failed, "seconds": seconds})
 
 
 def read_result(folder: Path, start: Mapping[str, Tensor]) -> Result:
@@ -139,7 +144,8 @@ def read_result(folder: Path, start: Mapping[str, Tensor]) -> Result:
         state = json.loads((folder / RESULT).read_text())
         arrays = load_file(folder / TUNED)
         losses, ranking_losses = ([float(loss) for loss in state[name]] for name in ("losses", "ranking_losses"))
-        result = Result({}, losses, ranking_losses, None if state["failed"] is None else str(state["failed"]))
+        failed = None if state["failed"] is None else str(state["failed"])
+        result = Result({}, losses, ranking_losses, failed, float(state["seconds"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise FolderError(f"the result cannot be read: {error}") from error
     shapes = {name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in start.items()}

@@ -39,9 +39,10 @@ def main(folder: Path) -> int:
         return 1
     torch.set_num_threads(job.settings.threads)
     with _group(job) as shares:
+        began = time.monotonic()
         steps = train(job, shares)
         if shares is None or shares.number == 0:
-            write_result(folder, steps)
+            write_result(folder, steps, time.monotonic() - began)
         if shares is not None:
             dist.barrier()  # no process leaves while another still has to hear from it
     return 0

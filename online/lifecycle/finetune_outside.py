@@ -31,7 +31,6 @@ from online.learner.ranking_model import RankingModel
 from online.lifecycle.finetune import carried_over
 from online.lifecycle.finetune_folder import FolderError, Job, Result, job_of, read_result, write_job
 from online.lifecycle.finetune_job import LOCK
-from online.lifecycle.tuning_steps import figures_of
 
 FOLDERS = "finetuning-"  # how folders of jobs begin, in the data folder
 OUTPUT = "output.txt"
@@ -73,7 +72,7 @@ class OutsideFineTuning:
         self.failed: str | None = None  # why it must be thrown away
         self.folder: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self._result = Result({}, [], [], None)
+        self._result = Result({}, [], [], None, 0.0)
         self._closed = threading.Event()
         job = job_of(learner, histories, self.start, seed=seed)
         self._thread = threading.Thread(target=self._run, args=(job,), name="finetuning", daemon=True)
@@ -91,8 +90,8 @@ class OutsideFineTuning:
         return carried_over(self.learner, self.start, self._result.tuned, self.rows_changed)
 
     def figures(self) -> dict[str, Any]:
-        """Returns steps, and the mean losses in the first and in the second half of them, in nats."""
-        return figures_of(self._result.losses, self._result.ranking_losses)
+        """Does `Result.figures`."""
+        return self._result.figures()
 
     def close(self) -> None:
         """Kills the processes and removes the folder, if it is not over."""

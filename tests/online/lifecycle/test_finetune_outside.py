@@ -95,9 +95,9 @@ def test_a_folder_gives_back_the_job_and_holds_no_user_and_no_password(learner_o
     assert not any(user.encode() in written for user in learner.histories._slots if len(user) > 3)
     steps = found.steps()
     steps.run_for(60.0)
-    write_result(tmp_path, steps)
+    write_result(tmp_path, steps, 1.5)
     result = read_result(tmp_path, start)
-    assert result.losses == steps.losses
+    assert (result.losses, result.seconds) == (steps.losses, 1.5)
     assert far(result.tuned, steps.weights.tensors()) == 0
 
 
@@ -107,7 +107,7 @@ def test_a_damaged_result_is_refused(learner_of, tmp_path, name, damage):
     learner = learner_of()
     start = learner.weights.tensors()
     job = job_of(learner, histories(learner), start, seed=3)
-    write_result(tmp_path, job.steps())
+    write_result(tmp_path, job.steps(), 1.5)
     path = tmp_path / name
     if damage == "gone":
         path.unlink()
