@@ -20,6 +20,8 @@ class Tuning:
         self.every = every
         self.notices: list[tuple[str, int, str, Mapping[str, Any]]] = []  # kind, clicks until then, text, figures
         self._progress = Progress()
+        # In processes of its own it would end when they end, and not at the same click each time.
+        settings = settings.model_copy(update={"finetune_processes": 0, "finetune_command": None})
         self._supervisor = Supervisor(
             settings,
             learner=learner,

@@ -1,27 +1,21 @@
 """Fine-tuning: a copy of the weights learns from whole histories and from replayed clicks, in slices between two polls.
 
-Letters: `B` histories of a step, `L` clicks of each, `D` width, `V` item rows, `K` candidates kept of a click.
+What it learned is then added to the live weights, which have gone on learning.
 """
 
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
-from model.adam import Adam
-from online.config.settings import Settings
 from online.learner.history import ClicksOldestFirst
 from online.learner.learner import Learner
-from online.learner.next_item import Negatives, as_histories
-from online.learner.objectives import ListwiseRanking, NextItem, TrainingBatch
-from online.learner.ranking_model import GradientMonitor, RankingModel, build_optimizer
+from online.learner.next_item import Negatives
+from online.learner.ranking_model import RankingModel
+from online.lifecycle.tuning_steps import TuningSteps, figures_of
 
 ROWS_OF = ("network.items.", "vectors.")  # weights with a row for each item
 
@@ -50,128 +44,95 @@ def examples(learner: Learner, recent_share: float, random: np.random.Generator)
     return ClicksOldestFirst(rows, types, times, np.concatenate([latest.lengths, excerpts.lengths]))
 
 
-class FineTuning:
-    """One fine-tuning of a copy. The live weights go on learning; `candidate` brings the two together.
+class Tuning(Protocol):
+    """A fine-tuning that goes on beside the live weights, in the worker or outside it."""
 
-    What is trained, and for how long, is said by `_plan` alone.
-    """
+    rows_changed: set[int]  # freed or handed out since it began
+    failed: str | None  # why it must be thrown away
+
+    @property
+    def waits(self) -> bool:
+        """Whether it goes on without the worker's time, so that the worker only has to look after it."""
+
+    @property
+    def done(self) -> bool: ...
+
+    def run_for(self, seconds: float) -> None:
+        """Goes on for so long, if it takes the worker's time."""
+
+    def candidate(self) -> RankingModel:
+        """Returns live weights + what was tuned, once it is done and has not failed."""
+
+    def figures(self) -> dict[str, Any]:
+        """Returns steps and losses, for notices."""
+
+    def close(self) -> None:
+        """Ends it, and removes what it left on the disk."""
+
+
+class FineTuning(TuningSteps):
+    """One fine-tuning of a copy, in the worker. The live weights go on learning; `candidate` brings the two
+    together."""
+
+    waits = False
 
     def __init__(self, learner: Learner, histories: ClicksOldestFirst, *, seed: int) -> None:
         """
         Args:
             learner: owns the live weights; knows more than one item.
             histories: to read, (users, L); their order is drawn from `seed`.
+            seed: of all random numbers.
         """
-        self.settings: Settings = learner.settings
         self.learner = learner
-        self.weights = learner.weights.copy()
-        self.start = {name: tensor.clone() for name, tensor in self.weights.tensors().items()}
+        weights = learner.weights.copy()
+        self.start = {name: tensor.clone() for name, tensor in weights.tensors().items()}
         self.rows_changed: set[int] = set()  # freed or handed out since the copy was taken
-        self.random = np.random.default_rng(seed)
-        self.losses: list[float] = []  # of guessing the next item, step by step
-        self.ranking_losses: list[float] = []
-        self.failed: str | None = None  # why it must be thrown away
-        self._negatives = Negatives(learner.popularity(), learner.vocabulary.rows)
-        network, ranker = self.weights.network.train(), self.weights.ranker
-        self._optimizer = build_optimizer(network, self.settings, self.settings.finetune_learning_rate)
-        self._adam = Adam([{"params": ranker.parameters()}], learning_rate=self.settings.finetune_ranker_learning_rate)
-        self._levels = [GradientMonitor(self.settings.gradient_explosion) for _ in range(2)]
-        self._steps = deque(self._plan(histories))
-        torch.manual_seed(seed)  # dropout's
+        negatives = Negatives(learner.popularity(), learner.vocabulary.rows)
+        super().__init__(weights, histories, negatives=negatives, replay=learner.replay, seed=seed)
 
-    @property
-    def done(self) -> bool:
-        return not self._steps
-
-    def run_for(self, seconds: float) -> None:
-        """Steps until the time is over or nothing is left; at least one."""
-        until = time.monotonic() + seconds
-        while self._steps:
-            self._steps.popleft()()
-            if self.failed is not None:
-                self._steps.clear()
-            if time.monotonic() >= until:
-                break
-
-    def _plan(self, histories: ClicksOldestFirst) -> Iterator[Callable[[], None]]:
-        """The steps, in order."""
-        order = self.random.permutation(len(histories.lengths))
-        size = self.settings.finetune_batch
-        for at in range(0, len(order), size):
-            yield partial(self._guess, histories, order[at : at + size])
-            yield from [self._rank] * self.settings.finetune_replays
-
-    def _guess(self, histories: ClicksOldestFirst, some: NDArray[np.int64]) -> None:
-        """A step of the Reformer: every next item of some of the histories."""
-        some_histories = histories.of(some).trimmed()
-        with self.weights.precision():
-            states = self.weights.network(as_histories(some_histories, self.weights.device))[:, :-1]  # (B, L - 1, D)
-        targets = torch.from_numpy(some_histories.rows[:, 1:]).to(self.weights.device)  # (B, L - 1)
-        guessed = targets != 0
-        if not guessed.any():
-            return
-        negatives = self._negatives.draw(self.settings.negatives, self.random)
-        batch = TrainingBatch(states=states[guessed], targets=targets[guessed], negatives=negatives)
-        loss = NextItem().loss(self.weights, batch)
-        assert loss is not None
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._take(self._levels[0], norm := self._optimizer.gradient_norm(), float(loss.detach()), self.losses)
-        self._optimizer.step(norm)
-
-    def _rank(self) -> None:
-        """A step of the ranker, on replayed clicks."""
-        found = self.learner.replay.sample(self.settings.replay_batch, self.random)
-        if found is None:
-            return
-        loss = ListwiseRanking().loss(
-            self.weights, TrainingBatch(replayed=(self.weights.ranker.each(found[0]), found[1]))
-        )
-        assert loss is not None
-        self._adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters, most = self.weights.ranker.parameters(), self.settings.ranker_gradient_norm_max
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, most))
-        self._take(self._levels[1], norm, float(loss.detach()), self.ranking_losses)
-        self._adam.step()
-
-    def _take(self, level: GradientMonitor, norm: float, loss: float, losses: list[float]) -> None:
-        losses.append(loss)
-        if not level.accepts(norm) or not math.isfinite(loss):
-            self.failed = f"the loss is {loss:.4g} and the gradients' norm {norm:.4g}, {level.level:.4g} before"
-
-    @torch.no_grad()
     def candidate(self) -> RankingModel:
-        """Live weights + what fine-tuning changed since the copy was taken; what was learned online meanwhile stays,
-        and so do the live optimizers' states.
-
-        Rows that were freed or handed out meanwhile, and rows that are newer than the copy, keep their live values.
-        """
-        found = self.learner.weights.copy()
-        reset = torch.tensor(sorted(self.rows_changed), dtype=torch.int64)
-        live = found.tensors()
-        for name, tuned in self.weights.tensors().items():
-            if not tuned.is_floating_point():
-                continue
-            change = tuned - self.start[name]
-            if name.startswith(ROWS_OF):
-                change[reset[reset < len(change)]] = 0
-                moved = change.any(-1).nonzero()[:, 0]
-                live[name][moved] += change[moved]
-                if name == "vectors.vectors":  # of unit length, wherever they move
-                    live[name][moved] = F.normalize(live[name][moved], dim=-1)
-            else:
-                live[name] += change
-        return found
+        """Does `carried_over`."""
+        return carried_over(self.learner, self.start, self.weights.tensors(), self.rows_changed)
 
     def figures(self) -> dict[str, Any]:
-        """Steps, and the mean losses in the first and in the second half of them, in nats."""
-        return {"steps": len(self.losses), "guessing": _halves(self.losses), "ranking": _halves(self.ranking_losses)}
+        """Returns steps, and the mean losses in the first and in the second half of them, in nats."""
+        return figures_of(self.losses, self.ranking_losses)
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
-def _halves(losses: list[float]) -> list[float] | None:
-    half = len(losses) // 2
-    return [round(float(np.mean(part)), 4) for part in (losses[:half], losses[half:])] if half else None
+@torch.no_grad()
+def carried_over(
+    learner: Learner, start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], rows_changed: set[int]
+) -> RankingModel:
+    """Returns live weights + what fine-tuning changed since the copy was taken; what was learned online meanwhile
+    stays, and so do the live optimizers' states.
+
+    Rows that were freed or handed out meanwhile, and rows that are newer than the copy, keep their live values.
+
+    Args:
+        learner: owns the live weights.
+        start: the copy, by name.
+        tuned: the same, fine-tuned.
+        rows_changed: rows that were freed or handed out meanwhile.
+    """
+    found = learner.weights.copy()
+    reset = torch.tensor(sorted(rows_changed), dtype=torch.int64)
+    live = found.tensors()
+    for name, tensor in tuned.items():
+        if not tensor.is_floating_point():
+            continue
+        change = tensor - start[name]
+        if name.startswith(ROWS_OF):
+            change[reset[reset < len(change)]] = 0
+            moved = change.any(-1).nonzero()[:, 0]
+            live[name][moved] += change[moved]
+            if name == "vectors.vectors":  # of unit length, wherever they move
+                live[name][moved] = F.normalize(live[name][moved], dim=-1)
+        else:
+            live[name] += change
+    return found
 
 
 def _padded(part: np.ndarray[Any, Any], length: int) -> np.ndarray[Any, Any]:

@@ -21,7 +21,8 @@ from online.learner.learner import Learner
 from online.learner.ranking_model import RankingModel
 from online.lifecycle.click_rates import OUTAGE, RateNotice
 from online.lifecycle.emit import Emit
-from online.lifecycle.finetune import FineTuning, examples
+from online.lifecycle.finetune import FineTuning, Tuning, examples
+from online.lifecycle.finetune_outside import OutsideFineTuning, outside
 from online.lifecycle.flood import FloodWatch
 from online.lifecycle.reaction import Changes
 from online.lifecycle.shadow import ShadowEvaluation
@@ -79,7 +80,7 @@ class Supervisor:
         self.changes, self.clock = changes, clock
         self._emit, self._read_checkpoint = emit, read_checkpoint
         self._rollbacks: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
-        self.finetuning: FineTuning | None = None
+        self.finetuning: Tuning | None = None
         self.candidate: ShadowEvaluation | None = None
         self.predecessor: ShadowEvaluation | None = None
         self.last_finetuned_at: float | None = None  # seconds since 1970
@@ -125,7 +126,8 @@ class Supervisor:
     @property
     def busy(self) -> bool:
         """Whether there is work to do even without clicks."""
-        return self.finetuning is not None or (self._asked is not None and self.candidate is None)
+        running = self.finetuning is not None and not self.finetuning.waits
+        return running or (self.finetuning is None and self._asked is not None and self.candidate is None)
 
     @property
     def outage(self) -> bool:
@@ -180,10 +182,17 @@ class Supervisor:
     def forget(self) -> None:
         """Handles that a user is forgotten: a running fine-tuning, which may have read their clicks, starts again."""
         if self.finetuning is not None:
-            self.finetuning, self._asked = None, self._asked or self._why
+            self._asked = self._asked or self._why
+            self.close()
         for trial in (self.candidate, self.predecessor):
             if trial is not None:
                 trial.forget_lists()
+
+    def close(self) -> None:
+        """Ends a running fine-tuning, with its processes and its folder if it is outside the worker."""
+        if self.finetuning is not None:
+            self.finetuning.close()
+            self.finetuning = None
 
     # Fine-tuning
 
@@ -201,7 +210,7 @@ class Supervisor:
             tuning, self.finetuning = self.finetuning, None
             self._finetuned(tuning)
 
-    def _begin_finetuning(self, asked: Mapping[str, Any]) -> FineTuning | None:
+    def _begin_finetuning(self, asked: Mapping[str, Any]) -> Tuning | None:
         seed = self.settings.seed + self.totals.finetunings + 1
         share = self.settings.finetune_recent_share_drift if asked["drift"] else self.settings.finetune_recent_share
         histories = examples(self.learner, share, np.random.default_rng(seed))
@@ -210,9 +219,10 @@ class Supervisor:
             return None
         figures = {"why": asked["why"], "histories": len(histories.lengths), "clicks": int(histories.lengths.sum())}
         self._emit("finetuning", f"began ({asked['why']}) on {figures['histories']} histories", figures)
-        return FineTuning(self.learner, histories, seed=seed)
+        kind = OutsideFineTuning if outside(self.settings) else FineTuning
+        return kind(self.learner, histories, seed=seed)
 
-    def _finetuned(self, tuning: FineTuning) -> None:
+    def _finetuned(self, tuning: Tuning) -> None:
         self.totals.finetunings += 1
         self.last_finetuned_at = self.clock()
         why = f"fine-tuned ({self._why['why']})"
@@ -281,7 +291,8 @@ class Supervisor:
             number, why, at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, at_hand=True
         )
         self.learner.publish(weights, version.number)
-        self.predecessor, self.finetuning = None, None
+        self.predecessor = None
+        self.close()
         text = f"version {given_up} gives way to version {number}, which is version {version.number} now: {why}"
         self._emit("rolled_back", text, figures)
         if self.candidate is not None:

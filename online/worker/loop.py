@@ -355,7 +355,8 @@ class Loop:
         return self.forgetting.answer(request)
 
     def close(self) -> None:
-        """Does `Checkpointer.close`."""
+        """Does `Supervisor.close` and `Checkpointer.close`."""
+        self.supervisor.close()
         self.checkpointer.close()
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:

@@ -17,6 +17,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from online.config.cron import cron_trigger
 from online.config.settings import Settings
 from online.learner.facts.warm import warm_if_cold
+from online.lifecycle.finetune_outside import remove_left_jobs
 from online.lifecycle.scheduler import SteadyScheduler
 from online.lifecycle.versions import VersionError
 from online.worker.backoff import StoppedError, backoff, retry_until
@@ -98,6 +99,7 @@ def run_worker(
         # Waiting is reported only in the log: until the folder is locked, another worker may own the status.
         on_disk = partial(retry_until, settings=settings, stop=stop, unavailable=(DiskFullError,))
         on_disk(lambda: parts.enter_context(only_worker(settings)))
+        remove_left_jobs(settings.data_dir)
         on_disk(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
         lists = _lists(settings, parts)

@@ -1,8 +1,9 @@
 """Fine-tuning, and which models are published or rolled back."""
 
+import shlex
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings
 
 from online.config.sections.fields import Positive, Rate, Seconds, Share, fixed, setting
@@ -34,6 +35,19 @@ class FinetuningSettings(BaseSettings):
     )
     finetune_ranker_learning_rate: Rate = setting(0.0003, "Learning rate of the ranker in fine-tuning.")
     finetune_slice_ms: Positive = fixed(20, "Longest time that fine-tuning takes between two polls.")
+    finetune_processes: Annotated[int, Field(ge=0, le=1_024)] = setting(
+        0,
+        "Processes outside the worker, on the same machine, in which fine-tuning runs. 0: it runs in the worker.",
+        "Set it where fine-tuning takes too long: to the number of GPUs, or of spare cores.",
+    )
+    finetune_command: str | None = setting(
+        None,
+        "Command that starts these processes instead, on several machines for example. `{folder}` in it stands for the "
+        "folder of the job, which all of them must see, and `{processes}` for their number. No shell reads it.",
+    )
+    finetune_timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
+        1_800.0, "Time after which a fine-tuning outside the worker is ended."
+    )
     gate: bool = setting(
         True,
         "Whether a fine-tuned candidate is compared with the live model before it is published.",
@@ -61,3 +75,10 @@ class FinetuningSettings(BaseSettings):
         5, "Latest versions whose checkpoints are kept, so that they can be rolled back to."
     )
     versions_listed: Positive = fixed(20, "Latest versions that are listed.")
+
+    @field_validator("finetune_command")
+    @classmethod
+    def _names_the_folder(cls, value: str | None) -> str | None:
+        if value is not None and not any("{folder}" in word for word in shlex.split(value)):
+            raise ValueError("has to name {folder}, the folder of the job")
+        return value
