@@ -24,6 +24,7 @@ from online.config.sections.api import ApiSettings
 from online.config.sections.drift import DriftSettings
 from online.config.sections.fields import is_fixed
 from online.config.sections.finetuning import FinetuningSettings
+from online.config.sections.group import GroupSettings
 from online.config.sections.learning import LearningSettings
 from online.config.sections.lists import ListSettings
 from online.config.sections.loop import LoopSettings
@@ -58,6 +59,7 @@ RENAMED = {
 #: The subjects, in the order in which they are documented.
 SECTIONS: tuple[type[BaseSettings], ...] = (
     StreamSettings,
+    GroupSettings,
     SecuritySettings,
     ListSettings,
     LoopSettings,
@@ -88,6 +90,7 @@ class Settings(  # pydantic takes the fields of the last base first
     LoopSettings,
     ListSettings,
     SecuritySettings,
+    GroupSettings,
     StreamSettings,
 ):
     """What can be set, with defaults that run everything on embedded parts, in a folder of this user's."""

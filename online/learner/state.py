@@ -1,6 +1,6 @@
 """All that a learner learns and remembers: what a checkpoint brings back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ class LearnerState:
         self.now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
+        self.on_rows_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None  # (freed, taken)
         self.make_room()
 
     def _user_stores(self) -> UserStores:
@@ -116,6 +117,8 @@ class LearnerState:
             self.lift.forget_rows(clicked.freed)
             self.weights.reset_rows(self.tensor(np.array(clicked.freed, np.int64)))
         self.block(clicked.taken)
+        if self.on_rows_changed is not None and (clicked.freed or clicked.taken):
+            self.on_rows_changed(clicked.freed, clicked.taken)
         return clicked
 
     def block(self, rows: Sequence[int]) -> None:

@@ -41,8 +41,11 @@ class Reaction:
 
     def start(self, alarm: Alarm) -> None:
         """Starts a reaction to an alarm for the worse; an improvement needs none."""
-        if not alarm.worse or not self.settings.reaction_clicks:
-            return
+        if alarm.worse and self.settings.reaction_clicks:
+            self.begin()
+
+    def begin(self) -> None:
+        """Starts a reaction."""
         self.reactions += 1
         self.left = self.settings.reaction_clicks
         self.learner.store.decay(self.settings.reaction_counts_kept)

@@ -8,6 +8,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,39 @@ SKIPPED_REPORTED_EACH = 1_000  # clicks between two notices of updates that were
 
 #: Reads a checkpoint by its number; returns arrays and state. Raises VersionError if it cannot be read.
 ReadCheckpoint = Callable[[int], tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A version that a group's leader sends to all workers.
+
+    Attributes:
+        why: its origin, for notices.
+        figures: of its evaluation.
+        compared: the same in words.
+        parent: number of the version that it began from.
+        rolled_back_to: number of the version that serves again; None: it is a new one.
+    """
+
+    why: str
+    figures: dict[str, Any]
+    compared: str
+    parent: int
+    rolled_back_to: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Proposal":
+        """Returns what `as_dict` gave, and more. Raises KeyError."""
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
+
+
+class Propose(Protocol):
+    """Sends a version to all workers of a group. `tuned`: whether it is the live one with a change."""
+
+    def __call__(self, proposal: Proposal, weights: RankingModel, *, tuned: bool) -> None: ...
 
 
 class Totals(Protocol):
@@ -80,6 +114,9 @@ class Supervisor:
         self.changes, self.clock = changes, clock
         self._emit, self._read_checkpoint = emit, read_checkpoint
         self._rollbacks: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
+        self.propose: Propose | None = None  # in a group
+        self._before: RankingModel | None = None  # the live weights when a version was proposed
+        self.leads = True  # else another worker of the group takes the decisions, and this one follows
         self.finetuning: Tuning | None = None
         self.candidate: ShadowEvaluation | None = None
         self.predecessor: ShadowEvaluation | None = None
@@ -127,7 +164,13 @@ class Supervisor:
     def busy(self) -> bool:
         """Whether there is work to do even without clicks."""
         running = self.finetuning is not None and not self.finetuning.waits
-        return running or (self.finetuning is None and self._asked is not None and self.candidate is None)
+        asked = self.finetuning is None and self._asked is not None and self.candidate is None and self.leads
+        return running or asked
+
+    @property
+    def trials(self) -> list[ShadowEvaluation]:
+        """The candidate and the predecessor, as far as there are any."""
+        return [trial for trial in (self.candidate, self.predecessor) if trial is not None]
 
     @property
     def outage(self) -> bool:
@@ -146,11 +189,15 @@ class Supervisor:
     ) -> None:
         """Handles a micro-batch that was learned and whose lists are written; `arrived_at`: as for `Changes.update`."""
         self._read_at.extend([self._monotonic()] * len(clicks))
+        if not self.leads:
+            self._check_live(learned)
+            if self.changes is not None:
+                self.changes.reaction.after(len(clicks))
+            return
         if self.finetuning is not None:
             self.finetuning.rows_changed.update(learned.freed, learned.taken)
-        for trial in (self.candidate, self.predecessor):
-            if trial is not None:
-                trial.update(learned)
+        for trial in self.trials:
+            trial.update(learned)
         self._check_live(learned)
         if self.changes is not None:
             for notice in self.changes.update(clicks, learned, arrived_at):
@@ -158,6 +205,8 @@ class Supervisor:
 
     def silence(self, idle_s: float) -> None:
         """Reports missing clicks while no messages arrive and none wait; `idle_s`: seconds since the last one."""
+        if not self.leads:
+            return
         for notice in [] if self.changes is None or self._outage_reported else self.changes.silence(idle_s):
             self._outage_reported = True
             self._emit(notice.kind, str(notice), notice.as_dict())
@@ -169,6 +218,8 @@ class Supervisor:
             Whether another version serves now; it has to be saved before any list names it.
         """
         before = self.learner.version
+        if not self.leads:
+            return False
         while not self._rollbacks.empty():
             self._roll_back_to(*self._rollbacks.get())
         if self.predecessor is not None and not self.predecessor.paused:
@@ -179,14 +230,26 @@ class Supervisor:
             self._finetune()
         return self.learner.version != before
 
+    def rows_changed(self, learned: BatchResult) -> None:
+        """Notes the rows that changed hands in a micro-batch that was only counted."""
+        if self.finetuning is not None:
+            self.finetuning.rows_changed.update(learned.freed, learned.taken)
+
+    def follow(self) -> None:
+        """Leaves the decisions to another worker of the group, and drops what was being decided."""
+        self.leads = False
+        self.close()
+        self.candidate = self.predecessor = self._asked = None
+        while not self._rollbacks.empty():
+            self._rollbacks.get()
+
     def forget(self) -> None:
         """Handles that a user is forgotten: a running fine-tuning, which may have read their clicks, starts again."""
         if self.finetuning is not None:
             self._asked = self._asked or self._why
             self.close()
-        for trial in (self.candidate, self.predecessor):
-            if trial is not None:
-                trial.forget_lists()
+        for trial in self.trials:
+            trial.forget_lists()
 
     def close(self) -> None:
         """Ends a running fine-tuning, with its processes and its folder if it is outside the worker."""
@@ -274,19 +337,51 @@ class Supervisor:
     def _publish(self, trial: ShadowEvaluation) -> None:
         self.candidate = None
         facts, figures = trial.facts, trial.facts["figures"] | trial.figures()
+        compared = _compared(figures) if figures["clicks"] else "without a gate"
+        if self.propose is not None:
+            self._before = self.learner.weights.copy()
+            self.propose(Proposal(facts["why"], figures, compared, facts["parent"]), trial.weights, tuned=True)
+            return
         before, number = self.learner.weights, self.learner.version
         version = self.versions.publish(
             facts["why"], at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, parent=facts["parent"]
         )
         self.learner.publish(trial.weights, version.number)
+        self._keep_predecessor(before, number)
+        self._emit("published", f"version {version.number}, {facts['why']}: {compared}", figures)
+
+    def _keep_predecessor(self, before: RankingModel, number: int) -> None:
         self.predecessor = ShadowEvaluation(self.learner, before, self.settings.rollback_gate, facts={"number": number})
         self.predecessor.paused = not self.settings.gate
-        compared = _compared(figures) if figures["clicks"] else "without a gate"
-        self._emit("published", f"version {version.number}, {facts['why']}: {compared}", figures)
+
+    def adopt(self, proposal: Proposal) -> None:
+        """Notes a version of the group's leader, whose weights the live ones are now."""
+        number, back = self.learner.version, proposal.rolled_back_to
+        stamp: dict[str, Any] = {"at_ms": self._now_ms(), "learned": self.totals.learned, "figures": proposal.figures}
+        if back is None:
+            version = self.versions.publish(proposal.why, **stamp, parent=proposal.parent)
+            self._emit(
+                "published", f"version {version.number}, {proposal.why}: {proposal.compared}", proposal.figures
+            )
+        else:
+            version = self.versions.roll_back(back, proposal.why, **stamp, at_hand=True)
+            text = f"version {number} gives way to version {back}, which is version {version.number} now"
+            self._emit("rolled_back", f"{text}: {proposal.why}", proposal.figures)
+        self.learner.version = version.number
+        before, self._before = self._before, None
+        self.predecessor = None
+        if self.leads and before is not None and back is None:
+            self._keep_predecessor(before, number)
 
     def _take_back(self, weights: RankingModel, number: int, why: str, figures: Mapping[str, Any]) -> None:
         """Makes version `number` serve again, as a new version, and drops the candidate of the version given up."""
         given_up = self.learner.version
+        if self.propose is not None:
+            self.close()
+            self.predecessor = self.candidate = None
+            proposal = Proposal(why, dict(figures), "", given_up, rolled_back_to=number)
+            self.propose(proposal, weights, tuned=False)
+            return
         version = self.versions.roll_back(
             number, why, at_ms=self._now_ms(), learned=self.totals.learned, figures=figures, at_hand=True
         )

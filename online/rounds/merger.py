@@ -77,6 +77,14 @@ class Merger:
             self._drop(tag)
         return verdict
 
+    def claimed(self) -> dict[int, int]:
+        """Returns the offset after the changes that wait, by partition."""
+        claimed: dict[int, int] = {}
+        for change in self._pending.values():
+            for partition, (_, stop) in change.ranges.items():
+                claimed[partition] = max(stop, claimed.get(partition, 0))
+        return claimed
+
     def _drop(self, tag: Tag) -> None:
         self.counts["dropped"] += 1
         self._dropped[tag] = None

@@ -78,6 +78,7 @@ class Checkpointer:
         self._saved_progress = progress.to_state()
         self._executor = ThreadPoolExecutor(1, "checkpoint") if executor is None else executor
         self._writing: _Writing | None = None
+        self.holds_back: Callable[[Partition], bool] = lambda _: False  # partitions that must not be committed yet
 
     def restored(self, saved: Saved) -> None:
         """Notes the checkpoint from which the loop resumes."""
@@ -207,7 +208,7 @@ class Checkpointer:
 
     def _commit(self, next_offsets: Mapping[Partition, int]) -> None:
         assigned = self.source.positions()
-        if offsets := {p: offset for p, offset in next_offsets.items() if p in assigned}:
+        if offsets := {p: at for p, at in next_offsets.items() if p in assigned and not self.holds_back(p)}:
             self._reached("commit")
             self.source.commit(offsets)
 

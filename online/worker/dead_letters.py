@@ -51,6 +51,15 @@ class DeadLetterWriter:
         """Returns why a record became a dead letter after the checkpoint, in an earlier run; None if it did not."""
         return self._there.get(place(record))
 
+    def read_others(self) -> None:
+        """Reads the dead letters that other workers have written, so that they are recognised. Raises SourceError."""
+        ends = self._reader.ends()
+        for letter in map(dead_letter, self._reader.read(self._ends)):
+            if not letter.is_mark:
+                self._there[letter.topic, letter.partition, letter.offset] = BadEvent(letter.reason, letter.detail)
+        if not self._unacknowledged:
+            self._ends = ends
+
     def flush(self, next_offsets: Mapping[Partition, int]) -> bool:
         """Returns whether all dead letters are acknowledged.
 

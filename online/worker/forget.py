@@ -73,7 +73,8 @@ class Forgetting:
         counts = self.learner.forget(digest)
         self.writer.forget(digest)
         self.supervisor.forget()
-        self._letters.add((digest, record.topic, record.partition, record.offset))
+        if one.owned:
+            self._letters.add((digest, record.topic, record.partition, record.offset))
         self.unsaved = True
         if any(counts.values()):
             self._emit("forgotten", f"a user was forgotten, with {counts['moments']:,} moments", counts)

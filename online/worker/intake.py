@@ -1,7 +1,7 @@
 """From records to clicks: messages that are no clicks become dead letters, and duplicates are left out."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from online.config.settings import Settings
 from online.lifecycle.emit import Emit
@@ -15,7 +15,7 @@ from online.worker.poison_pills import INTERNAL_ERROR, InternalError, Quarantine
 from online.worker.progress import Progress
 from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
 from stream.events import BadEvent, Click, Forget, parse
-from stream.source import Record
+from stream.source import Partition, Record
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,18 @@ class Intake:
         unreadable: UnreadableWatch,
         emit: Emit,
         clock: Callable[[], float],
+        owns: Callable[[Partition], bool] = lambda _: True,
+        trains: Callable[[Record], bool] = lambda _: True,
     ) -> None:
-        """`clock`: seconds since 1970."""
+        """Creates an intake.
+
+        Args:
+            settings: all settings.
+            clock: seconds since 1970.
+            owns: whether this worker answers for a partition; else another one takes care of its bad messages.
+            trains: whether this worker learns from a click, or only counts it.
+            The rest: the loop's parts.
+        """
         self.settings = settings
         self.dead_letters = dead_letters
         self.quarantine = quarantine
@@ -42,6 +52,7 @@ class Intake:
         self.unreadable = unreadable
         self.emit = emit
         self.clock = clock
+        self._owns, self._trains = owns, trains
         self.seen = SeenEvents(settings.event_ids_held)
         self._limits, self._names = settings.limits, settings.click_names
         self._first = FirstMessages(self._names, emit)
@@ -53,7 +64,10 @@ class Intake:
             self._first.nothing_more(learned=self.progress.learned)
         for record in records:
             event = self._read(record, now)
-            if not isinstance(event, Forget):
+            owned = self._owns(Partition(record.topic, record.partition))
+            if isinstance(event, BadEvent) and not owned:
+                continue
+            if owned and not isinstance(event, Forget):
                 self.unreadable.update(event if isinstance(event, BadEvent) else None, record.value)
                 if not self._first.done:
                     self._first.update(record.value, event)
@@ -65,12 +79,23 @@ class Intake:
                 self.dead_letters.put(record, event)
                 self.progress.dead_letters[event.reason] += 1
             elif isinstance(event, Forget):
-                yield ForgetRequest(event, record)
+                yield ForgetRequest(event, record, owned)
             elif event.event_id is not None and not self.seen.add(event.event_id):
                 self.progress.duplicates += 1
             else:
                 self.progress.put_aside = 0
-                yield ReceivedClick(self._not_ahead(event, record), record)
+                yield ReceivedClick(self._not_ahead(event, record), record, owned and self._trains(record))
+
+    def take_over(self, records: Iterable[Record]) -> None:
+        """Makes dead letters of the bad messages among records that another worker was to answer for. Those that it
+        has written are recognised. Raises SourceError."""
+        self.dead_letters.read_others()
+        now = self.clock()
+        for record in records:
+            event = self._read(record, now)
+            if isinstance(event, BadEvent) and self.dead_letters.found(record) is None:
+                self.dead_letters.put(record, event)
+                self.progress.dead_letters[event.reason] += 1
 
     def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
         detail = self.quarantine.aside(record)

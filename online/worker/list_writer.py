@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class ListWriter:
         self.evictions = EvictionWatch(lists, emit=emit, on_room=self.renew_all, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when (ms) each was due
         self._owned: frozenset[int] | None = None  # partitions whose users' lists this worker writes; None: all
+        self.writes_popular = True  # whether the popular list is this worker's to write
 
     @property
     def redis_waits_since(self) -> float | None:
@@ -91,7 +93,7 @@ class ListWriter:
     @property
     def waiting(self) -> bool:
         """Whether there is something to write that Redis would accept now."""
-        pending = bool(self.stale or self.pending_deletes) or self.popular_stale or self.catalogue.sweeping
+        pending = bool(self.stale or self.pending_deletes) or self._owes_popular or self.catalogue.sweeping
         return pending and self.link.taking and self.link.due
 
     @property
@@ -131,10 +133,7 @@ class ListWriter:
     def publish(self, batch: Sequence[ReceivedClick], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of the users who clicked, and the popular one; if Redis refuses them they stay pending."""
         self.stream_clock.now()  # from here on time passes until the next click
-        lasts = {one.click.user_id: one for one in batch}  # each user's last click
-        histories = self.learner.histories
-        origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
-        histories.origins[histories.find(list(lasts))] = origins
+        lasts = self.note_origins(batch)
         self.progress.latest_offset, self.progress.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
         lists = {user: self._top_list(rankings[user], one.offset, one.clicked_at_ms) for user, one in lasts.items()}
         self.aging.mark_refreshed(lists)
@@ -144,6 +143,22 @@ class ListWriter:
             self._ready[user] = lists[user], one.record.timestamp_ms
         if self.link.due or not self.link.taking or len(self._ready) >= PAGE:
             self.settle()
+
+    def note_origins(self, batch: Sequence[ReceivedClick]) -> dict[str, ReceivedClick]:
+        """Notes where the users' last clicks of a micro-batch stand in the stream, and returns these clicks."""
+        lasts = {one.click.user_id: one for one in batch}
+        histories = self.learner.histories
+        origins = [(one.record.partition, one.record.offset + 1) for one in lasts.values()]
+        histories.origins[histories.find(list(lasts))] = origins
+        return lasts
+
+    def owe(self, users: Iterable[str]) -> None:
+        """Notes users whose lists lack a click, and have to be written without another one."""
+        self._mark_stale(users, clicked=True)
+
+    def mark_stale(self, users: Iterable[str]) -> None:
+        """Notes users whose lists have to be written anew."""
+        self._mark_stale(users)
 
     def settle(self) -> None:
         """Writes the lists that wait for a slow Redis; if it refuses them they are stale. Then state may be saved."""
@@ -174,8 +189,21 @@ class ListWriter:
             return
         before, self._owned = self._owned, frozenset(partitions)
         if before is not None and (gained := self._owned - before):
-            users = self.learner.histories.users()
-            self._mark_stale(user for user, owned in zip(users, self._of(users, gained), strict=True) if owned)
+            self._mark_stale(self.users_of(gained))
+
+    def owns_only(self, partitions: Collection[int]) -> None:
+        """Notes the partitions that this worker owns in its group, which may be none."""
+        self._owned = frozenset(partitions)
+
+    def users_of(self, partitions: Collection[int], since: Mapping[int, int] = MappingProxyType({})) -> list[str]:
+        """Returns the users whose latest click was in one of these partitions, at the offset `since` says or later;
+        the latest clicks come first."""
+        users = self.learner.histories.users()
+        origins = self.learner.histories.origins[self.learner.histories.find(users)]
+        least = np.array([since.get(partition, 0) for partition in range(max(partitions, default=0) + 1)])
+        of_them = np.flatnonzero(np.isin(origins[:, 0], list(partitions)))
+        of_them = of_them[origins[of_them, 1] > least[origins[of_them, 0]]]
+        return [users[at] for at in of_them[::-1].tolist()]
 
     def _of(self, users: Sequence[str], partitions: Collection[int]) -> NDArray[np.bool_]:
         """Returns whether each user's latest click was in one of these partitions."""
@@ -191,7 +219,7 @@ class ListWriter:
             return
         self.settle()
         taking = self.link.taking
-        if (taking and not (self.stale or self.popular_stale or self.pending_deletes)) or not self.link.due:
+        if (taking and not (self.stale or self._owes_popular or self.pending_deletes)) or not self.link.due:
             return
         count = self.settings.refresh_lists_max
         count = count if taking else min(count, PROBE_LISTS)
@@ -215,7 +243,7 @@ class ListWriter:
         }
         evicting = self.evictions.since is not None
         replacing = [user for user in lists if evicting and not self.stale.get(user, False)]
-        popular = self._popular() if (self.popular_stale or not taking) and self.progress.learned else None
+        popular = self._popular() if self.popular_stale or not taking else None
         if self.link.write(lists, popular, replacing=replacing):
             self.popular_stale = False
             self.progress.refreshes += len(lists)
@@ -290,7 +318,14 @@ class ListWriter:
         self._mark_stale(self.learner.histories.users())
         self.popular_stale = True
 
-    def _popular(self) -> TopList:
+    @property
+    def _owes_popular(self) -> bool:
+        return self.popular_stale and self.writes_popular
+
+    def _popular(self) -> TopList | None:
+        """Returns the popular list; None before the first click, and where another worker writes it."""
+        if not self.writes_popular or not self.progress.latest_offset:
+            return None
         popular = replace(self.learner.popular(), popular=True)
         return self._top_list(popular, self.progress.latest_offset, self.progress.latest_clicked_at_ms)
 

@@ -13,6 +13,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from online.config.settings import Settings
 from online.learner.batches import BatchResult
 from online.learner.learner import Learner
@@ -26,6 +29,7 @@ from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
 from online.worker.checkpointing import Checkpointer
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.forget import Forgetting
+from online.worker.group import Group, Membership
 from online.worker.intake import Intake
 from online.worker.items_feed import ItemsFeed
 from online.worker.list_writer import ListWriter
@@ -70,6 +74,7 @@ class Loop:
         quarantine: Quarantine | None = None,
         reached: StepHook = no_hook,
         executor: Executor | None = None,
+        membership: Membership | None = None,
     ) -> None:
         """Creates a loop.
 
@@ -86,6 +91,7 @@ class Loop:
             quarantine: the records on which earlier loops of this process failed.
             reached: called with the name of each step (online/worker/steps.py) just before it is done.
             executor: as for `Checkpointer`.
+            membership: of a group of workers; None: this worker is alone.
         """
         self.settings = settings
         self.source = source
@@ -117,6 +123,8 @@ class Loop:
             unreadable=self.unreadable[settings.clicks_topic],
             emit=self.notices.emit,
             clock=clock,
+            owns=self._owns,
+            trains=self._trains,
         )
         self.overload = Overload(settings, progress=self.progress, emit=self.notices.emit, clock=clock)
         catalogue = Catalogue(
@@ -183,6 +191,21 @@ class Loop:
             reached=reached,
             executor=executor,
         )
+        self.group: Group | None = None
+        if membership is not None:
+            self.group = Group(
+                settings,
+                membership=membership,
+                source=source,
+                learner=self.learner,
+                progress=self.progress,
+                supervisor=self.supervisor,
+                writer=self.writer,
+                intake=self.intake,
+                monotonic=monotonic,
+                reached=reached,
+            )
+            self.checkpointer.holds_back = self.group.owes
         self._active_at = monotonic()  # when messages last arrived, or it was last unknown whether any wait
         self._announced: list[Click] | None = None  # the next micro-batch, as announced to the learner
 
@@ -226,7 +249,10 @@ class Loop:
         So a worker that takes partitions over from another worker of its group learns all their retained records.
         """
         self.writer.start()
-        self.source.start(on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._out_of_range)
+        gained = None if self.group is None else self.group.gained
+        self.source.start(
+            on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._out_of_range, on_gained=gained
+        )
 
     def turn(self) -> int:
         """Does one turn. The numbers are the order of effects, on which the guarantee after a crash rests.
@@ -257,12 +283,15 @@ class Loop:
                     # 3. Score the served lists, learn, rank new lists.
                     self._reached("learn")
                     result = self._learn(batch, following)
-                    # 4. Write the new lists, in one pipeline.
-                    self._reached("lists")
-                    self.writer.publish(batch, result.rankings)
-                    # 5. The shadow learns the same clicks. A drift alarm starts a reaction and requests fine-tuning.
-                    self._reached("shadow")
-                    self._watch(batch, result)
+                    owned = self._note_counted(batch, result)
+                    if owned:
+                        # 4. Write the new lists, in one pipeline.
+                        self._reached("lists")
+                        self.writer.publish(owned, result.rankings)
+                        # 5. The shadow learns the same clicks. A drift alarm starts a reaction, and asks for
+                        # fine-tuning.
+                        self._reached("shadow")
+                        self._watch(owned, result)
             # 6. Apply item updates: after each micro-batch, because a full turn may take a second.
             self._reached("items")
             self.writer.apply_item_updates()
@@ -279,9 +308,11 @@ class Loop:
         self._reached("refresh")
         self.writer.refresh()
         # 9. Decide which version serves, and do a slice of fine-tuning. Both wait while no checkpoint can be written,
-        # because a version is saved before lists name it.
+        # because a version is saved before lists name it. In a group its leader decides, and weights are shared.
         self._reached("decide")
         published = self.checkpointer.failing_since is None and self.supervisor.step(late=self.overload.late)
+        if self.group is not None:
+            published |= self.group.step()
         if published and self.versions.came_back:
             self.writer.renew_all()  # replaces the lists of the version that was rolled back
         # 10. Checkpoint weights and offsets, then commit. Another thread completes the checkpoint, except where it must
@@ -294,10 +325,20 @@ class Loop:
         """Polls records; without waiting for clicks while there is fine-tuning to do or lists to write."""
         busy = (self.supervisor.busy and self.checkpointer.failing_since is None) or self.writer.waiting
         timeout_s = 0.0 if busy else self.settings.poll_timeout_s
-        records = self.source.poll(max_records=self.settings.poll_records_max, timeout_s=timeout_s)
+        share = 1 if self.group is None else self.group.counted_share
+        records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
         self.overload.received(records)
-        self.writer.owns({p.partition for p in self.source.positions() if p.topic == self.settings.clicks_topic})
+        if self.group is not None:
+            self.group.own()
+        else:
+            self.writer.owns({p.partition for p in self.source.positions() if p.topic == self.settings.clicks_topic})
         return records
+
+    def _owns(self, partition: Partition) -> bool:
+        return self.group is None or partition in self.group.owned
+
+    def _trains(self, record: Record) -> bool:
+        return self.group is None or self.group.trains(record)
 
     def _parse(self, records: Sequence[Record]) -> list[MicroBatch]:
         received = list(self.intake.readable(records))
@@ -308,11 +349,26 @@ class Loop:
         """Learns one micro-batch. `following`: the next one of this turn, whose candidates are gathered meanwhile."""
         clicks = self._announced if self._announced is not None else [one.click for one in batch]
         self._announced = [one.click for one in following] if isinstance(following, list) else None
-        announced = None if self._announced is None else partial(UpcomingBatch, self._announced)
-        result = self.learner.learn(clicks, train=not self.overload.shedding, following=announced)
+        announced = None
+        if isinstance(following, list):
+            announced = partial(UpcomingBatch, self._announced, None, _owned(following))
+        result = self.learner.learn(
+            clicks, train=not self.overload.shedding, owned=_owned(batch), following=announced
+        )
         self.progress.learned += len(batch)
         self.progress.untrained += 0 if result.trained else int(result.trainable.sum())
         return result
+
+    def _note_counted(self, batch: list[ReceivedClick], result: BatchResult) -> list[ReceivedClick]:
+        """Notes what a micro-batch changed beside the weights, and returns the clicks that were learned from."""
+        if self.group is None:
+            return batch
+        self.writer.note_origins(batch)
+        owned = [one for one in batch if one.owned]
+        self.group.on_batch(batch, owned, result)
+        if not owned:
+            self.supervisor.rows_changed(result)
+        return owned
 
     def _watch(self, batch: Sequence[ReceivedClick], result: BatchResult) -> None:
         clicks = [one.click for one in batch]
@@ -371,6 +427,8 @@ class Loop:
 
     def _revoked(self, partitions: Sequence[Partition]) -> None:
         """Saves before another worker takes the partitions over, so that the commit covers all that was learned."""
+        if self.group is not None:
+            self.group.revoking()
         if any(partition in self.progress.next_offsets for partition in partitions):
             self.checkpointer.try_save()
 
@@ -385,3 +443,9 @@ class Loop:
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
         self.notices.emit("messages_lost", f"{gone}; going on from {gone.earliest}", figures)
+
+
+def _owned(batch: Sequence[ReceivedClick]) -> NDArray[np.bool_] | None:
+    """Returns which clicks of a micro-batch the weights learn from; None: all."""
+    owned = [one.owned for one in batch]
+    return None if all(owned) else np.array(owned, np.bool_)

@@ -15,6 +15,7 @@ from online.lifecycle.versions import VersionError, Versions
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.forget import Forgetting
+from online.worker.group import Group
 from online.worker.intake import Intake
 from online.worker.list_writer import ListWriter
 from online.worker.notices import Notices
@@ -35,6 +36,7 @@ class LoopParts(Protocol):
     checkpoints: Checkpoints
     dead_letters: DeadLetterWriter
     forgetting: Forgetting
+    group: Group | None
     intake: Intake
     learner: Learner
     notices: Notices
@@ -67,6 +69,9 @@ def capture(loop: LoopParts, number: int) -> tuple[dict[str, NDArray[Any]], dict
         "shape": shape_of(loop.settings),
         "read_from": loop.read_from,
     }
+    if loop.group is not None:
+        shared, state["group"] = loop.group.to_state()
+        arrays |= joined({"group": shared})
     return arrays, state, pinned
 
 
@@ -88,6 +93,12 @@ def restore(loop: LoopParts, number: int, arrays: dict[str, NDArray[Any]], state
     loop.writer.load_state(state["lists"])
     loop.forgetting.load_state(state["forgetting"])
     loop.read_from = state.get("read_from", {})
+    if loop.group is not None:
+        loop.supervisor.follow()
+        if "group" in state:
+            loop.group.load_state(below(arrays, "group"), state["group"])
+        else:
+            loop.group.load_alone()
 
 
 def read_for_rollback(checkpoints: Checkpoints, number: int) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]:

@@ -1,14 +1,15 @@
 """The worker: builds the loop from the settings, runs it until it is asked to stop, and reports its status."""
 
-import fcntl
 import gc
 import logging
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from apscheduler.triggers.base import BaseTrigger
@@ -21,7 +22,7 @@ from online.lifecycle.finetune_outside import remove_left_jobs
 from online.lifecycle.scheduler import SteadyScheduler
 from online.lifecycle.versions import VersionError
 from online.worker.backoff import StoppedError, backoff, retry_until
-from online.worker.checkpoint import CheckpointError, Checkpoints, DiskFullError, no_room
+from online.worker.checkpoint import Checkpoints, DiskFullError
 from online.worker.connections import (
     open_eraser,
     open_items,
@@ -30,19 +31,24 @@ from online.worker.connections import (
     open_producer,
     open_reader,
     open_source,
+    open_tail,
     prepare_topics,
     stream_origin,
 )
 from online.worker.dead_letters import DeadLetterWriter
+from online.worker.folders import identity_of, worker_folder
+from online.worker.group import Membership
 from online.worker.loop import Loop
 from online.worker.poison_pills import InconsistentStateError, InternalError, Quarantine
 from online.worker.requests import answer_request
 from online.worker.rollback_request import rollback
+from online.worker.shared_checkpoints import fetch
 from online.worker.start import check_start
 from online.worker.status import StatusReport, waiting_status
 from online.worker.steps import StepHook, no_hook
+from online.worker.weights_topic import WeightsTopic
 from stream.lists import Lists, ListsError, RedisUnavailableError
-from stream.source import UnavailableError
+from stream.source import Producer, UnavailableError
 
 T = TypeVar("T")
 
@@ -98,7 +104,7 @@ def run_worker(
     with suppress(StoppedError), ExitStack() as parts:
         # Waiting is reported only in the log: until the folder is locked, another worker may own the status.
         on_disk = partial(retry_until, settings=settings, stop=stop, unavailable=(DiskFullError,))
-        on_disk(lambda: parts.enter_context(only_worker(settings)))
+        settings = on_disk(lambda: parts.enter_context(worker_folder(settings)))
         remove_left_jobs(settings.data_dir)
         on_disk(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
@@ -147,6 +153,7 @@ def _lives(
         box = DeadLetterWriter(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
         items = opened(partial(open_items, settings))
         notices = parts.enter_context(closing(open_notices(settings)))
+        membership = None if settings.workers == "one" else _membership(settings, opened, producer)
         loop = Loop(
             settings,
             source=source,
@@ -157,6 +164,7 @@ def _lives(
             notices=notices,
             quarantine=quarantine,
             reached=reached,
+            membership=membership,
         )
         parts.enter_context(closing(loop))
         number = retry(loop.restore)
@@ -164,6 +172,8 @@ def _lives(
         gc.freeze()  # these objects live on: collections that look through all of them delayed clicks by 130 ms
         device = loop.learner.device
         log.info("learns on %s, with %d thread%s", device, settings.threads, "s" * (settings.threads > 1))
+        if loop.group is not None:
+            retry(loop.group.start)
         loop.start()
         parts.enter_context(scheduled(loop))
         report = StatusReport(loop)
@@ -178,6 +188,25 @@ def _lives(
             _report(loop, report, "stopped")
             raise
     return True
+
+
+def _membership(
+    settings: Settings, opened: Callable[[Callable[[], Any]], Any], producer: Producer
+) -> Membership:
+    """Returns what a worker of a group has of its own; an empty folder gets another worker's latest checkpoint."""
+    checkpoints = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)
+    if not checkpoints.numbers():
+        copied = fetch(settings.shared_checkpoints, settings.data_dir.parent, settings.checkpoints_dir)
+        if copied is not None:
+            log.info("begins with another worker's checkpoint, from %s", copied)
+    follow = partial(open_tail, settings, settings.weights_topic)
+    return Membership(
+        name=worker_name(settings),
+        identity=identity_of(settings.data_dir),
+        epoch=uuid.uuid4().hex,
+        topic=WeightsTopic(follow, producer, settings.weights_topic, backoff(settings)),
+        clicks=opened(partial(open_reader, settings, settings.clicks_topic)),
+    )
 
 
 def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
@@ -232,7 +261,20 @@ def _report(loop: Loop, report: StatusReport, state: str) -> None:
         log.debug("the status cannot be written: %s", error)
 
 
+def worker_name(settings: Settings) -> str:
+    """Returns the name of a worker of a group: that of the settings, or of this machine and the worker's folder."""
+    return settings.worker_name or f"{socket.gethostname()}-{settings.data_dir.name}"
+
+
 def _lists(settings: Settings, parts: ExitStack) -> Lists:
+    if settings.workers == "many":
+        if settings.redis_url is None:
+            raise ListsError("NEXTCLICK_WORKERS=many needs a Redis that all workers reach: set NEXTCLICK_REDIS_URL")
+        named = partial(open_lists, settings, worker=worker_name(settings), fenced=True)
+        try:
+            return named()
+        except RedisUnavailableError:
+            return named(there=False)
     if settings.redis_url is None:
         from stream.embedded_redis import EmbeddedRedis  # noqa: PLC0415 - an extra of its own
 
@@ -243,32 +285,6 @@ def _lists(settings: Settings, parts: ExitStack) -> Lists:
         return open_lists(settings)
     except RedisUnavailableError:
         return open_lists(settings, there=False)  # the list writer logs the outage and its end
-
-
-@contextmanager
-def only_worker(settings: Settings) -> Iterator[None]:
-    """Locks the data folder, because two workers would overwrite each other's checkpoints.
-
-    Raises:
-        CheckpointError: another worker holds the folder, or it cannot be written.
-    """
-    path = settings.data_dir / "worker.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        line = f"cannot write to {settings.data_dir} ({error.strerror})"
-        if no_room(error):
-            raise DiskFullError(f"{line}: free space, or set NEXTCLICK_DATA_DIR to another folder") from error
-        raise CheckpointError(f"{line}: set NEXTCLICK_DATA_DIR to a folder that this user may write to") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"another worker uses {settings.data_dir}: stop it, or set NEXTCLICK_DATA_DIR to another folder"
-            ) from error
-        yield
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from stream.source import Record
 
 @dataclass(frozen=True)
 class ReceivedClick:
-    """A click with its record."""
+    """A click with its record. `owned`: whether this worker learns from it; else it is only counted."""
 
     click: Click
     record: Record
+    owned: bool = True
 
     @property
     def offset(self) -> str:
@@ -27,11 +28,14 @@ class ReceivedClick:
 
 @dataclass(frozen=True)
 class ForgetRequest:
-    """A request to forget a user, with its record."""
+    """A request to forget a user, with its record. `owned`: whether this worker erases the user's dead letters."""
 
     event: Forget
     record: Record
+    owned: bool = True
 
+
+COUNTED_MAX = 8  # clicks of a micro-batch, in times the most owned ones
 
 #: Clicks that are learned together, or a request that stands by itself.
 MicroBatch = list[ReceivedClick] | ForgetRequest
@@ -47,25 +51,28 @@ def micro_batches(
 
     Args:
         received: clicks and requests, in order.
-        size_max: most clicks of a micro-batch.
+        size_max: most owned clicks of a micro-batch; all of its clicks are at most `COUNTED_MAX` times as many.
         per_user_max: most clicks of one user in it, because a history has to hold more than one micro-batch.
         alone: whether a record must be a micro-batch of its own.
     """
     batch: list[ReceivedClick] = []
     of_user: Counter[str] = Counter()
+    owned = 0  # clicks of the batch
     ends = False  # with the click taken last
     for one in received:
         if isinstance(one, ForgetRequest):
             if batch:
                 yield batch
             yield one
-            batch, of_user, ends = [], Counter(), False
+            batch, of_user, owned, ends = [], Counter(), 0, False
             continue
         begins = alone(one.record)
-        if batch and (begins or ends or len(batch) == size_max or of_user[one.click.user_id] == per_user_max):
+        full = owned == size_max or len(batch) == COUNTED_MAX * size_max
+        if batch and (begins or ends or full or of_user[one.click.user_id] == per_user_max):
             yield batch
-            batch, of_user = [], Counter()
+            batch, of_user, owned = [], Counter(), 0
         batch.append(one)
+        owned += one.owned
         of_user[one.click.user_id] += 1
         ends = begins
     if batch:

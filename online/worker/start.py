@@ -125,7 +125,7 @@ def check_start(loop: "Loop", number: int | None, stream: Origin, *, from_beginn
 
 
 def _check_new(settings: Settings, committed: Mapping[Partition, int], *, from_beginning: bool) -> None:
-    if from_beginning or not committed:
+    if from_beginning or not committed or settings.workers == "many":
         progress = f", although group {settings.consumer_group} has read {_places(committed)}" if committed else ""
         log.info("no checkpoint in %s: starting with the earliest click%s", settings.checkpoints_dir, progress)
         return

@@ -20,7 +20,8 @@ from online.learner.learner import Learner
 from online.worker import main as worker_module
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.connections import open_lists, open_producer, open_reader
-from online.worker.main import only_worker, run_worker, scheduled
+from online.worker.folders import worker_folder
+from online.worker.main import run_worker, scheduled
 from online.worker.rollback_request import RollbackError, ask_rollback
 from online.worker.status import waiting_status
 from stream import kafka_errors
@@ -281,12 +282,12 @@ def test_the_scheduler_asks_once_at_a_time_however_late(new_harness, monkeypatch
 
 
 def test_a_second_worker_on_the_same_folder_says_so_in_one_line(settings):
-    with only_worker(settings), pytest.raises(CheckpointError) as error:
+    with worker_folder(settings), pytest.raises(CheckpointError) as error:
         run_worker(settings, threading.Event())
     assert str(error.value) == (
         f"another worker uses {settings.data_dir}: stop it, or set NEXTCLICK_DATA_DIR to another folder"
     )
-    with only_worker(settings):  # and it is free again afterwards
+    with worker_folder(settings):  # and it is free again afterwards
         pass
 
 
@@ -298,7 +299,7 @@ def test_a_folder_that_cannot_be_made_is_named_in_one_line(small, tmp_path):
 
 
 def test_an_error_while_working_is_not_taken_for_one_of_the_folder(settings):
-    with pytest.raises(PermissionError, match="something else"), only_worker(settings):
+    with pytest.raises(PermissionError, match="something else"), worker_folder(settings):
         raise PermissionError("something else")
 
 
