@@ -4,19 +4,20 @@ Partitions move in two rounds (KIP-429, cooperative rebalancing). In the first a
 and goes on owning the rest; its successor gets it in the second, which the group begins once the first owner has joined
 it. So between the two the owner has all the time to write its checkpoint and to commit, and nobody else is held up.
 
-kafka-python's cooperative assignor did what it should in some hundred rebalances against a real broker, with two
-corrections that are made here: a member that was thrown out claims what it owned before as still its own, and an
-assignment does not tell of which generation it is.
+kafka-python's cooperative assignor does what it should against a real broker, with corrections that are made here:
+there a member that was thrown out may claim what it owned before as still its own, and says of no generation.
 """
 
 import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 from kafka.structs import MemberState, OffsetAndMetadata
 
 from stream.broker import SESSION_TIMEOUT_S
@@ -24,7 +25,7 @@ from stream.kafka_consumer import ASK_S_MAX, AWAY, CONSUMER, open_consumer
 from stream.kafka_errors import log, source_error
 from stream.source import Partition, SourceError
 
-_JOIN_SLICE_MS = 5  # of each step, while the group rebalances: reading goes on in between
+_HEARTBEAT_S = 1.0  # by its answer a member learns that the group rebalances, so each round takes as long
 _PROBE_MS_MAX = 1_000
 _PROBE_EVERY_S = 5.0
 _COMMITTED_S_MAX = 1.0
@@ -39,28 +40,53 @@ class Change(NamedTuple):
 
 
 class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc]
-    """Kafka-python's, and each member says how many partitions it knows of: when that changes the group rebalances,
-    also where the member that assigns has been restarted under its name, and does not know that it is the one."""
+    """Kafka-python's for all partitions but the control topic's, which stays with its owner as long as that is there:
+    who leads changes no oftener than it must. Each member also says how many partitions it knows of; when that changes
+    the group rebalances, even if the member that assigns was restarted under its name and does not know that it is the
+    one."""
 
     version = 2  # of what a member says of itself: with the generation
 
-    def __init__(self) -> None:
+    def __init__(self, control: TopicPartition, before_join: Callable[[], None]) -> None:
         super().__init__()
+        self._control, self._before_join = control, before_join
         self.known = self.told = 0  # partitions of the topics, and as of the latest attempt to join
 
     def metadata(self, topics: Collection[str]) -> Any:
+        self._before_join()
         self.told = self.known
         said = super().metadata(topics)
         said.generation_id = self.generation
         said.user_data = b"%d" % self.told
         return said
 
+    def assign(self, cluster: Any, members: Sequence[Any]) -> Any:
+        owners = []
+        for member in members:
+            said = member.metadata
+            said.topics = [topic for topic in said.topics if topic != self._control.topic]
+            if any(one.topic == self._control.topic for one in said.owned_partitions or ()):
+                owners.append((said.generation_id, member.member_id))
+            said.owned_partitions = [one for one in said.owned_partitions or () if one.topic != self._control.topic]
+        assigned = {name: given.partitions() for name, given in super().assign(cluster, members).items()}
+        least = min((len(partitions), name) for name, partitions in assigned.items())
+        leader = (max(owners) if owners else least)[1]
+        assigned[leader].append(self._control)
+        return {name: _assignment(self.version, partitions) for name, partitions in assigned.items()}
+
     def forget(self) -> None:
         self.member_assignment, self.generation = None, self.DEFAULT_GENERATION_ID
 
 
+def _assignment(version: int, partitions: Sequence[TopicPartition]) -> Any:
+    by_topic: dict[str, list[int]] = {}
+    for topic, number in sorted(partitions):
+        by_topic.setdefault(topic, []).append(number)
+    return ConsumerProtocolAssignment(version, list(by_topic.items()), b"")
+
+
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
-    """Is called in kafka-python's thread, while the caller's waits in `Membership.step`."""
+    """Is called in kafka-python's thread, at the end of an attempt to join that `Membership.step` has begun."""
 
     def __init__(self, membership: "Membership") -> None:
         self._membership = membership
@@ -85,27 +111,34 @@ class Membership:
     def __init__(
         self,
         bootstrap_servers: str,
-        topics: Sequence[str],
+        topic: str,
+        control: Partition,
         group: str,
         *,
         instance_id: str | None = None,
         session_timeout_s: float = SESSION_TIMEOUT_S,
         client_options: Mapping[str, Any],
     ) -> None:
-        """`instance_id`: a name by which a worker that starts anew within the session timeout gets what it had."""
-        self._servers, self._topics, self._group, self._instance_id = (
-            bootstrap_servers,
-            list(topics),
-            group,
-            instance_id,
-        )
+        """Connects. Raises SourceError.
+
+        Args:
+            bootstrap_servers: host:port, separated by commas.
+            topic: whose partitions are shared out evenly.
+            control: partition that goes to one member and stays there.
+            group: to be joined.
+            instance_id: a name by which a worker that starts anew within the session timeout gets what it had.
+            session_timeout_s: after which a member without a sign of life is thrown out, in seconds.
+            client_options: kafka-python's own.
+        """
+        self._servers, self._group, self._instance_id = bootstrap_servers, group, instance_id
+        self._topics = [topic, control.topic]
         self._session_s = session_timeout_s
-        self._assignor = _Assignor()
+        self._assignor = _Assignor(TopicPartition(*control), self._before_join)
         own = {
             "group_id": group,
             "group_instance_id": instance_id,
             "session_timeout_ms": int(session_timeout_s * 1_000),
-            "heartbeat_interval_ms": int(session_timeout_s * 1_000 / 3.5),
+            "heartbeat_interval_ms": int(1_000 * min(_HEARTBEAT_S, session_timeout_s / 3.5)),
             "partition_assignment_strategy": [self._assignor],
         }
         self._consumer = open_consumer(bootstrap_servers, {**CONSUMER, **client_options, **own})
@@ -113,34 +146,55 @@ class Membership:
         self._held: set[Partition] = set()  # as of the last of `changes`
         self.changes: deque[Change] = deque()
         self._probe_at = 0.0
+        self._joining: Any = None  # kafka-python's future
+        self._closed = False
 
     def join(self) -> None:
         """Begins to join the group."""
         self._consumer.subscribe(topics=self._topics, listener=_Listener(self))
 
     def step(self) -> None:
-        """Takes part in a rebalance if there is one, for a few milliseconds. Raises SourceError where that is in vain.
+        """Begins to take part in a rebalance if there is one. Raises SourceError where the group refuses this member.
 
         An unavailable broker is not an error: what was owned stays so, as no other member can get it meanwhile.
         """
-        if any(change.kind != "gained" for change in self.changes):
+        if not self._joined() or any(change.kind != "gained" for change in self.changes):
             return
         coordinator = self._coordinator
         if coordinator.state is MemberState.STABLE and self._overdue():
             self._probe()
-        if coordinator._generation.is_lost() and self._held:
+        if self._held and coordinator._generation.is_lost():
             self._lose()
-            return
-        try:
-            if coordinator.rejoining or coordinator.need_rejoin() or self._assignor.told != self._assignor.known:
-                # kafka-python 3.0 may forget that it has begun to join when its time is up; this keeps it in mind.
-                coordinator.request_rejoin()
-                coordinator.ensure_active_group(timeout_ms=_JOIN_SLICE_MS)
-            else:
+        elif coordinator.rejoining or coordinator.need_rejoin() or self._assignor.told != self._assignor.known:
+            coordinator.request_rejoin()
+            # In kafka-python's thread, which waits for as long as the group takes. With a time limit it would forget,
+            # in 3.0, what the group answers between two attempts, and join again without end.
+            self._joining = coordinator._manager.call_soon(coordinator.ensure_active_group_async)
+        else:
+            with self._clear():
                 coordinator.poll_heartbeat()
-                coordinator._maybe_start_heartbeat_loop()
+            coordinator._maybe_start_heartbeat_loop()
+
+    def _joined(self) -> bool:
+        """Whether no attempt to join is under way."""
+        if self._joining is None:
+            return True
+        if not self._joining.is_done:
+            return False
+        joining, self._joining = self._joining, None
+        if joining.failed():
+            with self._clear():
+                raise joining.exception
+        return True
+
+    @contextmanager
+    def _clear(self) -> Iterator[None]:
+        """Errors in one line; one that passes is only noted."""
+        try:
+            yield
         except kafka_errors.KafkaError as error:
             if not error.retriable and not isinstance(error, AWAY):
+                self._lose()
                 raise self._refusal(error) from error
             log.debug("Kafka at %s: %s", self._servers, error)
 
@@ -176,11 +230,21 @@ class Membership:
 
     def close(self) -> None:
         """Leaves the group at once, unless it has a name there: then its place is kept for the session timeout."""
+        self._closed = True
         self._held.clear()
         self._consumer.close(autocommit=False, timeout_ms=int(ASK_S_MAX * 1_000))
 
     def _lose(self) -> None:
-        self.note("lost", {TopicPartition(*partition) for partition in self._held})
+        self.note("lost", {TopicPartition(*partition) for partition in set(self._held)})
+        self._consumer._subscription.assign_from_subscribed([])
+
+    def _before_join(self) -> None:
+        """kafka-python 3.0 does not say that all is lost where it is thrown out in the midst of a rebalance, and would
+        join again as the owner of what others own by then."""
+        if self._closed:
+            raise kafka_errors.IllegalStateError("closed: does not join again")
+        if self._held and self._coordinator._generation.is_lost():
+            self._lose()
 
     def _overdue(self) -> bool:
         """Whether the group may have taken this member for dead: the process stood still, or its name was taken."""

@@ -56,7 +56,8 @@ class SharedKafkaSource(TopicReading):
         try:
             self._membership = Membership(
                 bootstrap_servers,
-                [topic, control_topic],
+                topic,
+                self._control,
                 group,
                 instance_id=instance_id,
                 session_timeout_s=session_timeout_s,
@@ -125,8 +126,10 @@ class SharedKafkaSource(TopicReading):
         if not self._positions:
             return  # the topic does not exist yet
         self._membership.partitions_known(len(self._positions))
-        self._membership.step()
-        self._act_on_changes()
+        try:
+            self._membership.step()
+        finally:  # where it was refused, too
+            self._act_on_changes()
         if self._gaining:
             self._gain()
 

@@ -43,10 +43,9 @@ while True:
     read += len(records)
     now = source.owned(), source.leadership()
     if now != before:
-        generation = source._membership._coordinator._generation.generation_id
-        say("owns", partitions=numbers(now[0]), epoch=now[1], generation=generation)
+        say("owns", partitions=numbers(now[0]), epoch=now[1])
         before = now
     if records or time.monotonic() > told + 0.5:
         told = time.monotonic()
-        say("read", count=read)
+        say("read", count=read, generation=source._membership._coordinator._generation.generation_id)
         source.commit({at: offset for at, offset in source.positions().items() if at in source.owned()})

@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from kafka import TopicPartition
 
 import stream
 from stream.kafka_shared import SharedKafkaSource
@@ -24,7 +25,7 @@ WORKER = Path(__file__).with_name("sharing_worker.py")
 class Worker:
     """A process that shares, and what it has said."""
 
-    def __init__(self, group, name="-"):
+    def __init__(self, group, name, session_s):
         self.group, self.name = group, name
         command = [
             sys.executable,
@@ -34,7 +35,7 @@ class Worker:
             group.control,
             group.id,
             name,
-            str(SESSION_S),
+            str(session_s),
         ]
         root = Path(stream.__file__).parent.parent
         self.process = subprocess.Popen(
@@ -63,6 +64,10 @@ class Worker:
     def read(self):
         return self.all("read")[-1]["count"] if self.all("read") else 0
 
+    @property
+    def generation(self):
+        return self.all("read")[-1]["generation"]
+
     def signal(self, number):
         self.process.send_signal(number)
 
@@ -80,8 +85,8 @@ class Group:
         self.producer = harness.producer()
         self.workers = []
 
-    def worker(self, name="-"):
-        self.workers.append(Worker(self, name))
+    def worker(self, name="-", session_s=SESSION_S):
+        self.workers.append(Worker(self, name, session_s))
         return self.workers[-1]
 
     def send(self, count, partitions):
@@ -98,7 +103,7 @@ class Group:
     def settled(self, workers, partitions):
         """Whether these own all partitions, none twice, as evenly as they can, and one of them leads."""
         owned = [worker.owned for worker in workers]
-        sizes = [len(some) + (worker.epoch is not None) for some, worker in zip(owned, workers, strict=True)]
+        sizes = [len(some) for some in owned]
         one_leads = sum(worker.epoch is not None for worker in workers) == 1
         return (
             sorted(at for some in owned for at in some) == list(range(partitions))
@@ -194,19 +199,22 @@ def test_a_partition_that_is_added_is_read_by_all_and_owned_by_one(group):
 
 def test_a_named_worker_that_is_back_soon_gets_what_it_had_without_a_rebalance(group):
     four = group(4)
-    workers = [four.worker(name) for name in ("one", "two", "three")]
+    workers = [four.worker(name, 30.0) for name in ("one", "two", "three")]
     four.until(lambda: four.settled(workers, 4))
-    owned, generation = [worker.owned for worker in workers], workers[0].all("owns")[-1]["generation"]
+    time.sleep(2)  # a rebalance that changes nothing may be under way
+    four.until(lambda: four.settled(workers, 4))
+    owned, generation = [worker.owned for worker in workers], max(worker.generation for worker in workers)
     said = [len(worker.all("owns")) for worker in workers]
     for place in range(3):
         workers[place].kill()
-        workers[place] = four.worker(workers[place].name)
+        workers[place] = four.worker(workers[place].name, 30.0)
         four.until(lambda: four.settled(workers, 4))
+        time.sleep(1)
         assert [worker.owned for worker in workers] == owned
-        assert workers[place].all("owns")[-1]["generation"] == generation
         said[place] = len(workers[place].all("owns"))
         assert [len(worker.all("owns")) for worker in workers] == said  # no other noticed
-    assert not any(worker.all("revoked") or worker.all("lost") for worker in workers)
+        assert [worker.generation for worker in workers] == [generation] * 3
+    assert not any(worker.all("lost") for worker in workers)
 
 
 def test_a_worker_whose_name_is_taken_stops_with_the_reason(group):
@@ -265,36 +273,104 @@ def test_all_goes_on_after_the_broker_was_away(group, kafka_broker):
     assert second.process.poll() is None
 
 
-def test_what_a_zombie_commits_does_not_count(kafka_harness, caplog):
-    """In this process: the group throws a member out that sends no heartbeat, and gives its partition away."""
+@pytest.fixture
+def alone(kafka_harness):
+    """Members of a group in this process, each with what it was told, and a way to poll one until something holds."""
     topic, control, name = kafka_harness.topic(1), kafka_harness.topic(1), uuid.uuid4().hex
     kafka_harness.fill(kafka_harness.producer(), topic, range(9))
 
-    def member():
-        source = SharedKafkaSource(kafka_harness.where, topic, control, name, session_timeout_s=SESSION_S)
+    def member(session_s=SESSION_S):
+        source = SharedKafkaSource(kafka_harness.where, topic, control, name, session_timeout_s=session_s)
         kafka_harness.opened.append(source)
-        lost = []
-        source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None, on_gained=lambda _: None, on_lost=lost.extend)
-        return source, lost
+        told = []
+        source.start(
+            on_assigned=lambda _: {},
+            on_revoked=lambda some: told.append(("revoked", list(some))),
+            on_gained=lambda some: told.append(("gained", list(some))),
+            on_lost=lambda some: told.append(("lost", list(some))),
+        )
+        return source, told
 
-    def until(source, holds):
-        deadline = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < deadline
-            source.poll(max_records=10, timeout_s=0.05)
+    return Partition(topic, 0), member
 
-    zombie, lost = member()
-    until(zombie, lambda: zombie.owned() and zombie.leadership() is not None)
+
+def poll_until(source, holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        source.poll(max_records=10, timeout_s=0.05)
+
+
+def leads(source):
+    return source.owned() and source.leadership() is not None
+
+
+def test_what_a_zombie_commits_does_not_count(alone, caplog):
+    partition, member = alone
+    zombie, told = member()
+    poll_until(zombie, lambda: leads(zombie))
     epoch = zombie.leadership()
     zombie._membership._coordinator._heartbeat_enabled = False  # as in a process that stands still
     heir, _ = member()
-    until(heir, lambda: heir.owned() and heir.leadership() is not None)
-    heir.commit({Partition(topic, 0): 7})
-    zombie.commit({Partition(topic, 0): 3})
-    assert heir.committed() == {Partition(topic, 0): 7}
+    poll_until(heir, lambda: leads(heir))
+    heir.commit({partition: 7})
+    zombie.commit({partition: 3})
+    assert heir.committed() == {partition: 7}
     assert "positions are not committed" in caplog.text
     assert heir.leadership() > epoch
     zombie.poll(max_records=10, timeout_s=0)
-    assert lost == [Partition(topic, 0)]
+    assert told == [("gained", [partition]), ("lost", [partition])]
     assert zombie.owned() == frozenset()
     assert zombie.leadership() is None
+
+
+@pytest.mark.parametrize("rejoining", [False, True])
+def test_a_member_that_is_thrown_out_is_told_so_also_in_the_midst_of_a_rebalance(alone, rejoining):
+    partition, member = alone
+    source, told = member()
+    poll_until(source, lambda: leads(source))
+    epoch = source.leadership()
+    coordinator = source._membership._coordinator
+    coordinator.rejoining = rejoining
+    coordinator.reset_generation()
+    source._membership.step()
+    source._act_on_changes()
+    assert told == [("gained", [partition]), ("lost", [partition])]
+    assert source.leadership() is None
+    poll_until(source, lambda: leads(source))
+    assert told[2:] == [("gained", [partition])]
+    assert source.leadership() > epoch
+
+
+def test_as_long_as_what_is_revoked_is_not_dealt_with_nobody_else_gets_it(alone):
+    _, member = alone
+    source, _ = member()
+    poll_until(source, lambda: leads(source))
+    source._membership.note("revoked", {TopicPartition("another", 0)})
+    assert not source._membership.changes  # not held
+    partition = next(iter(source.owned()))
+    source._membership.note("revoked", {TopicPartition(*partition)})
+    source._membership._coordinator.request_rejoin()
+    source._membership.step()
+    assert source._membership._coordinator.rejoin_needed
+    assert source.owned() == {partition}
+    source._act_on_changes()
+    assert source.owned() == frozenset()
+
+
+def test_a_worker_that_is_closed_leaves_at_once(alone):
+    partition, member = alone
+    first, _ = member(30.0)
+    poll_until(first, lambda: leads(first))
+    first.commit({partition: 4})
+    second, told = member(30.0)
+    poll_until(second, second.positions)
+    first.close()
+    began = time.monotonic()
+    poll_until(second, lambda: leads(second))
+    assert time.monotonic() - began < 25
+    print(f"without an owner for {time.monotonic() - began:.2f} s")
+    assert told == [("gained", [partition])]
+    assert second.committed() == {partition: 4}
+    first.close()
+    assert first.owned() == frozenset()

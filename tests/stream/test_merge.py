@@ -406,3 +406,53 @@ def test_a_shuffled_archive_comes_out_as_it_was_written():
     seen = [event_time(one) for one in Application(broker).poll_all(512)]
     assert sum(later < earlier for earlier, later in itertools.pairwise(seen)) == 0
     assert seen == stamps
+
+
+class SharedSource(Source):
+    """A source whose partitions are all read, whoever owns them."""
+
+    def start(self, *, on_gained, on_lost, **callbacks) -> None:
+        self.mine = {at(0)}
+        super().start(**callbacks)
+        self.on_gained, self.on_lost = on_gained, on_lost
+
+    def revoke(self, partitions: Sequence[Partition]) -> None:
+        self.on_revoked(partitions)
+        self.mine -= set(partitions)
+
+    def gain(self, partitions: Sequence[Partition]) -> None:
+        self.mine |= set(partitions)
+        self.on_gained(dict.fromkeys(partitions, 7))
+
+    def owned(self) -> frozenset[Partition]:
+        return frozenset(self.mine)
+
+    def leadership(self) -> int | None:
+        return 5
+
+
+def test_of_a_shared_source_what_is_revoked_is_still_read():
+    broker = Broker([[1, 4, 7], [2, 5, 8], [3, 6, 9]])
+    inner, told = SharedSource(broker), []
+    merged = MergedSource(inner, event_time, wait_s=WAIT_S, monotonic=lambda: broker.now)
+    merged.start(
+        on_assigned=lambda _: {},
+        on_revoked=lambda some: told.append(("revoked", some, merged.owned(), merged.positions())),
+        on_gained=lambda some: told.append(("gained", some)),
+        on_lost=lambda some: told.append(("lost", some)),
+    )
+    records = merged.poll(max_records=2, timeout_s=0.05)
+    inner.group += [
+        lambda: inner.revoke([at(0)]),
+        lambda: inner.gain([at(1)]),
+        lambda: inner.on_lost([at(1)]),
+    ]
+    while len(records) < 9:
+        records += merged.poll(max_records=2, timeout_s=0.05)
+    assert [event_time(one) for one in records] == list(range(1, 10))
+    assert told == [
+        ("revoked", [at(0)], {at(0)}, {at(0): 1, at(1): 1, at(2): 0}),
+        ("gained", {at(1): 7}),
+        ("lost", [at(1)]),
+    ]
+    assert (merged.owned(), merged.leadership()) == ({at(1)}, 5)

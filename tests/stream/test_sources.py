@@ -82,6 +82,15 @@ def test_positions_are_the_next_offsets_to_read_and_ends_the_next_to_be_written(
     assert source.positions() == source.ends() == {partition: 11}
 
 
+def test_a_lone_worker_owns_what_it_reads_and_leads_itself(harness):
+    topic = harness.topic(2)
+    source = harness.source(topic)
+    assert source.owned() <= {Partition(topic, 0), Partition(topic, 1)}
+    harness.settle(source, 2)
+    assert source.owned() == {Partition(topic, 0), Partition(topic, 1)}
+    assert source.leadership() is not None
+
+
 def test_records_that_come_later_are_read(harness):
     topic, producer = harness.topic(), harness.producer()
     source = harness.source(topic)

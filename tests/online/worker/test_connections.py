@@ -116,3 +116,16 @@ def test_a_redis_that_refuses_the_password_says_so(tmp_path):
         open_lists(settings)
     server.close()
     assert "hunter2" not in one_line(error)
+
+
+def test_many_workers_need_kafka(embedded):
+    many = embedded.model_copy(update={"workers": "many"})
+    prepare_topics(many)
+    with pytest.raises(SourceError, match="many workers need Kafka, set NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS"):
+        open_source(many, ["clicks"], "group")
+
+
+def test_a_static_member_needs_a_name(embedded):
+    many = embedded.model_copy(update={"workers": "many", "static_membership": True})
+    with pytest.raises(SourceError, match="NEXTCLICK_WORKER_NAME"):
+        open_source(many, ["clicks"], "group")
