@@ -454,3 +454,26 @@ def test_more_lists_than_one_pipeline_are_fenced_one_by_one(fenced, client):
     done = fenced.write({f"u{n}": at("0:4") for n in range(2_500)})
     assert done.rejected == {f"u{n}" for n in range(0, 2_500, 5)}
     assert fenced.rejected == 500
+
+
+def test_what_one_worker_sends_is_set_and_del_in_one_pipeline_and_no_script(monkeypatch):
+    sent = []
+
+    def execute(self):
+        sent.append([args for args, _ in self.command_stack])
+        return [None] * len(self.command_stack)
+
+    monkeypatch.setattr(redis.client.Pipeline, "execute", execute)
+    lists = Lists(redis.Redis(), ttl_s=60)
+    nothing = LIST.model_copy(update={"items": [], "scores": []})
+    lists.write({"u1": LIST, "u2": LIST, "u3": nothing}, POPULAR, mark=Watermark("w", 4), replacing=["u2"])
+    value = LIST.model_dump_json()
+    assert sent == [
+        [
+            ("SET", "nextclick:top:u1", value, "EX", 60),
+            ("SET", "nextclick:top:u2", value, "XX", "EX", 60),
+            ("DEL", "nextclick:top:u3"),
+            ("SET", "nextclick:popular", POPULAR.model_dump_json(), "EX", 60),
+            ("SET", "nextclick:mark:w", 4, "GET", "EX", 60),
+        ]
+    ]
