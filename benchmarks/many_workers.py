@@ -23,8 +23,8 @@ from online.evaluation.backtest_events import read_clicks
 from online.learner.facts.warm import warm_if_cold
 from online.learner.learner import Learner
 from online.metrics import hit_and_ndcg_at
-from online.rounds.encoding import decode, encode_base, encode_change
 from online.rounds.change import Change
+from online.rounds.encoding import decode, encode_base, encode_change
 from online.rounds.merger import Merger
 from online.rounds.replica import Replica
 from stream.event_files import EventFile

@@ -46,6 +46,7 @@ CONSUMER = {
     "heartbeat_interval_ms": 3_000,
     "max_poll_interval_ms": 300_000,
 }
+_WAIT_S = 0.02
 
 
 class KafkaReading(ABC):
@@ -75,6 +76,10 @@ class KafkaReading(ABC):
     def _after_fetch(self) -> None:  # noqa: B027 - most have nothing to do then
         """The same, after records were fetched: those of partitions that leave here are not handed out."""
 
+    def _may_fetch(self) -> bool:
+        """Returns whether records may be handed out yet."""
+        return True
+
     def _undecided(self) -> set[Partition]:
         """Returns partitions whose assignment is not settled yet; pausing leaves them alone."""
         return set()
@@ -97,6 +102,9 @@ class KafkaReading(ABC):
         fetched: dict[TopicPartition, list[Any]] = {}
         try:
             self._before_fetch()
+            if not self._may_fetch():
+                time.sleep(min(timeout_s, _WAIT_S))
+                return []
             self._unpark()
             fetched = self._consumer.poll(timeout_ms=int(timeout_s * 1_000), max_records=max_records)
             self._after_fetch()

@@ -198,6 +198,12 @@ class Membership:
                 raise self._refusal(error) from error
             log.debug("Kafka at %s: %s", self._servers, error)
 
+    @property
+    def is_member(self) -> bool:
+        """Whether the group has assigned partitions to this member, or none, and `changes` holds no more of it."""
+        joined = self._joining is None and self._coordinator.state is MemberState.STABLE
+        return joined and not self.changes and self._coordinator._generation.generation_id >= 0
+
     def partitions_known(self, count: int) -> None:
         """Tells how many partitions there are. Where that is new to the group it assigns them at once."""
         self._assignor.known = count

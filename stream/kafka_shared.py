@@ -72,6 +72,7 @@ class SharedKafkaSource(TopicReading):
         self._owned: frozenset[Partition] = frozenset()
         self._gaining: set[Partition] = set()  # ours as the group sees it, but what is committed is not known yet
         self._ask_at = 0.0
+        self._settled = False  # whether the group has said what this worker owns
         self._epoch: int | None = None
 
     def start(
@@ -132,6 +133,11 @@ class SharedKafkaSource(TopicReading):
             self._act_on_changes()
         if self._gaining:
             self._gain()
+
+    def _may_fetch(self) -> bool:
+        """Not before the group has said for the first time what this worker owns: it would only count what it reads."""
+        self._settled = self._settled or (self._membership.is_member and not self._gaining)
+        return self._settled
 
     def _act_on_changes(self) -> None:
         changes = self._membership.changes

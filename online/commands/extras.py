@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-WORKER = ("apscheduler", "numba", "numpy", "pyroaring", "river", "safetensors", "torch")
+WORKER = ("apscheduler", "fsspec", "numba", "numpy", "pyroaring", "river", "safetensors", "torch")
 
 #: What an extra of pyproject.toml brings, by the names that are imported.
 EXTRAS = {

@@ -360,9 +360,7 @@ class Supervisor:
         stamp: dict[str, Any] = {"at_ms": self._now_ms(), "learned": self.totals.learned, "figures": proposal.figures}
         if back is None:
             version = self.versions.publish(proposal.why, **stamp, parent=proposal.parent)
-            self._emit(
-                "published", f"version {version.number}, {proposal.why}: {proposal.compared}", proposal.figures
-            )
+            self._emit("published", f"version {version.number}, {proposal.why}: {proposal.compared}", proposal.figures)
         else:
             version = self.versions.roll_back(back, proposal.why, **stamp, at_hand=True)
             text = f"version {number} gives way to version {back}, which is version {version.number} now"

@@ -148,4 +148,3 @@ def open_lists(settings: Settings, *, there: bool = True, worker: str | None = N
             "start `nextclick worker` or `nextclick demo`, or set NEXTCLICK_REDIS_URL"
         ) from error
     return lists
-

@@ -41,7 +41,9 @@ def worker_folder(settings: Settings) -> Iterator[Settings]:
                 f"another worker is named {settings.worker_name}, and uses {settings.data_dir / settings.worker_name}: "
                 "stop it, or set NEXTCLICK_WORKER_NAME to another name"
             )
-        raise CheckpointError(f"{FOLDERS_MAX} workers use {settings.data_dir}: set NEXTCLICK_DATA_DIR to another folder")
+        raise CheckpointError(
+            f"{FOLDERS_MAX} workers use {settings.data_dir}: set NEXTCLICK_DATA_DIR to another folder"
+        )
 
 
 def _folders(settings: Settings) -> Iterator[Path]:

@@ -184,6 +184,14 @@ class Group:
         read = len(self.source.positions())
         return min(COUNTED_MAX, -(-read // max(1, len(self.owned))))
 
+    def lost(self, partitions: Sequence[Partition]) -> None:
+        """Lets partitions go that another worker may have owned for a while. Nothing of them is committed."""
+        log.warning(
+            "the group has taken this worker for dead, and %d partitions are another worker's: what was learned of "
+            "them since the last round may be dropped",
+            len(partitions),
+        )
+
     def revoking(self) -> None:
         """Publishes what was learned, because another worker's offsets are going to follow."""
         self._publish_change()
@@ -319,9 +327,10 @@ class Group:
         if now - self._merged_at < MERGE_SHARE * self.settings.round_s:
             return
         self._merged_at = now
-        held = None
+        held: set[str] | None = None
         if self.rounds % HELD_EVERY == HELD_EVERY - 1:
-            held = set(self.learner.vocabulary.items_of(range(self.learner.vocabulary.rows))) - {None}
+            items = self.learner.vocabulary.items_of(range(self.learner.vocabulary.rows))
+            held = {item for item in items if item is not None}
         record = self.merger.next_base(self.leader_epoch, held)
         if record is not None:
             self._reached("share_base")
@@ -344,15 +353,14 @@ class Group:
         self._waiting_news.append({"kind": "version", "identity": record.position.identity} | proposal.as_dict())
 
     def _take_news(self, news: Mapping[str, Any]) -> None:
-        kind = news.get("kind")
+        kind, changes = news.get("kind"), self.supervisor.changes
         try:
             if kind == "version" and news["identity"] in self._announced:
                 self._announced.discard(news["identity"])
                 self.supervisor.adopt(Proposal.from_dict(news))
-            elif kind == "reaction" and news["worker"] != self.replica.worker:
-                if self.supervisor.changes is not None:
-                    self.supervisor.changes.reaction.begin()
-                    self._reactions = self.supervisor.changes.reaction.reactions
+            elif kind == "reaction" and news["worker"] != self.replica.worker and changes is not None:
+                changes.reaction.begin()
+                self._reactions = changes.reaction.reactions
         except (KeyError, TypeError, ValueError) as error:
             log.warning("a decision of the leader cannot be read: %r is missing or wrong", error)
 

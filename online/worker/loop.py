@@ -249,9 +249,13 @@ class Loop:
         So a worker that takes partitions over from another worker of its group learns all their retained records.
         """
         self.writer.start()
-        gained = None if self.group is None else self.group.gained
+        group = self.group
         self.source.start(
-            on_assigned=self._assigned, on_revoked=self._revoked, on_gone=self._out_of_range, on_gained=gained
+            on_assigned=self._assigned,
+            on_revoked=self._revoked,
+            on_gone=self._out_of_range,
+            on_gained=None if group is None else group.gained,
+            on_lost=None if group is None else group.lost,
         )
 
     def turn(self) -> int:
@@ -350,11 +354,9 @@ class Loop:
         clicks = self._announced if self._announced is not None else [one.click for one in batch]
         self._announced = [one.click for one in following] if isinstance(following, list) else None
         announced = None
-        if isinstance(following, list):
+        if self._announced is not None:
             announced = partial(UpcomingBatch, self._announced, None, _owned(following))
-        result = self.learner.learn(
-            clicks, train=not self.overload.shedding, owned=_owned(batch), following=announced
-        )
+        result = self.learner.learn(clicks, train=not self.overload.shedding, owned=_owned(batch), following=announced)
         self.progress.learned += len(batch)
         self.progress.untrained += 0 if result.trained else int(result.trainable.sum())
         return result
@@ -445,7 +447,7 @@ class Loop:
         self.notices.emit("messages_lost", f"{gone}; going on from {gone.earliest}", figures)
 
 
-def _owned(batch: Sequence[ReceivedClick]) -> NDArray[np.bool_] | None:
+def _owned(batch: Sequence[ReceivedClick] | ForgetRequest | None) -> NDArray[np.bool_] | None:
     """Returns which clicks of a micro-batch the weights learn from; None: all."""
-    owned = [one.owned for one in batch]
+    owned = [one.owned for one in batch] if isinstance(batch, Sequence) else []
     return None if all(owned) else np.array(owned, np.bool_)

@@ -190,9 +190,7 @@ def _lives(
     return True
 
 
-def _membership(
-    settings: Settings, opened: Callable[[Callable[[], Any]], Any], producer: Producer
-) -> Membership:
+def _membership(settings: Settings, opened: Callable[[Callable[[], Any]], Any], producer: Producer) -> Membership:
     """Returns what a worker of a group has of its own; an empty folder gets another worker's latest checkpoint."""
     checkpoints = Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept)
     if not checkpoints.numbers():

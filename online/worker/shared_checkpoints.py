@@ -15,9 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.core import url_to_fs
-
 from online.worker.checkpoint import MANIFEST
 
 KEPT = 1  # copies in the shared folder, while no other is being written
@@ -105,7 +102,7 @@ def fetch(url: str | None, siblings: Path, checkpoints: Path) -> str | None:
                 continue
             writing = checkpoints / "writing-copy"
             try:
-                files, path = url_to_fs(source)
+                files, path = _opened(source)
                 shutil.rmtree(writing, ignore_errors=True)
                 writing.mkdir(parents=True)
                 for file in files.ls(path, detail=False):
@@ -119,7 +116,9 @@ def fetch(url: str | None, siblings: Path, checkpoints: Path) -> str | None:
     return None
 
 
-def _opened(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+def _opened(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs  # noqa: PLC0415 - slow to import, and most workers need it once or never
+
     files, root = url_to_fs(url)
     return files, str(root).rstrip("/")
 

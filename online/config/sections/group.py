@@ -15,11 +15,11 @@ class GroupSettings(BaseSettings):
         "Lower values bring workers' weights closer together and cost bandwidth.",
     )
     round_clicks: Positive = setting(5_000, "Clicks trained after which it does so earlier.")
-    round_gain: float = fixed(0.0, "How much each worker's change counts in a round: 0 averages, 1 adds up.", ge=0, le=1)
+    round_gain: float = fixed(0.5, "How much changes count in a round: from 0, an average, to 1, a sum.", ge=0, le=1)
     shared_checkpoints: str | None = Field(
         None,
-        description="Folder or object store that new workers of a group copy a checkpoint from, as a path or a URL such "
-        "as s3://bucket/folder. Unset: only the folders of other workers in the same NEXTCLICK_DATA_DIR.",
+        description="Folder or object store that new workers of a group copy a checkpoint from, as a path or a URL, "
+        "such as s3://bucket/folder. Unset: only the folders of other workers in the same NEXTCLICK_DATA_DIR.",
         json_schema_extra={"advice": "Set it where workers run on several machines."},
     )
     shared_checkpoint_interval_s: Rate = setting(

@@ -86,7 +86,9 @@ class SharedListSource(ListSource):
         self._epoch: int | None = None
         self._led_since = 0
 
-    def start(self, *, on_assigned: Any, on_revoked: Any, on_gone: Any = None, on_gained: Any = None, on_lost: Any = None) -> None:
+    def start(
+        self, *, on_assigned: Any, on_revoked: Any, on_gone: Any = None, on_gained: Any = None, on_lost: Any = None
+    ) -> None:  # noqa: ARG002
         self._on_gained = on_gained
         for partition in self.coordinator.partitions:
             self.broker.topics[partition]  # it is there, though nothing may have been written to it
@@ -173,7 +175,9 @@ class GroupHarness:
 
     def publish(self, values: Sequence[Any]) -> None:
         for at, value in enumerate(values):
-            partition = sum(value.user_id.encode()) % self.partitions if isinstance(value, Click) else at % self.partitions
+            partition = (
+                sum(value.user_id.encode()) % self.partitions if isinstance(value, Click) else at % self.partitions
+            )
             self.broker.append(CLICKS, encode(value) if isinstance(value, Click) else value, partition=partition)
 
     def begin(self, name: str, reached: StepHook = no_hook, **overrides: Any) -> Loop:
