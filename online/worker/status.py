@@ -90,6 +90,8 @@ class StatusReport:
             "lost": progress.lost,
             "lists_behind": loop.writer.behind,
             "refreshes": progress.refreshes,
+            "lists_fenced": loop.writer.link.rejected,
+            "group": None if loop.group is None else loop.group.describe(),
             "flagged": dict(learner.abuse_filter.total),
             "abuse_share": round(learner.abuse_filter.net.share, 4),
             "abuse_share_exceeded": learner.abuse_filter.net.open,

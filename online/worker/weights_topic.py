@@ -71,7 +71,7 @@ class WeightsTopic:
     def read(self) -> Iterator[Message]:
         """Yields the messages that have arrived. Raises SourceError if the topic cannot be read."""
         for record in () if self._tail is None else self._tail.poll():
-            message = self._message(record)
+            message = self.message(record)
             if message is not None:
                 yield message
 
@@ -88,7 +88,8 @@ class WeightsTopic:
         """Why it cannot be read, in one line; None: it can, as far as is known."""
         return None if self._tail is None else self._tail.trouble()
 
-    def _message(self, record: Record) -> Message | None:
+    def message(self, record: Record) -> Message | None:
+        """Returns the message that a record completes; None if it completes none."""
         value = record.value or b""
         if record.key == ASK:
             return Message(asks=True)
