@@ -38,7 +38,7 @@ class FinetuningSettings(BaseSettings):
     finetune_processes: Annotated[int, Field(ge=0, le=1_024)] = setting(
         0,
         "Processes outside the worker, on the same machine, in which fine-tuning runs. 0: it runs in the worker.",
-        "Set it where fine-tuning takes too long: to the number of GPUs, or of spare cores.",
+        "1 takes the work away from the worker. More are for GPUs, and for networks much larger than the default.",
     )
     finetune_command: str | None = setting(
         None,
