@@ -35,7 +35,6 @@ from online.worker.connections import open_lists, open_producer, open_reader, pr
 from online.worker.weights_topic import WEIGHTS, Message, WeightsTopic
 from stream.events import encode
 from stream.lists import ListsError
-from stream.source import Partition
 
 FRESH_S = 1.0  # a list that follows its user's click within so long is fresh
 WAIT_S_MAX = 120.0
@@ -90,8 +89,8 @@ class Group:
                 if (wait := began + self.sent / self.rate - time.monotonic()) > 0:
                     producer.flush()
                     self._stop.wait(wait)
-                click = click.model_copy(update={"timestamp": time.time()})
-                producer.send(self.settings.clicks_topic, key=click.user_id.encode(), value=encode(click))
+                now = click.model_copy(update={"timestamp": time.time()})
+                producer.send(self.settings.clicks_topic, key=click.user_id.encode(), value=encode(now))
                 self.latest[click.user_id] = time.time(), click.item_id
                 self.sent += 1
             producer.flush()
@@ -200,7 +199,8 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     names = [f"w{number}" for number in range(1, options.workers + 1)]
     for name in names:
         group.begin(name)
-    print(f"{options.workers} workers own their share after {group.wait(group.balanced, 'ownership'):.1f} s", flush=True)
+    owned_s = group.wait(group.balanced, "ownership")
+    print(f"{options.workers} workers own their share after {owned_s:.1f} s", flush=True)
     group.start()
     time.sleep(20)
     watch = Watch(group)
@@ -215,7 +215,8 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
           f"{refreshed(group):.1f} s more; about {saved} clicks came meanwhile", flush=True)  # fmt: skip
     group.begin("added")
     joined = group.wait(group.balanced, "ownership")
-    print(f"one more: owns its share after {joined:.1f} s, lists are fresh after {refreshed(group):.1f} s more", flush=True)
+    fresh_s = refreshed(group)
+    print(f"one more: owns its share after {joined:.1f} s, lists are fresh after {fresh_s:.1f} s more", flush=True)
     dice = random.Random(options.seed)
     for kill in range(options.kills):
         time.sleep(dice.uniform(0.5, 8.0))
@@ -233,12 +234,12 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     watch.stop()
     for name, status in sorted(group.statuses().items()):
         shared = status["group"]
-        print(f"{name}: counted {status['learned']:,} of {group.sent:,} clicks, owns {shared['owned']}, base {shared['base']}, "
-              f"{shared['changes']}, rejected lists {status.get('lists_fenced')}")  # fmt: skip
+        print(f"{name}: counted {status['learned']:,} of {group.sent:,} clicks, owns {shared['owned']}, "
+              f"base {shared['base']}, {shared['changes']}, lists rejected {status.get('lists_fenced')}")  # fmt: skip
     bases, clicks, twice = merged_twice(group)
     counts = {status["learned"] for status in group.statuses().values()}
-    print(f"{group.sent:,} clicks, {options.kills} kills: {bases} bases, {clicks:,} clicks merged, {twice} offsets merged "
-          f"twice; {watch.read:,} lists read, {watch.back} went back in time; counted: {counts}")  # fmt: skip
+    print(f"{group.sent:,} clicks, {options.kills} kills: {bases} bases, {clicks:,} clicks merged, {twice} offsets "
+          f"merged twice; {watch.read:,} lists read, {watch.back} went back in time; counted: {counts}")  # fmt: skip
     for worker in group.workers.values():
         worker.end(15)
     return counts == {group.sent} and not twice and not watch.back

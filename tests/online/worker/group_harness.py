@@ -86,13 +86,11 @@ class SharedListSource(ListSource):
         self._epoch: int | None = None
         self._led_since = 0
 
-    def start(
-        self, *, on_assigned: Any, on_revoked: Any, on_gone: Any = None, on_gained: Any = None, on_lost: Any = None
-    ) -> None:  # noqa: ARG002
+    def start(self, *, on_gained: Any = None, on_lost: Any = None, **callbacks: Any) -> None:  # noqa: ARG002
         self._on_gained = on_gained
         for partition in self.coordinator.partitions:
             self.broker.topics[partition]  # it is there, though nothing may have been written to it
-        super().start(on_assigned=on_assigned, on_revoked=on_revoked, on_gone=on_gone)
+        super().start(**callbacks)
 
     def poll(self, *, max_records: int, timeout_s: float) -> list[Record]:
         now = self.coordinator.owned(self.member)
