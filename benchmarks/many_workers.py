@@ -88,13 +88,14 @@ def run(clicks: Sequence[Click], settings: Settings, workers: int, round_clicks:
     found = Run()
     group = [Worker(settings, number, gain) for number in range(workers)]
     owners = np.array([owner_of(click.user_id, workers) for click in clicks])
+    owners[: settings.group_warm_up_clicks] = 0  # all of them learn from these, and the leader's weights count
     size, since = settings.micro_batch_max * workers, 0
     for start in range(0, len(clicks), size):
         batch = clicks[start : start + size]
         for number, worker in enumerate(group):
             found.ranks.append(worker.learn(batch, owners[start : start + size] == number, start, number))
         since += len(batch)
-        if workers > 1 and since >= round_clicks * workers:
+        if workers > 1 and (since >= round_clicks * workers or start < settings.group_warm_up_clicks):
             since = 0
             share(group, found)
     found.seconds = [worker.seconds + worker.shared_seconds for worker in group]
@@ -148,7 +149,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warm_if_cold(print)
-    settings = load_settings(device="cpu", round_gain=options.gain)
+    settings = load_settings(device="cpu")
     clicks = read_clicks(EventFile(options.file), settings, options.limit).clicks
     alone = run(clicks, settings, 1, options.round_clicks, options.gain)
     per_click = alone.seconds[0] / len(clicks)

@@ -196,7 +196,7 @@ class Replica:
             self._replace(record, sent)
         if record.discard or overlap(self.ranges, self.base.position.merged):
             self.counts["fresh_dropped"] += bool(self.ranges)
-            self._drop_fresh()
+            self.drop_fresh()
         return outcome
 
     def _resolved(self, record: BaseRecord) -> Weights:
@@ -295,8 +295,8 @@ class Replica:
                 own[name][place[live[live > 0]]] -= sent.rows[name][live > 0].float()
         return own
 
-    def _drop_fresh(self) -> None:
-        """The live weights become base + change in flight."""
+    def drop_fresh(self) -> None:
+        """Gives up what was learned since the last change: live weights become base + change in flight."""
         tensors = self.live.weights.tensors()
         sent = Weights() if self.in_flight is None else self.in_flight.weights
         for name, base in self.base.dense.items():
@@ -356,7 +356,7 @@ class Replica:
         self.realign()
         self.in_flight, self.clicks, self.ranges = None, 0, {}
         if state["worker"] != self.worker:
-            self._drop_fresh()
+            self.drop_fresh()
             return
         self.counts = Counter(state["counts"])
         self.clicks = state["clicks"]

@@ -1,7 +1,7 @@
 """Writes each dead letter once, although the worker may read the same bad message again after a crash."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from online.worker.backoff import Backoff
@@ -51,14 +51,12 @@ class DeadLetterWriter:
         """Returns why a record became a dead letter after the checkpoint, in an earlier run; None if it did not."""
         return self._there.get(place(record))
 
-    def read_others(self) -> None:
-        """Reads the dead letters that other workers have written, so that they are recognised. Raises SourceError."""
-        ends = self._reader.ends()
-        for letter in map(dead_letter, self._reader.read(self._ends)):
-            if not letter.is_mark:
-                self._there[letter.topic, letter.partition, letter.offset] = BadEvent(letter.reason, letter.detail)
-        if not self._unacknowledged:
-            self._ends = ends
+    def put_missing(self, letters: Sequence[tuple[Record, BadEvent]]) -> None:
+        """Writes bad messages unless any worker has written them: the whole topic is read. Raises SourceError."""
+        there = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read())}
+        for record, bad in letters:
+            if place(record) not in there:
+                self.put(record, bad)
 
     def flush(self, next_offsets: Mapping[Partition, int]) -> bool:
         """Returns whether all dead letters are acknowledged.

@@ -83,7 +83,7 @@ class Group:
         self.topic, self.progress, self.supervisor, self.writer = membership.topic, progress, supervisor, writer
         self._clicks, self._intake, self._monotonic, self._reached = membership.clicks, intake, monotonic, reached
         self.replica = Replica(learner, membership.identity, membership.epoch)
-        self.merger = Merger(self.replica.base, membership.identity, gain=settings.round_gain)
+        self.merger = Merger(self.replica.base, membership.identity)
         learner.on_rows_changed = self.replica.rows_changed
         supervisor.propose = self._propose
         self.owned: frozenset[Partition] = frozenset()
@@ -113,9 +113,18 @@ class Group:
     # Ownership
 
     def trains(self, record: Record) -> bool:
-        """Returns whether the weights should learn from a click of an owned partition: not if the base has it."""
+        """Returns whether the weights should learn from a click: from owned ones, unless the base has them; and at the
+        beginning of a stream from all."""
+        owned = Partition(record.topic, record.partition) in self.owned
         merged = self.replica.is_merged(record.partition, record.offset)
-        return not merged and record.offset >= self._claimed.get(record.partition, 0)
+        claimed = record.offset < self._claimed.get(record.partition, 0)
+        return (owned or self.warming_up) and not merged and not claimed
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether so few clicks are merged that every worker learns from all of them. What is learned fastest would
+        suffer from being averaged. The leader's weights are everybody's then."""
+        return sum(self.replica.base.position.merged.values()) < self.settings.group_warm_up_clicks
 
     def own(self) -> None:
         """Follows the group's assignment; called after each poll."""
@@ -198,14 +207,13 @@ class Group:
 
     # What the loop calls
 
-    def on_batch(self, batch: Sequence[ReceivedClick], owned: Sequence[ReceivedClick], result: BatchResult) -> None:
-        """Notes a micro-batch: `owned` are its clicks that the weights have learned from."""
+    def on_batch(self, batch: Sequence[ReceivedClick], learned: Sequence[ReceivedClick], result: BatchResult) -> None:
+        """Notes a micro-batch: `learned` are its clicks that the weights have learned from."""
         trained = int(result.trainable.sum()) if result.trained else 0
-        for nth, one in enumerate(owned):
+        for nth, one in enumerate(learned):
             offset = one.record.offset
             self.replica.trained(one.record.partition, offset, offset + 1, trained if not nth else 0)
-        ours = {partition.partition for partition in self.owned}
-        self.writer.owe(one.click.user_id for one in batch if not one.owned and one.record.partition in ours)
+        self.writer.owe(one.click.user_id for one in batch if one.owned and not one.learned)
 
     def start(self) -> None:
         """Reads what the others have shared so far. Raises SourceError; it may be called again."""
@@ -271,7 +279,7 @@ class Group:
                 log.warning("what a worker has shared does not fit the weights of this one: %s", error)
 
     def _take_base(self, record: BaseRecord) -> None:
-        before = self._trial_weights()
+        before, warmed_up = self._trial_weights(), not self.warming_up
         outcome = self.replica.rebase(record)
         if outcome != Outcome.APPLIED:
             if outcome == Outcome.GAP:
@@ -279,6 +287,8 @@ class Group:
                          self.replica.base.position.number)  # fmt: skip
             return
         self.merger.settle(record)
+        if not self.leads and not warmed_up and not self.warming_up:
+            self.replica.drop_fresh()  # of all partitions; from here on it learns from its own
         self.leader, self.rounds, self.round_at = record.leader, self.rounds + 1, self._monotonic()
         self._carry_over(before)
         if record.kind != Kind.STEP:
@@ -313,6 +323,8 @@ class Group:
 
     def _publish_change(self) -> None:
         self._changed_at = self._monotonic()
+        if self.warming_up and not self.leads:
+            return
         change = self.replica.change()
         if change is not None:
             self._reached("share_change")

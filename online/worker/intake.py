@@ -84,18 +84,17 @@ class Intake:
                 self.progress.duplicates += 1
             else:
                 self.progress.put_aside = 0
-                yield ReceivedClick(self._not_ahead(event, record), record, owned and self._trains(record))
+                yield ReceivedClick(self._not_ahead(event, record), record, owned, self._trains(record))
 
     def take_over(self, records: Iterable[Record]) -> None:
         """Makes dead letters of the bad messages among records that another worker was to answer for. Those that it
         has written are recognised. Raises SourceError."""
-        self.dead_letters.read_others()
         now = self.clock()
-        for record in records:
-            event = self._read(record, now)
-            if isinstance(event, BadEvent) and self.dead_letters.found(record) is None:
-                self.dead_letters.put(record, event)
-                self.progress.dead_letters[event.reason] += 1
+        read = ((record, self._read(record, now)) for record in records)
+        letters = [(record, event) for record, event in read if isinstance(event, BadEvent)]
+        if letters:
+            self.dead_letters.put_missing(letters)
+            self.progress.dead_letters.update(event.reason for _, event in letters)
 
     def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
         detail = self.quarantine.aside(record)

@@ -133,6 +133,8 @@ class ListWriter:
     def publish(self, batch: Sequence[ReceivedClick], rankings: Mapping[str, Ranking]) -> None:
         """Writes the lists of the users who clicked, and the popular one; if Redis refuses them they stay pending."""
         self.stream_clock.now()  # from here on time passes until the next click
+        if not batch:
+            return
         lasts = self.note_origins(batch)
         self.progress.latest_offset, self.progress.latest_clicked_at_ms = batch[-1].offset, batch[-1].clicked_at_ms
         lists = {user: self._top_list(rankings[user], one.offset, one.clicked_at_ms) for user, one in lasts.items()}

@@ -287,15 +287,15 @@ class Loop:
                     # 3. Score the served lists, learn, rank new lists.
                     self._reached("learn")
                     result = self._learn(batch, following)
-                    owned = self._note_counted(batch, result)
-                    if owned:
+                    learned = self._note_counted(batch, result)
+                    if learned:
                         # 4. Write the new lists, in one pipeline.
                         self._reached("lists")
-                        self.writer.publish(owned, result.rankings)
+                        self.writer.publish([one for one in learned if one.owned], result.rankings)
                         # 5. The shadow learns the same clicks. A drift alarm starts a reaction, and asks for
                         # fine-tuning.
                         self._reached("shadow")
-                        self._watch(owned, result)
+                        self._watch(learned, result)
             # 6. Apply item updates: after each micro-batch, because a full turn may take a second.
             self._reached("items")
             self.writer.apply_item_updates()
@@ -355,8 +355,10 @@ class Loop:
         self._announced = [one.click for one in following] if isinstance(following, list) else None
         announced = None
         if self._announced is not None:
-            announced = partial(UpcomingBatch, self._announced, None, _owned(following))
-        result = self.learner.learn(clicks, train=not self.overload.shedding, owned=_owned(batch), following=announced)
+            announced = partial(UpcomingBatch, self._announced, None, _learned(following))
+        result = self.learner.learn(
+            clicks, train=not self.overload.shedding, owned=_learned(batch), following=announced
+        )
         self.progress.learned += len(batch)
         self.progress.untrained += 0 if result.trained else int(result.trainable.sum())
         return result
@@ -366,11 +368,11 @@ class Loop:
         if self.group is None:
             return batch
         self.writer.note_origins(batch)
-        owned = [one for one in batch if one.owned]
-        self.group.on_batch(batch, owned, result)
-        if not owned:
+        learned = [one for one in batch if one.learned]
+        self.group.on_batch(batch, learned, result)
+        if not learned:
             self.supervisor.rows_changed(result)
-        return owned
+        return learned
 
     def _watch(self, batch: Sequence[ReceivedClick], result: BatchResult) -> None:
         clicks = [one.click for one in batch]
@@ -447,7 +449,7 @@ class Loop:
         self.notices.emit("messages_lost", f"{gone}; going on from {gone.earliest}", figures)
 
 
-def _owned(batch: Sequence[ReceivedClick] | ForgetRequest | None) -> NDArray[np.bool_] | None:
+def _learned(batch: Sequence[ReceivedClick] | ForgetRequest | None) -> NDArray[np.bool_] | None:
     """Returns which clicks of a micro-batch the weights learn from; None: all."""
-    owned = [one.owned for one in batch] if isinstance(batch, Sequence) else []
-    return None if all(owned) else np.array(owned, np.bool_)
+    learned = [one.learned for one in batch] if isinstance(batch, Sequence) else []
+    return None if all(learned) else np.array(learned, np.bool_)

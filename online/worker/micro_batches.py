@@ -10,11 +10,19 @@ from stream.source import Record
 
 @dataclass(frozen=True)
 class ReceivedClick:
-    """A click with its record. `owned`: whether this worker learns from it; else it is only counted."""
+    """A click with its record.
+
+    Attributes:
+        click: the click.
+        record: its record.
+        owned: whether this worker answers for its user.
+        learned: whether its weights learn from it; else it is only counted.
+    """
 
     click: Click
     record: Record
     owned: bool = True
+    learned: bool = True
 
     @property
     def offset(self) -> str:
@@ -35,7 +43,7 @@ class ForgetRequest:
     owned: bool = True
 
 
-COUNTED_MAX = 8  # clicks of a micro-batch, in times the most owned ones
+COUNTED_MAX = 8  # clicks of a micro-batch, in times the most that are learned from
 
 #: Clicks that are learned together, or a request that stands by itself.
 MicroBatch = list[ReceivedClick] | ForgetRequest
@@ -51,28 +59,29 @@ def micro_batches(
 
     Args:
         received: clicks and requests, in order.
-        size_max: most owned clicks of a micro-batch; all of its clicks are at most `COUNTED_MAX` times as many.
+        size_max: most clicks of a micro-batch that are learned from; all of its clicks are at most `COUNTED_MAX` times
+            as many.
         per_user_max: most clicks of one user in it, because a history has to hold more than one micro-batch.
         alone: whether a record must be a micro-batch of its own.
     """
     batch: list[ReceivedClick] = []
     of_user: Counter[str] = Counter()
-    owned = 0  # clicks of the batch
+    learned = 0  # clicks of the batch
     ends = False  # with the click taken last
     for one in received:
         if isinstance(one, ForgetRequest):
             if batch:
                 yield batch
             yield one
-            batch, of_user, owned, ends = [], Counter(), 0, False
+            batch, of_user, learned, ends = [], Counter(), 0, False
             continue
         begins = alone(one.record)
-        full = owned == size_max or len(batch) == COUNTED_MAX * size_max
+        full = learned == size_max or len(batch) == COUNTED_MAX * size_max
         if batch and (begins or ends or full or of_user[one.click.user_id] == per_user_max):
             yield batch
-            batch, of_user, owned = [], Counter(), 0
+            batch, of_user, learned = [], Counter(), 0
         batch.append(one)
-        owned += one.owned
+        learned += one.learned
         of_user[one.click.user_id] += 1
         ends = begins
     if batch:

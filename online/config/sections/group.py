@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from online.config.sections.fields import Positive, Rate, fixed, setting
+from online.config.sections.fields import Positive, Rate, setting
 
 
 class GroupSettings(BaseSettings):
@@ -14,8 +14,12 @@ class GroupSettings(BaseSettings):
         "Time after which a worker of a group publishes what its weights have learned.",
         "Lower values bring workers' weights closer together and cost bandwidth.",
     )
-    round_clicks: Positive = setting(5_000, "Clicks trained after which it does so earlier.")
-    round_gain: float = fixed(0.5, "How much changes count in a round: from 0, an average, to 1, a sum.", ge=0, le=1)
+    round_clicks: Positive = setting(1_000, "Clicks trained after which it does so earlier.")
+    group_warm_up_clicks: int = setting(
+        20_000,
+        "First clicks of a stream that every worker of a group learns from: what is learned fastest is not averaged.",
+        ge=0,
+    )
     shared_checkpoints: str | None = Field(
         None,
         description="Folder or object store that new workers of a group copy a checkpoint from, as a path or a URL, "

@@ -59,7 +59,7 @@ class StreamSettings(BaseSettings):
         "Set it where restarts are short and each worker has a name.",
     )
     session_timeout_s: Rate = setting(
-        10.0,
+        6.0,
         "Time after which one of many workers that gives no sign of life is taken for dead, and others take its "
         "partitions over. The broker's group.min.session.timeout.ms is its least.",
     )

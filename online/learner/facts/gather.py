@@ -143,6 +143,7 @@ def advance(
     lists: QueryArrays,
     seen_lists: SeenRows,
     found_lists: GatherBuffers,
+    wanted: SeenRows,
     scratch: Scratch,
     limits: Limits,
 ) -> None:
@@ -153,6 +154,7 @@ def advance(
         before: queries of clicks, each gathered just before the click at its position; clicks without one are only
             counted.
         lists: further queries; each is gathered after as many clicks as its position says.
+        wanted: candidates that are given, of each of the lists; without any, they are looked for.
         The rest: the parts of the store, and the buffers that are filled.
     """
     next_list: Any = np.int64(0)  # with the literal 0 numba would compile all of `gather` a second time
@@ -160,14 +162,15 @@ def advance(
     for b in range(len(clicks.rows) + 1):
         while next_list < len(lists.slots) and lists.positions[next_list] == b:
             gather(
-                tables, items, histories, log, index, clicks, lists, next_list, seen_lists, found_lists, scratch, limits
-            )
+                tables, items, histories, log, index, clicks, lists, next_list, seen_lists, wanted, wanted.on,
+                found_lists, scratch, limits,
+            )  # fmt: skip
             next_list += 1
         if b < len(clicks.rows):
             if next_click < len(before.slots) and before.positions[next_click] == b:
                 gather(
-                    tables, items, histories, log, index, clicks, before, next_click, seen_before, found_before,
-                    scratch, limits,
+                    tables, items, histories, log, index, clicks, before, next_click, seen_before, wanted, False,
+                    found_before, scratch, limits,
                 )  # fmt: skip
                 next_click += 1
             observe(tables, items, histories, log, index, flagged, clicks, b, scratch, limits)
@@ -334,11 +337,16 @@ def gather(
     queries: QueryArrays,
     q: int,
     seen: SeenRows,
+    wanted: SeenRows,
+    given: bool,
     found: GatherBuffers,
     scratch: Scratch,
     limits: Limits,
 ) -> None:
-    """Gathers the candidates of query q, their features, and the moments that point at them."""
+    """Gathers the candidates of query q, their features, and the moments that point at them.
+
+    `given`: whether `wanted` holds the candidates of queries; those for which it holds none are looked for.
+    """
     slot = queries.slots[q]
     start = found.starts[q]
     n, H = (histories.clicks[slot] if slot >= 0 else 0), histories.rows.shape[1]
@@ -385,46 +393,53 @@ def gather(
     if limits.exclude_seen:
         for d in range(length):
             scratch.banned[histories.rows[slot, d]] = mark
-        if seen.on:
-            for s in range(seen.starts[q], seen.starts[q + 1]):
-                scratch.banned[seen.rows[s]] = mark
         for b in range(queries.positions[q]):
             if clicks.slots[b] == slot:
                 scratch.banned[clicks.rows[b]] = mark
 
+    if seen.on:
+        for s in range(seen.starts[q], seen.starts[q + 1]):
+            scratch.banned[seen.rows[s]] = mark
+
     # Candidates
     rows, blocked = found.rows, items.blocked
-    used, c = tables.first.used[last], start
-    for place in range(used):
-        c = add_candidate(tables.first.others[last, place], c, mark, rows, blocked, scratch)
-    used = tables.second.used[before]
-    others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
-    c = add_best(others, counts, SECOND_MAX, c, mark, rows, blocked, scratch)
+    c = start
+    looks = not given or wanted.starts[q + 1] == wanted.starts[q]
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
-    others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
-    c = add_best(others, counts, NEAR_MAX, c, mark, rows, blocked, scratch)
-    c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, c, mark, rows, blocked, scratch)
-    for half_life in range(len(items.weights)):
-        taken = 0
-        for place in range(items.top.shape[1]):
-            row = items.top[half_life, place]
-            if row == 0 or taken == POPULAR_MAX:
-                break
-            if scratch.banned[row] != mark:
-                c = add_candidate(row, c, mark, rows, blocked, scratch)
-                taken += 1
-    if not limits.exclude_seen:
-        for d in range(length):
-            c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, blocked, scratch)
+    if looks:
+        for place in range(tables.first.used[last]):
+            c = add_candidate(tables.first.others[last, place], c, mark, rows, blocked, scratch)
+        used = tables.second.used[before]
+        others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
+        c = add_best(others, counts, SECOND_MAX, c, mark, rows, blocked, scratch)
+        others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
+        c = add_best(others, counts, NEAR_MAX, c, mark, rows, blocked, scratch)
+        c = add_best(others, scratch.taste_scores[:near], NEAR_MAX, c, mark, rows, blocked, scratch)
+        for half_life in range(len(items.weights)):
+            taken = 0
+            for place in range(items.top.shape[1]):
+                row = items.top[half_life, place]
+                if row == 0 or taken == POPULAR_MAX:
+                    break
+                if scratch.banned[row] != mark:
+                    c = add_candidate(row, c, mark, rows, blocked, scratch)
+                    taken += 1
+        if not limits.exclude_seen:
+            for d in range(length):
+                c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, blocked, scratch)
+    else:
+        for k in range(wanted.starts[q], wanted.starts[q + 1]):
+            c = add_candidate(wanted.rows[k], c, mark, rows, blocked, scratch)
     if limits.recalls and slot >= 0:
         own_end, world_end = recall(
             histories, log, index, slot, n, length, last, now, gap, queries.own_slots[q], mark, found, own, world,
             scratch, limits,
         )  # fmt: skip
-        for p in range(own, own_end):
-            c = add_candidate(log.items[found.own_moments[p]], c, mark, rows, blocked, scratch)
-        for p in range(world, world_end):
-            c = add_candidate(log.items[found.world_moments[p]], c, mark, rows, blocked, scratch)
+        if looks:
+            for p in range(own, own_end):
+                c = add_candidate(log.items[found.own_moments[p]], c, mark, rows, blocked, scratch)
+            for p in range(world, world_end):
+                c = add_candidate(log.items[found.world_moments[p]], c, mark, rows, blocked, scratch)
         own = point(log, mark, found.own_moments, found.own_candidates, own, own_end, scratch)
         world = point(log, mark, found.world_moments, found.world_candidates, world, world_end, scratch)
     found.starts[q + 1], found.own_starts[q + 1], found.world_starts[q + 1] = c, own, world

@@ -20,6 +20,7 @@ from online.learner.facts.moments import Hits, Keys
 from online.learner.history import UserHistories
 from online.learner.user_stores import UserKey
 
+WANTED_MAX = 1_000  # candidates that may be given for one query
 ROWS_MIN = 1_024  # rows of items that a new store has room for
 _NONE = np.zeros(0, np.int64)
 NO_SEEN_ROWS = SeenRows(False, _NONE, _NONE)
@@ -116,7 +117,7 @@ class FeatureStore:
         self._scratch = self._new_scratch(rows)
 
     def _new_scratch(self, rows: int) -> Scratch:
-        C, near = self._candidates_max, gather.TASTE_LATEST * self._held[-1]
+        C, near = max(self._candidates_max, WANTED_MAX), gather.TASTE_LATEST * self._held[-1]
         return Scratch(
             mark=np.zeros(1, np.int64),
             stamps=np.zeros(rows, np.int64),
@@ -178,15 +179,22 @@ class FeatureStore:
         return _trimmed(found[0], len(before.slots)), _trimmed(found[1], len(lists.slots))
 
     def ask(
-        self, histories: UserHistories, lists: QueryArrays, *, flagged: NDArray[np.bool_], seen: SeenRows = NO_SEEN_ROWS
+        self,
+        histories: UserHistories | HistoryRings,
+        lists: QueryArrays,
+        *,
+        flagged: NDArray[np.bool_],
+        seen: SeenRows = NO_SEEN_ROWS,
+        wanted: SeenRows = NO_SEEN_ROWS,
     ) -> Gathered:
         """Gathers the candidates of lists from the present counts, without any click.
 
         Args:
-            histories: the histories of all users.
+            histories: the histories of all users, or rings of those that are queried.
             lists: N queries.
             flagged: as for `advance`.
             seen: rows that must not be recommended.
+            wanted: the candidates of each query, at most `WANTED_MAX`; queries without any look for them.
 
         Returns:
             The candidates of the N queries; valid until the next call.
@@ -194,23 +202,27 @@ class FeatureStore:
         if len(self._list_buffers.last) < len(lists.slots):
             self._list_buffers = self._new_buffer(len(lists.slots))
         found = [self._no_clicks, self._list_buffers]
-        self._advance(histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=(NO_SEEN_ROWS, seen))
+        seen_rows = (NO_SEEN_ROWS, seen)
+        self._advance(
+            histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=seen_rows, wanted=wanted
+        )
         return _trimmed(self._list_buffers, len(lists.slots))
 
     def _advance(
         self,
-        histories: UserHistories,
+        histories: UserHistories | HistoryRings,
         clicks: ClickArrays,
         queries: tuple[QueryArrays, QueryArrays],
         found: Sequence[GatherBuffers],
         *,
         flagged: NDArray[np.bool_],
         seen: Sequence[SeenRows],
+        wanted: SeenRows = NO_SEEN_ROWS,
     ) -> None:
         gather.advance(
             self.tables,
             self.items,
-            HistoryRings(*histories.rings()),
+            histories if isinstance(histories, HistoryRings) else HistoryRings(*histories.rings()),
             self.log,
             self.index,
             flagged,
@@ -221,6 +233,7 @@ class FeatureStore:
             queries[1],
             seen[1],
             found[1],
+            wanted,
             self._scratch,
             self._limits,
         )
@@ -235,7 +248,7 @@ class FeatureStore:
 
     def _new_buffer(self, queries: int) -> GatherBuffers:
         # The system provides only memory that is written to, and most queries fill a third of their room.
-        C, (own, world) = queries * self._candidates_max, (queries * most for most in self._hits_max)
+        C, (own, world) = queries * max(self._candidates_max, WANTED_MAX), (queries * most for most in self._hits_max)
         return GatherBuffers(
             np.zeros(queries + 1, np.int64),
             np.zeros(C, np.int32),

@@ -169,7 +169,8 @@ class GroupHarness:
         self.loops: dict[str, Loop] = {}
         self.seconds = 0.0
         self._epochs = itertools.count()
-        self.overrides = {"round_s": 1.0, "workers": "many", "checkpoint_interval_s": 1e9, **overrides}
+        self.overrides: dict[str, Any] = {"round_s": 1.0, "workers": "many", "checkpoint_interval_s": 1e9}
+        self.overrides |= {"group_warm_up_clicks": 0, **overrides}
 
     def publish(self, values: Sequence[Any]) -> None:
         for at, value in enumerate(values):

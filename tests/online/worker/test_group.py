@@ -131,6 +131,29 @@ def test_a_takeover_writes_the_lists_and_letters_that_the_former_owner_owed(grou
     }
 
 
+def test_at_the_beginning_every_worker_learns_from_all_and_the_leaders_weights_count(tmp_path) -> None:
+    group = GroupHarness(tmp_path, abuse_filter=False, group_warm_up_clicks=150)
+    for name in "abc":
+        group.begin(name)
+    group.publish(some_clicks(60))
+    group.drain()
+    assert [loop.learner.scores.scored for loop in group.loops.values()] == [60] * 3
+    position = group.loops["a"].group.replica.base.position
+    assert sum(position.merged.values()) == 60
+    assert len(position.sequences) == 1
+    for top in group.lists.held.values():
+        assert top.items
+    for part in range(1, 5):
+        group.publish(some_clicks(60, start=60 * part))
+        group.drain(6)
+    assert not any(loop.group.warming_up for loop in group.loops.values())
+    scored = [loop.learner.scores.scored for loop in group.loops.values()]
+    assert all(180 <= count < 300 for count in scored)
+    merged = group.loops["a"].group.replica.base.position.merged
+    assert sum(merged.values()) == 300
+    assert not group.loops["a"].group.merger.counts["dropped"]
+
+
 # --- kills -------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +228,8 @@ def one_turn(group: GroupHarness) -> int:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_kills_at_any_step_lose_nothing_and_do_nothing_twice(tmp_path, seed: int) -> None:
-    group = GroupHarness(tmp_path, abuse_filter=False, checkpoint_interval_s=2.0)
+    warm_up = 100 if seed % 2 else 0
+    group = GroupHarness(tmp_path, abuse_filter=False, checkpoint_interval_s=2.0, group_warm_up_clicks=warm_up)
     sent, kills = killed_at_random(group, seed, rounds=12)
     group.drain(20)
     group.checkpoint()

@@ -1,0 +1,325 @@
+"""Lists that are ranked at the moment of the request: for a user, or for whoever clicked on some items lately.
+
+Nothing of a question changes the model: histories of those who ask are copied, and recent clicks are added to the
+copies. All questions that wait are ranked in one gather.
+
+Letters: `Q` questions, `H` clicks kept of a user, `L` clicks read of each, `C` candidates of all of them (flat).
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from online.learner.facts.gather import HistoryRings, QueryArrays, SeenRows
+from online.learner.facts.store import NO_SEEN_ROWS, WANTED_MAX, Gathered
+from online.learner.history import ClicksOldestFirst
+from online.learner.queries import QueryBuilder
+from online.learner.scoring import ScoredCandidates
+from online.learner.state import LearnerState
+
+UNKNOWN_TYPE = 0  # of recent clicks: the first event type there was
+RECENT_GAP_S = 30.0  # taken to lie between recent clicks without times
+WIDER = 300  # candidates that a filter is given where the usual ones do not suffice
+EXCLUDED, SEEN, UNAVAILABLE, FILTER = "excluded", "seen", "unavailable", "filter"  # why items were dropped
+
+#: Returns which of rows (N,) may be listed.
+RowFilter = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+
+
+class RecentClick(NamedTuple):
+    """A click that may not be in the history yet. `timestamp`: seconds since 1970; None: just now."""
+
+    item_id: str
+    timestamp: float | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked for.
+
+    Attributes:
+        user_id: whose list; None: a visitor's without a history.
+        recent: latest clicks, oldest first, after those of the history.
+        at: the moment of viewing, in seconds since 1970; None: that of the latest click anywhere.
+        k: items wanted.
+        candidates: items to be ranked, at most `WANTED_MAX`; None: all there are.
+        exclude: items that must not be listed.
+        where: which rows may be listed; None: all.
+        repeats: whether items of the history may be listed; None: as the settings say.
+    """
+
+    user_id: str | None = None
+    recent: Sequence[RecentClick] = ()
+    at: float | None = None
+    k: int = 10
+    candidates: Sequence[str] | None = None
+    exclude: Collection[str] = ()
+    where: RowFilter | None = None
+    repeats: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A ranked list.
+
+    Attributes:
+        items: best first.
+        scores: each item's share of the softmax over its candidates; of candidates that are not known, 0.
+        rows: (k,) of the items; 0 where an item has none.
+        known: whether anything is known of the asker.
+        widened: whether the usual candidates did not suffice, so that more were looked at.
+        dropped: how many candidates were left out, by reason.
+        considered: how many candidates were ranked.
+    """
+
+    items: list[str]
+    scores: list[float]
+    rows: NDArray[np.int64]
+    known: bool
+    widened: bool = False
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    considered: int = 0
+
+
+class Asked(NamedTuple):
+    """Questions as the feature store takes them, and what it found."""
+
+    rings: HistoryRings  # (Q, H) copies
+    queries: QueryArrays  # (Q,)
+    seen: SeenRows
+    scored: ScoredCandidates
+    states: Tensor | None  # (Q, D)
+
+
+class Answerer:
+    """Answers questions from the present facts by the live weights. For the loop's thread only."""
+
+    def __init__(self, state: LearnerState, queries: QueryBuilder) -> None:
+        self.state, self.queries = state, queries
+
+    @torch.no_grad()
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Ranks lists, all in one gather; those whose filters leave too few candidates in a second one."""
+        if not questions:
+            return []
+        asked = self.ask(questions)
+        answers = [self._answer(question, asked, at, widened=False) for at, question in enumerate(questions)]
+        short = [at for at, one in enumerate(questions) if self._is_short(one, answers[at])]
+        if short:
+            wider = [questions[at] for at in short]
+            wanted = [self._wider(one, asked.scored.gathered, at) for one, at in zip(wider, short, strict=True)]
+            again = self.ask(wider, wanted)
+            for n, at in enumerate(short):
+                found = self._answer(wider[n], again, n, widened=True)
+                if len(found.items) > len(answers[at].items):
+                    answers[at] = found
+        return answers
+
+    def ask(self, questions: Sequence[Question], wanted: Sequence[NDArray[np.int64]] | None = None) -> Asked:
+        """Gathers and scores the candidates of Q questions. Valid until the next call.
+
+        Args:
+            questions: Q of them.
+            wanted: rows to be candidates; None: those that the questions name, or what the store finds.
+        """
+        state = self.state
+        rings, latest = self._rings(questions)
+        users = [question.user_id or "" for question in questions]
+        now = np.array([self._moment(question) for question in questions])
+        queries = QueryArrays(
+            positions=np.zeros(len(questions), np.int64),
+            slots=np.where(rings.clicks > 0, np.arange(len(questions)), -1),
+            own_slots=state.store.own_slots(users),
+            now=now,
+            active=np.full(len(questions), state.now[1]),
+            repeated=np.zeros(len(questions), np.bool_),
+        )
+        if wanted is None:
+            wanted = [self._rows_of(question) for question in questions]
+        seen = self._seen(questions)
+        gathered = state.store.ask(
+            rings, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted)
+        )  # fmt: skip
+        states = self._states(latest) if state.deep_state else None
+        kept = max(state.settings.candidates_kept, *(min(question.k, WANTED_MAX) for question in questions))
+        scored = state.score(gathered, states, kept)
+        return Asked(rings, queries, seen, scored, states)
+
+    # What is known of who asks
+
+    def _rings(self, questions: Sequence[Question]) -> tuple[HistoryRings, ClicksOldestFirst]:
+        """Returns copies of the askers' rings with their recent clicks, and the latest clicks of each."""
+        state, histories = self.state, self.state.histories
+        H, Q = histories.history_max, len(questions)
+        known = np.array([at for at, q in enumerate(questions) if q.user_id is not None and q.user_id in histories])
+        rings = HistoryRings(
+            np.zeros((Q, H), np.int32),
+            np.zeros((Q, H), np.uint8),
+            np.zeros((Q, H)),
+            np.zeros((Q, H), np.int64),
+            np.zeros(Q, np.int64),
+        )
+        if len(known):
+            slots = histories.find([questions[at].user_id or "" for at in known.tolist()])
+            copies: list[NDArray[Any]] = [*rings]
+            for copy, ring in zip(copies, histories.rings(), strict=True):
+                copy[known] = ring[slots]
+        for at, question in enumerate(questions):
+            self._append(rings, at, question)
+        length = state.settings.online_history
+        order = np.arange(length)[None, :]
+        lengths = np.minimum(np.minimum(rings.clicks, H), length)
+        place = (rings.clicks[:, None] - lengths[:, None] + order) % H
+        inside, rows = order < lengths[:, None], np.arange(Q)[:, None]
+        latest = ClicksOldestFirst(
+            np.where(inside, rings.rows[rows, place], 0).astype(np.int64),
+            np.where(inside, rings.types[rows, place], 0).astype(np.int64),
+            np.where(inside, rings.times[rows, place], 0.0),
+            lengths,
+        )
+        return rings, latest
+
+    def _append(self, rings: HistoryRings, at: int, question: Question) -> None:
+        """Adds recent clicks to a copy. Those that the history ends with already are not added again."""
+        H = rings.rows.shape[1]
+        n = int(rings.clicks[at])
+        recent = list(question.recent)[-H:]
+        rows = [self.state.vocabulary.row_of(click.item_id) for click in recent]
+        there = min(n, H, len(rows))
+        history = [int(rings.rows[at, (n - there + d) % H]) for d in range(there)]
+        overlap = next((size for size in range(there, 0, -1) if history[there - size :] == rows[:size]), 0)
+        now = self._moment(question)
+        for nth in range(overlap, len(recent)):
+            told = recent[nth].timestamp
+            seconds = now - RECENT_GAP_S * (len(recent) - nth) if told is None else told
+            place = n % H
+            rings.rows[at, place], rings.types[at, place] = rows[nth], UNKNOWN_TYPE
+            rings.times[at, place], rings.numbers[at, place] = seconds, 0
+            n += 1
+        rings.clicks[at] = n
+
+    def _moment(self, question: Question) -> float:
+        return self.state.now[0] if question.at is None else question.at
+
+    def _states(self, latest: ClicksOldestFirst) -> Tensor:
+        """Returns the Reformer's state after the latest click of each asker, (Q, D); 0 where there is none."""
+        read = self.state.weights.states(latest.trimmed())
+        last = torch.from_numpy(np.maximum(latest.lengths - 1, 0)).to(read.device)
+        states = read[torch.arange(len(last), device=read.device), last]
+        return states * torch.from_numpy(latest.lengths > 0).to(states)[:, None]
+
+    def _seen(self, questions: Sequence[Question]) -> SeenRows:
+        """Returns the rows that must not be candidates: what each user has seen, and what each question excludes."""
+        row_of = self.state.vocabulary.row_of
+        starts, rows = self.queries.seen_by([question.user_id or "" for question in questions])
+        parts = []
+        for at, question in enumerate(questions):
+            excluded = [row for item in question.exclude if (row := row_of(item))]
+            parts.append(np.concatenate([rows[starts[at] : starts[at + 1]], np.array(excluded, np.int64)]))
+        return _flat(parts)
+
+    # Candidates
+
+    def _rows_of(self, question: Question) -> NDArray[np.int64]:
+        rows = [self.state.vocabulary.row_of(item) for item in question.candidates or ()]
+        return np.array([row for row in dict.fromkeys(rows) if row], np.int64)
+
+    def _is_short(self, question: Question, answer: Answer) -> bool:
+        filtered = question.where is not None or bool(question.exclude)
+        return filtered and question.candidates is None and len(answer.items) < question.k
+
+    def _wider(self, question: Question, gathered: Gathered, at: int) -> NDArray[np.int64]:
+        """Returns the usual candidates that pass, and the most popular rows of all that do."""
+        rows = np.arange(1, self.state.vocabulary.rows)
+        rows = rows[~self.state.store.items.blocked[rows]]
+        rows = rows if question.where is None else rows[question.where(rows)]
+        popularity = self.state.popularity()[rows]
+        most = rows[np.argsort(-popularity, kind="stable")[:WIDER]]
+        usual = gathered.rows[gathered.starts[at] : gathered.starts[at + 1]].astype(np.int64)
+        usual = usual if question.where is None else usual[question.where(usual)]
+        return np.array(list(dict.fromkeys([*usual.tolist(), *most.tolist()]))[:WANTED_MAX], np.int64)
+
+    # Lists
+
+    def _answer(self, question: Question, asked: Asked, at: int, *, widened: bool) -> Answer:
+        scored = asked.scored
+        start, stop = scored.gathered.starts[at : at + 2].tolist()
+        rows = scored.gathered.rows[start:stop].astype(np.int64)
+        order, shares = self._order(scored, at, start, stop)
+        rows, dropped = rows[order], {}
+        if question.where is not None and len(rows):
+            passes = question.where(rows)
+            dropped[FILTER] = int((~passes).sum())
+            rows, shares = rows[passes], shares[passes]
+        item_of = self.state.vocabulary.item_of
+        items = [item_of(row) or "" for row in rows[: question.k].tolist()]
+        scores = [float(share) for share in shares[: question.k]]
+        dropped |= self._left_out(question)
+        missing = [] if question.candidates is None else self._unknown(question)
+        more = missing[: max(0, question.k - len(items))]
+        found = rows[: question.k]
+        return Answer(
+            items=items + more,
+            scores=scores + [0.0] * len(more),
+            rows=np.concatenate([found, np.zeros(len(more), np.int64)]),
+            known=bool(asked.rings.clicks[at]),
+            widened=widened,
+            dropped={reason: count for reason, count in dropped.items() if count},
+            considered=stop - start,
+        )
+
+    def _order(
+        self, scored: ScoredCandidates, at: int, start: int, stop: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Returns the candidates of a query in their order (positions from 0), and their shares: first those that the
+        ranker has scored, then the others by the linear score, with share 0."""
+        kept = scored.kept[at]
+        there = kept >= 0
+        scores = scored.scores[at].float().cpu().numpy()[there]
+        best = np.argsort(-scores, kind="stable")
+        shares = scored.shares()[at].float().cpu().numpy()[there][best]
+        first = kept[there][best] - start
+        others = np.setdiff1d(np.arange(stop - start), first)
+        others = others[np.argsort(-scored.first[start:stop][others], kind="stable")]
+        return np.concatenate([first, others]), np.concatenate([shares, np.zeros(len(others), np.float32)])
+
+    def _left_out(self, question: Question) -> dict[str, int]:
+        """Returns how many items of the question were left out before they were ranked, by reason."""
+        excluded = set(question.exclude)
+        if question.candidates is None:
+            return {EXCLUDED: sum(item in self.state.vocabulary for item in excluded)}
+        counts = {EXCLUDED: 0, UNAVAILABLE: 0, SEEN: 0}
+        seen = self._seen_items(question)
+        for item in dict.fromkeys(question.candidates):
+            if item in excluded:
+                counts[EXCLUDED] += 1
+            elif item in self.state.unavailable:
+                counts[UNAVAILABLE] += 1
+            elif item in seen:
+                counts[SEEN] += 1
+        return counts
+
+    def _seen_items(self, question: Question) -> set[str]:
+        if self.state.seen is None or question.user_id is None:
+            return set()
+        _, rows = self.queries.seen_by([question.user_id])
+        return {item for row in rows.tolist() if (item := self.state.vocabulary.item_of(row))}
+
+    def _unknown(self, question: Question) -> list[str]:
+        """Returns given candidates of which nothing is known, in the order in which they were given."""
+        out = {*question.exclude, *self.state.unavailable}
+        items = dict.fromkeys(question.candidates or ())
+        return [item for item in items if item not in self.state.vocabulary and item not in out]
+
+
+def _flat(parts: Sequence[NDArray[np.int64]]) -> SeenRows:
+    """Returns rows of several queries in one array; none at all where all parts are empty."""
+    starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+    if not starts[-1]:
+        return NO_SEEN_ROWS
+    return SeenRows(True, starts, np.concatenate(parts).astype(np.int64))
