@@ -358,6 +358,7 @@ class Loop:
             announced = partial(UpcomingBatch, self._announced, None, _owned(following))
         result = self.learner.learn(clicks, train=not self.overload.shedding, owned=_owned(batch), following=announced)
         self.progress.learned += len(batch)
+        self.progress.learned_from += sum(one.owned for one in batch)
         self.progress.untrained += 0 if result.trained else int(result.trainable.sum())
         return result
 
