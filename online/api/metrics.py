@@ -122,7 +122,7 @@ class WorkerStatus(Collector):
         except ListsError:
             overview, redis_up = Overview(0), 0
         yield GaugeMetricFamily("nextclick_redis_up", "1 if Redis answers this API", value=redis_up)
-        if overview.many:
+        if overview.many or (overview.gone and overview.alone is None):
             yield from group_metrics(overview, status_metrics)
             return
         status = overview.alone

@@ -72,7 +72,9 @@ class Overview:
             return list((self.alone or {}).get("problems") or ())
         found = [*self._of_group()]
         for name, status in self.statuses.items():
-            found += [{**one, "worker": name} for one in status.get("problems") or () if isinstance(one, dict)]
+            problems = status.get("problems")
+            listed = problems if isinstance(problems, list) else ()
+            found += [{**one, "worker": name} for one in listed if isinstance(one, dict)]
         order = {kind: rank for rank, kind in enumerate(KINDS)}
         return sorted(found, key=lambda one: order.get(str(one.get("kind")), len(order)))
 

@@ -65,7 +65,8 @@ def _lag(overview: Overview) -> dict[str, Any]:
                     lags[name] = min(lag, lags.get(name, lag))
         every = status.get("positions")
         for name, offset in every.items() if isinstance(every, dict) else ():
-            positions[name] = max(offset, positions.get(name, offset))
+            if number(offset) is not None:
+                positions[name] = max(offset, positions.get(name, offset))
     for status in overview.statuses.values():
         for field, lags in found.items():
             lags.update(owned_lags(status, field))
