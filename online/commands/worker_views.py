@@ -65,7 +65,7 @@ def _lag(row: Mapping[str, Any]) -> str:
     lag, oldest_s = row.get("lag"), row.get("lag_s")
     if lag is None:
         return "?"
-    return f"{lag:,}, {ago(1_000 * oldest_s)}" if lag and oldest_s else f"{lag:,}"
+    return f"{lag:,} ({ago(1_000 * oldest_s)})" if lag and oldest_s else f"{lag:,}"
 
 
 def _whole(value: Any) -> str:

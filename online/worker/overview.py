@@ -87,7 +87,7 @@ class Overview:
             yield _problem("unowned", text)
         yield from self._stale_bases(leader)
         for name, at in self.gone.items():
-            yield _problem("worker_gone", f"{name} has stopped reporting, and did not say that it ends", at, name)
+            yield _problem("worker_gone", "it reports no more, and has not ended in order", at, name)
 
     def _stale_bases(self, leader: str | None) -> Iterator[dict[str, Any]]:
         ages = {name: _base_age_s(status, self.now_ms) for name, status in self.statuses.items()}

@@ -44,7 +44,9 @@ def values(api: TestClient) -> dict[tuple[str, ...], float]:
     families = list(text_string_to_metric_families(api.get("/metrics").text))
     assert all(family.documentation for family in families)
     samples = [sample for family in families for sample in family.samples]
-    found = {(one.name, *(f"{name}={value}" for name, value in sorted(one.labels.items()))): one.value for one in samples}
+    found = {
+        (one.name, *(f"{name}={value}" for name, value in sorted(one.labels.items()))): one.value for one in samples
+    }
     assert len(found) == len(samples)
     return found
 
