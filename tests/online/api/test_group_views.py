@@ -1,6 +1,7 @@
 """The API shows all workers of a group: readiness, status, metrics, and the dashboard in a real browser."""
 
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -107,7 +108,6 @@ def test_a_group_that_is_gone_as_a_whole_is_down(api: TestClient, client: fakere
 
 
 def browser(tmp_path: Path, url: str, *options: str) -> str:
-    import shutil  # noqa: PLC0415
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
@@ -135,7 +135,7 @@ def test_a_browser_shows_all_workers(tmp_path: Path, client: fakeredis.FakeRedis
     (body,) = re.findall(r'<tbody id="workers">(.*?)</tbody>', page, flags=re.DOTALL)
     rows = [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr[^>]*>(.*?)</tr>", body)]
     assert [row[:3] for row in rows[:3]] == [
-        ["w-1", "running, leads", "0–1"], ["w-2", "running", "2"], ["w-3", "running", "3"],
+        ["w-1", "running, leads", "0-1"], ["w-2", "running", "2"], ["w-3", "running", "3"],
     ]  # fmt: skip
     assert rows[1][4:7] == ["400", "100", "42"]
     assert rows[3][1].startswith("gone, reported ")
