@@ -36,6 +36,8 @@ from online.commands.file_options import (
 
 if TYPE_CHECKING:
     from online.config.settings import Settings
+    from online.worker.overview import Overview
+    from stream.lists import Lists
 
 app = typer.Typer(
     help="A recommender that learns from every click: Kafka in, lists in Redis. Settings: NEXTCLICK_* variables.",
@@ -404,20 +406,39 @@ def top(
 
 
 @app.command(epilog="Example: nextclick status --json")
-def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
-    """Print the worker's status; exit status 1 if no worker reports."""
+def status(
+    worker: Annotated[str | None, typer.Option(help="Only this worker of a group: a health check of its own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Print the status of the worker, or of all workers of a group; exit status 1 if no worker reports.
+
+    With --worker it is 1 if that one does not report, however the others do.
+    """
     settings = _settings()
     from online.commands.views import status_view
+    from online.commands.worker_views import overview_view
     from online.worker.connections import open_lists
 
-    lists = open_lists(settings)
-    report = lists.status()
-    if report is None:
-        raise NothingThereError(f"no worker reports in Redis at {lists.address}: start `nextclick worker`")
-    if as_json:
-        _print_json(report)
+    if worker is not None:
+        lists = open_lists(settings, worker=worker)
+        if (report := lists.status()) is None:
+            raise NothingThereError(
+                f"no worker reports as {worker!r} in Redis at {lists.address}: see `nextclick status` for the others"
+            )
+        if as_json:
+            _print_json(report)
+        else:
+            out.print(status_view(report))
+        return
+    overview = _overview(open_lists(settings))
+    if overview.alone is not None and as_json:
+        _print_json(overview.alone)
+    elif as_json:
+        from online.worker.totals import total
+
+        _print_json({"workers": overview.rows(), "total": total(overview), "statuses": overview.statuses})
     else:
-        out.print(status_view(report))
+        out.print(overview_view(overview) if overview.many else status_view(overview.alone or {}))
 
 
 @app.command(epilog="Example: nextclick versions --rollback 3")
@@ -438,15 +459,21 @@ def versions(
 
     lists = open_lists(settings)
     if rollback is not None:
-        done = ask_rollback(lists, rollback, timeout)
+        from online.worker.overview import read_overview
+
+        overview = read_overview(lists)
+        if overview.many and overview.leader is None:
+            raise NothingThereError(
+                "no worker leads the group, and only the leader goes back to a version: try again once "
+                "`nextclick status` names one"
+            )
+        done = ask_rollback(lists, rollback, timeout, overview.leader)
         if as_json:
             _print_json(done)
         else:
             print(f"rolled back: version {done['version']} makes the lists now, with the weights of {rollback}")
         return
-    report = lists.status()
-    if report is None:
-        raise NothingThereError(f"no worker reports in Redis at {lists.address}: start `nextclick worker`")
+    report = _overview(lists).model() or {}
     if as_json:
         _print_json(report.get("versions", []))
     else:
@@ -510,6 +537,21 @@ def forget(
         out.print(proof_view(proof.as_dict()))
     if not proof.complete:
         raise typer.Exit(1)
+
+
+def _overview(lists: "Lists") -> "Overview":
+    """What the workers report. Raises NothingThereError if none does."""
+    from online.commands.views import ago
+    from online.worker.overview import read_overview
+
+    overview = read_overview(lists)
+    if not overview.many and overview.alone is None:
+        line = f"no worker reports in Redis at {lists.address}: start `nextclick worker`"
+        if overview.gone:
+            latest = max(overview.gone, key=lambda name: overview.gone[name])
+            line += f"; the latest was {latest}, {ago(overview.now_ms - overview.gone[latest])} ago"
+        raise NothingThereError(line)
+    return overview
 
 
 def _settings(**overrides: Any) -> "Settings":

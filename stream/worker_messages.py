@@ -5,7 +5,7 @@ A worker without a name is the only one; named ones may be many, each with keys 
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import redis
@@ -51,10 +51,24 @@ class WorkerMessages(RedisValues):
         key = STATUS_KEY if self.worker is None else _WORKER + self.worker
         return parse_object(key, self._value(key))
 
-    def read_statuses(self) -> dict[str, dict[str, Any]]:
-        """Returns the statuses of all named workers that are alive, by name and in its order."""
+    def sign_off(self) -> None:
+        """Withdraws this worker's name: it has stopped in order, so no one needs to miss it. Its last status stays
+        until it expires."""
+        if self.worker is not None:
+            with self._clear_errors():
+                self._client.zrem(WORKERS_KEY, self.worker)
+
+    def read_names(self) -> dict[str, int]:
+        """Returns the names of workers that have not signed off, in their order, with the times of their latest
+        statuses in seconds since 1970. A name is forgotten a day after its worker's latest status."""
         with self._clear_errors():
-            names = sorted(_text(name) for name in self._client.zrange(WORKERS_KEY, 0, -1))
+            found: Any = self._client.zrange(WORKERS_KEY, 0, -1, withscores=True)
+        return dict(sorted((_text(name), int(at)) for name, at in found))
+
+    def read_statuses(self, names: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """Returns the statuses of all named workers that are alive, by name and in its order. `names`: as `read_names`
+        has returned them."""
+        names = self.read_names() if names is None else names
         found = {name: parse_object(_WORKER + name, self._value(_WORKER + name)) for name in names}
         return {name: status for name, status in found.items() if status is not None}
 

@@ -167,9 +167,25 @@ def test_a_worker_that_waits_for_redis_is_not_killed(
     assert (done.returncode == 0) is lives
 
 
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_each_probe_asks_for_the_worker_of_its_own_pod(tmp_path: Path, probe: str) -> None:
+    """A worker that hangs beside others that do not is restarted, and it alone."""
+    (container,) = containers(found("base")["StatefulSet", "nextclick-worker"])
+    assert "NEXTCLICK_WORKER_NAME" in {one["name"] for one in container["env"]}
+    command = tmp_path / "nextclick"
+    command.write_text('#!/bin/sh\n[ "$*" = "status --worker nextclick-worker-1" ] || echo "no worker reports: $*"\n')
+    command.write_text(command.read_text() + '[ "$*" = "status --worker nextclick-worker-1" ]\n')
+    command.chmod(0o755)
+    for name, lives in (("nextclick-worker-1", True), ("nextclick-worker-0", False)):
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NEXTCLICK_WORKER_NAME": name}
+        done = subprocess.run(container[probe]["exec"]["command"], env=env, check=False, capture_output=True)
+        assert (done.returncode == 0) is lives
+
+
 def test_the_words_by_which_the_probe_knows_a_silent_worker_are_the_command_s() -> None:
     text = (ROOT / "online/cli.py").read_text()
-    assert "no worker reports" in text[text.index(f"def {status.__name__}(") :][:600]
+    body = text[text.index(f"def {status.__name__}(") :]
+    assert "no worker reports as {worker!r}" in body[: body.index("@app.command")]
 
 
 def test_a_worker_has_time_for_its_last_checkpoint() -> None:

@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from online.api.group_metrics import WORKER_UP, group_metrics
+from online.worker.overview import Overview, read_overview
 from stream.lists import Lists, ListsError
 
 #: (metric, field of the worker's status, help). Nested fields are in `_nested`.
@@ -116,16 +118,23 @@ class WorkerStatus(Collector):
 
     def collect(self) -> Iterator[Metric]:
         try:
-            status, redis_up = self._lists.status(), 1
+            overview, redis_up = read_overview(self._lists), 1
         except ListsError:
-            status, redis_up = None, 0
+            overview, redis_up = Overview(0), 0
         yield GaugeMetricFamily("nextclick_redis_up", "1 if Redis answers this API", value=redis_up)
-        yield GaugeMetricFamily(
-            "nextclick_worker_up", "1 if a worker reports its status", value=int(status is not None)
-        )
+        if overview.many or (overview.gone and overview.alone is None):
+            yield from group_metrics(overview, status_metrics)
+            return
+        status = overview.alone
+        yield GaugeMetricFamily("nextclick_worker_up", WORKER_UP, value=int(status is not None))
         if status is not None:
-            yield from _flat(status)
-            yield from _nested(status)
+            yield from status_metrics(status)
+
+
+def status_metrics(status: Mapping[str, Any]) -> Iterator[Metric]:
+    """Yields the metrics of one worker's status."""
+    yield from _flat(status)
+    yield from _nested(status)
 
 
 def _flat(status: Mapping[str, Any]) -> Iterator[Metric]:

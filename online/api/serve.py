@@ -33,6 +33,8 @@ from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
 from online.api.protocol import bounded_protocol
 from online.config.settings import Settings
 from online.worker.connections import open_lists
+from online.worker.overview import read_overview
+from online.worker.totals import total
 from stream.events import Click, id_problem
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import Producer, SourceError, UnavailableError
@@ -124,11 +126,13 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         lists.check()
         if isinstance(producer, LateProducer) and producer.waits_for is not None:
             raise UnavailableError(producer.waits_for)
-        status = lists.status()
+        overview = read_overview(lists)
+        status = overview.model()
         if status is None and lists.popular() is None:
             raise _NothingLearnedError(NOTHING_LEARNED)
-        problems = [NO_WORKER] if status is None else status.get("problems", [])
-        shown = ("kind", "since") if settings.api_keys else ("kind", "since", "text")
+        problems = [NO_WORKER] if status is None else overview.problems()
+        texts = ("text", "worker") if overview.many else ("text",)
+        shown = ("kind", "since") if settings.api_keys else ("kind", "since", *texts)
         listed = [{name: one.get(name) for name in shown} for one in problems]
         return {"status": "degraded" if listed else "ready", "problems": listed}
 
@@ -139,9 +143,12 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
 
     @app.get("/status.json")
     def status() -> dict[str, Any]:
-        """What the worker says about itself (null where it is silent), and whether Redis answers."""
+        """What the worker says about itself (null where it is silent), and whether Redis answers. Of a group, what
+        all of its workers say as if they were one, and each of them in `workers`."""
         try:
-            return {"now": _now_ms(), "redis": "ok", "worker": lists.status()}
+            overview = read_overview(lists)
+            status = {"now": _now_ms(), "redis": "ok", "worker": total(overview)}
+            return status | ({"workers": overview.rows()} if overview.many else {})
         except ListsError as error:
             return {"now": _now_ms(), "redis": str(error), "worker": None}
 

@@ -48,26 +48,25 @@ def list_view(user_id: str, top: TopList, *, own: bool, k: int) -> RenderableTyp
 
 
 def status_view(status: Mapping[str, Any]) -> RenderableType:
-    """What the worker says about itself."""
+    """What a worker says about itself; of a group, what all of them do (online/worker/totals.py)."""
     now = 1_000 * time.time()
     table = _pairs()
     waits = "" if status.get("redis") == "ok" else f"; Redis: {status.get('redis')}"
     uptime = ago(now - status["started_at"]) if status.get("started_at") else "?"
+    group = status.get("group") or {}
     table.add_row(
-        "worker", f"{status.get('state')}, up {uptime}, reported {ago(now - status.get('written_at', now))} ago{waits}"
+        "workers" if "reporting" in group else "worker",
+        f"{status.get('state')}, up {uptime}, reported {ago(now - (status.get('written_at') or now))} ago{waits}",
     )
-    for problem in status.get("problems") or ():
-        label = "waits for" if problem.get("kind") == "waiting" else f"problem: {plain(str(problem.get('kind')))}"
-        lasts = ago(now - problem.get("since", now))
-        table.add_row(label, Text(f"{plain(str(problem.get('text')))} (for {lasts})", style="red"))
+    if group:
+        table.add_row("group", Text(group_line(group)))
+    _add_problems(table, status, now)
     table.add_row(
         "model",
         f"version {status.get('version')}, {_count(status.get('users'))} users, {_count(status.get('items'))} items",
     )
     table.add_row("unavailable", f"{_count(status.get('unavailable'))} items: published as such, or withdrawn")
-    table.add_row(
-        "learned", f"{_count(status.get('learned'))} clicks, {_count(status.get('events_per_s'))} per second now"
-    )
+    _add_learned(table, status)
     table.add_row("waiting", _waiting(status))
     quantiles = status.get("click_to_list_ms") or {}
     unknown = status.get("click_to_list_unknown")
@@ -103,6 +102,40 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     for partition, offset in (status.get("positions") or {}).items():
         table.add_row(Text(f"next of {plain(partition)}"), _count(offset))
     return Group(table, Text(), scores_table(status), *notice_lines(status, now))
+
+
+def _add_problems(table: Table, status: Mapping[str, Any], now: float) -> None:
+    for problem in status.get("problems") or ():
+        label = "waits for" if problem.get("kind") == "waiting" else f"problem: {plain(str(problem.get('kind')))}"
+        since = problem.get("since")
+        lasts = "" if since is None else f" (for {ago(now - since)})"
+        whose = f"{plain(str(problem['worker']))}: " if problem.get("worker") else ""
+        table.add_row(label, Text(f"{whose}{plain(str(problem.get('text')))}{lasts}", style="red"))
+
+
+def _add_learned(table: Table, status: Mapping[str, Any]) -> None:
+    rate = f"{_count(status.get('events_per_s'))} per second now"
+    if status.get("group"):
+        table.add_row("counted", f"{_count(status.get('learned'))} clicks, {rate}")
+        table.add_row("learned from", f"{_count(status.get('learned_from'))} clicks")
+    else:
+        table.add_row("learned", f"{_count(status.get('learned'))} clicks, {rate}")
+
+
+def group_line(group: Mapping[str, Any]) -> str:
+    """A worker's place in its group; or of all workers: how many report, and who leads."""
+    base = f"base {_count(group.get('base'))}"
+    if "reporting" in group:
+        gone = f", {group['gone']} gone" if group.get("gone") else ""
+        leader = f"led by {plain(str(group['leader']))}" if group.get("leader") else "without a leader"
+        unowned = group.get("unowned")
+        shared = f"{group.get('partitions')} partitions" + (f", {unowned} without an owner" if unowned else "")
+        return f"{group['reporting']} report{gone}, {leader}, at {base}; {shared}"
+    owned = ", ".join(map(str, group.get("owned") or ())) or "none"
+    age_s = group.get("round_age_s")
+    age = "" if age_s is None else f", which came {ago(1_000 * age_s)} before its report"
+    leads = "leads" if group.get("leads") else "follows"
+    return f"{plain(str(group.get('worker')))} {leads}, at {base}{age}; owns partitions {owned}"
 
 
 def _waiting(status: Mapping[str, Any]) -> str:

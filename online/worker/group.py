@@ -394,9 +394,12 @@ class Group:
             "leads": self.leads,
             "leader_epoch": self.leader_epoch,
             "owned": sorted(partition.partition for partition in self.owned),
+            "partitions": sorted(p.partition for p in self.source.positions() if p.topic == self.settings.clicks_topic),
             "base": position.number,
             "round_age_s": None if self.round_at is None else round(now - self.round_at, 1),
             "rounds": self.rounds,
+            "round_s": self.settings.round_s,
+            "unmerged": self.replica.clicks + len(self.merger),  # above 0: there is something for the next base
             "changes": dict(self.replica.counts),
             "merger": dict(self.merger.counts),
             "bytes_written": self.topic.bytes_written,
@@ -417,6 +420,8 @@ class Group:
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Loads what `to_state` returned, after the learner has loaded its own."""
         self.replica.load_state(below(arrays, "replica"), state["replica"])
+        if state["replica"]["worker"] != self.replica.worker:
+            self.progress.learned_from = 0  # those were another worker's
         self.merger.load_state(below(arrays, "merger"), state["merger"])
         self._position = state["position"]
         self._reactions = state["reactions"]

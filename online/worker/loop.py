@@ -360,6 +360,7 @@ class Loop:
             clicks, train=not self.overload.shedding, owned=_learned(batch), following=announced
         )
         self.progress.learned += len(batch)
+        self.progress.learned_from += sum(one.owned for one in batch)
         self.progress.untrained += 0 if result.trained else int(result.trainable.sum())
         return result
 

@@ -39,6 +39,7 @@ from online.worker.dead_letters import DeadLetterWriter
 from online.worker.folders import identity_of, worker_folder
 from online.worker.group import Membership
 from online.worker.loop import Loop
+from online.worker.overview import read_overview
 from online.worker.poison_pills import InconsistentStateError, InternalError, Quarantine
 from online.worker.requests import answer_request
 from online.worker.rollback_request import rollback
@@ -67,6 +68,7 @@ class Retry(Protocol):
 
 STATUS_TTL_S = 30  # after so long without a status the worker counts as stopped
 REPORT_PAUSES = 5.0  # least pause between two reports, in times the duration of a report
+ROLLBACK_S_MAX = 20.0  # until the topic of weights has brought a version back; below the time to live of a status
 DEAD_LETTER_S_MAX = 5.0  # longest wait for a broker to store dead letters; after it clicks wait
 
 Part = TypeVar("Part", bound=Closable)
@@ -223,25 +225,45 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
     log.info("stopping: writing a last checkpoint")
     loop.finish()
     _report(loop, report, "stopped")
+    with suppress(ListsError):
+        loop.writer.lists.sign_off()
     log.info("stopped after %d clicks", loop.progress.learned)
 
 
 def roll_back(loop: Loop, to: int) -> int:
     """Makes the weights of version `to` serve again, as a new version, in one turn of the loop.
 
+    In a group the leader sends them to all workers, and they serve once the topic has brought them back to itself,
+    some turns later.
+
     Returns:
         The number of the new version.
 
     Raises:
-        VersionError: the version cannot be restored.
+        VersionError: the version cannot be restored; in a group also if another worker leads.
     """
-    before = loop.versions.live.number
+    if loop.group is not None and not loop.group.leads:
+        raise VersionError(_who_leads(loop.writer.lists, loop.group.name))
+    before, refused = loop.versions.live.number, loop.notices.counts["rollback_refused"]
     loop.supervisor.ask_rollback(to, "asked for")
-    loop.turn()
-    for version in loop.versions.all():
-        if version.number > before and version.parent == to:
-            return version.number
+    deadline = time.monotonic() + ROLLBACK_S_MAX
+    while True:
+        loop.turn()
+        for version in loop.versions.all():
+            if version.number > before and version.parent == to:
+                return version.number
+        waits = loop.group is not None and loop.notices.counts["rollback_refused"] == refused
+        if not waits or time.monotonic() > deadline:
+            break
     raise VersionError(f"version {to} was not restored: see `nextclick status` and the worker's log for the reason")
+
+
+def _who_leads(lists: Lists, name: str) -> str:
+    leader = None
+    with suppress(ListsError):
+        leader = read_overview(lists).leader
+    who = "no other one does as yet" if leader in {None, name} else f"{leader} does"
+    return f"worker {name} does not lead its group, and only the leader goes back to a version: {who}"
 
 
 def _report_waiting(lists: Lists, line: str | None) -> None:

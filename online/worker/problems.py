@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 #: Each kind, the gravest first.
 KINDS = (
+    *("no_leader", "unowned", "base_stale", "worker_gone"),
     *("waiting", "redis", "checkpoint_failed", "unreadable", "outage", "shedding", "lagging"),
     *("abuse_share", "evicting", "abuse_flood"),
 )

@@ -17,6 +17,7 @@ class Progress:
 
     next_offsets: dict[Partition, int] = field(default_factory=dict)
     learned: int = 0
+    learned_from: int = 0  # of these, the clicks that this worker's weights learned from; a worker alone: all
     untrained: int = 0  # of these, the clicks without training, because the lag was too large
     duplicates: int = 0
     dead_letters: Counter[str] = field(default_factory=Counter)  # by reason
@@ -42,6 +43,7 @@ class Progress:
         return {
             "next_offsets": [[topic, partition, offset] for (topic, partition), offset in self.next_offsets.items()],
             "learned": self.learned,
+            "learned_from": self.learned_from,
             "untrained": self.untrained,
             "duplicates": self.duplicates,
             "dead_letters": dict(self.dead_letters),
@@ -56,6 +58,7 @@ class Progress:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.next_offsets = {Partition(topic, partition): offset for topic, partition, offset in state["next_offsets"]}
         self.learned, self.untrained = state["learned"], state["untrained"]
+        self.learned_from = state.get("learned_from", self.learned)  # older checkpoints: of a worker that was alone
         self.duplicates = state["duplicates"]
         self.dead_letters = Counter(state["dead_letters"])
         self.put_aside, self.lost = state["put_aside"], state["lost"]

@@ -49,6 +49,7 @@ class StatusReport:
             "written_at": int(1000 * time.time()),
             "version": learner.version,
             "learned": progress.learned,
+            "learned_from": progress.learned_from,
             "untrained": progress.untrained,
             "duplicates": progress.duplicates,
             "dead_letters": dict(progress.dead_letters),
