@@ -22,8 +22,8 @@ def worker_folder(settings: Settings) -> Iterator[Settings]:
 
     A worker alone uses the data folder itself, because two workers would overwrite each other's checkpoints. A worker
     of a group uses a folder within it, which is named after the worker, or is the first of `worker-1`, `worker-2`, …
-    that no running worker uses: so a worker that is started again takes over what one of them left. It tries those first
-    that this machine, or container, had before: else workers that are restarted together would change their names.
+    that no running worker uses: so a worker that is started again takes over what one of them left. Those that this
+    machine, or container, had before come first: else workers that are restarted together would change their names.
 
     Raises:
         CheckpointError: another worker holds the folder, or it cannot be written.
