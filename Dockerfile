@@ -4,7 +4,9 @@
 #   docker build --target worker .   with the worker's packages: worker, and demo
 #
 # PIP_ARGS reaches the installation of the dependencies. Where the index offers PyTorch with CUDA by default (some
-# gigabytes), it can name PyTorch's index of CPU builds: --build-arg PIP_ARGS="--extra-index-url URL".
+# gigabytes), it can name PyTorch's index of CPU builds: --build-arg PIP_ARGS="--extra-index-url URL". WORKER_PACKAGES are
+# packages that the worker's image gets besides, such as the one of an object store for NEXTCLICK_SHARED_CHECKPOINTS:
+# --build-arg WORKER_PACKAGES=s3fs.
 
 FROM python:3.11-slim-bookworm AS base
 
@@ -43,7 +45,8 @@ USER 10001:10001
 
 FROM dependencies AS worker-dependencies
 ARG PIP_ARGS=""
-RUN python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*extras['worker'], *extras['embedded'], sep='\n')" >requirements.txt \
+ARG WORKER_PACKAGES=""
+RUN python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*extras['worker'], *extras['embedded'], *'${WORKER_PACKAGES}'.split(), sep='\n')" >requirements.txt \
  && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS}
 
 FROM runtime AS worker

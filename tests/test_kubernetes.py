@@ -1,5 +1,7 @@
 """The manifests are valid by Kubernetes' own schemas, and true to the code, to the images and to Docker Compose."""
 
+import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -12,6 +14,7 @@ import yaml
 
 from online.cli import status
 from online.config.settings import ENV_FILE, PREFIX, SECRETS_DIR, Settings
+from online.worker.connections import _instance_id
 from tests.kustomize import containers, documents, identity, merged, render
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +64,8 @@ def test_each_setting_that_the_manifests_name_exists_and_none_is_a_secret() -> N
     assert not fields - set(Settings.model_fields)
     assert not {field for field in fields if "Secret" in str(Settings.model_fields[field].annotation)}
     assert not fields & {"api_keys"}
-    assert "://" not in re.sub(r"#.*", "", text)  # no URL with a password
+    given = re.sub(r"#.*", "", text)
+    assert not re.search(r"redis\S*://|://\S*@", given)  # no URL with a password
 
 
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
@@ -80,6 +84,8 @@ def test_the_settings_are_accepted(name: str, monkeypatch: pytest.MonkeyPatch) -
         settings = Settings()
         if key[0] == "StatefulSet":
             assert (settings.workers, settings.worker_name) == ("many", "nextclick-worker-0")
+            assert settings.static_membership
+            assert _instance_id(settings) == "nextclick-worker-0"  # another one for each pod
         for variable in values:
             monkeypatch.delenv(variable)
 
@@ -152,6 +158,7 @@ def test_each_selector_finds_its_pods_and_only_these() -> None:
     [
         ("worker  running, up 3 s", 0, True),
         ("no worker reports in Redis at redis:6379: start `nextclick worker`", 1, False),
+        ("no worker reports as 'nextclick-worker-0' in Redis at redis:6379", 1, False),
         ("Redis at redis:6379 does not answer: connection refused", 1, True),
     ],
 )
@@ -250,3 +257,36 @@ def test_compose_can_scale_its_workers() -> None:
 
 def test_documents_are_read_from_every_file() -> None:
     assert len(documents(DEPLOY / "base/worker.yaml")) == 3
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_each_pod_asks_for_its_own_worker(tmp_path: Path, probe: str) -> None:
+    """Kubernetes puts no variables into a probe's command; a shell does."""
+    (container,) = containers(found("base")["StatefulSet", "nextclick-worker"])
+    command = tmp_path / "nextclick"
+    command.write_text('#!/bin/sh\necho "$@" >"$(dirname "$0")/asked"\n')
+    command.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NEXTCLICK_WORKER_NAME": "nextclick-worker-7"}
+    subprocess.run(container[probe]["exec"]["command"], env=env, check=True)
+    assert (tmp_path / "asked").read_text() == "status --worker nextclick-worker-7\n"
+
+
+@pytest.mark.parametrize(
+    ("printed", "healthy"),
+    [
+        ({"statuses": {"b7f0-worker-2": {"state": "running"}, "a1c9-worker-1": {}}}, True),
+        ({"statuses": {"b7f0-worker-2": {"state": "running"}}, "workers": [{"worker": "a1c9-worker-1"}]}, False),
+        ({"statuses": {}}, False),
+        (None, False),
+    ],
+)
+def test_a_container_of_compose_asks_for_its_own_worker(tmp_path: Path, printed: Any, healthy: bool) -> None:
+    kind, line = COMPOSE["services"]["worker"]["healthcheck"]["test"]
+    assert kind == "CMD-SHELL"
+    command = tmp_path / "nextclick"
+    said = "exit 1" if printed is None else f"echo {shlex.quote(json.dumps(printed, indent=2))}"
+    command.write_text(f'#!/bin/sh\n[ "$*" = "status --json" ] || exit 2\n{said}\n')
+    command.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOSTNAME": "a1c9"}
+    done = subprocess.run(["sh", "-c", line.replace("$$", "$")], env=env, check=False)
+    assert (done.returncode == 0) is healthy

@@ -1,9 +1,11 @@
 """The worker's folder: only one worker may use it, and each worker of a group has its own."""
 
 import fcntl
+import os
+import socket
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from online.config.settings import Settings
@@ -11,6 +13,7 @@ from online.worker.checkpoint import CheckpointError, DiskFullError, no_room
 
 FOLDERS_MAX = 1_000  # of workers, in one data folder
 IDENTITY = "worker.id"
+LOCK = "worker.lock"  # holds the name of the machine whose worker had the folder last
 
 
 @contextmanager
@@ -19,7 +22,8 @@ def worker_folder(settings: Settings) -> Iterator[Settings]:
 
     A worker alone uses the data folder itself, because two workers would overwrite each other's checkpoints. A worker
     of a group uses a folder within it, which is named after the worker, or is the first of `worker-1`, `worker-2`, …
-    that no running worker uses: so a worker that is started again takes over what one of them left.
+    that no running worker uses: so a worker that is started again takes over what one of them left. Those that this
+    machine, or container, had before come first: else workers that are restarted together would change their names.
 
     Raises:
         CheckpointError: another worker holds the folder, or it cannot be written.
@@ -50,8 +54,16 @@ def _folders(settings: Settings) -> Iterator[Path]:
     if settings.worker_name is not None:
         yield settings.data_dir / settings.worker_name
         return
-    for number in range(1, FOLDERS_MAX + 1):
-        yield settings.data_dir / f"worker-{number}"
+    folders = [settings.data_dir / f"worker-{number}" for number in range(1, FOLDERS_MAX + 1)]
+    machine = socket.gethostname()
+    yield from sorted(folders, key=lambda folder: _last_machine(folder) != machine)
+
+
+def _last_machine(folder: Path) -> str | None:
+    try:
+        return (folder / LOCK).read_text()
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager
@@ -59,7 +71,7 @@ def _locked(folder: Path) -> Iterator[bool]:
     """Locks a folder, which is made if it is missing. Yields whether no other worker holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "worker.lock").open("w")
+        lock = (folder / LOCK).open("a")  # not "w": that would empty it before it is known whose it is
     except OSError as error:
         line = f"cannot write to {folder} ({error.strerror})"
         if no_room(error):
@@ -71,6 +83,9 @@ def _locked(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        with suppress(OSError):  # a full disk is no reason not to start
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), socket.gethostname().encode())
         yield True
 
 

@@ -329,7 +329,7 @@ class Loop:
         """Polls records; without waiting for clicks while there is fine-tuning to do or lists to write."""
         busy = (self.supervisor.busy and self.checkpointer.failing_since is None) or self.writer.waiting
         timeout_s = 0.0 if busy else self.settings.poll_timeout_s
-        share = 1 if self.group is None else self.group.counted_share
+        share = 1 if self.group is None else max(1, self.group.counted_share)  # 0 before the topic is known
         records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
         self.overload.received(records)
         if self.group is not None:

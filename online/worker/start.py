@@ -164,7 +164,7 @@ def _compare(loop: "Loop", number: int, committed: Mapping[Partition, int]) -> N
         return
     behind = {p: offset for p, offset in committed.items() if p in at and offset - at[p] > BEHIND_REPORTED}
     ahead = {p: offset for p, offset in committed.items() if p in at and at[p] - offset > AHEAD_REPORTED}
-    if behind:
+    if behind and settings.workers == "one":  # in a group others go on committing while this one is away
         log.warning(
             "checkpoint %d is at %s, group %s at %s already: this folder is an older copy, or another worker has read "
             "further; clicks since the checkpoint are learned again",

@@ -269,3 +269,14 @@ def clicks_held(loop: Loop) -> dict[str, Any]:
     names = [learner.vocabulary.item_of(row) for row in range(learner.vocabulary.rows)]
     counts = {str(name): float(learner.store.items.clicks[row]) for row, name in enumerate(names) if name}
     return {"histories": held, "clicks": counts}
+
+
+def test_a_worker_asks_for_messages_before_it_knows_the_partitions(group: GroupHarness, monkeypatch) -> None:
+    """kafka-python refuses to poll for at most 0 messages."""
+    loop, asked = group.begin("a"), []
+    poll = loop.source.poll
+    monkeypatch.setattr(loop.source, "positions", dict)
+    monkeypatch.setattr(loop.source, "poll", lambda **options: asked.append(options["max_records"]) or poll(**options))
+    loop.turn()
+    assert len(asked) == 1
+    assert asked[0] >= 1
