@@ -378,7 +378,10 @@ def tune(  # noqa: PLR0917 - typer's options
 
 @app.command("evaluate-policy", epilog="Example: nextclick evaluate-policy impressions.jsonl --policy uniform")
 def evaluate_policy(  # noqa: PLR0917 - typer's options
-    log: Annotated[Path, typer.Argument(help="Impressions: CSV, JSON lines (also packed) or Parquet; - reads stdin.")],
+    log: Annotated[
+        Path | None,
+        typer.Argument(help="CSV, JSON lines (also packed) or Parquet; - reads stdin. Else the topic of impressions."),
+    ] = None,
     policy: Annotated[
         str | None,
         typer.Option(help="uniform, or a file with action,probability (position, context); else the log's column."),
@@ -397,6 +400,7 @@ def evaluate_policy(  # noqa: PLR0917 - typer's options
     level: Annotated[float, typer.Option(help="Of the intervals.", min=0.5, max=0.999)] = 0.95,
     seed: Annotated[int, typer.Option(help="Of folds and bootstrap.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
 ) -> None:
     """Estimate from a log of one policy what another would have earned, with intervals.
 
@@ -411,8 +415,9 @@ def evaluate_policy(  # noqa: PLR0917 - typer's options
         raise typer.BadParameter(f"--interval: {', '.join(INTERVALS)}, not {interval!r}")
     options = Options(interval=interval, clip=clip, level=level, seed=seed)
     run_evaluate_policy(
-        out, log, policy=policy, columns=columns, where=where, delimiter=delimiter, options=options, as_json=as_json
-    )
+        out, log, _folder_settings(data_dir, log_only=True) if log is None else None,
+        policy=policy, columns=columns, where=where, delimiter=delimiter, options=options, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command(epilog="Example: nextclick top ada-1 --k 5")

@@ -1,6 +1,9 @@
 """The command `nextclick evaluate-policy`: reads a log, estimates another policy's value, shows it with its limits."""
 
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from online.commands.views import plain
+from online.config.settings import Settings
 from online.evaluation.off_policy import Estimate, Options
 from online.evaluation.off_policy_report import Report, evaluate
 from online.evaluation.policy_log import PolicyLogError, load, parse_pairs
+from online.worker.connections import open_reader
+from stream.events import BadEvent
+from stream.impressions import parse
+
+_log = logging.getLogger(__name__)
 
 
 def run_evaluate_policy(
     out: Console,
-    file: Path,
+    file: Path | None,
+    settings: Settings | None,
     *,
     policy: str | None,
     columns: str | None = None,
@@ -26,12 +36,18 @@ def run_evaluate_policy(
     options: Options,
     as_json: bool = False,
 ) -> None:
-    """Raises PolicyLogError, EventFileError: one line."""
+    """Without a file the topic of impressions is read. Raises PolicyLogError, EventFileError, SourceError: one line."""
     try:
         named = {} if columns is None else parse_pairs(columns)
     except ValueError as error:
         raise PolicyLogError(f"--columns: {error}") from None
-    loaded = load(file, policy, columns=named, where=_pairs(where or []), delimiter=delimiter)
+    if file is None:
+        assert settings is not None
+        file, rows = Path(settings.impressions_topic), _of_topic(settings)
+    else:
+        rows = None
+    kept = _pairs(where or [])
+    loaded = load(file, policy, columns=named, where=kept, delimiter=delimiter, rows_of=rows)
     report = evaluate(loaded, options)
     if as_json:
         print(json.dumps(_finite({"file": file.name, "policy": policy or "column", **report.as_dict()}), indent=2))
@@ -44,6 +60,20 @@ def run_evaluate_policy(
         out.print(line, style="dim", markup=False)
     for line in report.warnings:
         out.print(f"warning: {line}", style="yellow", markup=False)
+
+
+def _of_topic(settings: Settings) -> Iterator[dict[str, Any]]:
+    """The records of the topic of impressions. Those that cannot be read are left out, and counted in the log."""
+    unreadable = 0
+    with closing(open_reader(settings, settings.impressions_topic)) as reader:
+        for record in reader.read():
+            impression = parse(record.value)
+            if isinstance(impression, BadEvent):
+                unreadable += 1
+            else:
+                yield impression.model_dump(mode="json")
+    if unreadable:
+        _log.warning("%s: %d records are no impressions and are left out", settings.impressions_topic, unreadable)
 
 
 def _pairs(where: list[str]) -> dict[str, str]:

@@ -64,28 +64,31 @@ def parse_pairs(text: str) -> dict[str, str]:
 
 
 def load(
-    path: Path,
+    path: Path | str,
     policy: str | None,
     *,
     columns: Mapping[str, str] | None = None,
     where: Mapping[str, str] | None = None,
     delimiter: str | None = None,
+    rows_of: Iterable[Row] | None = None,
 ) -> Loaded:
     """Reads a log and the evaluated policy's probability of each of its rows.
 
     Args:
-        path: CSV, JSON lines or Parquet.
+        path: CSV, JSON lines or Parquet; of `rows_of` the name.
         policy: "uniform" (over the actions that the log shows in a context); a file of columns action, probability, and
             perhaps position and those of the context; None: the log's own column `probability`.
         columns: of each field that has another name; a context may join several by +.
         where: only rows in which these columns have these values, as text.
         delimiter: of a CSV.
+        rows_of: the log itself, where it is no file.
 
     Raises:
         PolicyLogError, EventFileError: one line.
     """
+    path = Path(path)
     rows = _Rows(path.name, dict(columns or {}))
-    for row in _kept(table_rows(path, delimiter), where or {}):
+    for row in _kept(table_rows(path, delimiter) if rows_of is None else rows_of, where or {}):
         rows.add(row)
     if len(rows.action) < _ROWS_MIN:
         raise PolicyLogError(f"{path.name} has {len(rows.action)} rows{' under --where' if where else ''}: too few")

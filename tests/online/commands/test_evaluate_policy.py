@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 
 from benchmarks import off_policy as benchmark
 from online.cli import app
+from online.config.settings import load_settings
 from online.evaluation.policy_log import PolicyLogError, load, parse_pairs
+from online.worker.connections import open_producer, prepare_topics
 from stream.event_files import EventFileError
 from stream.event_files.table import table_rows
 from stream.impressions import Impression, ShownItem, encode
@@ -210,3 +213,19 @@ def test_nothing_is_written(log, tmp_path, monkeypatch):
     before = sorted(os.listdir(tmp_path))
     evaluated(log, "--policy", "uniform")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_without_a_file_the_topic_of_impressions_is_read(tmp_path):
+    settings = load_settings(data_dir=tmp_path)
+    prepare_topics(settings)
+    shown = ShownItem(item_id="i1", position=1, propensity=0.5, reward=1.0)
+    other = ShownItem(item_id="i2", position=2, propensity=0.5, reward=0.0)
+    with closing(open_producer(settings)) as producer:
+        for number in range(50):
+            record = Impression(
+                request_id=f"r{number}", timestamp=1e9, policy="p", version=1, explored=True, items=(shown, other)
+            )
+            producer.send(settings.impressions_topic, key=b"u", value=encode(record))
+        producer.send(settings.impressions_topic, key=b"u", value=b"no JSON")
+    found = evaluated("--policy", "uniform", "--data-dir", tmp_path)
+    assert (found["rows"], found["actions"], found["file"]) == (100, 2, "nextclick.impressions")
