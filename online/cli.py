@@ -52,6 +52,7 @@ out = Console(highlight=False, soft_wrap=False)
 _EXPECTED = {
     "online.config.settings": ("SettingsError",),
     "online.evaluation.backtest_events": ("BacktestError",),
+    "online.evaluation.policy_log": ("PolicyLogError",),
     "online.worker.checkpoint": ("CheckpointError",),
     "online.worker.start": ("StartError",),
     "online.commands.demo": ("DemoError",),
@@ -374,6 +375,50 @@ def tune(  # noqa: PLR0917 - typer's options
         out, events, settings, stop,
         bad_rows_max=share_max, sort=sort,
         to=to, force=force, limit=limit, share=share, trials=trials, jobs=jobs, timeout_s=timeout,
+    )  # fmt: skip
+
+
+@app.command("evaluate-policy", epilog="Example: nextclick evaluate-policy impressions.jsonl --policy uniform")
+def evaluate_policy(  # noqa: PLR0917 - typer's options
+    log: Annotated[
+        Path | None,
+        typer.Argument(help="CSV, JSON lines (also packed) or Parquet; - reads stdin. Else the topic of impressions."),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="uniform, or a file with action,probability (position, context); else the log's column."),
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Names, as in action=item,reward=click,context=site+device.")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given several times.")
+    ] = None,
+    delimiter: DelimiterOption = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Largest weight of the clipped estimators; else the root of the rows.", min=1)
+    ] = None,
+    interval: Annotated[str, typer.Option(help="gamma, bootstrap or bernstein.")] = "gamma",
+    level: Annotated[float, typer.Option(help="Of the intervals.", min=0.5, max=0.999)] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of folds and bootstrap.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Estimate from a log of one policy what another would have earned, with intervals.
+
+    Columns: action (or item_id), reward (or click), propensity, position, context, request, probability.
+    By inverse propensities (ips), self-normalised (snips), doubly robust (dr), each also with clipped weights.
+    """
+    require_extras("evaluate-policy", "backtest")
+    from online.commands.evaluate_policy import run_evaluate_policy
+    from online.evaluation.off_policy import INTERVALS, Options
+
+    if interval not in INTERVALS:
+        raise typer.BadParameter(f"--interval: {', '.join(INTERVALS)}, not {interval!r}")
+    options = Options(interval=interval, clip=clip, level=level, seed=seed)
+    run_evaluate_policy(
+        out, log, _folder_settings(data_dir, log_only=True) if log is None else None,
+        policy=policy, columns=columns, where=where, delimiter=delimiter, options=options, as_json=as_json,
     )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         ("online.commands.demo", ("worker",)),  # which starts the embedded Redis by way of the worker
         ("online.commands.backtest", ("backtest",)),
         ("online.commands.tune", ("backtest",)),
+        ("online.commands.evaluate_policy", ("backtest",)),
         ("stream.embedded_redis", ("embedded",)),
     ],
 )

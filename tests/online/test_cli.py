@@ -37,6 +37,7 @@ COMMANDS = [
     "replay",
     "item",
     "backtest",
+    "evaluate-policy",
     "tune",
     "top",
     "status",

@@ -38,6 +38,9 @@ class StreamSettings(BaseSettings):
     events_topic: str = setting(
         "nextclick.events", "Topic that receives notices about the model and the worker.", min_length=1
     )
+    impressions_topic: str = setting(
+        "nextclick.impressions", "Topic of the lists that were shown, with the probability of each item.", min_length=1
+    )
     consumer_group: str = setting("nextclick", "Kafka consumer group of the worker.", min_length=1)
     workers: Literal["one", "many"] = setting(
         "one",
