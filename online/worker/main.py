@@ -67,6 +67,7 @@ class Retry(Protocol):
 
 STATUS_TTL_S = 30  # after so long without a status the worker counts as stopped
 REPORT_PAUSES = 5.0  # least pause between two reports, in times the duration of a report
+GROUP_TURNS_MAX = 20  # in which a version of the group comes back
 DEAD_LETTER_S_MAX = 5.0  # longest wait for a broker to store dead letters; after it clicks wait
 
 Part = TypeVar("Part", bound=Closable)
@@ -236,11 +237,14 @@ def roll_back(loop: Loop, to: int) -> int:
         VersionError: the version cannot be restored.
     """
     before = loop.versions.live.number
+    if loop.group is not None and not loop.group.leads:
+        raise VersionError("another worker leads the group: ask that one, see `nextclick status`")
     loop.supervisor.ask_rollback(to, "asked for")
-    loop.turn()
-    for version in loop.versions.all():
-        if version.number > before and version.parent == to:
-            return version.number
+    for _ in range(1 if loop.group is None else GROUP_TURNS_MAX):  # the topic brings a group's version back
+        loop.turn()
+        for version in loop.versions.all():
+            if version.number > before and version.parent == to:
+                return version.number
     raise VersionError(f"version {to} was not restored: see `nextclick status` and the worker's log for the reason")
 
 
