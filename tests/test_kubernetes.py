@@ -1,6 +1,5 @@
 """The manifests are valid by Kubernetes' own schemas, and true to the code, to the images and to Docker Compose."""
 
-import inspect
 import json
 import re
 import shlex

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from online.learner.history import HistorySnapshot, earlier_in_batch
+from online.learner.history import HistorySnapshot, UserHistories, earlier_in_batch
 from online.learner.scoring import ScoredCandidates
 
 
@@ -76,7 +76,7 @@ class TrainedStep:
 class TrainedNetwork:
     """The histories behind a micro-batch's clicks, and the targets on which the Reformer was trained."""
 
-    histories: HistorySnapshot  # as they stood just after the micro-batch
+    histories: HistorySnapshot | UserHistories  # as they stood just after the micro-batch
     slots: NDArray[np.int64]  # (U,) of the histories
     clicks: NDArray[np.int64]  # (U,) how many clicks each has just made
     order: NDArray[np.int64]  # (N,) where each click stands when they are sorted by user

@@ -193,6 +193,12 @@ class UserHistories:
             lengths,
         )
 
+    def clicks_of(self, slot: int) -> tuple[NDArray[np.int64], ...]:
+        """Returns rows, types, times and numbers of a slot's clicks, oldest first, (L,) each."""
+        kept = int(min(self._clicks[slot], self.history_max))
+        place = np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
+        return tuple(ring[slot, place] for ring in (self._rows, self._types, self._times, self._numbers))
+
     def latest_at(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the latest click of each slot (N,) was made, in seconds; 0 where there is none."""
         found: NDArray[np.float64] = self._times[slots, (self._clicks[slots] - 1) % self.history_max]

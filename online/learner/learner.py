@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.config.settings import Settings
+from online.learner.again import Retraced, retraced
 from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedStep
 from online.learner.lists import ListRanker
 from online.learner.lookahead import Lookahead, UpcomingBatch
@@ -32,6 +33,8 @@ from online.learner.training import (
     training_batch,
 )
 from stream.events import Click
+
+Prepared = PreparedBatch | Retraced
 
 
 class Learner(LearnerState):
@@ -102,7 +105,28 @@ class Learner(LearnerState):
         finally:
             self.lookahead.wait()
 
-    def _test(self, prepared: PreparedBatch, start: int, states: Tensor | None, *, train: bool) -> TrainedStep:
+    def train_again(self, clicks: Sequence[Click]) -> int:
+        """Trains the weights on clicks that were only counted so far, as another worker was to learn from them.
+
+        Their features are as of before each of them (`FeatureStore.retrace`). Nothing is counted, no list is ranked.
+
+        Args:
+            clicks: of one partition in order of arrival, at most a micro-batch.
+
+        Returns:
+            How many were trained; of the others the histories or moments have moved on.
+        """
+        self.make_room()
+        again = retraced(self, clicks)
+        if again is None:
+            return 0
+        states = again.states(self)
+        for start in range(0, len(again.batch.users), self.settings.step_clicks):
+            self._train(again, self._test(again, start, states.leaf, train=True), states.leaf)
+        self._train_reformer(states)
+        return int(again.batch.trainable.sum())
+
+    def _test(self, prepared: Prepared, start: int, states: Tensor | None, *, train: bool) -> TrainedStep:
         """Scores the step of clicks that begins at `start`, by weights that have not learned from them."""
         assert prepared.gathered is not None
         part = slice(start, min(start + self.settings.step_clicks, len(prepared.batch.users)))
@@ -132,7 +156,7 @@ class Learner(LearnerState):
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
             self.replay.add(*rivals, batch.user_hashes[kept])
 
-    def _train(self, prepared: PreparedBatch, step: TrainedStep, states: Tensor | None) -> TrainedStep:
+    def _train(self, prepared: Prepared, step: TrainedStep, states: Tensor | None) -> TrainedStep:
         """Trains the ranker on the candidates that it has just scored."""
         states = None if states is None else states[step.part]
         scored = step.scored

@@ -47,6 +47,7 @@ class Proposal:
         compared: the same in words.
         parent: number of the version that it began from.
         rolled_back_to: number of the version that serves again; None: it is a new one.
+        number: of the version itself; None: the next one.
     """
 
     why: str
@@ -54,6 +55,7 @@ class Proposal:
     compared: str
     parent: int
     rolled_back_to: int | None = None
+    number: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -115,7 +117,6 @@ class Supervisor:
         self._emit, self._read_checkpoint = emit, read_checkpoint
         self._rollbacks: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
         self.propose: Propose | None = None  # in a group
-        self._before: RankingModel | None = None  # the live weights when a version was proposed
         self.leads = True  # else another worker of the group takes the decisions, and this one follows
         self.finetuning: Tuning | None = None
         self.candidate: ShadowEvaluation | None = None
@@ -339,7 +340,6 @@ class Supervisor:
         facts, figures = trial.facts, trial.facts["figures"] | trial.figures()
         compared = _compared(figures) if figures["clicks"] else "without a gate"
         if self.propose is not None:
-            self._before = self.learner.weights.copy()
             self.propose(Proposal(facts["why"], figures, compared, facts["parent"]), trial.weights, tuned=True)
             return
         before, number = self.learner.weights, self.learner.version
@@ -354,10 +354,16 @@ class Supervisor:
         self.predecessor = ShadowEvaluation(self.learner, before, self.settings.rollback_gate, facts={"number": number})
         self.predecessor.paused = not self.settings.gate
 
-    def adopt(self, proposal: Proposal) -> None:
-        """Notes a version of the group's leader, whose weights the live ones are now."""
+    def lapsed(self, proposal: Proposal, reason: str) -> None:
+        """Notes that a version that was proposed does not serve."""
+        self._emit("rejected", f"{proposal.why}: {reason}", proposal.figures)
+
+    def adopt(self, proposal: Proposal, before: RankingModel | None = None) -> None:
+        """Notes a version of the group's leader, whose weights the live ones are now. `before`: the live weights before
+        them, if this worker compares the two."""
         number, back = self.learner.version, proposal.rolled_back_to
         stamp: dict[str, Any] = {"at_ms": self._now_ms(), "learned": self.totals.learned, "figures": proposal.figures}
+        stamp["number"] = proposal.number
         if back is None:
             version = self.versions.publish(proposal.why, **stamp, parent=proposal.parent)
             self._emit("published", f"version {version.number}, {proposal.why}: {proposal.compared}", proposal.figures)
@@ -366,7 +372,6 @@ class Supervisor:
             text = f"version {number} gives way to version {back}, which is version {version.number} now"
             self._emit("rolled_back", f"{text}: {proposal.why}", proposal.figures)
         self.learner.version = version.number
-        before, self._before = self._before, None
         self.predecessor = None
         if self.leads and before is not None and back is None:
             self._keep_predecessor(before, number)

@@ -70,12 +70,25 @@ class Versions:
         """Oldest first."""
         return list(self._held.values())
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next version."""
+        return max(self._held) + 1
+
     def publish(
-        self, why: str, *, at_ms: int, learned: int, figures: Mapping[str, Any] | None = None, parent: int | None = None
+        self,
+        why: str,
+        *,
+        at_ms: int,
+        learned: int,
+        figures: Mapping[str, Any] | None = None,
+        parent: int | None = None,
+        number: int | None = None,
     ) -> Version:
-        """A new live version. `parent`: whose weights it began from; None: the live one's."""
+        """A new live version. `parent`: whose weights it began from; None: the live one's. `number`: at least the next
+        one, which None means."""
         before = self.live
-        number = max(self._held) + 1
+        number = max(self.next_number, number or 0)
         self._held[before.number] = replace(before, state=KEPT)
         self._held[number] = Version(
             number, at_ms, learned, why, parent or before.number, None, LIVE, dict(figures or {})
@@ -92,6 +105,7 @@ class Versions:
         learned: int,
         figures: Mapping[str, Any] | None = None,
         at_hand: bool = False,
+        number: int | None = None,
     ) -> Version:
         """A new live version that begins from the weights of version `to`. Raises VersionError: it cannot be had.
 
@@ -99,7 +113,7 @@ class Versions:
         if not at_hand:
             self.held(to)
         given_up = self.live.number
-        version = self.publish(why, at_ms=at_ms, learned=learned, figures=figures, parent=to)
+        version = self.publish(why, at_ms=at_ms, learned=learned, figures=figures, parent=to, number=number)
         if self._held[given_up].state == KEPT:
             self._held[given_up] = replace(self._held[given_up], state=ROLLED_BACK)
         return version

@@ -177,13 +177,16 @@ class Merger:
         position = self.base.position
         return BaseRecord(Kind.SNAPSHOT, position, "", self.worker, 0, self.base.whole())
 
-    def replacement(self, weights: Weights, leader_epoch: int, *, discard: bool) -> BaseRecord:
+    def replacement(
+        self, weights: Weights, leader_epoch: int, *, discard: bool, change: Change | None = None
+    ) -> BaseRecord:
         """Returns a record that follows the base with other weights.
 
         Args:
             weights: the whole of them, float32 (`Replica.whole`, or another version's).
             leader_epoch: of this leader.
             discard: whether all changes so far are void (after a rollback); else they are carried over.
+            change: of this worker, which is part of these weights; None: nothing else is merged by it.
         """
         weights.check(self.base.shape, whole=True)
         position = self.base.position
@@ -195,7 +198,17 @@ class Merger:
             leader_epoch=leader_epoch,
             floor=number if discard else position.floor,
         )
-        return BaseRecord(Kind.REPLACEMENT, after, position.identity, self.worker, 0, weights, discard=discard)
+        record = BaseRecord(Kind.REPLACEMENT, after, position.identity, self.worker, 0, weights, discard=discard)
+        if change is None:
+            return record
+        merged, sequences = after.after([change])
+        merged = {p: max(at, position.merged.get(p, 0)) for p, at in merged.items()}
+        return replace(
+            record,
+            position=replace(after, merged=merged, sequences=sequences),
+            clicks=change.clicks,
+            taken=(change.tag,),
+        )
 
     # Checkpoints; the base is in the replica's
 

@@ -13,6 +13,7 @@ from online.rounds.weights import RoundsError
 PART_BYTES_MAX = 900_000  # Kafka takes 1 MB by default, its own header included
 UNFINISHED_BYTES_MAX = 256 * 2**20
 RECORD_BYTES_MAX = 2**30
+PARTS_BETWEEN_MAX = 4_096  # messages between the first and the last part of a record
 _HEAD = struct.Struct("<4s16sIII")  # magic, digest, number of the part, how many there are, bytes of the whole
 _MAGIC = b"NCP1"
 
@@ -36,14 +37,21 @@ class Joiner:
         self.bytes_max = bytes_max
         self.bytes = 0
         self.counts: Counter[str] = Counter()  # joined, repeated, given_up
+        self._at: dict[tuple[bytes, int, int], int] = {}  # offset of the first part of each
         self._begun: OrderedDict[tuple[bytes, int, int], dict[int, bytes]] = OrderedDict()
 
     def __len__(self) -> int:
         """Unfinished records."""
         return len(self._begun)
 
-    def add(self, part: bytes) -> bytes | None:
-        """Takes a part -> the record that it completes.
+    @property
+    def oldest(self) -> int | None:
+        """The smallest offset of a part of an unfinished record; None: there is none."""
+        return min((self._at[key] for key in self._begun), default=None)
+
+    def add(self, part: bytes, offset: int = 0) -> bytes | None:
+        """Takes a part -> the record that it completes. Records whose first part stands PARTS_BETWEEN_MAX or more
+        before this one's `offset` are given up: their sender is gone.
 
         Raises:
             RoundsError: it is no part, or what was joined is not what was sent.
@@ -55,7 +63,11 @@ class Joiner:
         if magic != _MAGIC or number >= count or not len(piece) <= size <= RECORD_BYTES_MAX or count > size:
             raise RoundsError("not a part of a record")
         key = digest, count, size
+        for old in [key for key, at in self._at.items() if at <= offset - PARTS_BETWEEN_MAX]:
+            self._remove(old)
+            self.counts["given_up"] += 1
         pieces = self._begun.setdefault(key, {})
+        self._at.setdefault(key, offset)
         if number in pieces:
             self.counts["repeated"] += 1
             return None
@@ -74,4 +86,5 @@ class Joiner:
         return None
 
     def _remove(self, key: tuple[bytes, int, int]) -> None:
+        del self._at[key]
         self.bytes -= sum(map(len, self._begun.pop(key).values()))

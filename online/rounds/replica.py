@@ -309,29 +309,82 @@ class Replica:
         self.clicks, self.ranges = 0, {}
 
     @torch.no_grad()
-    def whole(self, tensors: Mapping[str, Tensor], *, tuned: bool) -> Weights:
-        """Returns the weights for a replacement of the base.
-
-        Args:
-            tensors: of another version, with rows as in this worker's vocabulary.
-            tuned: whether they are the live weights with a change, as a fine-tuned candidate is. Then the base gets
-                that change, and what this worker has not published yet is left out: it comes by its own changes.
-        """
+    def change_to(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Returns what makes of the live weights another version, float32, with rows as in this worker's vocabulary."""
         live, rows = self.live.weights.tensors(), self._index.nonzero()[:, 0]
         items = tuple(self._item_of[row] for row in rows.tolist())
-        dense = {name: tensors[name].cpu().clone() for name in self.base.dense}
-        tables = {name: tensors[name].cpu()[rows] for name in self.base.tables}
-        if tuned:
-            dense = {name: self.base.dense[name] + (value - live[name].cpu()) for name, value in dense.items()}
-            tables = {
-                name: self.base.tables[name][self._index[rows]] + (value - live[name].cpu()[rows])
-                for name, value in tables.items()
-            }
-        known = self.base.statistics if tuned else tensors
-        statistics = {name: known[name].cpu().clone() for name in self.base.statistics}
-        counters = {name: at if tuned else int(tensors[name]) for name, at in self.base.counters.items()}
+        return Weights(
+            {name: tensors[name].cpu() - live[name].cpu() for name in self.base.dense},
+            dict.fromkeys(GROUPS, items),
+            {name: tensors[name].cpu()[rows] - live[name].cpu()[rows] for name in self.base.tables},
+        )
+
+    @torch.no_grad()
+    def moved_base(self, change: Weights) -> Weights:
+        """Returns the base with a change, whole: what this worker has not published yet is left out, since it comes by
+        its own changes."""
+        whole = self.base.whole()
+        dense = {name: value + change.dense[name] for name, value in whole.dense.items()}
+        here = {item for item in change.items.get(GROUPS[0], ()) if item in self.base.row_of}
+        items = tuple(sorted(self.base.known | here))
+        rows = self.base.rows(items)
+        tables = {name: table[rows] for name, table in self.base.tables.items()}
+        place = {item: at for at, item in enumerate(items)}
+        for name, values in change.rows.items():
+            found = [(place[i], n) for n, i in enumerate(change.items[group_of(name)]) if i in place]
+            at, of = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).unbind(1)
+            tables[name][at] += values[of]
         named = dict.fromkeys(GROUPS, items) if items else {}
-        return Weights(dense, named, tables if items else {}, statistics, counters)
+        return Weights(dense, named, tables if items else {}, whole.statistics, whole.counters)
+
+    @torch.no_grad()
+    def whole(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Returns another version for a replacement of the base; items that this worker lacks keep their rows of it.
+
+        Args:
+            tensors: of the version, with rows as in this worker's vocabulary.
+        """
+        rows = self._index.nonzero()[:, 0]
+        live = {self._item_of[row]: row for row in rows.tolist()}
+        items = tuple(sorted({*self.base.known, *live}))
+        tables = {name: table[self.base.rows(items)] for name, table in self.base.tables.items()}
+        own = torch.tensor([(at, live[i]) for at, i in enumerate(items) if i in live], dtype=torch.int64)
+        at, of = own.reshape(-1, 2).unbind(1)
+        for name, values in tables.items():
+            values[at] = tensors[name].cpu()[of]
+        return Weights(
+            {name: tensors[name].cpu().clone() for name in self.base.dense},
+            dict.fromkeys(GROUPS, items) if items else {},
+            tables if items else {},
+            {name: tensors[name].cpu().clone() for name in self.base.statistics},
+            {name: int(tensors[name]) for name in self.base.counters},
+        )
+
+    @torch.no_grad()
+    def all_learned(self, clicks: int, ranges: Ranges) -> Change:
+        """Returns all that the live weights differ from the base by, exact, as the change in flight: of a worker that
+        learned alone. What was in flight before counts as not sent."""
+        tensors, rows = self.live.weights.tensors(), self._index.nonzero()[:, 0]
+        items = tuple(self._item_of[row] for row in rows.tolist())
+        weights = Weights(
+            {name: tensors[name].cpu() - base for name, base in self.base.dense.items()},
+            dict.fromkeys(GROUPS, items) if items else {},
+            {name: tensors[name].cpu()[rows] - table[self._index[rows]] for name, table in self.base.tables.items()},
+            {name: tensors[name].cpu().clone() for name in self.base.statistics},
+            {name: max(0, int(tensors[name]) - at) for name, at in self.base.counters.items()},
+        )
+        self._sequence += 1
+        self.in_flight = Change(
+            Tag(self.worker, self.epoch, self._sequence), self.base.position.number, max(1, clicks), ranges, weights
+        )
+        self.clicks, self.ranges = 0, {}
+        return self.in_flight
+
+    @torch.no_grad()
+    def give_up_own(self) -> None:
+        """The live weights become the base: what this worker has learned itself is given up."""
+        self.in_flight = None
+        self.drop_fresh()
 
     # Checkpoints; the live weights are in the learner's
 

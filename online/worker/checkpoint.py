@@ -261,6 +261,15 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             checked.result()  # what it says of a damaged file wins over what reading it says
 
 
+def is_whole(path: Path) -> bool:
+    """Returns whether a folder is a checkpoint from which a worker may resume, and undamaged."""
+    try:
+        _check(path)
+        return not _is_thinned(path)
+    except _UNREADABLE:
+        return False
+
+
 def _is_thinned(path: Path) -> bool:
     """Not, where that cannot be read."""
     try:

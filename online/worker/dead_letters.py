@@ -1,7 +1,7 @@
 """Writes each dead letter once, although the worker may read the same bad message again after a crash."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from online.worker.backoff import Backoff
@@ -33,30 +33,46 @@ class DeadLetterWriter:
         self._backoff = backoff or Backoff(0.5, 5.0)
         self._ends: dict[Partition, int] = {}
         self._there: dict[Place, BadEvent] = {}
+        self._doubts: dict[Partition, int] = {}  # offsets before which another worker may have written some
         self._unacknowledged: list[tuple[Record, BadEvent]] = []
         self.waits_for: str | None = None
 
-    def put(self, record: Record, bad: BadEvent) -> None:
-        """Writes a bad message, or keeps it for later."""
+    def put(self, record: Record, bad: BadEvent) -> bool:
+        """Writes a bad message, or keeps it for later. Returns whether it was not there yet."""
+        if self._doubtful(record):
+            self._search()
         if place(record) in self._there:
-            return
+            return False
         self._unacknowledged.append((record, bad))
         if self.waits_for is None:
             try:
                 self._letters.put(record, bad)
             except SourceError as error:
                 self._failed(error)
+        return True
+
+    def doubt(self, ends: Mapping[Partition, int]) -> None:
+        """Notes that messages before these offsets may be dead letters that another worker has written: before one of
+        them is written here, the dead letters' topic is searched."""
+        self._doubts |= ends
+
+    def _doubtful(self, record: Record) -> bool:
+        return record.offset < self._doubts.get(Partition(record.topic, record.partition), 0)
+
+    def _search(self) -> None:
+        """Reads all dead letters. If they cannot be read, none is written until they can."""
+        try:
+            for letter in map(dead_letter, self._reader.read({})):
+                if not letter.is_mark and Partition(letter.topic, letter.partition) in self._doubts:
+                    self._there[letter.topic, letter.partition, letter.offset] = BadEvent(letter.reason, letter.detail)
+        except SourceError as error:
+            self._failed(error)
+            return
+        self._doubts.clear()
 
     def found(self, record: Record) -> BadEvent | None:
         """Returns why a record became a dead letter after the checkpoint, in an earlier run; None if it did not."""
         return self._there.get(place(record))
-
-    def put_missing(self, letters: Sequence[tuple[Record, BadEvent]]) -> None:
-        """Writes bad messages unless any worker has written them: the whole topic is read. Raises SourceError."""
-        there = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read())}
-        for record, bad in letters:
-            if place(record) not in there:
-                self.put(record, bad)
 
     def flush(self, next_offsets: Mapping[Partition, int]) -> bool:
         """Returns whether all dead letters are acknowledged.
@@ -88,7 +104,9 @@ class DeadLetterWriter:
 
     def _put_again(self) -> None:
         """Writes again those that did not arrive: some may have arrived without an acknowledgement."""
-        arrived = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read(self._ends))}
+        since = {} if self._doubts else self._ends
+        arrived = {(one.topic, one.partition, one.offset) for one in map(dead_letter, self._reader.read(since))}
+        self._doubts.clear()
         for record, bad in self._unacknowledged:
             if place(record) not in arrived:
                 self._letters.put(record, bad)

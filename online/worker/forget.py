@@ -25,6 +25,7 @@ from online.worker.list_writer import ListWriter
 from online.worker.micro_batches import ForgetRequest
 from online.worker.progress import Progress
 from online.worker.quoted import quoted_in
+from online.worker.shared_checkpoints import SharedCheckpoints
 from stream.dead_letters import DeadLetter
 from stream.source import Partition, SourceError
 from stream.user_ids import digest_of, hash_of_digest, user_ids_in
@@ -66,6 +67,8 @@ class Forgetting:
         self._letters: set[tuple[str, str, int, int]] = set()  # digest; dead letters of topic, partition, before offset
         self._before: tuple[int, float] | None = None  # checkpoints with lower numbers are to go, and when
         self.unsaved = False  # whether a user was forgotten after the latest checkpoint
+        self.shared: SharedCheckpoints | None = None  # in a group whose workers share checkpoints
+        self.leads: Callable[[], bool] = lambda: True  # whether this worker copies its checkpoints there
 
     def forget(self, one: ForgetRequest) -> None:
         """Erases a user's data from memory, and begins to erase it elsewhere."""
@@ -98,6 +101,8 @@ class Forgetting:
         if self.unsaved:
             self._before = (number, self._clock() + self.settings.forget_checkpoints_s)
             self.unsaved = False
+            if self.shared is not None:
+                self.shared.forget_before(number)
 
     def _is_gone(self, letter: DeadLetter) -> bool:
         requests = [
@@ -147,6 +152,8 @@ class Forgetting:
         if self._before is not None and (older := self._older()):
             left_s = max(0.0, self._before[1] - self._clock())
             found.append(f"{len(older)} older checkpoints go within {left_s:.0f} s")
+        if self.shared is not None and self.shared.waits and self.leads():
+            found.append("the copy in the shared folder is not replaced yet, see the worker's log")
         return found
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +195,8 @@ class Forgetting:
         self._letters = {(digest, topic, number, offset) for digest, topic, number, offset in state["letters"]}
         # A restart has come by with what they are kept for: going on from one of the later ones.
         self._before = None if state["before"] is None else (state["before"], self._clock())
+        if self.shared is not None and self._before is not None:
+            self.shared.forget_before(self._before[0])
 
 
 def _is_weight(name: str) -> bool:

@@ -8,7 +8,7 @@ same topic in the same order, so each agrees on every base; no worker waits for 
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,25 +19,27 @@ from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.batches import BatchResult
 from online.learner.learner import Learner
-from online.learner.ranking_model import RankingModel
-from online.lifecycle.supervisor import Proposal, Supervisor
+from online.lifecycle.supervisor import Supervisor
 from online.rounds.base import BaseRecord, Kind, Outcome
 from online.rounds.change import Change
 from online.rounds.encoding import decode, encode_base, encode_change
 from online.rounds.merger import Merger
 from online.rounds.replica import Replica
 from online.rounds.weights import RoundsError
+from online.worker.decisions import Decisions
 from online.worker.intake import Intake
 from online.worker.list_writer import ListWriter
 from online.worker.micro_batches import COUNTED_MAX, ReceivedClick
 from online.worker.progress import Progress
 from online.worker.steps import StepHook, no_hook
-from online.worker.weights_topic import Message, WeightsTopic
+from online.worker.takeover import Takeover
+from online.worker.weights_topic import Message, Outbox, WeightsTopic
 from stream.source import Partition, Record, Source, SourceError, TopicReader, UnavailableError
 
 ASK_S = 5.0  # time between two requests for the whole base, and between two answers
 MERGE_SHARE = 0.5  # of the time between two changes of a worker: the leader merges so often
 START_S_MAX, START_WAIT_S = 30.0, 0.01  # of the wait for what the others have shared so far
+PAUSE_S = 5.0  # after so long without a poll the group may have taken this worker for dead
 HELD_EVERY = 20  # rounds after which the leader looks for items that it has lost
 
 log = logging.getLogger(__name__)
@@ -82,26 +84,37 @@ class Group:
         self.settings, self.name, self.source, self.learner = settings, membership.name, source, learner
         self.topic, self.progress, self.supervisor, self.writer = membership.topic, progress, supervisor, writer
         self._clicks, self._intake, self._monotonic, self._reached = membership.clicks, intake, monotonic, reached
+        self.outbox = Outbox(membership.topic)
         self.replica = Replica(learner, membership.identity, membership.epoch)
         self.merger = Merger(self.replica.base, membership.identity)
         learner.on_rows_changed = self.replica.rows_changed
-        supervisor.propose = self._propose
+        self.decisions = Decisions(
+            supervisor=supervisor, replica=self.replica, merger=self.merger, outbox=self.outbox, reached=reached
+        )
+        self.takeover = Takeover(
+            clicks=membership.clicks,
+            intake=intake,
+            dead_letters=intake.dead_letters,
+            learner=learner,
+            trained=self.replica.trained,
+            is_merged=self.replica.is_merged,
+            batch_max=settings.micro_batch_max,
+            behind_max=settings.moments_held,
+        )
+        intake.before_letter = self._doubt_after_pause
         self.owned: frozenset[Partition] = frozenset()
         self.leader_epoch: int | None = None
         self.leader = ""  # the identity of the worker that made the latest base
         self.rounds = 0  # bases that were taken
-        self._owed: dict[Partition, tuple[int | None, int]] = {}  # offsets of former owners, still to be gone through
         self.round_at: float | None = None  # by the monotonic clock
         self._position: int | None = None  # of the topic, where reading begins
         self._claimed: dict[int, int] = {}  # by partition: changes on their way cover the offsets before it
         self._changed_at = self._merged_at = monotonic()
         self._asked_at = self._answered_at = float("-inf")
-        self._unsent: list[bytes] = []  # changes and bases that the broker has not acknowledged
-        self._waiting_news: list[Mapping[str, Any]] = []
+        self._polled_at = monotonic()
+        self._on_its_way: tuple[str, int] | None = None  # identity and number of this worker's base, not read back yet
+        self._alone = False  # whether the weights are those of a worker that was alone, and not shared yet
         self._asked = False  # whether a worker lacks the base
-        self._reactions = 0
-        self._proposed: str | None = None  # identity of the record with the version that this worker proposed
-        self._announced: set[str] = set()  # identities of replacements that were taken, whose version is not known yet
         supervisor.follow()
         writer.owns_only(())
         writer.writes_popular = False
@@ -129,10 +142,12 @@ class Group:
     def own(self) -> None:
         """Follows the group's assignment; called after each poll."""
         topic = self.settings.clicks_topic
+        self._polled_at = self._monotonic()
         owned = frozenset(partition for partition in self.source.owned() if partition.topic == topic)
         if owned != self.owned:
             self._forget_states(self.owned - owned)
             self.owned = owned
+            self.takeover.only(owned)
             self.writer.owns_only({partition.partition for partition in owned})
         epoch = self.source.leadership()
         if epoch != self.leader_epoch:
@@ -149,6 +164,14 @@ class Group:
         elif led and not self.leads:
             log.info("another worker leads group %s now", self.settings.consumer_group)
             self.supervisor.follow()
+            self.decisions.lapse()
+            self._on_its_way = None
+
+    def _doubt_after_pause(self) -> None:
+        """After a pause another worker may have written dead letters of messages that this one has polled before."""
+        if self._monotonic() - self._polled_at >= PAUSE_S:
+            at = self.source.positions()
+            self._intake.dead_letters.doubt({partition: at[partition] for partition in self.owned if partition in at})
 
     def _forget_states(self, partitions: frozenset[Partition]) -> None:
         """Forgets the attention memories of users whose clicks are only counted from now on: they would have gaps."""
@@ -159,33 +182,28 @@ class Group:
     def gained(self, committed: Mapping[Partition, int | None]) -> None:
         """Takes partitions over: their users' lists are written, those first that their owner may not have written."""
         self.own()
-        since = {partition.partition: offset or 0 for partition, offset in committed.items()}
+        self._read()  # also the last change of the former owner
+        self._claimed = self.merger.claimed()
         at = self.source.positions()
-        self._owed |= {p: (offset, at[p]) for p, offset in committed.items() if at.get(p, 0) > (offset or 0)}
-        self._go_over()
+        self.takeover.gained(committed, at, self._trained_until())
+        since = {partition.partition: offset or 0 for partition, offset in committed.items()}
         self.writer.owe(self.writer.users_of(since.keys(), since))
         self.writer.mark_stale(self.writer.users_of(since.keys()))
 
     def owes(self, partition: Partition) -> bool:
-        """Returns whether bad messages of its former owner may not be dead letters yet: then nothing is committed."""
-        return partition in self._owed
+        """Does `Takeover.owes`."""
+        return self.takeover.owes(partition)
 
-    def _go_over(self) -> None:
-        """Reads again what a former owner had read since its last commit, and this worker has only counted."""
-        try:
-            for partition, (start, stop) in list(self._owed.items()):
-                self._intake.take_over(self._between(partition, start, stop))
-                del self._owed[partition]
-        except SourceError as error:
-            log.warning("what the former owner has read cannot be read again yet: %s", error)
-
-    def _between(self, partition: Partition, start: int | None, stop: int) -> Iterator[Record]:
-        starts = {other: end for other, end in self._clicks.ends().items() if other != partition}
-        for record in self._clicks.read(starts if start is None else starts | {partition: start}):
-            if record.partition == partition.partition:
-                if record.offset >= stop:
-                    return
-                yield record
+    def _trained_until(self) -> dict[int, int]:
+        """Returns the offsets, by partition, before which clicks are trained, here or in somebody's change."""
+        until = dict(self.replica.base.position.merged)
+        in_flight = self.replica.in_flight
+        for ranges in (self.replica.ranges, {} if in_flight is None else in_flight.ranges):
+            for partition, (_, stop) in ranges.items():
+                until[partition] = max(stop, until.get(partition, 0))
+        for partition, stop in self._claimed.items():
+            until[partition] = max(stop, until.get(partition, 0))
+        return until
 
     @property
     def counted_share(self) -> int:
@@ -203,7 +221,8 @@ class Group:
 
     def revoking(self) -> None:
         """Publishes what was learned, because another worker's offsets are going to follow."""
-        self._publish_change()
+        if not self._alone:
+            self._publish_change()
 
     # What the loop calls
 
@@ -239,27 +258,59 @@ class Group:
         """
         version = self.learner.version
         self._reached("share_read")
+        self._read()
+        if self.replica.base.lost and self._monotonic() - self._asked_at >= ASK_S:
+            self._asked_at = self._monotonic()
+            self.topic.ask()
+        self._train_again()
+        if self.outbox.send():
+            self._share()
+        self.decisions.tell_of_reaction(leads=self.leads)
+        return self.learner.version != version
+
+    def _read(self) -> None:
         try:
             for message in self.topic.read():
                 self._take(message)
         except SourceError as error:
             log.debug("the others' weights cannot be read yet: %s", error)
-        if self._owed:
-            self._go_over()
-        if self.replica.base.lost and self._monotonic() - self._asked_at >= ASK_S:
-            self._asked_at = self._monotonic()
-            self.topic.ask()
-        while self._unsent and self.topic.write_weights(self._unsent[0]):
-            self._unsent.pop(0)
-        while self._waiting_news and not self._unsent and self.topic.write_news(self._waiting_news[0]):
-            self._waiting_news.pop(0)
-        if not self._unsent:
-            if self._change_is_due():
-                self._publish_change()
-            if self.leads:
-                self._publish_base()
-        self._tell_of_reaction()
-        return self.learner.version != version
+
+    def _train_again(self) -> None:
+        """Goes on with what former owners have left; the models in the shadow are moved as the live one is."""
+        self.takeover.go_over()
+        if self.takeover.training:
+            self._reached("train_again")
+            before = self._trial_weights()
+            self.takeover.train()
+            self._carry_over(before)
+
+    def _share(self) -> None:
+        if self._alone:
+            self._share_all()
+        elif self._change_is_due() and not self.takeover.training:  # else its offsets would count as trained, too
+            self._publish_change()
+        if self.leads:
+            self._publish_base()
+
+    def _share_all(self) -> None:
+        """Makes the weights of a worker that was alone the base, unless the group has learned from more clicks."""
+        if self._on_its_way is not None or self.replica.base.lost:
+            return
+        learned = {p.partition: at for p, at in self.progress.next_offsets.items() if at and self._is_clicks(p)}
+        if sum(self.replica.base.position.merged.values()) > sum(learned.values()) or not learned:
+            log.warning("the group has learned from more clicks than this worker: its weights take their place")
+            self.replica.give_up_own()
+            self._alone = False
+            return
+        whole = self.replica.whole(self.learner.weights.tensors())
+        change = self.replica.all_learned(self.progress.learned, {p: (0, at) for p, at in learned.items()})
+        epoch = self.replica.base.position.leader_epoch if self.leader_epoch is None else self.leader_epoch
+        record = self.merger.replacement(whole, epoch, discard=False, change=change)
+        self.decisions.tell_version(record.position.identity)
+        self._write_base(record)
+
+    def _is_clicks(self, partition: Partition) -> bool:
+        return partition.topic == self.settings.clicks_topic
 
     # Messages
 
@@ -267,7 +318,7 @@ class Group:
         if message.asks:
             self._asked = True
         elif message.news is not None:
-            self._take_news(message.news)
+            self.decisions.take_news(message.news)
         elif message.weights is not None:
             try:
                 record = decode(message.weights, self.replica.base.shape)
@@ -277,25 +328,34 @@ class Group:
                     self._take_base(record)
             except RoundsError as error:
                 log.warning("what a worker has shared does not fit the weights of this one: %s", error)
+                self._on_its_way = None  # it may have been that
 
     def _take_base(self, record: BaseRecord) -> None:
+        identity, number = record.position.identity, record.position.number
         before, warmed_up = self._trial_weights(), not self.warming_up
+        own = self.decisions.is_own_version(record)
+        was = self.learner.weights.copy() if own else None
         outcome = self.replica.rebase(record)
-        if outcome != Outcome.APPLIED:
-            if outcome == Outcome.GAP:
-                log.info("base %d is not the one after %d: asking for the whole base", record.position.number,
-                         self.replica.base.position.number)  # fmt: skip
-            return
-        self.merger.settle(record)
-        if not self.leads and not warmed_up and not self.warming_up:
-            self.replica.drop_fresh()  # of all partitions; from here on it learns from its own
-        self.leader, self.rounds, self.round_at = record.leader, self.rounds + 1, self._monotonic()
-        self._carry_over(before)
-        if record.kind != Kind.STEP:
-            self.learner.states.weights_replaced()
-            self._announced.add(record.position.identity)
+        accepted = outcome == Outcome.APPLIED
+        if self._on_its_way is not None:
+            sent, sent_number = self._on_its_way
+            if identity == sent or (accepted and number >= sent_number):
+                self._alone = self._alone and not (accepted and identity == sent)
+                self._on_its_way = None
+        if outcome == Outcome.GAP:
+            log.info("base %d is not the one after %d: asking for the whole base", number,
+                     self.replica.base.position.number)  # fmt: skip
+        if accepted:
+            self.merger.settle(record)
+            if not (self.leads or warmed_up or self.warming_up):
+                self.replica.drop_fresh()  # of all partitions; from here on it learns from its own
+            self.leader, self.rounds, self.round_at = record.leader, self.rounds + 1, self._monotonic()
+            self._carry_over(before)
+            if record.kind != Kind.STEP:
+                self.learner.states.weights_replaced()
         if record.kind == Kind.SNAPSHOT:
             self._asked = False
+        self.decisions.record_read(record, accepted=accepted, before=was)
 
     def _trial_weights(self) -> dict[str, Tensor] | None:
         if self.supervisor.trials:
@@ -328,14 +388,23 @@ class Group:
         change = self.replica.change()
         if change is not None:
             self._reached("share_change")
-            self._write(encode_change(change))
+            self.outbox.put(encode_change(change))
 
     def _publish_base(self) -> None:
         now = self._monotonic()
         assert self.leader_epoch is not None
-        if self._asked and now - self._answered_at >= ASK_S:
+        if self._asked and now - self._answered_at >= ASK_S and not self.replica.base.lost:
             self._asked, self._answered_at = False, now
-            self._write(encode_base(self.merger.snapshot()))
+            self._reached("share_base")
+            self.decisions.tell_version(self.replica.base.position.identity)
+            self.outbox.put(encode_base(self.merger.snapshot()))
+        if self._on_its_way is not None or self.replica.base.lost:
+            return  # the next one has to follow it
+        if self.decisions.waits:
+            number = self.replica.base.position.number + 1
+            identity = self.decisions.send(self.leader_epoch)
+            self._on_its_way = None if identity is None else (identity, number)
+            return
         if now - self._merged_at < MERGE_SHARE * self.settings.round_s:
             return
         self._merged_at = now
@@ -345,44 +414,12 @@ class Group:
             held = {item for item in items if item is not None}
         record = self.merger.next_base(self.leader_epoch, held)
         if record is not None:
-            self._reached("share_base")
-            self._write(encode_base(record))
+            self._write_base(record)
 
-    def _write(self, record: bytes) -> None:
-        if self._unsent or not self.topic.write_weights(record):
-            self._unsent.append(record)
-
-    # The leader's decisions
-
-    def _propose(self, proposal: Proposal, weights: RankingModel, *, tuned: bool) -> None:
-        """Sends a version to all workers, this one included: it serves once the topic has brought it back."""
-        if self.leader_epoch is None:
-            return
-        whole = self.replica.whole(weights.tensors(), tuned=tuned)
-        record = self.merger.replacement(whole, self.leader_epoch, discard=not tuned)
+    def _write_base(self, record: BaseRecord) -> None:
+        self._on_its_way = record.position.identity, record.position.number
         self._reached("share_base")
-        self._write(encode_base(record))
-        self._waiting_news.append({"kind": "version", "identity": record.position.identity} | proposal.as_dict())
-
-    def _take_news(self, news: Mapping[str, Any]) -> None:
-        kind, changes = news.get("kind"), self.supervisor.changes
-        try:
-            if kind == "version" and news["identity"] in self._announced:
-                self._announced.discard(news["identity"])
-                self.supervisor.adopt(Proposal.from_dict(news))
-            elif kind == "reaction" and news["worker"] != self.replica.worker and changes is not None:
-                changes.reaction.begin()
-                self._reactions = changes.reaction.reactions
-        except (KeyError, TypeError, ValueError) as error:
-            log.warning("a decision of the leader cannot be read: %r is missing or wrong", error)
-
-    def _tell_of_reaction(self) -> None:
-        """Tells the others once a reaction to drift has begun here: their counts are scaled down too."""
-        changes = self.supervisor.changes
-        if changes is not None and changes.reaction.reactions > self._reactions:
-            self._reactions = changes.reaction.reactions
-            if self.leads:
-                self._waiting_news.append({"kind": "reaction", "worker": self.replica.worker})
+        self.outbox.put(encode_base(record))
 
     # Status and state
 
@@ -402,6 +439,7 @@ class Group:
             "unmerged": self.replica.clicks + len(self.merger),  # above 0: there is something for the next base
             "changes": dict(self.replica.counts),
             "merger": dict(self.merger.counts),
+            "takeover": dict(self.takeover.counts),
             "bytes_written": self.topic.bytes_written,
         }
 
@@ -413,8 +451,8 @@ class Group:
             "replica": replica_state,
             "merger": merger_state,
             "position": self.topic.position,
-            "reactions": self._reactions,
-            "announced": sorted(self._announced),
+            "decisions": self.decisions.to_state(),
+            "alone": self._alone,
         }
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
@@ -424,12 +462,15 @@ class Group:
             self.progress.learned_from = 0  # those were another worker's
         self.merger.load_state(below(arrays, "merger"), state["merger"])
         self._position = state["position"]
-        self._reactions = state["reactions"]
-        self._announced = set(state["announced"])
+        self.decisions.load_state(state["decisions"])
+        self._alone = state["alone"] and state["replica"]["worker"] == self.replica.worker
+        if self._alone:
+            self.replica.in_flight = None
 
     def load_alone(self) -> None:
-        """Takes over from a checkpoint of a worker that was alone: its weights become this worker's own change."""
+        """Takes over from a checkpoint of a worker that was alone: its weights are to become the group's base."""
         self.replica.realign()
+        self._alone = True
 
     def close(self) -> None:
         """Closes what it reads from."""

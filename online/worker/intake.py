@@ -53,6 +53,7 @@ class Intake:
         self.emit = emit
         self.clock = clock
         self._owns, self._trains = owns, trains
+        self.before_letter: Callable[[], None] = lambda: None  # called before one is written
         self.seen = SeenEvents(settings.event_ids_held)
         self._limits, self._names = settings.limits, settings.click_names
         self._first = FirstMessages(self._names, emit)
@@ -76,6 +77,7 @@ class Intake:
                     self._put_aside(record, event)
                 elif event.reason == UNDECODABLE_BATCH:
                     self.emit("undecodable", *undecodable_notice(record, event))
+                self.before_letter()
                 self.dead_letters.put(record, event)
                 self.progress.dead_letters[event.reason] += 1
             elif isinstance(event, Forget):
@@ -86,15 +88,21 @@ class Intake:
                 self.progress.put_aside = 0
                 yield ReceivedClick(self._not_ahead(event, record), record, owned, self._trains(record))
 
-    def take_over(self, records: Iterable[Record]) -> None:
-        """Makes dead letters of the bad messages among records that another worker was to answer for. Those that it
-        has written are recognised. Raises SourceError."""
+    def take_over(self, records: Iterable[Record], since: int) -> Iterator[ReceivedClick]:
+        """Makes dead letters of the bad messages among records that another worker was to answer for, and yields the
+        clicks. Raises SourceError.
+
+        Args:
+            records: of one partition.
+            since: the bad ones before this offset are dead letters already.
+        """
         now = self.clock()
-        read = ((record, self._read(record, now)) for record in records)
-        letters = [(record, event) for record, event in read if isinstance(event, BadEvent)]
-        if letters:
-            self.dead_letters.put_missing(letters)
-            self.progress.dead_letters.update(event.reason for _, event in letters)
+        for record in records:
+            event = self._read(record, now)
+            if isinstance(event, Click):
+                yield ReceivedClick(self._not_ahead(event, record), record)
+            elif isinstance(event, BadEvent) and record.offset >= since and self.dead_letters.put(record, event):
+                self.progress.dead_letters[event.reason] += 1
 
     def _read(self, record: Record, now: float) -> Click | Forget | BadEvent:
         detail = self.quarantine.aside(record)

@@ -40,6 +40,7 @@ from online.worker.notices import Notices
 from online.worker.overload import Overload
 from online.worker.poison_pills import Quarantine
 from online.worker.progress import Progress
+from online.worker.shared_checkpoints import SharedCheckpoints
 from online.worker.steps import StepHook, no_hook
 from stream.events import Click
 from stream.lists import Lists, ListsError
@@ -191,6 +192,7 @@ class Loop:
             reached=reached,
             executor=executor,
         )
+        self.shared: SharedCheckpoints | None = None
         self.group: Group | None = None
         if membership is not None:
             self.group = Group(
@@ -206,6 +208,11 @@ class Loop:
                 reached=reached,
             )
             self.checkpointer.holds_back = self.group.owes
+            if settings.shared_checkpoints is not None:
+                self.shared = SharedCheckpoints(
+                    settings.shared_checkpoints, interval_s=settings.shared_checkpoint_interval_s, monotonic=monotonic
+                )
+                self.forgetting.shared, self.forgetting.leads = self.shared, partial(_leads, self.group)
         self._active_at = monotonic()  # when messages last arrived, or it was last unknown whether any wait
         self._announced: list[Click] | None = None  # the next micro-batch, as announced to the learner
 
@@ -322,8 +329,15 @@ class Loop:
         # 10. Checkpoint weights and offsets, then commit. Another thread completes the checkpoint, except where it must
         # be complete before the loop goes on: for a new version, and after a user was forgotten.
         self.checkpointer.step(at_once=published)
+        self._share_checkpoint()
         self.overload.update(self.source)
         return len(records)
+
+    def _share_checkpoint(self) -> None:
+        """Has the leader's latest checkpoint copied to the shared folder, if it is time; another thread does it."""
+        saved = self.checkpointer.last_saved
+        if self.shared is not None and saved is not None and self.group is not None and self.group.leads:
+            self.shared.step(self.checkpoints.folder / f"{saved.number:08d}", saved.number, self.group.name)
 
     def _poll(self) -> list[Record]:
         """Polls records; without waiting for clicks while there is fine-tuning to do or lists to write."""
@@ -419,6 +433,8 @@ class Loop:
         """Does `Supervisor.close` and `Checkpointer.close`."""
         self.supervisor.close()
         self.checkpointer.close()
+        if self.shared is not None:
+            self.shared.close()
 
     def _assigned(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
         """Returns the offsets at which the partitions begin."""
@@ -448,6 +464,10 @@ class Loop:
         figures = {"topic": gone.partition.topic, "partition": gone.partition.partition, "records": gone.lost}
         figures |= {"wanted": gone.wanted, "earliest": gone.earliest}
         self.notices.emit("messages_lost", f"{gone}; going on from {gone.earliest}", figures)
+
+
+def _leads(group: Group) -> bool:
+    return group.leads
 
 
 def _learned(batch: Sequence[ReceivedClick] | ForgetRequest | None) -> NDArray[np.bool_] | None:

@@ -26,6 +26,17 @@ STEPS = {
     "commit": "10: the offsets are committed",
 }
 
+#: The steps at which a worker of a group shares, all within step 9.
+SHARED_STEPS = {
+    "share_read": "what the others have shared is read",
+    "share_change": "what the weights have learned is sent",
+    "share_base": "the next base is sent, or the whole one to a worker that lacks it",
+    "share_version": "the news of a version is sent",
+    "share_replacement": "the base with that version's weights is sent",
+    "share_reaction": "the news of a reaction to drift is sent",
+    "train_again": "clicks that a former owner has not shared are trained",
+}
+
 StepHook = Callable[[str], None]
 
 

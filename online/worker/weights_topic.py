@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -52,15 +53,14 @@ class WeightsTopic:
         self._tail: Tail | None = None
         self._backoff = backoff or Backoff(0.5, 5.0)
         self._joiner = Joiner()
-        self._since: int | None = None  # offset of the first part of messages that are not whole yet
         self.bytes_written = 0
 
     @property
     def position(self) -> int | None:
         """The next offset to be read after a restart: parts of a message that is not whole yet are read again. None: it
         is not known yet."""
-        if self._since is not None and len(self._joiner):
-            return self._since
+        if (since := self._joiner.oldest) is not None:
+            return since
         return None if self._tail is None else self._tail.position
 
     def open(self, offset: int | None) -> None:
@@ -101,10 +101,8 @@ class WeightsTopic:
             if isinstance(news, dict):
                 return Message(news=news)
         elif record.key == WEIGHTS:
-            if not len(self._joiner):
-                self._since = record.offset
             try:
-                whole = self._joiner.add(value)
+                whole = self._joiner.add(value, record.offset)
                 return None if whole is None else Message(weights=whole)
             except RoundsError as error:
                 log.warning("offset %d of %s: %s; it is skipped", record.offset, self._topic, error)
@@ -143,3 +141,30 @@ class WeightsTopic:
         """Frees what it reads with."""
         if self._tail is not None:
             self._tail.close()
+
+
+class Outbox:
+    """Messages to the others, in the order in which they were decided. What the broker does not acknowledge waits."""
+
+    def __init__(self, topic: WeightsTopic) -> None:
+        """Creates an empty one."""
+        self._topic = topic
+        self._waiting: deque[bytes | Mapping[str, Any]] = deque()  # records, and news
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, message: bytes | Mapping[str, Any]) -> None:
+        """Sends a message now, or later."""
+        self._waiting.append(message)
+        self.send()
+
+    def send(self) -> bool:
+        """Sends what waits. Returns whether nothing does any more."""
+        while self._waiting:
+            first = self._waiting[0]
+            write = self._topic.write_weights(first) if isinstance(first, bytes) else self._topic.write_news(first)
+            if not write:
+                return False
+            self._waiting.popleft()
+        return True

@@ -118,6 +118,18 @@ class Scratch(NamedTuple):
     raw: RawFeatures
 
 
+class PastClicks(NamedTuple):
+    """N clicks that were counted before, by rising number; and the T moments since the first of them."""
+
+    rows: NDArray[np.int64]  # (N,) clicked items
+    numbers: NDArray[np.int64]  # (N,) of their moments
+    preceding: NDArray[np.int64]  # (N,) clicks that their users' histories hold before each
+    earlier: NDArray[np.int64]  # (N, NEAR) items before each that were counted as its neighbours; 0: none
+    first: int  # number of the first moment
+    active: NDArray[np.float64]  # (T,) active time
+    counted: NDArray[np.bool_]  # (T,) not flagged
+
+
 class Limits(NamedTuple):
     """Settings that the loops need."""
 
@@ -217,6 +229,59 @@ def observe(
     histories.rows[slot, place], histories.types[slot, place] = row, clicks.types[b]
     histories.times[slot, place], histories.numbers[slot, place] = clicks.times[b], number
     histories.clicks[slot] = n + 1
+
+
+@kernel
+def retrace(
+    tables: Tables,
+    items: Items,
+    histories: HistoryRings,
+    log: Log,
+    index: Index,
+    queries: QueryArrays,
+    seen: SeenRows,
+    found: GatherBuffers,
+    past: PastClicks,
+    no_clicks: ClickArrays,
+    scratch: Scratch,
+    limits: Limits,
+) -> None:
+    """Gathers the candidates of N clicks that were counted long ago, each as of before it.
+
+    The pair counts of these clicks are taken back already, and those of items since the first of them; both are counted
+    again one by one. The caller restores what this leaves otherwise than it was.
+
+    Args:
+        histories: of these users alone, up to their last click among these; a query's slot is of these.
+        past: the clicks.
+        The rest: as for `advance`.
+    """
+    total, size = log.total[0], len(log.items)
+    next_moment = past.first
+    for q in range(len(queries.slots)):
+        number, slot, n = past.numbers[q], queries.slots[q], past.preceding[q]
+        while next_moment < number:
+            row = log.items[next_moment % size]
+            if row > 0 and past.counted[next_moment - past.first]:
+                items.clicks[row] += np.float32(1)
+                items.last_at[row] = max(items.last_at[row], past.active[next_moment - past.first])
+            next_moment += 1
+        histories.clicks[slot], log.total[0] = n, number - 1
+        # Moments that were held then may have made room since.
+        as_of = Limits(
+            min(limits.moments, number - 1 - max(0, total - size)),
+            limits.latest,
+            limits.probes,
+            limits.recalls,
+            limits.exclude_seen,
+        )
+        gather(
+            tables, items, histories, log, index, no_clicks, queries, q, seen, seen, False, found, scratch, as_of
+        )  # fmt: skip
+        for d in range(NEAR):
+            if past.earlier[q, d] > 0:
+                count_pair(tables, past.earlier[q, d], past.rows[q], d)
+    log.total[0] = total
 
 
 @inlined

@@ -103,8 +103,8 @@ def empty_index(users: int, buckets: int, ring: int, *, world_buckets: int, worl
 
 @inlined
 def held(total: int, size: int, number: int) -> bool:
-    """Returns whether a moment is still held, when `total` ever arrived and the latest `size` are held."""
-    return number > 0 and number > total - size
+    """Returns whether a moment is held when `total` ever arrived and the latest `size` are held: later ones are not."""
+    return number > 0 and total - size < number <= total
 
 
 @inlined

@@ -15,7 +15,16 @@ from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.facts import gather, items, moments, tables
 from online.learner.facts.features import RawFeatures, counted
-from online.learner.facts.gather import ClickArrays, GatherBuffers, HistoryRings, Limits, QueryArrays, Scratch, SeenRows
+from online.learner.facts.gather import (
+    ClickArrays,
+    GatherBuffers,
+    HistoryRings,
+    Limits,
+    PastClicks,
+    QueryArrays,
+    Scratch,
+    SeenRows,
+)
 from online.learner.facts.moments import Hits, Keys
 from online.learner.history import UserHistories
 from online.learner.user_stores import UserKey
@@ -207,6 +216,71 @@ class FeatureStore:
             histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=seen_rows, wanted=wanted
         )
         return _trimmed(self._list_buffers, len(lists.slots))
+
+    def retrace(
+        self, histories: UserHistories, queries: QueryArrays, past: PastClicks, *, seen: SeenRows = NO_SEEN_ROWS
+    ) -> Gathered:
+        """Gathers the candidates of N clicks that were counted before, as they were just before each.
+
+        All counts are afterwards what they were, bit for bit. Neighbours, item counts and moments are as of then; pairs
+        of other clicks that came later, popularities, and what the index has dropped since are as of now.
+
+        Args:
+            histories: of the clicks' users alone, up to their last click among these.
+            queries: for the users just before they click, by rising number; their slots are of these histories.
+            past: the clicks.
+            seen: rows that must not be recommended.
+
+        Returns:
+            The candidates; valid until the next call.
+        """
+        N, first = len(queries.slots), past.first
+        found = self._new_buffer(N)
+        pairs = np.unique(np.concatenate([past.rows, past.earlier.ravel()]))
+        since = self.log.items[np.arange(first, first + len(past.active)) % len(self.log.items)]
+        counted = since[past.counted & (since > 0)].astype(np.int64)
+        touched = np.unique(counted)
+        kept = [[part[pairs].copy() for part in table] for table in self.tables]
+        clicks, last_at = self.items.clicks[touched].copy(), self.items.last_at[touched].copy()
+        try:
+            gather.uncount_pairs(self.tables, past.rows, past.earlier)
+            np.subtract.at(self.items.clicks, counted, np.float32(1))
+            np.maximum(self.items.clicks, 0, out=self.items.clicks)
+            self.items.last_at[touched] = self._last_at(touched, past)
+            gather.retrace(
+                self.tables,
+                self.items,
+                HistoryRings(*histories.rings()),
+                self.log,
+                self.index,
+                queries,
+                seen,
+                found,
+                past,
+                no_clicks(),
+                self._scratch,
+                self._limits,
+            )
+        finally:
+            for table, parts in zip(self.tables, kept, strict=True):
+                arrays: list[NDArray[Any]] = [*table]
+                for part, values in zip(arrays, parts, strict=True):
+                    part[pairs] = values
+            self.items.clicks[touched], self.items.last_at[touched] = clicks, last_at
+        return _trimmed(found, N)
+
+    def _last_at(self, rows: NDArray[np.int64], past: PastClicks) -> NDArray[np.float64]:
+        """Returns when items (K,) were last clicked before the first of some clicks, in active time, as far as it is
+        known."""
+        size = len(self.log.items)
+        held = np.arange(max(1, int(self.log.total[0]) - size + 1), past.first)
+        last = np.zeros(len(self))
+        latest = np.maximum.accumulate(self.log.times[held % size])
+        if len(held):  # of equal rows the last stays
+            skipped_s = max(latest[-1], self.log.times[past.first % size]) - past.active[0]
+            last[self.log.items[held % size]] = latest - skipped_s
+        first = self.items.first_at[rows]
+        return np.where(last[rows] > 0, last[rows], np.where(first < past.active[0], first, 0.0))
 
     def _advance(
         self,

@@ -122,6 +122,7 @@ def _use(learner: Learner) -> None:
     learner.learn(robot, [looked])
     learner.learn(clicks(101, 8), train=False)
     learner.rank(users[:2])
+    learner.train_again(clicks(101, 8))
 
 
 def _mark() -> Path:

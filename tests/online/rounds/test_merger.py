@@ -279,7 +279,7 @@ class World:
         elif what == "snapshot":
             self.log.append(encode_base(worker.merger.snapshot()))
         elif what == "roll back":
-            weights = worker.replica.whole(worker.weights.tensors(), tuned=False)
+            weights = worker.replica.whole(worker.weights.tensors())
             self.log.append(encode_base(worker.merger.replacement(weights, given[1], discard=True)))
         elif what == "lose":
             self.start(n)

@@ -201,7 +201,7 @@ def test_a_rollback_voids_what_all_have_changed() -> None:
     version = {name: tensor.clone() for name, tensor in leader.weights.held.items()}
     change = other.replica.change()
     other.train(1, 10, 20, ["x"])
-    record = leader.merger.replacement(leader.replica.whole(version, tuned=False), 1, discard=True)
+    record = leader.merger.replacement(leader.replica.whole(version), 1, discard=True)
     for worker in (leader, other):
         assert worker.take(record) == Outcome.APPLIED
         assert torch.equal(worker.weights.held["network.up"], version["network.up"])
@@ -217,7 +217,7 @@ def test_a_tuned_candidate_moves_all_by_what_was_tuned() -> None:
         worker.train(partition, 0, 10, ["x"])
     candidate = {name: t + 0.5 if t.is_floating_point() else t for name, t in leader.weights.held.items()}
     before = [by_item(worker) for worker in (leader, other)]
-    record = leader.merger.replacement(leader.replica.whole(candidate, tuned=True), 1, discard=False)
+    record = leader.merger.replacement(leader.replica.moved_base(leader.replica.change_to(candidate)), 1, discard=False)
     for worker, was in zip((leader, other), before, strict=True):
         worker.take(record)
         for name in ("network.up", ("network.items.vectors", "x")):
