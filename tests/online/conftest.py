@@ -120,7 +120,15 @@ class ListSource:
         self.began_at: list[dict[Partition, int]] = []
         self.commits: list[dict[Partition, int]] = []
 
-    def start(self, *, on_assigned: Any, on_revoked: Any, on_gone: Any = None, on_gained: Any = None) -> None:  # noqa: ARG002
+    def start(
+        self,
+        *,
+        on_assigned: Any,
+        on_revoked: Any,
+        on_gone: Any = None,  # noqa: ARG002
+        on_gained: Any = None,  # noqa: ARG002
+        on_lost: Any = None,  # noqa: ARG002
+    ) -> None:
         self._on_assigned, self._on_revoked = on_assigned, on_revoked
         self.assign([partition for partition in sorted(self.broker.topics) if partition.topic == self.topic])
 
