@@ -54,6 +54,7 @@ class Catalogue:
         self._emit = emit
         self._limits = settings.limits
         self._asked = False  # for a sweep that begins with the first page
+        self._popular_asked = False  # for the popular list to be written anew
         self._cursor: int | None = None  # of the next page, while sweeping
         self._amended = 0
         self.emptied = 0  # lists that the latest sweep has left without items, and so taken away
@@ -75,8 +76,9 @@ class Catalogue:
     def check_again(self) -> None:
         """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,
         which earlier versions left for users who had clicked everything."""
-        some_barred = bool(self._learner.unavailable) or self._learner.listable.rule is not None
-        self._asked = self._asked or some_barred or self._settings.exclude_seen
+        has_rule = self._learner.listable.rule is not None  # perhaps another one than when the lists were written
+        self._popular_asked = has_rule
+        self._asked = self._asked or bool(self._learner.unavailable) or has_rule or self._settings.exclude_seen
 
     @property
     def sweeping(self) -> bool:
@@ -84,7 +86,7 @@ class Catalogue:
         return self._asked or self._cursor is not None
 
     def take_in(self) -> bool:
-        """Takes in the items that have come -> whether one came or went. Raises SourceError (dead letters)."""
+        """Takes in the items that have come -> whether the popular list has to be written anew. Raises SourceError."""
         moved, items = False, []
         for record in self._feed.take():
             item = self._read(record)
@@ -97,7 +99,8 @@ class Catalogue:
             elif record.offset >= self._read_before.get(partition, 0):
                 self._put_aside(record, item)
             self._progress.next_offsets[partition] = record.offset + 1
-        return self._keep(items) or moved
+        popular_asked, self._popular_asked = self._popular_asked, False
+        return self._keep(items) or moved or popular_asked
 
     def _put_aside(self, record: Record, bad: BadEvent) -> None:
         self._dead_letters.put(record, bad)

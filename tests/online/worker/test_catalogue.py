@@ -213,6 +213,7 @@ def priced(price):
 @pytest.fixture
 def ruled(harness, town_clicks):
     """A loop whose lists hold what costs at most 20, and that has learned of every item's price and from every user."""
+    harness.broker.topics[harness.partition()] = []
     for item in sorted({click.item_id for click in town_clicks}):
         harness.publish_item(item, priced(10.0))
     loop = harness.begin(harness.loop(list_filter="price <= 20"))
