@@ -1,8 +1,9 @@
 """Items as they stand on their topic: `parse` reads one, `encode` writes one.
 
 The topic is compacted and keyed by item: the latest record of a key is all there is to say about the item. A record
-without a value, a tombstone, withdraws it. `available` is what nextclick acts on; `title`, `tags` and `vector` are
-checked, so that a mistake shows early, and not used yet.
+without a value, a tombstone, withdraws it. `available` decides whether lists may hold the item; `title`, `tags` and
+attributes, which are all other fields with one number, text or truth value, are what filters go by (docs/filters.md);
+`vector` is checked, so that a mistake shows early, and not used yet.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from stream.events import BadEvent, Limits, json_object
 from stream.redact import kind
@@ -32,6 +34,12 @@ REASONS = frozenset(
 )
 
 
+FIELDS = frozenset({"title", "tags", "available", "vector"})  # those that are no attributes
+ATTRIBUTES_MAX = 64  # of an item; the first ones count
+NAME_BYTES_MAX = 64  # of an attribute; others are ignored, like the values below
+TEXT_BYTES_MAX = 256  # of an attribute's value
+
+
 class Item(BaseModel, frozen=True):
     """One thing that can be recommended. One that is not `available` stands in no list."""
 
@@ -40,6 +48,7 @@ class Item(BaseModel, frozen=True):
     tags: tuple[str, ...] = ()
     available: bool = True
     vector: tuple[float, ...] | None = None
+    attributes: dict[str, bool | float | str] = {}  # by name, in the order of the record
 
 
 _LIMITS = Limits()
@@ -48,8 +57,9 @@ _LIMITS = Limits()
 def parse(key: bytes | None, value: bytes | None, *, limits: Limits = _LIMITS) -> Item | BadEvent:
     """Read a record as an item, or say why it is none. Never raises for any bytes; pure.
 
-    The key is the item's id as text. Unknown fields are ignored, and a field that is null counts as absent. A tombstone
-    is an item that is not available.
+    The key is the item's id as text. A field that is null counts as absent. Fields that are not in `FIELDS` are
+    attributes, or ignored where they hold a list, an object, a number that is not finite as a float, or a long text. A
+    tombstone is an item that is not available.
     """
     item_id = _id(key, limits.id_bytes_max)
     if isinstance(item_id, BadEvent):
@@ -63,12 +73,25 @@ def parse(key: bytes | None, value: bytes | None, *, limits: Limits = _LIMITS) -
     if bad is not None:
         return bad
     given = {name: fields[name] for name in ("title", "tags", "available", "vector") if fields.get(name) is not None}
-    return Item(item_id=item_id, **given)
+    return Item(item_id=item_id, **given, attributes=_attributes(fields))
 
 
 def encode(item: Item) -> bytes:
     """The value that `parse` reads under the item's id as the key; what is absent is left out."""
-    return item.model_dump_json(exclude={"item_id"}, exclude_none=True).encode()
+    own = item.model_dump(mode="json", exclude={"item_id", "attributes"}, exclude_none=True)
+    return to_json(item.attributes | own)
+
+
+def _attributes(fields: Mapping[str, Any]) -> dict[str, bool | float | str]:
+    found: dict[str, bool | float | str] = {}
+    for name, value in fields.items():
+        if name in FIELDS or not name or len(name.encode()) > NAME_BYTES_MAX or len(found) == ATTRIBUTES_MAX:
+            continue
+        if isinstance(value, bool) or (isinstance(value, str) and len(value.encode()) <= TEXT_BYTES_MAX):
+            found[name] = value
+        elif isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value):
+            found[name] = float(value)
+    return found
 
 
 def _id(key: bytes | None, bytes_max: int) -> str | BadEvent:

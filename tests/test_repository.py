@@ -33,6 +33,7 @@ LEVELS = (
     ("rounds",),
     ("learner",),
     ("config", "metrics"),
+    ("filters",),
 )
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi"}  # parts that these show openly as their own

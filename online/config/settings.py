@@ -33,6 +33,7 @@ from online.config.sections.network import NetworkSettings
 from online.config.sections.reports import ReportSettings
 from online.config.sections.security import SecuritySettings
 from online.config.sections.streams import StreamSettings
+from online.filters.expression import parse
 from stream.addresses import kafka_servers, redis_address
 from stream.click_fields import ClickFields, pairs_in
 from stream.events import Limits
@@ -145,6 +146,13 @@ class Settings(  # pydantic takes the fields of the last base first
     def _are_pairs(cls, value: str) -> str:
         if value.strip():
             pairs_in(value)
+        return value
+
+    @field_validator("list_filter")
+    @classmethod
+    def _is_filter(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse(value)
         return value
 
     @field_validator("layers", "refresh_ages_s", "popularity_half_lives", mode="before")

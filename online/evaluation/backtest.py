@@ -84,7 +84,8 @@ class LearnerRun:
         self.settings = settings
         self.clicks = clicks
         self.lists = lists
-        self.learner = Learner(settings, lists=False)
+        # A file of clicks says nothing of items, so the site's rule would exclude most.
+        self.learner = Learner(settings.model_copy(update={"list_filter": None}), lists=False)
         self.tuning = Tuning(settings, self.learner, finetune_every) if finetune_every else None
         self.times = stream_times(clicks)
         self._active = ActiveClock().update_all(click.timestamp for click in clicks)

@@ -15,6 +15,7 @@ from torch import Tensor
 from online.config.settings import Settings
 from online.learner.again import Retraced, retraced
 from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedStep
+from online.learner.listable import ItemChanges
 from online.learner.lists import ListRanker
 from online.learner.lookahead import Lookahead, UpcomingBatch
 from online.learner.preparing import BatchPreparer, PreparedBatch
@@ -33,6 +34,7 @@ from online.learner.training import (
     training_batch,
 )
 from stream.events import Click
+from stream.items import Item
 
 Prepared = PreparedBatch | Retraced
 
@@ -78,8 +80,8 @@ class Learner(LearnerState):
             owned: which of the clicks the weights learn from, and whose users get lists; the others, of which another
                 worker takes care, are only counted. None: all.
             following: returns the next micro-batch. Its candidates are gathered on another thread while the weights
-                learn from these clicks; the result is the same, bit for bit. Until it is learned, the only method that
-                may be called is `set_available`.
+                learn from these clicks; the result is the same, bit for bit. Until it is learned, the only methods that
+                may be called are `set_available` and `put_items`.
 
         Returns:
             The new lists, and how well each click was predicted.
@@ -246,6 +248,14 @@ class Learner(LearnerState):
         if row:
             self.block([row])
             self.popular_list = None
+
+    def put_items(self, items: Sequence[Item]) -> ItemChanges:
+        """Takes in what the latest records of items say beside their availability; the next lists go by it."""
+        changes = self.listable.put(items)
+        if changes.rows:
+            self.block(changes.rows)
+            self.popular_list = None
+        return changes
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Returns arrays by name, and a JSON object: together the whole state, from which learning resumes exactly."""

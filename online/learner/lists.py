@@ -172,6 +172,7 @@ class ListRanker:
         rows, scores = rows[:-1], scores[:-1]
         popular = np.zeros(len(rows), bool)
         if fill is not None:
+            fill.shares[self.state.store.items.blocked[: len(fill.shares)]] = 0  # some may be blocked since it was made
             rows, scores, popular = fill.fill(rows, scores)
         histories = self.state.histories
         histories.served[slots] = 0

@@ -17,6 +17,7 @@ from online.learner.facts.store import FeatureStore, Gathered
 from online.learner.history import UserHistories
 from online.learner.item_rows import ClickedRows, ItemRows
 from online.learner.lift import Lift
+from online.learner.listable import Listable
 from online.learner.ranking_model import Memory, RankingModel
 from online.learner.replay_buffer import ReplayBuffer
 from online.learner.reservoir import Reservoir
@@ -40,6 +41,7 @@ class LearnerState:
         self.settings = settings
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.items = ItemRows(settings)
+        self.listable = Listable(settings, self.items)
         self.abuse_filter = AbuseFilter(settings)
         self.histories = UserHistories(settings.users_held, settings.history_max)
         self.weights = RankingModel(settings)  # the version that serves and learns
@@ -114,6 +116,7 @@ class LearnerState:
                 self.seen.forget_rows(clicked.freed)
             self.reservoir.forget_rows(clicked.freed)
             self.store.forget_rows(clicked.freed)
+            self.listable.free_rows(clicked.freed)
             self.lift.forget_rows(clicked.freed)
             self.weights.reset_rows(self.tensor(np.array(clicked.freed, np.int64)))
         self.block(clicked.taken)
@@ -123,13 +126,14 @@ class LearnerState:
 
     def block(self, rows: Sequence[int]) -> None:
         """Notes of rows, whose items may have changed, whether they must not be listed."""
-        self.store.set_blocked(rows, [self.vocabulary.item_of(row) in self.unavailable for row in rows])
+        self.store.set_blocked(rows, self.listable.blocked(rows))
 
     def make_room(self) -> None:
         """Whatever is kept by row has one for each item."""
         self.store.grow(self.vocabulary.rows)
         self.weights.grow(len(self.store))
         self.lift.grow(len(self.store))
+        self.listable.grow(len(self.store))
 
     def event_type(self, name: str) -> int:
         """The number of an event type, given to the first EVENT_TYPES_MAX."""
@@ -201,16 +205,19 @@ class LearnerState:
         assert self.popular_list is not None
         rows, scores = self.popular_list
         parts, state = self.user_stores.to_state()
+        attributes, attributes_state = self.listable.to_state()
         parts |= {
             "lift": self.lift.to_state(),
             "weights": self.weights.to_state(),
             "returns": self.returns.to_state(),
             "popular": {"rows": rows, "scores": scores},
+            "attributes": attributes,
         }
         return joined(parts), state | {
             "version": self.version,
             "random": self.random.bit_generator.state,
             "items": self.items.to_state(),
+            "attributes": attributes_state,
             "scores": self.scores.to_state(),
             "event_types": self.event_types,
             "clock": self.clock.to_state(),
@@ -238,7 +245,9 @@ class LearnerState:
         self.expired = state["expired"]
         self.event_types = dict(state["event_types"])
         self.make_room()
-        self.block([self.vocabulary.row_of(item_id) for item_id in self.unavailable])
+        self.block(self.listable.load_state(below(arrays, "attributes"), state.get("attributes")))
+        if self.store.items.blocked[self.popular_list[0]].any():  # by a rule that is new
+            self.popular_list = None
 
     def _see_histories(self) -> None:
         """Seen items of a checkpoint that does not hold them: the histories are all that it knows."""

@@ -1,10 +1,9 @@
-"""The catalogue: which items may be recommended, as the items topic says, and lists without those that may not.
-
-Nothing else of an item is kept: no list and no command shows a title or tags.
-"""
+"""The catalogue: which items may be recommended, as the items topic says, and lists without those that may not: items
+that are not available, and those that the site's rule (`NEXTCLICK_LIST_FILTER`) excludes."""
 
 import logging
 import time
+from collections.abc import Sequence
 
 from online.config.settings import Settings
 from online.learner.learner import Learner
@@ -24,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Catalogue:
-    """Takes items in, and takes those that are not to be had any more out of the lists that stand.
+    """Takes items in, and takes those that must not be listed any more out of the lists that stand.
 
     Which items those are is the learner's to know, and so it is in the checkpoint, beside the next offsets of the
     items topic: as with clicks, a worker goes on from there, and one without a checkpoint reads the topic from its
@@ -55,22 +54,31 @@ class Catalogue:
         self._emit = emit
         self._limits = settings.limits
         self._asked = False  # for a sweep that begins with the first page
+        self._popular_asked = False  # for the popular list to be written anew
         self._cursor: int | None = None  # of the next page, while sweeping
         self._amended = 0
         self.emptied = 0  # lists that the latest sweep has left without items, and so taken away
         self._began_at = 0.0
         self._full = False  # whether it was said that there is no room for more
+        self._read_before: dict[Partition, int] = {}  # offsets before which bad items are dead letters already
+        self._rule_unchecked = False  # whether items came since the site's rule was held to what they have
+        self._warned: set[str] = set()
 
     def start(self) -> None:
         """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored."""
         mine = {p: offset for p, offset in self._progress.next_offsets.items() if p.topic == self._settings.items_topic}
+        if self._learner.listable.attributes.unread and mine:
+            log.info("the items topic is read again, because not all of what its records say was kept")
+            self._read_before, mine = mine, {}
         self._feed.start(mine)
         self.check_again()
 
     def check_again(self) -> None:
         """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,
         which earlier versions left for users who had clicked everything."""
-        self._asked = self._asked or bool(self._learner.unavailable) or self._settings.exclude_seen
+        has_rule = self._learner.listable.rule is not None  # perhaps another one than when the lists were written
+        self._popular_asked = has_rule
+        self._asked = self._asked or bool(self._learner.unavailable) or has_rule or self._settings.exclude_seen
 
     @property
     def sweeping(self) -> bool:
@@ -78,20 +86,53 @@ class Catalogue:
         return self._asked or self._cursor is not None
 
     def take_in(self) -> bool:
-        """Takes in the items that have come -> whether one came or went. Raises SourceError (dead letters)."""
-        moved = False
+        """Takes in the items that have come -> whether the popular list has to be written anew. Raises SourceError."""
+        moved, items = False, []
         for record in self._feed.take():
             item = self._read(record)
             self.unreadable.update(item if isinstance(item, BadEvent) else None, record.value)
-            if isinstance(item, BadEvent):
-                self._dead_letters.put(record, item)
-                self._progress.dead_letters[item.reason] += 1
-                if item.reason == UNDECODABLE_BATCH:
-                    self._emit("undecodable", *undecodable_notice(record, item))
-            elif item.available == (item.item_id in self._learner.unavailable):
-                moved = self._move(item) or moved
-            self._progress.next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
-        return moved
+            partition = Partition(record.topic, record.partition)
+            if not isinstance(item, BadEvent):
+                items.append(item)
+                if item.available == (item.item_id in self._learner.unavailable):
+                    moved = self._move(item) or moved
+            elif record.offset >= self._read_before.get(partition, 0):
+                self._put_aside(record, item)
+            self._progress.next_offsets[partition] = record.offset + 1
+        popular_asked, self._popular_asked = self._popular_asked, False
+        return self._keep(items) or moved or popular_asked
+
+    def _put_aside(self, record: Record, bad: BadEvent) -> None:
+        self._dead_letters.put(record, bad)
+        self._progress.dead_letters[bad.reason] += 1
+        if bad.reason == UNDECODABLE_BATCH:
+            self._emit("undecodable", *undecodable_notice(record, bad))
+
+    def _keep(self, items: Sequence[Item]) -> bool:
+        """Notes what items are, beside whether they are available -> whether the site's rule now decides otherwise."""
+        if not items:
+            if self._rule_unchecked and (wrong := self._learner.listable.warning()):
+                self._warn_once(f"NEXTCLICK_LIST_FILTER, by the items that were read so far: {wrong}")
+            self._rule_unchecked = False
+            return False
+        changes = self._learner.put_items(items)
+        self._asked = self._asked or changes.excluded
+        attributes = self._learner.listable.attributes
+        if attributes.no_room:
+            self._warn_once("not everything is known of all items: raise NEXTCLICK_ITEMS_HELD")
+        if attributes.left_out:
+            self._warn_once(
+                f"no room for attributes of items ({', '.join(sorted(map(ascii, attributes.left_out)))}): "
+                "raise NEXTCLICK_ITEM_ATTRIBUTES_MAX, or publish fewer"
+            )
+        self._rule_unchecked = True
+        return changes.moved
+
+    def _warn_once(self, text: str) -> None:
+        kind = text[:20]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("%s", text)
 
     def _read(self, record: Record) -> Item | BadEvent:
         try:
@@ -138,11 +179,11 @@ class Catalogue:
         return short
 
     def _without(self, top: TopList) -> TopList:
-        """The list without what is not available; the same one where it holds items, and none of these."""
-        unavailable = self._learner.unavailable
-        if top.items and unavailable.isdisjoint(top.items):
+        """The list without what must not be listed; the same one where it holds items, and none of these."""
+        barred = self._learner.listable.barred(top.items)
+        if top.items and not barred:
             return top
-        kept = [pair for pair in zip(top.items, top.scores, strict=False) if pair[0] not in unavailable]
+        kept = [pair for pair in zip(top.items, top.scores, strict=False) if pair[0] not in barred]
         return top.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
 
     def _log_sweep(self) -> None:

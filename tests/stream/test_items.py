@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.events import BadEvent, Limits
-from stream.items import REASONS, Item, encode, parse
+from stream.items import ATTRIBUTES_MAX, FIELDS, NAME_BYTES_MAX, REASONS, TEXT_BYTES_MAX, Item, encode, parse
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=64)
 items = st.builds(
@@ -17,6 +17,13 @@ items = st.builds(
     tags=st.lists(text, max_size=4).map(tuple),
     available=st.booleans(),
     vector=st.none() | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=8).map(tuple),
+    attributes=st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=16).filter(
+            lambda name: name not in FIELDS
+        ),
+        st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | text,
+        max_size=4,
+    ),
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -53,10 +60,24 @@ def test_parse_never_raises_on_any_json_object(fields):
     assert isinstance(item, Item) or item.reason in REASONS
 
 
-def test_all_fields_are_read_and_unknown_ones_ignored():
-    fields = '{"title": "Café", "tags": ["hot", "café"], "available": false, "vector": [1, -0.5], "price": 3}'
+def test_all_fields_are_read_and_others_are_attributes():
+    fields = (
+        '{"title": "Café", "tags": ["hot", "café"], "available": false, "vector": [1, -0.5], "price": 3, "new": true}'
+    )
     expected = Item(item_id="i9", title="Café", tags=("hot", "café"), available=False, vector=(1.0, -0.5))
-    assert parse(b"i9", fields.encode()) == expected
+    item = parse(b"i9", fields.encode())
+    assert item == expected.model_copy(update={"attributes": {"price": 3.0, "new": True}})
+    assert [type(value) for value in item.attributes.values()] == [float, bool]
+
+
+def test_what_is_no_single_value_or_too_long_is_no_attribute():
+    fields = {"list": [1], "object": {"a": 1}, "null": None, "huge": 10**400, "": 1, "n" * (NAME_BYTES_MAX + 1): 1}
+    fields |= {"text": "x" * (TEXT_BYTES_MAX + 1), "kept": "é" * (TEXT_BYTES_MAX // 2), "n" * NAME_BYTES_MAX: 1.5}
+    item = parse(b"i9", json.dumps(fields).encode())
+    assert item.attributes == {"kept": "é" * (TEXT_BYTES_MAX // 2), "n" * NAME_BYTES_MAX: 1.5}
+    assert parse(b"i9", b'{"a": NaN, "b": Infinity, "c": 1}').attributes == {"c": 1.0}
+    many = parse(b"i9", json.dumps({f"a{number}": number for number in range(2 * ATTRIBUTES_MAX)}).encode())
+    assert many.attributes == {f"a{number}": float(number) for number in range(ATTRIBUTES_MAX)}
 
 
 @pytest.mark.parametrize("value", [b"{}", b'{"title": null, "tags": null, "available": null, "vector": null}'])

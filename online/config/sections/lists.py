@@ -20,6 +20,12 @@ class ListSettings(BaseSettings):
         "Whether items that a user has clicked before are left out of the user's list.",
         "Set it where an item is of no use a second time.",
     )
+    list_filter: str | None = setting(
+        None,
+        "Which items lists may hold, as a filter over their attributes (docs/filters.md): price <= 20 and "
+        "brand in ('a', 'b'). It holds for every list; one that stands loses an item seconds after the item changed.",
+        "Set it where items that are available must not be listed all the same.",
+    )
     sweep_lists_max: Positive = fixed(2_000, "Lists that are checked for unavailable items after each micro-batch.")
     refresh_ages_s: Annotated[tuple[Rate, ...], NoDecode] = setting(
         (

@@ -27,6 +27,12 @@ class MemorySettings(BaseSettings):
         "Items that the model knows. The item that was clicked least recently makes room.",
         "Set it above the size of the catalogue; memory grows with it.",
     )
+    item_attributes_max: Annotated[int, Field(ge=0)] = setting(
+        32,
+        "Attributes of items that are kept for filters, the first ones that records have. Of each item a number takes "
+        "8 bytes, true or false 1, a text 4, beside each different text once.",
+        "Lower it where records have many fields that no filter needs.",
+    )
     item_min_count: Positive = setting(1, "Clicks after which an item is known to the model.")
     item_idle_s_max: Seconds = setting(180 * 86_400.0, "Time without clicks after which an item is dropped.")
     successors_held: Positive = setting(64, "Following items that are counted for each item.")

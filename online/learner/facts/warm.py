@@ -39,6 +39,7 @@ TINY: dict[str, Any] = {
     "history_max": 16,
     "users_held": 32,
     "items_held": 24,
+    "list_filter": None,
     "successors_held": 2,
     "neighbours_held": 2,
     "popularity_half_lives": (10, 100),

@@ -206,7 +206,7 @@ def test_what_is_wrong_in_a_file_of_settings_is_listed_with_the_rest(monkeypatch
 def test_every_setting_can_stand_in_a_file(env_file, tmp_path, name):
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     given = {"finetune_cron": "0 3 * * mon", "kafka_bootstrap_servers": "host:9092", "redis_url": "redis://host/0"}
-    given |= {"finetune_command": "srun job {folder}"}
+    given |= {"finetune_command": "srun job {folder}", "list_filter": "price <= 20"}
     default = given.get(name, "0") if default is None else default
     if "_ssl_" in name and name.endswith("file"):
         default = tmp_path / "some.pem"
@@ -263,3 +263,13 @@ def test_a_name_of_before_is_refused_with_what_became_of_it(monkeypatch):
 def test_each_setting_belongs_to_one_subject():
     names = [name for section in SECTIONS for name in section.model_fields]
     assert names == list(Settings.model_fields)
+
+
+def test_a_filter_that_cannot_be_read_is_refused_with_the_place(monkeypatch):
+    monkeypatch.setenv("NEXTCLICK_LIST_FILTER", "price <= 20 and")
+    with pytest.raises(SettingsError) as error:
+        load_settings()
+    expected = "expected an attribute, 'tags', 'available', 'missing', 'not' or '(', found the end"
+    assert str(error.value).splitlines()[1:] == [f"  NEXTCLICK_LIST_FILTER: at character 16: {expected}"]
+    monkeypatch.setenv("NEXTCLICK_LIST_FILTER", "price <= 20 and missing(withdrawn_at)")
+    assert load_settings().list_filter == "price <= 20 and missing(withdrawn_at)"

@@ -203,6 +203,107 @@ def test_too_many_withdrawn_items_are_reported_once(harness, loop, caplog):
     assert warnings == ["2 items are not available, and there is no room for more: raise NEXTCLICK_ITEMS_HELD"]
 
 
+# --- the site's rule -----------------------------------------------------------------------------------------------
+
+
+def priced(price):
+    return encode(Item(item_id="x", attributes={"price": price}))
+
+
+@pytest.fixture
+def ruled(harness, town_clicks):
+    """A loop whose lists hold what costs at most 20, and that has learned of every item's price and from every user."""
+    harness.broker.topics[harness.partition()] = []
+    for item in sorted({click.item_id for click in town_clicks}):
+        harness.publish_item(item, priced(10.0))
+    loop = harness.begin(harness.loop(list_filter="price <= 20"))
+    while not loop.learner.listable.attributes:
+        loop.turn()
+    harness.publish(town_clicks)
+    while loop.turn():
+        pass
+    return loop
+
+
+@pytest.mark.parametrize("record", [priced(21.0), THERE, None], ids=["dearer", "no price", "tombstone"])
+def test_an_item_that_the_rule_excludes_leaves_every_list_and_comes_back(harness, ruled, town_clicks, record):
+    item = common_item(harness)
+    assert len(holders(harness, item)) > 5
+    harness.publish_item(item, record)
+    turns_until_swept(ruled)
+    assert holders(harness, item) == set()
+    harness.publish(again(town_clicks[:100], hours=6))
+    harness.drain(ruled)
+    assert holders(harness, item) == set()
+    harness.publish_item(item, priced(20.0))
+    ruled.turn()
+    assert harness.lists.popular_list.items == ruled.learner.popular().items
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_while_the_rule_is_swept_the_next_worker_ends_it(harness, ruled, after):
+    item = common_item(harness)
+    harness.publish_item(item, priced(21.0))
+    ruled.settings = ruled.settings.model_copy(update={"sweep_lists_max": 1})
+    harness.crash(harness.lists, "amend", call=1, after=after)
+    with pytest.raises(harness.aborted):
+        turns_until_swept(ruled)
+    vars(harness.lists).pop("amend")
+    second = harness.begin(harness.loop(list_filter="price <= 20"))
+    turns_until_swept(second)
+    assert holders(harness, item) == set()
+
+
+def test_a_rule_that_is_new_is_applied_to_the_lists_that_stand(harness, ruled):
+    item = common_item(harness)
+    harness.publish_item(item, priced(15.0))
+    turns_until_swept(ruled)
+    ruled.finish()
+    second = harness.begin(harness.loop(list_filter="price < 15"))
+    turns_until_swept(second)
+    assert holders(harness, item) == set()
+    assert harness.lists.held
+
+
+def test_items_are_read_again_after_a_version_that_kept_nothing_of_them(harness, ruled, town_clicks, monkeypatch):
+    harness.publish_item("bad", b"no json")
+    turns_until_swept(ruled)
+    to_state = type(ruled.learner).to_state
+
+    def as_before(learner):
+        arrays, state = to_state(learner)
+        del state["attributes"]
+        return {name: array for name, array in arrays.items() if not name.startswith("attributes.")}, state
+
+    monkeypatch.setattr(type(ruled.learner), "to_state", as_before)
+    harness.publish(again(town_clicks[:20], hours=6))
+    harness.drain(ruled)
+    ruled.finish()
+    monkeypatch.undo()
+    second = harness.begin(harness.loop(list_filter="price <= 20"))
+    assert harness.feed.began_at == [{}]
+    turns_until_swept(second)
+    assert len(second.learner.listable.attributes) == len({click.item_id for click in town_clicks})
+    assert harness.lists.popular_list.items
+    harness.publish(again(town_clicks[:20], hours=9))
+    harness.drain(second)
+    second.finish()
+    assert [dead_letter(letter).reason for letter in harness.dead()] == ["malformed-json"]
+
+
+def test_a_rule_over_an_attribute_that_no_item_has_is_reported_once(harness, caplog):
+    loop = harness.begin(harness.loop(list_filter="prise <= 20"))
+    for number in range(3):
+        harness.publish_item(f"i{number}", priced(1.0))
+        loop.turn()
+        loop.turn()
+    warnings = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warnings == [
+        "NEXTCLICK_LIST_FILTER, by the items that were read so far: "
+        "at character 1: no item has an attribute 'prise'; did you mean 'price'?"
+    ]
+
+
 # --- restarts, crashes, Redis --------------------------------------------------------------------------------------
 
 
