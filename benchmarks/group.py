@@ -1,15 +1,21 @@
 """A group of real workers on Apache Kafka and Redis, of which some are killed and added.
 
     python -m benchmarks.group --kafka HOST:PORT --redis URL [--workers 3] [--rate 150] [--kills 20]
+    python -m benchmarks.group --kafka HOST:PORT --redis URL --counting
 
 A made-up town clicks at a steady rate. After a while a worker is killed (SIGKILL), then started again; then one more
 joins; then workers are killed at random moments, the leader among them. Told are the seconds until lists are fresh
 again, what was learned again, CPU time of a click in each worker, bytes of the weights topic; and at the end, whether
 any click was lost, counted twice or merged twice, and whether any list went back in time. Exits with 1 if one was.
+
+With `--counting`, two workers read a topic of one partition, which one of them owns: told is the CPU time of a click
+in the one that only counts it, by that in the one that learns from it, through Kafka and Redis, all threads included.
 """
 
 import argparse
+import itertools
 import json
+import os
 import random
 import signal
 import sys
@@ -37,7 +43,8 @@ from stream.events import encode
 from stream.lists import ListsError
 
 FRESH_S = 1.0  # a list that follows its user's click within so long is fresh
-WAIT_S_MAX = 120.0
+WAIT_S_MAX = 300.0
+WARM_UP, MEASURED = 5_000, 40_000  # clicks
 
 
 class Group:
@@ -245,6 +252,45 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     return counts == {group.sent} and not twice and not watch.back
 
 
+def counting(options: argparse.Namespace, folder: Path) -> bool:
+    settings = {"topic_partitions": 1, "group_warm_up_clicks": 0, "checkpoint_interval_s": 15.0}
+    group = Group(folder, options.kafka, options.redis, 1e9, **settings)
+    for name in ("a", "b"):
+        group.begin(name)
+    group.wait(lambda: group.owned() == [0] and len(group.statuses()) == 2, "ownership")
+    clicks = Town(users=400, items=2_000, seed=11).clicks(10**9)
+    taken: dict[str, float] = {}
+    for count in (WARM_UP, MEASURED):
+        before = {name: seconds_of(worker) for name, worker in group.workers.items()}
+        with closing(open_producer(group.settings)) as producer:
+            for click in itertools.islice(clicks, count):
+                producer.send(group.settings.clicks_topic, key=click.user_id.encode(), value=encode(click))
+            producer.flush()
+        group.sent += count
+        taken = {}
+        while len(taken) < 2:  # each until it has come to the end: while it waits for the other it counts nothing
+            for name, status in group.statuses().items():
+                if status.get("learned") == group.sent and name not in taken:
+                    taken[name] = 1e6 * (seconds_of(group.workers[name]) - before[name]) / count
+            time.sleep(0.1)
+    owners = [name for name, status in group.statuses().items() if status["group"]["owned"]]
+    (owner,), (other,) = owners, group.workers.keys() - set(owners)
+    print(f"{MEASURED:,} clicks after {WARM_UP:,}: {taken[owner]:.0f} us of CPU a click that is learned from, "
+          f"{taken[other]:.0f} us one that is only counted: f = {taken[other] / taken[owner]:.3f}")  # fmt: skip
+    f = taken[other] / taken[owner]
+    print("times the clicks/s of one worker: " + ", ".join(f"{n}: {1 / (f + (1 - f) / n):.2f}" for n in (2, 4, 8)))
+    for worker in group.workers.values():
+        worker.end(15)
+    return True
+
+
+def seconds_of(worker: Worker) -> float:
+    """CPU seconds that a worker's process has taken, user and system."""
+    assert worker.process is not None
+    fields = Path(f"/proc/{worker.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def refreshed(group: Group) -> float:
     """Seconds until nearly all lists are fresh. It waits until they are seen to be stale first, or for two seconds."""
     began = time.monotonic()
@@ -263,8 +309,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--round-s", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--counting", action="store_true", help="measure what counting costs")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if not run(parser.parse_args(), Path(folder)):
+        if not (counting if options.counting else run)(options, Path(folder)):
             sys.exit(1)
 
 

@@ -5,7 +5,7 @@ N learners in one process go through the clicks of a file. Each counts all of th
 do. So the figures are those of N workers that are equally fast, on one machine, without waiting for any of them.
 
 Told are NDCG@10 on request, against one learner; CPU time of a click that is only counted and of one that is learned
-from; the clicks a second that N workers would take, which is what the busiest of them takes; and bytes of the topic.
+from; the clicks a second that N workers would take, which is what the busiest of them takes, warm-up left out; and bytes of the topic.
 """
 
 import argparse
@@ -68,7 +68,8 @@ class Run:
     """What came of one run."""
 
     ranks: list[np.ndarray] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)  # of each worker
+    before: list[float] = field(default_factory=list)  # CPU seconds of each worker in the warm-up
+    seconds: list[float] = field(default_factory=list)  # after it
     clicks: list[int] = field(default_factory=list)  # that each has learned from
     shared_seconds: float = 0.0  # of the worker that leads
     bytes: int = 0
@@ -95,10 +96,13 @@ def run(clicks: Sequence[Click], settings: Settings, workers: int, round_clicks:
         for number, worker in enumerate(group):
             found.ranks.append(worker.learn(batch, owners[start : start + size] == number, start, number))
         since += len(batch)
+        if start < settings.group_warm_up_clicks <= start + len(batch):
+            found.before = [worker.seconds + worker.shared_seconds for worker in group]
         if workers > 1 and (since >= round_clicks * workers or start < settings.group_warm_up_clicks):
             since = 0
             share(group, found)
-    found.seconds = [worker.seconds + worker.shared_seconds for worker in group]
+    taken = [worker.seconds + worker.shared_seconds for worker in group]
+    found.seconds = [now - before for now, before in zip(taken, found.before, strict=True)]
     found.clicks = [worker.clicks for worker in group]
     found.shared_seconds = group[0].shared_seconds
     return found
@@ -152,7 +156,7 @@ def main() -> None:
     settings = load_settings(device="cpu")
     clicks = read_clicks(EventFile(options.file), settings, options.limit).clicks
     alone = run(clicks, settings, 1, options.round_clicks, options.gain)
-    per_click = alone.seconds[0] / len(clicks)
+    per_click = alone.seconds[0] / (len(clicks) - settings.group_warm_up_clicks)
     counted = counted_seconds(clicks, settings)
     print(f"{len(clicks):,} clicks; one worker: NDCG@10 {alone.ndcg:.4f}, {1e6 * per_click:.0f} us a click")
     print(f"only counted: {1e6 * counted:.1f} us a click, f = {counted / per_click:.3f}")

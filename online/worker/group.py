@@ -103,6 +103,10 @@ class Group:
         )
         intake.before_letter = self._doubt_after_pause
         self.owned: frozenset[Partition] = frozenset()
+        # Whether so few clicks are merged that every worker learns from all of them: what is learned fastest would
+        # suffer from being averaged. The leader's weights are everybody's then.
+        self.warming_up = True
+        self._owned_numbers: frozenset[int] = frozenset()
         self.leader_epoch: int | None = None
         self.leader = ""  # the identity of the worker that made the latest base
         self.rounds = 0  # bases that were taken
@@ -115,6 +119,7 @@ class Group:
         self._on_its_way: tuple[str, int] | None = None  # identity and number of this worker's base, not read back yet
         self._alone = False  # whether the weights are those of a worker that was alone, and not shared yet
         self._asked = False  # whether a worker lacks the base
+        self._check_warm_up()
         supervisor.follow()
         writer.owns_only(())
         writer.writes_popular = False
@@ -128,16 +133,14 @@ class Group:
     def trains(self, record: Record) -> bool:
         """Returns whether the weights should learn from a click: from owned ones, unless the base has them; and at the
         beginning of a stream from all."""
-        owned = Partition(record.topic, record.partition) in self.owned
-        merged = self.replica.is_merged(record.partition, record.offset)
+        if record.partition not in self._owned_numbers and not self.warming_up:
+            return False  # first, since it holds of most
         claimed = record.offset < self._claimed.get(record.partition, 0)
-        return (owned or self.warming_up) and not merged and not claimed
+        return not claimed and not self.replica.is_merged(record.partition, record.offset)
 
-    @property
-    def warming_up(self) -> bool:
-        """Whether so few clicks are merged that every worker learns from all of them. What is learned fastest would
-        suffer from being averaged. The leader's weights are everybody's then."""
-        return sum(self.replica.base.position.merged.values()) < self.settings.group_warm_up_clicks
+    def _check_warm_up(self) -> None:
+        merged = sum(self.replica.base.position.merged.values())
+        self.warming_up = merged < self.settings.group_warm_up_clicks
 
     def own(self) -> None:
         """Follows the group's assignment; called after each poll."""
@@ -146,9 +149,9 @@ class Group:
         owned = frozenset(partition for partition in self.source.owned() if partition.topic == topic)
         if owned != self.owned:
             self._forget_states(self.owned - owned)
-            self.owned = owned
+            self.owned, self._owned_numbers = owned, frozenset(partition.partition for partition in owned)
             self.takeover.only(owned)
-            self.writer.owns_only({partition.partition for partition in owned})
+            self.writer.owns_only(self._owned_numbers)
         epoch = self.source.leadership()
         if epoch != self.leader_epoch:
             self._lead(epoch)
@@ -347,6 +350,7 @@ class Group:
                      self.replica.base.position.number)  # fmt: skip
         if accepted:
             self.merger.settle(record)
+            self._check_warm_up()
             if not (self.leads or warmed_up or self.warming_up):
                 self.replica.drop_fresh()  # of all partitions; from here on it learns from its own
             self.leader, self.rounds, self.round_at = record.leader, self.rounds + 1, self._monotonic()
@@ -462,6 +466,7 @@ class Group:
             self.progress.learned_from = 0  # those were another worker's
         self.merger.load_state(below(arrays, "merger"), state["merger"])
         self._position = state["position"]
+        self._check_warm_up()
         self.decisions.load_state(state["decisions"])
         self._alone = state["alone"] and state["replica"]["worker"] == self.replica.worker
         if self._alone:
