@@ -33,7 +33,7 @@ LEVELS = (
     ("rounds",),
     ("learner",),
     ("config", "metrics"),
-    ("filters",),
+    ("filters", "client"),
 )
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi"}  # parts that these show openly as their own
@@ -123,6 +123,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         ("online.commands.tune", ("backtest",)),
         ("online.commands.evaluate_policy", ("backtest",)),
         ("stream.embedded_redis", ("embedded",)),
+        ("online.client", ("client",)),
     ],
 )
 def test_a_command_loads_only_packages_of_the_bare_installation_and_of_its_extra(start, extras) -> None:

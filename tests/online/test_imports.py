@@ -14,6 +14,7 @@ PLOTS_AND_TABLES = (*TABLES, "scipy")
 LOOPS = (*TABLES, "scipy.linalg", "scipy.stats", "scipy.sparse", "scipy.optimize", "scipy.special")
 HTTP = ("fastapi", "starlette", "uvicorn", "prometheus_client")
 COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "networkx")
+NOT_A_SITES = ("torch", "numpy", "river", "kafka", "numba", *PLOTS_AND_TABLES, *HTTP)
 HEAVY = ("torch", "numpy", "river", "kafka", "redis", "numba")
 
 LEARNS_A_CLICK = """
@@ -48,8 +49,10 @@ def imported_by(code: str) -> set[str]:
         ("import online.commands.backtest", ("torch",), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis")),
         ("import online.api.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),
         ("import online.commands.replay", (), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
+        ("import online.client", ("httpx",), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
+        ("from online.client import Client; Client('http://shop', redis_url='redis://shop')", ("redis",), NOT_A_SITES),
     ],
-    ids=["help", "worker", "learning", "backtest", "serve", "replay"],
+    ids=["help", "worker", "learning", "backtest", "serve", "replay", "client", "client-redis"],
 )
 def test_nothing_is_imported_that_is_not_used(code, needed, unwanted):
     modules = imported_by(code)

@@ -1,0 +1,29 @@
+"""The Python client of the HTTP API, for sites that show lists: `Client`, and `AsyncClient` for asyncio.
+
+It needs the extra "client", and imports neither torch nor numpy nor a Kafka client; redis is imported only where a
+fallback in Redis is named. docs/client.md describes it.
+"""
+
+from online.client.answers import (
+    ApiUnavailableError,
+    ClickReceipt,
+    ClientError,
+    RecentClick,
+    Recommendations,
+    RequestError,
+)
+from online.client.asynchronous import AsyncClient
+from online.client.limits import Limits
+from online.client.synchronous import Client
+
+__all__ = [
+    "ApiUnavailableError",
+    "AsyncClient",
+    "ClickReceipt",
+    "Client",
+    "ClientError",
+    "Limits",
+    "RecentClick",
+    "Recommendations",
+    "RequestError",
+]

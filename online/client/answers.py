@@ -1,0 +1,86 @@
+"""What the client's methods return and raise."""
+
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ASKED = "asked"
+STORED = "stored"
+POPULAR = "popular"
+REDIS = "redis"
+DEFAULT = "default"
+
+
+class ClientError(Exception):
+    """Any error of the client; one line."""
+
+
+class RequestError(ClientError, ValueError):
+    """The API says that this call is wrong (an id, `k`, a filter): asking again would not help.
+
+    `status` is the HTTP status; None where the call was not sent.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ApiUnavailableError(ClientError):
+    """The API gave no usable answer. Raised only with `raise_unavailable=True`."""
+
+
+class RecentClick(NamedTuple):
+    """A click to rank by that the API may not know of yet."""
+
+    item_id: str
+    timestamp: float | str | None = None
+
+
+class Recommendations(BaseModel):
+    """A list of items, best first. Fields that this version does not know are ignored.
+
+    `source` says where the list comes from:
+
+    - "asked": ranked by the API for this request
+    - "stored": the list that the API had in store for the user
+    - "popular": the list of the API for users that it does not know
+    - "redis": read from Redis by the client, because the API gave no answer; `error` says why
+    - "default": the list that was given to the client, or the candidates in the order given, for the same reason
+
+    `scores` holds a score for each item, or nothing. `known` is false where nothing is known of the user, None where
+    that is not known. `age_ms` is the age of a stored list, `dropped` counts by reason the items that were left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    items: tuple[str, ...]
+    scores: tuple[float, ...] = ()
+    source: str = ASKED
+    user_id: str | None = None
+    version: int | None = None
+    at: float | str | None = None
+    age_ms: int | None = None
+    known: bool | None = None
+    widened: bool | None = None
+    dropped: dict[str, int] | None = Field(default_factory=dict)
+    explanations: list[Any] | None = None
+    error: str | None = None
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the API gave no usable answer, so that the list comes from elsewhere."""
+        return self.source in (REDIS, DEFAULT)
+
+
+class ClickReceipt(BaseModel):
+    """What became of a click. `accepted`: the broker has it. Otherwise `error` says why not.
+
+    `event_id` identifies the click: one that is sent again with it counts once.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    accepted: bool
+    event_id: str
+    error: str | None = None

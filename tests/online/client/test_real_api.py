@@ -1,0 +1,134 @@
+"""Both clients against the API itself, with embedded parts: lists, clicks, keys, limits, and its end."""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from online.api.keys import make_key
+from online.api.serve import Api
+from online.client import RequestError
+from online.config.settings import Settings
+from stream.embedded_redis import EmbeddedRedis
+from stream.lists import Lists, TopList
+from stream.log import LogProducer
+
+
+def top(*items: str, source: str = "personal") -> TopList:
+    now = int(time.time() * 1_000)
+    scores = [0.5] * len(items)
+    return TopList(
+        items=list(items), scores=scores, version=3, offset="0:1", clicked_at=1, written_at=now, source=source
+    )
+
+
+@pytest.fixture
+def redis_there() -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis() as redis:
+        yield redis
+
+
+@pytest.fixture
+def lists(redis_there: EmbeddedRedis) -> Lists:
+    return Lists(redis_there.client, ttl_s=60)
+
+
+@pytest.fixture
+def serve(lists: Lists, tmp_path) -> Iterator[Callable[..., Api]]:
+    """Starts the API over the lists, with an embedded log of clicks."""
+    with contextlib.ExitStack() as stack:
+        producer = stack.enter_context(contextlib.closing(LogProducer(tmp_path / "log.db")))
+
+        def start(**settings: object) -> Api:
+            values = {"api_port": 0, "api_read_only": False, "list_size": 20, **settings}
+            return stack.enter_context(contextlib.closing(Api(Settings(**values), lists, producer).start()))
+
+        yield start
+
+
+def test_a_users_list_and_the_popular_one(serve, lists, make_client) -> None:
+    lists.write({"a/b ?é": top("i1", "i2", "i3")}, top("p1", source="popular"))
+    client = make_client(serve().url)
+    found = client.recommend("a/b ?é", 2, exclude=["i9"])
+    assert (found.user_id, found.items, found.scores) == ("a/b ?é", ("i1", "i2"), (0.5, 0.5))
+    assert (found.source, found.version, found.error) == ("stored", 3, None)
+    assert (client.recommend("nobody").items, client.recommend("nobody").source) == (("p1",), "popular")
+
+
+def test_a_click_arrives(serve, make_client, tmp_path) -> None:
+    client = make_client(serve().url)
+    receipt = client.click("u1", "i9", value=4.0)
+    assert receipt.accepted, receipt
+    with sqlite3.connect(tmp_path / "log.db") as log:
+        everything = "\n".join(log.iterdump())
+    assert receipt.event_id.encode().hex().upper() in everything.upper() or receipt.event_id in everything
+
+
+def test_wrong_calls_are_errors(serve, lists, make_client) -> None:
+    lists.write({}, top("p1", source="popular"))
+    client = make_client(serve().url, default=["d1"])
+    with pytest.raises(RequestError, match=r"^k: Input should be greater than or equal to 1$"):
+        client.recommend("u1", 0)
+    with pytest.raises(RequestError, match=r"^user: an id has 1 to 256 bytes, this one has 300$"):
+        client.recommend("x" * 300)
+    with pytest.raises(RequestError, match="timestamp"):
+        client.click("u1", "i1", timestamp="yesterday")
+
+
+def test_keys(serve, lists, make_client) -> None:
+    lists.write({}, top("p1", source="popular"))
+    key, entry = make_key("shop")
+    url = serve(api_keys=entry).url
+    assert make_client(url, api_key=key).recommend("u1").source == "popular"
+    assert make_client(url, api_key=key).click("u1", "i1").accepted
+    for wrong in ({}, {"api_key": "nck_other"}):
+        client = make_client(url, default=["d1"], **wrong)
+        found = client.recommend("u1")
+        assert (found.items, found.source) == (("d1",), "default")
+        assert "answers 401: " in found.error
+        assert not client.click("u1", "i1").accepted
+
+
+def test_an_api_that_only_reads_takes_no_click_and_says_so(serve, make_client) -> None:
+    receipt = make_client(serve(api_read_only=True).url).click("u1", "i1")
+    assert not receipt.accepted
+    assert "answers 403: this API only reads" in receipt.error
+
+
+def test_too_many_requests(serve, lists, make_client) -> None:
+    lists.write({"u1": top("i1")}, top("p1", source="popular"))
+    client = make_client(
+        serve(api_requests_per_s=0.001, api_requests_at_once=1).url, redis_url=lists_url(lists), default=["d1"]
+    )
+    found = [client.recommend("u1") for _ in range(3)]
+    assert [one.source for one in found] == ["stored", "redis", "redis"]
+    assert {one.items for one in found} == {("i1",)}
+    assert "answers 429: " in found[1].error
+
+
+def test_before_anything_is_learned_the_default_is_shown(serve, make_client) -> None:
+    found = make_client(serve().url, default=["d1"]).recommend("u1")
+    assert (found.items, found.source) == (("d1",), "default")
+    assert "answers 503: nothing has been learned yet" in found.error
+
+
+def test_an_api_that_ends_and_comes_back(serve, lists, make_client) -> None:
+    lists.write({"u1": top("i1")})
+    api = serve()
+    client = make_client(api.url, redis_url=lists_url(lists))
+    assert client.recommend("u1").source == "stored"
+    api.close()
+    assert [client.recommend("u1").source for _ in range(3)] == ["redis"] * 3
+    assert not client.click("u1", "i1").accepted
+    serve(api_port=int(api.url.rpartition(":")[2]))
+    deadline = time.monotonic() + 60
+    while client.recommend("u1").source != "stored":  # once the circuit lets an attempt through
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert client.recommend("u1").error is None
+
+
+def lists_url(lists: Lists) -> str:
+    return lists.address
