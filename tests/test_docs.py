@@ -16,7 +16,7 @@ import typer.main
 from online.api import group_metrics, metrics
 from online.cli import app
 from online.config.settings import PREFIX, RENAMED, Settings
-from online.worker.problems import KINDS as PROBLEMS
+from online.worker.problem_kinds import KINDS as PROBLEMS
 from stream import events, items
 from stream.kafka import ensure_topics
 from stream.readers import KafkaReader

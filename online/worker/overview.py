@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from online.worker.problems import KINDS
+from online.worker.problem_kinds import KINDS
 from stream.lists import Lists, ListsError, RedisUnavailableError
 
 STALE_ROUNDS, STALE_S_MIN = 12, 60.0  # a base that has waited for so many rounds, and so long, does not move

@@ -5,28 +5,12 @@ at each report, so nothing here can go stale or survive a restart by mistake.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
+
+from online.worker.problem_kinds import Problem
 
 if TYPE_CHECKING:
     from online.worker.loop import Loop
-
-#: Each kind, the gravest first.
-KINDS = (
-    *("no_leader", "unowned", "base_stale", "worker_gone"),
-    *("waiting", "redis", "checkpoint_failed", "unreadable", "outage", "shedding", "lagging"),
-    *("abuse_share", "evicting", "abuse_flood"),
-)
-
-
-class Problem(NamedTuple):
-    """A problem that lasts now. `since`: milliseconds since 1970."""
-
-    kind: str  # one of KINDS
-    since: int
-    text: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return self._asdict()
 
 
 class ProblemReport:

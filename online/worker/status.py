@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from online.worker.loop import Loop
-from online.worker.problems import Problem, ProblemReport
+from online.worker.problem_kinds import Problem
+from online.worker.problems import ProblemReport
 from stream.source import Partition
 
 RATE_WINDOW_S = 10.0

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online.worker.overview import Overview, read_overview
-from online.worker.problems import KINDS
+from online.worker.problem_kinds import KINDS
 from online.worker.totals import total
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from tests.online.worker.group_statuses import NOW_MS, group_statuses, status_of

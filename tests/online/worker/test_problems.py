@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from online.commands.views import status_view
-from online.worker.problems import KINDS
+from online.worker.problem_kinds import KINDS
 from online.worker.status import StatusReport, waiting_status
 
 
