@@ -5,7 +5,7 @@ N learners in one process go through the clicks of a file. Each counts all of th
 do. So the figures are those of N workers that are equally fast, on one machine, without waiting for any of them.
 
 Told are NDCG@10 on request, against one learner; CPU time of a click that is only counted and of one that is learned
-from; the clicks a second that N workers would take, which is what the busiest of them takes (without warm-up); and bytes
+from; the clicks a second that N workers would take, which is what the busiest of them takes, warm-up aside; and bytes
 of the topic.
 """
 

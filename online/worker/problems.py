@@ -7,7 +7,7 @@ at each report, so nothing here can go stale or survive a restart by mistake.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from online.worker.problem_kinds import Problem
+from online.worker.problem_kinds import KINDS, Problem
 
 if TYPE_CHECKING:
     from online.worker.loop import Loop
