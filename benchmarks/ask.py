@@ -2,9 +2,9 @@
 
     python -m benchmarks.ask [--redis URL] [--kafka HOST:PORT] [--questions 50] [--clicks 100] [--seconds 30]
 
-A worker and an API, each a process of its own, and an endless town that clicks. First clicks come at a constant rate and
-`POST /rank` is asked at another one, each request at its own time, whatever became of those before; the latency is from
-that time on. Then clicks always wait, and how many are learned a second is measured with and without questions, in
+A worker and an API, each a process of its own, and an endless town that clicks. First clicks come at a constant rate,
+and `POST /rank` is asked at another one, each request at its own time, whatever became of those before; the latency is
+from that time on. Then clicks always wait, and how many are learned a second is measured with and without questions, in
 turns. Without --redis and --kafka the embedded parts are used. Prints one JSON object.
 """
 
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     time.sleep(0.2)
                 time.sleep(_SETTLE_S)
                 asked = asyncio.run(ask(url, users, rate=arguments.questions, seconds=arguments.seconds))
-                rates = _learning(running, url, users, arguments)
+                rates = _learning(running, url, arguments)
             status = running.status() or {}
     return {
         "beside_clicks_per_s": arguments.clicks,
@@ -121,7 +121,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _learning(running: Live, url: str, users: list[str], arguments: argparse.Namespace) -> dict[str, list[float]]:
+def _learning(running: Live, url: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Clicks learned a second while some always wait, with questions and without, in turns."""
     rates: dict[str, list[float]] = {"without": [], "with": []}
     seconds = arguments.seconds / 2

@@ -7,7 +7,7 @@
 | `nextclick:answers:{asker}` | list of `WireAnswer` to one process that asks | a minute after the latest |
 
 A question is one RPUSH, an answer is another one; every command has one key, so that a cluster takes it. Whoever asks
-waits for at most a set time, so a queue that nobody reads holds nothing that is still wanted.
+waits for at most a set time, so a queue that no worker reads holds nothing that is still wanted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ class WireQuestion(BaseModel):
         id: which of the asker's questions it is.
         asker: the process that waits for the answer.
         asked_at: seconds since 1970, by the asker's clock.
-        timeout_ms: after so long nobody waits any more.
+        timeout_ms: after so long the asker waits no more.
         kind: `rank`: a list for a user or a visitor; the others: lists that are the same for everybody.
         recent: latest clicks, oldest first: item, and seconds since 1970 or None.
         at: the moment of viewing, in seconds since 1970; None: now.
@@ -67,7 +67,7 @@ class WireQuestion(BaseModel):
     request_id: str | None = None
 
     def is_late(self, now: float) -> bool:
-        """Returns whether nobody waits any more at `now`, in seconds since 1970."""
+        """Returns whether the asker waits no more at `now`, in seconds since 1970."""
         return 1_000 * (now - self.asked_at) > self.timeout_ms
 
 

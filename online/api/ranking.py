@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 
 from online.api.asker import Asker, NotAnsweredError
 from online.api.clicks import read_body
+from online.api.metrics import Requests
 from online.api.middleware import answer as error_answer
 from online.api.questions import (
     BODY_BYTES_MAX,
@@ -41,8 +42,8 @@ class NothingLearnedError(Exception):
 class Ranking:
     """Asks the workers, and falls back on the lists in Redis."""
 
-    def __init__(self, settings: Settings, lists: Lists) -> None:
-        self.settings, self.lists = settings, lists
+    def __init__(self, settings: Settings, lists: Lists, requests: Requests) -> None:
+        self.settings, self.lists, self.requests = settings, lists, requests
         self.asker = Asker(settings, lists)
 
     async def ranked(self, fields: Mapping[str, Any]) -> Ranked:
@@ -55,8 +56,10 @@ class Ranking:
         """
         try:
             answer = await self.asker.ask(**fields)
-        except NotAnsweredError:
+        except NotAnsweredError as error:
+            self.requests.asked(error.reason)
             return await run_in_threadpool(self._stored, fields)
+        self.requests.asked("asked")
         if answer.refused:
             raise WrongRequestError(str(answer.error))
         return _asked(fields, answer)

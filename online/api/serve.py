@@ -98,7 +98,7 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(HTTPException, _not_here)
 
-    ranking = app.state.ranking = Ranking(settings, lists)
+    ranking = app.state.ranking = Ranking(settings, lists, requests)
     _add_recommend(app, settings, lists, ranking)
     app.include_router(ranking.router())
 

@@ -333,7 +333,9 @@ class Answerer:
         best = np.argsort(-scores, kind="stable")
         shares = scored.shares()[at].float().cpu().numpy()[there][best]
         first = kept[there][best] - start
-        others = np.setdiff1d(np.arange(stop - start), first)
+        left = np.ones(stop - start, np.bool_)
+        left[first] = False
+        others = np.flatnonzero(left)
         others = others[np.argsort(-scored.first[start:stop][others], kind="stable")]
         return np.concatenate([first, others]), np.concatenate([shares, np.zeros(len(others), np.float32)])
 

@@ -94,7 +94,8 @@ def test_what_is_no_question_is_left_out_and_harms_no_other(client):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"k": 0}, {"k": "3"}, {"foo": 1}, {"candidates": ["i"] * 1_001}, {"diversity": 2.0}, {"at": float("nan")}]
+    "fields",
+    [{"k": 0}, {"k": "3"}, {"foo": 1}, {"candidates": ["i"] * 1_001}, {"diversity": 2.0}, {"at": float("nan")}],
 )
 def test_a_question_is_read_strictly(fields):
     with pytest.raises(ValidationError):

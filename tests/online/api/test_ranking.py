@@ -28,10 +28,16 @@ WRITTEN = TopList(
 )  # fmt: skip
 
 
+def one_item(wire):
+    return WireAnswer(id=wire.id, items=["x"], scores=[0.9], at=5.0)
+
+
 class FakeWorker:
     """Answers with what `answer` returns of each question; None: never."""
 
-    def __init__(self, server, name=None, answer=lambda wire: WireAnswer(id=wire.id, items=["x"], scores=[0.9], at=5.0)):
+    def __init__(
+        self, server, name=None, answer=lambda wire: WireAnswer(id=wire.id, items=["x"], scores=[0.9], at=5.0)
+    ):
         self.queue = QuestionQueue(fakeredis.FakeRedis(server=server), name)
         self.answer, self.asked = answer, []
         self._closing = False
@@ -144,7 +150,7 @@ def test_a_plain_list_is_read_from_redis_as_ever(new_api, new_worker):
     assert worker.asked == []
 
 
-def test_the_owner_of_the_users_partition_is_asked(new_api, new_worker, server, lists):
+def test_the_owner_of_the_users_partition_is_asked(new_api, new_worker, server):
     fakeredis.FakeRedis(server=server).delete("nextclick:status")
     for name, owned in (("w1", [0]), ("w2", [1])):
         named = Lists(fakeredis.FakeRedis(server=server), ttl_s=60, worker=name)
@@ -296,7 +302,9 @@ def test_the_description_is_of_what_is_taken_and_answered(new_api):
     assert "$ref" not in json.dumps(schema)
     answer = spec["paths"]["/rank"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"]
     assert answer.endswith("/Ranked")
-    assert {"/popular", "/trending", "/latest", "/recommend/{user}"} <= {path.replace(":text", "") for path in spec["paths"]}
+    assert {"/popular", "/trending", "/latest", "/recommend/{user}"} <= {
+        path.replace(":text", "") for path in spec["paths"]
+    }
 
 
 # A real worker

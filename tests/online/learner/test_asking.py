@@ -42,7 +42,7 @@ def snapshot(learner):
     return {name: array.copy() for name, array in arrays.items()}, repr(state)
 
 
-def random_questions(learner, clicks, random, count):
+def random_questions(clicks, random, count):
     """Of users and visitors, with all that can be asked for; some of it is nonsense."""
     items, users = [click.item_id for click in clicks], [click.user_id for click in clicks]
 
@@ -159,7 +159,9 @@ def test_the_rule_of_the_site_and_a_filter_hold_for_what_is_asked_for(small, tow
         learner.learn(town_clicks[start : start + 16])
     learner.put_items([Item(item_id=name, attributes={"price": float(at)}) for at, name in enumerate(names[:30])])
     wanted = compiled("price > 10")
-    learner.put_items([Item(item_id="no clicks", attributes={"price": 15.0}), Item(item_id="too dear", attributes={"price": 99.0})])
+    learner.put_items(
+        [Item(item_id="no clicks", attributes={"price": 15.0}), Item(item_id="too dear", attributes={"price": 99.0})]
+    )
     answer = ask(
         learner,
         candidates=[*names[:30], "no clicks", "too dear"],
@@ -178,7 +180,7 @@ def test_no_question_changes_anything(learner, town_clicks):
     random = np.random.default_rng(3)
     before = snapshot(learner)
     for _ in range(40):
-        learner.answerer.answer(random_questions(learner, town_clicks[:CLICKS], random, int(random.integers(1, 60))))
+        learner.answerer.answer(random_questions(town_clicks[:CLICKS], random, int(random.integers(1, 60))))
         for kind in ("popular", "trending", "latest"):
             CommonLists(learner).best(kind, int(random.integers(1, 50)), None, [town_clicks[0].item_id])
     assert states_differ(before, snapshot(learner)) == []
@@ -196,7 +198,7 @@ def test_questions_between_announced_batches_change_nothing(small, town_clicks):
             announced = None if following is None else partial(UpcomingBatch, following)
             results.append(learner.learn(batch, following=announced).losses)
             if asks:
-                learner.answerer.answer(random_questions(learner, town_clicks[:CLICKS], random, 30))
+                learner.answerer.answer(random_questions(town_clicks[:CLICKS], random, 30))
         return snapshot(learner), results
 
     (before, losses), (after, losses_asked) = learned(False), learned(True)

@@ -103,12 +103,18 @@ def test_an_error_in_one_question_is_its_answer_and_harms_no_other(asking, clock
 
     monkeypatch.setattr(asking.learner.answerer, "answer", failing)
     wires = [question(clock, 1), question(clock, 2, user_id="bug"), question(clock, 3, where="colour = 'red'")]
-    wires += [question(clock, 4, where="price <"), question(clock, 5, where="price < 4"), question(clock, 6, kind="latest")]
+    wires += [
+        question(clock, 4, where="price <"),
+        question(clock, 5, where="price < 4"),
+        question(clock, 6, kind="latest"),
+    ]
     one, bug, missing, wrong, filtered, latest = asking.answer(wires)
-    assert one.items and filtered.items and latest.items
+    assert all(answer.items for answer in (one, filtered, latest))
     assert (bug.error, bug.refused) == ("internal error: ZeroDivisionError", False)
-    assert missing.refused and "no item has an attribute 'colour'" in missing.error
-    assert wrong.refused and "at character 8" in wrong.error
+    assert missing.refused
+    assert "no item has an attribute 'colour'" in missing.error
+    assert wrong.refused
+    assert "at character 8" in wrong.error
     assert asking.counts["failed"] == 1
 
 
@@ -148,7 +154,9 @@ def test_its_threads_take_questions_and_send_answers_and_outlive_redis(small, to
                 time.sleep(0.6)
                 server.connected = True
                 time.sleep(0.6)
-            now = WireQuestion(id=7, asker="me", asked_at=time.time(), timeout_ms=60_000, user_id=town_clicks[0].user_id)
+            now = WireQuestion(
+                id=7, asker="me", asked_at=time.time(), timeout_ms=60_000, user_id=town_clicks[0].user_id
+            )
             asker.put([(None, now)], 5)
             deadline = time.monotonic() + 30
             while not asking.step(idle=True):
