@@ -33,6 +33,7 @@ import redis
 from pydantic import BaseModel, ValidationError
 
 from stream.fence import SCRIPT, fence_arguments
+from stream.questions import is_question_key
 from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, connect
 from stream.redis_cluster import ClusterClient
 from stream.redis_errors import ListsError, RedisUnavailableError, SlotsMovedError
@@ -294,6 +295,8 @@ class Lists(WorkerMessages):
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
                 name = key.decode(errors="replace") if isinstance(key, bytes) else key
                 if name.startswith(_TOP) or name in (POPULAR_KEY, WORKERS_KEY):
+                    continue
+                if is_question_key(name):  # gone in a minute
                     continue
                 if isinstance(value := self._client.get(key), bytes):
                     count += user_id in texts_in(value)

@@ -24,6 +24,11 @@ class RedisValues:
         self._value_bytes_max = value_bytes_max
         self.address = _address(client)
 
+    @property
+    def client(self) -> redis.Redis:
+        """The client of Redis, for others that read and write keys of their own."""
+        return self._client
+
     def _value(self, key: str) -> bytes | str | None:
         """Returns a value of at most `value_bytes_max` bytes; None if there is none, or it is larger."""
         with self._clear_errors():

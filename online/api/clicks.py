@@ -23,7 +23,7 @@ class Clicks:
         # A page of another site can send anything but this type without being allowed to.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return answer(415, "send the click as Content-Type: application/json", {})
-        body = await _body(request, self._limits.message_bytes_max)
+        body = await read_body(request, self._limits.message_bytes_max)
         if body is None:
             return answer(413, f"a click has at most {self._limits.message_bytes_max} bytes", {})
         click = parse_click(body, limits=self._limits)  # a request to forget a user is not accepted here
@@ -40,7 +40,7 @@ class Clicks:
         self._producer.flush()
 
 
-async def _body(request: Request, bytes_max: int) -> bytes | None:
+async def read_body(request: Request, bytes_max: int) -> bytes | None:
     """The body; None where it is longer, of which no more is read than that."""
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or len(announced) > 18 or int(announced) > bytes_max:

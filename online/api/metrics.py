@@ -92,6 +92,12 @@ class Requests:
             ["list"],
             registry=self._registry,
         )
+        self._questions = Counter(
+            "nextclick_questions",
+            "Lists that the worker was asked for: asked (it answered), or why the stored list was returned",
+            ["result"],
+            registry=self._registry,
+        )
         self._registry.register(WorkerStatus(lists))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -100,6 +106,10 @@ class Requests:
 
     def served(self, *, own: bool) -> None:
         self._served.labels("own" if own else "popular").inc()
+
+    def asked(self, result: str) -> None:
+        """`result`: asked, or the reason why no worker has answered."""
+        self._questions.labels(result).inc()
 
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

@@ -20,6 +20,7 @@ HEALTH = ("/healthz", "/readyz")  # asked by machines that must learn it whateve
 PAGE = "/"  # shows nothing by itself: what it fetches needs the key
 CLIENT_GONE = 499  # nginx's word for it: only counted
 _READING = ("GET", "HEAD", "OPTIONS")
+QUESTIONS = ("/rank",)  # they are posted, and write nothing
 
 #: Of every answer that does not set them itself. Strict-Transport-Security is missing on purpose: TLS ends at the proxy
 #: in front, which has to set it.
@@ -94,7 +95,7 @@ class AuthMiddleware:
             what = "an API key is needed" if key is None else "this API key is not valid"
             how = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
             return answer(401, f"{what}: {how}", {"WWW-Authenticate": "Bearer"})
-        if self._read_only and scope["method"] not in _READING:
+        if self._read_only and scope["method"] not in _READING and scope["path"] not in QUESTIONS:
             return answer(403, "this API only reads: NEXTCLICK_API_READ_ONLY=false lets it write", {})
         return None if _is_text(scope) else answer(400, "the path is not UTF-8 text, percent-encoded", {})
 

@@ -23,6 +23,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
@@ -31,6 +32,8 @@ from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
 from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
 from online.api.protocol import bounded_protocol
+from online.api.questions import Ranked, WrongRequestError, checked_filter, checked_ids, problem_of
+from online.api.ranking import EXCLUDE, NOTHING_LEARNED, WHERE, NothingLearnedError, Ranking
 from online.config.settings import Settings
 from online.worker.connections import open_lists
 from online.worker.overview import read_overview
@@ -40,7 +43,6 @@ from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import Producer, SourceError, UnavailableError
 
 NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
-NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
 _PAGE = Path(__file__).parent / "dashboard.html"
 _START_S_MAX = 10.0
 _ACCEPTED_AT_ONCE = 128  # connections, before those too many are closed
@@ -96,20 +98,9 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(HTTPException, _not_here)
 
-    @app.get("/recommend/{user:text}")
-    def recommend(
-        user: str, k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10
-    ) -> Recommendation:
-        """The list to show this user now; the popular list for an unknown user."""
-        if (problem := id_problem(user)) is not None:
-            raise _BadUserError(f"user: {problem}")
-        own = lists.read(user)
-        top = own or lists.popular()
-        if top is None:
-            raise _NothingLearnedError(NOTHING_LEARNED)
-        requests.served(own=own is not None)
-        fields = top.model_dump() | {"items": top.items[:k], "scores": top.scores[:k]}
-        return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
+    ranking = app.state.ranking = Ranking(settings, lists, requests)
+    _add_recommend(app, settings, lists, ranking)
+    app.include_router(ranking.router())
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
@@ -129,7 +120,7 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         overview = read_overview(lists)
         status = overview.model()
         if status is None and lists.popular() is None:
-            raise _NothingLearnedError(NOTHING_LEARNED)
+            raise NothingLearnedError(NOTHING_LEARNED)
         problems = [NO_WORKER] if status is None else overview.problems()
         texts = ("text", "worker") if overview.many else ("text",)
         shown = ("kind", "since") if settings.api_keys else ("kind", "since", *texts)
@@ -165,6 +156,40 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     return app
 
 
+def _add_recommend(app: FastAPI, settings: Settings, lists: Lists, ranking: Ranking) -> None:
+    """Adds the route of users' lists."""
+
+    @app.get("/recommend/{user:text}")
+    async def recommend(
+        user: str,
+        *,
+        k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10,
+        fresh: Annotated[bool, Query(description="whether it is ranked now; the other parameters imply it")] = False,
+        where: Annotated[str | None, WHERE] = None,
+        exclude: Annotated[list[str] | None, EXCLUDE] = None,
+        diversity: Annotated[float, Query(ge=0, le=1, description="how much the list is to vary")] = 0.0,
+        max_per_tag: Annotated[int | None, Query(ge=1, description="items with the same tag at most")] = None,
+    ) -> Recommendation | Ranked:
+        """The list to show this user now; the popular list for an unknown user. With `fresh`, `where`, `exclude`,
+        `diversity` or `max_per_tag` it is ranked now, and has the shape that `POST /rank` answers."""
+        if (problem := id_problem(user)) is not None:
+            raise _BadUserError(f"user: {problem}")
+        if not (fresh or where is not None or exclude or diversity or max_per_tag is not None):
+            return await run_in_threadpool(stored, user, k)
+        rules: dict[str, Any] = {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
+        rules |= {"diversity": diversity, "max_per_tag": max_per_tag}
+        return await ranking.ranked({"user_id": user, "k": k, **rules})
+
+    def stored(user: str, k: int) -> Recommendation:
+        own = lists.read(user)
+        top = own or lists.popular()
+        if top is None:
+            raise NothingLearnedError(NOTHING_LEARNED)
+        app.state.requests.served(own=own is not None)
+        fields = top.model_dump() | {"items": top.items[:k], "scores": top.scores[:k]}
+        return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
+
+
 class Api:
     """The API in a thread of its own, listening from the moment it is made.
 
@@ -177,6 +202,7 @@ class Api:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         app = create_app(settings, lists, producer)
+        self._asker = app.state.ranking.asker
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -219,6 +245,7 @@ class Api:
         self._server.should_exit = True
         if self.alive:
             self._thread.join(_GOODBYE_S_MAX + 1)
+        self._asker.close()
         self._socket.close()
 
 
@@ -294,20 +321,17 @@ def _now_ms() -> int:
     return int(time.time() * 1_000)
 
 
-class _NothingLearnedError(Exception):
-    pass
-
-
 class _BadUserError(Exception):
     pass
 
 
 #: What is raised, the status it is answered with, and headers.
 _ERRORS: tuple[tuple[type[Exception], int, dict[str, str]], ...] = (
-    (_NothingLearnedError, 503, {"Retry-After": "5"}),
+    (NothingLearnedError, 503, {"Retry-After": "5"}),
     (ListsError, 503, {"Retry-After": "1"}),
     (SourceError, 503, {"Retry-After": "1"}),
     (_BadUserError, 422, {}),
+    (WrongRequestError, 422, {}),
 )
 
 
@@ -331,8 +355,8 @@ async def _not_here(request: Request, error: Exception) -> JSONResponse:
 
 async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    problems = [f"{detail['loc'][-1]}: {detail['msg']}" for detail in error.errors()]
-    return answer(422, "; ".join(problems), {})
+    # Where it stands (the body, the query) goes without saying.
+    return answer(422, problem_of([{**detail, "loc": detail["loc"][1:]} for detail in error.errors()]), {})
 
 
 def _content_security_policy(page: str) -> str:

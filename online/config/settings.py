@@ -21,6 +21,7 @@ from online.config.env_file import EnvFile, Names, SecretsDir
 from online.config.gate_limits import BLOCKS_MIN, GateLimits
 from online.config.sections.abuse import AbuseSettings
 from online.config.sections.api import ApiSettings
+from online.config.sections.asking import AskingSettings
 from online.config.sections.drift import DriftSettings
 from online.config.sections.fields import is_fixed
 from online.config.sections.finetuning import FinetuningSettings
@@ -72,6 +73,7 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
     AbuseSettings,
     ReportSettings,
     ApiSettings,
+    AskingSettings,
 )
 
 
@@ -80,6 +82,7 @@ class SettingsError(Exception):
 
 
 class Settings(  # pydantic takes the fields of the last base first
+    AskingSettings,
     ApiSettings,
     ReportSettings,
     AbuseSettings,

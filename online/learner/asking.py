@@ -8,6 +8,7 @@ Letters: `Q` questions, `H` clicks kept of a user, `L` clicks read of each, `C` 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from online.learner.facts.gather import HistoryRings, QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, WANTED_MAX, Gathered
 from online.learner.history import ClicksOldestFirst
+from online.learner.listable import REASONS, SITE_RULE
 from online.learner.queries import QueryBuilder
 from online.learner.scoring import ScoredCandidates
 from online.learner.state import LearnerState
@@ -27,8 +29,12 @@ RECENT_GAP_S = 30.0  # taken to lie between recent clicks without times
 WIDER = 300  # candidates that a filter is given where the usual ones do not suffice
 EXCLUDED, SEEN, UNAVAILABLE, FILTER = "excluded", "seen", "unavailable", "filter"  # why items were dropped
 
+SITE = REASONS[SITE_RULE]
+
 #: Returns which of rows (N,) may be listed.
 RowFilter = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
+#: Returns which of items (N,), which need not have rows, may be listed.
+ItemFilter = Callable[[Sequence[str]], NDArray[np.bool_]]
 
 
 class RecentClick(NamedTuple):
@@ -44,13 +50,16 @@ class Question:
 
     Attributes:
         user_id: whose list; None: a visitor's without a history.
-        recent: latest clicks, oldest first, after those of the history.
+        recent: latest clicks, oldest first, after those of the history; items that are not known are passed over.
         at: the moment of viewing, in seconds since 1970; None: that of the latest click anywhere.
         k: items wanted.
         candidates: items to be ranked, at most `WANTED_MAX`; None: all there are.
         exclude: items that must not be listed.
         where: which rows may be listed; None: all.
-        repeats: whether items of the history may be listed; None: as the settings say.
+        where_items: the same of given candidates, which need not have rows; None: all.
+        diversity: from 0 to 1, how much the list is to vary at the cost of scores.
+        max_per_tag: items with the same tag at most; None: any number.
+        explain: whether reasons are wanted.
     """
 
     user_id: str | None = None
@@ -60,7 +69,10 @@ class Question:
     candidates: Sequence[str] | None = None
     exclude: Collection[str] = ()
     where: RowFilter | None = None
-    repeats: bool | None = None
+    where_items: ItemFilter | None = None
+    diversity: float = 0.0
+    max_per_tag: int | None = None
+    explain: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,7 @@ class Answer:
         widened: whether the usual candidates did not suffice, so that more were looked at.
         dropped: how many candidates were left out, by reason.
         considered: how many candidates were ranked.
+        explanations: why each item is in the list, as JSON; None: not wanted.
     """
 
     items: list[str]
@@ -84,6 +97,7 @@ class Answer:
     widened: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
     considered: int = 0
+    explanations: list[Any] | None = None
 
 
 class Asked(NamedTuple):
@@ -91,6 +105,7 @@ class Asked(NamedTuple):
 
     rings: HistoryRings  # (Q, H) copies
     queries: QueryArrays  # (Q,)
+    has_recent: NDArray[np.bool_]  # (Q,) whether clicks were added to the copy
     seen: SeenRows
     scored: ScoredCandidates
     states: Tensor | None  # (Q, D)
@@ -99,8 +114,11 @@ class Asked(NamedTuple):
 class Answerer:
     """Answers questions from the present facts by the live weights. For the loop's thread only."""
 
-    def __init__(self, state: LearnerState, queries: QueryBuilder) -> None:
-        self.state, self.queries = state, queries
+    def __init__(
+        self, state: LearnerState, queries: QueryBuilder, counted_ahead: Callable[[], Collection[str]] = frozenset
+    ) -> None:
+        """`counted_ahead`: returns users whose next clicks are counted already, but not read by the network yet."""
+        self.state, self.queries, self.counted_ahead = state, queries, counted_ahead
 
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
@@ -128,7 +146,7 @@ class Answerer:
             wanted: rows to be candidates; None: those that the questions name, or what the store finds.
         """
         state = self.state
-        rings, latest = self._rings(questions)
+        rings, latest, has_recent = self._rings(questions)
         users = [question.user_id or "" for question in questions]
         now = np.array([self._moment(question) for question in questions])
         queries = QueryArrays(
@@ -136,7 +154,7 @@ class Answerer:
             slots=np.where(rings.clicks > 0, np.arange(len(questions)), -1),
             own_slots=state.store.own_slots(users),
             now=now,
-            active=np.full(len(questions), state.now[1]),
+            active=np.array([state.clock.after([moment]) if moment > 0 else state.now[1] for moment in now.tolist()]),
             repeated=np.zeros(len(questions), np.bool_),
         )
         if wanted is None:
@@ -145,15 +163,17 @@ class Answerer:
         gathered = state.store.ask(
             rings, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted)
         )  # fmt: skip
-        states = self._states(latest) if state.deep_state else None
-        kept = max(state.settings.candidates_kept, *(min(question.k, WANTED_MAX) for question in questions))
+        states = self._states(questions, latest, has_recent) if state.deep_state else None
+        # The same for every question, whatever the others ask for: shares are of the kept candidates.
+        kept = max(state.settings.candidates_kept, state.settings.list_size)
         scored = state.score(gathered, states, kept)
-        return Asked(rings, queries, seen, scored, states)
+        return Asked(rings, queries, has_recent, seen, scored, states)
 
     # What is known of who asks
 
-    def _rings(self, questions: Sequence[Question]) -> tuple[HistoryRings, ClicksOldestFirst]:
-        """Returns copies of the askers' rings with their recent clicks, and the latest clicks of each."""
+    def _rings(self, questions: Sequence[Question]) -> tuple[HistoryRings, ClicksOldestFirst, NDArray[np.bool_]]:
+        """Returns copies of the askers' rings with their recent clicks, the latest clicks of each, and whether recent
+        ones were added."""
         state, histories = self.state, self.state.histories
         H, Q = histories.history_max, len(questions)
         known = np.array([at for at, q in enumerate(questions) if q.user_id is not None and q.user_id in histories])
@@ -169,8 +189,7 @@ class Answerer:
             copies: list[NDArray[Any]] = [*rings]
             for copy, ring in zip(copies, histories.rings(), strict=True):
                 copy[known] = ring[slots]
-        for at, question in enumerate(questions):
-            self._append(rings, at, question)
+        has_recent = np.array([self._append(rings, at, question) for at, question in enumerate(questions)], np.bool_)
         length = state.settings.online_history
         order = np.arange(length)[None, :]
         lengths = np.minimum(np.minimum(rings.clicks, H), length)
@@ -182,14 +201,16 @@ class Answerer:
             np.where(inside, rings.times[rows, place], 0.0),
             lengths,
         )
-        return rings, latest
+        return rings, latest, has_recent
 
-    def _append(self, rings: HistoryRings, at: int, question: Question) -> None:
-        """Adds recent clicks to a copy. Those that the history ends with already are not added again."""
+    def _append(self, rings: HistoryRings, at: int, question: Question) -> bool:
+        """Adds recent clicks to a copy -> whether there were any. Those that the history ends with already are not
+        added again."""
         H = rings.rows.shape[1]
         n = int(rings.clicks[at])
-        recent = list(question.recent)[-H:]
-        rows = [self.state.vocabulary.row_of(click.item_id) for click in recent]
+        row_of = self.state.vocabulary.row_of
+        recent = [click for click in question.recent if row_of(click.item_id)][-H:]
+        rows = [row_of(click.item_id) for click in recent]
         there = min(n, H, len(rows))
         history = [int(rings.rows[at, (n - there + d) % H]) for d in range(there)]
         overlap = next((size for size in range(there, 0, -1) if history[there - size :] == rows[:size]), 0)
@@ -202,16 +223,40 @@ class Answerer:
             rings.times[at, place], rings.numbers[at, place] = seconds, 0
             n += 1
         rings.clicks[at] = n
+        return overlap < len(recent)
 
     def _moment(self, question: Question) -> float:
         return self.state.now[0] if question.at is None else question.at
 
-    def _states(self, latest: ClicksOldestFirst) -> Tensor:
-        """Returns the Reformer's state after the latest click of each asker, (Q, D); 0 where there is none."""
-        read = self.state.weights.states(latest.trimmed())
-        last = torch.from_numpy(np.maximum(latest.lengths - 1, 0)).to(read.device)
-        states = read[torch.arange(len(last), device=read.device), last]
-        return states * torch.from_numpy(latest.lengths > 0).to(states)[:, None]
+    def _states(
+        self, questions: Sequence[Question], latest: ClicksOldestFirst, has_recent: NDArray[np.bool_]
+    ) -> Tensor:
+        """Returns the Reformer's state after the latest click of each asker, (Q, D); 0 where there is none.
+
+        Of a user without recent clicks it is the one that lists are ranked by, continued from the attention memory.
+        """
+        state, ahead = self.state, self.counted_ahead()
+        users = [question.user_id if not has_recent[at] else None for at, question in enumerate(questions)]
+        there = (latest.lengths > 0).tolist()
+        remembered = [
+            user is not None and has and user in state.histories and user not in ahead
+            for user, has in zip(users, there, strict=True)
+        ]
+        anew = np.flatnonzero((latest.lengths > 0) & ~np.array(remembered))
+        states = torch.zeros(len(questions), state.settings.width, device=state.device)
+        if len(anew):
+            clicks = ClicksOldestFirst(
+                latest.rows[anew], latest.event_types[anew], latest.timestamps[anew], latest.lengths[anew]
+            ).trimmed()
+            read = state.weights.states(clicks).float()
+            states[anew] = read[np.arange(len(anew)), clicks.lengths - 1]
+        known = list(dict.fromkeys(user for user, has in zip(users, remembered, strict=True) if user and has))
+        if known:
+            now = state.states.now(known, state.histories.find(known))
+            place = {user: at for at, user in enumerate(known)}
+            at = np.flatnonzero(remembered)
+            states[at] = now[[place[users[one] or ""] for one in at.tolist()]]
+        return states
 
     def _seen(self, questions: Sequence[Question]) -> SeenRows:
         """Returns the rows that must not be candidates: what each user has seen, and what each question excludes."""
@@ -237,6 +282,8 @@ class Answerer:
         """Returns the usual candidates that pass, and the most popular rows of all that do."""
         rows = np.arange(1, self.state.vocabulary.rows)
         rows = rows[~self.state.store.items.blocked[rows]]
+        excluded = [row for item in question.exclude if (row := self.state.vocabulary.row_of(item))]
+        rows = rows[~np.isin(rows, excluded)]
         rows = rows if question.where is None else rows[question.where(rows)]
         popularity = self.state.popularity()[rows]
         most = rows[np.argsort(-popularity, kind="stable")[:WIDER]]
@@ -251,6 +298,8 @@ class Answerer:
         start, stop = scored.gathered.starts[at : at + 2].tolist()
         rows = scored.gathered.rows[start:stop].astype(np.int64)
         order, shares = self._order(scored, at, start, stop)
+        if question.candidates is not None and not len(self._rows_of(question)):
+            stop, order, shares = start, order[:0], shares[:0]  # none is known, so the store has looked for others
         rows, dropped = rows[order], {}
         if question.where is not None and len(rows):
             passes = question.where(rows)
@@ -284,7 +333,9 @@ class Answerer:
         best = np.argsort(-scores, kind="stable")
         shares = scored.shares()[at].float().cpu().numpy()[there][best]
         first = kept[there][best] - start
-        others = np.setdiff1d(np.arange(stop - start), first)
+        left = np.ones(stop - start, np.bool_)
+        left[first] = False
+        others = np.flatnonzero(left)
         others = others[np.argsort(-scored.first[start:stop][others], kind="stable")]
         return np.concatenate([first, others]), np.concatenate([shares, np.zeros(len(others), np.float32)])
 
@@ -293,13 +344,15 @@ class Answerer:
         excluded = set(question.exclude)
         if question.candidates is None:
             return {EXCLUDED: sum(item in self.state.vocabulary for item in excluded)}
-        counts = {EXCLUDED: 0, UNAVAILABLE: 0, SEEN: 0}
+        counts = {EXCLUDED: 0, UNAVAILABLE: 0, SITE: 0, SEEN: 0}
         seen = self._seen_items(question)
         for item in dict.fromkeys(question.candidates):
             if item in excluded:
                 counts[EXCLUDED] += 1
             elif item in self.state.unavailable:
                 counts[UNAVAILABLE] += 1
+            elif self.state.listable.excludes(item):
+                counts[SITE] += 1
             elif item in seen:
                 counts[SEEN] += 1
         return counts
@@ -312,9 +365,12 @@ class Answerer:
 
     def _unknown(self, question: Question) -> list[str]:
         """Returns given candidates of which nothing is known, in the order in which they were given."""
-        out = {*question.exclude, *self.state.unavailable}
-        items = dict.fromkeys(question.candidates or ())
-        return [item for item in items if item not in self.state.vocabulary and item not in out]
+        given = [item for item in dict.fromkeys(question.candidates or ()) if item not in self.state.vocabulary]
+        out = {*question.exclude, *self.state.listable.barred(given)}
+        items = [item for item in given if item not in out]
+        if question.where_items is not None and items:
+            return list(compress(items, question.where_items(items).tolist()))
+        return items
 
 
 def _flat(parts: Sequence[NDArray[np.int64]]) -> SeenRows:

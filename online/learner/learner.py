@@ -14,6 +14,7 @@ from torch import Tensor
 
 from online.config.settings import Settings
 from online.learner.again import Retraced, retraced
+from online.learner.asking import Answerer
 from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedStep
 from online.learner.listable import ItemChanges
 from online.learner.lists import ListRanker
@@ -55,6 +56,7 @@ class Learner(LearnerState):
         self.preparer = BatchPreparer(self, self.queries, lists=lists)
         self.lookahead = Lookahead(self.preparer)
         self.ranker = ListRanker(self, self.queries)
+        self.answerer = Answerer(self, self.queries, self.lookahead.users)
 
     # Learning
 
@@ -81,7 +83,7 @@ class Learner(LearnerState):
                 worker takes care, are only counted. None: all.
             following: returns the next micro-batch. Its candidates are gathered on another thread while the weights
                 learn from these clicks; the result is the same, bit for bit. Until it is learned, the only methods that
-                may be called are `set_available` and `put_items`.
+                may be called are `set_available` and `put_items`, and those of `answerer`.
 
         Returns:
             The new lists, and how well each click was predicted.

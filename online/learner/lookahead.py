@@ -51,6 +51,10 @@ class Lookahead:
         if self._facts is not None:
             wait([self._facts])
 
+    def users(self) -> frozenset[str]:
+        """Returns the users of what comes next, whose clicks may be counted already."""
+        return frozenset() if self._upcoming is None else frozenset(one.user_id for one in self._upcoming.clicks)
+
     def take(
         self,
         clicks: Sequence[Click],

@@ -24,6 +24,7 @@ from online.lifecycle.reaction import Changes
 from online.lifecycle.supervisor import Supervisor
 from online.lifecycle.unreadable import UnreadableWatch
 from online.lifecycle.versions import Versions
+from online.worker.asking import Asking
 from online.worker.catalogue import Catalogue
 from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
 from online.worker.checkpointing import Checkpointer
@@ -192,6 +193,7 @@ class Loop:
             reached=reached,
             executor=executor,
         )
+        self.asking: Asking | None = None  # answers questions; set before the first turn
         self.shared: SharedCheckpoints | None = None
         self.group: Group | None = None
         if membership is not None:
@@ -306,6 +308,7 @@ class Loop:
             # 6. Apply item updates: after each micro-batch, because a full turn may take a second.
             self._reached("items")
             self.writer.apply_item_updates()
+            self._answer_questions(idle=False)
         if not batches:
             self._reached("items")
             self.writer.apply_item_updates()
@@ -331,7 +334,13 @@ class Loop:
         self.checkpointer.step(at_once=published)
         self._share_checkpoint()
         self.overload.update(self.source)
+        self._answer_questions(idle=not records)
         return len(records)
+
+    def _answer_questions(self, *, idle: bool) -> None:
+        """Ranks what the API asks for. It changes nothing that is saved, so it is no step of the order of effects."""
+        if self.asking is not None:
+            self.asking.step(idle=idle)
 
     def _share_checkpoint(self) -> None:
         """Has the leader's latest checkpoint copied to the shared folder, if it is time; another thread does it."""
@@ -343,6 +352,7 @@ class Loop:
         """Polls records; without waiting for clicks while there is fine-tuning to do or lists to write."""
         busy = (self.supervisor.busy and self.checkpointer.failing_since is None) or self.writer.waiting
         timeout_s = 0.0 if busy else self.settings.poll_timeout_s
+        timeout_s = timeout_s if self.asking is None else self.asking.poll_timeout_s(timeout_s)
         share = 1 if self.group is None else max(1, self.group.counted_share)  # 0 before the topic is known
         records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
         self.overload.received(records)

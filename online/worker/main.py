@@ -21,6 +21,7 @@ from online.learner.facts.warm import warm_if_cold
 from online.lifecycle.finetune_outside import remove_left_jobs
 from online.lifecycle.scheduler import SteadyScheduler
 from online.lifecycle.versions import VersionError
+from online.worker.asking import Asking
 from online.worker.backoff import StoppedError, backoff, retry_until
 from online.worker.checkpoint import Checkpoints, DiskFullError
 from online.worker.connections import (
@@ -49,6 +50,7 @@ from online.worker.status import StatusReport, waiting_status
 from online.worker.steps import StepHook, no_hook
 from online.worker.weights_topic import WeightsTopic
 from stream.lists import Lists, ListsError, RedisUnavailableError
+from stream.questions import QuestionQueue
 from stream.source import Producer, UnavailableError
 
 T = TypeVar("T")
@@ -177,6 +179,8 @@ def _lives(
         if loop.group is not None:
             retry(loop.group.start)
         loop.start()
+        loop.asking = parts.enter_context(closing(Asking(settings, loop.learner, _questions(lists))))
+        loop.asking.start()
         parts.enter_context(scheduled(loop))
         report = StatusReport(loop)
         if ready is not None:
@@ -190,6 +194,10 @@ def _lives(
             _report(loop, report, "stopped")
             raise
     return True
+
+
+def _questions(lists: Lists) -> QuestionQueue:
+    return QuestionQueue(lists.client, lists.worker)
 
 
 def _membership(settings: Settings, opened: Callable[[Callable[[], Any]], Any], producer: Producer) -> Membership:

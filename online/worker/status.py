@@ -93,6 +93,7 @@ class StatusReport:
             "lists_behind": loop.writer.behind,
             "refreshes": progress.refreshes,
             "lists_fenced": loop.writer.link.rejected,
+            "questions": None if loop.asking is None else loop.asking.describe(),
             "group": None if loop.group is None else loop.group.describe(),
             "flagged": dict(learner.abuse_filter.total),
             "abuse_share": round(learner.abuse_filter.net.share, 4),

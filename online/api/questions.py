@@ -1,0 +1,213 @@
+"""What may be asked, and how it is answered: the shapes of `POST /rank` and of the lists that are ranked on request."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+
+from online.config.settings import Settings
+from online.filters.expression import parse
+from online.filters.tokens import FilterError
+from stream.events import id_problem
+from stream.questions import CANDIDATES_MAX, EXCLUDED_MAX, RECENT_MAX
+from stream.timestamps import TimestampError, seconds_of
+
+BODY_BYTES_MAX = 1024 * 1024
+REQUEST_ID_CHARACTERS_MAX = 200
+PROBLEMS_MAX = 3  # that one answer names
+AHEAD_S_MAX = 366 * 86_400.0  # of the moment of viewing
+_MOMENT_SCHEMA = {
+    "anyOf": [{"type": "number"}, {"type": "string"}],
+    "description": "seconds, milliseconds, microseconds or nanoseconds since 1970, or ISO 8601 with an offset",
+}
+
+
+class WrongRequestError(Exception):
+    """One line that says what is wrong with a request, by the name of the field."""
+
+
+def _id(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("an id is text")
+    if (problem := id_problem(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
+def _moment(value: Any) -> float:
+    try:
+        return seconds_of(value, now=time.time(), ahead_s_max=AHEAD_S_MAX)
+    except TimestampError as error:
+        raise ValueError(str(error).removeprefix("timestamp ")) from None
+
+
+def _filter(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a filter is text")
+    try:
+        parse(value)
+    except FilterError as error:
+        raise ValueError(str(error)) from None
+    return value
+
+
+def _recent(value: Any) -> Any:
+    return {"item_id": value} if isinstance(value, str) else value
+
+
+ID_SCHEMA = {"type": "string", "minLength": 1}
+Id = Annotated[str, BeforeValidator(_id), WithJsonSchema(ID_SCHEMA)]
+Moment = Annotated[float, BeforeValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
+Where = Annotated[str, BeforeValidator(_filter), WithJsonSchema({"type": "string", "description": "a filter"})]
+
+
+class RecentItem(BaseModel):
+    """A click that may not be in the user's history yet; without a time it was just now."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: Id
+    timestamp: Moment | None = None
+
+
+Recent = Annotated[
+    RecentItem,
+    BeforeValidator(_recent),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                ID_SCHEMA,
+                {
+                    "type": "object",
+                    "properties": {"item_id": ID_SCHEMA, "timestamp": _MOMENT_SCHEMA},
+                    "required": ["item_id"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
+
+
+class RankRequest(BaseModel):
+    """The body of `POST /rank`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    user_id: Id | None = Field(None, description="whose list; null or left out: a visitor without a history")
+    recent: list[Recent] = Field([], max_length=RECENT_MAX, description="latest items, oldest first")
+    candidates: list[Id] | None = Field(None, max_length=CANDIDATES_MAX, description="items to be ranked; null: all")
+    at: Moment | None = Field(None, description="the moment of viewing; null: now")
+    k: int = Field(10, ge=1, le=CANDIDATES_MAX, description="items wanted")
+    exclude: list[Id] = Field([], max_length=EXCLUDED_MAX, description="items that must not be listed")
+    where: Where | None = Field(None, description="which items may be listed (docs/filters.md)")
+    diversity: float = Field(0.0, ge=0, le=1, description="how much the list is to vary, at the cost of scores")
+    max_per_tag: int | None = Field(None, ge=1, le=CANDIDATES_MAX, description="items with the same tag at most")
+    explain: bool = Field(False, description="whether reasons are wanted")
+    request_id: str | None = Field(None, max_length=REQUEST_ID_CHARACTERS_MAX, description="by which it is known later")
+
+    @model_validator(mode="after")
+    def _is_about_someone(self) -> "RankRequest":
+        if self.candidates is not None and not self.candidates:
+            raise ValueError("candidates: name at least one item, or leave them out")
+        return self
+
+    def wire(self) -> dict[str, Any]:
+        """Returns the fields as a worker takes them."""
+        fields = self.model_dump()
+        return fields | {"recent": [(one.item_id, one.timestamp) for one in self.recent]}
+
+
+class Ranked(BaseModel):
+    """A list that was asked for.
+
+    Attributes:
+        user_id: whose it is; null: a visitor's, or everybody's.
+        scores: shares from 0 to 1; of `/trending` standard deviations, of `/latest` seconds since 1970.
+        source: `asked`: the worker has ranked it just now; `stored`: it did not answer in time, and this is the user's
+            list in Redis; `popular`: likewise, and there is no such list.
+        at: the moment of viewing that it is for, in seconds since 1970.
+        known: whether anything is known of the user or the visitor.
+        widened: whether more candidates than usual were looked at, since few passed the filter.
+        filtered: whether all that was asked for was applied. It is not where only the worker can evaluate it: with a
+            filter the list is empty then, rather than wrong.
+        dropped: how many items were left out, by reason.
+        explanations: why each item is in the list; null where that was not asked for.
+        age_ms: since the list was ranked.
+    """
+
+    user_id: str | None
+    items: list[str]
+    scores: list[float]
+    source: Literal["asked", "stored", "popular"]
+    version: int
+    at: float
+    known: bool
+    widened: bool
+    filtered: bool
+    dropped: dict[str, int]
+    explanations: list[Any] | None
+    age_ms: int
+    request_id: str | None
+
+
+def rank_request(body: bytes, settings: Settings) -> RankRequest:
+    """Reads the body of `POST /rank`. Raises WrongRequestError."""
+    try:
+        request = RankRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise WrongRequestError(problem_of(error.errors())) from None
+    check_k(request.k, settings, given=request.candidates is not None)
+    return request
+
+
+def check_k(k: int, settings: Settings, *, given: bool = False) -> None:
+    """Raises WrongRequestError where more items are wanted than a list has. `given`: whether candidates are."""
+    if not given and k > settings.list_size:
+        raise WrongRequestError(f"k: at most {settings.list_size} without candidates (NEXTCLICK_LIST_SIZE)")
+
+
+def checked_ids(field: str, ids: Iterable[str]) -> list[str]:
+    """Returns ids of a query parameter. Raises WrongRequestError."""
+    found = list(ids)
+    if len(found) > EXCLUDED_MAX:
+        raise WrongRequestError(f"{field}: at most {EXCLUDED_MAX} items")
+    for one in found:
+        if (problem := id_problem(one)) is not None:
+            raise WrongRequestError(f"{field}: {problem}")
+    return found
+
+
+def checked_filter(where: str | None) -> str | None:
+    """Returns a filter of a query parameter. Raises WrongRequestError."""
+    try:
+        return None if where is None else _filter(where)
+    except ValueError as error:
+        raise WrongRequestError(f"where: {error}") from None
+
+
+def problem_of(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one line for what pydantic has found, without the values."""
+    lines = list(dict.fromkeys(map(_line, errors)))
+    more = f"; and {len(lines) - PROBLEMS_MAX} more" if len(lines) > PROBLEMS_MAX else ""
+    return "; ".join(lines[:PROBLEMS_MAX]) + more
+
+
+def _line(error: Mapping[str, Any]) -> str:
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return f"{_short(name)}: there is no such field"
+    if error["type"] == "json_invalid":
+        return f"the body is no JSON: {error['ctx']['error']}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 60 else name[:60] + "…"
+
+
+def rank_schema() -> dict[str, Any]:
+    """Returns the JSON schema of the body of `POST /rank`."""
+    return RankRequest.model_json_schema()
