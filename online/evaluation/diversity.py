@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from online.config.settings import Settings
 from online.evaluation.backtest_events import facts_of, micro_batches
-from online.learner.diversity import MMR, cosines, diversified, gini, intra_list_similarity, likeness
+from online.evaluation.diversity_peers import CHOOSE
+from online.learner.diversity import cosines, diversified, gini, intra_list_similarity, likeness
 from online.learner.learner import Learner
 from online.learner.scoring import ScoredCandidates
 from online.metrics import K, hit_and_ndcg_at
@@ -26,17 +27,15 @@ from stream.events import Click
 TagsOf = Callable[[str], Sequence[str]]
 
 
+OURS = "nextclick"  # how nextclick chooses; the others are those of online/evaluation/diversity_peers.py
+
+
 class Setting(NamedTuple):
     """How lists are chosen."""
 
     diversity: float
-    method: str = MMR
+    method: str = OURS
     max_per_tag: int | None = None
-
-    @property
-    def name(self) -> str:
-        cap = "" if self.max_per_tag is None else f", {self.max_per_tag} a tag"
-        return f"{self.method} {self.diversity:g}{cap}"
 
 
 class _Tally:
@@ -150,10 +149,13 @@ class _Candidates(NamedTuple):
         """Chooses the list of every setting, and adds up how good and how alike it is. `target`: the clicked row."""
         for tally in tallies:
             choice = tally.setting
-            places = diversified(
-                self.scores, self.alike, K, diversity=choice.diversity, max_per_tag=choice.max_per_tag,
-                tags=self.tags, method=choice.method,
-            )  # fmt: skip
+            if choice.method == OURS:
+                places = diversified(
+                    self.scores, self.alike, K, diversity=choice.diversity, max_per_tag=choice.max_per_tag,
+                    tags=self.tags,
+                )  # fmt: skip
+            else:
+                places = CHOOSE[choice.method](self.scores, self.alike, K, choice.diversity)
             found = np.flatnonzero(self.rows[places] == target)
             tally.lists += 1
             tally.alike += intra_list_similarity(self.alike, places)

@@ -172,7 +172,8 @@ def _cosines_with(state: LearnerState, row: int) -> Doubles:
     scale = lengths.astype(np.float64) * float(lengths[row])
     found = np.divide(products, scale, out=np.zeros(V), where=scale > 0)
     found[state.store.items.clicks[:V] == 0] = 0.0
-    return np.maximum(found, 0.0)
+    cosines: Doubles = np.maximum(found, 0.0)
+    return cosines
 
 
 def overlaps(attributes: ItemAttributes, item_id: str) -> Doubles:
