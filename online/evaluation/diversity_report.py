@@ -34,9 +34,9 @@ def table(figures: Sequence[Mapping[str, Any]]) -> Table:
 def remarks() -> list[str]:
     """Returns the lines that go below the table."""
     return [
-        "similarity: mean cosine of the pairs of a list, by recall's item vectors (which lists are chosen by) and tags;",
-        "by state: the same by the Reformer's item vectors, relative to the first line; coverage: share of all items",
-        "that any list had; Gini: of how often items were listed, 0: all alike, 1: one item only",
+        "similarity: mean cosine of a list's pairs, by the vectors it is chosen by",
+        "by state: the same by the Reformer's item vectors, relative to the first line",
+        "coverage: items that any list had; Gini of how often each was: 0 all alike",
     ]
 
 

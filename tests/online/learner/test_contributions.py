@@ -93,7 +93,7 @@ def test_where_no_unit_changes_its_sign_they_are_shapley_values():
     assert contributions(weights, x[None], base)[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_of_one_feature_that_differs_they_are_shapley_values_whatever_the_networks_are():
+def test_of_one_feature_that_differs_they_are_shapley_values():
     ranker = random_ranker(3, features=5, hidden=8)
     base = np.random.default_rng(4).normal(size=5)
     x = base.copy()
