@@ -56,6 +56,7 @@ _EXPECTED = {
     "online.worker.checkpoint": ("CheckpointError",),
     "online.worker.start": ("StartError",),
     "online.commands.demo": ("DemoError",),
+    "online.commands.explain": ("ExplainError",),
     "stream.event_files": ("EventFileError",),
     "online.worker.poison_pills": ("InternalError",),
     "online.commands.replay_progress": ("ReplayError",),
@@ -295,6 +296,9 @@ def backtest(  # noqa: PLR0917 - typer's options
     seed: Annotated[int | None, typer.Option(help="Seed of all random numbers.", min=0)] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Save plots (PNG) in that folder.")] = None,
+    diversity: Annotated[
+        str | None, typer.Option(help="Also lists that are varied so much, from 0 to 1, as in 0,0.2,0.5.")
+    ] = None,
     methods: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Parallel processes; by default one per core.", min=1)] = None,
     finetune_every: Annotated[int, typer.Option(help="Clicks between two fine-tunings; 0: none.", min=0)] = 0,
@@ -329,6 +333,7 @@ def backtest(  # noqa: PLR0917 - typer's options
         finetune_every=finetune_every,
         json_out=json_out,
         plots=plots,
+        diversity=diversity,
     )
 
 
@@ -448,6 +453,37 @@ def top(
         _print_json({"user_id": user, "own": own is not None, "age_ms": age_ms, **cut})
     else:
         out.print(list_view(user, found, own=own is not None, k=k))
+
+
+@app.command(epilog="Example: nextclick explain ada-1 i9")
+def explain(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    item_id: Annotated[str | None, typer.Argument(metavar="[ITEM]", help="Item id; else the whole list.")] = None,
+    k: Annotated[int, typer.Option("--k", "-k", help="Items of the list.", min=1, max=100)] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Print why items stand in a user's list: reasons, or for one item what each feature adds.
+
+    It reads the newest checkpoint of the data folder, and writes nothing. The list is ranked anew for the moment of the
+    latest click, so it may differ from the one in Redis.
+    """
+    settings = _folder_settings(data_dir, log_only=True)
+    require_extras("explain", "worker")
+    from stream.events import id_problem
+
+    for given in (user, item_id):
+        if given is not None and (problem := id_problem(given)) is not None:
+            raise typer.BadParameter(problem)
+    with _loading():
+        from online.commands.explain import explain_from_checkpoint
+        from online.commands.explain_views import explanation_view, explanations_view
+
+    found = explain_from_checkpoint(settings, user, item_id, k)
+    if as_json:
+        _print_json(found)
+    else:
+        out.print(explanations_view(found) if item_id is None else explanation_view(found))
 
 
 @app.command(epilog="Example: nextclick status --json")

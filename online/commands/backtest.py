@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from online.config.settings import Settings
+from online.evaluation import diversity_report
 from online.evaluation.backtest import METHODS, OnProgress, backtest, runs_of
 from online.evaluation.backtest_events import BacktestError, Read, read_clicks
 from online.evaluation.backtest_report import remarks, report, table
+from online.evaluation.diversity import Setting, diversity_curve
 from online.learner.facts.warm import warm_if_cold
 from stream.event_files import EventFile
 from stream.event_files.tally import BAD_ROWS_MAX
@@ -34,11 +36,29 @@ def run_backtest(
     finetune_every: int = 0,
     json_out: Path | None = None,
     plots: Path | None = None,
+    diversity: str | None = None,
 ) -> None:
-    """`methods` comma-separated, None: all; `jobs` None: as many as cores; `finetune_every` in clicks, 0: never.
+    """Runs the methods over a file, prints the table, and writes what is asked for.
 
-    Raises EventFileError, and BacktestError for too few clicks, unknown methods, and what cannot be written.
+    Args:
+        out: where it is printed.
+        file: of clicks.
+        settings: of the learners.
+        bad_rows_max: share of rows that may be unreadable.
+        sort: whether clicks are sorted by time first.
+        limit: rows of the file; None: all.
+        methods: comma-separated; None: all.
+        jobs: parallel processes; None: as many as cores.
+        finetune_every: clicks between two fine-tunings; 0: none.
+        json_out: file of all figures; None: none.
+        plots: folder of pictures; None: none.
+        diversity: values of which lists are compared, comma-separated; None: none.
+
+    Raises:
+        EventFileError: the file cannot be read.
+        BacktestError: there are too few clicks or unknown methods, or something cannot be written.
     """
+    choices = () if diversity is None else _diversities(diversity)
     wanted = METHODS if methods is None else _methods(methods)
     _prepare(json_out, plots)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
@@ -67,16 +87,48 @@ def run_backtest(
     out.print(table(found))
     for line in (*remarks(found), *left_out(read), *file.remarks()):
         out.print(line, style="dim", markup=False)
+    if choices:
+        found["diversity"] = _diversity(out, read, settings, choices)
     if json_out is not None:
         _write(json_out, json.dumps(found, indent=1) + "\n")
     if plots is not None:
         from online.evaluation.plots import save_plots  # noqa: PLC0415 - matplotlib takes a second to import
 
         try:
-            saved = save_plots(plots, outcome, f"{file.path.name}: {len(read.clicks):,} clicks")
+            title = f"{file.path.name}: {len(read.clicks):,} clicks"
+            saved = save_plots(plots, outcome, title)
+            if choices:
+                from online.evaluation.diversity_plot import save_plot  # noqa: PLC0415 - the same
+
+                saved.append(save_plot(plots, found["diversity"], title))
         except OSError as error:
             raise BacktestError(f"the plots cannot be saved in {plots}: {error.strerror}") from None
         out.print("saved: " + ", ".join(map(str, saved)), markup=False)
+
+
+def _diversities(text: str) -> tuple[Setting, ...]:
+    """0 comes first, with which the others are compared."""
+    try:
+        values = [float(one) for one in text.split(",") if one.strip()]
+    except ValueError:
+        raise BacktestError(f"--diversity: numbers from 0 to 1, comma-separated, not {text!r}") from None
+    if not values or not all(0 <= value <= 1 for value in values):
+        raise BacktestError(f"--diversity: numbers from 0 to 1, not {text!r}")
+    return tuple(Setting(value) for value in dict.fromkeys((0.0, *values)))
+
+
+def _diversity(out: Console, read: Read, settings: Settings, choices: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Runs one more learner, whose lists are chosen with each setting, and prints what came of it."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bars:
+        task = bars.add_task("diversity", total=len(read.clicks))
+        figures = diversity_curve(
+            read.clicks, settings, choices, on_progress=lambda done: bars.update(task, completed=done)
+        )
+    out.print(diversity_report.table(figures))
+    for line in diversity_report.remarks():
+        out.print(line, style="dim", markup=False)
+    return figures
 
 
 def _methods(text: str) -> tuple[str, ...]:

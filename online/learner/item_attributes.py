@@ -119,6 +119,10 @@ class ItemAttributes:
     def tagged(self, tag: str) -> NDArray[np.uint32]:
         return self._tags.tagged(tag)
 
+    def tag_codes(self) -> NDArray[np.int32]:
+        """Numbers of the tags of each slot, (S, ·); 0 beyond."""
+        return self._tags.codes
+
     def tag_counts(self) -> NDArray[np.uint8]:
         return self._tags.counts
 

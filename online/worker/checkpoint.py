@@ -76,6 +76,13 @@ class Checkpoints:
         except OSError as error:
             raise _cannot_write(folder, error) from error
 
+    @classmethod
+    def existing(cls, folder: Path) -> "Checkpoints":
+        """Opens a folder only to read it, also while a worker writes to it: nothing in it is made or cleaned up."""
+        found = cls.__new__(cls)
+        found.folder, found.kept, found._reached = folder, 1, no_hook
+        return found
+
     def numbers(self) -> list[int]:
         """Numbers of the complete checkpoints, oldest first. Raises CheckpointError."""
         try:

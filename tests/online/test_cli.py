@@ -40,6 +40,7 @@ COMMANDS = [
     "evaluate-policy",
     "tune",
     "top",
+    "explain",
     "status",
     "versions",
     "dead-letters",

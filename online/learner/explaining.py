@@ -1,0 +1,273 @@
+"""Explanations of listed items: what each feature adds to an item's score compared with the list's average candidate,
+the strongest reasons in words, and the remembered moments that point at the item.
+
+The average candidate has the mean features of the candidates that the ranker scored. All contributions of an item add
+up to the difference between both scores (online/learner/contributions.py). Of an item that the ranker did not score, it
+is the linear score that is explained.
+
+Letters: `C` candidates of all queries (flat), `K` candidates kept of a query, `F` features, `P` moments, `H` heads.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, tzinfo
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.recall import RecallHeads
+from online.learner.asking import Asked
+from online.learner.contributions import RankerArrays, contributions, scores
+from online.learner.facts.features import features
+from online.learner.facts.moments import Hits
+from online.learner.reasons import Situation, reason
+from online.learner.recall import soft_counts
+from online.learner.state import LearnerState
+
+REASONS_MAX = 3
+REASON_SHARE_MIN = 0.02  # of all that speaks for an item, which is worth a reason
+MOMENTS_MAX = 5  # of an item that are named; all of them count
+OWN, WORLD = "own", "world"  # the user's moments, and all users'
+RANKER, FIRST, NOTHING = "ranker", "first", "nothing"  # by what an item was scored
+
+Doubles = NDArray[np.float64]
+
+#: Which group each feature belongs to; of those with numbers, what stands before the number.
+GROUPS = {
+    **dict.fromkeys(
+        (
+            *("followed_last", "share_last", "followed_before", "share_before"),
+            *("followed_third", "preceded_last", "preceded_rate"),
+        ),
+        "followed",
+    ),
+    **dict.fromkeys(("near", "near_share"), "near"),
+    **dict.fromkeys(("taste", "taste_share"), "taste"),
+    **dict.fromkeys(
+        (
+            *("own_times", "own_share", "own_decayed", "own_age", "own_elapsed", "own_rhythm", "own_ever"),
+            *("own_length", "is_last", "is_before"),
+        ),
+        "clicked",
+    ),
+    **dict.fromkeys(("clicks", "popularity"), "popular"),
+    **dict.fromkeys(("elapsed", "lifetime"), "age"),
+    **dict.fromkeys(("history", "gap", "last_clicks"), "situation"),
+    "lift": "lift",
+    "own": "own_moments",
+    "world": "world_moments",
+    "network": "network",
+}
+
+
+def group_of(feature: str) -> str:
+    """Returns the group of a feature."""
+    return GROUPS.get(feature) or GROUPS[feature.rpartition("_")[0]]
+
+
+class PointingMoments(NamedTuple):
+    """Moments of one memory that point at an item."""
+
+    moments: NDArray[np.int64]  # (P,) places in the log
+    weights: Doubles  # (P, H) of each head, before the logarithm: 1: alike in all parts, and just now
+    counts: Doubles  # (H,) the soft counts: their sums
+
+
+class Explainer:
+    """Explains items of lists that were just asked for, from the present facts and the live weights."""
+
+    def __init__(self, state: LearnerState, zone: tzinfo = UTC) -> None:
+        """`zone`: in which weekdays and times of day are named."""
+        self.state, self.zone = state, zone
+        self.names = [feature.name for feature in features(state.settings.popularity_half_lives)]
+        self.groups = [group_of(name) for name in self.names]
+        self._groups = list(dict.fromkeys(self.groups))
+        self._member = np.array([[group == one for one in self._groups] for group in self.groups], np.float64)
+
+    def explain(self, asked: Asked, at: int, items: Sequence[str]) -> list[dict[str, Any]]:
+        """Explains items of one question's list.
+
+        Args:
+            asked: what `Answerer.ask` returned, before its next call.
+            at: which of its questions.
+            items: of the list, in order.
+
+        Returns:
+            Of each item an object for JSON: `item_id`, `title` (null if not known), `scored_by` ("ranker", "first": the
+            linear score of all candidates, "nothing": no candidate), `score`, `average` (the average candidate's),
+            `difference`, `contributions` by feature and `groups` (both add up to `difference`; what adds 0 is left
+            out), `reasons` (at most three of what speaks for it, strongest first: `group`, `contribution`, `text`),
+            `moments` (the strongest: `whose`, `at`, `after`, `weight`, `contribution`), `moments_found` (all of them,
+            by whose).
+        """
+        scored = asked.scored
+        start, stop = scored.gathered.starts[at : at + 2].tolist()
+        rows = scored.gathered.rows[start:stop]
+        place_of = {row: start + place for place, row in enumerate(rows.tolist())}
+        kept = scored.kept[at].tolist()
+        slot_of = {place: slot for slot, place in enumerate(kept) if place >= 0}
+        places = [place_of.get(self.state.vocabulary.row_of(item), -1) for item in items]
+        by_ranker = [place for place in places if place in slot_of]
+        by_first = [place for place in places if place >= 0 and place not in slot_of]
+        parts = self._by_ranker(asked, at, by_ranker, slot_of) | self._by_first(asked, at, by_first)
+        situation = Situation.of(self.state, asked, at, self.zone)
+        pointing = {name: self._moments(asked, at, name, {*places}) for name in (OWN, WORLD)}
+        return [
+            self._nothing(item) if place < 0 else self._object(item, place, parts[place], asked, situation, pointing)
+            for item, place in zip(items, places, strict=True)
+        ]
+
+    # Contributions
+
+    def _by_ranker(self, asked: Asked, at: int, places: list[int], slot_of: dict[int, int]) -> dict[int, "_Part"]:
+        """Returns the contributions of candidates that the ranker scored."""
+        if not places:
+            return {}
+        scored = asked.scored
+        inputs = scored.features[at][scored.present[at]].double().cpu().numpy()
+        base = inputs.mean(0)
+        each = scored.features[at][[slot_of[place] for place in places]].double().cpu().numpy()
+        weights = RankerArrays.of(self.state.weights.ranker)
+        found = contributions(weights, each, base)
+        average, *own = scores(weights, np.concatenate([base[None], each])).tolist()
+        both = zip(places, each, found, own, strict=True)
+        return {place: _Part(RANKER, score, average, x, adds) for place, x, adds, score in both}
+
+    def _by_first(self, asked: Asked, at: int, places: list[int]) -> dict[int, "_Part"]:
+        """Returns the same of candidates that only the linear score has seen: all of the query's are averaged."""
+        if not places:
+            return {}
+        scored = asked.scored
+        start, stop = scored.gathered.starts[at : at + 2].tolist()
+        part = slice(start, stop)
+        inputs = np.concatenate(
+            [scored.gathered.features[part], scored.lifts[part, None], *(one[part] for one in scored.recalled)], 1
+        ).astype(np.float64)
+        inputs = np.concatenate([inputs, np.zeros((len(inputs), 1))], 1)  # the Reformer's logit is not used
+        weights = np.append(self.state.weights.first.detach().double().cpu().numpy(), 0.0)
+        base = inputs.mean(0)
+        each = inputs[np.array(places) - start]
+        return {
+            place: _Part(FIRST, float(x @ weights), float(base @ weights), x, (x - base) * weights)
+            for place, x in zip(places, each, strict=True)
+        }
+
+    # Moments
+
+    def _moments(self, asked: Asked, at: int, whose: str, wanted: set[int]) -> dict[int, PointingMoments]:
+        """Returns the moments of one memory that point at the wanted candidates, by candidate."""
+        state, gathered = self.state, asked.scored.gathered
+        if not state.settings.reformer:
+            return {}
+        start, stop = gathered.starts[at : at + 2].tolist()
+        hits: Hits = getattr(gathered.part(at, at + 1), whose)
+        heads: RecallHeads = getattr(state.weights, whose)
+        targets = hits.candidates + start
+        which = np.flatnonzero(np.isin(targets, [place for place in wanted if start <= place < stop]))
+        if not len(which):
+            return {}
+        memory = state.memory()
+        moments, targets = hits.moments[which], targets[which]
+        single = Hits(np.array([0, len(which)]), moments, np.arange(len(which)))  # each hit is counted by itself
+        states = None if asked.states is None else asked.states[at : at + 1].detach()
+        logs = soft_counts(
+            heads, state.weights.vectors.vectors, gathered.keys.part(at, at + 1), states, memory.keys, memory.states,
+            single, len(which),
+        )  # fmt: skip
+        weights = np.expm1(logs.astype(np.float64))
+        found = {}
+        for target in np.unique(targets).tolist():
+            mine = targets == target
+            found[target] = PointingMoments(moments[mine], weights[mine], weights[mine].sum(0))
+        return found
+
+    def _named_moments(self, part: "_Part", whose: str, pointing: PointingMoments) -> list[dict[str, Any]]:
+        """Returns moments for JSON, strongest first: each with its share of what the heads add to the score."""
+        first = self.names.index(f"{whose}_1")
+        adds = part.adds[first : first + len(pointing.counts)]
+        shares = np.divide(
+            pointing.weights, pointing.counts, out=np.zeros_like(pointing.weights), where=pointing.counts > 0
+        )
+        contributed, weights = shares @ adds, pointing.weights.max(1)
+        log = self.state.store.log
+        order = np.lexsort((-weights, -contributed))[:MOMENTS_MAX]
+        item_of = self.state.vocabulary.item_of
+        return [
+            {
+                "whose": whose,
+                "at": float(log.times[pointing.moments[one]]),
+                "after": item_of(int(log.last[pointing.moments[one]])),
+                "weight": float(weights[one]),
+                "contribution": float(contributed[one]),
+            }
+            for one in order.tolist()
+        ]
+
+    # Objects
+
+    def _object(  # noqa: PLR0917
+        self,
+        item: str,
+        place: int,
+        part: "_Part",
+        asked: Asked,
+        situation: Situation,
+        pointing: dict[str, dict[int, PointingMoments]],
+    ) -> dict[str, Any]:
+        by_group = dict(zip(self._groups, (part.adds @ self._member).tolist(), strict=True))
+        values = dict(zip(self.names, part.features.tolist(), strict=True))
+        adds = dict(zip(self.names, part.adds.tolist(), strict=True))
+        least = REASON_SHARE_MIN * sum(value for value in by_group.values() if value > 0)
+        worth = [group for group in by_group if by_group[group] > least]
+        strongest = sorted(worth, key=lambda group: -by_group[group])
+        row = int(asked.scored.gathered.rows[place])
+        found = {whose: by_place[place] for whose, by_place in pointing.items() if place in by_place}
+        moments = [one for whose, those in found.items() for one in self._named_moments(part, whose, those)]
+        moments.sort(key=lambda one: -one["contribution"])
+        weighed = {f"{whose}_moments": (those.moments, those.weights.max(1)) for whose, those in found.items()}
+        return {
+            "item_id": item,
+            "title": self.state.listable.attributes.title(item),
+            "scored_by": part.scored_by,
+            "score": part.score,
+            "average": part.average,
+            "difference": part.score - part.average,
+            "contributions": {name: value for name, value in adds.items() if value},
+            "groups": {name: value for name, value in by_group.items() if value},
+            "reasons": [
+                {
+                    "group": group,
+                    "contribution": by_group[group],
+                    "text": reason(group, situation, row, values, adds, weighed.get(group)),
+                }
+                for group in strongest[:REASONS_MAX]
+            ],
+            "moments": moments[:MOMENTS_MAX],
+            "moments_found": {whose: len(found[whose].moments) if whose in found else 0 for whose in (OWN, WORLD)},
+        }
+
+    def _nothing(self, item: str) -> dict[str, Any]:
+        """Returns the object of an item that was no candidate."""
+        return {
+            "item_id": item,
+            "title": self.state.listable.attributes.title(item),
+            "scored_by": NOTHING,
+            "score": 0.0,
+            "average": 0.0,
+            "difference": 0.0,
+            "contributions": {},
+            "groups": {},
+            "reasons": [],
+            "moments": [],
+            "moments_found": {OWN: 0, WORLD: 0},
+        }
+
+
+class _Part(NamedTuple):
+    """One candidate's score and what it consists of."""
+
+    scored_by: str
+    score: float
+    average: float
+    features: Doubles  # (F,)
+    adds: Doubles  # (F,)
