@@ -164,7 +164,8 @@ class Answerer:
             rings, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted)
         )  # fmt: skip
         states = self._states(questions, latest, has_recent) if state.deep_state else None
-        # The same for every question, whatever the others ask for: shares are of the kept candidates.
+        # As many as for lists that are written, and the same whatever others ask for: shares are of the kept ones.
+        # Clicks are tested on fewer where a list is longer than `candidates_kept`, so their ranks may differ.
         kept = max(state.settings.candidates_kept, state.settings.list_size)
         scored = state.score(gathered, states, kept)
         return Asked(rings, queries, has_recent, seen, scored, states)

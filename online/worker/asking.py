@@ -21,7 +21,7 @@ from online.filters.tokens import FilterError
 from online.learner.asking import FILTER, Answer, Question, RecentClick
 from online.learner.common_lists import CommonLists
 from online.learner.learner import Learner
-from stream.lists import ListsError
+from stream.lists import ListsError, RedisUnavailableError
 from stream.questions import QuestionQueue, WireAnswer, WireQuestion
 
 WAIT_S = 0.5  # for a question, before the thread looks whether it is to end; below any time limit of Redis
@@ -98,7 +98,8 @@ class Asking:
                 taken = self.questions.take(WAIT_S)
                 failing = False
             except ListsError as error:
-                if not failing:
+                # The writer of lists tells that Redis is away.
+                if not failing and not isinstance(error, RedisUnavailableError):
                     log.warning("questions cannot be taken: %s", error)
                 failing = True
                 self._closing.wait(RETRY_S)
