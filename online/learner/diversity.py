@@ -11,9 +11,13 @@ Letters: `C` candidates, `D` width of vectors, `T` tags that occur, `k` items of
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from online.learner.state import LearnerState
+
 TAGS_SHARE = 0.5  # of likeness that is by tags, where two items have any
+POOL = 200  # candidates that a varied list is chosen from
 FLATTENED = 2.0  # what scores are divided by: so relevance is the root of an item's share, by that of the best one's
 
 Doubles = NDArray[np.float64]
@@ -108,6 +112,42 @@ def diversified(
         cap.take(best, allowed)
         sums += similarity[best]
     return np.array(chosen, np.int64)
+
+
+def varied(
+    state: LearnerState,
+    rows: NDArray[np.int64],
+    shares: NDArray[np.floating],
+    k: int,
+    *,
+    diversity: float = 0.0,
+    max_per_tag: int | None = None,
+) -> Places:
+    """Chooses a list among a question's candidates, by the live item vectors and what is known of items' tags.
+
+    Args:
+        state: what the learner knows.
+        rows: (C,) of candidates in their order, best first.
+        shares: (C,) of the softmax, as in `Answer.scores`; 0 of what the ranker did not score.
+        k: items wanted.
+        diversity: as for `diversified`.
+        max_per_tag: likewise.
+
+    Returns:
+        Places among the candidates, at most k. With a diversity above 0 they are among the first `POOL` (or 4 k).
+    """
+    C = len(rows) if diversity == 0 else min(len(rows), max(POOL, 4 * k))
+    rows, tags = rows[:C], None
+    attributes = state.listable.attributes
+    if len(attributes) and (diversity > 0 or max_per_tag is not None):
+        tags = [attributes.tags(item or "") for item in state.vocabulary.items_of(rows.tolist())]
+    with np.errstate(divide="ignore"):
+        scores = np.log(np.asarray(shares[:C], np.float64))
+
+    def alike() -> Doubles:
+        return likeness(state.weights.vectors.vectors.detach()[torch.from_numpy(rows)].float().cpu().numpy(), tags)
+
+    return diversified(scores, alike, k, diversity=diversity, max_per_tag=max_per_tag, tags=tags)
 
 
 class TagCap:

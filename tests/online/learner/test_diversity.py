@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from online.learner.asking import Answerer, Question
 from online.learner.diversity import (
     diversified,
     gini,
@@ -14,7 +15,10 @@ from online.learner.diversity import (
     likeness,
     relevance,
     tag_cosines,
+    varied,
 )
+from stream.items import Item
+from tests.online.learner.conftest import learn, ring
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -138,3 +142,32 @@ def test_gini_is_half_the_mean_difference_by_the_mean(counts):
     counts = np.array(counts, float)
     expected = np.abs(counts[:, None] - counts).mean() / (2 * counts.mean()) if counts.any() else 0
     assert gini(counts) == pytest.approx(expected)
+
+
+def test_a_question_s_candidates_are_varied_by_vectors_and_tags(learner):
+    learn(learner, ring(300))
+    answerer = Answerer(learner, learner.queries)
+    answer = answerer.answer([Question(user_id="1", k=30)])[0]
+    rows, shares = answer.rows, np.array(answer.scores)
+    plain = varied(learner, rows, shares, 10)
+    assert plain.tolist() == list(range(10))
+    vectors = learner.weights.vectors.vectors.detach().numpy()[rows]
+    means = []
+    for diversity in (0.0, 0.4, 1.0):
+        places = varied(learner, rows, shares, 10, diversity=diversity)
+        assert len(set(places.tolist())) == 10
+        assert places[0] == 0
+        means.append(intra_list_similarity(likeness(vectors), places))
+    assert means[0] > means[1] >= means[2]
+    learner.put_items([Item(item_id=f"i{number}", tags=("even",) if number % 2 == 0 else ()) for number in range(40)])
+    for diversity in (0.0, 0.5):
+        places = varied(learner, rows, shares, 10, diversity=diversity, max_per_tag=2)
+        items = learner.vocabulary.items_of(rows[places].tolist())
+        assert 1 <= sum(int(item[1:]) % 2 == 0 for item in items) <= 2
+    assert not len(varied(learner, rows[:0], shares[:0], 10, diversity=0.5))
+
+
+def test_shares_give_the_relevance_of_scores():
+    scores = np.array([3.0, 1.0, -2.0])
+    shares = np.exp(scores) / np.exp(scores).sum()
+    assert relevance(np.log(shares)) == pytest.approx(relevance(scores))
