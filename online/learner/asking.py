@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from online.learner.diversity import varied
 from online.learner.facts.gather import HistoryRings, QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, WANTED_MAX, Gathered
 from online.learner.history import ClicksOldestFirst
@@ -119,6 +120,8 @@ class Answerer:
     ) -> None:
         """`counted_ahead`: returns users whose next clicks are counted already, but not read by the network yet."""
         self.state, self.queries, self.counted_ahead = state, queries, counted_ahead
+        #: Explains items of a list that was just asked for (`Explainer.explain`).
+        self.explain: Callable[[Asked, int, Sequence[str]], list[Any] | None] = lambda *_: None
 
     @torch.no_grad()
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
@@ -306,6 +309,11 @@ class Answerer:
             passes = question.where(rows)
             dropped[FILTER] = int((~passes).sum())
             rows, shares = rows[passes], shares[passes]
+        if question.diversity > 0 or question.max_per_tag is not None:
+            places = varied(
+                self.state, rows, shares, question.k, diversity=question.diversity, max_per_tag=question.max_per_tag
+            )
+            rows, shares = rows[places], shares[places]
         item_of = self.state.vocabulary.item_of
         items = [item_of(row) or "" for row in rows[: question.k].tolist()]
         scores = [float(share) for share in shares[: question.k]]
@@ -321,6 +329,7 @@ class Answerer:
             widened=widened,
             dropped={reason: count for reason, count in dropped.items() if count},
             considered=stop - start,
+            explanations=self.explain(asked, at, items + more) if question.explain else None,
         )
 
     def _order(

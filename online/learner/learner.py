@@ -16,6 +16,7 @@ from online.config.settings import Settings
 from online.learner.again import Retraced, retraced
 from online.learner.asking import Answerer
 from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedStep
+from online.learner.explaining import Explainer
 from online.learner.listable import ItemChanges
 from online.learner.lists import ListRanker
 from online.learner.lookahead import Lookahead, UpcomingBatch
@@ -57,6 +58,7 @@ class Learner(LearnerState):
         self.lookahead = Lookahead(self.preparer)
         self.ranker = ListRanker(self, self.queries)
         self.answerer = Answerer(self, self.queries, self.lookahead.users)
+        self.answerer.explain = Explainer(self).explain
 
     # Learning
 

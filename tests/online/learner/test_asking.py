@@ -241,3 +241,26 @@ def test_a_learner_that_knows_nothing_answers_all_the_same(small):
     assert ask(learner, user_id="ada", recent=[RecentClick("a")]).items == []
     assert ask(learner, candidates=["a", "b"]).items == ["a", "b"]
     assert CommonLists(learner).best("trending", 3).items == []
+
+
+def test_a_list_may_be_varied_capped_and_explained(small, town_clicks):
+    learner = Learner(small(users_held=200))
+    for start in range(0, CLICKS, 16):
+        learner.learn(town_clicks[start : start + 16])
+    user = town_clicks[CLICKS - 1].user_id
+    plain, same, varied = ask(
+        learner,
+        Question(user_id=user, k=8),
+        Question(user_id=user, k=8, diversity=0.0, explain=True),
+        Question(user_id=user, k=8, diversity=1.0),
+    )
+    assert same.items == plain.items
+    assert varied.items != plain.items
+    assert varied.items[0] == plain.items[0]
+    assert plain.explanations is None
+    assert [one["item_id"] for one in same.explanations] == same.items
+    for one in same.explanations:
+        assert sum(one["contributions"].values()) == pytest.approx(one["difference"], abs=1e-5)
+    for item in plain.items:
+        learner.put_items([Item(item_id=item, tags=("the same",))])
+    assert len([item for item in ask(learner, user_id=user, k=8, max_per_tag=1).items if item in plain.items]) == 1
