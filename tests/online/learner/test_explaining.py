@@ -77,7 +77,7 @@ def test_contributions_of_learned_lists_add_up_to_the_ranker_s_differences(small
 
 
 def test_items_beyond_the_ranker_are_explained_by_the_linear_score(small):
-    learner = Learner(small(candidates_kept=4))
+    learner = Learner(small(candidates_kept=4, list_size=4))
     learn(learner, ring(400))
     answerer = Answerer(learner, learner.queries)
     question = Question(user_id="1", k=4, candidates=[f"i{n}" for n in range(20)])

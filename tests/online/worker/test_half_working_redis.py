@@ -7,7 +7,7 @@ import pytest
 
 from online.config.settings import Settings
 from online.worker.redis_link import RELAPSE_S, SETTLED_S, RedisLink
-from stream.lists import ListsError, RedisUnavailableError, TopList
+from stream.lists import WHOLE, ListsError, RedisUnavailableError, TopList, WriteResult
 
 LIST = TopList(items=["i"], scores=[0.5], version=1, offset="0:1", clicked_at=1, written_at=2, source="personal")
 TURN_S = 0.1
@@ -36,7 +36,7 @@ class Halfway:
                 raise error
             self.taken_at.append(self.clock.now - 1_000.0)
         found, self.numbers[mark.id] = self.numbers.get(mark.id), mark.number
-        return found
+        return WriteResult({WHOLE: found}, frozenset())
 
 
 @pytest.fixture

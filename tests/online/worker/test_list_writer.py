@@ -131,7 +131,7 @@ class Picky(Lists):
 
     away = False
     asked: list[int]
-    client: fakeredis.FakeRedis
+    fake: fakeredis.FakeRedis
 
     def write(self, lists, popular=None, *, mark=None, replacing=()):
         self.asked.append(len(lists))
@@ -144,7 +144,7 @@ class Picky(Lists):
 def picky(harness):
     client = fakeredis.FakeRedis()
     harness.lists = Picky(client, ttl_s=3_600)
-    harness.lists.asked, harness.lists.client = [], client
+    harness.lists.asked, harness.lists.fake = [], client
     return harness.lists
 
 
@@ -188,7 +188,7 @@ def test_while_redis_evicts_lists_that_aged_only_replace_those_that_stand(harnes
     loop = harness.begin(harness.loop())
     while loop.turn():
         pass
-    client = picky.client
+    client = picky.fake
     client.delete(top_key("ada"), top_key("bob"), POPULAR_KEY)
     loop.writer.evictions.since = NOW
     written = picky.read("cy").written_at
@@ -207,14 +207,14 @@ def test_an_evicted_mark_does_not_cause_every_list_to_be_written_again(harness, 
     loop = harness.begin(harness.loop())
     while loop.turn():
         pass
-    for key in picky.client.keys("nextclick:mark:*"):
-        picky.client.delete(key)
+    for key in picky.fake.keys("nextclick:mark:*"):
+        picky.fake.delete(key)
     loop.writer.evictions.has_evicted = lambda users: len(users) > 0
     loop.writer.check()
     assert (loop.writer.stale, loop.writer.popular_stale) == ({}, True)
     loop.writer.evictions.has_evicted = lambda _: False
-    for key in picky.client.keys("nextclick:mark:*"):
-        picky.client.delete(key)
+    for key in picky.fake.keys("nextclick:mark:*"):
+        picky.fake.delete(key)
     loop.writer.check()
     assert len(loop.writer.stale) == 40
 
