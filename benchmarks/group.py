@@ -96,9 +96,10 @@ class Group:
                 if (wait := began + self.sent / self.rate - time.monotonic()) > 0:
                     producer.flush()
                     self._stop.wait(wait)
-                now = click.model_copy(update={"timestamp": time.time()})
-                producer.send(self.settings.clicks_topic, key=click.user_id.encode(), value=encode(now))
-                self.latest[click.user_id] = time.time(), click.item_id
+                user = f"{self.settings.clicks_topic}-{click.user_id}"  # lists of earlier runs are other users'
+                now = click.model_copy(update={"timestamp": time.time(), "user_id": user})
+                producer.send(self.settings.clicks_topic, key=user.encode(), value=encode(now))
+                self.latest[user] = now.timestamp, click.item_id
                 self.sent += 1
             producer.flush()
 

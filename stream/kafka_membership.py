@@ -204,6 +204,12 @@ class Membership:
         joined = self._joining is None and self._coordinator.state is MemberState.STABLE
         return joined and not self.changes and self._coordinator._generation.generation_id >= 0
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the group may have taken this member for dead, and has not answered yet whether it has."""
+        stable = self._joining is None and self._coordinator.state is MemberState.STABLE
+        return stable and bool(self._coordinator.heartbeat.session_timeout_expired())
+
     def partitions_known(self, count: int) -> None:
         """Tells how many partitions there are. Where that is new to the group it assigns them at once."""
         self._assignor.known = count

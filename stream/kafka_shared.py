@@ -135,7 +135,10 @@ class SharedKafkaSource(TopicReading):
             self._gain()
 
     def _may_fetch(self) -> bool:
-        """Not before the group has said for the first time what this worker owns: it would only count what it reads."""
+        """Not before the group has said for the first time what this worker owns, since it would only count what it
+        reads; nor after a standstill before the group has said whether it still owns that."""
+        if self._membership.in_doubt:
+            return False
         self._settled = self._settled or (self._membership.is_member and not self._gaining)
         return self._settled
 
