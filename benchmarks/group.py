@@ -62,7 +62,7 @@ class Group:
         prepare_topics(self.settings)
         self.workers: dict[str, Worker] = {}
         self.lists = open_lists(self.settings)
-        self.latest: dict[str, tuple[float, str]] = {}  # by user: when the latest click was sent, and its item
+        self.latest: dict[str, float] = {}  # by user: when the latest click was made
         self.sent = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._publish)
@@ -99,7 +99,7 @@ class Group:
                 user = f"{self.settings.clicks_topic}-{click.user_id}"  # lists of earlier runs are other users'
                 now = click.model_copy(update={"timestamp": time.time(), "user_id": user})
                 producer.send(self.settings.clicks_topic, key=user.encode(), value=encode(now))
-                self.latest[user] = now.timestamp, click.item_id
+                self.latest[user] = now.timestamp
                 self.sent += 1
             producer.flush()
 
@@ -115,7 +115,7 @@ class Group:
     def fresh_share(self) -> float:
         """Share of users whose latest click is older than FRESH_S and younger than a minute, and whose list has it."""
         now, fresh, there = time.time(), 0, 0
-        for user, (at, _) in list(self.latest.items()):
+        for user, at in list(self.latest.items()):
             if FRESH_S < now - at < 60.0:
                 top = self.lists.read(user)
                 there += 1

@@ -2,7 +2,7 @@
 
 One record is one list that was shown. It is what `nextclick evaluate-policy` reads: the propensity of an item is the
 probability with which the policy showed it at its position, given the items above it. `reward` is absent when the list
-is shown; whoever joins clicks to impressions later writes it, 0 for an item that was not clicked.
+is shown; a program that joins clicks to impressions writes it later, 0 for an item that was not clicked.
 """
 
 import math

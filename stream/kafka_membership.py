@@ -2,7 +2,7 @@
 
 Partitions move in two rounds (KIP-429, cooperative rebalancing). In the first a member learns what it has to give up,
 and goes on owning the rest; its successor gets it in the second, which the group begins once the first owner has joined
-it. So between the two the owner has all the time to write its checkpoint and to commit, and nobody else is held up.
+it. So between the two the owner has all the time to write its checkpoint and to commit, and no other member is held up.
 
 kafka-python's cooperative assignor does what it should against a real broker, with corrections that are made here:
 there a member that was thrown out may claim what it owned before as still its own, and says of no generation.
@@ -104,7 +104,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 class Membership:
     """A member of a consumer group. For one thread at a time; heartbeats are sent by kafka-python's.
 
-    Whoever uses it calls `step` often, and takes what is in `changes` before the next one: as long as a revocation
+    Its user calls `step` often, and takes what is in `changes` before the next one: as long as a revocation
     stands there, this member does not go on with the rebalance.
     """
 
@@ -264,7 +264,7 @@ class Membership:
         return bool(heartbeat.session_timeout_expired() or not self._coordinator._heartbeat_enabled)
 
     def _probe(self) -> None:
-        """Asks the group at once, before anything is done in its name; without an answer nobody has been replaced."""
+        """Asks the group at once, before anything is done in its name; without an answer no member was replaced."""
         if time.monotonic() < self._probe_at:
             return
         self._probe_at = time.monotonic() + _PROBE_EVERY_S

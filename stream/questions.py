@@ -6,8 +6,8 @@
 | `nextclick:questions:{name}` | the same, to the worker of that name | likewise |
 | `nextclick:answers:{asker}` | list of `WireAnswer` to one process that asks | a minute after the latest |
 
-A question is one RPUSH, an answer is another one; every command has one key, so that a cluster takes it. Whoever asks
-waits for at most a set time, so a queue that no worker reads holds nothing that is still wanted.
+A question is one RPUSH, an answer is another one; every command has one key, so that a cluster takes it. The
+process that asks waits for at most a set time, so a queue that no worker reads holds nothing that is still wanted.
 """
 
 from collections.abc import Mapping, Sequence

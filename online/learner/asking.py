@@ -1,4 +1,4 @@
-"""Lists that are ranked at the moment of the request: for a user, or for whoever clicked on some items lately.
+"""Lists that are ranked at the moment of the request: for a user, or for a visitor who clicked on some items lately.
 
 Nothing of a question changes the model: histories of those who ask are copied, and recent clicks are added to the
 copies. All questions that wait are ranked in one gather.
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.learner.diversity import varied
-from online.learner.facts.gather import HistoryRings, QueryArrays, SeenRows
+from online.learner.facts.gather import QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, WANTED_MAX, Gathered
-from online.learner.history import ClicksOldestFirst
+from online.learner.history import ClicksOldestFirst, UserHistories
 from online.learner.listable import REASONS, SITE_RULE
 from online.learner.queries import QueryBuilder
 from online.learner.scoring import ScoredCandidates
@@ -104,7 +104,7 @@ class Answer:
 class Asked(NamedTuple):
     """Questions as the feature store takes them, and what it found."""
 
-    rings: HistoryRings  # (Q, H) copies
+    histories: UserHistories  # copies, a slot for each question
     queries: QueryArrays  # (Q,)
     has_recent: NDArray[np.bool_]  # (Q,) whether clicks were added to the copy
     seen: SeenRows
@@ -149,12 +149,14 @@ class Answerer:
             wanted: rows to be candidates; None: those that the questions name, or what the store finds.
         """
         state = self.state
-        rings, latest, has_recent = self._rings(questions)
+        histories, has_recent = self._histories(questions)
+        everyone = np.arange(len(questions))
+        lengths = histories.lengths(everyone)
         users = [question.user_id or "" for question in questions]
         now = np.array([self._moment(question) for question in questions])
         queries = QueryArrays(
             positions=np.zeros(len(questions), np.int64),
-            slots=np.where(rings.clicks > 0, np.arange(len(questions)), -1),
+            slots=np.where(lengths > 0, everyone, -1),
             own_slots=state.store.own_slots(users),
             now=now,
             active=np.array([state.clock.after([moment]) if moment > 0 else state.now[1] for moment in now.tolist()]),
@@ -164,70 +166,49 @@ class Answerer:
             wanted = [self._rows_of(question) for question in questions]
         seen = self._seen(questions)
         gathered = state.store.ask(
-            rings, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted)
+            histories, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted)
         )  # fmt: skip
+        latest = histories.oldest_first(everyone, state.settings.online_history)
         states = self._states(questions, latest, has_recent) if state.deep_state else None
         # As many as for lists that are written, and the same whatever others ask for: shares are of the kept ones.
         # Clicks are tested on fewer where a list is longer than `candidates_kept`, so their ranks may differ.
         kept = max(state.settings.candidates_kept, state.settings.list_size)
         scored = state.score(gathered, states, kept)
-        return Asked(rings, queries, has_recent, seen, scored, states)
+        return Asked(histories, queries, has_recent, seen, scored, states)
 
     # What is known of who asks
 
-    def _rings(self, questions: Sequence[Question]) -> tuple[HistoryRings, ClicksOldestFirst, NDArray[np.bool_]]:
-        """Returns copies of the askers' rings with their recent clicks, the latest clicks of each, and whether recent
-        ones were added."""
-        state, histories = self.state, self.state.histories
-        H, Q = histories.history_max, len(questions)
-        known = np.array([at for at, q in enumerate(questions) if q.user_id is not None and q.user_id in histories])
-        rings = HistoryRings(
-            np.zeros((Q, H), np.int32),
-            np.zeros((Q, H), np.uint8),
-            np.zeros((Q, H)),
-            np.zeros((Q, H), np.int64),
-            np.zeros(Q, np.int64),
-        )
-        if len(known):
-            slots = histories.find([questions[at].user_id or "" for at in known.tolist()])
-            copies: list[NDArray[Any]] = [*rings]
-            for copy, ring in zip(copies, histories.rings(), strict=True):
-                copy[known] = ring[slots]
-        has_recent = np.array([self._append(rings, at, question) for at, question in enumerate(questions)], np.bool_)
-        length = state.settings.online_history
-        order = np.arange(length)[None, :]
-        lengths = np.minimum(np.minimum(rings.clicks, H), length)
-        place = (rings.clicks[:, None] - lengths[:, None] + order) % H
-        inside, rows = order < lengths[:, None], np.arange(Q)[:, None]
-        latest = ClicksOldestFirst(
-            np.where(inside, rings.rows[rows, place], 0).astype(np.int64),
-            np.where(inside, rings.types[rows, place], 0).astype(np.int64),
-            np.where(inside, rings.times[rows, place], 0.0),
-            lengths,
-        )
-        return rings, latest, has_recent
+    def _histories(self, questions: Sequence[Question]) -> tuple[UserHistories, NDArray[np.bool_]]:
+        """Returns copies of the askers' histories with their recent clicks, a slot for each question, and whether
+        recent clicks were added (Q,)."""
+        held, Q = self.state.histories, len(questions)
+        copies = UserHistories(Q, held.history_max)
+        copies.slots([str(at) for at in range(Q)])
+        known = [at for at, q in enumerate(questions) if q.user_id is not None and q.user_id in held]
+        slots = held.find([questions[at].user_id or "" for at in known])
+        for copy, ring in zip(copies.rings(), held.rings(), strict=True):
+            copy[known] = ring[slots]
+        return copies, np.array([self._append(copies, at, question) for at, question in enumerate(questions)], np.bool_)
 
-    def _append(self, rings: HistoryRings, at: int, question: Question) -> bool:
+    def _append(self, copies: UserHistories, at: int, question: Question) -> bool:
         """Adds recent clicks to a copy -> whether there were any. Those that the history ends with already are not
         added again."""
-        H = rings.rows.shape[1]
-        n = int(rings.clicks[at])
-        row_of = self.state.vocabulary.row_of
+        row_of, H = self.state.vocabulary.row_of, copies.history_max
         recent = [click for click in question.recent if row_of(click.item_id)][-H:]
         rows = [row_of(click.item_id) for click in recent]
-        there = min(n, H, len(rows))
-        history = [int(rings.rows[at, (n - there + d) % H]) for d in range(there)]
-        overlap = next((size for size in range(there, 0, -1) if history[there - size :] == rows[:size]), 0)
+        history = copies.clicks_of(at)[0].tolist()
+        most = min(len(history), len(rows))
+        overlap = next((size for size in range(most, 0, -1) if history[-size:] == rows[:size]), 0)
+        if overlap == len(rows):
+            return False
         now = self._moment(question)
-        for nth in range(overlap, len(recent)):
-            told = recent[nth].timestamp
-            seconds = now - RECENT_GAP_S * (len(recent) - nth) if told is None else told
-            place = n % H
-            rings.rows[at, place], rings.types[at, place] = rows[nth], UNKNOWN_TYPE
-            rings.times[at, place], rings.numbers[at, place] = seconds, 0
-            n += 1
-        rings.clicks[at] = n
-        return overlap < len(recent)
+        told = [click.timestamp for click in recent]
+        times = [
+            now - RECENT_GAP_S * (len(recent) - nth) if told[nth] is None else told[nth]
+            for nth in range(overlap, len(recent))
+        ]
+        copies.append(np.full(len(times), at), rows[overlap:], UNKNOWN_TYPE, times)
+        return True
 
     def _moment(self, question: Question) -> float:
         return self.state.now[0] if question.at is None else question.at
@@ -325,7 +306,7 @@ class Answerer:
             items=items + more,
             scores=scores + [0.0] * len(more),
             rows=np.concatenate([found, np.zeros(len(more), np.int64)]),
-            known=bool(asked.rings.clicks[at]),
+            known=bool(asked.histories.lengths(np.array([at]))[0]),
             widened=widened,
             dropped={reason: count for reason, count in dropped.items() if count},
             considered=stop - start,

@@ -38,9 +38,7 @@ class Situation(NamedTuple):
     @staticmethod
     def of(state: LearnerState, asked: Asked, at: int, zone: tzinfo) -> "Situation":
         """Returns the situation of one question."""
-        rings, H = asked.rings, asked.rings.rows.shape[1]
-        n = int(rings.clicks[at])
-        rows = [int(rings.rows[at, (n - 1 - d) % H]) for d in range(min(n, H, TASTE_LATEST))]
+        rows = asked.histories.clicks_of(at)[0][::-1][:TASTE_LATEST].tolist()
         return Situation(state, rows, float(asked.queries.now[at]), zone)
 
     def name(self, row: int) -> str:

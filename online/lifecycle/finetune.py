@@ -95,7 +95,7 @@ class FineTuning(TuningSteps):
         return carried_over(self.learner, self.start, self.weights.tensors(), self.rows_changed)
 
     def figures(self) -> dict[str, Any]:
-        """Returns steps, and the mean losses in the first and in the second half of them, in nats."""
+        """Returns steps, and the mean losses in the first half of the steps and in the second, in nats."""
         return figures_of(self.losses, self.ranking_losses)
 
     def close(self) -> None:

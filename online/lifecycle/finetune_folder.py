@@ -81,7 +81,7 @@ class Result:
     seconds: float  # that the steps took
 
     def figures(self) -> dict[str, Any]:
-        """Returns steps, the mean losses in the first and in the second half of them, in nats, and seconds."""
+        """Returns steps, the mean losses in the first half of the steps and in the second, in nats, and seconds."""
         return figures_of(self.losses, self.ranking_losses) | {"seconds": round(self.seconds, 3)}
 
 

@@ -79,7 +79,7 @@ def _group(job: Job) -> Iterator[Together | None]:
 
 
 def _watch(folder: Path) -> None:
-    """Ends this process once nobody waits for it: its starter died, the folder is gone, or the worker is."""
+    """Ends this process once its result is not wanted: its starter died, the folder is gone, or the worker is."""
     parent = os.getppid()
     while os.getppid() == parent and folder.exists() and not _worker_gone(folder):
         time.sleep(LOOK_EACH_S)

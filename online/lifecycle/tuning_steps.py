@@ -140,7 +140,7 @@ class TuningSteps:
 
 
 def figures_of(losses: list[float], ranking_losses: list[float]) -> dict[str, Any]:
-    """Returns the number of steps, and the mean losses in the first and in the second half of them, in nats."""
+    """Returns the number of steps, and the mean losses in the first half of the steps and in the second, in nats."""
     return {"steps": len(losses), "guessing": _halves(losses), "ranking": _halves(ranking_losses)}
 
 

@@ -108,7 +108,6 @@ class Group:
         self.warming_up = True
         self._owned_numbers: frozenset[int] = frozenset()
         self.leader_epoch: int | None = None
-        self.leader = ""  # the identity of the worker that made the latest base
         self.rounds = 0  # bases that were taken
         self.round_at: float | None = None  # by the monotonic clock
         self._position: int | None = None  # of the topic, where reading begins
@@ -193,12 +192,8 @@ class Group:
         self.writer.owe(self.writer.users_of(since.keys(), since))
         self.writer.mark_stale(self.writer.users_of(since.keys()))
 
-    def owes(self, partition: Partition) -> bool:
-        """Does `Takeover.owes`."""
-        return self.takeover.owes(partition)
-
     def _trained_until(self) -> dict[int, int]:
-        """Returns the offsets, by partition, before which clicks are trained, here or in somebody's change."""
+        """Returns the offsets, by partition, before which clicks are trained, here or in any change on its way."""
         until = dict(self.replica.base.position.merged)
         in_flight = self.replica.in_flight
         for ranges in (self.replica.ranges, {} if in_flight is None else in_flight.ranges):
@@ -353,7 +348,7 @@ class Group:
             self._check_warm_up()
             if not (self.leads or warmed_up or self.warming_up):
                 self.replica.drop_fresh()  # of all partitions; from here on it learns from its own
-            self.leader, self.rounds, self.round_at = record.leader, self.rounds + 1, self._monotonic()
+            self.rounds, self.round_at = self.rounds + 1, self._monotonic()
             self._carry_over(before)
             if record.kind != Kind.STEP:
                 self.learner.states.weights_replaced()

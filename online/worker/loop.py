@@ -209,7 +209,7 @@ class Loop:
                 monotonic=monotonic,
                 reached=reached,
             )
-            self.checkpointer.holds_back = self.group.owes
+            self.checkpointer.holds_back = self.group.takeover.is_pending
             if settings.shared_checkpoints is not None:
                 self.shared = SharedCheckpoints(
                     settings.shared_checkpoints, interval_s=settings.shared_checkpoint_interval_s, monotonic=monotonic

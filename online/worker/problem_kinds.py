@@ -1,4 +1,4 @@
-"""The kinds of problems that a worker or a group may have: whoever shows them needs no more than this."""
+"""The kinds of problems that a worker or a group may have: a reader of statuses needs no more than this."""
 
 from typing import Any, NamedTuple
 

@@ -68,7 +68,7 @@ class Takeover:
         Args:
             committed: the group's offsets.
             at: this worker's positions.
-            trained: the offset, by partition, before which clicks are trained, or somebody's change covers them.
+            trained: the offset, by partition, before which clicks are trained, or another worker's change covers them.
         """
         try:
             self._dead_letters.doubt({p: end for p, end in self._clicks.ends().items() if p in committed})
@@ -86,7 +86,7 @@ class Takeover:
         self._owed = {partition: owed for partition, owed in self._owed.items() if partition in owned}
         self._waiting = {partition: some for partition, some in self._waiting.items() if partition in owned}
 
-    def owes(self, partition: Partition) -> bool:
+    def is_pending(self, partition: Partition) -> bool:
         """Returns whether bad messages of its former owner may not be dead letters yet: then nothing is committed."""
         return partition in self._owed
 

@@ -174,7 +174,7 @@ def test_ownership_follows_those_who_come_and_go_while_all_go_on_reading(group):
     print(f"without an owner for {taken:.1f} s")
     assert four.epochs() == sorted(four.epochs())
     assert max(second.epoch or 0, third.epoch or 0) > epoch
-    # Whoever gained a partition was told what the one before it had committed.
+    # A worker that gained a partition was told what the one before it had committed.
     told = {
         at: offset
         for worker in (second, third)

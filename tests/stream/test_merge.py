@@ -409,7 +409,7 @@ def test_a_shuffled_archive_comes_out_as_it_was_written():
 
 
 class SharedSource(Source):
-    """A source whose partitions are all read, whoever owns them."""
+    """A source whose partitions are all read, whichever worker owns them."""
 
     def start(self, *, on_gained, on_lost, **callbacks) -> None:
         self.mine = {at(0)}

@@ -189,7 +189,7 @@ class FeatureStore:
 
     def ask(
         self,
-        histories: UserHistories | HistoryRings,
+        histories: UserHistories,
         lists: QueryArrays,
         *,
         flagged: NDArray[np.bool_],
@@ -199,7 +199,7 @@ class FeatureStore:
         """Gathers the candidates of lists from the present counts, without any click.
 
         Args:
-            histories: the histories of all users, or rings of those that are queried.
+            histories: of all users, or of those that are queried.
             lists: N queries.
             flagged: as for `advance`.
             seen: rows that must not be recommended.
@@ -284,7 +284,7 @@ class FeatureStore:
 
     def _advance(
         self,
-        histories: UserHistories | HistoryRings,
+        histories: UserHistories,
         clicks: ClickArrays,
         queries: tuple[QueryArrays, QueryArrays],
         found: Sequence[GatherBuffers],
@@ -296,7 +296,7 @@ class FeatureStore:
         gather.advance(
             self.tables,
             self.items,
-            histories if isinstance(histories, HistoryRings) else HistoryRings(*histories.rings()),
+            HistoryRings(*histories.rings()),
             self.log,
             self.index,
             flagged,

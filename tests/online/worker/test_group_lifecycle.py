@@ -20,7 +20,7 @@ def group(tmp_path) -> GroupHarness:
     return GroupHarness(tmp_path, abuse_filter=False, gate=False)
 
 
-def taught(group: GroupHarness, names: str = "abc", clicks: int = 300) -> None:
+def trained_group(group: GroupHarness, names: str = "abc", clicks: int = 300) -> None:
     for name in names:
         group.begin(name)
     group.publish(some_clicks(clicks))
@@ -56,7 +56,7 @@ def own_change(loop: Loop) -> float:
 
 
 def test_all_adopt_what_the_leader_has_fine_tuned(group: GroupHarness) -> None:
-    taught(group)
+    trained_group(group)
     before = bases(group)[0]
     tune(group)
     assert versions(group) == [2, 2, 2]
@@ -74,7 +74,7 @@ def test_all_adopt_what_the_leader_has_fine_tuned(group: GroupHarness) -> None:
 
 def test_a_candidate_that_passes_the_gate_is_adopted_by_all(tmp_path) -> None:
     group = GroupHarness(tmp_path, abuse_filter=False, gate=True)
-    taught(group)
+    trained_group(group)
     supervisor = group.loops["a"].supervisor
     supervisor.ask_finetuning("the test")
     for _ in range(200):
@@ -92,7 +92,7 @@ def test_a_candidate_that_passes_the_gate_is_adopted_by_all(tmp_path) -> None:
 
 
 def test_a_rollback_reaches_all(group: GroupHarness) -> None:
-    taught(group)
+    trained_group(group)
     group.checkpoint()
     first = bases(group)[0]
     tune(group)
@@ -118,7 +118,7 @@ def test_a_rollback_reaches_all(group: GroupHarness) -> None:
 
 def test_a_version_that_another_base_preceded_is_sent_again(group: GroupHarness) -> None:
     """A second worker that believes to lead writes a base between the leader's reading and its proposal."""
-    taught(group)
+    trained_group(group)
     group.publish(some_clicks(60, start=400))
     group.turn(0.0)
     group.loops["b"].group.revoking()  # publishes its change
@@ -138,7 +138,7 @@ def test_a_version_that_another_base_preceded_is_sent_again(group: GroupHarness)
 
 
 def test_a_leader_that_loses_the_lead_drops_its_version(group: GroupHarness) -> None:
-    taught(group)
+    trained_group(group)
     loop = group.loops["a"]
     loop.supervisor.examine(loop.learner.weights.copy(), "copied", {})
     group.coordinator.leader = "b"
@@ -152,7 +152,7 @@ def test_a_leader_that_loses_the_lead_drops_its_version(group: GroupHarness) -> 
 
 
 def test_a_reaction_to_drift_scales_all_counts_once(group: GroupHarness) -> None:
-    taught(group)
+    trained_group(group)
     kept = group.loops["a"].settings.reaction_counts_kept
     before = {name: loop.learner.store.items.clicks.copy() for name, loop in group.loops.items()}
     group.loops["a"].changes.reaction.begin()
@@ -171,7 +171,7 @@ def test_a_reaction_to_drift_scales_all_counts_once(group: GroupHarness) -> None
 
 
 def test_a_leader_that_has_told_of_a_reaction_and_lost_it_begins_it_again(group: GroupHarness) -> None:
-    taught(group)
+    trained_group(group)
     group.checkpoint()
     group.loops["a"].changes.reaction.begin()
     group.drain(4)
@@ -250,7 +250,7 @@ def _replaced(group: GroupHarness) -> bool:
 
 
 def test_a_follower_that_becomes_leader_fine_tunes_and_rolls_back(group: GroupHarness) -> None:
-    taught(group)
+    trained_group(group)
     group.checkpoint()
     tune(group)
     group.kill("a")
@@ -268,7 +268,7 @@ def test_a_follower_that_becomes_leader_fine_tunes_and_rolls_back(group: GroupHa
 
 
 def test_what_is_announced_and_never_comes_is_bounded(group: GroupHarness) -> None:
-    taught(group, "ab", 40)
+    trained_group(group, "ab", 40)
     topic = group.loops["a"].group.topic
     for at in range(300):
         topic.write_news({"kind": "version", "identity": f"never {at}"})
@@ -281,7 +281,7 @@ def test_what_is_announced_and_never_comes_is_bounded(group: GroupHarness) -> No
 
 
 def test_a_worker_whose_base_is_lost_gets_the_whole_one_and_its_version(group: GroupHarness) -> None:
-    taught(group, "ab")
+    trained_group(group, "ab")
     tune(group)
     # The topic's retention has passed: only the latest messages are left.
     records = group.broker.topics[Partition(WEIGHTS, 0)]
