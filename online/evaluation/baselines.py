@@ -163,6 +163,27 @@ class Baselines:
         ranks[ranks >= K] = np.inf
         return ranks
 
+    def clicks(self) -> Values:
+        """Clicks on each item so far, (V,): a view."""
+        return self._popular[: self.items]
+
+    def scores(self, user: int) -> Values:
+        """Each item's score in each of METHODS for this user, (6, V); -inf where seen items are excluded."""
+        owned = self._users.get(user) or _UserItems()
+        near, own = self._near(self._near_rows(owned)), self._own(owned)
+        followed = _sparse(self._follows.get(owned.latest[-1] if owned.latest else -1))
+        parts = (
+            *((own, _SHARE_OWN), (followed, _SHARE_MARKOV), (near, _SHARE_KNN)),
+            (self._blend(near, own, followed), _SHARE_BLEND),
+        )
+        recent = self._fresh(slice(0, self.items))
+        scores = np.stack([self._popular[: self.items], recent, *(share * recent for _, share in parts)])
+        for row, (found, _) in zip(scores[2:], parts, strict=True):
+            row[found.items] += found.scores
+        if self.exclude_seen:
+            scores[:, _ids(owned)] = -np.inf
+        return scores
+
     def _popular_rank(self, item: int, seen: Ids) -> float:
         clicks = int(self._popular[item])
         ahead = self._with_clicks[clicks + 1] if clicks + 1 < len(self._with_clicks) else 0

@@ -127,6 +127,21 @@ def test_fast_and_slow_counting_agree(raw: Stream, exclude_seen: bool) -> None:
             assert found[at][method] == (rank if rank < K else math.inf), (at, method)
 
 
+@given(streams, st.booleans())
+def test_scores_are_the_ones_of_the_table(raw: Stream, exclude_seen: bool) -> None:
+    numbers: dict[int, int] = {}
+    stream = [(user, numbers.setdefault(item, len(numbers))) for user, item in raw]
+    counting = Baselines(exclude_seen=exclude_seen)
+    for one in stream:
+        counting.learn(*one)
+    user = stream[-1][0]
+    had = {item for one, item in stream if one == user} if exclude_seen else set()
+    wanted = every_score(stream, user, exclude_seen=exclude_seen)
+    for row, method in zip(counting.scores(user), METHODS, strict=True):
+        expected = [-math.inf if item in had else wanted[method][item] for item in range(len(numbers))]
+        np.testing.assert_allclose(row, expected, rtol=1e-7, err_msg=method)
+
+
 @pytest.mark.parametrize("exclude_seen", [False, True])
 def test_asking_changes_nothing(exclude_seen: bool) -> None:
     rng = np.random.default_rng(0)
