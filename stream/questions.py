@@ -42,8 +42,8 @@ class WireQuestion(BaseModel):
         asked_at: seconds since 1970, by the asker's clock.
         timeout_ms: after so long the asker waits no more.
         kind: `rank`: a list for a user or a visitor; `popular`, `trending`, `latest`: lists that are the same for
-            everybody; `similar`: items that are like `item_id`; `user`: what is held of a user; `explain`: why `item_id`
-            stands in the user's list, or would; None: why the list's items do.
+            everybody; `similar`: items that are like `item_id`; `user`: what is held of a user; `explain`: why
+            `item_id` stands in the user's list, or would; None: why the list's items do.
         by: of `similar`: in which way.
         recent: latest clicks, oldest first: item, and seconds since 1970 or None.
         at: the moment of viewing, in seconds since 1970; None: now.

@@ -8,7 +8,7 @@ from online.filters.itemwise import keeps
 from stream.item_records import FoundRecords, ItemRecord
 from stream.lists import Lists, ListsError, TopList
 
-EXCLUDED, UNAVAILABLE, FILTER = "excluded", "unavailable", "filter"  # why items were left out
+EXCLUDED, UNAVAILABLE, SITE, FILTER = "excluded", "unavailable", "site_rule", "filter"  # why items were left out
 NOTHING_KNOWN = ItemRecord()
 
 
@@ -21,7 +21,7 @@ class StoredList(NamedTuple):
     filtered: bool  # whether all that was asked for was applied
 
 
-def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any]) -> StoredList:
+def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any], rule: str | None = None) -> StoredList:
     """Applies the rules of a question to a stored list. It waits for Redis, and never raises ListsError.
 
     Given candidates come in the list's order, and after them those that it does not hold, as they were given, with
@@ -31,6 +31,7 @@ def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any]) -> Stor
         lists: the link to Redis.
         top: the list.
         fields: of the question, as `WireQuestion` has them.
+        rule: the site's (`NEXTCLICK_LIST_FILTER`), which stored lists obey already, and given candidates may not.
     """
     scores = dict(zip(top.items, top.scores, strict=False))
     candidates = fields.get("candidates")
@@ -45,11 +46,12 @@ def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any]) -> Stor
     records, sure = _known_of(lists, kept)
     kept, dropped[UNAVAILABLE] = _passing(kept, [records[item].available for item in kept])
     filtered = not fields.get("diversity") and (sure or fields.get("max_per_tag") is None)
-    if (where := fields.get("where")) is not None:
-        if not sure:
+    for reason, text in ((SITE, None if candidates is None else rule), (FILTER, fields.get("where"))):
+        if text is not None and not sure:
             return StoredList([], [], _some(dropped), filtered=False)
-        root = parse(where).root
-        kept, dropped[FILTER] = _passing(kept, [keeps(root, records[item]) for item in kept])
+        if text is not None:
+            root = parse(text).root
+            kept, dropped[reason] = _passing(kept, [keeps(root, records[item]) for item in kept])
     if sure and (most := fields.get("max_per_tag")) is not None:
         kept = _capped(kept, [records[item].tags for item in kept], most)
     kept = kept[: fields["k"]]

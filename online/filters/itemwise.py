@@ -92,6 +92,7 @@ def _compared(node: Compare | In | Contains, value: bool | float | str | None) -
         case Contains(text=text):
             return text.casefold() in value.casefold() if isinstance(value, str) else None
         case In(values=values):
-            return value in values if kind_of(value) in set(map(kind_of, values)) else None
+            alike = [one for one in values if kind_of(one) == kind_of(value)]
+            return value in alike if alike else None
         case Compare(sign=sign, value=other):
             return _OPERATORS[sign](value, other) if kind_of(value) == kind_of(other) else None

@@ -163,7 +163,9 @@ def test_all_ways_together_list_first_what_several_agree_on(learner):
     each = {by: similar(learner, "i7", by, 200).items(learner) for by in ("follows", "near", "content")}
     assert items(found, learner)[0] == "i8"  # follows, is near, and has the tag
     assert set(items(similar(learner, "i7", "all", 1_000), learner)) == set().union(*each.values())
-    worth = {item: sum(61 / (61 + one.index(item)) for one in each.values() if item in one) / 3 for item in each["near"]}
+    worth = {
+        item: sum(61 / (61 + one.index(item)) for one in each.values() if item in one) / 3 for item in each["near"]
+    }
     for item, score in zip(items(found, learner), found.scores, strict=True):
         assert score == pytest.approx(worth.get(item, score))
     assert found.scores[0] <= 1
