@@ -45,7 +45,7 @@ def test_a_value_that_is_no_record_counts_as_absent(client, value):
     assert ItemRecords(client, ttl_s=100, value_bytes_max=1_000).read(["i"]).records == {}
 
 
-def test_a_redis_that_is_away_is_one_line(client):
+def test_a_redis_that_is_away_is_one_line():
     with pytest.raises(ListsError, match=r"^no Redis answers"):
         ItemRecords(redis.Redis(port=1), ttl_s=1).read(["i"])
 

@@ -185,5 +185,3 @@ def test_in_a_group_the_worker_that_leads_writes_and_the_next_leader_writes_all(
     group.drain()
     assert group.coordinator.leader != leader
     assert group.lists.items.held == {"x": RECORD}
-
-
