@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from online.learner.state import LearnerState
 from stream.item_records import ItemRecord, ItemRecords
 
-SLICE = 256  # records in one step: it takes about as long as writing the lists of a micro-batch
+SLICE = 128  # records in one step: no more than a full micro-batch has lists, which are longer
 RENEWALS = 4  # passes within a record's lifetime
 
 
