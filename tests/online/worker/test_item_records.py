@@ -148,7 +148,7 @@ def test_what_has_changed_comes_first_and_a_failure_loses_nothing(writer, lists)
     assert len(lists.items.held) == 11
 
 
-def test_a_redis_that_evicts_gets_what_is_new_and_is_told_that_records_may_be_missing(writer, lists, clock):
+def test_a_redis_that_evicts_gets_what_is_new_and_a_mark_that_some_may_be_missing(writer, lists, clock):
     writer.renew()
     work(writer)
     lists.items.held.clear()
