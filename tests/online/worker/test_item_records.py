@@ -53,8 +53,8 @@ def turns(loop):
     return loop
 
 
-def runs(harness):
-    loop = turns(harness.begin(harness.loop()))
+def runs(harness, **settings):
+    loop = turns(harness.begin(harness.loop(**settings)))
     loop.finish()
     return loop
 
@@ -120,6 +120,16 @@ def test_a_worker_that_starts_again_writes_them_from_its_checkpoint(harness):
     runs(harness)
     assert harness.feed.began_at[-1]  # not read again
     assert harness.lists.items.held == {"x": RECORD}
+
+
+def test_records_grow_where_a_checkpoint_held_less_of_items(harness):
+    """As one of an earlier version does: then the topic is read again from its beginning."""
+    harness.publish_item("x", encode(KETTLE))
+    runs(harness, item_attributes_max=1)
+    assert harness.lists.items.held["x"].attributes == {"price": 3.0}
+    runs(harness)
+    assert harness.feed.began_at == [{}]
+    assert harness.lists.items.held["x"] == RECORD
 
 
 def test_all_are_renewed_within_their_lifetime_in_slices(writer, lists, clock, monkeypatch):
