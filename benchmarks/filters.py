@@ -16,9 +16,9 @@ import numpy as np
 
 from online.config.settings import Settings
 from online.filters.evaluate import Rows, compiled
+from online.filters.itemwise import keeps
 from online.learner.item_attributes import ItemAttributes
 from stream.items import Item
-from tests.online.filters.itemwise import keeps
 
 FILTERS = (
     "n0 <= 20",

@@ -465,8 +465,8 @@ def explain(
 ) -> None:
     """Print why items stand in a user's list: reasons, or for one item what each feature adds.
 
-    It reads the newest checkpoint of the data folder, and writes nothing. The list is ranked anew for the moment of the
-    latest click, so it may differ from the one in Redis.
+    It asks the running worker, which ranks the list for this moment; where none answers, or --data-dir names a folder,
+    it reads the newest checkpoint, and ranks the list for the moment of its latest click. Nothing is written.
     """
     settings = _folder_settings(data_dir, log_only=True)
     require_extras("explain", "worker")
@@ -476,10 +476,11 @@ def explain(
         if given is not None and (problem := id_problem(given)) is not None:
             raise typer.BadParameter(problem)
     with _loading():
-        from online.commands.explain import explain_from_checkpoint
+        from online.commands.explain import explain_from_checkpoint, explain_from_worker
         from online.commands.explain_views import explanation_view, explanations_view
 
-    found = explain_from_checkpoint(settings, user, item_id, k)
+    found = explain_from_worker(settings, user, item_id, k) if data_dir is None else None
+    found = found or explain_from_checkpoint(settings, user, item_id, k)
     if as_json:
         _print_json(found)
     else:

@@ -9,6 +9,8 @@
 | `nextclick:request` | JSON object: a command's request, which the worker removes | as long as the command waits |
 | `nextclick:answer:{id}` | JSON object: the worker's answer to the request with that id | a minute |
 
+Records of items stand beside them (stream/item_records.py).
+
 Where workers have names, because there are several:
 
 | key | value | lifetime |
@@ -33,6 +35,7 @@ import redis
 from pydantic import BaseModel, ValidationError
 
 from stream.fence import SCRIPT, fence_arguments
+from stream.item_records import ITEM_KEY, ItemRecords
 from stream.questions import is_question_key
 from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, connect
 from stream.redis_cluster import ClusterClient
@@ -67,6 +70,7 @@ WHOLE = ""  # the one part of a Redis that is a single server
 MARKS_MAX = 64  # parts of a cluster that one write marks
 SCANS_MAX = 5  # of all keys, where a cluster moves its slots meanwhile
 PAGE = 1_000  # keys in one round trip
+SCANNED_MAX = 50_000  # keys that `some` looks at
 
 
 def top_key(user_id: str) -> str:
@@ -149,6 +153,7 @@ class Lists(WorkerMessages):
         fenced: bool = False,
     ) -> None:
         super().__init__(client, worker=worker, value_bytes_max=value_bytes_max)
+        self.items = ItemRecords(client, ttl_s=ttl_s, value_bytes_max=value_bytes_max)
         self._ttl_s = ttl_s
         self._fenced = fenced
         self.rejected = 0  # lists that were not written because Redis held newer ones, since the start
@@ -278,6 +283,22 @@ class Lists(WorkerMessages):
         parsed = {user_id: _parse(key, value) for user_id, key, value in zip(users, keys, values, strict=True)}
         return cursor, {user_id: top for user_id, top in parsed.items() if top is not None}
 
+    def some(self, most: int) -> dict[str, TopList]:
+        """Returns at most `most` of the lists, by user id, wherever a scan finds them first; it looks at no more than
+        SCANNED_MAX keys of any kind. Raises SlotsMovedError as `page` does."""
+        found: dict[str, TopList] = {}
+        cursor = 0
+        for _ in range(SCANNED_MAX // PAGE):
+            cursor, users = self._users(cursor)
+            users = [user_id for user_id in dict.fromkeys(users) if user_id not in found][: most - len(found)]
+            keys = [top_key(user_id) for user_id in users]
+            for user_id, key, value in zip(users, keys, self._values(keys) if keys else [], strict=True):
+                if (top := _parse(key, value)) is not None:
+                    found[user_id] = top
+            if not cursor or len(found) >= most:
+                break
+        return found
+
     def forget(self, gone: Callable[[str], bool]) -> int:
         """Deletes the lists of users for whom `gone` is true. Returns how many. It scans all keys, a page at a time."""
         deleted = 0
@@ -289,14 +310,15 @@ class Lists(WorkerMessages):
         return deleted
 
     def keys_naming(self, user_id: str) -> int:
-        """Counts our keys that are a user's, or whose JSON value contains the id; values of lists hold only items."""
+        """Counts our keys that are a user's, or whose JSON value contains the id; lists and records of items hold only
+        items."""
         with self._clear_errors():
             count = int(self._client.exists(top_key(user_id)))  # a scan may miss it while a cluster moves its slot
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
                 name = key.decode(errors="replace") if isinstance(key, bytes) else key
                 if name.startswith(_TOP) or name in (POPULAR_KEY, WORKERS_KEY):
                     continue
-                if is_question_key(name):  # gone in a minute
+                if is_question_key(name) or name.startswith(ITEM_KEY):  # gone in a minute; of items alone
                     continue
                 if isinstance(value := self._client.get(key), bytes):
                     count += user_id in texts_in(value)

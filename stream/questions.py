@@ -27,7 +27,8 @@ _QUESTIONS_TTL_MS, _ANSWERS_TTL_MS = 1_000, 60_000
 _MASK = 0xFFFFFFFF
 
 Wire = TypeVar("Wire", bound=BaseModel)
-Kind = Literal["rank", "popular", "trending", "latest"]
+Kind = Literal["rank", "popular", "trending", "latest", "similar", "user", "explain"]
+By = Literal["follows", "near", "content", "all"]  # ways in which items are alike
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Ids = Annotated[list[str], Field(max_length=CANDIDATES_MAX)]
 
@@ -40,7 +41,10 @@ class WireQuestion(BaseModel):
         asker: the process that waits for the answer.
         asked_at: seconds since 1970, by the asker's clock.
         timeout_ms: after so long the asker waits no more.
-        kind: `rank`: a list for a user or a visitor; the others: lists that are the same for everybody.
+        kind: `rank`: a list for a user or a visitor; `popular`, `trending`, `latest`: lists that are the same for
+            everybody; `similar`: items that are like `item_id`; `user`: what is held of a user; `explain`: why
+            `item_id` stands in the user's list, or would; None: why the list's items do.
+        by: of `similar`: in which way.
         recent: latest clicks, oldest first: item, and seconds since 1970 or None.
         at: the moment of viewing, in seconds since 1970; None: now.
         where: a filter (docs/filters.md).
@@ -55,6 +59,8 @@ class WireQuestion(BaseModel):
     timeout_ms: Annotated[int, Field(gt=0)]
     kind: Kind = "rank"
     user_id: str | None = None
+    item_id: str | None = None
+    by: By = "all"
     recent: Annotated[list[tuple[str, Finite | None]], Field(max_length=RECENT_MAX)] = []
     candidates: Ids | None = None
     at: Finite | None = None
@@ -79,6 +85,7 @@ class WireAnswer(BaseModel):
         error: one line that says why there is no list.
         refused: whether the question is to blame, and not the worker.
         at: the moment of viewing that the list is for, in seconds since 1970.
+        user: what is held of a user, where that was asked for.
         The rest: as `POST /rank` answers it.
     """
 
@@ -95,6 +102,7 @@ class WireAnswer(BaseModel):
     widened: bool = False
     dropped: dict[str, int] = {}
     explanations: list[Any] | None = None
+    user: dict[str, Any] | None = None
 
 
 class QuestionQueue(RedisValues):

@@ -124,14 +124,15 @@ class Ranked(BaseModel):
 
     Attributes:
         user_id: whose it is; null: a visitor's, or everybody's.
-        scores: shares from 0 to 1; of `/trending` standard deviations, of `/latest` seconds since 1970.
+        scores: shares from 0 to 1; of `/similar` shares, cosines or ranks, as `by` says; of `/trending` standard
+            deviations, of `/latest` seconds since 1970.
         source: `asked`: the worker has ranked it just now; `stored`: it did not answer in time, and this is the user's
             list in Redis; `popular`: likewise, and there is no such list.
         at: the moment of viewing that it is for, in seconds since 1970.
-        known: whether anything is known of the user or the visitor.
+        known: whether anything is known of the user, the visitor, or the item that others are like.
         widened: whether more candidates than usual were looked at, since few passed the filter.
-        filtered: whether all that was asked for was applied. It is not where only the worker can evaluate it: with a
-            filter the list is empty then, rather than wrong.
+        filtered: whether all that was asked for was applied. It is not where only the worker can do it (`diversity`),
+            or Redis does not hold what is known of the items: with a filter the list is empty then, rather than wrong.
         dropped: how many items were left out, by reason.
         explanations: why each item is in the list; null where that was not asked for.
         age_ms: since the list was ranked.
@@ -168,15 +169,19 @@ def check_k(k: int, settings: Settings, *, given: bool = False) -> None:
         raise WrongRequestError(f"k: at most {settings.list_size} without candidates (NEXTCLICK_LIST_SIZE)")
 
 
-def checked_ids(field: str, ids: Iterable[str]) -> list[str]:
-    """Returns ids of a query parameter. Raises WrongRequestError."""
+def checked_ids(field: str, ids: Iterable[str], most: int = EXCLUDED_MAX) -> list[str]:
+    """Returns ids of a query parameter, at most `most`. Raises WrongRequestError."""
     found = list(ids)
-    if len(found) > EXCLUDED_MAX:
-        raise WrongRequestError(f"{field}: at most {EXCLUDED_MAX} items")
-    for one in found:
-        if (problem := id_problem(one)) is not None:
-            raise WrongRequestError(f"{field}: {problem}")
-    return found
+    if len(found) > most:
+        raise WrongRequestError(f"{field}: at most {most} items")
+    return [checked_id(field, one) for one in found]
+
+
+def checked_id(field: str, one: str) -> str:
+    """Returns an id of a path or a parameter. Raises WrongRequestError."""
+    if (problem := id_problem(one)) is not None:
+        raise WrongRequestError(f"{field}: {problem}")
+    return one
 
 
 def checked_filter(where: str | None) -> str | None:

@@ -1,7 +1,8 @@
-"""Lists that are ranked on request: `POST /rank`, `GET /recommend?fresh=true`, `/popular`, `/trending`, `/latest`.
+"""Lists that are ranked on request: `POST /rank`, `GET /recommend?fresh=true`, `/similar`, `/popular`, `/trending`,
+`/latest`.
 
-Where no worker answers in time, the list that stands in Redis is returned, filtered by the same rules as far as they
-can be applied without the worker.
+Where no worker answers in time, the list that stands in Redis is returned, filtered by the same rules
+(online/api/stored.py).
 """
 
 import time
@@ -22,13 +23,15 @@ from online.api.questions import (
     Ranked,
     WrongRequestError,
     checked_filter,
+    checked_id,
     checked_ids,
     rank_request,
     rank_schema,
 )
+from online.api.stored import filtered_list
 from online.config.settings import Settings
-from stream.lists import Lists, TopList
-from stream.questions import WireAnswer
+from stream.lists import Lists
+from stream.questions import By, WireAnswer
 
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
 WHERE = Query(description="which items may be listed, as a filter (docs/filters.md)")
@@ -70,19 +73,19 @@ class Ranking:
         top = own or self.lists.popular()
         if top is None:
             raise NothingLearnedError(NOTHING_LEARNED)
-        items, scores, dropped, filtered = filtered_list(top, fields)
+        left = filtered_list(self.lists, top, fields, self.settings.list_filter)
         now = time.time()
         return Ranked(
             user_id=user,
-            items=items,
-            scores=scores,
+            items=left.items,
+            scores=left.scores,
             source="popular" if own is None else "stored",
             version=top.version,
             at=now if fields.get("at") is None else fields["at"],
             known=own is not None,
             widened=False,
-            filtered=filtered,
-            dropped=dropped,
+            filtered=left.filtered,
+            dropped=left.dropped,
             explanations=None,
             age_ms=max(0, int(1_000 * now) - top.written_at),
             request_id=fields.get("request_id"),
@@ -93,6 +96,21 @@ class Ranking:
         router = APIRouter()
         body = {"content": {"application/json": {"schema": rank_schema()}}, "required": True}
         settings, ranked = self.settings, self.ranked
+
+        @router.get("/similar/{item:text}")
+        async def similar(
+            item: str,
+            by: Annotated[By, Query(description="in which way (docs/explanations.md)")] = "all",
+            k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10,
+            where: Annotated[str | None, WHERE] = None,
+            exclude: Annotated[list[str] | None, EXCLUDE] = None,
+        ) -> Ranked:
+            """Items like an item, for its page: by what is clicked after it, what is clicked near it, its content, or
+            all three. Of an item of which nothing is known there are none, and `known` is false. Without a worker: the
+            popular list in Redis."""
+            fields: dict[str, Any] = {"kind": "similar", "item_id": checked_id("item", item), "by": by, "k": k}
+            fields |= {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
+            return await ranked(fields)
 
         @router.post("/rank", openapi_extra={"requestBody": body}, response_model=Ranked)
         async def rank(request: Request) -> Ranked | JSONResponse:
@@ -127,31 +145,6 @@ class Ranking:
             "latest", "What was clicked for the first time most lately. Without a worker: the popular list in Redis."
         )
         return router
-
-
-def filtered_list(top: TopList, fields: Mapping[str, Any]) -> tuple[list[str], list[float], dict[str, int], bool]:
-    """Applies what can be applied to a stored list without the worker.
-
-    Given candidates come in the list's order, and after them those that it does not hold, as they were given, with
-    score 0. A filter cannot be evaluated, so the list is empty then.
-
-    Returns:
-        Items, scores, how many items were left out by reason, and whether all rules could be applied.
-    """
-    if fields.get("where") is not None:
-        return [], [], {}, False
-    scores = dict(zip(top.items, top.scores, strict=False))
-    candidates = fields.get("candidates")
-    items = list(scores)
-    if candidates is not None:
-        given = dict.fromkeys(candidates)
-        items = [*(item for item in items if item in given), *(item for item in given if item not in scores)]
-    excluded = set(fields.get("exclude") or ())
-    kept = [item for item in items if item not in excluded]
-    dropped = {"excluded": len(items) - len(kept)} if len(kept) < len(items) else {}
-    kept = kept[: fields["k"]]
-    filtered = not fields.get("diversity") and fields.get("max_per_tag") is None
-    return kept, [scores.get(item, 0.0) for item in kept], dropped, filtered
 
 
 def _asked(fields: Mapping[str, Any], answer: WireAnswer) -> Ranked:

@@ -28,17 +28,19 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from online.api.clicks import Clicks
+from online.api.items import NothingKnownError, items_router
 from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
 from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
 from online.api.protocol import bounded_protocol
-from online.api.questions import Ranked, WrongRequestError, checked_filter, checked_ids, problem_of
+from online.api.questions import Ranked, WrongRequestError, checked_filter, checked_id, checked_ids, problem_of
 from online.api.ranking import EXCLUDE, NOTHING_LEARNED, WHERE, NothingLearnedError, Ranking
+from online.api.users import NoWorkerError, users_router
 from online.config.settings import Settings
 from online.worker.connections import open_lists
 from online.worker.overview import read_overview
 from online.worker.totals import total
-from stream.events import Click, id_problem
+from stream.events import Click
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import Producer, SourceError, UnavailableError
 
@@ -100,7 +102,8 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
 
     ranking = app.state.ranking = Ranking(settings, lists, requests)
     _add_recommend(app, settings, lists, ranking)
-    app.include_router(ranking.router())
+    for router in (ranking.router(), items_router(lists), users_router(ranking.asker, requests)):
+        app.include_router(router)
 
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
@@ -172,8 +175,7 @@ def _add_recommend(app: FastAPI, settings: Settings, lists: Lists, ranking: Rank
     ) -> Recommendation | Ranked:
         """The list to show this user now; the popular list for an unknown user. With `fresh`, `where`, `exclude`,
         `diversity` or `max_per_tag` it is ranked now, and has the shape that `POST /rank` answers."""
-        if (problem := id_problem(user)) is not None:
-            raise _BadUserError(f"user: {problem}")
+        checked_id("user", user)
         if not (fresh or where is not None or exclude or diversity or max_per_tag is not None):
             return await run_in_threadpool(stored, user, k)
         rules: dict[str, Any] = {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
@@ -321,16 +323,13 @@ def _now_ms() -> int:
     return int(time.time() * 1_000)
 
 
-class _BadUserError(Exception):
-    pass
-
-
 #: What is raised, the status it is answered with, and headers.
 _ERRORS: tuple[tuple[type[Exception], int, dict[str, str]], ...] = (
+    (NothingKnownError, 404, {}),
     (NothingLearnedError, 503, {"Retry-After": "5"}),
+    (NoWorkerError, 503, {"Retry-After": "1"}),
     (ListsError, 503, {"Retry-After": "1"}),
     (SourceError, 503, {"Retry-After": "1"}),
-    (_BadUserError, 422, {}),
     (WrongRequestError, 422, {}),
 )
 

@@ -8,9 +8,14 @@ from online.client.answers import (
     ApiUnavailableError,
     ClickReceipt,
     ClientError,
+    HiddenItem,
+    Item,
+    PastClick,
     RecentClick,
     Recommendations,
     RequestError,
+    Titles,
+    User,
 )
 from online.client.asynchronous import AsyncClient
 from online.client.limits import Limits
@@ -22,8 +27,13 @@ __all__ = [
     "ClickReceipt",
     "Client",
     "ClientError",
+    "HiddenItem",
+    "Item",
     "Limits",
+    "PastClick",
     "RecentClick",
     "Recommendations",
     "RequestError",
+    "Titles",
+    "User",
 ]

@@ -84,3 +84,64 @@ class ClickReceipt(BaseModel):
     accepted: bool
     event_id: str
     error: str | None = None
+
+
+class Item(BaseModel):
+    """What the items topic says of an item. Fields that this version does not know are ignored.
+
+    `known` is false where it says nothing, or where the API gave no usable answer: then `error` says why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    item_id: str
+    known: bool = True
+    title: str | None = None
+    tags: tuple[str, ...] = ()
+    attributes: dict[str, bool | float | str] = Field(default_factory=dict)
+    available: bool = True
+    error: str | None = None
+
+
+class Titles(BaseModel):
+    """Titles by item, of those that have one. `error`: why there are none, where the API gave no usable answer."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    titles: dict[str, str] = Field(default_factory=dict)
+    error: str | None = None
+
+
+class PastClick(BaseModel):
+    """A click of a user. `timestamp` is in seconds since 1970."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    item_id: str
+    timestamp: float
+    event_type: str
+
+
+class HiddenItem(BaseModel):
+    """An item that a user wants to see no more, `until` a time in seconds since 1970; None: for ever."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    item_id: str
+    until: float | None = None
+
+
+class User(BaseModel):
+    """What is held of a user: how many `clicks`, and in `history` the latest of them, newest first.
+
+    `known` is None where the API gave no usable answer: then `error` says why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    user_id: str
+    known: bool | None = None
+    clicks: int = 0
+    history: tuple[PastClick, ...] = ()
+    hidden: tuple[HiddenItem, ...] = ()
+    error: str | None = None

@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, RecentClick, Recommendations
+from online.client.answers import ClickReceipt, Item, RecentClick, Recommendations, Titles, User
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -140,6 +140,21 @@ class AsyncClient:
     ) -> Recommendations:
         """`Client.latest`, awaited."""
         return await self._list(calls.listing_call("latest", k, where=where, default=default))
+
+    async def item(self, item_id: str) -> Item:
+        """`Client.item`, awaited."""
+        call = calls.item_call(item_id)
+        return self._core.item(item_id, call, await self._ask(call))
+
+    async def titles(self, item_ids: Iterable[str]) -> Titles:
+        """`Client.titles`, awaited."""
+        call = calls.titles_call(item_ids)
+        return self._core.titles(call, await self._ask(call))
+
+    async def user(self, user_id: str) -> User:
+        """`Client.user`, awaited."""
+        call = calls.user_call(user_id)
+        return self._core.user(call, await self._ask(call))
 
     async def click(
         self,

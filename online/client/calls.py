@@ -20,7 +20,7 @@ class Call:
     Both kinds may be sent twice: reading changes nothing, and a click has an `event_id`, so it counts once.
     """
 
-    kind: Literal["list", "click"]
+    kind: Literal["list", "click"]  # "list": all that reads
     method: str
     path: str
     params: tuple[tuple[str, str], ...] = ()
@@ -124,6 +124,21 @@ def listing_call(name: str, k: int, *, where: str | None, default: Iterable[str]
     return Call(
         kind="list", method="GET", path=f"/{name}", params=tuple(params), k=k, where=where, default=_tuple(default)
     )
+
+
+def item_call(item_id: str) -> Call:
+    """GET /items/{item}."""
+    return Call(kind="list", method="GET", path="/items/" + _segment("item", item_id))
+
+
+def titles_call(item_ids: Iterable[str]) -> Call:
+    """GET /titles."""
+    return Call(kind="list", method="GET", path="/titles", params=tuple(("id", item_id) for item_id in item_ids))
+
+
+def user_call(user_id: str) -> Call:
+    """GET /users/{user}."""
+    return Call(kind="list", method="GET", path="/users/" + _segment("user", user_id), user_id=user_id)
 
 
 def click_call(

@@ -2,12 +2,21 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from pydantic import ValidationError
 
-from online.client.answers import POPULAR, STORED, ApiUnavailableError, ClickReceipt, Recommendations
+from online.client.answers import (
+    POPULAR,
+    STORED,
+    ApiUnavailableError,
+    ClickReceipt,
+    Item,
+    Recommendations,
+    Titles,
+    User,
+)
 from online.client.calls import Call
 from online.client.exchange import Api, Exchange
 from online.client.fallback import Fallback
@@ -15,6 +24,8 @@ from online.client.limits import Limits
 
 CONNECTIONS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=4.0)
 _SOURCES = {"personal": STORED, "popular": POPULAR}  # of GET /recommend, whose lists say how they were made
+
+Found = TypeVar("Found", Item, Titles, User)
 
 log = logging.getLogger("online.client")
 
@@ -54,8 +65,7 @@ class Core:
                 found = Recommendations.model_validate(exchange.answer)
                 return found.model_copy(update={"source": _SOURCES.get(found.source, found.source), "error": None})
             except ValidationError as error:
-                where = ".".join(map(str, error.errors()[0]["loc"]))
-                exchange.unreadable(f"answers {call.method} /{call.path.split('/')[1]} with no list ({where})")
+                self._misread(call, exchange, "no list", error)
         self._refuse(exchange)
         return None
 
@@ -65,6 +75,34 @@ class Core:
         """Returns what was found in Redis, else the default; with what was wrong."""
         found = stored or self.fallback.default(call)
         return found.model_copy(update={"error": "; ".join(filter(None, (exchange.problem, why)))})
+
+    def item(self, item_id: str, call: Call, exchange: Exchange) -> Item:
+        """Returns what the API says of an item. Raises ApiUnavailableError if that is asked for."""
+        if exchange.unknown:
+            return Item(item_id=item_id, known=False)
+        return self._looked_up(Item, call, exchange) or Item(item_id=item_id, known=False, error=exchange.problem)
+
+    def titles(self, call: Call, exchange: Exchange) -> Titles:
+        """Returns the API's titles. Raises ApiUnavailableError if that is asked for."""
+        return self._looked_up(Titles, call, exchange) or Titles(error=exchange.problem)
+
+    def user(self, call: Call, exchange: Exchange) -> User:
+        """Returns what the API says of a user. Raises ApiUnavailableError if that is asked for."""
+        return self._looked_up(User, call, exchange) or User(user_id=call.user_id or "", error=exchange.problem)
+
+    def _looked_up(self, kind: type[Found], call: Call, exchange: Exchange) -> Found | None:
+        if exchange.answer is not None:
+            try:
+                return kind.model_validate(exchange.answer).model_copy(update={"error": None})
+            except ValidationError as error:
+                self._misread(call, exchange, f"no {kind.__name__.lower()}", error)
+        self._refuse(exchange)
+        return None
+
+    @staticmethod
+    def _misread(call: Call, exchange: Exchange, what: str, error: ValidationError) -> None:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        exchange.unreadable(f"answers {call.method} /{call.path.split('/')[1]} with {what} ({where})")
 
     def receipt(self, call: Call, exchange: Exchange) -> ClickReceipt:
         """Returns what became of a click. Raises ApiUnavailableError if that is asked for."""

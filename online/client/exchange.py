@@ -16,6 +16,7 @@ _NO_ANSWER = frozenset({502, 504})  # of a proxy: the API itself said nothing
 _RETRIED = frozenset({408, 429, 502, 503, 504})
 # Not a fault of this call's arguments, so no reason for a page to fail: a key, an older API, an address that is wrong.
 _UNAVAILABLE = frozenset({401, 403, 404, 405, 407, *_RETRIED})
+_UNKNOWN = "nothing is known of"  # begins what a 404 says; that of a wrong path or an older API says something else
 _SHOWN_MAX = 300  # characters of what an answer says
 
 log = logging.getLogger("online.client")
@@ -46,13 +47,15 @@ class Api:
 class Exchange:
     """The attempts of one call: `pause_s` before each, then `answered` or `failed`, until `pause_s` is None.
 
-    Then `answer` is the body of the answer, or None, and `problem` says why there is none.
+    Then `answer` is the body of the answer, or None, and `problem` says why there is none. `unknown`: the API answered
+    that it knows nothing of what was asked for.
     """
 
     def __init__(self, call: Call, api: Api) -> None:
         limits, is_click = api.limits, call.kind == "click"
         self.answer: Mapping[str, Any] | None = None
         self.problem = ""
+        self.unknown = False
         self._api = api
         self._breaker = api.breakers[call.kind]
         self._attempt_s = limits.click_attempt_s if is_click else limits.attempt_s
@@ -113,6 +116,7 @@ class Exchange:
         self.problem = f"the API at {self._api.url} {text}"
         if 400 <= status < 500 and status not in _UNAVAILABLE:
             raise RequestError(_line(said, body), status)
+        self.unknown = status == 404 and _line(said, body).startswith(_UNKNOWN)
         self._done = status not in _RETRIED
         self._retry_after_s = _seconds(headers.get("retry-after", ""))
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, RecentClick, Recommendations
+from online.client.answers import ClickReceipt, Item, RecentClick, Recommendations, Titles, User
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -141,7 +141,8 @@ class Client:
         where: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
-        """Returns items that are like this one, `by` what followed it, what is near it, or its content."""
+        """Returns items that are like this one, `by` what "follows" it, what is "near" it, its "content", or "all"
+        three (None)."""
         return self._list(calls.similar_call(item_id, k, by=by, where=where, default=default))
 
     def popular(
@@ -159,6 +160,21 @@ class Client:
     def latest(self, k: int = 10, *, where: str | None = None, default: Iterable[str] | None = None) -> Recommendations:
         """Returns the newest items."""
         return self._list(calls.listing_call("latest", k, where=where, default=default))
+
+    def item(self, item_id: str) -> Item:
+        """Returns what the items topic says of an item: title, tags, attributes, whether it is available."""
+        call = calls.item_call(item_id)
+        return self._core.item(item_id, call, self._ask(call))
+
+    def titles(self, item_ids: Iterable[str]) -> Titles:
+        """Returns titles of items, at most 500 at once, to show a list with."""
+        call = calls.titles_call(item_ids)
+        return self._core.titles(call, self._ask(call))
+
+    def user(self, user_id: str) -> User:
+        """Returns what is held of a user: the latest clicks."""
+        call = calls.user_call(user_id)
+        return self._core.user(call, self._ask(call))
 
     def click(
         self,

@@ -1,20 +1,45 @@
-"""The command `nextclick explain`: why items stand in a user's list, from the newest checkpoint of the data folder."""
+"""The command `nextclick explain`: why items stand in a user's list, as the running worker says, or from the newest
+checkpoint of the data folder."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from online.config.settings import Settings
-from online.learner.asking import Answerer, Question
-from online.learner.explaining import Explainer
+from online.learner.asking import Question
+from online.learner.explaining import explained
 from online.learner.learner import Learner
+from online.worker.ask import ask_question
 from online.worker.checkpoint import CheckpointError, Checkpoints
+from online.worker.connections import open_lists
 from online.worker.loop_state import check_shape, shape_of
+from stream.lists import ListsError
+
+ANSWER_S_MAX = 5.0  # for the running worker's answer
 
 
 class ExplainError(Exception):
     """What is asked for cannot be explained; the message is one line."""
+
+
+def explain_from_worker(settings: Settings, user: str, item: str | None, k: int) -> dict[str, Any] | None:
+    """Asks the running worker to rank a user's list and to explain it. Arguments and result as below.
+
+    Returns:
+        The object, with `checkpoint` None; None where no worker answers.
+
+    Raises:
+        ExplainError: nothing is known of the item.
+    """
+    try:
+        answer = ask_question(open_lists(settings), ANSWER_S_MAX, kind="explain", user_id=user, item_id=item, k=k)
+    except ListsError:
+        return None
+    if answer is not None and answer.refused:
+        raise ExplainError(str(answer.error))
+    if answer is None or answer.error is not None:
+        return None
+    known = {"user_id": user, "known": answer.known, "checkpoint": None, "version": answer.version}
+    return known | {"explanations": answer.explanations}
 
 
 def explain_from_checkpoint(settings: Settings, user: str, item: str | None, k: int) -> dict[str, Any]:
@@ -34,18 +59,12 @@ def explain_from_checkpoint(settings: Settings, user: str, item: str | None, k: 
         CheckpointError: it cannot be used.
     """
     number, learner = load_newest(settings)
-    answerer, question = Answerer(learner, learner.queries), Question(user_id=user, k=k)
-    answer = answerer.answer([question])[0]
-    asked = answerer.ask([question])
-    if item is not None:
-        row, rows = learner.vocabulary.row_of(item), asked.scored.gathered.rows.astype(np.int64)
-        if not row:
-            raise ExplainError(f"nothing is known of item {item}: it has had no click, or none for long")
-        if row not in rows:
-            asked = answerer.ask([question], [np.append(rows, row)[-1_000:]])
-    explained = Explainer(learner).explain(asked, 0, answer.items if item is None else [item])
+    try:
+        answer = explained(learner.answerer, Question(user_id=user, k=k), item)
+    except LookupError as error:
+        raise ExplainError(str(error)) from None
     known = {"user_id": user, "known": answer.known, "checkpoint": number, "version": learner.version}
-    return known | {"explanations": explained}
+    return known | {"explanations": answer.explanations}
 
 
 def load_newest(settings: Settings) -> tuple[int, Learner]:

@@ -62,7 +62,7 @@ def _moments(one: Mapping[str, Any]) -> list[RenderableType]:
     for moment in one["moments"]:
         at = datetime.fromtimestamp(moment["at"], UTC).strftime("%a %Y-%m-%d %H:%M")
         whose = "the user's" if moment["whose"] == "own" else "any user's"
-        after = plain(moment["after"] or "-")
+        after = plain(moment["after_title"] or moment["after"] or "-")
         table.add_row(at, whose, Text(after), f"{moment['weight']:.3f}", f"{moment['contribution']:+.3f}")
     return [Text(f"{count:,} remembered moments point at it, the strongest first"), table]
 
@@ -75,4 +75,5 @@ def _name(one: Mapping[str, Any]) -> str:
 def _about(found: Mapping[str, Any]) -> str:
     whose = plain(found["user_id"])
     known = "" if found["known"] else f"; nothing is known of {whose}, so it is a visitor's list"
-    return f"{whose}, version {found['version']}, from checkpoint {found['checkpoint']}{known}"
+    source = "the running worker" if found["checkpoint"] is None else f"checkpoint {found['checkpoint']}"
+    return f"{whose}, version {found['version']}, from {source}{known}"

@@ -9,6 +9,7 @@ Letters: `C` candidates of all queries (flat), `K` candidates kept of a query, `
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, tzinfo
 from typing import Any, NamedTuple
 
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.recall import RecallHeads
-from online.learner.asking import Asked
+from online.learner.asking import Answer, Answerer, Asked, Question
 from online.learner.contributions import RankerArrays, contributions, scores
 from online.learner.facts.features import features
 from online.learner.facts.moments import Hits
+from online.learner.facts.store import WANTED_MAX
 from online.learner.reasons import Situation, reason
 from online.learner.recall import soft_counts
 from online.learner.state import LearnerState
@@ -73,6 +75,29 @@ class PointingMoments(NamedTuple):
     counts: Doubles  # (H,) the soft counts: their sums
 
 
+def explained(answerer: Answerer, question: Question, item: str | None) -> Answer:
+    """Ranks a question's list, and explains it.
+
+    Args:
+        answerer: by whose facts and weights.
+        question: whose list.
+        item: the only one to be explained, whether it is in the list or not; None: all of the list.
+
+    Raises:
+        LookupError: nothing is known of the item, in one line.
+    """
+    row_of = answerer.state.vocabulary.row_of
+    if item is not None and not row_of(item):
+        raise LookupError(f"nothing is known of item {item}: it has had no click, or none for long")
+    answer = answerer.answer([question])[0]
+    asked = answerer.ask([question])
+    if item is not None:
+        row, rows = row_of(item), asked.scored.gathered.rows.astype(np.int64)
+        if row not in rows:
+            asked = answerer.ask([question], [np.append(rows, row)[-WANTED_MAX:]])
+    return replace(answer, explanations=answerer.explain(asked, 0, answer.items if item is None else [item]))
+
+
 class Explainer:
     """Explains items of lists that were just asked for, from the present facts and the live weights."""
 
@@ -97,8 +122,8 @@ class Explainer:
             linear score of all candidates, "nothing": no candidate), `score`, `average` (the average candidate's),
             `difference`, `contributions` by feature and `groups` (both add up to `difference`; what adds 0 is left
             out), `reasons` (at most three of what speaks for it, strongest first: `group`, `contribution`, `text`),
-            `moments` (the strongest: `whose`, `at`, `after`, `weight`, `contribution`), `moments_found` (all of them,
-            by whose).
+            `moments` (the strongest: `whose`, `at`, `after` and its `after_title`, `weight`, `contribution`),
+            `moments_found` (all of them, by whose).
         """
         scored = asked.scored
         start, stop = scored.gathered.starts[at : at + 2].tolist()
@@ -191,16 +216,18 @@ class Explainer:
         contributed, weights = shares @ adds, pointing.weights.max(1)
         log = self.state.store.log
         order = np.lexsort((-weights, -contributed))[:MOMENTS_MAX]
-        item_of = self.state.vocabulary.item_of
+        chosen = order.tolist()
+        after = self.state.vocabulary.items_of(log.last[pointing.moments[chosen]].tolist())
         return [
             {
                 "whose": whose,
                 "at": float(log.times[pointing.moments[one]]),
-                "after": item_of(int(log.last[pointing.moments[one]])),
+                "after": item,
+                "after_title": None if item is None else self.state.listable.attributes.title(item),
                 "weight": float(weights[one]),
                 "contribution": float(contributed[one]),
             }
-            for one in order.tolist()
+            for one, item in zip(chosen, after, strict=True)
         ]
 
     # Objects

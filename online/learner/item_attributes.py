@@ -32,7 +32,7 @@ from online.learner.attribute_columns import (
 )
 from stream.items import Item
 
-TITLE_CHARACTERS_MAX = 256  # of a title that are kept
+TITLE_CHARACTERS_MAX = 200  # of a title that are kept
 _SLOTS_FIRST = 64
 
 
@@ -70,6 +70,10 @@ class ItemAttributes:
 
     def slots_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         return np.fromiter((self._slot_of.get(item_id, 0) for item_id in item_ids), np.int64, len(item_ids))
+
+    def items(self) -> list[str]:
+        """Items of which something is known, in no certain order."""
+        return list(self._slot_of)
 
     def title(self, item_id: str) -> str | None:
         """None: not known."""

@@ -1,10 +1,10 @@
-"""Items like an item, and what is popular, trending and new: lists that depend on no user.
+"""Items like an item: by what follows it, what occurs near it, and what is alike in content.
 
 Letters: `V` rows of items, `S` slots of attributes, `k` items wanted.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,10 +18,10 @@ from online.learner.facts.tables import Table
 from online.learner.item_attributes import ItemAttributes
 from online.learner.state import LearnerState
 
-FOLLOWED, NEAR, CONTENT = "followed", "near", "content"
+FOLLOWS, NEAR, CONTENT, ALL = "follows", "near", "content", "all"
+FUSED = 200  # items of each way that ALL is made of
+FUSION_RANK = 60.0  # added to ranks: how much less the first items of one way count than items of several
 VECTORS_SHARE = 0.2  # of likeness in content that is by the model's vectors, where attributes are known
-TREND_CLICKS_MIN = 5  # clicks that an item must have had to be trending
-TREND_PRIOR = 2.0  # clicks added to both sides, so that a few by chance are no trend
 
 Doubles = NDArray[np.float64]
 
@@ -38,16 +38,17 @@ class RankedRows(NamedTuple):
 
 
 def similar(
-    state: LearnerState, item_id: str, by: str = FOLLOWED, k: int = 10, where: RowFilter | None = None
+    state: LearnerState, item_id: str, by: str = ALL, k: int = 10, where: RowFilter | None = None
 ) -> RankedRows:
     """Returns the items that are like an item.
 
     Args:
         state: what the learner knows.
         item_id: the item; of one that has no row, only its content may be known.
-        by: `followed`: shares of the clicks that came next; `near`: how often both stand within 20 clicks of each
-            other, by the roots of their popularities; `content`: tags and attributes in common, and the cosine of the
-            model's vectors.
+        by: `follows`: shares of the clicks that came next; `near`: how often both stand within 20 clicks of each other,
+            by the roots of their popularities; `content`: tags and attributes in common, and the cosine of the model's
+            vectors; `all`: the three lists in one, by reciprocal rank fusion (Cormack et al. 2009), whose scores are
+            shares of that of an item that is first in all three.
         k: items wanted.
         where: which rows may be listed; None: all. Items that no list may hold are never listed.
 
@@ -57,53 +58,23 @@ def similar(
     Raises:
         ValueError: there is no such way.
     """
-    ways: dict[str, Callable[[LearnerState, str], tuple[NDArray[np.int64], Doubles]]] = {
-        FOLLOWED: _followed,
-        NEAR: _near,
-        CONTENT: _content,
-    }
-    if by not in ways:
-        raise ValueError(f"by must be one of {', '.join(ways)}, not {by!r}")
-    rows, scores = ways[by](state, item_id)
+    if by == ALL:
+        return _fused([similar(state, item_id, way, FUSED, where) for way in _WAYS], k)
+    if by not in _WAYS:
+        raise ValueError(f"by must be one of {', '.join([*_WAYS, ALL])}, not {by!r}")
+    rows, scores = _WAYS[by](state, item_id)
     others = rows != state.vocabulary.row_of(item_id)
     return _best(state, rows[others], scores[others], k, where)
 
 
-def popular(state: LearnerState, k: int = 10, where: RowFilter | None = None) -> RankedRows:
-    """Returns the items with the most recent clicks, by the half-life that the popular list goes by."""
-    scores = state.popularity()
-    return _best(state, np.arange(len(scores)), scores, k, where)
-
-
-def trending(
-    state: LearnerState, k: int = 10, where: RowFilter | None = None, clicks_min: float = TREND_CLICKS_MIN
-) -> RankedRows:
-    """Returns the items whose share of clicks has grown: by the shortest half-life, over that by the longest.
-
-    Args:
-        state: what the learner knows.
-        k: items wanted.
-        where: which rows may be listed; None: all.
-        clicks_min: clicks that an item must have had.
-
-    Returns:
-        At most k items whose share has grown. A score is the log of (recent clicks + 2) / (expected + 2).
-    """
-    lengths = state.settings.popularity_half_lives
-    V = state.vocabulary.rows
-    short, long = (state.store.popularity_by(lengths.index(pick(lengths)), V) for pick in (min, max))
-    total = float(long.sum())
-    expected = long * (float(short.sum()) / total if total > 0 else 0.0)
-    scores = np.log((short + TREND_PRIOR) / (expected + TREND_PRIOR))
-    scores[state.store.items.clicks[:V] < clicks_min] = 0.0
-    return _best(state, np.arange(V), scores, k, where)
-
-
-def latest(state: LearnerState, k: int = 10, where: RowFilter | None = None) -> RankedRows:
-    """Returns the items whose first click was last. A score is the active time of that click, in seconds."""
-    V = state.vocabulary.rows
-    scores = np.where(state.store.items.clicks[:V] > 0, state.store.items.first_at[:V], 0.0)
-    return _best(state, np.arange(V), scores, k, where)
+def _fused(lists: Sequence[RankedRows], k: int) -> RankedRows:
+    """Returns several lists in one: each item by the sum of what its ranks are worth."""
+    rows = np.unique(np.concatenate([one.rows for one in lists]))
+    scores = np.zeros(len(rows))
+    for one in lists:
+        scores[np.searchsorted(rows, one.rows)] += (1 + FUSION_RANK) / (1 + FUSION_RANK + np.arange(len(one.rows)))
+    best = np.lexsort((rows, -scores))[: max(0, k)]
+    return RankedRows(rows[best], scores[best] / max(1, len(lists)))
 
 
 def _best(state: LearnerState, rows: NDArray[np.int64], scores: Doubles, k: int, where: RowFilter | None) -> RankedRows:
@@ -236,3 +207,10 @@ def _compared(attributes: ItemAttributes, name: str, kind: str, slot: int, items
     weights[0] = 0.0
     theirs: Doubles = weights[codes]
     return np.where(codes == codes[slot], theirs, 0.0), theirs
+
+
+_WAYS: Mapping[str, Callable[[LearnerState, str], tuple[NDArray[np.int64], Doubles]]] = {
+    FOLLOWS: _followed,
+    NEAR: _near,
+    CONTENT: _content,
+}

@@ -1,4 +1,5 @@
-"""A command's side of a request to the running workers (online/worker/requests.py has the worker's)."""
+"""A command's side of requests to the running workers (online/worker/requests.py has the worker's), and of questions
+(online/worker/asking.py)."""
 
 import time
 import uuid
@@ -6,9 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from online.worker.overview import read_overview
 from stream.lists import Lists
+from stream.questions import QuestionQueue, Routes, WireAnswer, WireQuestion
 
 _POLL_S = 0.1
+_WAITING_MAX = 10_000  # questions before this one: a person asks, and has the time
+_WAIT_S = 0.5  # for an answer, below any time limit of Redis
 
 
 class RequestError(Exception):
@@ -99,3 +104,35 @@ def _gives_up(lists: Lists, worker: str | None, timeout_s: float, see: str) -> s
 
 def _name(worker: str | None) -> str:
     return "the worker" if worker is None else f"worker {worker}"
+
+
+def ask_question(lists: Lists, timeout_s: float, **fields: Any) -> WireAnswer | None:
+    """Asks the worker that answers for a user, and waits for the answer.
+
+    Args:
+        lists: the link to Redis.
+        timeout_s: longest wait, in seconds.
+        fields: of `WireQuestion`, but those that say who asks and when.
+
+    Returns:
+        The answer, which may be an error; None: no worker reports, or none answered in time.
+
+    Raises:
+        ListsError: Redis does not answer.
+    """
+    overview = read_overview(lists)
+    if not overview.many and (overview.alone or {}).get("state") != "running":
+        return None
+    asker, deadline = uuid.uuid4().hex, time.monotonic() + timeout_s
+    wire = WireQuestion(id=1, asker=asker, asked_at=time.time(), timeout_ms=int(1_000 * timeout_s), **fields)
+    try:
+        worker = Routes(overview.owners()).worker_for(wire.user_id)
+    except LookupError:
+        return None
+    queue = QuestionQueue(lists.client)
+    if not all(queue.put([(worker, wire)], _WAITING_MAX)):
+        return None
+    while time.monotonic() < deadline:
+        for answer in queue.answers(asker, _WAIT_S):
+            return answer
+    return None

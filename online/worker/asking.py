@@ -20,7 +20,10 @@ from online.filters.evaluate import CompiledFilter, compiled
 from online.filters.tokens import FilterError
 from online.learner.asking import FILTER, Answer, Question, RecentClick
 from online.learner.common_lists import CommonLists
+from online.learner.explaining import explained
+from online.learner.known_user import known_user
 from online.learner.learner import Learner
+from online.learner.similar import similar
 from stream.lists import ListsError, RedisUnavailableError
 from stream.questions import QuestionQueue, WireAnswer, WireQuestion
 
@@ -181,10 +184,12 @@ class Asking:
                 if wire.kind == "rank":
                     pending[at] = Pending(wire, self._question(wire))
                 else:
-                    answers[at] = self._common(wire)
+                    answers[at] = self._looked_up(wire)
+                    self.counts["answered"] += 1
             except FilterError as error:
-                self.counts["refused"] += 1
-                answers[at] = WireAnswer(id=wire.id, error=f"where: {error}", refused=True)
+                answers[at] = self._refused(wire, f"where: {error}")
+            except LookupError as error:
+                answers[at] = self._refused(wire, str(error)) if wire.kind == "explain" else self._failed(wire, error)
             except Exception as error:
                 answers[at] = self._failed(wire, error)
         answers |= self._ranked(pending)
@@ -209,6 +214,10 @@ class Asking:
         self.counts["failed"] += 1
         log.error("a question failed: %s", error, exc_info=error)
         return WireAnswer(id=wire.id, error=f"internal error: {type(error).__name__}")
+
+    def _refused(self, wire: WireQuestion, line: str) -> WireAnswer:
+        self.counts["refused"] += 1
+        return WireAnswer(id=wire.id, error=line, refused=True)
 
     # One question
 
@@ -264,17 +273,47 @@ class Asking:
             explanations=answer.explanations,
         )
 
-    def _common(self, wire: WireQuestion) -> WireAnswer:
-        assert wire.kind != "rank"
-        found = self.common.best(wire.kind, wire.k, self._filter(wire.where), wire.exclude)
-        self.counts["answered"] += 1
+    def _looked_up(self, wire: WireQuestion) -> WireAnswer:
+        """Answers a question for which no list is ranked with others. Raises FilterError, LookupError."""
+        match wire.kind:
+            case "similar":
+                return self._similar(wire)
+            case "user":
+                return WireAnswer(id=wire.id, user=known_user(self.learner, wire.user_id or ""))
+            case "explain":
+                pending = Pending(wire, self._question(wire))
+                return self._listed(pending, explained(self.learner.answerer, pending.question, wire.item_id))
+            case kind:
+                assert kind != "rank"
+                found = self.common.best(kind, wire.k, self._filter(wire.where), wire.exclude)
+                return self._unranked(wire, found.items, found.scores, found.filtered)
+
+    def _similar(self, wire: WireQuestion) -> WireAnswer:
+        """Items like an item. Of one of which nothing is known there are none, and the answer says so."""
+        learner, wanted, item_id = self.learner, self._filter(wire.where), wire.item_id or ""
+        row_of = learner.vocabulary.row_of
+        excluded = np.array([row_of(item) for item in wire.exclude], np.int64)
+        filtered = np.zeros(learner.vocabulary.rows, np.bool_)  # (V,)
+
+        def where(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+            allowed, passes = ~np.isin(rows, excluded), learner.listable.apply(wanted, rows).mask
+            filtered[rows[allowed & ~passes]] = True
+            return allowed & passes
+
+        found = similar(learner, item_id, wire.by, wire.k, where)
+        scores = [float(f"{score:.6g}") for score in found.scores.tolist()]
+        known = bool(row_of(item_id)) or bool(learner.listable.attributes.slot_of(item_id))
+        answer = self._unranked(wire, found.items(learner), scores, int(filtered.sum()))
+        return answer.model_copy(update={"known": known})
+
+    def _unranked(self, wire: WireQuestion, items: list[str], scores: list[float], filtered: int) -> WireAnswer:
         return WireAnswer(
             id=wire.id,
-            items=found.items,
-            scores=found.scores,
+            items=items,
+            scores=scores,
             version=self.learner.version,
             at=self.now(),
-            dropped={FILTER: found.filtered} if found.filtered else {},
+            dropped={FILTER: filtered} if filtered else {},
         )
 
     def describe(self) -> dict[str, Any]:

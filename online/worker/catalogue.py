@@ -63,6 +63,7 @@ class Catalogue:
         self._read_before: dict[Partition, int] = {}  # offsets before which bad items are dead letters already
         self._rule_unchecked = False  # whether items came since the site's rule was held to what they have
         self._warned: set[str] = set()
+        self._changed: list[str] = []  # items that were taken in since `take_changed`
 
     def start(self) -> None:
         """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored."""
@@ -99,8 +100,14 @@ class Catalogue:
             elif record.offset >= self._read_before.get(partition, 0):
                 self._put_aside(record, item)
             self._progress.next_offsets[partition] = record.offset + 1
+        self._changed += [item.item_id for item in items]
         popular_asked, self._popular_asked = self._popular_asked, False
         return self._keep(items) or moved or popular_asked
+
+    def take_changed(self) -> list[str]:
+        """Returns the items that were taken in since the last call."""
+        changed, self._changed = self._changed, []
+        return changed
 
     def _put_aside(self, record: Record, bad: BadEvent) -> None:
         self._dead_letters.put(record, bad)

@@ -23,6 +23,7 @@ from online.metrics import Latencies
 from online.worker.backoff import REPORTED_EVERY_S
 from online.worker.catalogue import Catalogue
 from online.worker.eviction_watch import SAMPLE, EvictionWatch
+from online.worker.item_records import ItemRecordWriter
 from online.worker.loss_notices import LossNotices
 from online.worker.micro_batches import ReceivedClick
 from online.worker.progress import Progress
@@ -80,7 +81,8 @@ class ListWriter:
         )
         self.link.before = self._delete_pending
         self.link.on_node_loss = self._lost_by_node
-        self.evictions = EvictionWatch(lists, emit=emit, on_room=self.renew_all, clock=clock)
+        self.records = ItemRecordWriter(learner, lists.items, monotonic=monotonic)
+        self.evictions = EvictionWatch(lists, emit=emit, on_room=self._has_room, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when (ms) each was due
         self._owned: frozenset[int] | None = None  # partitions whose users' lists this worker writes; None: all
         self.writes_popular = True  # whether the popular list is this worker's to write
@@ -91,9 +93,15 @@ class ListWriter:
         return self.link.away_since
 
     @property
+    def evicts(self) -> bool:
+        """Whether Redis is too small and evicts keys."""
+        return self.evictions.since is not None
+
+    @property
     def waiting(self) -> bool:
         """Whether there is something to write that Redis would accept now."""
         pending = bool(self.stale or self.pending_deletes) or self._owes_popular or self.catalogue.sweeping
+        pending = pending or (self.writes_popular and self.records.waits(evicting=self.evicts))
         return pending and self.link.taking and self.link.due
 
     @property
@@ -105,12 +113,13 @@ class ListWriter:
         """Starts writing; called once, after the checkpoint is restored. Redis may be unavailable."""
         self.check()
         self.catalogue.start()
+        self.records.renew()
 
     def check(self) -> None:
         """Checks whether Redis has lost lists. To be called about once a second."""
         if self.link.due and self.link.check():
             self.evictions.check()
-            if self.evictions.since is not None:
+            if self.evicts:
                 self.popular_stale = True  # the popular list, which most users get then, must not be missing for long
 
     def to_state(self) -> dict[str, Any]:
@@ -243,8 +252,7 @@ class ListWriter:
                 held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
             )
         }
-        evicting = self.evictions.since is not None
-        replacing = [user for user in lists if evicting and not self.stale.get(user, False)]
+        replacing = [user for user in lists if self.evicts and not self.stale.get(user, False)]
         popular = self._popular() if self.popular_stale or not taking else None
         if self.link.write(lists, popular, replacing=replacing):
             self.popular_stale = False
@@ -274,9 +282,14 @@ class ListWriter:
             self.pending_deletes.clear()
 
     def apply_item_updates(self) -> None:
-        """Applies item updates, and removes unavailable items from some of the lists in Redis."""
+        """Applies item updates, writes records of items, and removes unavailable items from some of the lists."""
         if self.catalogue.take_in() and self.progress.learned:
             self.popular_stale = True
+        self.records.note(self.catalogue.take_changed())
+        if not self.writes_popular:
+            self.records.stop()
+        elif self.records.waits(evicting=self.evicts) and self.link.due:
+            self.link.do(lambda: self.records.step(evicting=self.evicts))
         if self.catalogue.sweeping and self.link.due:
             self.link.do(self._sweep)
 
@@ -296,6 +309,7 @@ class ListWriter:
         else:
             self._mark_stale(users)
             self.popular_stale = True
+        self.records.renew()
         self._report_loss()
 
     def _lost_by_node(self, stood_there: Callable[[str], bool]) -> None:
@@ -304,6 +318,7 @@ class ListWriter:
         self.popular_stale = True
         if not self.evictions.has_evicted(list(itertools.islice(recent, SAMPLE))):
             self._mark_stale(filter(stood_there, self.learner.histories.users()))
+            self.records.renew()
             self._report_loss()
 
     def _report_loss(self) -> None:
@@ -313,7 +328,12 @@ class ListWriter:
 
     def _returned(self, seconds: float) -> None:
         self.catalogue.check_again()
+        self.records.renew()
         log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
+
+    def _has_room(self) -> None:
+        self.renew_all()
+        self.records.renew()
 
     def renew_all(self) -> None:
         """Marks the lists of all users as stale, so that they are ranked again little by little."""

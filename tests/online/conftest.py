@@ -30,6 +30,7 @@ from online.worker.main import run_worker
 from online.worker.poison_pills import Quarantine
 from online.worker.steps import StepHook, no_hook
 from stream.events import Click, encode
+from stream.item_records import ItemRecord
 from stream.lists import Lists, ListsError, Memory, TopList, Watermark, WriteResult
 from stream.source import Partition, Record, SourceError
 
@@ -281,6 +282,36 @@ class ListFeed:
         pass
 
 
+class MemoryItems:
+    """The records of items beside `MemoryLists`."""
+
+    def __init__(self, lists: "MemoryLists") -> None:
+        self.lists, self.ttl_s = lists, 3_600
+        self.held: dict[str, ItemRecord] = {}
+        self.complete: int | None = None
+        self.writes: list[int] = []  # records of each write
+
+    def write(self, records: Mapping[str, ItemRecord | None]) -> None:
+        self._check()
+        self.writes.append(len(records))
+        for item_id, record in records.items():
+            self.held.pop(item_id, None)
+            if record is not None:
+                self.held[item_id] = record
+
+    def mark_complete(self, count: int) -> None:
+        self._check()
+        self.complete = count
+
+    def mark_incomplete(self) -> None:
+        self._check()
+        self.complete = None
+
+    def _check(self) -> None:
+        if self.lists.away:
+            raise ListsError("no Redis answers at memory")
+
+
 class MemoryLists:
     """Lists in a dict; `away` makes it answer as a Redis that is not there."""
 
@@ -290,6 +321,7 @@ class MemoryLists:
         self.paged: list[str] = []
         self.marks: dict[str, int] = {}
         self.away = False
+        self.items = MemoryItems(self)
 
     address = "memory"
 
@@ -354,6 +386,7 @@ class MemoryLists:
     def lose_everything(self) -> None:
         """As a Redis that is started again and kept nothing."""
         self.held, self.popular_list, self.marks = {}, None, {}
+        self.items.held, self.items.complete = {}, None
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,11 +10,13 @@ import pytest
 
 from online.api.keys import make_key
 from online.api.serve import Api
-from online.client import RequestError
+from online.client import ApiUnavailableError, Item, PastClick, RequestError, Titles, User
 from online.config.settings import Settings
 from stream.embedded_redis import EmbeddedRedis
+from stream.item_records import ItemRecord
 from stream.lists import Lists, TopList
 from stream.log import LogProducer
+from stream.questions import QuestionQueue, WireAnswer
 
 
 def top(*items: str, source: str = "personal") -> TopList:
@@ -64,6 +67,59 @@ def test_a_click_arrives(serve, make_client, tmp_path) -> None:
     with sqlite3.connect(tmp_path / "log.db") as log:
         everything = "\n".join(log.iterdump())
     assert receipt.event_id.encode().hex().upper() in everything.upper() or receipt.event_id in everything
+
+
+def test_items_titles_and_similar_items(serve, lists, make_client) -> None:
+    lists.write({}, top("i1", "p1", source="popular"))
+    lists.items.write({"i1": ItemRecord(title="A kettle", tags=("kitchen",), attributes={"price": 3.0, "new": True})})
+    client = make_client(serve().url)
+    assert client.item("i1") == Item(
+        item_id="i1", title="A kettle", tags=("kitchen",), attributes={"price": 3.0, "new": True}
+    )
+    assert client.item("a/b ?é") == Item(item_id="a/b ?é", known=False)
+    assert client.titles(["i1", "i2"]) == Titles(titles={"i1": "A kettle"})
+    found = client.similar("i1", by="content")
+    assert (found.items, found.source, found.known) == (("p1",), "popular", False)
+    with pytest.raises(RequestError, match=r"^by: Input should be 'follows', 'near', 'content' or 'all'$"):
+        client.similar("i1", by="price")
+    with pytest.raises(RequestError, match=r"^id: at most 500 items$"):
+        client.titles(["i"] * 501)
+
+
+def test_a_user_is_what_the_worker_says(serve, lists, make_client) -> None:
+    server = QuestionQueue(lists.client)
+    url = serve(ask_timeout_ms=2_000).url
+    client = make_client(url)
+    found = client.user("ada")
+    assert (found.known, found.history) == (None, ())
+    assert "answers 503: no worker answered in time" in found.error
+    lists.write_status({"state": "running"}, 60)
+    user = {"known": True, "clicks": 7, "history": [{"item_id": "i", "timestamp": 5.5, "event_type": "buy"}]}
+
+    def answer() -> None:
+        for _ in range(100):
+            for wire in server.take(0.1):
+                server.answer([(wire.asker, WireAnswer(id=wire.id, user=user))])
+                return
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    time.sleep(0.3)  # the API looks anew which workers there are
+    assert client.user("ada") == User(
+        user_id="ada", known=True, clicks=7, history=(PastClick(item_id="i", timestamp=5.5, event_type="buy"),)
+    )
+    thread.join()
+
+
+def test_what_cannot_be_looked_up_is_no_error_of_the_page_unless_that_is_asked_for(make_client) -> None:
+    client = make_client("http://127.0.0.1:1")
+    for found in (client.item("i"), client.titles(["i"]), client.user("u")):
+        assert found.error.startswith("the API at http://127.0.0.1:1 ")
+    assert not client.item("i").known
+    client = make_client("http://127.0.0.1:1", raise_unavailable=True)
+    for call in (client.item, client.user):
+        with pytest.raises(ApiUnavailableError):
+            call("x")
 
 
 def test_wrong_calls_are_errors(serve, lists, make_client) -> None:

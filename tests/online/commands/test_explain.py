@@ -2,19 +2,24 @@
 
 import json
 import sys
+import threading
 
+import fakeredis
 import numpy as np
 import pytest
 from rich.console import Console
 
 import online.cli
-from online.commands.explain import ExplainError, explain_from_checkpoint
+from online.commands.explain import ExplainError, explain_from_checkpoint, explain_from_worker, load_newest
 from online.commands.explain_views import explanation_view, explanations_view
 from online.config.settings import Settings
 from online.learner.learner import Learner
+from online.worker.asking import Asking
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.loop_state import shape_of
 from stream.items import Item
+from stream.lists import Lists, ListsError
+from stream.questions import QuestionQueue
 from tests.online.learner.conftest import learn, ring
 
 
@@ -69,6 +74,60 @@ def test_an_unknown_user_gets_a_visitor_s_list(settings):
     found = explain_from_checkpoint(settings, "stranger", None, 3)
     assert not found["known"]
     assert "a visitor's list" in shown(explanations_view(found)).replace("\n", " ")
+
+
+@pytest.fixture
+def worker(settings, monkeypatch):
+    """A worker that answers questions through a Redis that the command finds."""
+    client = fakeredis.FakeRedis()
+    lists = Lists(client, ttl_s=60)
+    lists.write_status({"state": "running"}, 60)
+    monkeypatch.setattr(online.commands.explain, "open_lists", lambda _: lists)
+    _, learner = load_newest(settings)
+    asking = Asking(settings, learner, QuestionQueue(client))
+    asking.start()
+    stop = threading.Event()
+
+    def run():
+        while not stop.is_set():
+            asking.step(idle=True)
+            stop.wait(0.005)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield lists
+    stop.set()
+    thread.join()
+    asking.close()
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_running_worker_explains_first(settings):
+    found = explain_from_worker(settings, "1", None, 4)
+    assert (found["known"], found["checkpoint"], len(found["explanations"])) == (True, None, 4)
+    text = shown(explanations_view(found))
+    assert "from the running worker" in text
+    assert all(one["item_id"] in text for one in found["explanations"])
+    found = explain_from_worker(settings, "1", "i7", 4)
+    assert "Kettle\\x1b[31m (i7)" in shown(explanation_view(found))
+    json.dumps(found)
+    with pytest.raises(ExplainError, match="nothing is known of item nowhere"):
+        explain_from_worker(settings, "1", "nowhere", 4)
+
+
+def test_without_a_worker_or_a_redis_the_checkpoint_has_to_do(settings, monkeypatch):
+    lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
+    monkeypatch.setattr(online.commands.explain, "open_lists", lambda _: lists)
+    assert explain_from_worker(settings, "1", None, 4) is None
+    lists.write_status({"state": "running"}, 60)  # of a worker that does not answer
+    monkeypatch.setattr(online.commands.explain, "ANSWER_S_MAX", 0.05)
+    assert explain_from_worker(settings, "1", None, 4) is None
+
+    def refuse(_):
+        raise ListsError("no Redis answers")
+
+    monkeypatch.setattr(online.commands.explain, "open_lists", refuse)
+    assert explain_from_worker(settings, "1", None, 4) is None
 
 
 def test_reading_leaves_the_folder_as_it_is(settings):

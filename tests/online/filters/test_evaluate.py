@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from online.config.settings import Settings
 from online.filters.evaluate import COMPILED_HELD, Rows, compiled
+from online.filters.itemwise import keeps, truth
 from online.filters.tokens import FilterError
 from online.learner.item_attributes import ItemAttributes
 from stream.items import Item
-from tests.online.filters.itemwise import keeps, truth
 from tests.online.filters.strategies import filters, items
 
 
