@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from online.client.answers import POPULAR, STORED, ApiUnavailableError, ClickReceipt, Recommendations
+from online.client.answers import POPULAR, STORED, ApiUnavailableError, ClickReceipt, FeedbackReceipt, Recommendations
 from online.client.calls import Call
 from online.client.exchange import Api, Exchange
 from online.client.fallback import Fallback
@@ -76,6 +76,13 @@ class Core:
             event_id=str(call.body["event_id"]),
             error=exchange.problem if exchange.answer is None else None,
         )
+
+    def feedback_receipt(self, exchange: Exchange) -> FeedbackReceipt:
+        """Returns what became of a user's word on an item. Raises ApiUnavailableError if that is asked for."""
+        if exchange.answer is None:
+            self._refuse(exchange)
+            return FeedbackReceipt(accepted=False, error=exchange.problem)
+        return FeedbackReceipt(accepted=True)
 
     def _refuse(self, exchange: Exchange) -> None:
         if self._raise_unavailable:
