@@ -6,7 +6,7 @@ from contextlib import closing
 from online.config.settings import Settings
 from online.worker.connections import open_producer, prepare_topics
 from stream.events import id_problem
-from stream.feedback import Feedback, encode
+from stream.feedback import Feedback, Kind, encode
 
 DAY_S = 86_400.0
 DAYS_MAX = 100_000.0  # some 270 years; more is for good
@@ -27,7 +27,7 @@ def run_hide(settings: Settings, user_id: str, item_id: str, *, for_days: float 
         raise HideError(f"--for-days: more than 0, at most {DAYS_MAX:,.0f}")
     now = time.time()
     until = None if for_days is None else now + DAY_S * for_days
-    kind = "unhide" if undo else "hide"
+    kind: Kind = "unhide" if undo else "hide"
     record = Feedback(user_id=user_id, item_id=item_id, kind=kind, until=until, timestamp=now)
     prepare_topics(settings)
     with closing(open_producer(settings)) as producer:

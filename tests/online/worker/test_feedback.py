@@ -1,4 +1,4 @@
-"""What a user hides leaves the user's list in the same turn, outlives crashes, and goes with a user who is forgotten."""
+"""What a user hides leaves the user's list in the same turn, outlives crashes, and goes when its user is forgotten."""
 
 import json
 import time
