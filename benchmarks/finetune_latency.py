@@ -21,7 +21,15 @@ import torch
 from online.config.settings import Settings
 from online.evaluation.town import Town
 from online.worker.checkpoint import Checkpoints
-from online.worker.connections import open_eraser, open_items, open_producer, open_reader, open_source, prepare_topics
+from online.worker.connections import (
+    open_eraser,
+    open_feedback,
+    open_items,
+    open_producer,
+    open_reader,
+    open_source,
+    prepare_topics,
+)
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.loop import Loop
 from stream.embedded_redis import EmbeddedRedis
@@ -87,6 +95,7 @@ def run(rate: float, seconds: float, folder: Path) -> Iterator[str]:
             settings,
             source=source,
             items=parts.enter_context(closing(open_items(settings))),
+            feedback=parts.enter_context(closing(open_feedback(settings))),
             dead_letters=DeadLetterWriter(producer, reader, settings.dead_letters_topic, open_eraser(settings)),
             lists=Lists(redis.client, ttl_s=settings.list_ttl_s),
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept),

@@ -286,6 +286,29 @@ def item(  # noqa: PLR0917 - typer's options
     print(f"{item_id}: published to topic {settings.items_topic} as {state}")
 
 
+@app.command(epilog="Example: nextclick hide u1 i9 --for-days 30")
+def hide(
+    user_id: Annotated[str, typer.Argument(help="User id.")],
+    item_id: Annotated[str, typer.Argument(help="Item id.")],
+    for_days: Annotated[
+        float | None, typer.Option(help="Days until the item may be shown again. Without: never.")
+    ] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="Let the user see the item again.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show a user an item no more: publish one record to the feedback topic.
+
+    It takes effect with the user's next list, which the worker writes at once.
+    """
+    settings = _folder_settings(data_dir, log_only=True)
+    from online.commands.hide import HideError, run_hide
+
+    try:
+        run_hide(settings, user_id, item_id, for_days=for_days, undo=undo)
+    except HideError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 @app.command(epilog="Example: nextclick backtest clicks.csv.gz --limit 20000 --plots plots")
 def backtest(  # noqa: PLR0917 - typer's options
     file: FileArgument,

@@ -1,11 +1,11 @@
-"""Messages that are no clicks (or no items), put aside untouched with the reason, to be looked at and sent again.
+"""Messages that are no clicks (items, feedback), put aside untouched with the reason, to be looked at and sent again.
 
 A dead letter has the message's own key and value, and these headers before the message's own:
 
 | header | value (UTF-8) |
 | --- | --- |
 | `topic`, `partition`, `offset` | where the message stands |
-| `reason` | one of `stream.events.REASONS` or `stream.items.REASONS`, or `undecodable-batch` |
+| `reason` | one of the `REASONS` of stream/events.py, items.py or feedback.py, or `undecodable-batch` |
 | `detail` | a line for operators |
 | `truncated` | only where the value was too large for the topic: how many bytes it had; the first ones are kept |
 

@@ -17,7 +17,7 @@ from online.api import group_metrics, metrics
 from online.cli import app
 from online.config.settings import PREFIX, RENAMED, Settings
 from online.worker.problem_kinds import KINDS as PROBLEMS
-from stream import events, items
+from stream import events, feedback, items
 from stream.kafka import ensure_topics
 from stream.readers import KafkaReader
 
@@ -122,7 +122,9 @@ def test_each_metric_is_documented_and_exists() -> None:
 
 def test_each_reason_of_a_dead_letter_is_documented() -> None:
     page = TEXTS["docs/events.md"]
-    assert [reason for reason in sorted(events.REASONS | items.REASONS) if f"`{reason}`" not in page] == []
+    assert [
+        reason for reason in sorted(events.REASONS | items.REASONS | feedback.REASONS) if f"`{reason}`" not in page
+    ] == []
 
 
 def test_each_kind_of_problem_is_documented() -> None:

@@ -1,7 +1,7 @@
 """The HTTP API: lists from Redis, health, metrics, and a page that shows what is going on.
 
 It only reads Redis, so any number of these may run beside the worker. Where it may write (`api_read_only` is false), it
-publishes clicks too; a Redis user with read access is enough all the same.
+publishes clicks and feedback too; a Redis user with read access is enough all the same.
 """
 
 import base64
@@ -28,6 +28,7 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from online.api.clicks import Clicks
+from online.api.feedback import FeedbackRoutes
 from online.api.items import NothingKnownError, items_router
 from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
@@ -88,7 +89,7 @@ class Recommendation(BaseModel):
 
 
 def create_app(settings: Settings, lists: Lists, producer: Producer | None = None) -> FastAPI:
-    """The API over `lists`; where it may write, clicks go to `producer`."""
+    """The API over `lists`; where it may write, clicks and feedback go to `producer`."""
     # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
     app = FastAPI(title="nextclick", docs_url=None, redoc_url=None, redirect_slashes=False)
     requests = Requests(lists)
@@ -154,6 +155,7 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
         clicks = Clicks(settings, producer)
         app.post("/click", status_code=202, openapi_extra={"requestBody": shape})(clicks.accept)
+        app.include_router(FeedbackRoutes(settings, producer).router())
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, requests=requests)
     return app

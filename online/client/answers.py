@@ -73,6 +73,15 @@ class Recommendations(BaseModel):
         return self.source in (REDIS, DEFAULT)
 
 
+class FeedbackReceipt(BaseModel):
+    """What became of a user's word on an item. `accepted`: the broker has it. Otherwise `error` says why not."""
+
+    model_config = ConfigDict(frozen=True)
+
+    accepted: bool
+    error: str | None = None
+
+
 class ClickReceipt(BaseModel):
     """What became of a click. `accepted`: the broker has it. Otherwise `error` says why not.
 

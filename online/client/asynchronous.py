@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, Item, RecentClick, Recommendations, Titles, User
+from online.client.answers import ClickReceipt, FeedbackReceipt, Item, RecentClick, Recommendations, Titles, User
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -172,6 +172,18 @@ class AsyncClient:
         )
         return self._core.receipt(call, await self._ask(call))
 
+    async def hide(self, user_id: str, item_id: str, *, for_s: float | None = None) -> FeedbackReceipt:
+        """`Client.hide`, awaited."""
+        return await self._feedback(calls.hide_call(user_id, item_id, for_s=for_s))
+
+    async def unhide(self, user_id: str, item_id: str) -> FeedbackReceipt:
+        """`Client.unhide`, awaited."""
+        return await self._feedback(calls.unhide_call(user_id, item_id))
+
+    async def dislike(self, user_id: str, item_id: str) -> FeedbackReceipt:
+        """`Client.dislike`, awaited."""
+        return await self._feedback(calls.dislike_call(user_id, item_id))
+
     async def close(self) -> None:
         """Closes all connections."""
         await self._http.aclose()
@@ -184,6 +196,9 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+    async def _feedback(self, call: Call) -> FeedbackReceipt:
+        return self._core.feedback_receipt(await self._ask(call))
 
     async def _list(self, call: Call) -> Recommendations:
         exchange = await self._ask(call)

@@ -17,10 +17,11 @@ Body = dict[str, Any]
 class Call:
     """One request, ready to be sent, with what a fallback has to know of it.
 
-    Both kinds may be sent twice: reading changes nothing, and a click has an `event_id`, so it counts once.
+    All may be sent twice: reading changes nothing, a click has an `event_id`, so it counts once, and feedback only says
+    the same again.
     """
 
-    kind: Literal["list", "click"]  # "list": all that reads
+    kind: Literal["list", "click", "feedback"]  # "list": all that reads
     method: str
     path: str
     params: tuple[tuple[str, str], ...] = ()
@@ -162,6 +163,26 @@ def click_call(
     if value is not None:
         body["value"] = value
     return Call(kind="click", method="POST", path="/click", body=body)
+
+
+def hide_call(user_id: str, item_id: str, *, for_s: float | None) -> Call:
+    """POST /hide."""
+    return _feedback_call("hide", user_id, item_id, {} if for_s is None else {"for_s": for_s})
+
+
+def unhide_call(user_id: str, item_id: str) -> Call:
+    """POST /unhide."""
+    return _feedback_call("unhide", user_id, item_id)
+
+
+def dislike_call(user_id: str, item_id: str) -> Call:
+    """POST /dislike."""
+    return _feedback_call("dislike", user_id, item_id)
+
+
+def _feedback_call(name: str, user_id: str, item_id: str, more: Body | None = None) -> Call:
+    body: Body = {"user_id": user_id, "item_id": item_id} | (more or {})
+    return Call(kind="feedback", method="POST", path=f"/{name}", body=body)
 
 
 def _segment(name: str, id_: str) -> str:

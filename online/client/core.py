@@ -12,6 +12,7 @@ from online.client.answers import (
     STORED,
     ApiUnavailableError,
     ClickReceipt,
+    FeedbackReceipt,
     Item,
     Recommendations,
     Titles,
@@ -114,6 +115,13 @@ class Core:
             event_id=str(call.body["event_id"]),
             error=exchange.problem if exchange.answer is None else None,
         )
+
+    def feedback_receipt(self, exchange: Exchange) -> FeedbackReceipt:
+        """Returns what became of a user's word on an item. Raises ApiUnavailableError if that is asked for."""
+        if exchange.answer is None:
+            self._refuse(exchange)
+            return FeedbackReceipt(accepted=False, error=exchange.problem)
+        return FeedbackReceipt(accepted=True)
 
     def _refuse(self, exchange: Exchange) -> None:
         if self._raise_unavailable:

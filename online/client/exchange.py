@@ -52,12 +52,12 @@ class Exchange:
     """
 
     def __init__(self, call: Call, api: Api) -> None:
-        limits, is_click = api.limits, call.kind == "click"
+        limits, is_click = api.limits, call.kind != "list"  # the broker confirms feedback as it does clicks
         self.answer: Mapping[str, Any] | None = None
         self.problem = ""
         self.unknown = False
         self._api = api
-        self._breaker = api.breakers[call.kind]
+        self._breaker = api.breakers["click" if is_click else "list"]
         self._attempt_s = limits.click_attempt_s if is_click else limits.attempt_s
         self._deadline = api.clock() + (limits.click_deadline_s if is_click else limits.deadline_s)
         self._attempts = 0

@@ -12,8 +12,8 @@ class Limits:
     Args:
         deadline_s: longest time the API gets for a list, all attempts and pauses included.
         attempt_s: longest time of one attempt at a list.
-        click_deadline_s: as `deadline_s`, for a click.
-        click_attempt_s: as `attempt_s`, for a click.
+        click_deadline_s: as `deadline_s`, for a click or feedback.
+        click_attempt_s: as `attempt_s`, for a click or feedback.
         retries_max: most retries of one call.
         backoff_s: upper end of the random pause before the first retry; it doubles with each further one.
         backoff_s_max: longest such pause.

@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, Item, RecentClick, Recommendations, Titles, User
+from online.client.answers import ClickReceipt, FeedbackReceipt, Item, RecentClick, Recommendations, Titles, User
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -204,6 +204,27 @@ class Client:
         )
         return self._core.receipt(call, self._ask(call))
 
+    def hide(self, user_id: str, item_id: str, *, for_s: float | None = None) -> FeedbackReceipt:
+        """Shows this user an item no more.
+
+        Args:
+            user_id: who does not want to see it.
+            item_id: the item.
+            for_s: seconds until it may be shown again; None: never.
+
+        Returns:
+            Whether the broker has it. It takes effect with the user's next list.
+        """
+        return self._feedback(calls.hide_call(user_id, item_id, for_s=for_s))
+
+    def unhide(self, user_id: str, item_id: str) -> FeedbackReceipt:
+        """Lets this user see an item again that was hidden or disliked."""
+        return self._feedback(calls.unhide_call(user_id, item_id))
+
+    def dislike(self, user_id: str, item_id: str) -> FeedbackReceipt:
+        """Notes that this user dislikes an item: it is hidden for NEXTCLICK_DISLIKE_DAYS of the worker."""
+        return self._feedback(calls.dislike_call(user_id, item_id))
+
     def close(self) -> None:
         """Closes all connections."""
         self._http.close()
@@ -216,6 +237,9 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _feedback(self, call: Call) -> FeedbackReceipt:
+        return self._core.feedback_receipt(self._ask(call))
 
     def _list(self, call: Call) -> Recommendations:
         exchange = self._ask(call)

@@ -13,12 +13,12 @@ from typing import Any
 from online.config.settings import Settings
 from online.worker.ask import RequestError, ask_worker, ask_workers
 from online.worker.connections import (
-    clicks_retention_ms,
     named_broker,
     open_lists,
     open_producer,
     open_reader,
     prepare_topics,
+    topic_retention_ms,
 )
 from online.worker.quoted import quoted_in
 from stream.dead_letters import dead_letter
@@ -33,7 +33,8 @@ REMAINS = (
     "what the shared model has learned from the clicks: weights, and sums such as how often an item was clicked or "
     "followed another. Nothing there names a user, and no user's part can be taken out of it again",
     "ids of events, as 64-bit digests that name no user, so that a redelivered click is not learned",
-    "the request itself on the topic of clicks: the SHA-256 of the id, so that reading the topic again forgets again",
+    "the request itself on the topics of clicks and of feedback: the SHA-256 of the id, so that reading a topic again "
+    "forgets again",
 )
 
 
@@ -49,55 +50,60 @@ class Proof:
     found: dict[str, int | None] = field(default_factory=dict)
     waits_for: list[str] = field(default_factory=list)
     clicks: str = ""  # of the topic itself, where that is not ours to change
+    feedback: str = ""  # likewise
 
     @property
     def complete(self) -> bool:
         return not self.waits_for and all(count == 0 for count in self.found.values())
 
     def as_dict(self) -> dict[str, Any]:
-        remains = [self.clicks, *REMAINS] if self.clicks else list(REMAINS)
+        remains = [*filter(None, (self.clicks, self.feedback)), *REMAINS]
         return {"forgotten": self.complete, "found": self.found, "waits_for": self.waits_for, "remains": remains}
 
 
 def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: bool = True) -> Proof:
     """Forgets a user, and proves it. Without a worker it is only asked for, which is among what the proof waits for.
 
-    `count_clicks`: whether to read through the topic of clicks in Kafka, to say how many of theirs are there.
+    `count_clicks`: whether to read through the topics of clicks and feedback in Kafka, to say how many of theirs are
+    there.
     Raises ForgetError, SourceError, ListsError.
     """
     if (problem := id_problem(user_id)) is not None:
         raise ForgetError(f"no user can have this id: {problem}")
     lists = open_lists(settings)
     prepare_topics(settings)
-    after = _publish(settings, digest_of(user_id))
+    topics = settings.clicks_topic, settings.feedback_topic
+    after = {place: at for topic in topics for place, at in _publish(settings, topic, digest_of(user_id)).items()}
     request = {"forget": digest_of(user_id), "after": [[*partition, offset] for partition, offset in after.items()]}
     proof = Proof()
     _wait(lists, request, timeout_s, proof)
     embedded = named_broker(settings).log_path is not None
     if embedded:
-        _erase_clicks(settings, user_id, after)
+        _erase_records(settings, user_id, after)
     _ask(lists, request | {"search": True}, timeout_s, proof)
     proof.found["Redis: keys and what they hold"] = lists.keys_naming(user_id)
     proof.found |= _found_on_topics(settings, user_id)
     if embedded:
         proof.found |= found_in_log(settings, user_id)
     else:
-        proof.clicks = _clicks_elsewhere(settings, user_id, count=count_clicks)
+        proof.clicks, proof.feedback = (
+            _records_elsewhere(settings, topic, user_id, count=count_clicks) for topic in topics
+        )
     return proof
 
 
-def _publish(settings: Settings, digest: str) -> dict[Partition, int]:
-    """The request, in every partition of the clicks -> the next offset after it in each.
+def _publish(settings: Settings, topic: str, digest: str) -> dict[Partition, int]:
+    """The request, in every partition of a topic -> the next offset after it in each.
 
-    The producer chooses the partition of a click; in each partition the request comes after the user's clicks.
+    The producer chooses the partition of a click; in each partition the request comes after the user's records.
     """
     value = encode_forget(Forget(user_sha256=digest, timestamp=time.time()))
     key, after = digest.encode(), {}
-    with closing(open_reader(settings, settings.clicks_topic)) as reader:
+    with closing(open_reader(settings, topic)) as reader:
         before = reader.ends()
         with closing(open_producer(settings)) as producer:
             for partition in before:
-                producer.send(settings.clicks_topic, key=key, value=value, partition=partition.partition)
+                producer.send(topic, key=key, value=value, partition=partition.partition)
         for record in reader.read(before):
             if record.key == key and record.value == value:
                 after[Partition(record.topic, record.partition)] = record.offset + 1
@@ -171,20 +177,21 @@ def _quotes(value: bytes, user_id: str) -> bool:
 
 def _names(record: Record, user_id: str, settings: Settings) -> bool:
     """Whether it is about the user; of broken items the key is an item."""
-    key = None if dead_letter(record).topic == settings.items_topic else record.key
-    return user_id in user_ids_in(key, record.value, _user_path(settings))
+    topic = dead_letter(record).topic
+    key = None if topic == settings.items_topic else record.key
+    return user_id in user_ids_in(key, record.value, _user_path(settings, topic))
 
 
-def _user_path(settings: Settings) -> str | None:
-    """Where users stand in the producers' messages."""
-    return settings.click_names.paths.get("user_id")
+def _user_path(settings: Settings, topic: str) -> str | None:
+    """Where users stand in the producers' messages; None: under our own name."""
+    return settings.click_names.paths.get("user_id") if topic == settings.clicks_topic else None
 
 
-# --- the clicks themselves ---------------------------------------------------------------------------------------
+# --- the records themselves ------------------------------------------------------------------------------------
 
 
-def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, int]) -> None:
-    """The embedded log is ours: the user's clicks before the request go, and their bytes with them."""
+def _erase_records(settings: Settings, user_id: str, after: Mapping[Partition, int]) -> None:
+    """The embedded log is ours: the user's records before the request go, and their bytes with them."""
     with closing(Log(settings.log_path)) as file:
         for partition, offset in after.items():
             mine = [one.offset for one in _records_of(file, partition, user_id, settings) if one.offset < offset]
@@ -194,17 +201,18 @@ def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, in
 
 def _records_of(file: Log, partition: Partition, user_id: str, settings: Settings) -> Iterator[Record]:
     for record in file.mentions(partition, _words(user_id)):
-        if user_id in user_ids_in(record.key, record.value, _user_path(settings)):
+        if user_id in user_ids_in(record.key, record.value, _user_path(settings, partition.topic)):
             yield record
 
 
 def found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
-    """Records that are there, and bytes that look like the user's clicks, in the file and in its journal."""
-    path, topic = settings.log_path, settings.clicks_topic
+    """Records that are there, and bytes that look like the user's records, in the file and in its journal."""
+    path, found = settings.log_path, {}
     with closing(Log(path)) as file:
-        mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
-        found = {f"topic {topic}": sum(1 for records in mine for _ in records)}
-    pattern = _pattern(user_id, _user_path(settings))
+        for topic in (settings.clicks_topic, settings.feedback_topic):
+            mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
+            found[f"topic {topic}"] = sum(1 for records in mine for _ in records)
+    pattern = _pattern(user_id, _user_path(settings, settings.clicks_topic))
     for part in (path, path.with_name(path.name + "-wal")):
         if part.exists():
             found[f"bytes of {part.name}"] = _count(part, pattern)
@@ -229,7 +237,7 @@ def _is_integer(user_id: str) -> bool:
 
 
 def _pattern(user_id: str, user_path: str | None = None) -> re.Pattern[bytes]:
-    """A click of the user as it stands in a file: with its quotes, so that no longer id is taken for it."""
+    """A record of the user as it stands in a file: with its quotes, so that no longer id is taken for it."""
     values = [b'"' + re.escape(text) + b'"' for text in _spellings(user_id)]
     if _is_integer(user_id):
         values.append(user_id.encode() + rb"(?:\.0+)?(?![0-9.eE])")
@@ -246,10 +254,10 @@ def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
         return sum(1 for _ in pattern.finditer(held))
 
 
-def _clicks_elsewhere(settings: Settings, user_id: str, *, count: bool) -> str:
+def _records_elsewhere(settings: Settings, topic: str, user_id: str, *, count: bool) -> str:
     """What stays of the user in a topic that belongs to its producers, and until when."""
-    topic, kept_ms = settings.clicks_topic, clicks_retention_ms(settings)
-    words, user_path, number, latest_ms = _words(user_id), _user_path(settings), 0, 0
+    kept_ms = topic_retention_ms(settings, topic)
+    words, user_path, number, latest_ms = _words(user_id), _user_path(settings, topic), 0, 0
     if count:
         with closing(open_reader(settings, topic)) as reader:
             for record in reader.read():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stream import items
+from stream import feedback, items
 from stream.click_fields import ClickFields
 from stream.dead_letters import UNDECODABLE_BATCH, DeadLetter, dead_letter, mark_redriven, send_again
 from stream.events import BadEvent, Click, Forget, Limits, parse
@@ -21,7 +21,7 @@ SENT_AT_ONCE = 500  # before they are marked: so many a crash may send twice
 SENT_ALREADY = "sent again already"
 
 Place = tuple[str, int, int]
-Found = BadEvent | Click | Forget | items.Item | None
+Found = BadEvent | Click | Forget | feedback.Feedback | items.Item | None
 
 
 class RedriveError(Exception):
@@ -99,8 +99,12 @@ def redrive(
         done.sent += 1
         if dry_run:
             continue
-        # A repaired click may have another user, or have one at last: its order is theirs.
-        key = found.user_id.encode() if repaired is not None and isinstance(found, Click) else letter.record.key
+        # A repaired record may have another user, or have one at last: its order is theirs.
+        key = (
+            found.user_id.encode()
+            if repaired is not None and isinstance(found, Click | feedback.Feedback)
+            else letter.record.key
+        )
         # What every partition has must not be in one of them twice.
         send_again(producer, letter, value, key, letter.partition if isinstance(found, Forget) else None)
         waiting.append(letter)
@@ -137,7 +141,11 @@ def _mark(producer: Producer, letters: list[DeadLetter], topic: str) -> None:
 
 
 def reader_of(
-    clicks_topic: str, items_topic: str, limits: Limits, names: ClickFields | None = None
+    clicks_topic: str,
+    items_topic: str,
+    limits: Limits,
+    names: ClickFields | None = None,
+    feedback_topic: str | None = None,
 ) -> Callable[[str, bytes | None, bytes | None], Found]:
     """Reads a message as the worker does. `names`: where fields of clicks stand that are called otherwise."""
     names = names or ClickFields({})
@@ -145,6 +153,8 @@ def reader_of(
     def check(topic: str, key: bytes | None, value: bytes | None) -> Found:
         if topic == clicks_topic:
             return parse(value, limits=limits, names=names)
+        if topic == feedback_topic:
+            return feedback.parse(value, limits=limits)
         return items.parse(key, value, limits=limits) if topic == items_topic else None
 
     return check

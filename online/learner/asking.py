@@ -28,7 +28,8 @@ from online.learner.state import LearnerState
 UNKNOWN_TYPE = 0  # of recent clicks: the first event type there was
 RECENT_GAP_S = 30.0  # taken to lie between recent clicks without times
 WIDER = 300  # candidates that a filter is given where the usual ones do not suffice
-EXCLUDED, SEEN, UNAVAILABLE, FILTER = "excluded", "seen", "unavailable", "filter"  # why items were dropped
+#: Why items were dropped.
+EXCLUDED, HIDDEN, SEEN, UNAVAILABLE, FILTER = "excluded", "hidden", "seen", "unavailable", "filter"
 
 SITE = REASONS[SITE_RULE]
 
@@ -244,9 +245,11 @@ class Answerer:
         return states
 
     def _seen(self, questions: Sequence[Question]) -> SeenRows:
-        """Returns the rows that must not be candidates: what each user has seen, and what each question excludes."""
+        """Returns the rows that must not be candidates: what each user has seen or hidden, and what each question
+        excludes."""
         row_of = self.state.vocabulary.row_of
-        starts, rows = self.queries.seen_by([question.user_id or "" for question in questions])
+        users, moments = [question.user_id or "" for question in questions], list(map(self._moment, questions))
+        starts, rows = self.queries.barred_from(users, moments)
         parts = []
         for at, question in enumerate(questions):
             excluded = [row for item in question.exclude if (row := row_of(item))]
@@ -260,14 +263,15 @@ class Answerer:
         return np.array([row for row in dict.fromkeys(rows) if row], np.int64)
 
     def _is_short(self, question: Question, answer: Answer) -> bool:
-        filtered = question.where is not None or bool(question.exclude)
+        filtered = question.where is not None or bool(question.exclude) or bool(self._hidden_items(question))
         return filtered and question.candidates is None and len(answer.items) < question.k
 
     def _wider(self, question: Question, gathered: Gathered, at: int) -> NDArray[np.int64]:
         """Returns the usual candidates that pass, and the most popular rows of all that do."""
         rows = np.arange(1, self.state.vocabulary.rows)
         rows = rows[~self.state.store.items.blocked[rows]]
-        excluded = [row for item in question.exclude if (row := self.state.vocabulary.row_of(item))]
+        out = {*question.exclude, *self._hidden_items(question)}
+        excluded = [row for item in out if (row := self.state.vocabulary.row_of(item))]
         rows = rows[~np.isin(rows, excluded)]
         rows = rows if question.where is None else rows[question.where(rows)]
         popularity = self.state.popularity()[rows]
@@ -332,10 +336,14 @@ class Answerer:
 
     def _left_out(self, question: Question) -> dict[str, int]:
         """Returns how many items of the question were left out before they were ranked, by reason."""
-        excluded = set(question.exclude)
+        excluded, hidden = set(question.exclude), self._hidden_items(question)
         if question.candidates is None:
-            return {EXCLUDED: sum(item in self.state.vocabulary for item in excluded)}
-        counts = {EXCLUDED: 0, UNAVAILABLE: 0, SITE: 0, SEEN: 0}
+            known = self.state.vocabulary
+            return {
+                EXCLUDED: sum(item in known for item in excluded),
+                HIDDEN: sum(i in known for i in hidden - excluded),
+            }
+        counts = {EXCLUDED: 0, UNAVAILABLE: 0, SITE: 0, HIDDEN: 0, SEEN: 0}
         seen = self._seen_items(question)
         for item in dict.fromkeys(question.candidates):
             if item in excluded:
@@ -344,6 +352,8 @@ class Answerer:
                 counts[UNAVAILABLE] += 1
             elif self.state.listable.excludes(item):
                 counts[SITE] += 1
+            elif item in hidden:
+                counts[HIDDEN] += 1
             elif item in seen:
                 counts[SEEN] += 1
         return counts
@@ -354,10 +364,16 @@ class Answerer:
         _, rows = self.queries.seen_by([question.user_id])
         return {item for row in rows.tolist() if (item := self.state.vocabulary.item_of(row))}
 
+    def _hidden_items(self, question: Question) -> set[str]:
+        """Returns the items that the user has hidden and that are hidden still at the moment of viewing."""
+        return (
+            set() if question.user_id is None else self.state.hidden.item_ids(question.user_id, self._moment(question))
+        )
+
     def _unknown(self, question: Question) -> list[str]:
         """Returns given candidates of which nothing is known, in the order in which they were given."""
         given = [item for item in dict.fromkeys(question.candidates or ()) if item not in self.state.vocabulary]
-        out = {*question.exclude, *self.state.listable.barred(given)}
+        out = {*question.exclude, *self.state.listable.barred(given), *self._hidden_items(question)}
         items = [item for item in given if item not in out]
         if question.where_items is not None and items:
             return list(compress(items, question.where_items(items).tolist()))

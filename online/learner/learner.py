@@ -53,7 +53,7 @@ class Learner(LearnerState):
         """
         super().__init__(settings)
         self.lists = lists
-        self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen)
+        self.queries = QueryBuilder(self.histories, self.store, self.returns, self.seen, self.hidden)
         self.preparer = BatchPreparer(self, self.queries, lists=lists)
         self.lookahead = Lookahead(self.preparer)
         self.ranker = ListRanker(self, self.queries)
@@ -85,7 +85,7 @@ class Learner(LearnerState):
                 worker takes care, are only counted. None: all.
             following: returns the next micro-batch. Its candidates are gathered on another thread while the weights
                 learn from these clicks; the result is the same, bit for bit. Until it is learned, the only methods that
-                may be called are `set_available` and `put_items`, and those of `answerer`.
+                may be called are `set_available` and `put_items`, those of `hidden`, and those of `answerer`.
 
         Returns:
             The new lists, and how well each click was predicted.

@@ -51,8 +51,7 @@ class ListRanker:
         if states is not None:
             states = torch.cat([states, states.new_zeros(1, states.shape[1])])
         rows, scores = self.best_rows(gathered, lists, states)
-        fill = popular_fill(state, self.queries, users, slots) if state.settings.exclude_seen else None
-        return self._serve(slots, rows, scores, fill)
+        return self._serve(slots, rows, scores, popular_fill(state, self.queries, users, slots))
 
     def popular_list(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Returns rows and scores of the list for users without a history, as of the latest ranking, without
@@ -114,6 +113,8 @@ class ListRanker:
         before the popular list."""
         last = slice(len(rows) - len(prepared.last_clicks) - 1, None)
         slots = prepared.batch.slots[prepared.last_clicks]
+        for at, hidden in enumerate(prepared.hidden or ()):  # some may be hidden since the candidates were gathered
+            self._leave_out(rows[last][at], scores[last][at], np.isin(rows[last][at], hidden))
         rankings = self._serve(slots, rows[last], scores[last], prepared.popular_fill)
         return dict(zip(prepared.users, rankings, strict=True))
 
@@ -158,10 +159,15 @@ class ListRanker:
         """Removes items that became unavailable since the candidates were gathered from lists (L, ·), in place."""
         gone = self.state.store.items.blocked[rows]
         for at in np.flatnonzero(gone.any(1)).tolist():
-            kept = ~gone[at]
-            count = int(kept.sum())
-            rows[at, :count], scores[at, :count] = rows[at, kept], scores[at, kept]
-            rows[at, count:], scores[at, count:] = 0, -np.inf
+            self._leave_out(rows[at], scores[at], gone[at])
+
+    @staticmethod
+    def _leave_out(rows: NDArray[np.int64], scores: NDArray[np.float32], gone: NDArray[np.bool_]) -> None:
+        """Removes items (K,) from a list (K,), in place; what comes after them moves up."""
+        kept = ~gone
+        count = int(kept.sum())
+        rows[:count], scores[:count] = rows[kept], scores[kept]
+        rows[count:], scores[count:] = 0, -np.inf
 
     def _serve(
         self, slots: NDArray[np.int64], rows: NDArray[np.int64], scores: NDArray[np.float32], fill: PopularFill | None

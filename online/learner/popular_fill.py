@@ -1,4 +1,4 @@
-"""What is popular, for users who have seen all of their candidates, where seen items are excluded.
+"""What is popular, for users who have seen all of their candidates, where seen items are excluded, or have hidden them.
 
 Letters: `U` users, `V` rows of items.
 """
@@ -14,11 +14,11 @@ from online.learner.state import LearnerState
 
 
 class PopularFill(NamedTuple):
-    """Popular items, and which of them each user has seen."""
+    """Popular items, and which of them each user has seen or hidden."""
 
     shares: NDArray[np.float64]  # (V,) of recent clicks; 0 of what must not be listed
-    latest: NDArray[np.int64]  # (U, ·) rows that each user has clicked lately
-    starts: NDArray[np.int64]  # (U + 1,) of all that each has clicked
+    latest: NDArray[np.int64]  # (U, ·) rows that each user has clicked lately, where seen items are excluded
+    starts: NDArray[np.int64]  # (U + 1,) of all that must not be shown to each
     rows: NDArray[np.int64]
 
     def fill(
@@ -40,12 +40,16 @@ class PopularFill(NamedTuple):
 
 def popular_fill(
     state: LearnerState, queries: QueryBuilder, users: Sequence[str], slots: NDArray[np.int64]
-) -> PopularFill:
-    """As everything stands now, for users (U,) and the slots of their histories (U,)."""
+) -> PopularFill | None:
+    """As everything stands now, for users (U,) and the slots of their histories (U,); None where no list can lack all
+    of its items: seen ones are not excluded, and none of these users has hidden any."""
+    if not state.settings.exclude_seen and not any(user in state.hidden for user in users):
+        return None
     shares = state.popularity()
     shares[state.store.items.blocked[: len(shares)]] = 0
     shares /= max(shares.sum(), 1e-12)
-    starts, rows = queries.seen_by(users)
+    starts, rows = queries.barred_from(users)
     # Of users who had to make room there, their histories still know the latest clicks.
-    latest = state.histories.newest_first(slots, state.histories.history_max).rows
+    kept = state.histories.history_max if state.settings.exclude_seen else 0
+    latest = state.histories.newest_first(slots, kept).rows
     return PopularFill(shares, latest, starts, rows)

@@ -47,7 +47,8 @@ class PreparedBatch:
     gathered: Gathered | None = None  # for the clicks
     gathered_lists: Gathered | None = None
     network: TrainedNetwork | None = None  # None: the Reformer is not used
-    popular_fill: PopularFill | None = None  # where seen items are excluded
+    popular_fill: PopularFill | None = None  # where lists may be empty
+    hidden: list[NDArray[np.int64]] | None = None  # (U,) rows that each user has hidden; None: nobody has
 
     @property
     def users(self) -> list[str]:
@@ -148,6 +149,7 @@ class BatchPreparer:
         state, batch = self.state, begun.counted
         if state.seen is not None:  # only now: each click was queried with the items seen before it
             state.seen.add_clicks(batch.users, batch.rows)
+        state.hidden.touch(batch.users)
         state.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
         self._take_back(batch, begun.caught)
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
@@ -155,10 +157,18 @@ class BatchPreparer:
         self._clear_states(begun)
         learned = begun.batch
         network = self._network(begun) if state.deep_state and len(learned.users) else None
-        fill = None
-        if state.settings.exclude_seen and self.lists:
+        fill = hidden = None
+        if self.lists:
             fill = popular_fill(state, self.queries, begun.users, learned.slots[begun.last_clicks])
-        return replace(begun, gathered=gathered[0], gathered_lists=gathered[1], network=network, popular_fill=fill)
+            hidden = state.hidden.rows(begun.users)
+        return replace(
+            begun,
+            gathered=gathered[0],
+            gathered_lists=gathered[1],
+            network=network,
+            popular_fill=fill,
+            hidden=hidden,
+        )
 
     def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
         """Returns the clicks as arrays, the rows of their items, and at which of them a user is caught."""

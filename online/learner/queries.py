@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from online.learner.batches import ClickBatch, Impression
 from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, FeatureStore
+from online.learner.hidden import HiddenItems
 from online.learner.history import UserHistories
 from online.learner.return_times import ReturnTimes
 from online.learner.seen_items import SeenItems
@@ -46,9 +47,15 @@ class QueryBuilder:
     """Builds queries from histories, and from the times after which users usually return."""
 
     def __init__(
-        self, histories: UserHistories, store: FeatureStore, returns: ReturnTimes, seen: SeenItems | None
+        self,
+        histories: UserHistories,
+        store: FeatureStore,
+        returns: ReturnTimes,
+        seen: SeenItems | None,
+        hidden: HiddenItems,
     ) -> None:
-        self.histories, self.store, self.returns, self.seen = histories, store, returns, seen
+        self.histories, self.store, self.returns = histories, store, returns
+        self.seen, self.hidden = seen, hidden
 
     def before_clicks(self, counted: ClickBatch, batch: ClickBatch) -> tuple[ClickArrays, QueryArrays, SeenRows]:
         """Returns clicks as the feature store takes them, and queries for users just before they click.
@@ -105,8 +112,29 @@ class QueryBuilder:
             return np.zeros(len(users) + 1, np.int64), np.zeros(0, np.int64)
         return self.seen.of(users)
 
+    def barred_from(
+        self, users: Sequence[str], moments: Sequence[float] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns the rows that must not be shown to users (U,): those of `seen_by`, and those that they have hidden.
+
+        Args:
+            users: U of them.
+            moments: when they are shown, in seconds since 1970; None: at the stream's time.
+
+        Returns:
+            Starts (U + 1,), and rows, flat.
+        """
+        starts, rows = self.seen_by(users)
+        hidden = self.hidden.rows(users, moments)
+        if hidden is None:
+            return starts, rows
+        parts = [np.concatenate([rows[starts[u] : starts[u + 1]], own]) for u, own in enumerate(hidden)]
+        return np.cumsum([0, *map(len, parts)]).astype(np.int64), np.concatenate([np.zeros(0, np.int64), *parts])
+
     def _seen(self, users: Sequence[str]) -> SeenRows:
-        return NO_SEEN_ROWS if self.seen is None else SeenRows(True, *self.seen.of(users))
+        if self.seen is None and not len(self.hidden):
+            return NO_SEEN_ROWS
+        return SeenRows(True, *self.barred_from(users))
 
     # Which lists
 

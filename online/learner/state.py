@@ -14,6 +14,7 @@ from online.learner.abuse_filter import AbuseFilter
 from online.learner.arrays import as_tensor, below, joined
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import FeatureStore, Gathered
+from online.learner.hidden import HiddenItems
 from online.learner.history import UserHistories
 from online.learner.item_rows import ClickedRows, ItemRows
 from online.learner.lift import Lift
@@ -54,6 +55,12 @@ class LearnerState:
         self.states = UserStates(settings, self.weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
         self.seen = SeenItems(settings.users_held, settings.seen_pairs_max) if settings.exclude_seen else None
+        self.hidden = HiddenItems(
+            settings.hidden_users_max,
+            settings.hidden_per_user_max,
+            now=lambda: self.now[0],
+            vocabulary=lambda: self.vocabulary,
+        )
         self.user_stores = self._user_stores()
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
@@ -79,6 +86,7 @@ class LearnerState:
         stores.add("abuse_filter", self.abuse_filter)
         if self.seen is not None:
             stores.add("seen", self.seen)
+        stores.add("hidden", self.hidden)
         return stores
 
     @property
@@ -233,8 +241,8 @@ class LearnerState:
         missing = self.user_stores.load_state(arrays, state)
         if "seen" in missing:
             self._see_histories()
-        elif missing:
-            raise KeyError(f"the checkpoint lacks {sorted(missing)}")
+        if lacks := missing - {"seen", "hidden"}:  # which earlier versions do not have
+            raise KeyError(f"the checkpoint lacks {sorted(lacks)}")
         self.lift.load_state(below(arrays, "lift"))
         self.scores.load_state(state["scores"])
         self.returns.load_state(below(arrays, "returns"))

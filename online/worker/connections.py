@@ -46,6 +46,7 @@ def prepare_topics(settings: Settings) -> None:
         Topic(settings.items_topic, compacted=True),
         Topic(settings.dead_letters_topic),
         Topic(settings.events_topic),
+        Topic(settings.feedback_topic),
     ]
     if settings.workers == "many":
         topics += [
@@ -60,6 +61,16 @@ def open_items(settings: Settings) -> ItemsFeed:
     broker_of(settings).compact(settings.items_topic)
     reader = open_reader(settings, settings.items_topic)
     return ItemsFeed(reader, records_max=settings.items_records_max, interval_s=settings.items_interval_s)
+
+
+def open_feedback(settings: Settings) -> ItemsFeed:
+    """Opens the feed of the feedback topic, without a consumer group. Raises SourceError."""
+    return ItemsFeed(
+        open_reader(settings, settings.feedback_topic),
+        records_max=settings.feedback_records_max,
+        interval_s=settings.feedback_interval_s,
+        what="hidden items",
+    )
 
 
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
@@ -108,9 +119,9 @@ def open_eraser(settings: Settings) -> Eraser:
     return broker_of(settings).eraser()
 
 
-def clicks_retention_ms(settings: Settings) -> int | None:
-    """Returns how long clicks are kept, in milliseconds; None: for ever, or it is not known. Raises SourceError."""
-    return broker_of(settings).retention_ms(settings.clicks_topic)
+def topic_retention_ms(settings: Settings, topic: str) -> int | None:
+    """Returns how long a topic's records are kept, in ms; None: for ever, or it is not known. Raises SourceError."""
+    return broker_of(settings).retention_ms(topic)
 
 
 def open_producer(settings: Settings, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:

@@ -27,13 +27,14 @@ from online.worker.progress import Progress
 from online.worker.quoted import quoted_in
 from online.worker.shared_checkpoints import SharedCheckpoints
 from stream.dead_letters import DeadLetter
-from stream.source import Partition, SourceError
+from stream.events import Forget
+from stream.source import Partition, Record, SourceError
 from stream.user_ids import digest_of, hash_of_digest, user_ids_in
 
 WEIGHTS = "weights."  # arrays of a checkpoint that name no user
 #: Parts of a checkpoint's state whose texts name items, topics and our own words; no user stands there.
 NAMES_OF_OTHERS = {
-    *(("learner", "items"), ("learner", "event_types")),
+    *(("learner", "items"), ("learner", "event_types"), ("learner", "hidden", "items")),
     *(("progress",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
 }
 QUOTING = (("notices",), ("dead_letters",))  # a line for operators may quote an id; the rest are our own words
@@ -82,6 +83,21 @@ class Forgetting:
         if any(counts.values()):
             self._emit("forgotten", f"a user was forgotten, with {counts['moments']:,} moments", counts)
 
+    def forget_hidden(self, event: Forget, record: Record, *, owned: bool) -> None:
+        """Erases what a user has said of items. The request stands on the feedback topic too, since there is no order
+        between that topic and the clicks: what was said before it may be read after the user was forgotten.
+
+        `owned`: whether this worker erases the dead letters of that topic.
+        """
+        digest = event.user_sha256
+        if owned:
+            self._letters.add((digest, record.topic, record.partition, record.offset))
+        if self.learner.hidden.forget(digest):
+            self.writer.forget(digest)
+            histories = self.learner.histories  # of a user who has clicked again since
+            self.writer.mark_stale(user for user in self.learner.named(digest) if user in histories)
+        self.unsaved = True
+
     @property
     def has_pending(self) -> bool:
         """Whether the next checkpoint has something to do."""
@@ -110,7 +126,8 @@ class Forgetting:
         ]
         if not requests:
             return False
-        user_path = self.settings.click_names.paths.get("user_id")
+        of_clicks = letter.topic != self.settings.feedback_topic
+        user_path = self.settings.click_names.paths.get("user_id") if of_clicks else None
         names = user_ids_in(letter.record.key, letter.record.value, user_path)
         return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in requests)
 

@@ -1,4 +1,4 @@
-"""Reads the items topic in a thread beside the loop."""
+"""Reads the items topic, or the feedback topic, in a thread beside the loop."""
 
 import logging
 import queue
@@ -13,15 +13,16 @@ log = logging.getLogger(__name__)
 
 
 class ItemsFeed:
-    """Reads the items topic in a thread of its own, so that no click waits for a broker that is slow to answer.
+    """Reads a topic in a thread of its own, so that no click waits for a broker that is slow to answer.
 
     At most `records_max` records wait to be taken; it polls every `interval_s` seconds. While the broker is unavailable
-    there are no updates, with one warning. It owns the reader, and closes it.
+    there are no updates, with one warning. It owns the reader, and closes it. `what`: the topic's records, for the log.
     """
 
-    def __init__(self, reader: TopicReader, *, records_max: int, interval_s: float) -> None:
+    def __init__(self, reader: TopicReader, *, records_max: int, interval_s: float, what: str = "items") -> None:
         self._reader = reader
         self._interval_s = interval_s
+        self._what = what
         self._waiting: queue.Queue[Record] = queue.Queue(records_max)
         self._stop = threading.Event()
         self._unavailable = False
@@ -29,7 +30,7 @@ class ItemsFeed:
 
     def start(self, starts: Mapping[Partition, int]) -> None:
         """Starts reading at these offsets; partitions without one at their earliest record."""
-        self._thread = threading.Thread(target=self._run, args=[dict(starts)], name="items", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=[dict(starts)], name=self._what, daemon=True)
         self._thread.start()
 
     @property
@@ -59,10 +60,10 @@ class ItemsFeed:
                 self._unavailable = False
             except SourceError as error:
                 if not self._unavailable:
-                    log.warning("%s; until then items are not updated", error)
+                    log.warning("%s; until then %s are not updated", error, self._what)
                 self._unavailable = True
             except Exception:  # clicks must go on, whatever the error is
-                log.exception("items cannot be read; trying again")
+                log.exception("%s cannot be read; trying again", self._what)
             self._stop.wait(self._interval_s)
         self._reader.close()
 

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -65,7 +66,7 @@ class ListWriter:
         self.clock = clock
         # Users whose list in Redis is stale, longest first, and whether it lacks a click. While Redis evicts, the other
         # lists are written only if they replace an existing one.
-        self.stale: dict[str, bool] = {}
+        self.stale: OrderedDict[str, bool] = OrderedDict()
         self.popular_stale = False  # whether the popular list is stale
         self.pending_deletes: dict[str, None] = {}  # digests of forgotten users whose list must be deleted
         self.latencies = Latencies()
@@ -133,7 +134,7 @@ class ListWriter:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Loads what `to_state` returned, after the learner has loaded its histories."""
-        self.stale = dict.fromkeys(state["stale"], True)
+        self.stale = OrderedDict.fromkeys(state["stale"], True)
         self.popular_stale = state["popular_stale"]
         self.pending_deletes = dict.fromkeys(state["pending_deletes"])
         self.aging.load_state(state["aging"])
@@ -170,6 +171,13 @@ class ListWriter:
     def mark_stale(self, users: Iterable[str]) -> None:
         """Notes users whose lists have to be written anew."""
         self._mark_stale(users)
+
+    def hurry(self, users: Iterable[str]) -> None:
+        """Notes users whose lists have to be written anew before those of others."""
+        for user in users:
+            self._mark_stale([user])
+            if user in self.stale:
+                self.stale.move_to_end(user, last=False)
 
     def settle(self) -> None:
         """Writes the lists that wait for a slow Redis; if it refuses them they are stale. Then state may be saved."""
@@ -252,6 +260,7 @@ class ListWriter:
                 held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
             )
         }
+        lists |= {user: top for user in users if user not in histories and (top := self._popular_for(user)) is not None}
         replacing = [user for user in lists if self.evicts and not self.stale.get(user, False)]
         popular = self._popular() if self.popular_stale or not taking else None
         if self.link.write(lists, popular, replacing=replacing):
@@ -350,6 +359,18 @@ class ListWriter:
             return None
         popular = replace(self.learner.popular(), popular=True)
         return self._top_list(popular, self.progress.latest_offset, self.progress.latest_clicked_at_ms)
+
+    def _popular_for(self, user: str) -> TopList | None:
+        """Returns what is popular without what a user has hidden, for one who has no history; an empty list, which is
+        deleted, where it has nothing of that: the user gets the popular list itself. None: it is not to be written."""
+        popular = self._popular() if user in self.learner.hidden else None
+        if popular is None:
+            return None
+        hidden = self.learner.hidden.item_ids(user)
+        if hidden.isdisjoint(popular.items):
+            return popular.model_copy(update={"items": [], "scores": []})
+        kept = [pair for pair in zip(popular.items, popular.scores, strict=True) if pair[0] not in hidden]
+        return popular.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
 
     def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int) -> TopList:
         return TopList(

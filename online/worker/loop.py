@@ -29,6 +29,7 @@ from online.worker.catalogue import Catalogue
 from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
 from online.worker.checkpointing import Checkpointer
 from online.worker.dead_letters import DeadLetterWriter
+from online.worker.feedback import FeedbackIntake
 from online.worker.forget import Forgetting
 from online.worker.group import Group, Membership
 from online.worker.intake import Intake
@@ -67,6 +68,7 @@ class Loop:
         *,
         source: Source,
         items: ItemsFeed,
+        feedback: ItemsFeed,
         dead_letters: DeadLetterWriter,
         lists: Lists,
         checkpoints: Checkpoints,
@@ -84,6 +86,7 @@ class Loop:
             settings: all settings.
             source: where clicks come from.
             items: updates of items.
+            feedback: what users say of items.
             dead_letters: takes messages that are no clicks.
             lists: where lists are written.
             checkpoints: where checkpoints are written.
@@ -115,7 +118,7 @@ class Loop:
                 messages=settings.unreadable_messages,
                 emit=self.notices.emit,
             )
-            for topic in (settings.clicks_topic, settings.items_topic)
+            for topic in (settings.clicks_topic, settings.items_topic, settings.feedback_topic)
         }
         self.intake = Intake(
             settings,
@@ -174,6 +177,19 @@ class Loop:
             versions=self.versions,
             emit=self.notices.emit,
             monotonic=monotonic,
+        )
+        self.feedback = FeedbackIntake(
+            settings,
+            feed=feedback,
+            learner=self.learner,
+            writer=self.writer,
+            forgetting=self.forgetting,
+            dead_letters=dead_letters,
+            progress=self.progress,
+            unreadable=self.unreadable[settings.feedback_topic],
+            emit=self.notices.emit,
+            clock=clock,
+            owns=self._owns,
         )
         self.read_from: dict[str, str] = {}  # cluster, topic, group: what the offsets belong to
         self.checkpointer = Checkpointer(
@@ -258,6 +274,7 @@ class Loop:
         So a worker that takes partitions over from another worker of its group learns all their retained records.
         """
         self.writer.start()
+        self.feedback.start()
         group = self.group
         self.source.start(
             on_assigned=self._assigned,
@@ -305,13 +322,11 @@ class Loop:
                         # fine-tuning.
                         self._reached("shadow")
                         self._watch(learned, result)
-            # 6. Apply item updates: after each micro-batch, because a full turn may take a second.
-            self._reached("items")
-            self.writer.apply_item_updates()
+            # 6. Apply item updates and feedback: after each micro-batch, because a full turn may take a second.
+            self._apply_updates()
             self._answer_questions(idle=False)
         if not batches:
-            self._reached("items")
-            self.writer.apply_item_updates()
+            self._apply_updates()
         # 7. Note the next offsets.
         self._check_silence(records)
         if records:  # not while idle: no checkpoint would follow, and state that is not saved must not change
@@ -336,6 +351,12 @@ class Loop:
         self.overload.update(self.source)
         self._answer_questions(idle=not records)
         return len(records)
+
+    def _apply_updates(self) -> None:
+        """Takes in what the topics of items and of feedback say; the next lists go by it."""
+        self._reached("items")
+        self.writer.apply_item_updates()
+        self.feedback.take_in()
 
     def _answer_questions(self, *, idle: bool) -> None:
         """Ranks what the API asks for. It changes nothing that is saved, so it is no step of the order of effects."""
@@ -405,6 +426,7 @@ class Loop:
         self.losses.expired(result.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
         if self.learner.seen is not None:
             self.losses.seen_items(self.learner.seen)
+        self.losses.hidden_items(self.learner.hidden)
 
     def _check_silence(self, records: Sequence[Record]) -> None:
         """Reports how long no messages have arrived, if all records were read and the broker answers."""

@@ -3,13 +3,15 @@
 import time
 from collections.abc import Callable
 
+from online.learner.hidden import HiddenItems
 from online.learner.seen_items import SeenItems
 from online.lifecycle.emit import Emit
 
 MANY_MIN, MANY_SHARE = 10, 0.1  # of items that lose their rows at once
 LISTS_MIN, LISTS_SHARE = 100, 0.5  # of lists that age at once
 REPORTED_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them all, again and again
-SEEN_REPORTED_AGAIN_S = 86_400.0  # after one of seen items that were lost: at its limit a worker loses them all day
+HIDDEN_MIN = 100  # hidden items that are lost
+SEEN_REPORTED_AGAIN_S = 86_400.0  # after one of seen or hidden items: at its limit a worker loses them all day
 
 
 class LossNotices:
@@ -19,6 +21,8 @@ class LossNotices:
         self._emit, self._monotonic = emit, monotonic
         self._aged_at = self._seen_reported_at = float("-inf")
         self._seen_reported = 0  # users who had lost theirs at the latest notice
+        self._hidden_reported_at = float("-inf")
+        self._hidden_reported = 0  # hidden items that were lost until the latest notice
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
         """Notes that `items` items expired, because they had no clicks for `idle_s_max` seconds; `left` have a row."""
@@ -50,6 +54,20 @@ class LossNotices:
         )
         figures = {"users": users, "users_lost": seen.users_lost, "pairs_lost": seen.pairs_lost, "pairs": seen.pairs}
         self._emit("seen_items_lost", text, figures)
+
+    def hidden_items(self, hidden: HiddenItems) -> None:
+        """Reports if many hidden items had to make room since the latest notice."""
+        lost = hidden.items_lost - self._hidden_reported
+        if lost < HIDDEN_MIN or self._monotonic() - self._hidden_reported_at < SEEN_REPORTED_AGAIN_S:
+            return
+        self._hidden_reported_at, self._hidden_reported = self._monotonic(), hidden.items_lost
+        text = (
+            f"{lost:,} items that users have hidden are not remembered any more: {len(hidden):,} users (of at most "
+            f"{hidden.users_max:,}, NEXTCLICK_HIDDEN_USERS_MAX) are held now, with at most {hidden.per_user_max:,} "
+            "items each (NEXTCLICK_HIDDEN_PER_USER_MAX). Lists may show these items again"
+        )
+        figures = {"items": lost, "items_lost": hidden.items_lost, "users_lost": hidden.users_lost}
+        self._emit("hidden_items_lost", text, figures)
 
     def deleted(self, lists: int) -> None:
         """Notes how many lists were deleted from Redis, because none of their items is available any more."""

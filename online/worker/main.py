@@ -26,6 +26,7 @@ from online.worker.backoff import StoppedError, backoff, retry_until
 from online.worker.checkpoint import Checkpoints, DiskFullError
 from online.worker.connections import (
     open_eraser,
+    open_feedback,
     open_items,
     open_lists,
     open_notices,
@@ -156,12 +157,14 @@ def _lives(
         eraser = open_eraser(settings)
         box = DeadLetterWriter(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
         items = opened(partial(open_items, settings))
+        feedback = opened(partial(open_feedback, settings))
         notices = parts.enter_context(closing(open_notices(settings)))
         membership = None if settings.workers == "one" else _membership(settings, opened, producer)
         loop = Loop(
             settings,
             source=source,
             items=items,
+            feedback=feedback,
             dead_letters=box,
             lists=lists,
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

@@ -56,6 +56,7 @@ KINDS = {
     "lists_deleted": Kind(WARNING, "many lists were deleted at once: none of their items is available"),
     "lists_stale": Kind(INFO, "many lists have aged at once, and are ranked anew"),
     "seen_items_lost": Kind(WARNING, "what users have clicked is not remembered in full: lists may show it again"),
+    "hidden_items_lost": Kind(WARNING, "what users have hidden is not remembered in full: lists may show it again"),
     "internal_error": Kind(ERROR, "an event caused an internal error and became a dead letter, or too many did"),
     "checkpoint_failed": Kind(ERROR, "no checkpoint can be written"),
     "checkpoint_recovered": Kind(INFO, "checkpoints can be written again"),

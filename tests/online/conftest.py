@@ -30,6 +30,8 @@ from online.worker.main import run_worker
 from online.worker.poison_pills import Quarantine
 from online.worker.steps import StepHook, no_hook
 from stream.events import Click, encode
+from stream.feedback import Feedback
+from stream.feedback import encode as encode_feedback
 from stream.item_records import ItemRecord
 from stream.lists import Lists, ListsError, Memory, TopList, Watermark, WriteResult
 from stream.source import Partition, Record, SourceError
@@ -398,12 +400,14 @@ class WorkerHarness:
     lists: MemoryLists = field(default_factory=MemoryLists)
     clicks_topic: str = "clicks"
     items_topic: str = "items"
+    feedback_topic: str = "nextclick.feedback"
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
     aborted: type[BaseException] = AbortedError
     producer: ListProducer = field(init=False)  # of dead letters, for the latest loop, as are the following
     eraser: ListEraser = field(init=False)
     feed: ListFeed = field(init=False)
+    feedback: ListFeed = field(init=False)
 
     def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
         """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
@@ -417,6 +421,12 @@ class WorkerHarness:
         """What the items topic says of an item; None: a tombstone."""
         self.broker.append(self.items_topic, value, key=item_id.encode())
 
+    def publish_feedback(self, *records: Any) -> None:
+        """What users say of items; bytes as they are."""
+        for one in records:
+            value = encode_feedback(one) if isinstance(one, Feedback) else one
+            self.broker.append(self.feedback_topic, value, key=one.user_id.encode() if value is not one else None)
+
     def loop(
         self,
         reached: StepHook = no_hook,
@@ -429,11 +439,13 @@ class WorkerHarness:
         settings = Settings(data_dir=self.folder, **{**SMALL, **overrides})
         self.producer, self.eraser = ListProducer(self.broker), ListEraser(self.broker)
         self.feed = ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max)
+        self.feedback = ListFeed(self.broker, Partition(self.feedback_topic, 0), settings.feedback_records_max)
         box = DeadLetterWriter(self.producer, ListReader(self.broker, self.dead_topic), self.dead_topic, self.eraser)
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
             items=self.feed,  # type: ignore[arg-type]
+            feedback=self.feedback,  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

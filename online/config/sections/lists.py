@@ -20,6 +20,7 @@ class ListSettings(BaseSettings):
         "Whether items that a user has clicked before are left out of the user's list.",
         "Set it where an item is of no use a second time.",
     )
+    dislike_days: Rate = setting(90.0, "Days for which an item that a user dislikes is not shown to the user.")
     list_filter: str | None = setting(
         None,
         "Which items lists may hold, as a filter over their attributes (docs/filters.md): price <= 20 and "

@@ -22,6 +22,15 @@ class MemorySettings(BaseSettings):
         "Pairs of a user and an item that are remembered for NEXTCLICK_EXCLUDE_SEEN, of all users together: 3 to 5 "
         "bytes each for users with hundreds of items, 21 for users with 20. The least recently seen user makes room.",
     )
+    hidden_per_user_max: Positive = setting(
+        500, "Items that are kept hidden from a user at the user's own request. The oldest one makes room."
+    )
+    hidden_users_max: Positive = setting(
+        100_000,
+        "Users whose hidden items are remembered. The user of whom there was no click and no feedback for longest "
+        "makes room.",
+        "Raise it where the notice hidden_items_lost comes.",
+    )
     items_held: Positive = setting(
         200_000,
         "Items that the model knows. The item that was clicked least recently makes room.",

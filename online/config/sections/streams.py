@@ -41,6 +41,9 @@ class StreamSettings(BaseSettings):
     impressions_topic: str = setting(
         "nextclick.impressions", "Topic of the lists that were shown, with the probability of each item.", min_length=1
     )
+    feedback_topic: str = setting(
+        "nextclick.feedback", "Topic of what users say of items: which not to show them, and dislikes.", min_length=1
+    )
     consumer_group: str = setting("nextclick", "Kafka consumer group of the worker.", min_length=1)
     workers: Literal["one", "many"] = setting(
         "one",
@@ -103,6 +106,8 @@ class StreamSettings(BaseSettings):
     )
     items_records_max: Positive = fixed(500, "Records of the items topic that are taken after each micro-batch.")
     items_interval_s: Rate = fixed(1.0, "Time between two reads of the items topic.")
+    feedback_records_max: Positive = fixed(500, "Records of the feedback topic that are taken after each micro-batch.")
+    feedback_interval_s: Rate = fixed(1.0, "Time between two reads of the feedback topic.")
     event_ids_held: Positive = setting(
         200_000, "Latest event ids that are remembered in order to recognise clicks that are delivered again."
     )

@@ -10,13 +10,15 @@ import pytest
 
 from online.api.keys import make_key
 from online.api.serve import Api
-from online.client import ApiUnavailableError, Item, PastClick, RequestError, Titles, User
+from online.client import ApiUnavailableError, FeedbackReceipt, Item, PastClick, RequestError, Titles, User
 from online.config.settings import Settings
 from stream.embedded_redis import EmbeddedRedis
+from stream.feedback import Feedback, parse
 from stream.item_records import ItemRecord
 from stream.lists import Lists, TopList
 from stream.log import LogProducer
 from stream.questions import QuestionQueue, WireAnswer
+from stream.readers import LogReader
 
 
 def top(*items: str, source: str = "personal") -> TopList:
@@ -120,6 +122,31 @@ def test_what_cannot_be_looked_up_is_no_error_of_the_page_unless_that_is_asked_f
     for call in (client.item, client.user):
         with pytest.raises(ApiUnavailableError):
             call("x")
+
+
+def test_feedback_arrives(serve, make_client, tmp_path) -> None:
+    client = make_client(serve().url)
+    assert client.hide("u1", "i1", for_s=60.0) == FeedbackReceipt(accepted=True)
+    assert client.hide("u1", "i2").accepted
+    assert client.unhide("u1", "i1").accepted
+    assert client.dislike("u1", "i3").accepted
+    with contextlib.closing(LogReader(tmp_path / "log.db", Settings().feedback_topic)) as reader:
+        records = [parse(record.value) for record in reader.read()]
+    assert all(isinstance(one, Feedback) for one in records)
+    assert [(one.kind, one.item_id, one.until is None) for one in records] == [
+        ("hide", "i1", False), ("hide", "i2", True), ("unhide", "i1", True), ("dislike", "i3", True),
+    ]  # fmt: skip
+    with pytest.raises(RequestError, match="for_s"):
+        client.hide("u1", "i1", for_s=-1.0)
+
+
+def test_an_api_that_only_reads_takes_no_feedback_and_says_so(serve, make_client) -> None:
+    url = serve(api_read_only=True).url
+    receipt = make_client(url).dislike("u1", "i1")
+    assert not receipt.accepted
+    assert "answers 403: this API only reads" in receipt.error
+    with pytest.raises(ApiUnavailableError, match="only reads"):
+        make_client(url, raise_unavailable=True).hide("u1", "i1")
 
 
 def test_wrong_calls_are_errors(serve, lists, make_client) -> None:

@@ -55,6 +55,8 @@ def taught(small: Any, users: int = 8, **changed: Any) -> tuple[Learner, str]:
     for start in range(0, len(clicks), 16):
         learner.learn(clicks[start : start + 16])
     made_by = [click.user_id for click in clicks]
+    for user in sorted(set(made_by)):
+        learner.hidden.hide(user, clicks[0].item_id)
     return learner, max(sorted(set(made_by)), key=made_by.count)
 
 
@@ -81,7 +83,13 @@ def test_nothing_of_who_was_forgotten_is_left_anywhere_in_memory(small: Any, exc
 
 def test_every_store_keeps_its_limit(small: Any) -> None:
     limits = {"users_held": 16, "memory_users_held": 16, "recall_users_held": 16, "moments_held": 64}
-    limits |= {"replay_held": 50, "finetune_reservoir_held": 20, "seen_pairs_max": 16, "abuse_keys_held": 16}
+    limits |= {
+        "replay_held": 50,
+        "finetune_reservoir_held": 20,
+        "seen_pairs_max": 16,
+        "abuse_keys_held": 16,
+        "hidden_users_max": 16,
+    }
     learner, _ = taught(small, users=60, exclude_seen=True, **limits)
     for name, store in learner.user_stores.by_name.items():
         held, held_max = store.usage()

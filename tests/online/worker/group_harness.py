@@ -31,6 +31,7 @@ from tests.online.conftest import (
 )
 
 CLICKS, WEIGHTS, DEAD, ITEMS = "clicks", "nextclick.weights", "clicks.dead", "items"
+FEEDBACK = "nextclick.feedback"
 
 
 class Coordinator:
@@ -196,6 +197,7 @@ class GroupHarness:
             settings,
             source=SharedListSource(self.broker, self.coordinator, name),  # type: ignore[arg-type]
             items=ListFeed(self.broker, Partition(ITEMS, 0), settings.items_records_max),  # type: ignore[arg-type]
+            feedback=ListFeed(self.broker, Partition(FEEDBACK, 0), settings.feedback_records_max),  # type: ignore[arg-type]
             dead_letters=letters,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

@@ -13,6 +13,7 @@ from online.learner.learner import Learner
 from online.worker.forget import Forgetting
 from online.worker.poison_pills import InconsistentStateError
 from stream.events import Click, Forget, encode, encode_forget
+from stream.feedback import Feedback
 from stream.source import Partition
 from stream.user_ids import digest_of, hash_of_digest
 from tests.online.conftest import NOW, SMALL, AbortedError
@@ -77,6 +78,7 @@ def knowing(learned):
 
 def test_a_learner_holds_nothing_of_who_was_forgotten(knowing):
     learner, _, user = knowing
+    learner.hidden.hide(user, "an item")
     arrays, state = learner.to_state()
     assert len(traces(arrays, as_json(state), user)) > 5  # the walk finds them as long as they are there
     held = learner.holds(digest_of(user))
@@ -179,6 +181,7 @@ def nothing_left(loop) -> dict[str, Any]:
 def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harness, town_clicks):
     user = busiest(town_clicks[:64])
     harness.publish(town_clicks[:64])
+    harness.publish_feedback(Feedback(user_id=user, item_id="an item", kind="hide", timestamp=NOW))
     loop = harness.run()
     found = answered(loop, user, 64)
     assert all(found["memory"][kind] for kind in loop.learner.holds(digest_of(user)))
