@@ -13,16 +13,17 @@ from typing import Any
 from online.config.settings import Settings
 from online.worker.ask import RequestError, ask_worker, ask_workers
 from online.worker.connections import (
-    clicks_retention_ms,
     named_broker,
     open_lists,
     open_producer,
     open_reader,
     prepare_topics,
+    topic_retention_ms,
 )
 from online.worker.quoted import quoted_in
 from stream.dead_letters import dead_letter
-from stream.events import Forget, encode_forget, id_problem
+from stream.events import BadEvent, Forget, encode_forget, id_problem
+from stream.impressions import parse
 from stream.lists import Lists
 from stream.log_file import Log
 from stream.source import Partition, Record
@@ -49,13 +50,14 @@ class Proof:
     found: dict[str, int | None] = field(default_factory=dict)
     waits_for: list[str] = field(default_factory=list)
     clicks: str = ""  # of the topic itself, where that is not ours to change
+    impressions: str = ""  # of their topic, likewise
 
     @property
     def complete(self) -> bool:
         return not self.waits_for and all(count == 0 for count in self.found.values())
 
     def as_dict(self) -> dict[str, Any]:
-        remains = [self.clicks, *REMAINS] if self.clicks else list(REMAINS)
+        remains = [*filter(None, (self.clicks, self.impressions)), *REMAINS]
         return {"forgotten": self.complete, "found": self.found, "waits_for": self.waits_for, "remains": remains}
 
 
@@ -83,6 +85,7 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
         proof.found |= found_in_log(settings, user_id)
     else:
         proof.clicks = _clicks_elsewhere(settings, user_id, count=count_clicks)
+        proof.impressions = _impressions_elsewhere(settings)
     return proof
 
 
@@ -184,8 +187,11 @@ def _user_path(settings: Settings) -> str | None:
 
 
 def _erase_clicks(settings: Settings, user_id: str, after: Mapping[Partition, int]) -> None:
-    """The embedded log is ours: the user's clicks before the request go, and their bytes with them."""
+    """The embedded log is ours: the user's clicks before the request go, and what was shown to them, and their bytes
+    with them."""
     with closing(Log(settings.log_path)) as file:
+        for partition in file.extents([settings.impressions_topic]):
+            file.erase(partition, [one.offset for one in _impressions_of(file, partition, user_id)])
         for partition, offset in after.items():
             mine = [one.offset for one in _records_of(file, partition, user_id, settings) if one.offset < offset]
             file.erase(partition, mine)
@@ -198,12 +204,24 @@ def _records_of(file: Log, partition: Partition, user_id: str, settings: Setting
             yield record
 
 
+def _impressions_of(file: Log, partition: Partition, user_id: str) -> Iterator[Record]:
+    """Lists that were shown to the user. Their other values are no ids of users, as positions are."""
+    for record in file.mentions(partition, _words(user_id)):
+        impression = parse(record.value)
+        named = user_ids_in(None, record.value) if isinstance(impression, BadEvent) else {impression.user_id}
+        if user_id in named or record.key == user_id.encode():
+            yield record
+
+
 def found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
     """Records that are there, and bytes that look like the user's clicks, in the file and in its journal."""
-    path, topic = settings.log_path, settings.clicks_topic
+    path, found = settings.log_path, {}
     with closing(Log(path)) as file:
-        mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
-        found = {f"topic {topic}": sum(1 for records in mine for _ in records)}
+        clicks, shown = settings.clicks_topic, settings.impressions_topic
+        mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([clicks]))
+        found[f"topic {clicks}"] = sum(1 for records in mine for _ in records)
+        lists = (_impressions_of(file, partition, user_id) for partition in file.extents([shown]))
+        found[f"topic {shown}"] = sum(1 for records in lists for _ in records)
     pattern = _pattern(user_id, _user_path(settings))
     for part in (path, path.with_name(path.name + "-wal")):
         if part.exists():
@@ -248,7 +266,7 @@ def _count(path: Path, pattern: re.Pattern[bytes]) -> int:
 
 def _clicks_elsewhere(settings: Settings, user_id: str, *, count: bool) -> str:
     """What stays of the user in a topic that belongs to its producers, and until when."""
-    topic, kept_ms = settings.clicks_topic, clicks_retention_ms(settings)
+    topic, kept_ms = settings.clicks_topic, topic_retention_ms(settings, settings.clicks_topic)
     words, user_path, number, latest_ms = _words(user_id), _user_path(settings), 0, 0
     if count:
         with closing(open_reader(settings, topic)) as reader:
@@ -267,3 +285,13 @@ def _clicks_elsewhere(settings: Settings, user_id: str, *, count: bool) -> str:
         f"{said} about the user on the topic {topic} in Kafka, which belongs to its producers: {until}. "
         "Read again, the user is forgotten again"
     )
+
+
+def _impressions_elsewhere(settings: Settings) -> str:
+    """What may stay in Kafka of the lists that were shown to the user, and until when."""
+    topic = settings.impressions_topic
+    kept_ms = topic_retention_ms(settings, topic)
+    until = "until they are deleted there (retention.ms says no time)"
+    if kept_ms is not None:
+        until = f"for {kept_ms:,} ms each (retention.ms)"
+    return f"lists shown to the user that were logged on the topic {topic} in Kafka: {until}"

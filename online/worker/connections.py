@@ -46,6 +46,7 @@ def prepare_topics(settings: Settings) -> None:
         Topic(settings.items_topic, compacted=True),
         Topic(settings.dead_letters_topic),
         Topic(settings.events_topic),
+        Topic(settings.impressions_topic, retention_s=settings.impressions_retention_s),
     ]
     if settings.workers == "many":
         topics += [
@@ -108,9 +109,10 @@ def open_eraser(settings: Settings) -> Eraser:
     return broker_of(settings).eraser()
 
 
-def clicks_retention_ms(settings: Settings) -> int | None:
-    """Returns how long clicks are kept, in milliseconds; None: for ever, or it is not known. Raises SourceError."""
-    return broker_of(settings).retention_ms(settings.clicks_topic)
+def topic_retention_ms(settings: Settings, topic: str) -> int | None:
+    """Returns how long a topic's records are kept, in milliseconds; None: for ever, or it is not known. Raises
+    SourceError."""
+    return broker_of(settings).retention_ms(topic)
 
 
 def open_producer(settings: Settings, *, acknowledge_s_max: float = ACKNOWLEDGE_S_MAX) -> Producer:

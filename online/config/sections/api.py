@@ -24,7 +24,9 @@ class ApiSettings(BaseSettings):
         "`nextclick api-key NAME` makes one.",
     )
     api_read_only: bool = setting(
-        True, "Whether the API only reads. If false, it also accepts clicks at POST /click.", "false needs API keys."
+        True,
+        "Whether the API only reads. If false, it also accepts clicks and impressions, and logs explored lists.",
+        "false needs API keys.",
     )
     api_requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
         1_000.0, "Requests per second that are answered in the long run, of each key or of each address without one."
