@@ -154,8 +154,9 @@ class ImpressionLog:
                 batch, away = [], False
 
     def _next(self) -> list[Impression]:
+        found: list[Impression] = []
         try:
-            found = [self._waiting.get(timeout=0.2)]
+            found.append(self._waiting.get(timeout=0.2))
             while len(found) < BATCH_MAX:
                 found.append(self._waiting.get_nowait())
         except queue.Empty:

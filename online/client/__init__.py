@@ -8,9 +8,12 @@ from online.client.answers import (
     ApiUnavailableError,
     ClickReceipt,
     ClientError,
+    ImpressionsReceipt,
     RecentClick,
     Recommendations,
     RequestError,
+    ShownItem,
+    ShownList,
 )
 from online.client.asynchronous import AsyncClient
 from online.client.limits import Limits
@@ -22,8 +25,11 @@ __all__ = [
     "ClickReceipt",
     "Client",
     "ClientError",
+    "ImpressionsReceipt",
     "Limits",
     "RecentClick",
     "Recommendations",
     "RequestError",
+    "ShownItem",
+    "ShownList",
 ]

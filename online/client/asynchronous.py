@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, RecentClick, Recommendations
+from online.client.answers import ClickReceipt, ImpressionsReceipt, RecentClick, Recommendations, ShownList
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -90,6 +90,7 @@ class AsyncClient:
         diversity: float | None = None,
         max_per_tag: int | None = None,
         explain: bool = False,
+        explore: float | None = None,
         request_id: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
@@ -106,6 +107,7 @@ class AsyncClient:
                 diversity=diversity,
                 max_per_tag=max_per_tag,
                 explain=explain,
+                explore=explore,
                 request_id=request_id,
                 default=default,
             )
@@ -156,6 +158,11 @@ class AsyncClient:
             user_id, item_id, timestamp=timestamp, event_id=event_id, event_type=event_type, value=value
         )
         return self._core.receipt(call, await self._ask(call))
+
+    async def impressions(self, shown: Iterable[ShownList]) -> ImpressionsReceipt:
+        """`Client.impressions`, awaited."""
+        call = calls.impressions_call(shown)
+        return self._core.impressions_receipt(call, await self._ask(call))
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -7,7 +7,14 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from online.client.answers import POPULAR, STORED, ApiUnavailableError, ClickReceipt, Recommendations
+from online.client.answers import (
+    POPULAR,
+    STORED,
+    ApiUnavailableError,
+    ClickReceipt,
+    ImpressionsReceipt,
+    Recommendations,
+)
 from online.client.calls import Call
 from online.client.exchange import Api, Exchange
 from online.client.fallback import Fallback
@@ -68,12 +75,23 @@ class Core:
 
     def receipt(self, call: Call, exchange: Exchange) -> ClickReceipt:
         """Returns what became of a click. Raises ApiUnavailableError if that is asked for."""
-        assert call.body is not None
+        assert isinstance(call.body, dict)
         if exchange.answer is None:
             self._refuse(exchange)
         return ClickReceipt(
             accepted=exchange.answer is not None,
             event_id=str(call.body["event_id"]),
+            error=exchange.problem if exchange.answer is None else None,
+        )
+
+    def impressions_receipt(self, call: Call, exchange: Exchange) -> ImpressionsReceipt:
+        """Returns what became of shown lists. Raises ApiUnavailableError if that is asked for."""
+        assert isinstance(call.body, list)
+        if exchange.answer is None:
+            self._refuse(exchange)
+        return ImpressionsReceipt(
+            accepted=exchange.answer is not None,
+            request_ids=tuple(str(one["request_id"]) for one in call.body),
             error=exchange.problem if exchange.answer is None else None,
         )
 

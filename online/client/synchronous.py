@@ -9,7 +9,7 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, RecentClick, Recommendations
+from online.client.answers import ClickReceipt, ImpressionsReceipt, RecentClick, Recommendations, ShownList
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -94,6 +94,7 @@ class Client:
         diversity: float | None = None,
         max_per_tag: int | None = None,
         explain: bool = False,
+        explore: float | None = None,
         request_id: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
@@ -112,7 +113,8 @@ class Client:
             diversity: from 0 to 1.
             max_per_tag: most items that share a tag.
             explain: say why, in `explanations`.
-            request_id: identifies this request in logs.
+            explore: share of the places that are drawn by the scores; None: the API's setting.
+            request_id: identifies this request in logs, and seeds the draw.
             default: instead of the client's, for this call; also instead of the candidates.
         """
         return self._list(
@@ -127,6 +129,7 @@ class Client:
                 diversity=diversity,
                 max_per_tag=max_per_tag,
                 explain=explain,
+                explore=explore,
                 request_id=request_id,
                 default=default,
             )
@@ -187,6 +190,18 @@ class Client:
             user_id, item_id, timestamp=timestamp, event_id=event_id, event_type=event_type, value=value
         )
         return self._core.receipt(call, self._ask(call))
+
+    def impressions(self, shown: Iterable[ShownList]) -> ImpressionsReceipt:
+        """Sends lists that were shown, at most 100: all are taken, or none.
+
+        Args:
+            shown: each with its items, and with `request_id` and propensities of the answer that it comes from.
+
+        Returns:
+            Whether the broker has them. Lists that are not accepted are not kept here.
+        """
+        call = calls.impressions_call(shown)
+        return self._core.impressions_receipt(call, self._ask(call))
 
     def close(self) -> None:
         """Closes all connections."""

@@ -51,9 +51,8 @@ def join(impressions: Iterable[Impression], clicks: Iterable[Click], *, attribut
             for item in row["items"]:
                 item["reward"] = float((one.request_id, item["item_id"]) in rewarded)
         rows.append(row)
-    remarks.append(
-        f"{len(rewarded):,} items of {len(waiting):,} lists were clicked within {attribution_s / 60:g} minutes: reward 1"
-    )
+    minutes = f"{attribution_s / 60:g} minutes"
+    remarks.append(f"{len(rewarded):,} items of {len(waiting):,} lists were clicked within {minutes}: reward 1")
     open_lists = sum(latest - one.timestamp < attribution_s for one in waiting)
     if open_lists:
         remarks.append(f"{open_lists:,} lists are so recent that clicks on them may still come: taken as not clicked")
