@@ -17,8 +17,8 @@ Body = dict[str, Any]
 class Call:
     """One request, ready to be sent, with what a fallback has to know of it.
 
-    Both kinds may be sent twice: reading changes nothing, and of what is written ("click") a click has an `event_id` and
-    a shown list a `request_id`, so each counts once.
+    Both kinds may be sent twice: reading changes nothing, and of what is written ("click") a click has an `event_id`
+    and a shown list a `request_id`, so each counts once.
     """
 
     kind: Literal["list", "click"]

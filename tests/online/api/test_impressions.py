@@ -1,20 +1,26 @@
 """What is shown is logged with its probabilities, off the request's path, and sites can say it themselves."""
 
+import contextlib
+import json
 import logging
 import threading
 import time
 
 import fakeredis
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from online.api.impressions import RECORDS_MAX, ImpressionLog, impression_of
-from online.api.serve import create_app
+from online.api.serve import Api, create_app
 from online.config.settings import Settings
+from online.worker.connections import open_producer, open_reader
+from stream.events import Click, encode
 from stream.impressions import Impression, parse
 from stream.lists import Lists, TopList
 from stream.questions import QuestionQueue, WireAnswer
 from stream.source import SourceError, UnavailableError
+from tests.online.conftest import worker_thread
 
 SETTINGS = Settings(api_port=0, list_size=20, ask_timeout_ms=2_000, api_read_only=False)
 TOP = TopList(
@@ -29,7 +35,7 @@ class Topic:
     def __init__(self):
         self.sent, self.error = [], None
 
-    def send(self, topic, *, key, value, headers=(), partition=None):
+    def send(self, topic, *, key, value):
         if self.error is not None:
             raise self.error
         self.sent.append((topic, key, parse(value)))
@@ -92,8 +98,8 @@ def new_api(lists, topic):
         app.state.ranking.close()
 
 
-def eventually(condition):
-    deadline = time.monotonic() + 10
+def eventually(condition, within_s=10):
+    deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -124,7 +130,8 @@ def test_an_explored_list_says_how_likely_it_was_and_is_logged(new_api, worker, 
     assert found == [("x", 1, 0.7, False, None), ("y", 2, 0.25, True, None)]
 
 
-def test_a_request_without_an_id_gets_one_and_a_visitor_has_no_key(new_api, worker, topic):
+@pytest.mark.usefixtures("worker")
+def test_a_request_without_an_id_gets_one_and_a_visitor_has_no_key(new_api, topic):
     api = new_api(explore=0.2)
     one, other = (api.post("/rank", json={}).json()["request_id"] for _ in range(2))
     assert len(one) == len(other) == 32
@@ -144,7 +151,9 @@ def test_a_request_without_an_id_gets_one_and_a_visitor_has_no_key(new_api, work
         (0.2, "/popular", 0.0),
     ],
 )
-def test_the_setting_holds_unless_the_request_says_otherwise(new_api, worker, topic, setting, path, explores):
+def test_the_setting_holds_unless_the_request_says_otherwise(  # noqa: PLR0917 - fixtures
+    new_api, worker, topic, setting, path, explores
+):
     api = new_api(explore=setting)
     body = api.get(path).json()
     assert body["source"] == "asked"
@@ -186,7 +195,8 @@ def test_wrong_parameters_are_named(new_api):
 # Which lists are logged
 
 
-def test_all_lists_can_be_logged_and_those_that_are_certain_have_propensity_1(new_api, worker, topic):
+@pytest.mark.usefixtures("worker")
+def test_all_lists_can_be_logged_and_those_that_are_certain_have_propensity_1(new_api, topic):
     api = new_api(log_impressions="all")
     api.get("/popular")
     body = api.post("/rank", json={"user_id": "ada"}).json()
@@ -198,7 +208,8 @@ def test_all_lists_can_be_logged_and_those_that_are_certain_have_propensity_1(ne
 
 
 @pytest.mark.parametrize("settings", [{"log_impressions": "none"}, {"api_read_only": True}])
-def test_none_or_a_read_only_api_logs_nothing(new_api, worker, topic, settings):
+@pytest.mark.usefixtures("worker")
+def test_none_or_a_read_only_api_logs_nothing(new_api, topic, settings):
     api = new_api(explore=1.0, **settings)
     assert api.post("/rank", json={"user_id": "ada"}).json()["propensities"] == [0.7, 0.25]
     api.app.state.ranking.close()
@@ -334,3 +345,41 @@ def test_the_description_is_of_what_is_taken(new_api):
     assert set(one["properties"]) == set(Impression.model_fields)
     assert many["maxItems"] == RECORDS_MAX
     assert "$ref" not in str(one)
+
+
+# From a real worker to an evaluation
+
+
+def test_what_a_worker_draws_is_logged_and_evaluated_in_one_command(small, tmp_path, free_port, town_clicks, command):
+    folder = tmp_path / "data"
+    settings = small(
+        data_dir=folder, embedded_redis_port=free_port, api_port=0, status_interval_s=0.05, api_read_only=False,
+        explore=0.5, ask_timeout_ms=10_000, list_size=5,
+    )  # fmt: skip
+    with contextlib.closing(open_producer(settings)) as producer, worker_thread(settings) as lists:
+        for click in town_clicks[:60]:
+            producer.send(settings.clicks_topic, key=click.user_id.encode(), value=encode(click))
+        producer.flush()
+        eventually(lambda: (lists.status() or {}).get("learned", 0) >= 60, 60)
+        with contextlib.closing(Api(settings, lists, producer).start()) as api:
+            answers = []
+            for number in range(40):
+                body = {"user_id": f"new-{number}", "k": 2, "request_id": f"r{number}"}
+                answers.append(httpx.post(f"{api.url}/rank", json=body, timeout=30).json())
+                assert answers[-1]["source"] == "asked"
+            again = httpx.post(f"{api.url}/rank", json=body | {"explore": 0.5}, timeout=30).json()
+            assert (again["items"], again["propensities"]) == (answers[-1]["items"], answers[-1]["propensities"])
+        now = time.time()
+        for number in range(0, 40, 2):
+            click = Click(user_id=f"new-{number}", item_id=answers[number]["items"][0], timestamp=now)
+            producer.send(settings.clicks_topic, key=b"u", value=encode(click))
+    with contextlib.closing(open_reader(settings, settings.impressions_topic)) as reader:
+        logged = {record.request_id: record for record in map(parse, (one.value for one in reader.read()))}
+    for answer in answers:
+        items = logged[answer["request_id"]].items
+        assert [one.item_id for one in items] == answer["items"]
+        assert [one.propensity for one in items] == answer["propensities"]
+    code, shown, _ = command("evaluate-policy", "--topic", "--policy", "uniform", "--json", "--data-dir", str(folder))
+    found = json.loads(shown)
+    assert (code, found["rows"], found["on_policy"]["value"]) == (0, 80, 0.25)
+    assert "1 of 41 lists repeat a request_id: left out" in found["remarks"]
