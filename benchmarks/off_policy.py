@@ -4,7 +4,8 @@ FILE is a log of two policies with the columns policy, campaign, item_id, positi
 the sample of the Open Bandit Dataset. From the rows of one policy the click rate of the other is estimated, and
 compared with that of the other's own rows: in how many resamples of the log the rate lies in the 95 % interval, in how
 many the estimate from the whole log does (a resample with replacement is a sample of the whole log, so this tells
-whether intervals are too narrow), and the interval's width / that of the mean of the other's own rows. A policy whose probabilities are not in the log (Bernoulli
+whether intervals are too narrow), and the interval's width / that of the mean of the other's own rows.
+A policy whose probabilities are not in the log (Bernoulli
 Thompson sampling) is how often its own rows show an item in a campaign at a position; their clicks are not looked at.
 
 Without FILE, simulated logs whose true value is known: how often the interval covers it.
