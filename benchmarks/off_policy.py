@@ -2,8 +2,10 @@
 
 FILE is a log of two policies with the columns policy, campaign, item_id, position, click and propensity_score, such as
 the sample of the Open Bandit Dataset. From the rows of one policy the click rate of the other is estimated, and
-compared with that of the other's own rows: in how many resamples of the log the rate lies in the 95 % interval, and the
-interval's width / that of the mean of the other's own rows. A policy whose probabilities are not in the log (Bernoulli
+compared with that of the other's own rows: in how many resamples of the log the rate lies in the 95 % interval, in how
+many the estimate from the whole log does (a resample with replacement is a sample of the whole log, so this tells
+whether intervals are too narrow), and the interval's width / that of the mean of the other's own rows.
+A policy whose probabilities are not in the log (Bernoulli
 Thompson sampling) is how often its own rows show an item in a campaign at a position; their clicks are not looked at.
 
 Without FILE, simulated logs whose true value is known: how often the interval covers it.
@@ -61,32 +63,40 @@ def held_to_the_other(logs: dict[str, PolicyLog], resamples: int) -> None:
         mean = on_policy(logs[other], options)
         print(f"\nfrom the log of {name} ({len(log):,} rows) the click rate of {other}: {mean.value:.5f}, ", end="")
         print(f"{mean.low:.5f} to {mean.high:.5f} by its own rows")
-        kinds = "".join(f"{kind:>34s}" for kind in RESAMPLES)
+        kinds = "".join(f"{kind:>42s}" for kind in RESAMPLES)
         print(f"{'':28s}{'estimate and interval':>30s}{'width':>7s}{kinds}")
         counts: dict[tuple[str, str], list[str]] = {}
         for resample in RESAMPLES.values():
-            for key, (inside, width) in _resampled(log, logs[other], mean, resample, resamples).items():
-                counts.setdefault(key, []).append(f"{inside:3d} of {resamples}, width {width:5.2f}")
+            for key, (inside, whole, width) in _resampled(log, logs[other], mean, resample, resamples).items():
+                cell = f"{inside:3d} of {resamples}, whole {whole:3d}, width {width:5.2f}"
+                counts.setdefault(key, []).append(cell)
         for one in (one for by in BOTH for one in estimates(log, by, options)):
             width = (one.high - one.low) / (mean.high - mean.low)
             shown = f"{one.value:.5f}, {one.low:.5f} to {one.high:.5f}"
-            cells = "".join(f"{cell:>34s}" for cell in counts[one.weights, one.estimator])
+            cells = "".join(f"{cell:>42s}" for cell in counts[one.weights, one.estimator])
             print(f"{one.weights:12s}{one.estimator:16s}{shown:>30s}{width:7.2f}{cells}", flush=True)
 
 
 def _resampled(
     log: PolicyLog, other: PolicyLog, known: Estimate, resample: Resample, resamples: int
-) -> dict[tuple[str, str], tuple[int, float]]:
-    """Of each estimator: in how many resamples the known rate lies in its interval, and the median relative width."""
+) -> dict[tuple[str, str], tuple[int, int, float]]:
+    """Of each estimator: in how many resamples the known rate lies in its interval, in how many the whole log's
+    estimate does, and the median relative width."""
     random, options = np.random.default_rng(0), Options()
-    found: dict[tuple[str, str], list[tuple[bool, float]]] = {}
+    whole = {(one.weights, one.estimator): one.value for by in BOTH for one in estimates(log, by, options)}
+    found: dict[tuple[str, str], list[tuple[bool, bool, float]]] = {}
     for _ in range(resamples):
         rows = resample(random, len(log))
         mean = on_policy(other.take(resample(random, len(other))), options)  # of as many rows
         for one in (one for by in BOTH for one in estimates(log.take(rows), by, options)):
             width = (one.high - one.low) / (mean.high - mean.low)
-            found.setdefault((one.weights, one.estimator), []).append((one.low <= known.value <= one.high, width))
-    return {key: (sum(i for i, _ in all_), float(np.median([w for _, w in all_]))) for key, all_ in found.items()}
+            key = one.weights, one.estimator
+            inside = one.low <= known.value <= one.high
+            found.setdefault(key, []).append((inside, one.low <= whole[key] <= one.high, width))
+    return {
+        key: (sum(i for i, _, _ in all_), sum(o for _, o, _ in all_), float(np.median([w for _, _, w in all_])))
+        for key, all_ in found.items()
+    }
 
 
 def simulated(seed: int, rows: int, *, from_uniform: bool) -> tuple[PolicyLog, float]:

@@ -423,6 +423,15 @@ def evaluate_policy(  # noqa: PLR0917 - typer's options
         list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; may be given several times.")
     ] = None,
     delimiter: DelimiterOption = None,
+    topic: Annotated[
+        bool, typer.Option("--topic", help="Read the topic of impressions, and join clicks; so too without LOG.")
+    ] = False,
+    attribution: Annotated[
+        float | None,
+        typer.Option(
+            "--attribution-minutes", help="Of the topic: a click counts so long after a list; else 30.", min=0
+        ),
+    ] = None,
     clip: Annotated[
         float | None, typer.Option(help="Largest weight of the clipped estimators; else the root of the rows.", min=1)
     ] = None,
@@ -435,18 +444,22 @@ def evaluate_policy(  # noqa: PLR0917 - typer's options
     """Estimate from a log of one policy what another would have earned, with intervals.
 
     Columns: action (or item_id), reward (or click), propensity, position, context, request, probability.
-    By inverse propensities (ips), self-normalised (snips), doubly robust (dr), each also with clipped weights.
+    By inverse propensities (ips), self-normalised (snips), doubly robust (dr), each also with clipped weights. Of the
+    topic, an item that its user clicked soon after the list was shown earns 1, any other 0.
     """
     require_extras("evaluate-policy", "backtest")
-    from online.commands.evaluate_policy import run_evaluate_policy
+    from online.commands.evaluate_policy import ATTRIBUTION_S, run_evaluate_policy
     from online.evaluation.off_policy import INTERVALS, Options
 
+    if log is not None and (topic or attribution is not None):
+        raise typer.BadParameter("--topic and --attribution-minutes are for the topic of impressions: leave out LOG")
     if interval not in INTERVALS:
         raise typer.BadParameter(f"--interval: {', '.join(INTERVALS)}, not {interval!r}")
     options = Options(interval=interval, clip=clip, level=level, seed=seed)
     run_evaluate_policy(
         out, log, _folder_settings(data_dir, log_only=True) if log is None else None,
         policy=policy, columns=columns, where=where, delimiter=delimiter, options=options, as_json=as_json,
+        attribution_s=ATTRIBUTION_S if attribution is None else 60 * attribution,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ is shown; a program that joins clicks to impressions writes it later, 0 for an i
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -55,13 +56,14 @@ _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
 class ShownItem(BaseModel):
-    """One item of a list. `position` counts from 1; `propensity` is above 0, so that it can be divided by."""
+    """One item of a list. `position` counts from 1; `propensity` is above 0, so that it can be divided by; None: it is
+    not known, and the record tells nothing of other policies."""
 
     model_config = _STRICT
 
     item_id: _Id
     position: int = Field(ge=1, le=ITEMS_MAX)
-    propensity: float = Field(gt=0, le=1)
+    propensity: float | None = Field(default=None, gt=0, le=1)
     explored: bool = False
     reward: float | None = Field(default=None, allow_inf_nan=False)
 
@@ -116,8 +118,14 @@ def parse(
     if value is None:
         return BadEvent("tombstone", "the message has no value")
     fields = json_object(value, bytes_max)
-    if isinstance(fields, BadEvent):
-        return fields
+    return fields if isinstance(fields, BadEvent) else parse_fields(fields, now=now, limits=limits)
+
+
+def parse_fields(
+    given: Mapping[str, Any], *, now: float | None = None, limits: Limits = _LIMITS
+) -> Impression | BadEvent:
+    """Reads a record that is no text any more; the rest as `parse`."""
+    fields = dict(given)
     try:
         if fields.get("timestamp") is not None:
             ahead = math.inf if now is None else limits.future_s_max

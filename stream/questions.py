@@ -48,6 +48,8 @@ class WireQuestion(BaseModel):
         recent: latest clicks, oldest first: item, and seconds since 1970 or None.
         at: the moment of viewing, in seconds since 1970; None: now.
         where: a filter (docs/filters.md).
+        explore: expected share of the slots that are drawn.
+        temperature: of the draw.
         The rest: as `POST /rank` takes it.
     """
 
@@ -70,6 +72,8 @@ class WireQuestion(BaseModel):
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_per_tag: Annotated[int, Field(ge=1)] | None = None
     explain: bool = False
+    explore: Annotated[float, Field(ge=0, le=1)] = 0.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     request_id: str | None = None
 
     def is_late(self, now: float) -> bool:
@@ -86,6 +90,8 @@ class WireAnswer(BaseModel):
         refused: whether the question is to blame, and not the worker.
         at: the moment of viewing that the list is for, in seconds since 1970.
         user: what is held of a user, where that was asked for.
+        propensities: probability of each item at its slot, given those above; None: no slot could be drawn.
+        drawn: which of the items were drawn.
         The rest: as `POST /rank` answers it.
     """
 
@@ -103,6 +109,8 @@ class WireAnswer(BaseModel):
     dropped: dict[str, int] = {}
     explanations: list[Any] | None = None
     user: dict[str, Any] | None = None
+    propensities: list[float] | None = None
+    drawn: list[bool] | None = None
 
 
 class QuestionQueue(RedisValues):

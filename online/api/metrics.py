@@ -98,6 +98,12 @@ class Requests:
             ["result"],
             registry=self._registry,
         )
+        self._impressions = Counter(
+            "nextclick_impressions",
+            "Lists that were shown: accepted from sites, logged here, or dropped because the broker was away",
+            ["result"],
+            registry=self._registry,
+        )
         self._registry.register(WorkerStatus(lists))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -110,6 +116,10 @@ class Requests:
     def asked(self, result: str) -> None:
         """`result`: asked, or the reason why no worker has answered."""
         self._questions.labels(result).inc()
+
+    def impressions(self, result: str, number: int) -> None:
+        """`result`: accepted, logged, or dropped."""
+        self._impressions.labels(result).inc(number)
 
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format."""

@@ -4,7 +4,16 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from online.config.settings import Settings
 from online.filters.expression import parse
@@ -15,6 +24,7 @@ from stream.timestamps import TimestampError, seconds_of
 
 BODY_BYTES_MAX = 1024 * 1024
 REQUEST_ID_CHARACTERS_MAX = 200
+REQUEST_ID_BYTES_MAX = 256  # as an impression's
 PROBLEMS_MAX = 3  # that one answer names
 AHEAD_S_MAX = 366 * 86_400.0  # of the moment of viewing
 _MOMENT_SCHEMA = {
@@ -56,8 +66,21 @@ def _recent(value: Any) -> Any:
     return {"item_id": value} if isinstance(value, str) else value
 
 
+def _request_id(value: str) -> str:
+    if (length := len(value.encode())) > REQUEST_ID_BYTES_MAX:
+        raise ValueError(f"it has at most {REQUEST_ID_BYTES_MAX} bytes, this one has {length}")
+    return value
+
+
+def check_explore(explore: float | None, diversity: float, max_per_tag: int | None) -> None:
+    """Raises ValueError where a list is to be drawn and varied: the probability of a varied list is not known."""
+    if explore and (diversity or max_per_tag is not None):
+        raise ValueError("explore: it does not go with diversity or max_per_tag")
+
+
 ID_SCHEMA = {"type": "string", "minLength": 1}
 Id = Annotated[str, BeforeValidator(_id), WithJsonSchema(ID_SCHEMA)]
+RequestId = Annotated[str, Field(max_length=REQUEST_ID_CHARACTERS_MAX), AfterValidator(_request_id)]
 Moment = Annotated[float, BeforeValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
 Where = Annotated[str, BeforeValidator(_filter), WithJsonSchema({"type": "string", "description": "a filter"})]
 
@@ -105,12 +128,16 @@ class RankRequest(BaseModel):
     diversity: float = Field(0.0, ge=0, le=1, description="how much the list is to vary, at the cost of scores")
     max_per_tag: int | None = Field(None, ge=1, le=CANDIDATES_MAX, description="items with the same tag at most")
     explain: bool = Field(False, description="whether reasons are wanted")
-    request_id: str | None = Field(None, max_length=REQUEST_ID_CHARACTERS_MAX, description="by which it is known later")
+    explore: float | None = Field(
+        None, ge=0, le=1, description="share of the slots that are drawn by the scores; null: NEXTCLICK_EXPLORE"
+    )
+    request_id: RequestId | None = Field(None, description="by which it is known later; it seeds the draw")
 
     @model_validator(mode="after")
     def _is_about_someone(self) -> "RankRequest":
         if self.candidates is not None and not self.candidates:
             raise ValueError("candidates: name at least one item, or leave them out")
+        check_explore(self.explore, self.diversity, self.max_per_tag)
         return self
 
     def wire(self) -> dict[str, Any]:
@@ -136,6 +163,9 @@ class Ranked(BaseModel):
         dropped: how many items were left out, by reason.
         explanations: why each item is in the list; null where that was not asked for.
         age_ms: since the list was ranked.
+        request_id: that of the question; of an explored or logged list without one, a new one.
+        explored: whether slots could be drawn by the scores.
+        propensities: probability of each item at its slot, given those above it; null where nothing was explored.
     """
 
     user_id: str | None
@@ -151,6 +181,8 @@ class Ranked(BaseModel):
     explanations: list[Any] | None
     age_ms: int
     request_id: str | None
+    explored: bool = False
+    propensities: list[float] | None = None
 
 
 def rank_request(body: bytes, settings: Settings) -> RankRequest:

@@ -6,6 +6,7 @@ Where no worker answers in time, the list that stands in Redis is returned, filt
 """
 
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from starlette.responses import JSONResponse
 
 from online.api.asker import Asker, NotAnsweredError
 from online.api.clicks import read_body
+from online.api.impressions import ImpressionLog, impression_of
 from online.api.metrics import Requests
 from online.api.middleware import answer as error_answer
 from online.api.questions import (
@@ -45,18 +47,25 @@ class NothingLearnedError(Exception):
 class Ranking:
     """Asks the workers, and falls back on the lists in Redis."""
 
-    def __init__(self, settings: Settings, lists: Lists, requests: Requests) -> None:
-        self.settings, self.lists, self.requests = settings, lists, requests
+    def __init__(
+        self, settings: Settings, lists: Lists, requests: Requests, impressions: ImpressionLog | None = None
+    ) -> None:
+        """`impressions`: where lists are logged; None: nowhere."""
+        self.settings, self.lists, self.requests, self.impressions = settings, lists, requests, impressions
         self.asker = Asker(settings, lists)
 
     async def ranked(self, fields: Mapping[str, Any]) -> Ranked:
-        """Returns a list. `fields`: of the question, as `WireQuestion` has them.
+        """Returns a list.
+
+        Args:
+            fields: of the question, as `WireQuestion` has them; an `explore` of None is the setting's.
 
         Raises:
             WrongRequestError: the question cannot be answered.
             NothingLearnedError: no worker answers, and no list is stored.
             ListsError: no worker answers, and Redis neither.
         """
+        fields = self._completed(fields)
         try:
             answer = await self.asker.ask(**fields)
         except NotAnsweredError as error:
@@ -65,7 +74,50 @@ class Ranking:
         self.requests.asked("asked")
         if answer.refused:
             raise WrongRequestError(str(answer.error))
+        self._log(fields, answer)
         return _asked(fields, answer)
+
+    def _completed(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The question with how much it explores, and with an id where it is explored or logged."""
+        found = {name: value for name, value in fields.items() if name != "explore"}
+        if found.get("kind", "rank") != "rank":
+            return found
+        explore = fields.get("explore")
+        if explore is None:  # a list that is to vary is not drawn: its probability would not be known
+            varied = found.get("diversity") or found.get("max_per_tag") is not None
+            explore = 0.0 if varied else self.settings.explore
+        if explore > 0:
+            found |= {"explore": explore, "temperature": self.settings.explore_temperature}
+        if explore > 0 or self._is_logged(explored=False):
+            found["request_id"] = found.get("request_id") or uuid.uuid4().hex
+        return found
+
+    def _is_logged(self, *, explored: bool) -> bool:
+        return self.impressions is not None and self.impressions.wants(explored=explored)
+
+    def _log(self, fields: Mapping[str, Any], answer: WireAnswer) -> None:
+        ranked = fields.get("kind", "rank") == "rank"
+        if not ranked or not answer.items or not self._is_logged(explored=answer.propensities is not None):
+            return
+        assert self.impressions is not None
+        self.impressions.put(
+            impression_of(
+                request_id=fields["request_id"],
+                user_id=fields.get("user_id"),
+                version=answer.version,
+                items=answer.items,
+                explore=fields.get("explore", 0.0),
+                temperature=fields.get("temperature", 1.0),
+                propensities=answer.propensities,
+                drawn=answer.drawn,
+            )
+        )
+
+    def close(self) -> None:
+        """Ends the threads, once what waits is logged."""
+        self.asker.close()
+        if self.impressions is not None:
+            self.impressions.close()
 
     def _stored(self, fields: Mapping[str, Any]) -> Ranked:
         user = fields.get("user_id")
@@ -162,4 +214,6 @@ def _asked(fields: Mapping[str, Any], answer: WireAnswer) -> Ranked:
         explanations=answer.explanations,
         age_ms=0,
         request_id=fields.get("request_id"),
+        explored=answer.propensities is not None,
+        propensities=answer.propensities,
     )

@@ -29,12 +29,21 @@ from starlette.exceptions import HTTPException
 
 from online.api.clicks import Clicks
 from online.api.feedback import FeedbackRoutes
+from online.api.impressions import ImpressionLog, PostedImpressions, posted_schema
 from online.api.items import NothingKnownError, items_router
 from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
 from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
 from online.api.protocol import bounded_protocol
-from online.api.questions import Ranked, WrongRequestError, checked_filter, checked_id, checked_ids, problem_of
+from online.api.questions import (
+    Ranked,
+    WrongRequestError,
+    check_explore,
+    checked_filter,
+    checked_id,
+    checked_ids,
+    problem_of,
+)
 from online.api.ranking import EXCLUDE, NOTHING_LEARNED, WHERE, NothingLearnedError, Ranking
 from online.api.users import NoWorkerError, users_router
 from online.config.settings import Settings
@@ -101,7 +110,9 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(HTTPException, _not_here)
 
-    ranking = app.state.ranking = Ranking(settings, lists, requests)
+    writes = producer is not None and not settings.api_read_only
+    logged = ImpressionLog(settings, producer, requests.impressions) if producer is not None and writes else None
+    ranking = app.state.ranking = Ranking(settings, lists, requests, logged)
     _add_recommend(app, settings, lists, ranking)
     for router in (ranking.router(), items_router(lists), users_router(ranking.asker, requests)):
         app.include_router(router)
@@ -151,11 +162,14 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     async def dashboard() -> HTMLResponse:
         return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
 
-    if producer is not None and not settings.api_read_only:
+    if producer is not None and writes:
         shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
         clicks = Clicks(settings, producer)
         app.post("/click", status_code=202, openapi_extra={"requestBody": shape})(clicks.accept)
         app.include_router(FeedbackRoutes(settings, producer).router())
+        shape = {"content": {"application/json": {"schema": posted_schema()}}, "required": True}
+        posted = PostedImpressions(settings, producer, requests.impressions)
+        app.post("/impressions", status_code=202, openapi_extra={"requestBody": shape})(posted.accept)
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, requests=requests)
     return app
@@ -174,14 +188,20 @@ def _add_recommend(app: FastAPI, settings: Settings, lists: Lists, ranking: Rank
         exclude: Annotated[list[str] | None, EXCLUDE] = None,
         diversity: Annotated[float, Query(ge=0, le=1, description="how much the list is to vary")] = 0.0,
         max_per_tag: Annotated[int | None, Query(ge=1, description="items with the same tag at most")] = None,
+        explore: Annotated[float | None, Query(ge=0, le=1, description="share of the slots that are drawn")] = None,
     ) -> Recommendation | Ranked:
         """The list to show this user now; the popular list for an unknown user. With `fresh`, `where`, `exclude`,
-        `diversity` or `max_per_tag` it is ranked now, and has the shape that `POST /rank` answers."""
+        `diversity`, `max_per_tag` or `explore` it is ranked now, and has the shape that `POST /rank` answers."""
         checked_id("user", user)
-        if not (fresh or where is not None or exclude or diversity or max_per_tag is not None):
+        ruled = where is not None or exclude or diversity or max_per_tag is not None
+        if not (fresh or ruled or explore is not None):
             return await run_in_threadpool(stored, user, k)
         rules: dict[str, Any] = {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
-        rules |= {"diversity": diversity, "max_per_tag": max_per_tag}
+        rules |= {"diversity": diversity, "max_per_tag": max_per_tag, "explore": explore}
+        try:
+            check_explore(explore, diversity, max_per_tag)
+        except ValueError as error:
+            raise WrongRequestError(str(error)) from None
         return await ranking.ranked({"user_id": user, "k": k, **rules})
 
     def stored(user: str, k: int) -> Recommendation:
@@ -206,7 +226,7 @@ class Api:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         app = create_app(settings, lists, producer)
-        self._asker = app.state.ranking.asker
+        self._ranking = app.state.ranking
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -249,7 +269,7 @@ class Api:
         self._server.should_exit = True
         if self.alive:
             self._thread.join(_GOODBYE_S_MAX + 1)
-        self._asker.close()
+        self._ranking.close()
         self._socket.close()
 
 
@@ -265,6 +285,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         log.warning("%s; until then /readyz and lists are answered with 503", error)
         lists = open_lists(settings, there=False)
     if settings.api_read_only:
+        if settings.explore > 0 and settings.log_impressions != "none":
+            log.warning("lists are explored and not logged: NEXTCLICK_API_READ_ONLY=false lets the API log them")
         run_api(settings, lists, stop)
         return
     with contextlib.closing(LateProducer(settings)) as producer:

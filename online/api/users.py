@@ -42,7 +42,7 @@ class KnownUser(BaseModel):
     known: bool
     clicks: int
     history: list[PastClick]
-    hidden: list[HiddenItem] = []
+    hidden: list[HiddenItem]
 
 
 def users_router(asker: Asker, requests: Requests) -> APIRouter:

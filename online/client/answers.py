@@ -1,6 +1,6 @@
 """What the client's methods return and raise."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,26 @@ class RecentClick(NamedTuple):
     timestamp: float | str | None = None
 
 
+class ShownItem(TypedDict):
+    """An item of a list that was shown, at a position from 1; `propensity` as the list's answer had it."""
+
+    item_id: str
+    position: int
+    propensity: NotRequired[float | None]
+
+
+class ShownList(TypedDict):
+    """A list that was shown. What is left out is not known; a missing `timestamp` is now."""
+
+    items: list[ShownItem]
+    user_id: NotRequired[str | None]
+    request_id: NotRequired[str | None]
+    timestamp: NotRequired[float | str | None]
+    policy: NotRequired[str | None]
+    version: NotRequired[int | None]
+    explored: NotRequired[bool | None]
+
+
 class Recommendations(BaseModel):
     """A list of items, best first. Fields that this version does not know are ignored.
 
@@ -50,6 +70,7 @@ class Recommendations(BaseModel):
 
     `scores` holds a score for each item, or nothing. `known` is false where nothing is known of the user, None where
     that is not known. `age_ms` is the age of a stored list, `dropped` counts by reason the items that were left out.
+    `propensities` holds the probability of each item at its place, None where the list was not `explored`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -65,6 +86,9 @@ class Recommendations(BaseModel):
     widened: bool | None = None
     dropped: dict[str, int] | None = Field(default_factory=dict)
     explanations: list[Any] | None = None
+    request_id: str | None = None
+    explored: bool = False
+    propensities: tuple[float, ...] | None = None
     error: str | None = None
 
     @property
@@ -153,4 +177,17 @@ class User(BaseModel):
     clicks: int = 0
     history: tuple[PastClick, ...] = ()
     hidden: tuple[HiddenItem, ...] = ()
+    error: str | None = None
+
+
+class ImpressionsReceipt(BaseModel):
+    """What became of lists that were shown. `accepted`: the broker has all of them. Otherwise `error` says why not.
+
+    `request_ids` identify the lists: one that is sent again with its id is evaluated once.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    accepted: bool
+    request_ids: tuple[str, ...]
     error: str | None = None

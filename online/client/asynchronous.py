@@ -9,7 +9,17 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, FeedbackReceipt, Item, RecentClick, Recommendations, Titles, User
+from online.client.answers import (
+    ClickReceipt,
+    FeedbackReceipt,
+    ImpressionsReceipt,
+    Item,
+    RecentClick,
+    Recommendations,
+    ShownList,
+    Titles,
+    User,
+)
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -90,6 +100,7 @@ class AsyncClient:
         diversity: float | None = None,
         max_per_tag: int | None = None,
         explain: bool = False,
+        explore: float | None = None,
         request_id: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
@@ -106,6 +117,7 @@ class AsyncClient:
                 diversity=diversity,
                 max_per_tag=max_per_tag,
                 explain=explain,
+                explore=explore,
                 request_id=request_id,
                 default=default,
             )
@@ -183,6 +195,11 @@ class AsyncClient:
     async def dislike(self, user_id: str, item_id: str) -> FeedbackReceipt:
         """`Client.dislike`, awaited."""
         return await self._feedback(calls.dislike_call(user_id, item_id))
+
+    async def impressions(self, shown: Iterable[ShownList]) -> ImpressionsReceipt:
+        """`Client.impressions`, awaited."""
+        call = calls.impressions_call(shown)
+        return self._core.impressions_receipt(call, await self._ask(call))
 
     async def close(self) -> None:
         """Closes all connections."""

@@ -3,12 +3,12 @@
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
-from online.client.answers import RecentClick, RequestError
+from online.client.answers import RecentClick, RequestError, ShownList
 
 Body = dict[str, Any]
 
@@ -17,15 +17,15 @@ Body = dict[str, Any]
 class Call:
     """One request, ready to be sent, with what a fallback has to know of it.
 
-    All may be sent twice: reading changes nothing, a click has an `event_id`, so it counts once, and feedback only says
-    the same again.
+    All may be sent twice: reading changes nothing, feedback only says the same again, and of what is written ("click")
+    a click has an `event_id` and a shown list a `request_id`, so each counts once.
     """
 
     kind: Literal["list", "click", "feedback"]  # "list": all that reads
     method: str
     path: str
     params: tuple[tuple[str, str], ...] = ()
-    body: Body | None = None
+    body: Body | list[Body] | None = None
     user_id: str | None = None
     k: int = 10
     exclude: frozenset[str] = frozenset()
@@ -87,6 +87,7 @@ def rank_call(
     diversity: float | None,
     max_per_tag: int | None,
     explain: bool,
+    explore: float | None,
     request_id: str | None,
     default: Iterable[str] | None,
 ) -> Call:
@@ -97,7 +98,7 @@ def rank_call(
         "user_id": user_id, "at": at, "where": where, "diversity": diversity, "max_per_tag": max_per_tag,
         "request_id": request_id, "candidates": None if given is None else list(given),
         "recent": [_recent(one) for one in recent] or None, "exclude": list(left_out) or None,
-        "explain": explain or None,
+        "explain": explain or None, "explore": explore,
     }  # fmt: skip
     body |= {name: value for name, value in optional.items() if value is not None}
     return Call(
@@ -183,6 +184,18 @@ def dislike_call(user_id: str, item_id: str) -> Call:
 def _feedback_call(name: str, user_id: str, item_id: str, more: Body | None = None) -> Call:
     body: Body = {"user_id": user_id, "item_id": item_id} | (more or {})
     return Call(kind="feedback", method="POST", path=f"/{name}", body=body)
+
+
+def impressions_call(shown: Iterable[ShownList]) -> Call:
+    """POST /impressions, each list with the time of now and a `request_id` of its own where none is given."""
+    return Call(kind="click", method="POST", path="/impressions", body=[_shown(one) for one in shown])
+
+
+def _shown(one: ShownList) -> Body:
+    if not isinstance(one, Mapping):
+        raise RequestError("a shown list is a mapping with items")
+    given = {name: value for name, value in one.items() if value is not None}
+    return {"request_id": uuid.uuid4().hex, "timestamp": time.time(), **given}
 
 
 def _segment(name: str, id_: str) -> str:

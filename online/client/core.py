@@ -13,6 +13,7 @@ from online.client.answers import (
     ApiUnavailableError,
     ClickReceipt,
     FeedbackReceipt,
+    ImpressionsReceipt,
     Item,
     Recommendations,
     Titles,
@@ -107,7 +108,7 @@ class Core:
 
     def receipt(self, call: Call, exchange: Exchange) -> ClickReceipt:
         """Returns what became of a click. Raises ApiUnavailableError if that is asked for."""
-        assert call.body is not None
+        assert isinstance(call.body, dict)
         if exchange.answer is None:
             self._refuse(exchange)
         return ClickReceipt(
@@ -122,6 +123,17 @@ class Core:
             self._refuse(exchange)
             return FeedbackReceipt(accepted=False, error=exchange.problem)
         return FeedbackReceipt(accepted=True)
+
+    def impressions_receipt(self, call: Call, exchange: Exchange) -> ImpressionsReceipt:
+        """Returns what became of shown lists. Raises ApiUnavailableError if that is asked for."""
+        assert isinstance(call.body, list)
+        if exchange.answer is None:
+            self._refuse(exchange)
+        return ImpressionsReceipt(
+            accepted=exchange.answer is not None,
+            request_ids=tuple(str(one["request_id"]) for one in call.body),
+            error=exchange.problem if exchange.answer is None else None,
+        )
 
     def _refuse(self, exchange: Exchange) -> None:
         if self._raise_unavailable:

@@ -9,7 +9,17 @@ from typing import Any, Self
 import httpx
 
 from online.client import calls
-from online.client.answers import ClickReceipt, FeedbackReceipt, Item, RecentClick, Recommendations, Titles, User
+from online.client.answers import (
+    ClickReceipt,
+    FeedbackReceipt,
+    ImpressionsReceipt,
+    Item,
+    RecentClick,
+    Recommendations,
+    ShownList,
+    Titles,
+    User,
+)
 from online.client.calls import Call
 from online.client.core import Core, failure
 from online.client.exchange import Exchange
@@ -94,6 +104,7 @@ class Client:
         diversity: float | None = None,
         max_per_tag: int | None = None,
         explain: bool = False,
+        explore: float | None = None,
         request_id: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
@@ -112,7 +123,8 @@ class Client:
             diversity: from 0 to 1.
             max_per_tag: most items that share a tag.
             explain: say why, in `explanations`.
-            request_id: identifies this request in logs.
+            explore: share of the places that are drawn by the scores; None: the API's setting.
+            request_id: identifies this request in logs, and seeds the draw.
             default: instead of the client's, for this call; also instead of the candidates.
         """
         return self._list(
@@ -127,6 +139,7 @@ class Client:
                 diversity=diversity,
                 max_per_tag=max_per_tag,
                 explain=explain,
+                explore=explore,
                 request_id=request_id,
                 default=default,
             )
@@ -224,6 +237,18 @@ class Client:
     def dislike(self, user_id: str, item_id: str) -> FeedbackReceipt:
         """Notes that this user dislikes an item: it is hidden for NEXTCLICK_DISLIKE_DAYS of the worker."""
         return self._feedback(calls.dislike_call(user_id, item_id))
+
+    def impressions(self, shown: Iterable[ShownList]) -> ImpressionsReceipt:
+        """Sends lists that were shown, at most 100: all are taken, or none.
+
+        Args:
+            shown: each with its items, and with `request_id` and propensities of the answer that it comes from.
+
+        Returns:
+            Whether the broker has them. Lists that are not accepted are not kept here.
+        """
+        call = calls.impressions_call(shown)
+        return self._core.impressions_receipt(call, self._ask(call))
 
     def close(self) -> None:
         """Closes all connections."""

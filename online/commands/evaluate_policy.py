@@ -14,12 +14,16 @@ from rich.table import Table
 
 from online.commands.views import plain
 from online.config.settings import Settings
+from online.evaluation.impressions_log import JoinedLog, join
 from online.evaluation.off_policy import Estimate, Options
 from online.evaluation.off_policy_report import Report, evaluate
 from online.evaluation.policy_log import PolicyLogError, load, parse_pairs
 from online.worker.connections import open_reader
-from stream.events import BadEvent
-from stream.impressions import parse
+from stream.events import BadEvent, Click
+from stream.events import parse as parse_event
+from stream.impressions import Impression, parse
+
+ATTRIBUTION_S = 1_800.0  # after a list was shown a click on it counts
 
 _log = logging.getLogger(__name__)
 
@@ -34,20 +38,30 @@ def run_evaluate_policy(
     where: list[str] | None = None,
     delimiter: str | None = None,
     options: Options,
+    attribution_s: float = ATTRIBUTION_S,
     as_json: bool = False,
 ) -> None:
-    """Without a file the topic of impressions is read. Raises PolicyLogError, EventFileError, SourceError: one line."""
+    """Without a file the topic of impressions is read, and clicks are joined to it.
+
+    `attribution_s`: how long after a list was shown a click on it counts, in seconds; not of a file.
+
+    Raises PolicyLogError, EventFileError, SourceError: one line.
+    """
     try:
         named = {} if columns is None else parse_pairs(columns)
     except ValueError as error:
         raise PolicyLogError(f"--columns: {error}") from None
     if file is None:
         assert settings is not None
-        file, rows = Path(settings.impressions_topic), _of_topic(settings)
+        file, joined = Path(settings.impressions_topic), _of_topics(settings, attribution_s)
+        if not joined.rows:
+            raise PolicyLogError("; ".join([f"{file.name} has no list that can be evaluated", *joined.remarks]))
     else:
-        rows = None
+        joined = None
     kept = _pairs(where or [])
+    rows = None if joined is None else joined.rows
     loaded = load(file, policy, columns=named, where=kept, delimiter=delimiter, rows_of=rows)
+    loaded.remarks[:0] = [] if joined is None else joined.remarks
     report = evaluate(loaded, options)
     if as_json:
         print(json.dumps(_finite({"file": file.name, "policy": policy or "column", **report.as_dict()}), indent=2))
@@ -62,8 +76,13 @@ def run_evaluate_policy(
         out.print(f"warning: {line}", style="yellow", markup=False)
 
 
-def _of_topic(settings: Settings) -> Iterator[dict[str, Any]]:
-    """The records of the topic of impressions. Those that cannot be read are left out, and counted in the log."""
+def _of_topics(settings: Settings, attribution_s: float) -> JoinedLog:
+    """The topic of impressions, with rewards from the topic of clicks."""
+    return join(_impressions(settings), _clicks(settings), attribution_s=attribution_s)
+
+
+def _impressions(settings: Settings) -> Iterator[Impression]:
+    """Those that cannot be read are left out, and counted in the log."""
     unreadable = 0
     with closing(open_reader(settings, settings.impressions_topic)) as reader:
         for record in reader.read():
@@ -71,9 +90,19 @@ def _of_topic(settings: Settings) -> Iterator[dict[str, Any]]:
             if isinstance(impression, BadEvent):
                 unreadable += 1
             else:
-                yield impression.model_dump(mode="json")
+                yield impression
     if unreadable:
         _log.warning("%s: %d records are no impressions and are left out", settings.impressions_topic, unreadable)
+
+
+def _clicks(settings: Settings) -> Iterator[Click]:
+    """Messages that are no clicks are dead letters of the worker, and passed over."""
+    limits, names = settings.limits, settings.click_names
+    with closing(open_reader(settings, settings.clicks_topic)) as reader:
+        for record in reader.read():
+            click = parse_event(record.value, limits=limits, names=names)
+            if isinstance(click, Click):
+                yield click
 
 
 def _pairs(where: list[str]) -> dict[str, str]:

@@ -22,7 +22,8 @@ from online.worker.connections import (
 )
 from online.worker.quoted import quoted_in
 from stream.dead_letters import dead_letter
-from stream.events import Forget, encode_forget, id_problem
+from stream.events import BadEvent, Forget, encode_forget, id_problem
+from stream.impressions import parse
 from stream.lists import Lists
 from stream.log_file import Log
 from stream.source import Partition, Record
@@ -51,13 +52,14 @@ class Proof:
     waits_for: list[str] = field(default_factory=list)
     clicks: str = ""  # of the topic itself, where that is not ours to change
     feedback: str = ""  # likewise
+    impressions: str = ""  # of their topic, likewise
 
     @property
     def complete(self) -> bool:
         return not self.waits_for and all(count == 0 for count in self.found.values())
 
     def as_dict(self) -> dict[str, Any]:
-        remains = [*filter(None, (self.clicks, self.feedback)), *REMAINS]
+        remains = [*filter(None, (self.clicks, self.feedback, self.impressions)), *REMAINS]
         return {"forgotten": self.complete, "found": self.found, "waits_for": self.waits_for, "remains": remains}
 
 
@@ -89,6 +91,7 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
         proof.clicks, proof.feedback = (
             _records_elsewhere(settings, topic, user_id, count=count_clicks) for topic in topics
         )
+        proof.impressions = _impressions_elsewhere(settings)
     return proof
 
 
@@ -191,8 +194,11 @@ def _user_path(settings: Settings, topic: str) -> str | None:
 
 
 def _erase_records(settings: Settings, user_id: str, after: Mapping[Partition, int]) -> None:
-    """The embedded log is ours: the user's records before the request go, and their bytes with them."""
+    """The embedded log is ours: the user's records before the request go, what was shown to them, and the bytes of all
+    of them."""
     with closing(Log(settings.log_path)) as file:
+        for partition in file.extents([settings.impressions_topic]):
+            file.erase(partition, [one.offset for one in _impressions_of(file, partition, user_id)])
         for partition, offset in after.items():
             mine = [one.offset for one in _records_of(file, partition, user_id, settings) if one.offset < offset]
             file.erase(partition, mine)
@@ -205,6 +211,15 @@ def _records_of(file: Log, partition: Partition, user_id: str, settings: Setting
             yield record
 
 
+def _impressions_of(file: Log, partition: Partition, user_id: str) -> Iterator[Record]:
+    """Lists that were shown to the user. Their other values are no ids of users, as positions are."""
+    for record in file.mentions(partition, _words(user_id)):
+        impression = parse(record.value)
+        named = user_ids_in(None, record.value) if isinstance(impression, BadEvent) else {impression.user_id}
+        if user_id in named or record.key == user_id.encode():
+            yield record
+
+
 def found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
     """Records that are there, and bytes that look like the user's records, in the file and in its journal."""
     path, found = settings.log_path, {}
@@ -212,6 +227,9 @@ def found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
         for topic in (settings.clicks_topic, settings.feedback_topic):
             mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
             found[f"topic {topic}"] = sum(1 for records in mine for _ in records)
+        shown = settings.impressions_topic
+        lists = (_impressions_of(file, partition, user_id) for partition in file.extents([shown]))
+        found[f"topic {shown}"] = sum(1 for records in lists for _ in records)
     pattern = _pattern(user_id, _user_path(settings, settings.clicks_topic))
     for part in (path, path.with_name(path.name + "-wal")):
         if part.exists():
@@ -275,3 +293,13 @@ def _records_elsewhere(settings: Settings, topic: str, user_id: str, *, count: b
         f"{said} about the user on the topic {topic} in Kafka, which belongs to its producers: {until}. "
         "Read again, the user is forgotten again"
     )
+
+
+def _impressions_elsewhere(settings: Settings) -> str:
+    """What may stay in Kafka of the lists that were shown to the user, and until when."""
+    topic = settings.impressions_topic
+    kept_ms = topic_retention_ms(settings, topic)
+    until = "until they are deleted there (retention.ms says no time)"
+    if kept_ms is not None:
+        until = f"for {kept_ms:,} ms each (retention.ms)"
+    return f"lists shown to the user that were logged on the topic {topic} in Kafka: {until}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.learner.diversity import varied
+from online.learner.exploration import draw_from_shares
 from online.learner.facts.gather import QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, WANTED_MAX, Gathered
 from online.learner.history import ClicksOldestFirst, UserHistories
@@ -62,6 +63,9 @@ class Question:
         diversity: from 0 to 1, how much the list is to vary at the cost of scores.
         max_per_tag: items with the same tag at most; None: any number.
         explain: whether reasons are wanted.
+        explore: expected share of the slots that are drawn, from 0 to 1; not with diversity or `max_per_tag`.
+        temperature: of the draw; 1 draws by the shares themselves.
+        request_id: seeds the draw.
     """
 
     user_id: str | None = None
@@ -75,6 +79,9 @@ class Question:
     diversity: float = 0.0
     max_per_tag: int | None = None
     explain: bool = False
+    explore: float = 0.0
+    temperature: float = 1.0
+    request_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,8 @@ class Answer:
         dropped: how many candidates were left out, by reason.
         considered: how many candidates were ranked.
         explanations: why each item is in the list, as JSON; None: not wanted.
+        propensities: (k,) probability of each item at its slot, given those above; None: no slot could be drawn.
+        drawn: (k,) which of the items were drawn.
     """
 
     items: list[str]
@@ -100,6 +109,8 @@ class Answer:
     dropped: Mapping[str, int] = field(default_factory=dict)
     considered: int = 0
     explanations: list[Any] | None = None
+    propensities: list[float] | None = None
+    drawn: list[bool] | None = None
 
 
 class Asked(NamedTuple):
@@ -299,6 +310,13 @@ class Answerer:
                 self.state, rows, shares, question.k, diversity=question.diversity, max_per_tag=question.max_per_tag
             )
             rows, shares = rows[places], shares[places]
+        explored = None
+        if question.explore > 0:
+            explored = draw_from_shares(
+                shares, question.k, explore=question.explore, temperature=question.temperature,
+                request_id=question.request_id,
+            )  # fmt: skip
+            rows, shares = rows[explored.order], shares[explored.order]
         item_of = self.state.vocabulary.item_of
         items = [item_of(row) or "" for row in rows[: question.k].tolist()]
         scores = [float(share) for share in shares[: question.k]]
@@ -315,6 +333,8 @@ class Answerer:
             dropped={reason: count for reason, count in dropped.items() if count},
             considered=stop - start,
             explanations=self.explain(asked, at, items + more) if question.explain else None,
+            propensities=None if explored is None else [*explored.propensity.tolist(), *[1.0] * len(more)],
+            drawn=None if explored is None else [*explored.explored.tolist(), *[False] * len(more)],
         )
 
     def _order(

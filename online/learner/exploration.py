@@ -51,6 +51,32 @@ def draw_list(scores: Floats, k: int, *, explore: float, temperature: float, req
     return _draw(np.asarray(scores, dtype=np.float64), k, explore, temperature, _random(request_id))
 
 
+def draw_from_shares(
+    shares: NDArray[np.floating], k: int, *, explore: float, temperature: float, request_id: str
+) -> ExploredList:
+    """Draws a list by the shares of a softmax, best first.
+
+    Candidates whose share is 0 are not drawn: they follow in their order after all others, so that what stands there is
+    certain given the items above it.
+
+    Args:
+        shares: of the candidates (n,), none below the next.
+        k, explore, temperature, request_id: as for `draw_list`, by the logarithms of the shares.
+
+    Raises:
+        ValueError: as `draw_list`.
+    """
+    n = int((shares > 0).sum())
+    scores = np.log(shares[:n].astype(np.float64))
+    found = draw_list(scores, k, explore=explore, temperature=temperature, request_id=request_id)
+    rest = np.arange(n, min(len(shares), max(k, n)))
+    return ExploredList(
+        order=np.concatenate([found.order, rest]),
+        propensity=np.concatenate([found.propensity, np.ones(len(rest))]),
+        explored=np.concatenate([found.explored, np.zeros(len(rest), np.bool_)]),
+    )
+
+
 def position_propensities(
     scores: Floats, k: int, *, explore: float, temperature: float, draws: int = 200, seed: int = 0
 ) -> Floats:
@@ -94,7 +120,8 @@ def _draw(scores: Floats, k: int, explore: float, temperature: float, random: np
     for slot, explores in enumerate(explored):
         item = int(np.where(left, noisy if explores else scores, -np.inf).argmax())
         order[slot] = item
-        propensity[slot] = slot_probabilities(scores, left, explore=explore, temperature=temperature)[item]
+        exact = slot_probabilities(scores, left, explore=explore, temperature=temperature)[item]
+        propensity[slot] = min(exact, 1.0)  # the sum of its parts may round above 1
         left[item] = False
     return ExploredList(order, propensity, explored)
 

@@ -249,6 +249,9 @@ class Asking:
             diversity=wire.diversity,
             max_per_tag=wire.max_per_tag,
             explain=wire.explain,
+            explore=wire.explore,
+            temperature=wire.temperature,
+            request_id=wire.request_id or "",
         )
 
     def _filter(self, where: str | None) -> CompiledFilter | None:
@@ -271,6 +274,8 @@ class Asking:
             widened=answer.widened,
             dropped=dict(answer.dropped),
             explanations=answer.explanations,
+            propensities=answer.propensities,
+            drawn=answer.drawn,
         )
 
     def _looked_up(self, wire: WireQuestion) -> WireAnswer:

@@ -47,6 +47,7 @@ def prepare_topics(settings: Settings) -> None:
         Topic(settings.dead_letters_topic),
         Topic(settings.events_topic),
         Topic(settings.feedback_topic),
+        Topic(settings.impressions_topic, retention_s=settings.impressions_retention_s),
     ]
     if settings.workers == "many":
         topics += [

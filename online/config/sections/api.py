@@ -25,8 +25,8 @@ class ApiSettings(BaseSettings):
     )
     api_read_only: bool = setting(
         True,
-        "Whether the API only reads. If false, it also accepts clicks at POST /click, and feedback at POST /hide, "
-        "/unhide and /dislike.",
+        "Whether the API only reads. If false, it also accepts clicks, impressions and feedback (POST /click, "
+        "/impressions, /hide, /unhide, /dislike), and logs explored lists.",
         "false needs API keys.",
     )
     api_requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(

@@ -1,8 +1,11 @@
 """Questions: lists that are ranked at the moment of a request."""
 
+from typing import Annotated, Literal
+
+from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from online.config.sections.fields import Positive, Share, fixed, setting
+from online.config.sections.fields import Positive, Rate, Share, fixed, setting
 
 
 class AskingSettings(BaseSettings):
@@ -24,3 +27,25 @@ class AskingSettings(BaseSettings):
         "Raise it where answers matter more than how soon clicks are learned.",
     )
     ask_batch_max: Positive = fixed(32, "Questions that are ranked together at most.")
+    explore: Share = setting(
+        0.0,
+        "Share of the slots of a list that are drawn by the scores instead of taking the best item left, in lists that "
+        "are ranked on request without an explore of their own. 0: none.",
+        "Set 0.05 to 0.2 where logs are to tell what another policy would earn.",
+    )
+    explore_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = setting(
+        1.0, "Temperature of the draw: below 1 it keeps closer to the best items, above 1 it draws more evenly."
+    )
+    log_impressions: Literal["explored", "all", "none"] = setting(
+        "explored",
+        "Which of the lists that the worker has ranked on request are logged to the topic of impressions by the API, "
+        "if it may write: those with an explore above 0, all, or none.",
+    )
+    impressions_retention_s: Rate = setting(
+        2_592_000.0,
+        "How long Kafka keeps the topic of impressions, which names users, where nextclick creates it. The embedded "
+        "log keeps as many as NEXTCLICK_LOG_RECORDS_MAX.",
+    )
+    impressions_waiting_max: Positive = fixed(
+        10_000, "Lists that wait to be logged at most. Those beyond it are counted and not logged."
+    )

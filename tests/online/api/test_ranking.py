@@ -117,7 +117,7 @@ def test_a_question_reaches_the_worker_whole_and_its_answer_comes_back(new_api, 
     assert answer.json() == {
         "user_id": "ada", "items": ["x", "y"], "scores": [0.7, 0.1], "source": "asked", "version": 4, "at": 9.5,
         "known": True, "widened": True, "filtered": True, "dropped": {"filter": 3}, "explanations": None, "age_ms": 0,
-        "request_id": "r-1",
+        "request_id": "r-1", "explored": False, "propensities": None,
     }  # fmt: skip
     (wire,) = worker.asked
     expected = body | {"recent": [("i", None), ("j", 1_700_000_000.5)], "at": 1_732_233_600.0}

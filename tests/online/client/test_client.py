@@ -38,7 +38,7 @@ def test_what_is_asked_for_is_sent(stub, make_client) -> None:
     client.trending(5, where="available")
     client.rank(
         "u1", 6, recent=["i1", RecentClick("i2", 17.5)], candidates=iter(["a", "b"]), at=18.0, exclude={"b"},
-        where="x", diversity=0.1, max_per_tag=2, explain=True, request_id="r",
+        where="x", diversity=0.1, max_per_tag=2, explain=True, explore=0.0, request_id="r",
     )  # fmt: skip
     client.rank()
     assert [(one.method, one.target, one.body) for one in stub.seen] == [
@@ -56,7 +56,7 @@ def test_what_is_asked_for_is_sent(stub, make_client) -> None:
             {
                 "user_id": "u1", "k": 6, "recent": ["i1", {"item_id": "i2", "timestamp": 17.5}],
                 "candidates": ["a", "b"], "at": 18.0, "exclude": ["b"], "where": "x", "diversity": 0.1,
-                "max_per_tag": 2, "explain": True, "request_id": "r",
+                "max_per_tag": 2, "explain": True, "explore": 0.0, "request_id": "r",
             },
         ),
         ("POST", "/shop/rank", {"k": 10}),

@@ -10,10 +10,11 @@ import pytest
 
 from online.api.keys import make_key
 from online.api.serve import Api
-from online.client import ApiUnavailableError, FeedbackReceipt, Item, PastClick, RequestError, Titles, User
+from online.client import ApiUnavailableError, FeedbackReceipt, Item, PastClick, RequestError, ShownItem, Titles, User
 from online.config.settings import Settings
 from stream.embedded_redis import EmbeddedRedis
 from stream.feedback import Feedback, parse
+from stream.impressions import parse as parse_impression
 from stream.item_records import ItemRecord
 from stream.lists import Lists, TopList
 from stream.log import LogProducer
@@ -215,3 +216,21 @@ def test_an_api_that_ends_and_comes_back(serve, lists, make_client) -> None:
 
 def lists_url(lists: Lists) -> str:
     return lists.address
+
+
+def test_what_was_shown_arrives_and_a_stored_list_is_not_explored(serve, lists, make_client, tmp_path) -> None:
+    lists.write({"u1": top("i1", "i2")}, top("p1", source="popular"))
+    client = make_client(serve().url)
+    found = client.rank("u1", 2, explore=0.5)  # no worker answers
+    assert (found.items, found.explored, found.propensities) == (("i1", "i2"), False, None)
+    shown: list[ShownItem] = [{"item_id": "i1", "position": 1, "propensity": 0.5}, {"item_id": "i2", "position": 2}]
+    receipt = client.impressions([{"user_id": "u1", "request_id": found.request_id, "items": shown}, {"items": shown}])
+    assert receipt.accepted, receipt
+    assert receipt.request_ids[0] == found.request_id
+    with contextlib.closing(LogReader(tmp_path / "log.db", "nextclick.impressions")) as reader:
+        records = {parse_impression(record.value).request_id: record.key for record in reader.read()}
+    assert records == {found.request_id: b"u1", receipt.request_ids[1]: None}
+    with pytest.raises(RequestError, match=r"^\[0\]\.items\[0\]\.position: is missing or null$"):
+        client.impressions([{"items": [{"item_id": "i1"}]}])
+    with pytest.raises(RequestError, match=r"^explore: it does not go with"):
+        client.rank("u1", 2, explore=0.5, diversity=0.5)

@@ -17,6 +17,8 @@ from online.evaluation.policy_log import PolicyLogError, load, parse_pairs
 from online.worker.connections import open_producer, prepare_topics
 from stream.event_files import EventFileError
 from stream.event_files.table import table_rows
+from stream.events import Click
+from stream.events import encode as encode_click
 from stream.impressions import Impression, ShownItem, encode
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared/data/open-bandit-sample.csv.xz"
@@ -229,3 +231,48 @@ def test_without_a_file_the_topic_of_impressions_is_read(tmp_path):
         producer.send(settings.impressions_topic, key=b"u", value=b"no JSON")
     found = evaluated("--policy", "uniform", "--data-dir", tmp_path)
     assert (found["rows"], found["actions"], found["file"]) == (100, 2, "nextclick.impressions")
+
+
+def test_clicks_are_joined_to_what_was_logged(tmp_path):
+    settings = load_settings(data_dir=tmp_path)
+    prepare_topics(settings)
+    random = np.random.default_rng(0)
+    with closing(open_producer(settings)) as producer:
+        for number in range(400):
+            item, at = ("a" if random.random() < 0.8 else "b"), 1e9 + 100 * number
+            shown = ShownItem(item_id=item, position=1, propensity=0.8 if item == "a" else 0.2)
+            record = Impression(
+                request_id=f"r{number}", user_id=f"u{number}", timestamp=at, policy="p", version=1, explored=True,
+                items=(shown,),
+            )  # fmt: skip
+            producer.send(settings.impressions_topic, key=b"u", value=encode(record))
+            if random.random() < (0.2 if item == "a" else 0.6):
+                click = Click(user_id=f"u{number}", item_id=item, timestamp=at + 90)
+                producer.send(settings.clicks_topic, key=b"u", value=encode_click(click))
+        without = record.model_copy(update={"request_id": "x", "items": (ShownItem(item_id="a", position=1),)})
+        producer.send(settings.impressions_topic, key=b"u", value=encode(without))
+        producer.send(settings.clicks_topic, key=b"u", value=b"no click")
+    found = evaluated("--topic", "--policy", "uniform", "--data-dir", tmp_path)
+    assert (found["rows"], found["remarks"][0]) == (400, "1 of 401 lists have no propensities: left out")
+    assert found["recommended"]["low"] < 0.4 < found["recommended"]["high"]
+    assert found["on_policy"]["value"] == pytest.approx(0.28, abs=0.06)
+    soon = evaluated("--topic", "--attribution-minutes", 1, "--policy", "uniform", "--data-dir", tmp_path)
+    assert soon["on_policy"]["value"] == 0
+
+
+def test_a_topic_without_propensities_is_said(tmp_path):
+    settings = load_settings(data_dir=tmp_path)
+    prepare_topics(settings)
+    record = Impression(
+        request_id="r", timestamp=1e9, policy="p", version=1, explored=True,
+        items=(ShownItem(item_id="a", position=1),),
+    )  # fmt: skip
+    with closing(open_producer(settings)) as producer:
+        producer.send(settings.impressions_topic, key=b"u", value=encode(record))
+    line = refused("--topic", "--policy", "uniform", "--data-dir", tmp_path)
+    assert line.endswith("has no list that can be evaluated; 1 of 1 lists have no propensities: left out")
+
+
+def test_a_file_and_the_topic_do_not_go_together(log):
+    assert run(log, "--topic", "--policy", "uniform").exit_code == 2
+    assert run(log, "--attribution-minutes", 5, "--policy", "uniform").exit_code == 2

@@ -1,5 +1,6 @@
 """`nextclick forget` on a live worker: asked for, done, and proved by a search of every store."""
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -10,12 +11,14 @@ from rich.console import Console
 
 import online.cli
 from online.commands import forget as forget_command
-from online.commands.forget import ForgetError, forget
+from online.commands.forget import ForgetError, _erase_clicks, forget, found_in_log
 from online.config.settings import Settings
 from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
 from online.worker.requests import answer_request
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import Click, encode
+from stream.impressions import Impression, ShownItem, parse
+from stream.impressions import encode as encode_impression
 from stream.lists import Lists
 from tests.online.conftest import SMALL, worker_thread
 
@@ -90,6 +93,23 @@ def test_after_forgetting_no_store_names_the_user_and_all_others_are_there(setti
     everything = b"".join(path.read_bytes() for path in settings.data_dir.rglob("*") if path.is_file())
     assert b'"u1"' not in everything
     assert b'"u11"' in everything
+
+
+def test_what_was_shown_to_the_user_goes_from_the_embedded_log_and_nothing_else(settings):
+    prepare_topics(settings)
+    item = ShownItem(item_id="i1", position=1, propensity=0.5)
+    with contextlib.closing(open_producer(settings)) as producer:
+        for user in ("1", "11", None):  # the other lists have a position 1
+            record = Impression(
+                request_id=f"r-{user}", user_id=user, timestamp=START, policy="p", version=1, explored=True,
+                items=(item,),
+            )  # fmt: skip
+            producer.send(settings.impressions_topic, key=user and user.encode(), value=encode_impression(record))
+    assert found_in_log(settings, "1")["topic nextclick.impressions"] == 1
+    _erase_clicks(settings, "1", {})
+    assert set(found_in_log(settings, "1").values()) == {0}
+    kept = [parse(value).user_id for value in values(settings, settings.impressions_topic)]
+    assert kept == ["11", None]
 
 
 def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeypatch, command):
