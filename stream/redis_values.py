@@ -33,7 +33,10 @@ class RedisValues:
         """Returns a value of at most `value_bytes_max` bytes; None if there is none, or it is larger."""
         with self._clear_errors():
             value = self._client.getrange(key, 0, self._value_bytes_max)
-        if len(value) > self._value_bytes_max:
+        return self._bounded(key, value)
+
+    def _bounded(self, key: str, value: bytes | str | None) -> bytes | str | None:
+        if value is not None and len(value) > self._value_bytes_max:
             log.warning("%s in Redis holds more than %d bytes; it counts as absent", key, self._value_bytes_max)
             return None
         return value or None
