@@ -187,19 +187,21 @@ def worker(
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65_535)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that answer.", min=1, max=64)] = None,
+    descriptor: Annotated[int | None, typer.Option("--socket", hidden=True)] = None,
     data_dir: DataDir = None,
 ) -> None:
     """Serve lists, health, metrics and the dashboard over HTTP.
 
     It starts whatever is there: until Redis answers (and Kafka, where it takes clicks), /readyz is 503 and says why.
     """
-    given = {"api_host": host, "api_port": port}
+    given = {"api_host": host, "api_port": port, "api_workers": workers}
     given = {name: value for name, value in given.items() if value is not None}
     settings = _folder_settings(data_dir, log_only=True, **given)
     stop = _stop_on_signals()
     from online.api.serve import serve as serve_until
 
-    serve_until(settings, stop)
+    serve_until(settings, stop, descriptor=descriptor)
 
 
 @app.command("api-key", epilog="Example: nextclick api-key shop")

@@ -28,16 +28,17 @@ as long to write.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import redis
+import redis.asyncio
 from pydantic import BaseModel, ValidationError
 
 from stream.fence import SCRIPT, fence_arguments
 from stream.item_records import ITEM_KEY, ItemRecords
 from stream.questions import is_question_key
-from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, connect
+from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, SingleClient, connect
 from stream.redis_cluster import ClusterClient
 from stream.redis_errors import ListsError, RedisUnavailableError, SlotsMovedError
 from stream.redis_values import VALUE_BYTES_MAX
@@ -259,6 +260,28 @@ class Lists(WorkerMessages):
         """Returns the popular list; None before the first one is written."""
         return self._list(POPULAR_KEY)
 
+    async def read_many(self, user_ids: Sequence[str], client: redis.asyncio.Redis) -> list[TopList | None]:
+        """Reads users' lists, and at last the popular one, in one round trip of a client that `asynchronous` opened."""
+        keys = [*map(top_key, user_ids), POPULAR_KEY]
+        with self._clear_errors():
+            values = await client.mget(keys)
+        return self._parsed(keys, values)
+
+    def read_many_now(self, user_ids: Sequence[str]) -> list[TopList | None]:
+        """Does what `read_many` does, and blocks."""
+        keys = [*map(top_key, user_ids), POPULAR_KEY]
+        with self._clear_errors():
+            values = self._client.mget(keys)
+        return self._parsed(keys, values)
+
+    def asynchronous(self) -> redis.asyncio.Redis | None:
+        """Opens a client for the event loop that runs; None where Redis is no single server, or is embedded."""
+        return self._client.open_asynchronous() if isinstance(self._client, SingleClient) else None
+
+    def _parsed(self, keys: Sequence[str], values: Sequence[Any]) -> list[TopList | None]:
+        tops = [_parse(key, self._bounded(key, value)) for key, value in zip(keys, values, strict=True)]
+        return [*map(_own, tops[:-1]), tops[-1]]
+
     def users(self) -> Iterator[str]:
         """Yields the ids of all users who have a list, each once; reads a page at a time, so that no client waits."""
         seen: set[str] = set()  # SCAN may return a key twice while others come and go
@@ -363,8 +386,7 @@ class Lists(WorkerMessages):
 
     def check(self) -> None:
         """Checks that lists can be read, which is more than an answer to PING. Raises ListsError if they cannot."""
-        self._value(top_key(""))
-        self._value(POPULAR_KEY)
+        self.read_many_now([""])
 
     def _all_users(self) -> Iterator[list[str]]:
         """Pages of all users with a list. A user may come twice; all come again where a cluster moves its slots."""

@@ -4,9 +4,12 @@ Each way of deployment is one entry of `OPENERS`. Clients connect when they are 
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelManagedConnection, SentinelManagedSSLConnection
@@ -33,6 +36,12 @@ class _PrimaryConnection(_EndedByTimeout, SentinelManagedConnection):
 
 class _PrimaryTlsConnection(_EndedByTimeout, SentinelManagedSSLConnection):
     pass
+
+
+class SingleClient(redis.Redis):
+    """The client of one server, which can be asked for another one of the same server for an event loop."""
+
+    open_asynchronous: Callable[[], redis.asyncio.Redis]
 
 
 class SentinelClient(redis.Redis):
@@ -88,8 +97,15 @@ def _retry() -> Retry:
 
 def _single(address: RedisAddress, options: dict[str, Any], waits: _Waits) -> redis.Redis:
     _without_sentinels(options)
-    all_options = {**address.options(), **options}
-    return redis.Redis(ssl=address.tls, retry=_retry(), health_check_interval=30, **waits.options(), **all_options)
+    all_options = {**waits.options(), **address.options(), **options, "ssl": address.tls, "health_check_interval": 30}
+    client = SingleClient(retry=_retry(), **all_options)
+    client.open_asynchronous = partial(_asynchronous, all_options)
+    return client
+
+
+def _asynchronous(options: Mapping[str, Any]) -> redis.asyncio.Redis:
+    retry = AsyncRetry(ConstantBackoff(0.05), 1, supported_errors=(redis.ConnectionError,))
+    return redis.asyncio.Redis(retry=retry, **options)
 
 
 def _cluster(address: RedisAddress, options: dict[str, Any], waits: _Waits) -> redis.Redis:

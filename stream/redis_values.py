@@ -32,7 +32,8 @@ class RedisValues:
     def _value(self, key: str) -> bytes | str | None:
         """Returns a value of at most `value_bytes_max` bytes; None if there is none, or it is larger."""
         with self._clear_errors():
-            return self._bounded(key, self._client.getrange(key, 0, self._value_bytes_max))
+            value = self._client.getrange(key, 0, self._value_bytes_max)
+        return self._bounded(key, value)
 
     def _values(self, keys: Sequence[str]) -> list[bytes | str | None]:
         """The same of several keys, in one round trip."""
@@ -41,8 +42,8 @@ class RedisValues:
                 pipeline.getrange(key, 0, self._value_bytes_max)
             return [self._bounded(key, value) for key, value in zip(keys, pipeline.execute(), strict=True)]
 
-    def _bounded(self, key: str, value: bytes | str) -> bytes | str | None:
-        if len(value) > self._value_bytes_max:
+    def _bounded(self, key: str, value: bytes | str | None) -> bytes | str | None:
+        if value is not None and len(value) > self._value_bytes_max:
             log.warning("%s in Redis holds more than %d bytes; it counts as absent", key, self._value_bytes_max)
             return None
         return value or None

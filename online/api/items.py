@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from online.api.errors import NothingKnownError
 from online.api.questions import checked_id, checked_ids
 from stream.item_records import ItemRecord
 from stream.lists import Lists
@@ -12,10 +13,6 @@ from stream.lists import Lists
 TITLES_MAX = 500  # items of one request
 LISTS_LOOKED_AT = 2_000  # of all users, for those that hold an item
 HOLDERS_SHOWN = 20
-
-
-class NothingKnownError(Exception):
-    """The catalogue holds nothing of an item; one line."""
 
 
 class KnownItem(ItemRecord, frozen=True):

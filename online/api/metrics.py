@@ -1,11 +1,13 @@
 """The metrics of /metrics: the requests of this process, and the worker's status."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from online.api.group_metrics import WORKER_UP, group_metrics
@@ -68,6 +70,8 @@ _LABELLED: tuple[tuple[Callable[..., Any], str, str, str, str], ...] = (
 _QUANTILES = {"p50": "0.5", "p99": "0.99"}
 
 
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of several processes; prometheus_client reads it when it is imported
+
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they would add a second, useless series for each
 
 
@@ -92,6 +96,8 @@ class Requests:
             ["list"],
             registry=self._registry,
         )
+        self._own, self._popular = self._served.labels("own"), self._served.labels("popular")
+        self._known: dict[tuple[str, int], tuple[Histogram, Counter]] = {}
         self._questions = Counter(
             "nextclick_questions",
             "Lists that the worker was asked for: asked (it answered), or why the stored list was returned",
@@ -104,14 +110,21 @@ class Requests:
             ["result"],
             registry=self._registry,
         )
-        self._registry.register(WorkerStatus(lists))
+        self._of_worker = CollectorRegistry()
+        self._of_worker.register(WorkerStatus(lists))
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        self._seconds.labels(route).observe(seconds)
-        self._requests.labels(route, str(status)).inc()
+        found = self._known.get((route, status))
+        if found is None:  # looking labels up takes longer than counting
+            found = self._known[route, status] = (
+                self._seconds.labels(route),
+                self._requests.labels(route, str(status)),
+            )
+        found[0].observe(seconds)
+        found[1].inc()
 
     def served(self, *, own: bool) -> None:
-        self._served.labels("own" if own else "popular").inc()
+        (self._own if own else self._popular).inc()
 
     def asked(self, result: str) -> None:
         """`result`: asked, or the reason why no worker has answered."""
@@ -122,8 +135,12 @@ class Requests:
         self._impressions.labels(result).inc(number)
 
     def exposition(self) -> bytes:
-        """Returns all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """Returns all metrics in Prometheus' text format, of all processes that answer at this address."""
+        if METRICS_FOLDER not in os.environ:
+            return generate_latest(self._registry) + generate_latest(self._of_worker)
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
+        return generate_latest(whole) + generate_latest(self._of_worker)
 
 
 class WorkerStatus(Collector):

@@ -36,6 +36,8 @@ HEADERS = {
     b"cache-control": b"no-store",
 }
 
+_HEADERS = tuple(HEADERS.items())
+
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +76,8 @@ class AuthMiddleware:
         self._app = app
         self._keys = ApiKeys(settings.api_keys)
         self._read_only = settings.api_read_only
-        limits = settings.api_requests_per_s, settings.api_requests_at_once
+        self._limited = settings.api_requests_per_s is not None
+        limits = settings.api_requests_per_s or 1.0, settings.api_requests_at_once
         # Apart, so that no crowd of addresses makes a key's bucket full again.
         self._of_keys = TokenBuckets(*limits, held=max(1, len(self._keys)))
         self._of_addresses = TokenBuckets(*limits, held=settings.api_addresses_held)
@@ -83,13 +86,15 @@ class AuthMiddleware:
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         await (self._app if refusal is None else refusal)(scope, receive, send)
 
+    def _wait_s(self, scope: Scope, name: str | None) -> float:
+        return self._of_addresses.wait_s(_address(scope)) if name is None else self._of_keys.wait_s(name)
+
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         if scope["path"] in HEALTH and scope["method"] in _READING:
             return None
         key = _key(dict(scope["headers"])) if len(self._keys) else None
         name = None if key is None else self._keys.name_of(key)
-        wait = self._of_addresses.wait_s(_address(scope)) if name is None else self._of_keys.wait_s(name)
-        if wait > 0:
+        if self._limited and (wait := self._wait_s(scope, name)) > 0:
             return answer(429, "too many requests: ask again later", {"Retry-After": str(math.ceil(wait))})
         if len(self._keys) and name is None and (scope["path"] != PAGE or scope["method"] not in _READING):
             what = "an API key is needed" if key is None else "this API key is not valid"
@@ -118,9 +123,10 @@ class MetricsMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                present = {name.lower() for name, _ in message["headers"]}
-                more = [(name, value) for name, value in HEADERS.items() if name not in present]
-                message = {**message, "headers": [*message["headers"], *more]}
+                headers = [*message["headers"]]
+                present = {name for name, _ in headers}  # in lower case, as ASGI wants them
+                headers += [header for header in _HEADERS if header[0] not in present]
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -141,6 +147,8 @@ class MetricsMiddleware:
 
 def _is_text(scope: Scope) -> bool:
     """Whether the path is text: what decoded it has put U+FFFD for what is not, and would name another user."""
+    if "\ufffd" not in scope["path"]:
+        return True
     try:
         unquote_to_bytes(scope.get("raw_path") or b"").decode()
     except UnicodeDecodeError:

@@ -1,7 +1,8 @@
-"""HTTP/1.1 as uvicorn speaks it, with limits on how long a client may take and on how many hold a connection.
+"""HTTP/1.1 as uvicorn speaks it with httptools, with limits on how long a client may take, on how much it may send
+ahead of a body, and on how many hold a connection.
 
-uvicorn has a limit for idle connections between two requests, and none for a first request, a body or an answer that is
-not read: some hundred silent sockets would shut all other clients out.
+uvicorn has a limit for idle connections between two requests, and none for a first request, its headers, a body or an
+answer that is not read: some hundred silent sockets would shut all other clients out.
 """
 
 import asyncio
@@ -12,22 +13,26 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-import h11
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from online.api.middleware import HEADERS, answer
 
 REPORT_EVERY_S = 30.0  # that connections were closed
 BUSY = "too many connections: ask again later"
 SLOW = "the request did not come in time"
+LONG = "the first line and the headers are too long"
 
 log = logging.getLogger(__name__)
 
 
 def bounded_protocol(
-    *, connections_max: int, request_s_max: float, refused: Callable[[int], None] = lambda _: None
-) -> type[H11Protocol]:
+    *,
+    connections_max: int,
+    request_s_max: float,
+    header_bytes_max: int,
+    refused: Callable[[int], None] = lambda _: None,
+) -> type[HttpToolsProtocol]:
     """The protocol of one server.
 
     Args:
@@ -35,16 +40,19 @@ def bounded_protocol(
             answered, a new one gets 503.
         request_s_max: Seconds in which a request has to come, from its first byte (of a new connection: from its
             beginning) to the end of its body, and in which an answer has to be read.
+        header_bytes_max: Of a request's first line and headers; what came with them in one piece is read all the same.
         refused: Called with the status of an answer that no request was handled for.
     """
     # In the order in which they fell silent: those that never sent a whole request, and those between two requests.
-    newcomers: dict[H11Protocol, None] = {}
-    idle: dict[H11Protocol, None] = {}
+    newcomers: dict[HttpToolsProtocol, None] = {}
+    idle: dict[HttpToolsProtocol, None] = {}
     closed_report = _ClosedReport()
 
-    class Bounded(H11Protocol):
+    class Bounded(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
         _unread: asyncio.TimerHandle | None = None
+        _receiving = _in_head = False  # a request has begun; its headers are not complete
+        _head_bytes = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -66,14 +74,45 @@ def bounded_protocol(
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            if self.conn.their_state is h11.IDLE:
+            if not self._receiving:
                 self._expect_request()
+            elif self._in_head:
+                self._head_bytes += len(data)
             super().data_received(data)
-            self._look()
+            if self._in_head and self._head_bytes > header_bytes_max and not self.transport.is_closing():
+                self._refuse(HTTPStatus.BAD_REQUEST, LONG)
+            elif not self._receiving:
+                self._has_come()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._receiving = self._in_head = True
+            self._head_bytes = 0
+
+        def on_url(self, url: bytes) -> None:
+            super().on_url(url)
+            self._head_bytes = max(self._head_bytes, len(self.url))
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            length = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if length > header_bytes_max:
+                self._refuse(HTTPStatus.BAD_REQUEST, LONG)
+            if not self.transport.is_closing():
+                super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            if not self.transport.is_closing():
+                super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._receiving = False
+            if not self.transport.is_closing():
+                super().on_message_complete()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+            if not self.transport.is_closing() and not self._receiving and not self.pipeline:
                 idle[self] = None
 
         def pause_writing(self) -> None:
@@ -89,17 +128,20 @@ def bounded_protocol(
         def send_400_response(self, msg: str) -> None:
             self._refuse(HTTPStatus.BAD_REQUEST, f"{msg[:1].lower()}{msg[1:].rstrip('.')}")
 
+        def _unsupported_upgrade_warning(self) -> None:
+            """Says nothing: the request is answered as any other, and a client may ask for what it wants."""
+
         def _expect_request(self) -> None:
             if self._deadline is None:
                 self._deadline = self.loop.call_later(request_s_max, self._too_slow)
 
-        def _look(self) -> None:
-            """Whether the whole request is there."""
-            if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
-                if self._deadline is not None:
-                    self._deadline.cancel()
-                    self._deadline = None
-                newcomers.pop(self, None)
+        def _has_come(self) -> None:
+            """The whole request is there."""
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+            newcomers.pop(self, None)
+            if self.cycle is None or not self.cycle.response_complete or self.pipeline:
                 idle.pop(self, None)
 
         def _too_slow(self) -> None:
@@ -115,15 +157,18 @@ def bounded_protocol(
             refused(status)
             if status == HTTPStatus.SERVICE_UNAVAILABLE:
                 closed_report.closed()
-            body = json.dumps({"error": error}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            headers += [*HEADERS.items(), (b"connection", b"close")]
-            response = h11.Response(status_code=status, headers=headers, reason=status.phrase.encode())
-            try:
-                for event in (response, h11.Data(data=body), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event) or b"")
-            except h11.LocalProtocolError:
-                pass  # an answer has begun, and cannot be ended rightly any more
+            cycle = self.cycle
+            answering = cycle is not None and cycle.response_started and not cycle.response_complete
+            if not answering and not self.pipeline:
+                body = json.dumps({"error": error}).encode()
+                headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
+                headers |= HEADERS | {b"connection": b"close"}
+                lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
+                lines += [name + b": " + value for name, value in headers.items()]
+                self.transport.write(b"\r\n".join([*lines, b"", body]))
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True  # what it would still say is not for this client
+                cycle.message_event.set()
             self.transport.close()
 
         def _forget_timers(self) -> None:

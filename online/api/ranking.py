@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse
 
 from online.api.asker import Asker, NotAnsweredError
 from online.api.clicks import read_body
+from online.api.errors import NothingLearnedError
 from online.api.impressions import ImpressionLog, impression_of
 from online.api.metrics import Requests
 from online.api.middleware import answer as error_answer
@@ -31,17 +32,13 @@ from online.api.questions import (
     rank_schema,
 )
 from online.api.stored import filtered_list
+from online.api.stored_lists import NOTHING_LEARNED
 from online.config.settings import Settings
 from stream.lists import Lists
 from stream.questions import By, WireAnswer
 
-NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
 WHERE = Query(description="which items may be listed, as a filter (docs/filters.md)")
 EXCLUDE = Query(description="an item that must not be listed; may be given many times")
-
-
-class NothingLearnedError(Exception):
-    """There is no list at all."""
 
 
 class Ranking:

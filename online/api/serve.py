@@ -13,7 +13,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,18 +22,19 @@ from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 
 from online.api.clicks import Clicks
+from online.api.errors import ERRORS, ErrorAnswers, NothingLearnedError
 from online.api.feedback import FeedbackRoutes
 from online.api.impressions import ImpressionLog, PostedImpressions, posted_schema
-from online.api.items import NothingKnownError, items_router
+from online.api.items import items_router
 from online.api.late_producer import LateProducer
+from online.api.listening import ServeError, listen
 from online.api.metrics import Requests
 from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
+from online.api.processes import serve_by_processes
 from online.api.protocol import bounded_protocol
 from online.api.questions import (
     Ranked,
@@ -44,15 +45,17 @@ from online.api.questions import (
     checked_ids,
     problem_of,
 )
-from online.api.ranking import EXCLUDE, NOTHING_LEARNED, WHERE, NothingLearnedError, Ranking
-from online.api.users import NoWorkerError, users_router
+from online.api.ranking import EXCLUDE, WHERE, Ranking
+from online.api.stored_lists import NOTHING_LEARNED, PATTERN, K, Recommendation, ShortCut, StoredLists
+from online.api.users import users_router
+from online.config.sections.api import is_here
 from online.config.settings import Settings
 from online.worker.connections import open_lists
 from online.worker.overview import read_overview
 from online.worker.totals import total
 from stream.events import Click
 from stream.lists import Lists, ListsError, RedisUnavailableError
-from stream.source import Producer, SourceError, UnavailableError
+from stream.source import Producer, UnavailableError
 
 NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
 _PAGE = Path(__file__).parent / "dashboard.html"
@@ -79,24 +82,6 @@ class _Text(Convertor[str]):
 register_url_convertor("text", _Text())
 
 
-class ServeError(Exception):
-    """The API cannot listen; one line that says where and what to do."""
-
-
-class Recommendation(BaseModel):
-    """A list as it stands in Redis, cut to `k`. Times are milliseconds since 1970; `age_ms` is since it was written."""
-
-    user_id: str
-    items: list[str]
-    scores: list[float]
-    version: int
-    offset: str
-    clicked_at: int
-    written_at: int
-    source: str
-    age_ms: int
-
-
 def create_app(settings: Settings, lists: Lists, producer: Producer | None = None) -> FastAPI:
     """The API over `lists`; where it may write, clicks and feedback go to `producer`."""
     # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
@@ -105,15 +90,17 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     page = _PAGE.read_text()
     page_policy = _content_security_policy(page)
     app.state.requests = requests
-    for error, code, headers in _ERRORS:
-        app.add_exception_handler(error, _answered(code, headers))
+    errors = ErrorAnswers()
+    for error, *_ in ERRORS:
+        app.add_exception_handler(error, partial(_answered, errors))
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.add_exception_handler(HTTPException, _not_here)
 
     writes = producer is not None and not settings.api_read_only
     logged = ImpressionLog(settings, producer, requests.impressions) if producer is not None and writes else None
     ranking = app.state.ranking = Ranking(settings, lists, requests, logged)
-    _add_recommend(app, settings, lists, ranking)
+    stored = StoredLists(lists, requests, settings.list_size)
+    _add_recommend(app, settings, stored, ranking)
     for router in (ranking.router(), items_router(lists), users_router(ranking.asker, requests)):
         app.include_router(router)
 
@@ -170,32 +157,33 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         shape = {"content": {"application/json": {"schema": posted_schema()}}, "required": True}
         posted = PostedImpressions(settings, producer, requests.impressions)
         app.post("/impressions", status_code=202, openapi_extra={"requestBody": shape})(posted.accept)
+    app.add_middleware(ShortCut, stored=stored, errors=errors)
     app.add_middleware(AuthMiddleware, settings=settings)
     app.add_middleware(MetricsMiddleware, requests=requests)
     return app
 
 
-def _add_recommend(app: FastAPI, settings: Settings, lists: Lists, ranking: Ranking) -> None:
+def _add_recommend(app: FastAPI, settings: Settings, stored: StoredLists, ranking: Ranking) -> None:
     """Adds the route of users' lists."""
 
-    @app.get("/recommend/{user:text}")
+    @app.get(PATTERN, response_model=Recommendation | Ranked)
     async def recommend(
         user: str,
         *,
-        k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10,
+        k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = K,
         fresh: Annotated[bool, Query(description="whether it is ranked now; the other parameters imply it")] = False,
         where: Annotated[str | None, WHERE] = None,
         exclude: Annotated[list[str] | None, EXCLUDE] = None,
         diversity: Annotated[float, Query(ge=0, le=1, description="how much the list is to vary")] = 0.0,
         max_per_tag: Annotated[int | None, Query(ge=1, description="items with the same tag at most")] = None,
         explore: Annotated[float | None, Query(ge=0, le=1, description="share of the slots that are drawn")] = None,
-    ) -> Recommendation | Ranked:
+    ) -> Response | Ranked:
         """The list to show this user now; the popular list for an unknown user. With `fresh`, `where`, `exclude`,
         `diversity`, `max_per_tag` or `explore` it is ranked now, and has the shape that `POST /rank` answers."""
         checked_id("user", user)
         ruled = where is not None or exclude or diversity or max_per_tag is not None
         if not (fresh or ruled or explore is not None):
-            return await run_in_threadpool(stored, user, k)
+            return await stored.answer(user, k)
         rules: dict[str, Any] = {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
         rules |= {"diversity": diversity, "max_per_tag": max_per_tag, "explore": explore}
         try:
@@ -204,15 +192,6 @@ def _add_recommend(app: FastAPI, settings: Settings, lists: Lists, ranking: Rank
             raise WrongRequestError(str(error)) from None
         return await ranking.ranked({"user_id": user, "k": k, **rules})
 
-    def stored(user: str, k: int) -> Recommendation:
-        own = lists.read(user)
-        top = own or lists.popular()
-        if top is None:
-            raise NothingLearnedError(NOTHING_LEARNED)
-        app.state.requests.served(own=own is not None)
-        fields = top.model_dump() | {"items": top.items[:k], "scores": top.scores[:k]}
-        return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
-
 
 class Api:
     """The API in a thread of its own, listening from the moment it is made.
@@ -220,8 +199,16 @@ class Api:
     Raises ServeError where the address cannot be listened on.
     """
 
-    def __init__(self, settings: Settings, lists: Lists, producer: Producer | None = None) -> None:
-        self._socket = _listen(settings.api_host, settings.api_port)
+    def __init__(
+        self,
+        settings: Settings,
+        lists: Lists,
+        producer: Producer | None = None,
+        *,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """`listener`: that it accepts from; None: one of its own."""
+        self._socket = listen(settings.api_host, settings.api_port) if listener is None else listener
         host, port = self._socket.getsockname()[:2]
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -237,10 +224,10 @@ class Api:
             http=bounded_protocol(
                 connections_max=settings.api_connections_max,
                 request_s_max=settings.api_request_s_max,
+                header_bytes_max=settings.api_header_bytes_max,
                 refused=lambda status: app.state.requests.answered("none", status, 0.0),
             ),
             ws="none",
-            h11_max_incomplete_event_size=settings.api_header_bytes_max,
             proxy_headers=settings.api_trusted_proxies is not None,
             forwarded_allow_ips=settings.api_trusted_proxies,
             timeout_graceful_shutdown=_GOODBYE_S_MAX,
@@ -273,12 +260,27 @@ class Api:
         self._socket.close()
 
 
-def serve(settings: Settings, stop: threading.Event) -> None:
+def serve(settings: Settings, stop: threading.Event, *, descriptor: int | None = None) -> None:
     """The command: serves until `stop` is set, whether or not Redis and the broker are there yet.
+
+    Args:
+        settings: all settings.
+        stop: ends it.
+        descriptor: of the socket that another process holds for this one; None: there is none.
 
     Raises ServeError; ListsError and SourceError where one of them refuses, which waiting does not mend.
     """
     settings = _with_room(settings)
+    listener = None if descriptor is None else socket.socket(fileno=descriptor)
+    if listener is None and not settings.api_keys and not is_here(settings.api_host):
+        log.warning(
+            "the API listens on %s, and needs no key: whoever reaches it reads everybody's lists; set "
+            "NEXTCLICK_API_KEYS (`nextclick api-key NAME` makes a key)",
+            settings.api_host,
+        )
+    if listener is None and settings.api_workers > 1:
+        serve_by_processes(settings, stop)
+        return
     try:
         lists = open_lists(settings)
     except RedisUnavailableError as error:
@@ -287,15 +289,22 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     if settings.api_read_only:
         if settings.explore > 0 and settings.log_impressions != "none":
             log.warning("lists are explored and not logged: NEXTCLICK_API_READ_ONLY=false lets the API log them")
-        run_api(settings, lists, stop)
+        run_api(settings, lists, stop, listener=listener)
         return
     with contextlib.closing(LateProducer(settings)) as producer:
-        run_api(settings, lists, stop, producer)
+        run_api(settings, lists, stop, producer, listener=listener)
 
 
-def run_api(settings: Settings, lists: Lists, stop: threading.Event, producer: Producer | None = None) -> None:
+def run_api(
+    settings: Settings,
+    lists: Lists,
+    stop: threading.Event,
+    producer: Producer | None = None,
+    *,
+    listener: socket.socket | None = None,
+) -> None:
     """Serve until `stop` is set. Raises ServeError."""
-    api = Api(settings, lists, producer)
+    api = Api(settings, lists, producer, listener=listener)
     with contextlib.closing(api):
         api.start()
         log.info("API at %s (dashboard at /, lists at /recommend/USER)", api.url)
@@ -324,45 +333,14 @@ def _with_room(settings: Settings) -> Settings:
     return settings.model_copy(update={"api_connections_max": most})
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(1_024)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ServeError(
-            f"the API cannot listen on {host} port {port} ({error.strerror or error}):"
-            " stop what listens there, or choose another with NEXTCLICK_API_PORT or --port"
-        ) from None
-    return listener
-
-
 def _now_ms() -> int:
     return int(time.time() * 1_000)
 
 
-#: What is raised, the status it is answered with, and headers.
-_ERRORS: tuple[tuple[type[Exception], int, dict[str, str]], ...] = (
-    (NothingKnownError, 404, {}),
-    (NothingLearnedError, 503, {"Retry-After": "5"}),
-    (NoWorkerError, 503, {"Retry-After": "1"}),
-    (ListsError, 503, {"Retry-After": "1"}),
-    (SourceError, 503, {"Retry-After": "1"}),
-    (WrongRequestError, 422, {}),
-)
-
-
-def _answered(status: int, headers: dict[str, str]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def handler(_: Request, error: Exception) -> JSONResponse:
-        return answer(status, str(error), headers)
-
-    return handler
+async def _answered(errors: ErrorAnswers, _: Request, error: Exception) -> Response:
+    found = errors.of(error)
+    assert found is not None
+    return found
 
 
 async def _not_here(request: Request, error: Exception) -> JSONResponse:

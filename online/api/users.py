@@ -4,12 +4,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from online.api.asker import Asker, NotAnsweredError
+from online.api.errors import NoWorkerError
 from online.api.metrics import Requests
 from online.api.questions import checked_id
-
-
-class NoWorkerError(Exception):
-    """No worker answered in time; one line."""
 
 
 class PastClick(BaseModel):

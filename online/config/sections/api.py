@@ -18,6 +18,9 @@ class ApiSettings(BaseSettings):
 
     api_host: str = setting("127.0.0.1", "Address that the API listens on.", "0.0.0.0 opens it to other machines.")
     api_port: Port = setting(8000, "Port that the API listens on.")
+    api_workers: Annotated[int, Field(gt=0, le=64)] = setting(
+        1, "Processes that answer, all at the same address.", "One for each core that the API may use."
+    )
     api_keys: Annotated[tuple[str, ...], NoDecode] = setting(
         (),
         "Keys that the API accepts, as NAME:SHA-256, comma-separated. Empty: no key is needed.",
@@ -29,8 +32,11 @@ class ApiSettings(BaseSettings):
         "/impressions, /hide, /unhide, /dislike), and logs explored lists.",
         "false needs API keys.",
     )
-    api_requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = setting(
-        1_000.0, "Requests per second that are answered in the long run, of each key or of each address without one."
+    api_requests_per_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = setting(
+        None,
+        "Requests per second that are answered in the long run, of each key or of each address without one. "
+        "Unset: any number.",
+        "Set it where people reach the API without your site between.",
     )
     api_requests_at_once: Annotated[int, Field(gt=0)] = setting(
         2_000, "Requests that are answered at once, of each key or of each address without one."
@@ -75,8 +81,13 @@ class ApiSettings(BaseSettings):
 
     def _api_problems(self) -> Iterator[str]:
         """What does not fit together, by the variables' names."""
-        if not self.api_read_only and not self.api_keys and self.api_host not in _HERE:
+        if not self.api_read_only and not self.api_keys and not is_here(self.api_host):
             yield (
                 f"NEXTCLICK_API_READ_ONLY=false needs NEXTCLICK_API_KEYS where others reach the API "
                 f"(NEXTCLICK_API_HOST={self.api_host})"
             )
+
+
+def is_here(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    return host in _HERE

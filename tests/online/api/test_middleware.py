@@ -250,7 +250,7 @@ def test_an_unavailable_broker_is_no_fault_of_the_click() -> None:
             raise SourceError("no Kafka answers at x: start it")
 
     answer = client(Away(), api_read_only=False).post("/click", json=CLICK)
-    assert (answer.status_code, answer.json()) == (503, {"error": "no Kafka answers at x: start it"})
+    assert (answer.status_code, "no Kafka" in answer.text) == (503, False)
     assert answer.headers["retry-after"] == "1"
 
 

@@ -184,7 +184,7 @@ def _redis(folder: Path, good: tuple[Path, Path, Path], authority: Authority) ->
     users.write_text(
         "user default off\n"
         f"user worker on >{PLANTED['redis']} ~nextclick:* -@all +@read +@write +@connection\n"
-        f"user serve on >{PLANTED['redis-serve']} %R~nextclick:* -@all +getrange +@connection\n"
+        f"user serve on >{PLANTED['redis-serve']} %R~nextclick:* -@all +getrange +mget +@connection\n"
         f"user admin on >{PLANTED['redis-admin']} ~* &* +@all\n"
     )
     certificate, key, _ = good

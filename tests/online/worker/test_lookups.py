@@ -71,7 +71,7 @@ def test_a_user_s_clicks_are_told_newest_first_with_their_types(small):
         {"item_id": "i59", "timestamp": 1e9 + 59, "event_type": "buy"},
         {"item_id": "i58", "timestamp": 1e9 + 58, "event_type": "view"},
     ]
-    assert known_user(learner, "eve") == {"known": False, "clicks": 0, "history": []}
+    assert known_user(learner, "eve") == {"known": False, "clicks": 0, "history": [], "hidden": []}
     learner.event_types.clear()
     assert known_user(learner, "ada")["history"][0]["event_type"] == "other"
 
