@@ -109,7 +109,7 @@ def test_both_clients_have_the_same_methods() -> None:
         return {name for name in vars(kind) if not name.startswith("_")}
 
     assert methods(Client) == methods(AsyncClient) == {
-        "recommend", "rank", "similar", "popular", "trending", "latest", "click", "close",
+        "recommend", "rank", "similar", "popular", "trending", "latest", "click", "hide", "unhide", "dislike", "close",
     }  # fmt: skip
     for name in methods(Client):
         ours, theirs = (dict(getattr(kind, name).__annotations__) for kind in (Client, AsyncClient))
