@@ -1,0 +1,123 @@
+// A user's page: the list ranked now with reasons, what is hidden, the history, and what of it points at the list.
+"use strict";
+import { $, ask, el, empty, idOf, moment, percent, say, since, whole } from "./common.js";
+import { prepareHeader, watchHealth } from "./header.js";
+import { showMap } from "./heatmap.js";
+import { itemLink, learnTitle, nameOf, showTitles } from "./titles.js";
+
+const LISTED = 10, AGAIN_MS = 400, AGAIN_MAX = 8; // looks at whether a worker has read what was hidden
+const SOURCES = {
+  stored: "No worker answered in time: this is the stored list, without reasons.",
+  popular: "No worker answered in time, and there is no list of this user: this is the popular list.",
+};
+const id = idOf("id");
+const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
+
+/** Asks for the list and the history, and shows both. Returns the items listed. */
+async function refresh() {
+  const question = { user_id: id, k: LISTED, explain: true };
+  const [ranked, user] = await Promise.all([ask("rank", question), ask("users/" + encodeURIComponent(id))]);
+  for (const one of ranked.data?.explanations ?? []) learnTitle(one.item_id, one.title);
+  showList(ranked);
+  showHistory(user);
+  showHidden(user);
+  const explanations = ranked.ok ? ranked.data.explanations : null;
+  const why = !ranked.ok ? `There are no weights: ${ranked.error}`
+    : !explanations ? "There are no weights: no worker has explained the list." : user.error;
+  const draw = () => showMap(explanations, user.ok ? user.data.history ?? [] : null, why);
+  draw();
+  await showTitles();
+  return ranked.ok ? ranked.data.items : [];
+}
+
+function showList({ ok, data, error }) {
+  if (!ok) { say("asked", `There is no list: ${error}`); $("list").replaceChildren(); return; }
+  const known = data.known ? "" : " Nothing is known of this user, so it is a visitor’s list.";
+  say("asked", (SOURCES[data.source] ?? `Version ${data.version}, for ${moment(data.at)}.`) + known);
+  const reasonsOf = new Map((data.explanations ?? []).map((one) => [one.item_id, one.reasons ?? []]));
+  $("list").replaceChildren(...data.items.map((item, n) => el("li", {},
+    el("span", { className: "rank" }, String(n + 1)),
+    el("span", {}, itemLink(item), " ", el("span", { className: "note" }, percent(data.scores[n]))),
+    button("Hide", item, hide),
+    el("ul", {}, ...words(reasonsOf.get(item), data.explanations)))));
+  if (!data.items.length) $("list").replaceChildren(el("li", { className: "note" }, "The list is empty."));
+}
+
+function words(reasons, explanations) {
+  if (reasons?.length) return reasons.map((one) => el("li", {}, one.text));
+  return explanations ? [el("li", {}, "nothing stands out that speaks for it")] : [];
+}
+
+function showHistory({ ok, data, error }) {
+  const history = ok ? data.history ?? [] : [];
+  say("known", !ok ? `There is no history: ${error}` : !data.known ? "Nothing is known of this user."
+    : !history.length ? "This user has no history." : `${whole(data.clicks)} clicks in all; the latest ${history.length} are shown.`);
+  $("history").reversed = true;
+  $("history").start = history.length;
+  $("history").replaceChildren(...history.map((one) => el("li", {}, itemLink(one.item_id), " ",
+    el("span", { className: "note" }, `${one.event_type ?? "click"}, ${since(one.timestamp)} `,
+      el("time", { dateTime: stamp(one.timestamp) }, `(${moment(one.timestamp)})`)))));
+}
+function stamp(seconds) { try { return new Date(1e3 * seconds).toISOString(); } catch { return null; } }
+
+function showHidden({ ok, data, error }) {
+  if (!ok) { empty("hidden", `What is hidden is not known: ${error}`); return; }
+  if (!data.hidden?.length) { empty("hidden", "Nothing is hidden."); return; }
+  $("hidden").replaceChildren(el("ol", { className: "plain" }, ...data.hidden.map((one) => el("li", {}, el("span", { className: "pair" },
+    el("span", {}, itemLink(one.item_id), " ", el("span", { className: "note" }, one.until == null ? "for good" : `until ${moment(one.until)}`)),
+    button("Show again", one.item_id, unhide))))));
+}
+
+// What changes something
+
+function button(text, item, act) {
+  const made = el("button", { type: "button", className: "quiet", "aria-label": `${text}: ${nameOf(item)}` }, text);
+  made.addEventListener("click", async () => {
+    made.disabled = true;
+    await act(item);
+    made.disabled = false;
+  });
+  return made;
+}
+
+async function hide(item) {
+  const { ok, status, error } = await ask("hide", { user_id: id, item_id: item, for_s: null });
+  if (!ok) { say("asked", `${nameOf(item)} is not hidden: ${error}${status === 401 ? ". Enter the key above, and hide it again." : ""}`); return; }
+  say("asked", `${nameOf(item)} was hidden; asking again …`);
+  const gone = await refreshUntil((items) => !items.includes(item));
+  say("asked", gone ? `${nameOf(item)} was hidden. The list was ranked again without it.`
+    : `${nameOf(item)} was hidden, but no worker has read it yet: ask again in a moment.`);
+  $("again").focus();
+}
+
+async function unhide(item) {
+  const { ok, error } = await ask("unhide", { user_id: id, item_id: item });
+  if (!ok) { say("asked", `${nameOf(item)} is still hidden: ${error}`); return; }
+  await pause(AGAIN_MS);
+  await refresh();
+  say("asked", `${nameOf(item)} may be listed again.`);
+  $("again").focus();
+}
+
+async function refreshUntil(enough) {
+  for (let n = 0; n < AGAIN_MAX; n++) {
+    if (enough(await refresh())) return true;
+    await pause(AGAIN_MS);
+  }
+  return false;
+}
+
+// Start
+
+say("name", id);
+document.title = `${id || "User"} · nextclick`;
+prepareHeader(() => id && refresh());
+$("again").addEventListener("click", () => { say("asked", "asking …"); refresh(); });
+$("again").hidden = !id;
+if (id) refresh();
+else {
+  say("asked", "Find a user with the form above.");
+  empty("map", "No user is named.");
+  empty("hidden", "No user is named.");
+}
+watchHealth();
