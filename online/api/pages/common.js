@@ -72,7 +72,8 @@ export async function ask(path, body) {
   let data = null;
   try { data = await answer.json(); } catch { /* said below */ }
   if (ok && data !== null && typeof data === "object") return { ok, status, data, error: null };
-  const why = ok ? "the answer is no JSON" : data?.error ?? "no reason was given";
+  const why = ok ? "the answer is no JSON" : data?.error?.startsWith("there is nothing at this path") ? "this API does not offer that"
+    : data?.error ?? "no reason was given";
   return { ok: false, status, data, error: `${why} (${status})` };
 }
 

@@ -7,6 +7,9 @@ const CELL = 22, LABEL = 235, NARROW = 660, COLUMNS_MAX = 50; // pixels of a col
 const SAME_S = 0.5; // two times of one click, after rounding
 const STEPS = [0, 0.25, 0.5, 0.75, 1];
 const FAINTEST = 0.15; // opacity of the least weight
+const ABOUT = "Each row is a listed item, each column a click of the history, from the oldest to the newest. A cell shows the weight "
+  + "of remembered moments: the user’s own stand at the click that they remember, those of other users at the latest click on the "
+  + "item that they came after.";
 let drawn = null;
 
 /**
@@ -61,7 +64,7 @@ function draw() {
   const left = clicks.length - columns.length;
   const about = left ? `${columns.length} of the ${clicks.length} clicks are shown here: those with weights, and the latest. ` : "";
   const also = others ? "“else” has moments that are of no click in this history. " : "";
-  $("map").replaceChildren(heat, scaleOf(peak),
+  $("map").replaceChildren(el("p", { className: "note" }, ABOUT), heat, scaleOf(peak),
     el("p", { className: "note", id: "reading" }, `${about}${also}Numbers are those of the history below. Point at a cell, or move to it with the Tab key, to read it.`));
 }
 

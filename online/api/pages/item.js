@@ -40,7 +40,7 @@ async function showLists() {
   const users = data.users ?? [];
   const more = users.length < data.lists ? ` The first ${users.length} users:` : "";
   $("lists").replaceChildren(el("p", { className: "note" }, `In ${whole(data.lists)} of ${looked}.${more}`),
-    el("ol", {}, ...users.map((one) => el("li", {}, userLink(one.user_id), " ", el("span", { className: "note" }, `rank ${one.rank}`)))));
+    el("ul", { className: "users" }, ...users.map((one) => el("li", {}, userLink(one.user_id), " ", el("span", { className: "note" }, `rank ${one.rank}`)))));
 }
 
 async function showSimilar(by) {

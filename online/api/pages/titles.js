@@ -26,7 +26,7 @@ function name(link) {
   const id = link.dataset.item, title = titleOf(id);
   if (title == null || link.dataset.title === title) return;
   link.dataset.title = title;
-  link.replaceChildren(el("span", { className: "title" }, title), " ", el("span", { className: "id" }, id));
+  link.replaceChildren(el("span", { className: "title" }, title), " ", el("span", { className: "id" }, `(${id})`));
 }
 
 /** Asks for the titles of all items that the page shows, at once, and shows them. */

@@ -5,15 +5,23 @@ import { prepareHeader, watchHealth } from "./header.js";
 import { showMap } from "./heatmap.js";
 import { itemLink, learnTitle, nameOf, showTitles } from "./titles.js";
 
-const LISTED = 10, AGAIN_MS = 400, AGAIN_MAX = 8; // looks at whether a worker has read what was hidden
+const LISTED = 10, AGAIN_MS = 400, AGAIN_MAX = 8; // until a worker has answered, or has read what was hidden
 const SOURCES = {
   stored: "No worker answered in time: this is the stored list, without reasons.",
   popular: "No worker answered in time, and there is no list of this user: this is the popular list.",
 };
 const id = idOf("id");
+let turn = 0; // which series of questions is the latest
 const pause = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
-/** Asks for the list and the history, and shows both. Returns the items listed. */
+/** Asks for the list and the history until a worker answers in time. */
+async function refreshNow() {
+  say("asked", "asking …");
+  const answered = await refreshUntil((ranked) => ranked === null || ranked.source === "asked");
+  if (answered === false) $("asked").append(" Ask again in a moment.");
+}
+
+/** Asks for the list and the history, and shows both. Returns what was ranked; null where nothing was. */
 async function refresh() {
   const question = { user_id: id, k: LISTED, explain: true };
   const [ranked, user] = await Promise.all([ask("rank", question), ask("users/" + encodeURIComponent(id))]);
@@ -24,10 +32,9 @@ async function refresh() {
   const explanations = ranked.ok ? ranked.data.explanations : null;
   const why = !ranked.ok ? `There are no weights: ${ranked.error}`
     : !explanations ? "There are no weights: no worker has explained the list." : user.error;
-  const draw = () => showMap(explanations, user.ok ? user.data.history ?? [] : null, why);
-  draw();
+  showMap(explanations, user.ok ? user.data.history ?? [] : null, why);
   await showTitles();
-  return ranked.ok ? ranked.data.items : [];
+  return ranked.ok ? ranked.data : null;
 }
 
 function showList({ ok, data, error }) {
@@ -84,7 +91,8 @@ async function hide(item) {
   const { ok, status, error } = await ask("hide", { user_id: id, item_id: item, for_s: null });
   if (!ok) { say("asked", `${nameOf(item)} is not hidden: ${error}${status === 401 ? ". Enter the key above, and hide it again." : ""}`); return; }
   say("asked", `${nameOf(item)} was hidden; asking again …`);
-  const gone = await refreshUntil((items) => !items.includes(item));
+  const gone = await refreshUntil((ranked) => ranked !== null && !ranked.items.includes(item));
+  if (gone === null) return;
   say("asked", gone ? `${nameOf(item)} was hidden. The list was ranked again without it.`
     : `${nameOf(item)} was hidden, but no worker has read it yet: ask again in a moment.`);
   $("again").focus();
@@ -99,10 +107,15 @@ async function unhide(item) {
   $("again").focus();
 }
 
+/** Asks until what was ranked is `enough`: whether it was. Null where the page has begun to ask for something else. */
 async function refreshUntil(enough) {
+  const mine = ++turn;
   for (let n = 0; n < AGAIN_MAX; n++) {
-    if (enough(await refresh())) return true;
+    const ranked = await refresh();
+    if (mine !== turn) return null;
+    if (enough(ranked)) return true;
     await pause(AGAIN_MS);
+    if (mine !== turn) return null;
   }
   return false;
 }
@@ -111,10 +124,10 @@ async function refreshUntil(enough) {
 
 say("name", id);
 document.title = `${id || "User"} · nextclick`;
-prepareHeader(() => id && refresh());
-$("again").addEventListener("click", () => { say("asked", "asking …"); refresh(); });
+prepareHeader(() => id && refreshNow());
+$("again").addEventListener("click", refreshNow);
 $("again").hidden = !id;
-if (id) refresh();
+if (id) refreshNow();
 else {
   say("asked", "Find a user with the form above.");
   empty("map", "No user is named.");
