@@ -39,9 +39,10 @@ export function moment(seconds) {
   if (Number.isNaN(date.getTime())) return "at an unknown time";
   return date.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "medium" });
 }
-export const since = (seconds) => {
-  const ms = Date.now() - 1e3 * seconds;
-  return ms < 0 ? "ahead of this clock" : ago(ms) + " ago";
+/** How long ago a moment was at another one, `now`; both in seconds since 1970. */
+export const since = (seconds, now = Date.now() / 1e3) => {
+  const ms = 1e3 * (now - seconds);
+  return ms < 0 ? "later" : ago(ms) + " ago";
 };
 export const rounded = (x) => x == null ? "–" : Number(x.toPrecision(3)).toLocaleString("en", { maximumSignificantDigits: 3 });
 

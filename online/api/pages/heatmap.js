@@ -14,9 +14,10 @@ let drawn = null;
 
 /**
  * Draws the map into `#map`, or says in words why there is none.
- * `explanations`: as POST /rank answers them, or null; `history`: newest first, or null; `why`: why one is missing.
+ * `explanations`: as POST /rank answers them, or null; `history`: newest first, or null; `why`: why one is missing;
+ * `now`: the moment of viewing, in seconds since 1970.
  */
-export function showMap(explanations, history, why) {
+export function showMap(explanations, history, why, now) {
   drawn = null;
   if (!explanations) return empty("map", why ?? "There are no weights: no worker has explained the list.");
   if (!history) return empty("map", `There is no history to show weights over: ${why}`);
@@ -26,7 +27,7 @@ export function showMap(explanations, history, why) {
   if (!rows.some((row) => row.cells.size)) {
     return empty("map", "The explanations have no weights: no remembered moment like the present one points at a listed item.");
   }
-  drawn = { rows, clicks };
+  drawn = { rows, clicks, now };
   return draw();
 }
 
@@ -89,7 +90,7 @@ function cellOf(row, clicks, place, peak) {
   const button = el("button", { type: "button", "aria-label": `weight ${rounded(cell.weight)}` }, fill);
   const read = () => {
     const of = [cell.own && `${cell.own} of this user`, cell.world && `${cell.world} of other users`].filter(Boolean).join(" and ");
-    const when = place < 0 ? "" : `, ${since(clicks[place].timestamp)}`;
+    const when = place < 0 ? "" : `, ${since(clicks[place].timestamp, drawn.now)}`;
     const text = `${nameOf(row.item)} ← ${columnName(clicks, place)}${when}: weight ${rounded(cell.weight)}, moments: ${of}; `
       + `they add ${rounded(cell.contribution)} to the score`;
     button.title = text;
@@ -110,7 +111,7 @@ function scaleOf(peak) {
       swatch.append(fill);
     }
     return el("span", {}, swatch, step ? rounded(step * peak) : "none");
-  }), "(1: alike in every part that counts, and just now; the weights of a cell’s moments are added)");
+  }), "(how much like the present one the moments are; those of a cell are added)");
 }
 
 addEventListener("resize", () => { if (drawn) draw(); });

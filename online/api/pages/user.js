@@ -27,12 +27,13 @@ async function refresh() {
   const [ranked, user] = await Promise.all([ask("rank", question), ask("users/" + encodeURIComponent(id))]);
   for (const one of ranked.data?.explanations ?? []) learnTitle(one.item_id, one.title);
   showList(ranked);
-  showHistory(user);
+  const now = ranked.data?.at; // of replayed clicks it is long ago
+  showHistory(user, now);
   showHidden(user);
   const explanations = ranked.ok ? ranked.data.explanations : null;
   const why = !ranked.ok ? `There are no weights: ${ranked.error}`
     : !explanations ? "There are no weights: no worker has explained the list." : user.error;
-  showMap(explanations, user.ok ? user.data.history ?? [] : null, why);
+  showMap(explanations, user.ok ? user.data.history ?? [] : null, why, now);
   await showTitles();
   return ranked.ok ? ranked.data : null;
 }
@@ -55,14 +56,14 @@ function words(reasons, explanations) {
   return explanations ? [el("li", {}, "nothing stands out that speaks for it")] : [];
 }
 
-function showHistory({ ok, data, error }) {
+function showHistory({ ok, data, error }, now) {
   const history = ok ? data.history ?? [] : [];
   say("known", !ok ? `There is no history: ${error}` : !data.known ? "Nothing is known of this user."
     : !history.length ? "This user has no history." : `${whole(data.clicks)} clicks in all; the latest ${history.length} are shown.`);
   $("history").reversed = true;
   $("history").start = history.length;
   $("history").replaceChildren(...history.map((one) => el("li", {}, itemLink(one.item_id), " ",
-    el("span", { className: "note" }, `${one.event_type ?? "click"}, ${since(one.timestamp)} `,
+    el("span", { className: "note" }, `${one.event_type ?? "click"}, ${since(one.timestamp, now)} `,
       el("time", { dateTime: stamp(one.timestamp) }, `(${moment(one.timestamp)})`)))));
 }
 function stamp(seconds) { try { return new Date(1e3 * seconds).toISOString(); } catch { return null; } }
@@ -70,7 +71,7 @@ function stamp(seconds) { try { return new Date(1e3 * seconds).toISOString(); } 
 function showHidden({ ok, data, error }) {
   if (!ok) { empty("hidden", `What is hidden is not known: ${error}`); return; }
   if (!data.hidden?.length) { empty("hidden", "Nothing is hidden."); return; }
-  $("hidden").replaceChildren(el("ol", { className: "plain" }, ...data.hidden.map((one) => el("li", {}, el("span", { className: "pair" },
+  $("hidden").replaceChildren(el("ul", { className: "unmarked" }, ...data.hidden.map((one) => el("li", {}, el("span", { className: "pair" },
     el("span", {}, itemLink(one.item_id), " ", el("span", { className: "note" }, one.until == null ? "for good" : `until ${moment(one.until)}`)),
     button("Show again", one.item_id, unhide))))));
 }

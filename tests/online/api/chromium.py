@@ -1,6 +1,5 @@
 """A real browser without a window: its page as text, or driven by Chrome's DevTools protocol over two pipes."""
 
-import base64
 import json
 import os
 import shutil
@@ -78,7 +77,8 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of a script; None where it fails, or the page is just being loaded."""
-        return self.ask("Runtime.evaluate", expression=script, returnByValue=True).get("result", {}).get("value")
+        found = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        return found.get("result", {}).get("value")
 
     def until(self, script: str, wanted: Any) -> None:
         deadline, found = time.monotonic() + WAIT_S, None
@@ -91,17 +91,6 @@ class Page:
 
     def press(self, selector: str) -> None:
         self.run(f"document.querySelector({json.dumps(selector)}).click()")
-
-    def picture(self, *, whole: bool = True) -> bytes:
-        """A picture of the page, as PNG."""
-        shot = self.ask("Page.captureScreenshot", format="png", captureBeyondViewport=whole, **self._clip(whole))
-        return base64.b64decode(shot["data"])
-
-    def _clip(self, whole: bool) -> dict[str, Any]:
-        if not whole:
-            return {}
-        width, height = self.run("[innerWidth, document.documentElement.scrollHeight]")
-        return {"clip": {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}}
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class Stub:
         @app.get("/similar/{item:path}")
         def _(item: str, by: str) -> Any:
             if by == "near":
-                return self.ranked(None) | {"items": [], "scores": []}
+                return {**self.ranked(item), "items": [], "scores": []}
             return self.ranked(None) | {"source": "popular" if by == "content" else "asked"}
 
         @app.get("/items/{item:path}/lists")

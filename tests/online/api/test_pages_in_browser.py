@@ -1,11 +1,16 @@
 """The dashboard's pages in a real browser, against an API that answers as it is told."""
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import fakeredis
 import pytest
 
+from online.api.serve import Api
+from online.config.settings import Settings
+from stream.lists import Lists, TopList
 from tests.online.api.chromium import Page, browser
 from tests.online.api.stub_api import EVIL, Stub, status, stub_api
 
@@ -50,7 +55,7 @@ def problem(kind: str, text: str) -> dict[str, Any]:
         ({"worker": status(abuse_share=0.8)}, "bad", "most of the latest clicks are flagged"),
         ({"worker": status(unreadable_share_of={"clicks": 0.9})}, "bad", "dead letters (about 90 %)"),
         ({"worker": status(problems=[problem("outage", "no clicks come")])}, "bad", "no clicks come"),
-        ({"worker": status(problems=[problem("checkpoint_failed", "the disk is full")])}, "bad", "checkpoints fail: the disk is full"),
+        ({"worker": status(problems=[problem("checkpoint_failed", "disk full")])}, "bad", "fail: disk full"),
         ({"worker": status(unsaved_since=1)}, "bad", "checkpoints fail"),
         ({"worker": status(redis="waiting")}, "bad", "Redis does not take the lists"),
         ({"worker": status(waits_for=["no Kafka answers"])}, "bad", "waiting: no Kafka answers"),
@@ -83,6 +88,31 @@ def test_counters_that_rise_turn_health_red(page: Page, stub: Stub) -> None:
     assert page.run(HEALTH) == "bad"
     stub.worker = status(learned=13_400, dead_letters={"malformed-json": 500}, flagged={"rate": 900})
     shows(page, "#why", "flagged or dead letters")
+
+
+@pytest.mark.parametrize(
+    ("lags", "kind"),
+    [
+        ([(0, 0), (9_000, 10), (18_000, 20)], "bad"),
+        ([(500, 8), (510, 14), (520, 20)], "bad"),
+        ([(500, 8), (500, 8), (500, 8)], "degraded"),
+        ([(18_000, 20), (9_000, 10), (900, 1)], "degraded"),
+        ([(0, 0), (31, 0.3), (32, 0.2)], "degraded"),
+    ],
+    ids=["messages", "seconds", "stays", "shrinks", "of one burst"],
+)
+def test_a_lag_that_grows_is_worse_than_one_that_does_not(
+    page: Page, stub: Stub, lags: list[tuple[int, float]], kind: str
+) -> None:
+    page.open(stub.url)
+    page.until(HEALTH, "good")
+    statuses = [
+        {"now": 10_000 * n, "redis": "ok", "worker": status(behind=True, lag=lag, lag_s=seconds)}
+        for n, (lag, seconds) in enumerate(lags)
+    ]
+    script = f"""import('./pages/health.js?{kind}{lags}').then(({{ judge }}) => {json.dumps(statuses)}
+        .map((data) => judge({{ ok: true, data }}, {{ ok: true, data: {{ status: 'ready' }} }}).kind))"""
+    assert page.run(script) == ["degraded", "degraded", kind]
 
 
 def test_charts_have_axes_with_units_and_a_legend(page: Page, stub: Stub) -> None:
@@ -191,6 +221,24 @@ def test_a_list_that_no_worker_explained_says_so(page: Page, stub: Stub) -> None
     stub.explained = True
     page.press("#again")
     shows(page, "#list", "often after “tea”")
+
+
+def test_the_real_api_without_a_worker_shows_the_stored_list(page: Page) -> None:
+    lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
+    top = TopList(items=[EVIL], scores=[0.5], version=1, offset="0:1", clicked_at=1, written_at=1, source="personal")
+    lists.write({"ada": top})
+    api = Api(Settings(api_port=0, ask_timeout_ms=10), lists).start()
+    try:
+        page.open(api.url + USER)
+        shows(page, "#list", EVIL, "50.0")
+        shows(page, "#asked", "this is the stored list, without reasons")
+        shows(page, "#state", "no worker reports")
+        page.press("#list button")
+        shows(page, "#asked", "is not hidden: ")
+        assert page.wrong == []
+        page.ask("Page.navigate", url="about:blank")
+    finally:
+        api.close()
 
 
 @pytest.mark.parametrize("path", ["/user.html", "/item.html"])

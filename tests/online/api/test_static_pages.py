@@ -1,6 +1,7 @@
 """The dashboard's files: what is served, with which headers, and what they must not contain."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import fakeredis
@@ -38,6 +39,11 @@ def test_every_file_is_served_without_a_key_as_what_it_is(api: TestClient) -> No
         assert api.head(path).status_code == 200
     assert api.get("/pages/none.js").status_code == 401
     assert api.post("/user.html").status_code == 401
+
+
+def test_the_wheel_has_the_files() -> None:
+    project = tomllib.loads((FOLDER.parents[2] / "pyproject.toml").read_text())
+    assert "pages/*" in project["tool"]["setuptools"]["package-data"]["online.api"]
 
 
 def test_parts_are_sent_again_only_when_they_have_changed(api: TestClient) -> None:
