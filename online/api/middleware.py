@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from online.api.keys import ApiKeys
 from online.api.metrics import Requests
+from online.api.static_pages import PATHS
 from online.config.settings import Settings
 
 HEALTH = ("/healthz", "/readyz")  # asked by machines that must learn it whatever else happens
-PAGE = "/"  # shows nothing by itself: what it fetches needs the key
 CLIENT_GONE = 499  # nginx's word for it: only counted
 _READING = ("GET", "HEAD", "OPTIONS")
 QUESTIONS = ("/rank",)  # they are posted, and write nothing
@@ -96,7 +96,9 @@ class AuthMiddleware:
         name = None if key is None else self._keys.name_of(key)
         if self._limited and (wait := self._wait_s(scope, name)) > 0:
             return answer(429, "too many requests: ask again later", {"Retry-After": str(math.ceil(wait))})
-        if len(self._keys) and name is None and (scope["path"] != PAGE or scope["method"] not in _READING):
+        # The dashboard's pages show nothing by themselves: what they fetch needs the key.
+        free = scope["path"] in PATHS and scope["method"] in _READING
+        if len(self._keys) and name is None and not free:
             what = "an API key is needed" if key is None else "this API key is not valid"
             how = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
             return answer(401, f"{what}: {how}", {"WWW-Authenticate": "Bearer"})

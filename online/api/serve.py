@@ -1,26 +1,22 @@
-"""The HTTP API: lists from Redis, health, metrics, and a page that shows what is going on.
+"""The HTTP API: lists from Redis, health, metrics, and pages that show what is going on.
 
 It only reads Redis, so any number of these may run beside the worker. Where it may write (`api_read_only` is false), it
 publishes clicks and feedback too; a Redis user with read access is enough all the same.
 """
 
-import base64
 import contextlib
-import hashlib
 import logging
-import re
 import resource
 import socket
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -46,6 +42,7 @@ from online.api.questions import (
     problem_of,
 )
 from online.api.ranking import EXCLUDE, WHERE, Ranking
+from online.api.static_pages import add_pages
 from online.api.stored_lists import NOTHING_LEARNED, PATTERN, K, Recommendation, ShortCut, StoredLists
 from online.api.users import users_router
 from online.config.sections.api import is_here
@@ -58,7 +55,6 @@ from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import Producer, UnavailableError
 
 NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
-_PAGE = Path(__file__).parent / "dashboard.html"
 _START_S_MAX = 10.0
 _ACCEPTED_AT_ONCE = 128  # connections, before those too many are closed
 _OTHER_FILES = 4 * _ACCEPTED_AT_ONCE  # open beside the connections
@@ -87,8 +83,6 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     # The interactive documentation would load scripts from elsewhere; /openapi.json describes the same.
     app = FastAPI(title="nextclick", docs_url=None, redoc_url=None, redirect_slashes=False)
     requests = Requests(lists)
-    page = _PAGE.read_text()
-    page_policy = _content_security_policy(page)
     app.state.requests = requests
     errors = ErrorAnswers()
     for error, *_ in ERRORS:
@@ -145,10 +139,7 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         except ListsError as error:
             return {"now": _now_ms(), "redis": str(error), "worker": None}
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def dashboard() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": page_policy})
-
+    add_pages(app)
     if producer is not None and writes:
         shape = {"content": {"application/json": {"schema": Click.model_json_schema()}}, "required": True}
         clicks = Clicks(settings, producer)
@@ -358,17 +349,3 @@ async def _wrong_request(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # Where it stands (the body, the query) goes without saying.
     return answer(422, problem_of([{**detail, "loc": detail["loc"][1:]} for detail in error.errors()]), {})
-
-
-def _content_security_policy(page: str) -> str:
-    """Nothing may run or style but what the page itself contains, and it may talk to this server only."""
-
-    def hashes(tag: str) -> str:
-        contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, flags=re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; connect-src 'self';"
-        " img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )

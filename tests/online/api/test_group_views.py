@@ -1,8 +1,6 @@
 """The API shows all workers of a group: readiness, status, metrics, and the dashboard in a real browser."""
 
 import re
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from online.api.keys import make_key
 from online.api.serve import Api, create_app
 from stream.lists import Lists
+from tests.online.api.chromium import dumped
 from tests.online.api.test_serve import SETTINGS, rows_of
 from tests.online.worker.group_statuses import group_statuses, status_of
 
@@ -107,27 +106,12 @@ def test_a_group_that_is_gone_as_a_whole_is_down(api: TestClient, client: fakere
     assert api.get("/readyz").status_code == 503
 
 
-def browser(tmp_path: Path, url: str, *options: str) -> str:
-
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium here: the dashboard is not looked at in a browser")
-    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-    return subprocess.run(
-        [
-            chromium, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), f"--user-data-dir={tmp_path}",
-            "--virtual-time-budget=3000", *options, url,
-        ],
-        capture_output=True, text=True, timeout=60, check=True,
-    ).stdout  # fmt: skip
-
-
 @pytest.mark.real
 def test_a_browser_shows_all_workers(tmp_path: Path, client: fakeredis.FakeRedis) -> None:
     report(client, **{"w-4": None})
     api = Api(SETTINGS, Lists(client, ttl_s=60)).start()
     try:
-        page = browser(tmp_path, api.url, "--dump-dom")
+        page = dumped(tmp_path, api.url)
     finally:
         api.close()
     texts = dict(re.findall(r'id="([\w-]+)"[^>]*>([^<]*)<', page))
