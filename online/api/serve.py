@@ -10,14 +10,12 @@ import hashlib
 import logging
 import re
 import resource
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import uvicorn
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
@@ -31,23 +29,20 @@ from online.api.clicks import Clicks
 from online.api.late_producer import LateProducer
 from online.api.metrics import Requests
 from online.api.middleware import AuthMiddleware, MetricsMiddleware, answer
-from online.api.protocol import bounded_protocol
 from online.api.questions import Ranked, WrongRequestError, checked_filter, checked_ids, problem_of
 from online.api.ranking import EXCLUDE, NOTHING_LEARNED, WHERE, NothingLearnedError, Ranking
+from online.api.server import ACCEPTED_AT_ONCE, HttpServer, ServeError, listen
 from online.config.settings import Settings
 from online.worker.connections import open_lists
+from online.worker.health import health_of
 from online.worker.overview import read_overview
 from online.worker.totals import total
 from stream.events import Click, id_problem
 from stream.lists import Lists, ListsError, RedisUnavailableError
 from stream.source import Producer, SourceError, UnavailableError
 
-NO_WORKER = {"kind": "worker", "since": None, "text": "no worker reports: start `nextclick worker`"}
 _PAGE = Path(__file__).parent / "dashboard.html"
-_START_S_MAX = 10.0
-_ACCEPTED_AT_ONCE = 128  # connections, before those too many are closed
-_OTHER_FILES = 4 * _ACCEPTED_AT_ONCE  # open beside the connections
-_GOODBYE_S_MAX = 5  # for answers under way when the API is stopped
+_OTHER_FILES = 4 * ACCEPTED_AT_ONCE  # open beside the connections
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +60,6 @@ class _Text(Convertor[str]):
 
 
 register_url_convertor("text", _Text())
-
-
-class ServeError(Exception):
-    """The API cannot listen; one line that says where and what to do."""
 
 
 class Recommendation(BaseModel):
@@ -118,14 +109,14 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
         if isinstance(producer, LateProducer) and producer.waits_for is not None:
             raise UnavailableError(producer.waits_for)
         overview = read_overview(lists)
-        status = overview.model()
-        if status is None and lists.popular() is None:
+        health = health_of(overview)
+        if not health.runs and lists.popular() is None:
             raise NothingLearnedError(NOTHING_LEARNED)
-        problems = [NO_WORKER] if status is None else overview.problems()
         texts = ("text", "worker") if overview.many else ("text",)
         shown = ("kind", "since") if settings.api_keys else ("kind", "since", *texts)
-        listed = [{name: one.get(name) for name in shown} for one in problems]
-        return {"status": "degraded" if listed else "ready", "problems": listed}
+        listed = [{name: one.get(name) for name in shown} for one in health.reasons]
+        status = "ready" if health.state == "ready" else "degraded"
+        return {"status": status, "worker": health.state, "problems": listed}
 
     @app.get("/metrics")
     def metrics() -> Response:
@@ -190,63 +181,32 @@ def _add_recommend(app: FastAPI, settings: Settings, lists: Lists, ranking: Rank
         return Recommendation(user_id=user, age_ms=max(0, _now_ms() - top.written_at), **fields)
 
 
-class Api:
+class Api(HttpServer):
     """The API in a thread of its own, listening from the moment it is made.
 
     Raises ServeError where the address cannot be listened on.
     """
 
     def __init__(self, settings: Settings, lists: Lists, producer: Producer | None = None) -> None:
-        self._socket = _listen(settings.api_host, settings.api_port)
-        host, port = self._socket.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        advice = "stop what listens there, or choose another with NEXTCLICK_API_PORT or --port"
+        listener = listen(settings.api_host, settings.api_port, "the API", advice)
         app = create_app(settings, lists, producer)
         self._asker = app.state.ranking.asker
-        config = uvicorn.Config(
+        super().__init__(
+            "API",
             app,
-            log_config=None,
-            access_log=False,
-            backlog=_ACCEPTED_AT_ONCE,
-            server_header=False,
-            lifespan="off",
-            http=bounded_protocol(
-                connections_max=settings.api_connections_max,
-                request_s_max=settings.api_request_s_max,
-                refused=lambda status: app.state.requests.answered("none", status, 0.0),
-            ),
-            ws="none",
-            h11_max_incomplete_event_size=settings.api_header_bytes_max,
+            listener,
+            connections_max=settings.api_connections_max,
+            request_s_max=settings.api_request_s_max,
+            header_bytes_max=settings.api_header_bytes_max,
+            refused=lambda status: app.state.requests.answered("none", status, 0.0),
             proxy_headers=settings.api_trusted_proxies is not None,
             forwarded_allow_ips=settings.api_trusted_proxies,
-            timeout_graceful_shutdown=_GOODBYE_S_MAX,
         )
-        self._server = uvicorn.Server(config)
-        # Signals are the main thread's: it decides when everything ends.
-        self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [self._socket]}, name="api", daemon=True
-        )
-
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
-
-    def start(self) -> "Api":
-        self._thread.start()
-        deadline = time.monotonic() + _START_S_MAX
-        while self.alive and not self._server.started and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if not self._server.started:
-            raise ServeError(f"the API at {self.url} did not start: see the log")
-        return self
 
     def close(self) -> None:
-        """Answer what was asked, then end. Does no harm the second time."""
-        self._server.should_exit = True
-        if self.alive:
-            self._thread.join(_GOODBYE_S_MAX + 1)
+        super().close()
         self._asker.close()
-        self._socket.close()
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
@@ -296,25 +256,6 @@ def _with_room(settings: Settings) -> Settings:
     most = max(1, allowed - _OTHER_FILES)
     log.warning("the system allows %d open files (ulimit -n): so %d connections at most", allowed, most)
     return settings.model_copy(update={"api_connections_max": most})
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(1_024)
-        except OSError:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ServeError(
-            f"the API cannot listen on {host} port {port} ({error.strerror or error}):"
-            " stop what listens there, or choose another with NEXTCLICK_API_PORT or --port"
-        ) from None
-    return listener
 
 
 def _now_ms() -> int:

@@ -37,6 +37,7 @@ from online.worker.list_writer import ListWriter
 from online.worker.loop_state import capture, read_for_rollback, restore
 from online.worker.loss_notices import LossNotices
 from online.worker.micro_batches import ForgetRequest, MicroBatch, ReceivedClick, micro_batches
+from online.worker.monitor import Monitor
 from online.worker.notices import Notices
 from online.worker.overload import Overload
 from online.worker.poison_pills import Quarantine
@@ -77,6 +78,7 @@ class Loop:
         reached: StepHook = no_hook,
         executor: Executor | None = None,
         membership: Membership | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         """Creates a loop.
 
@@ -94,6 +96,7 @@ class Loop:
             reached: called with the name of each step (online/worker/steps.py) just before it is done.
             executor: as for `Checkpointer`.
             membership: of a group of workers; None: this worker is alone.
+            monitor: told of each turn, and of how long its steps take; None: one of the loop's own.
         """
         self.settings = settings
         self.source = source
@@ -102,6 +105,8 @@ class Loop:
         self.clock, self.monotonic = clock, monotonic
         self.quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
+        self.monitor = Monitor(monotonic) if monitor is None else monitor
+        self._timings = self.monitor.timings
         self.learner = Learner(settings)
         self.progress = Progress()
         self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
@@ -150,6 +155,7 @@ class Loop:
             emit=self.notices.emit,
             clock=clock,
             monotonic=monotonic,
+            timings=self._timings,
         )
         self.changes = Changes(settings, self.learner)
         self.supervisor = Supervisor(
@@ -192,6 +198,7 @@ class Loop:
             monotonic=monotonic,
             reached=reached,
             executor=executor,
+            timings=self._timings,
         )
         self.asking: Asking | None = None  # answers questions; set before the first turn
         self.shared: SharedCheckpoints | None = None
@@ -279,6 +286,7 @@ class Loop:
             InternalError: our own code failed on too many events in a row.
             SourceError: the broker, or the embedded log, refuses.
         """
+        self.monitor.turned()
         if self._waits_for_dead_letters():
             return 0
         # 1. Poll a bounded batch.
@@ -289,7 +297,7 @@ class Loop:
         batches = self._parse(records)
         for batch, following in pairwise([*batches, None]):
             assert batch is not None
-            with self.quarantine.watch(batch, expected=_NO_BUGS):
+            with self.quarantine.watch(batch, expected=_NO_BUGS), self._timings.micro_batch.timed():
                 if isinstance(batch, ForgetRequest):
                     self.forgetting.forget(batch)
                 else:
@@ -354,7 +362,8 @@ class Loop:
         timeout_s = 0.0 if busy else self.settings.poll_timeout_s
         timeout_s = timeout_s if self.asking is None else self.asking.poll_timeout_s(timeout_s)
         share = 1 if self.group is None else max(1, self.group.counted_share)  # 0 before the topic is known
-        records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
+        with self._timings.poll.timed():
+            records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
         self.overload.received(records)
         if self.group is not None:
             self.group.own()
