@@ -64,7 +64,7 @@ def in_json() -> bool:
     return any(isinstance(handler.formatter, BaseJsonFormatter) for handler in logging.getLogger().handlers)
 
 
-def figures_of(figures: Mapping[str, Any]) -> dict[str, Any]:
+def fields_in(figures: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of a notice's figures that are fields of log lines."""
     return {name: value for name, value in figures.items() if name in EXTRA and value is not None}
 

@@ -317,7 +317,8 @@ class ListWriter:
 
     def _returned(self, seconds: float) -> None:
         self.catalogue.check_again()
-        log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
+        text = "Redis takes lists again after %.0f s; %d lists are behind"
+        log.info(text, seconds, self.behind, extra={"duration_s": round(seconds, 3)})
 
     def renew_all(self) -> None:
         """Marks the lists of all users as stale, so that they are ranked again little by little."""

@@ -245,7 +245,8 @@ class Loop:
         offsets = ", ".join(
             f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.progress.next_offsets.items())
         )
-        log.info("checkpoint %d restored: %d clicks learned; reading from %s", number, self.progress.learned, offsets)
+        text = "checkpoint %d restored: %d clicks learned; reading from %s"
+        log.info(text, number, self.progress.learned, offsets, extra={"version": self.learner.version})
         return number
 
     def leave_stream(self) -> None:

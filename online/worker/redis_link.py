@@ -177,7 +177,10 @@ class RedisLink:
             self._begin_outage(error, now)
         elif now - self._reported_at >= REPORTED_EVERY_S:
             self._reported_at = now
-            log.warning("Redis has accepted no lists for %.0f s: %s", now - self._began, error)
+            away_s = now - self._began
+            log.warning(
+                "Redis has accepted no lists for %.0f s: %s", away_s, error, extra={"duration_s": round(away_s, 3)}
+            )
         elif str(error) not in self._reasons and len(self._reasons) < REASONS_MAX:
             self._reasons.add(str(error))
             log.warning("the error is now: %s", error)

@@ -54,7 +54,7 @@ def values(api: TestClient) -> dict[tuple[str, ...], float]:
 
 def test_a_group_is_ready_and_what_is_wrong_names_the_worker(api: TestClient, client: fakeredis.FakeRedis) -> None:
     report(client)
-    assert api.get("/readyz").json() == {"status": "ready", "problems": []}
+    assert api.get("/readyz").json() == {"status": "ready", "worker": "ready", "problems": []}
     report(client, **{"w-3": None})
     body = api.get("/readyz").json()
     assert body["status"] == "degraded"
@@ -89,8 +89,8 @@ def test_metrics_have_the_worker_s_name_and_the_group_its_own(api: TestClient, c
     assert found["nextclick_partition_owner", "partition=2", "worker=w-2"] == 1
     assert (found["nextclick_unowned_partitions",], found["nextclick_leader_up",]) == (1, 1)
     assert found["nextclick_lag_messages", "worker=w-1"] == 3  # of the partitions it owns
-    assert found["nextclick_partition_lag_messages", "partition=clicks:2", "worker=w-2"] == 3
-    assert ("nextclick_partition_lag_messages", "partition=clicks:0", "worker=w-2") not in found
+    assert found["nextclick_partition_lag_messages", "partition=2", "topic=clicks", "worker=w-2"] == 3
+    assert ("nextclick_partition_lag_messages", "partition=0", "topic=clicks", "worker=w-2") not in found
     assert found["nextclick_base", "worker=w-2"] == 42
     assert 2 <= found["nextclick_round_age_seconds", "worker=w-2"] < 30
     assert found["nextclick_changes_dropped_total", "worker=w-1"] == 4
