@@ -63,7 +63,7 @@ _EXPECTED = {
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
     "online.worker.ask": ("RequestError",),
-    "online.api.serve": ("ServeError",),
+    "online.api.server": ("ServeError",),
     "online.evaluation.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
     "stream.lists": ("ListsError",),

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +70,12 @@ def test_the_error_that_ends_a_command_is_json_too(monkeypatch: pytest.MonkeyPat
     assert (line["level"], line["component"]) == ("CRITICAL", "command")
     assert "no Redis answers" in line["message"]
     assert "hush" not in done.stderr
+
+
+def test_a_taken_port_ends_the_worker_with_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("NEXTCLICK_WORKER_PORT", str(taken.getsockname()[1]))
+        command = [sys.executable, "-m", "online", "worker", "--data-dir", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("nextclick: the worker cannot listen on 127.0.0.1 port ")

@@ -134,19 +134,17 @@ def settings_with(tmp_path: Path, **fields: Any) -> Settings:
 def test_a_port_that_was_set_and_is_taken_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ServeError, match=rf"port {port} \(.*choose another with NEXTCLICK_WORKER_PORT; 0: none"):
-            with worker_http(settings_with(tmp_path, worker_port=port)):
-                pass
+        advice = rf"port {port} \(.*choose another with NEXTCLICK_WORKER_PORT; 0: none"
+        with pytest.raises(ServeError, match=advice), worker_http(settings_with(tmp_path, worker_port=port)):
+            pass
 
 
 def test_a_default_port_that_is_taken_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr(Settings.model_fields["worker_port"], "default", taken.getsockname()[1])
-        settings = Settings.model_construct(
-            _fields_set={"data_dir"}, **SETTINGS.model_dump() | {"worker_port": taken.getsockname()[1]}
-        )
+        values = SETTINGS.model_dump() | {"worker_port": taken.getsockname()[1]}
+        settings = Settings.model_construct(_fields_set=set(), **values)  # as if that port were the default
         with caplog.at_level(logging.WARNING), worker_http(settings) as monitor:
             assert monitor.status()["state"] == "starting"
     assert "this worker has no /metrics, /healthz and /readyz" in caplog.text
