@@ -288,7 +288,7 @@ def wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[
         assert worker.process is not None
         if status is not None and status.get("pid") != worker.process.pid:
             status = None  # what a killed worker said last stays in Redis for a while
-        taken = sum(status["positions"].values()) if status else 0
+        taken = sum(status.get("positions", {}).values()) if status else 0
         if status and taken >= messages:
             return status
         if taken != progress:
