@@ -52,7 +52,7 @@ class Live:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until and not self.worker.process.poll():  # type: ignore[union-attr]
             status = self.status()
-            if status is not None and status["learned"] >= learned:
+            if status is not None and status.get("learned", -1) >= learned:
                 return status
             time.sleep(0.2)
         raise TimeoutError(f"the worker did not learn {learned} clicks: {self.worker.log.read_text()[-2_000:]}")
@@ -112,7 +112,7 @@ class Live:
         if self.rate is not None:
             return self.rate * passed_s
         status = self.status()
-        taken = sum(status["positions"].values()) if status else 0
+        taken = sum(status.get("positions", {}).values()) if status else 0
         return max(0.0, AHEAD + taken - self.published)
 
 

@@ -55,7 +55,7 @@ BROKEN = [
 ]
 LARGE = ("too-large", b'{"user_id": "u1", "padding": "' + b"x" * 1_000_000 + b'"}')
 
-LATENCIES_HELD = 10_000  # latest ones of which a worker says the median and p99
+LATENCIES_HELD = 10_000  # latest ones of which a worker of an earlier version says the median and p99
 _STATUS_S = 0.2  # between two reports of the worker: how exactly its rate is known
 # The stream's users make in seconds what they made in months: none of them is to count as a bot.
 _NO_ABUSE = {"abuse_clicks_at_once": 10**9, "abuse_clicks_per_minute": 1e9, "abuse_repeats_at_once": 10**9}
@@ -151,6 +151,8 @@ def run(
     given |= {"clicks_topic": topic, "dead_letters_topic": f"{topic}.dead", "consumer_group": topic, "data_dir": folder}
     given |= {"checkpoint_interval_s": checkpoint_interval_s, "finetune_interval_s": finetune_interval_s}
     given |= {"status_interval_s": _STATUS_S} | ({} if rate is None else _NO_ABUSE)
+    if checkout is None:  # so that the latencies of the warm-up have left the window
+        given["metrics_window_s"] = seconds
     given = {name: value for name, value in given.items() if value is not None}
     settings = load_settings(**given)
     environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
@@ -183,7 +185,8 @@ def run(
         "memory_mb": worker.memory_mb(),
     }
     if rate is not None:
-        seconds = max(seconds, LATENCIES_HELD / rate)  # so that the latencies of the warm-up are not among them
+        if checkout is not None:
+            seconds = max(seconds, LATENCIES_HELD / rate)  # so that the latencies of the warm-up are not among them
         pace = ConstantRate(path, rate, warm_up=warm_up, seconds=seconds, skip=clicks)
         report["constant_rate"] = pace.run(worker, settings, environment)
         status = wait_until_taken(settings, len(messages) + pace.count, worker)
@@ -285,7 +288,7 @@ def wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[
         assert worker.process is not None
         if status is not None and status.get("pid") != worker.process.pid:
             status = None  # what a killed worker said last stays in Redis for a while
-        taken = sum(status["positions"].values()) if status else 0
+        taken = sum(status.get("positions", {}).values()) if status else 0
         if status and taken >= messages:
             return status
         if taken != progress:

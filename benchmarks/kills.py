@@ -100,7 +100,7 @@ class Run:
         """As the worker that runs now says."""
         status = open_lists(self.settings).status() or {}
         assert self.worker.process is not None
-        return sum(status["positions"].values()) if status.get("pid") == self.worker.process.pid else 0
+        return sum(status.get("positions", {}).values()) if status.get("pid") == self.worker.process.pid else 0
 
 
 def different(one: Run, other: Run) -> list[str]:

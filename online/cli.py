@@ -9,9 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -64,12 +63,13 @@ _EXPECTED = {
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
     "online.worker.ask": ("RequestError",),
-    "online.api.serve": ("ServeError",),
+    "online.api.server": ("ServeError",),
     "online.evaluation.tune_runs": ("TuneError",),
     "stream.source": ("SourceError",),
     "stream.lists": ("ListsError",),
 }
 
+STARTING_OR_WAITING = 3  # exit status of `nextclick status`; 1 and 2 are those of all commands
 _DEMO_ROWS_CHECKED = 20_000  # a demo of a long file begins soon
 
 
@@ -99,9 +99,15 @@ def main() -> None:
         app(prog_name="nextclick")
     except Exception as error:
         if not _is_expected(error):
-            raise
+            if not _logs_json():
+                raise
+            logging.getLogger(__name__).critical("internal error: %s", error, exc_info=error)
+            sys.exit(1)
         about = "nextclick " if isinstance(error, MissingExtraError) else "nextclick: "  # which begins with the command
-        print(f"{about}{error}", file=sys.stderr)
+        if _logs_json():
+            logging.getLogger(__name__).critical("%s", error)
+        else:
+            print(f"{about}{error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -152,8 +158,9 @@ def demo(  # noqa: PLR0917 - typer's options
     out.print("loading PyTorch and the rest …", style="dim")
     from online.commands.demo import ConsoleLog, run_demo
     from online.commands.demo_terminal import stays
+    from online.logs import log_to
 
-    _log_to(ConsoleLog(out), "warning")
+    log_to(ConsoleLog(out), "warning")
     stop = _stop_on_signals()
     stay = stays(out) if stay is None else stay
     run_demo(out, stop, seconds=seconds, seed=seed, data=events, data_dir=data_dir, port=port, stay=stay)
@@ -172,15 +179,21 @@ def worker(
     stops, and says how to go on. A checkpoint of another topic or cluster is gone on from with --from-beginning only.
     """
     settings = _folder_settings(data_dir)
+    from online.logs import name_log_lines
+
+    name_log_lines(component="worker")
     require_extras("worker", "worker", *(("embedded",) if settings.redis_url is None else ()))
     stop = _stop_on_signals()
     from online.worker.start import announce
 
     announce(settings)
-    with _loading():
-        from online.worker.main import run_worker  # takes seconds
+    from online.api.worker_http import worker_http
 
-    run_worker(settings, stop, from_beginning=from_beginning)
+    with worker_http(settings) as monitor:  # it answers while the rest is loaded
+        with _loading():
+            from online.worker.main import run_worker  # takes seconds
+
+        run_worker(settings, stop, from_beginning=from_beginning, monitor=monitor)
 
 
 @app.command(epilog="Example: nextclick serve --port 8080")
@@ -199,6 +212,9 @@ def serve(
     given = {name: value for name, value in given.items() if value is not None}
     settings = _folder_settings(data_dir, log_only=True, **given)
     stop = _stop_on_signals()
+    from online.logs import name_log_lines
+
+    name_log_lines(component="api")
     from online.api.serve import serve as serve_until
 
     serve_until(settings, stop, descriptor=descriptor)
@@ -530,14 +546,17 @@ def status(
     worker: Annotated[str | None, typer.Option(help="Only this worker of a group: a health check of its own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """Print the status of the worker, or of all workers of a group; exit status 1 if no worker reports.
+    """Print the status of the worker, or of all workers of a group, and how well it is.
 
-    With --worker it is 1 if that one does not report, however the others do.
+    Exit status: 0 ready or degraded; 1 no worker reports, it has stopped or failed, or Redis does not answer;
+    3 starting or waiting. With --worker it is that one's, however the others do.
     """
     settings = _settings()
     from online.commands.views import status_view
-    from online.commands.worker_views import overview_view
+    from online.commands.worker_views import health_line, overview_view
     from online.worker.connections import open_lists
+    from online.worker.health import health_of, health_of_worker
+    from online.worker.totals import total
 
     if worker is not None:
         lists = open_lists(settings, worker=worker)
@@ -545,20 +564,20 @@ def status(
             raise NothingThereError(
                 f"no worker reports as {worker!r} in Redis at {lists.address}: see `nextclick status` for the others"
             )
-        if as_json:
-            _print_json(report)
-        else:
-            out.print(status_view(report))
-        return
-    overview = _overview(open_lists(settings))
-    if overview.alone is not None and as_json:
-        _print_json(overview.alone)
-    elif as_json:
-        from online.worker.totals import total
-
-        _print_json({"workers": overview.rows(), "total": total(overview), "statuses": overview.statuses})
+        health, view = health_of_worker(report), status_view(report)
+        found: Mapping[str, Any] = report
     else:
-        out.print(overview_view(overview) if overview.many else status_view(overview.alone or {}))
+        overview = _overview(open_lists(settings))
+        health, found = health_of(overview), overview.alone or {}
+        view = overview_view(overview) if overview.many else status_view(found)
+        if overview.many:
+            found = {"workers": overview.rows(), "total": total(overview), "statuses": overview.statuses}
+    if as_json:
+        _print_json({**found, "health": health._asdict()})
+    else:
+        out.print(health_line(health), view)
+    if not health.runs:
+        raise typer.Exit(STARTING_OR_WAITING if health.state in {"starting", "waiting"} else 1)
 
 
 @app.command(epilog="Example: nextclick versions --rollback 3")
@@ -659,6 +678,12 @@ def forget(
         raise typer.Exit(1)
 
 
+def _logs_json() -> bool:
+    """Whether the log is one of JSON; its module is loaded once the settings are known."""
+    logs = sys.modules.get("online.logs")
+    return logs is not None and bool(logs.in_json())
+
+
 def _overview(lists: "Lists") -> "Overview":
     """What the workers report. Raises NothingThereError if none does."""
     from online.commands.views import ago
@@ -677,11 +702,10 @@ def _overview(lists: "Lists") -> "Overview":
 def _settings(**overrides: Any) -> "Settings":
     """Settings, and the log set up as they say."""
     from online.config.settings import load_settings
+    from online.logs import set_up_logging
 
     settings = load_settings(**overrides)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    _log_to(handler, settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     return settings
 
 
@@ -695,27 +719,6 @@ def _folder_settings(data_dir: Path | None, *, log_only: bool = False, **overrid
 
         check_folder(settings)
     return settings
-
-
-def _log_to(handler: logging.Handler, level: str) -> None:
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("uvicorn", "apscheduler", "asyncio", "matplotlib"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    # It reports each attempt to connect as an error; what matters comes to us as a SourceError, in one line.
-    logging.getLogger("kafka").setLevel(logging.DEBUG if level == "debug" else logging.CRITICAL)
-
-
-class _OneLine(logging.Formatter):
-    """`2024-11-22T12:00:00.123+00:00 INFO online.worker.loop: what happened`, tracebacks included."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
-        return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
-
-    def format(self, record: logging.LogRecord) -> str:
-        return " | ".join(line.strip() for line in super().format(record).splitlines() if line.strip())
 
 
 def _stop_on_signals() -> threading.Event:

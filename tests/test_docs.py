@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from online.api import group_metrics, metrics
+from online.api import group_metrics, metrics, process_metrics, worker_metrics
 from online.cli import app
 from online.config.settings import PREFIX, RENAMED, Settings
 from online.worker.problem_kinds import KINDS as PROBLEMS
@@ -108,8 +108,9 @@ def test_each_setting_that_is_named_exists() -> None:
 
 
 def test_each_metric_is_documented_and_exists() -> None:
-    source = Path(metrics.__file__).read_text() + Path(group_metrics.__file__).read_text()
-    made = set(re.findall(r'"(nextclick_[a-z_]+)"', source))
+    modules = (group_metrics, metrics, process_metrics, worker_metrics)
+    source = "".join(Path(str(module.__file__)).read_text() for module in modules)
+    made = set(re.findall(r'"(nextclick_[a-z0-9_]+)"', source)) - {"nextclick_build"} | {"nextclick_build_info"}
     made |= {f"nextclick_{kind}_at_10{span}" for kind in ("hit_rate", "ndcg") for span in ("", "_recent")}
     documented = {
         one.removesuffix("_total") for one in re.findall(r"`(nextclick_[a-z0-9_]+)`", TEXTS["docs/metrics.md"])

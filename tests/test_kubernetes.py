@@ -1,9 +1,6 @@
 """The manifests are valid by Kubernetes' own schemas, and true to the code, to the images and to Docker Compose."""
 
-import json
 import re
-import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from online.cli import status
 from online.config.settings import ENV_FILE, PREFIX, SECRETS_DIR, Settings
 from online.worker.connections import _instance_id
 from tests.kustomize import containers, documents, identity, merged, render
@@ -129,7 +125,7 @@ def test_ports_and_paths_are_those_of_the_api() -> None:
     (port,) = container["ports"]
     assert str(port["containerPort"]) == env["NEXTCLICK_API_PORT"]
     assert given["Service", "nextclick-api"]["spec"]["ports"][0]["targetPort"] == port["name"]
-    served = (ROOT / "online/api/serve.py").read_text()
+    served = (ROOT / "online/api/app.py").read_text()
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         path = container[probe]["httpGet"]["path"]
         assert f'@app.get("{path}")' in served
@@ -151,47 +147,17 @@ def test_each_selector_finds_its_pods_and_only_these() -> None:
         assert ("Service", stateful["serviceName"]) in given
 
 
-@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe"])
-@pytest.mark.parametrize(
-    ("said", "status_of_it", "lives"),
-    [
-        ("worker  running, up 3 s", 0, True),
-        ("no worker reports in Redis at redis:6379: start `nextclick worker`", 1, False),
-        ("no worker reports as 'nextclick-worker-0' in Redis at redis:6379", 1, False),
-        ("Redis at redis:6379 does not answer: connection refused", 1, True),
-    ],
-)
-def test_a_worker_that_waits_for_redis_is_not_killed(
-    tmp_path: Path, probe: str, said: str, status_of_it: int, lives: bool
-) -> None:
+def test_probes_ask_the_worker_of_their_own_pod_and_not_redis() -> None:
     (container,) = containers(found("base")["StatefulSet", "nextclick-worker"])
-    command = tmp_path / "nextclick"
-    command.write_text(f"#!/bin/sh\necho {shlex.quote(said)} >&2\nexit {status_of_it}\n")
-    command.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    done = subprocess.run(container[probe]["exec"]["command"], env=env, check=False, capture_output=True)
-    assert (done.returncode == 0) is lives
-
-
-@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_each_probe_asks_for_the_worker_of_its_own_pod(tmp_path: Path, probe: str) -> None:
-    """A worker that hangs beside others that do not is restarted, and it alone."""
-    (container,) = containers(found("base")["StatefulSet", "nextclick-worker"])
-    assert "NEXTCLICK_WORKER_NAME" in {one["name"] for one in container["env"]}
-    command = tmp_path / "nextclick"
-    command.write_text('#!/bin/sh\n[ "$*" = "status --worker nextclick-worker-1" ] || echo "no worker reports: $*"\n')
-    command.write_text(command.read_text() + '[ "$*" = "status --worker nextclick-worker-1" ]\n')
-    command.chmod(0o755)
-    for name, lives in (("nextclick-worker-1", True), ("nextclick-worker-0", False)):
-        env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NEXTCLICK_WORKER_NAME": name}
-        done = subprocess.run(container[probe]["exec"]["command"], env=env, check=False, capture_output=True)
-        assert (done.returncode == 0) is lives
-
-
-def test_the_words_by_which_the_probe_knows_a_silent_worker_are_the_command_s() -> None:
-    text = (ROOT / "online/cli.py").read_text()
-    body = text[text.index(f"def {status.__name__}(") :]
-    assert "no worker reports as {worker!r}" in body[: body.index("@app.command")]
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    (port,) = container["ports"]
+    assert (env["NEXTCLICK_WORKER_HOST"], env["NEXTCLICK_WORKER_PORT"]) == ("0.0.0.0", str(port["containerPort"]))
+    probes = {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
+    assert {probe["httpGet"]["port"] for probe in probes.values()} == {port["name"]}
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+    assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+    served = (ROOT / "online/api/worker_http.py").read_text()
+    assert all(f'Route("{path}"' in served for path in paths.values())
 
 
 def test_a_worker_has_time_for_its_last_checkpoint() -> None:
@@ -258,34 +224,9 @@ def test_documents_are_read_from_every_file() -> None:
     assert len(documents(DEPLOY / "base/worker.yaml")) == 3
 
 
-@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_each_pod_asks_for_its_own_worker(tmp_path: Path, probe: str) -> None:
-    """Kubernetes puts no variables into a probe's command; a shell does."""
-    (container,) = containers(found("base")["StatefulSet", "nextclick-worker"])
-    command = tmp_path / "nextclick"
-    command.write_text('#!/bin/sh\necho "$@" >"$(dirname "$0")/asked"\n')
-    command.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "NEXTCLICK_WORKER_NAME": "nextclick-worker-7"}
-    subprocess.run(container[probe]["exec"]["command"], env=env, check=True)
-    assert (tmp_path / "asked").read_text() == "status --worker nextclick-worker-7\n"
-
-
-@pytest.mark.parametrize(
-    ("printed", "healthy"),
-    [
-        ({"statuses": {"b7f0-worker-2": {"state": "running"}, "a1c9-worker-1": {}}}, True),
-        ({"statuses": {"b7f0-worker-2": {"state": "running"}}, "workers": [{"worker": "a1c9-worker-1"}]}, False),
-        ({"statuses": {}}, False),
-        (None, False),
-    ],
-)
-def test_a_container_of_compose_asks_for_its_own_worker(tmp_path: Path, printed: Any, healthy: bool) -> None:
-    kind, line = COMPOSE["services"]["worker"]["healthcheck"]["test"]
-    assert kind == "CMD-SHELL"
-    command = tmp_path / "nextclick"
-    said = "exit 1" if printed is None else f"echo {shlex.quote(json.dumps(printed, indent=2))}"
-    command.write_text(f'#!/bin/sh\n[ "$*" = "status --json" ] || exit 2\n{said}\n')
-    command.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOSTNAME": "a1c9"}
-    done = subprocess.run(["sh", "-c", line.replace("$$", "$")], env=env, check=False)
-    assert (done.returncode == 0) is healthy
+def test_a_container_of_compose_asks_its_own_worker() -> None:
+    test = COMPOSE["services"]["worker"]["healthcheck"]["test"]
+    assert test[:3] == ["CMD", "python", "-c"]
+    port = Settings.model_fields["worker_port"].default
+    assert f"http://127.0.0.1:{port}/healthz" in test[3]
+    assert "NEXTCLICK_WORKER_PORT" not in COMPOSE["services"]["worker"]["environment"]

@@ -32,7 +32,7 @@ LEVELS = (
     ("lifecycle",),
     ("rounds",),
     ("learner",),
-    ("config", "metrics"),
+    ("config", "logs", "metrics"),
     ("filters", "client"),
 )
 TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}

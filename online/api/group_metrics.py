@@ -5,9 +5,9 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from online.api.worker_metrics import WORKER_UP, is_up
 from online.worker.overview import Overview, number, of_group, owned_lags
 
-WORKER_UP = "1 if a worker reports its status"
 #: Of the worker that leads, without the label `worker`: nothing is reset for them when another one does.
 OF_THE_LEADER = frozenset(
     {"nextclick_loss", "nextclick_drift_alarms", "nextclick_drift_improvements", "nextclick_finetunings"}
@@ -35,11 +35,11 @@ def group_metrics(
     """Yields the metrics of a group. `status_metrics`: returns those of one worker's status."""
     up = GaugeMetricFamily("nextclick_worker_up", WORKER_UP, labels=["worker"])
     for row in overview.rows():
-        up.add_metric([row["name"]], int(row["state"] != "gone"))
+        up.add_metric([row["name"]], int(row["state"] != "gone" and is_up(row)))
     yield up
     families: dict[str, Metric] = {}
     for name, status in overview.statuses.items():
-        for metric in status_metrics(_of_owned(status)):
+        for metric in status_metrics(of_owned(status)):
             if metric.name == "nextclick_problem":
                 continue
             leads = metric.name in OF_THE_LEADER
@@ -50,12 +50,7 @@ def group_metrics(
                 family.add_sample(sample.name, sample.labels | ({} if leads else {"worker": name}), sample.value)
     yield from families.values()
     yield from _problems(overview)
-    for make, name, field, text in _OF_WORKERS:
-        family = make(name, text, labels=["worker"])
-        for row in overview.rows():
-            if (value := number(row.get(field))) is not None:
-                family.add_metric([row["name"]], value)
-        yield family
+    yield from metrics_of_members(overview)
     owners = overview.owners()
     owned = GaugeMetricFamily(
         "nextclick_partition_owner", "1 for the worker that owns the partition", labels=["partition", "worker"]
@@ -75,7 +70,17 @@ def group_metrics(
     yield GaugeMetricFamily("nextclick_leader_up", text, value=int(overview.leader is not None))
 
 
-def _of_owned(status: Mapping[str, Any]) -> Mapping[str, Any]:
+def metrics_of_members(overview: Overview) -> Iterator[Metric]:
+    """Yields what each worker of a group says of its place in it."""
+    for make, name, field, text in _OF_WORKERS:
+        family = make(name, text, labels=["worker"])
+        for row in overview.rows():
+            if (value := number(row.get(field))) is not None:
+                family.add_metric([row["name"]], value)
+        yield family
+
+
+def of_owned(status: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns a status whose lag is that of the owned partitions, so that a sum over all workers is the group's."""
     if not of_group(status) or not status.get("lag_of"):
         return status

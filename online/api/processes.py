@@ -17,8 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from online.api.listening import ServeError, listen
 from online.api.metrics import METRICS_FOLDER
+from online.api.server import API, ServeError, listen
 from online.config.settings import Settings
 
 AGAIN_S = 1.0  # after one has ended
@@ -76,7 +76,7 @@ class Processes:
 
 def serve_by_processes(settings: Settings, stop: threading.Event) -> None:
     """Serves until `stop` is set. Raises ServeError."""
-    with _folder() as folder, contextlib.closing(listen(settings.api_host, settings.api_port)) as listener:
+    with _folder() as folder, contextlib.closing(listen(settings.api_host, settings.api_port, *API)) as listener:
         processes = Processes(settings, folder, listener)
         with contextlib.closing(processes):
             processes.start()

@@ -262,7 +262,7 @@ class Screen:
 
     def _say(self, elapsed_s: float, *, last: bool = False) -> None:
         status = unless_unavailable(self._lists.status)
-        if status is None:
+        if status is None or status.get("state") == "starting":
             return
         self._hit = status["recent"]["served"]["hit@10"]
         if self._hit_before is not None:

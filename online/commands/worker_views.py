@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from online.commands.views import ago, plain, status_view
+from online.worker.health import Health
 from online.worker.overview import Overview
 from online.worker.totals import total
 
@@ -17,6 +18,13 @@ _COLUMNS = (
     *(("worker", False), ("state", False), ("leads", False), ("owns", False), ("lag", True), ("counted", True)),
     *(("learned from", True), ("base", True), ("its age", True), ("version", True)),
 )
+
+
+def health_line(health: Health) -> Text:
+    """Returns how well a worker or a group is, and for what kinds of reasons."""
+    kinds = ", ".join(dict.fromkeys(plain(str(reason.get("kind"))) for reason in health.reasons))
+    text = f"{health.state}: {kinds}" if kinds else health.state
+    return Text(text, style="bold" if health.state == "ready" else "bold red")
 
 
 def overview_view(overview: Overview) -> RenderableType:

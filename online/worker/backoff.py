@@ -90,7 +90,7 @@ def retry_until(
         assert state.outcome is not None
         line, now = str(state.outcome.exception()), time.monotonic()
         if line != logged or now - logged_at >= REPORTED_EVERY_S:
-            log.warning("waiting for %.0f s: %s", now - began, line)
+            log.warning("waiting for %.0f s: %s", now - began, line, extra={"duration_s": round(now - began, 3)})
             logged, logged_at = line, now
         report(line)
 
@@ -106,6 +106,7 @@ def retry_until(
     )
     done = retrying(attempt)
     if logged:
-        log.info("available after %.0f s", time.monotonic() - began)
+        took_s = time.monotonic() - began
+        log.info("available after %.0f s", took_s, extra={"duration_s": round(took_s, 3)})
         report(None)
     return done

@@ -15,6 +15,7 @@ from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.forget import Forgetting
 from online.worker.list_writer import ListWriter
+from online.worker.monitor import Timings
 from online.worker.poison_pills import Quarantine
 from online.worker.progress import Progress
 from online.worker.steps import StepHook, no_hook
@@ -55,6 +56,7 @@ class Checkpointer:
         monotonic: Callable[[], float] = time.monotonic,
         reached: StepHook = no_hook,
         executor: Executor | None = None,
+        timings: Timings | None = None,
     ) -> None:
         """Creates a checkpointer for the parts of a loop.
 
@@ -62,6 +64,7 @@ class Checkpointer:
             settings: all settings.
             capture: collects the loop's state.
             executor: completes checkpoints while the loop goes on; None: a thread.
+            timings: observes how long writing takes; None: nothing does.
             The rest: the loop's parts, and its clocks.
         """
         self.checkpoints = checkpoints
@@ -73,6 +76,7 @@ class Checkpointer:
         self._writer, self._dead_letters, self._forgetting = writer, dead_letters, forgetting
         self._quarantine, self._emit = quarantine, emit
         self._clock, self._monotonic, self._reached = clock, monotonic, reached
+        self._timings = timings
         self._failing_at = 0.0  # as `failing_since`, by the monotonic clock
         self._tried_at = monotonic()
         self._saved_progress = progress.to_state()
@@ -203,6 +207,8 @@ class Checkpointer:
     def _note(self, saved: Saved, progress: dict[str, Any], next_offsets: Mapping[Partition, int]) -> None:
         """Notes a complete checkpoint with its progress and next offsets."""
         self.last_saved = saved
+        if self._timings is not None and saved.seconds is not None:
+            self._timings.checkpoint_write.observe(saved.seconds)
         self._saved_progress = progress
         self._quarantine.forget_before(next_offsets)
 

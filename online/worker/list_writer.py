@@ -27,6 +27,7 @@ from online.worker.eviction_watch import SAMPLE, EvictionWatch
 from online.worker.item_records import ItemRecordWriter
 from online.worker.loss_notices import LossNotices
 from online.worker.micro_batches import ReceivedClick
+from online.worker.monitor import Timings
 from online.worker.progress import Progress
 from online.worker.redis_link import RedisLink
 from online.worker.refresh import RefreshSchedule, StreamClock
@@ -55,8 +56,10 @@ class ListWriter:
         emit: Emit,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        timings: Timings | None = None,
     ) -> None:
-        """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one."""
+        """`clock`: the computer's, in seconds since 1970; `monotonic`: a monotonic one; `timings`: observes writes."""
+        timings = Timings(monotonic) if timings is None else timings
         self.settings = settings
         self.learner = learner
         self.progress = progress
@@ -69,7 +72,7 @@ class ListWriter:
         self.stale: OrderedDict[str, bool] = OrderedDict()
         self.popular_stale = False  # whether the popular list is stale
         self.pending_deletes: dict[str, None] = {}  # digests of forgotten users whose list must be deleted
-        self.latencies = Latencies()
+        self.latencies = Latencies(settings.metrics_window_s, monotonic, observe=timings.click_to_list.observe)
         self.stream_clock = StreamClock(learner.clock, monotonic)
         self.aging = RefreshSchedule(learner.returns, self.stream_clock)
         self._loss_reported_at = -math.inf
@@ -79,6 +82,7 @@ class ListWriter:
             clock=clock,
             on_loss=self._lost,
             on_return=self._returned,
+            timed=timings.redis_write.timed,
         )
         self.link.before = self._delete_pending
         self.link.on_node_loss = self._lost_by_node
@@ -338,7 +342,8 @@ class ListWriter:
     def _returned(self, seconds: float) -> None:
         self.catalogue.check_again()
         self.records.renew()
-        log.info("Redis takes lists again after %.0f s; %d lists are behind", seconds, self.behind)
+        text = "Redis takes lists again after %.0f s; %d lists are behind"
+        log.info(text, seconds, self.behind, extra={"duration_s": round(seconds, 3)})
 
     def _has_room(self) -> None:
         self.renew_all()

@@ -38,6 +38,7 @@ from online.worker.list_writer import ListWriter
 from online.worker.loop_state import capture, read_for_rollback, restore
 from online.worker.loss_notices import LossNotices
 from online.worker.micro_batches import ForgetRequest, MicroBatch, ReceivedClick, micro_batches
+from online.worker.monitor import Monitor
 from online.worker.notices import Notices
 from online.worker.overload import Overload
 from online.worker.poison_pills import Quarantine
@@ -79,6 +80,7 @@ class Loop:
         reached: StepHook = no_hook,
         executor: Executor | None = None,
         membership: Membership | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         """Creates a loop.
 
@@ -97,6 +99,7 @@ class Loop:
             reached: called with the name of each step (online/worker/steps.py) just before it is done.
             executor: as for `Checkpointer`.
             membership: of a group of workers; None: this worker is alone.
+            monitor: told of each turn, and of how long its steps take; None: one of the loop's own.
         """
         self.settings = settings
         self.source = source
@@ -105,6 +108,8 @@ class Loop:
         self.clock, self.monotonic = clock, monotonic
         self.quarantine = Quarantine() if quarantine is None else quarantine
         self._reached = reached
+        self.monitor = Monitor(monotonic) if monitor is None else monitor
+        self._timings = self.monitor.timings
         self.learner = Learner(settings)
         self.progress = Progress()
         self.versions = Versions(settings.versions_kept, settings.versions_listed, at_ms=int(1000 * clock()))
@@ -153,6 +158,7 @@ class Loop:
             emit=self.notices.emit,
             clock=clock,
             monotonic=monotonic,
+            timings=self._timings,
         )
         self.changes = Changes(settings, self.learner)
         self.supervisor = Supervisor(
@@ -208,6 +214,7 @@ class Loop:
             monotonic=monotonic,
             reached=reached,
             executor=executor,
+            timings=self._timings,
         )
         self.asking: Asking | None = None  # answers questions; set before the first turn
         self.shared: SharedCheckpoints | None = None
@@ -254,7 +261,8 @@ class Loop:
         offsets = ", ".join(
             f"{p.topic}:{p.partition} from {at}" for p, at in sorted(self.progress.next_offsets.items())
         )
-        log.info("checkpoint %d restored: %d clicks learned; reading from %s", number, self.progress.learned, offsets)
+        text = "checkpoint %d restored: %d clicks learned; reading from %s"
+        log.info(text, number, self.progress.learned, offsets, extra={"version": self.learner.version})
         return number
 
     def leave_stream(self) -> None:
@@ -296,6 +304,7 @@ class Loop:
             InternalError: our own code failed on too many events in a row.
             SourceError: the broker, or the embedded log, refuses.
         """
+        self.monitor.turned()
         if self._waits_for_dead_letters():
             return 0
         # 1. Poll a bounded batch.
@@ -306,7 +315,7 @@ class Loop:
         batches = self._parse(records)
         for batch, following in pairwise([*batches, None]):
             assert batch is not None
-            with self.quarantine.watch(batch, expected=_NO_BUGS):
+            with self.quarantine.watch(batch, expected=_NO_BUGS), self._timings.micro_batch.timed():
                 if isinstance(batch, ForgetRequest):
                     self.forgetting.forget(batch)
                 else:
@@ -375,7 +384,8 @@ class Loop:
         timeout_s = 0.0 if busy else self.settings.poll_timeout_s
         timeout_s = timeout_s if self.asking is None else self.asking.poll_timeout_s(timeout_s)
         share = 1 if self.group is None else max(1, self.group.counted_share)  # 0 before the topic is known
-        records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
+        with self._timings.poll.timed():
+            records = self.source.poll(max_records=share * self.settings.poll_records_max, timeout_s=timeout_s)
         self.overload.received(records)
         if self.group is not None:
             self.group.own()

@@ -21,6 +21,7 @@ from online.learner.facts.warm import warm_if_cold
 from online.lifecycle.finetune_outside import remove_left_jobs
 from online.lifecycle.scheduler import SteadyScheduler
 from online.lifecycle.versions import VersionError
+from online.logs import name_log_lines
 from online.worker.asking import Asking
 from online.worker.backoff import StoppedError, backoff, retry_until
 from online.worker.checkpoint import Checkpoints, DiskFullError
@@ -41,6 +42,7 @@ from online.worker.dead_letters import DeadLetterWriter
 from online.worker.folders import identity_of, worker_folder
 from online.worker.group import Membership
 from online.worker.loop import Loop
+from online.worker.monitor import Monitor, starting_status
 from online.worker.overview import read_overview
 from online.worker.poison_pills import InconsistentStateError, InternalError, Quarantine
 from online.worker.requests import answer_request
@@ -86,6 +88,7 @@ def run_worker(
     from_beginning: bool = False,
     ready: threading.Event | None = None,
     reached: StepHook = no_hook,
+    monitor: Monitor | None = None,
 ) -> None:
     """Learns from the clicks topic until `stop` is set, then writes a last checkpoint.
 
@@ -98,6 +101,7 @@ def run_worker(
         from_beginning: as for `check_start` (online/worker/start.py).
         ready: set once clicks are being read.
         reached: called with the name of each step (online/worker/steps.py).
+        monitor: where the status is published for other threads; None: nowhere but in Redis.
 
     Raises:
         StartError: the data folder does not belong to the stream; one line for operators.
@@ -106,6 +110,9 @@ def run_worker(
     """
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
+    monitor = Monitor() if monitor is None else monitor
+    if settings.workers == "many":
+        name_log_lines(worker=worker_name(settings))
     with suppress(StoppedError), ExitStack() as parts:
         # Waiting is reported only in the log: until the folder is locked, another worker may own the status.
         on_disk = partial(retry_until, settings=settings, stop=stop, unavailable=(DiskFullError,))
@@ -115,14 +122,17 @@ def run_worker(
         warm_if_cold(log.info)
         lists = _lists(settings, parts)
         errors = UnavailableError, DiskFullError
-        report = partial(_report_waiting, lists)
+        report = partial(_report_before_start, lists, monitor)
+        report(None)
         retry: Retry = partial(retry_until, settings=settings, stop=stop, unavailable=errors, report=report)
         retry(partial(prepare_topics, settings))
         stream = retry(partial(stream_origin, settings))
         fits = partial(check_start, stream=stream, from_beginning=from_beginning)
         while not _lives(
-            settings, stop, retry, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached
-        ):
+            settings, stop, retry, lists=lists, quarantine=quarantine, fits=fits, ready=ready, reached=reached,
+            monitor=monitor,
+        ):  # fmt: skip
+            report(None)
             gc.unfreeze()
             gc.collect()  # frees the inconsistent state before the checkpoint is loaded
 
@@ -137,6 +147,7 @@ def _lives(
     fits: Callable[[Loop, int | None], None],
     ready: threading.Event | None,
     reached: StepHook,
+    monitor: Monitor,
 ) -> bool:
     """Runs a loop from the latest checkpoint until the worker is stopped.
 
@@ -172,6 +183,7 @@ def _lives(
             quarantine=quarantine,
             reached=reached,
             membership=membership,
+            monitor=monitor,
         )
         parts.enter_context(closing(loop))
         number = retry(loop.restore)
@@ -194,8 +206,10 @@ def _lives(
             log.error("%s", error, exc_info=error.__cause__)
             return False
         except InternalError:
-            _report(loop, report, "stopped")
+            _report(loop, report, "failed")
             raise
+        finally:
+            monitor.rests()
     return True
 
 
@@ -233,6 +247,7 @@ def _run(loop: Loop, report: StatusReport, stop: threading.Event) -> None:
             # With a slow Redis or broker, reports must not take most of the worker's time.
             took_s = time.monotonic() - began
             report_at = began + max(loop.settings.status_interval_s, REPORT_PAUSES * took_s)
+    loop.monitor.rests()
     log.info("stopping: writing a last checkpoint")
     loop.finish()
     _report(loop, report, "stopped")
@@ -277,17 +292,21 @@ def _who_leads(lists: Lists, name: str) -> str:
     return f"worker {name} does not lead its group, and only the leader goes back to a version: {who}"
 
 
-def _report_waiting(lists: Lists, line: str | None) -> None:
-    if line is not None:
-        with suppress(ListsError):
-            lists.write_status(waiting_status(line), STATUS_TTL_S)
+def _report_before_start(lists: Lists, monitor: Monitor, line: str | None) -> None:
+    """Reports that the worker starts, or what it waits for."""
+    status = starting_status() if line is None else waiting_status(line)
+    monitor.publish(status)
+    with suppress(ListsError):
+        lists.write_status(status, STATUS_TTL_S)
 
 
 def _report(loop: Loop, report: StatusReport, state: str) -> None:
+    status = report.describe(state)
+    loop.monitor.publish(status)
     if not loop.writer.link.answers:
         return
     try:
-        loop.writer.lists.write_status(report.describe(state), STATUS_TTL_S)
+        loop.writer.lists.write_status(status, STATUS_TTL_S)
     except ListsError as error:
         log.debug("the status cannot be written: %s", error)
 

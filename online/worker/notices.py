@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from online.lifecycle.versions import Versions
+from online.logs import fields_in
 from online.worker.progress import Progress
 from stream.notices import Notice, NoticeWriter
 
@@ -122,7 +123,8 @@ class Notices:
         self.latest.append(notice)
         self.last[kind] = notice
         self.counts[kind] += 1
-        log.log(_LEVELS[KINDS[kind].severity], "%s: %s", kind, text)
+        fields = fields_in(notice.figures) | {"version": notice.version}
+        log.log(_LEVELS[KINDS[kind].severity], "%s: %s", kind, text, extra=fields)
         if self._writer is not None:
             self._writer.put(notice)
         return notice

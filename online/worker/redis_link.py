@@ -9,6 +9,7 @@ of them for a while.
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,7 @@ class RedisLink:
         on_loss: Callable[[Collection[str] | None], None],
         on_return: Callable[[float], None],
         monotonic: Callable[[], float] | None = None,
+        timed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """
         Args:
@@ -48,6 +50,7 @@ class RedisLink:
             on_loss: called with the users whose lists Redis has lost, None for all.
             on_return: called when lists are accepted again, with the length of the outage in seconds.
             monotonic: in seconds, from any beginning; None: the computer's.
+            timed: within which each write is done.
         """
         self.lists = lists
         self.away_since: float | None = None  # start of the present outage, in seconds since 1970; None: there is none
@@ -60,6 +63,7 @@ class RedisLink:
         self._monotonic = monotonic or time.monotonic
         self._on_loss = on_loss
         self._on_return = on_return
+        self._timed = timed
         self._backoff = backoff(settings, self._monotonic)
         self._watermarks = WriteWatermarks()
         self._failing = False  # whether the latest attempt has failed
@@ -100,7 +104,8 @@ class RedisLink:
         """
 
         def work() -> None:
-            done = self.lists.write(lists, popular, mark=self._watermarks.mark(), replacing=replacing)
+            with self._timed():
+                done = self.lists.write(lists, popular, mark=self._watermarks.mark(), replacing=replacing)
             self.rejected += len(done.rejected)
             self._check_loss(done.previous, lists)
 
@@ -172,7 +177,10 @@ class RedisLink:
             self._begin_outage(error, now)
         elif now - self._reported_at >= REPORTED_EVERY_S:
             self._reported_at = now
-            log.warning("Redis has accepted no lists for %.0f s: %s", now - self._began, error)
+            away_s = now - self._began
+            log.warning(
+                "Redis has accepted no lists for %.0f s: %s", away_s, error, extra={"duration_s": round(away_s, 3)}
+            )
         elif str(error) not in self._reasons and len(self._reasons) < REASONS_MAX:
             self._reasons.add(str(error))
             log.warning("the error is now: %s", error)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from online.metrics import ScoreWindow
 from online.worker.loop import Loop
 from online.worker.problem_kinds import Problem
 from online.worker.problems import ProblemReport
@@ -31,6 +32,7 @@ class StatusReport:
         self.loop = loop
         self.started_at = time.time()
         self._problems = ProblemReport(loop)
+        self._score_window = ScoreWindow(loop.settings.metrics_window_s, loop.monotonic)
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.progress.learned)])
 
     def describe(self, state: str) -> dict[str, Any]:
@@ -71,6 +73,7 @@ class StatusReport:
             "scored": learner.scores.scored,
             "scores": learner.scores.total(),
             "recent": learner.scores.recent(),
+            "window": {"seconds": loop.settings.metrics_window_s, "scores": self._score_window.means(learner.scores)},
             "loss": loop.changes.drift.mean_loss,
             "alarms": loop.changes.drift.alarms,
             "improvements": loop.changes.drift.improvements,
@@ -111,6 +114,7 @@ class StatusReport:
             "notice_counts": dict(loop.notices.counts),
             "notices_dropped": loop.notices.dropped,
             "memory_mb_max": memory_mb_max(),
+            "timings": loop.monitor.timings.figures(),
         }
 
     def _rate(self) -> float:

@@ -107,7 +107,8 @@ class Takeover:
                 del self._owed[partition]
                 if clicks:
                     self._waiting[partition] = clicks
-                    log.info("trains %d clicks of partition %d again", len(clicks), partition.partition)
+                    number = partition.partition
+                    log.info("trains %d clicks of partition %d again", len(clicks), number, extra={"partition": number})
         except SourceError as error:
             log.warning("what the former owner has read cannot be read again yet: %s", error)
 

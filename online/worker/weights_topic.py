@@ -105,7 +105,8 @@ class WeightsTopic:
                 whole = self._joiner.add(value, record.offset)
                 return None if whole is None else Message(weights=whole)
             except RoundsError as error:
-                log.warning("offset %d of %s: %s; it is skipped", record.offset, self._topic, error)
+                where = {"topic": self._topic, "partition": record.partition, "offset": record.offset}
+                log.warning("offset %d of %s: %s; it is skipped", record.offset, self._topic, error, extra=where)
                 return None
         log.warning("offset %d of %s holds no message of a worker; it is skipped", record.offset, self._topic)
         return None

@@ -182,7 +182,26 @@ def test_status_is_a_health_check(run: Run, lists: Lists) -> None:
         "went from 3.000 to 5.500",
     ):
         assert text in shown
-    assert json.loads(run("status", "--json")[1]) == STATUS
+    assert json.loads(run("status", "--json")[1]) == STATUS | {"health": {"state": "ready", "reasons": []}}
+
+
+@pytest.mark.parametrize(
+    ("state", "problems", "code"),
+    [
+        ("running", [{"kind": "redis", "since": 1, "text": "no Redis answers"}], 0),
+        ("starting", [], 3),
+        ("waiting", [{"kind": "waiting", "since": 1, "text": "no Kafka answers"}], 3),
+        ("failed", [], 1),
+        ("stopped", [], 1),
+    ],
+)
+def test_status_ends_as_the_worker_is(run: Run, lists: Lists, state: str, problems: list[Any], code: int) -> None:
+    lists.write_status(STATUS | {"state": state, "problems": problems}, 30)
+    ended, shown, _ = run("status")
+    health = "degraded" if state == "running" else state
+    assert (ended, shown.split(":")[0]) == (code, health)
+    ended, shown, _ = run("status", "--json")
+    assert (ended, json.loads(shown)["health"]["state"]) == (code, health)
 
 
 @given(missing=st.sets(st.sampled_from(sorted(STATUS))))

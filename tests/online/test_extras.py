@@ -69,7 +69,7 @@ def test_commands_that_ask_redis_get_as_far_as_redis_without_any_extra(tmp_path,
 
 def test_the_api_answers_without_any_extra(tmp_path):
     code = """
-from online.api.serve import create_app
+from online.api.app import create_app
 from online.config.settings import load_settings
 from online.worker.connections import open_lists
 from starlette.testclient import TestClient

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from online import metrics
-from online.metrics import Latencies, Scores, hit_and_ndcg
+from online.metrics import Latencies, Scores, ScoreWindow, hit_and_ndcg
 
 # A list of ten, what was clicked, and where by hand: place (from 1), or None.
 STREAM = [
@@ -107,3 +107,61 @@ def test_a_latency_that_clocks_do_not_tell_is_left_out_and_counted(began_ms):
     latencies.add([(began_ms, 1_000_000.0), (999_990.0, 1_000_000.0), (began_ms, 1_000_000.0)])
     assert latencies.quantiles() == {"p50": 10.0, "p99": 10.0}
     assert latencies.unknown == 2
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_a_backlog_of_long_ago_leaves_the_quantiles_after_the_window():
+    clock = Clock()
+    latencies = Latencies(300.0, clock)
+    latencies.add([(1_000.0, 480_564.0)] * 50_000)
+    assert latencies.quantiles() == {"p50": 479_564.0, "p99": 479_564.0}
+    clock.now = 301.0
+    latencies.add([(1_000.0, 1_020.0)])
+    assert latencies.quantiles() == {"p50": 20.0, "p99": 20.0}
+    clock.now = 700.0
+    assert latencies.quantiles() == {"p50": None, "p99": None}
+
+
+def test_quantiles_of_a_sample_are_those_of_all_values_and_its_memory_is_bounded():
+    clock, seen = Clock(), []
+    latencies = Latencies(300.0, clock, observe=seen.append)
+    values = np.random.default_rng(0).lognormal(3.0, 1.0, 60_000)
+    for part in np.split(values, 60):
+        latencies.add((1_000.0, 1_000.0 + value) for value in part)
+        clock.now += 4.9
+    held = sum(len(part.values) for part in latencies._slices)
+    assert held <= 31 * metrics._SLICE_VALUES_MAX
+    p50, p99 = np.quantile(values, (0.5, 0.99))
+    assert latencies.quantiles()["p50"] == pytest.approx(p50, rel=0.05)
+    assert latencies.quantiles()["p99"] == pytest.approx(p99, rel=0.1)
+    assert len(seen) == len(values)
+
+
+def test_recent_scores_are_of_the_window_and_none_where_nothing_was_scored():
+    clock = Clock()
+    scores, window = Scores(("served",)), ScoreWindow(300.0, clock)
+    hit, one = np.arange(1, 11)[None], np.ones(1, np.int64)
+    assert window.means(scores) == {}
+    scores.add({"served": np.zeros_like(hit)}, one)
+    assert window.means(scores)["served"]["hit@10"] == 0.0
+    for _ in range(40):
+        clock.now += 10
+        scores.add({"served": hit}, one)
+        recent = window.means(scores)["served"]["hit@10"]
+    assert recent == 1.0  # the miss has left the window
+    clock.now += 290
+    window.means(scores)
+    clock.now += 290
+    window.means(scores)
+    assert window.means(scores) == {}
+    scores.load_state(Scores(("served",)).to_state())  # a version before is back
+    assert window.means(scores) == {}

@@ -8,7 +8,7 @@ import fakeredis
 import pytest
 from starlette.testclient import TestClient
 
-from online.api.serve import create_app
+from online.api.app import create_app
 from online.config.settings import Settings
 from online.evaluation.backtest_events import read_clicks
 from stream.event_files import EventFile

@@ -11,8 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from online.api.app import create_app
 from online.api.keys import make_key
-from online.api.serve import Api, create_app
+from online.api.serve import Api
 from stream.lists import Lists
 from tests.online.api.chromium import dumped
 from tests.online.api.test_serve import SETTINGS, rows_of
@@ -53,7 +54,7 @@ def values(api: TestClient) -> dict[tuple[str, ...], float]:
 
 def test_a_group_is_ready_and_what_is_wrong_names_the_worker(api: TestClient, client: fakeredis.FakeRedis) -> None:
     report(client)
-    assert api.get("/readyz").json() == {"status": "ready", "problems": []}
+    assert api.get("/readyz").json() == {"status": "ready", "worker": "ready", "problems": []}
     report(client, **{"w-3": None})
     body = api.get("/readyz").json()
     assert body["status"] == "degraded"
@@ -88,8 +89,8 @@ def test_metrics_have_the_worker_s_name_and_the_group_its_own(api: TestClient, c
     assert found["nextclick_partition_owner", "partition=2", "worker=w-2"] == 1
     assert (found["nextclick_unowned_partitions",], found["nextclick_leader_up",]) == (1, 1)
     assert found["nextclick_lag_messages", "worker=w-1"] == 3  # of the partitions it owns
-    assert found["nextclick_partition_lag_messages", "partition=clicks:2", "worker=w-2"] == 3
-    assert ("nextclick_partition_lag_messages", "partition=clicks:0", "worker=w-2") not in found
+    assert found["nextclick_partition_lag_messages", "partition=2", "topic=clicks", "worker=w-2"] == 3
+    assert ("nextclick_partition_lag_messages", "partition=0", "topic=clicks", "worker=w-2") not in found
     assert found["nextclick_base", "worker=w-2"] == 42
     assert 2 <= found["nextclick_round_age_seconds", "worker=w-2"] < 30
     assert found["nextclick_changes_dropped_total", "worker=w-1"] == 4

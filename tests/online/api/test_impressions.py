@@ -11,8 +11,9 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from online.api.app import create_app
 from online.api.impressions import RECORDS_MAX, ImpressionLog, impression_of
-from online.api.serve import Api, create_app
+from online.api.serve import Api
 from online.config.settings import Settings
 from online.worker.connections import open_producer, open_reader
 from stream.events import Click, encode

@@ -6,8 +6,8 @@ import redis
 from fastapi.testclient import TestClient
 
 from online.api import items as items_api
+from online.api.app import create_app
 from online.api.items import HOLDERS_SHOWN, TITLES_MAX
-from online.api.serve import create_app
 from online.config.settings import Settings
 from stream.item_records import ItemRecord
 from stream.lists import Lists

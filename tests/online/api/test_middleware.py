@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from online.api import keys as api_keys
+from online.api.app import create_app
 from online.api.keys import ApiKeys, make_key
 from online.api.middleware import HEADERS, TokenBuckets, _address
-from online.api.serve import Api, create_app
+from online.api.serve import Api
 from online.config.settings import Settings
 from stream.events import encode, parse
 from stream.lists import Lists, TopList

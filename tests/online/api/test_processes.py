@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from online.api.listening import ServeError, listen
 from online.api.processes import SOON_ENDED_MAX, Processes
+from online.api.server import API, ServeError, listen
 from online.config.settings import Settings
 from stream.embedded_redis import EmbeddedRedis
 from stream.lists import Lists, TopList
@@ -37,7 +37,7 @@ def children(process: int) -> list[int]:
 
 
 def free_address() -> int:
-    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
+    with contextlib.closing(listen("127.0.0.1", 0, *API)) as listener:
         return int(listener.getsockname()[1])
 
 
@@ -81,7 +81,7 @@ def test_two_processes_answer_and_one_that_is_killed_is_replaced(redis_port: int
 def test_processes_that_end_as_soon_as_they_begin_are_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("online.api.processes.AGAIN_S", 0.0)
     monkeypatch.setattr("online.api.processes.sys.executable", "false")
-    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
+    with contextlib.closing(listen("127.0.0.1", 0, *API)) as listener:
         processes = Processes(Settings(api_workers=1), tmp_path, listener)
         processes.start()
 

@@ -22,8 +22,10 @@ from pydantic import SecretStr
 
 from benchmarks._servers import free_port
 from online.api import late_producer
+from online.api.app import create_app
 from online.api.keys import make_key
-from online.api.serve import Api, ServeError, create_app, run_api, serve
+from online.api.serve import Api, run_api, serve
+from online.api.server import ServeError
 from online.config.settings import Settings
 from online.worker.connections import prepare_topics
 from stream.embedded_redis import EmbeddedRedis
@@ -61,6 +63,8 @@ STATUS: dict[str, Any] = {
     ],
     "notice_counts": {"alarm": 4, "rolled_back": 1}, "notices_dropped": 2,
     "unreadable_share_of": {"clicks": 0.25, "items": 0.0},
+    "window": {"seconds": 300.0, "scores": {"served": {"hit@10": 0.7, "ndcg@10": 0.4}}},
+    "timings": {"poll": {"sum": 0.5, "buckets": {"0.001": 3, "+Inf": 4}}},
 }  # fmt: skip
 
 
@@ -152,7 +156,7 @@ def test_where_keys_are_needed_ready_says_less_to_who_has_none(lists: Lists) -> 
     lists.write_status({**STATUS, "problems": [{"kind": "waiting", "since": 1, "text": "no Kafka at secret.host"}]}, 30)
     _, entry = make_key("shop")
     answer = TestClient(create_app(SETTINGS.model_copy(update={"api_keys": (entry,)}), lists)).get("/readyz")
-    assert answer.json() == {"status": "degraded", "problems": [{"kind": "waiting", "since": 1}]}
+    assert answer.json()["problems"] == [{"kind": "waiting", "since": 1}]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,8 @@ def test_it_is_ready_when_there_is_a_list_or_a_worker(api: TestClient, lists: Li
     else:
         lists.write_status({**STATUS, "problems": problems}, 30)
         assert 'nextclick_problem{kind="lagging"} 1.0' in api.get("/metrics").text
-    assert api.get("/readyz").json() == {"status": "degraded", "problems": problems}
+    state = "stopped" if what == "list" else "degraded"
+    assert api.get("/readyz").json() == {"status": "degraded", "worker": state, "problems": problems}
     assert api.head("/readyz").status_code == 200
 
 
@@ -239,10 +244,13 @@ UNREADABLE = {
 def test_it_is_degraded_while_many_messages_cannot_be_read(api: TestClient, lists: Lists) -> None:
     lists.write_status(STATUS | {"problems": [UNREADABLE]}, 30)
     answer = api.get("/readyz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "problems": [UNREADABLE]})
+    assert (answer.status_code, answer.json()) == (
+        200,
+        {"status": "degraded", "worker": "degraded", "problems": [UNREADABLE]},
+    )
     assert 'nextclick_unreadable_share{topic="clicks"} 0.25' in api.get("/metrics").text
     lists.write_status(STATUS | {"problems": []}, 30)
-    assert api.get("/readyz").json() == {"status": "ready", "problems": []}
+    assert api.get("/readyz").json() == {"status": "ready", "worker": "ready", "problems": []}
 
 
 def test_it_is_not_ready_where_redis_refuses_to_read_lists_out(
@@ -295,12 +303,17 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     assert values["nextclick_learned_total",] == 12_345
     assert values["nextclick_dead_letters_total", "malformed-json"] == 4
     assert values["nextclick_flagged_total", "rate"] == 40
-    assert values["nextclick_lag_messages",] == values["nextclick_partition_lag_messages", "clicks:0"] == 17
-    assert values["nextclick_lag_seconds",] == values["nextclick_partition_lag_seconds", "clicks:0"] == 2.5
+    assert values["nextclick_lag_messages",] == values["nextclick_partition_lag_messages", "0", "clicks"] == 17
+    assert values["nextclick_lag_seconds",] == values["nextclick_partition_lag_seconds", "0", "clicks"] == 2.5
     assert (values["nextclick_behind",], values["nextclick_shedding",]) == (1, 0)
     assert values["nextclick_untrained_total",] == 90
-    assert values["nextclick_hit_rate_at_10_recent", "served"] == 0.61
-    assert values["nextclick_click_to_list_seconds", "0.99"] == 0.088
+    assert values["nextclick_hit_rate_at_10_recent", "served"] == 0.7
+    assert (values["nextclick_click_to_list_p50_seconds",], values["nextclick_click_to_list_p99_seconds",]) == (
+        0.0215,
+        0.088,
+    )
+    assert values["nextclick_poll_seconds_bucket", "0.001"] == 3
+    assert (values["nextclick_poll_seconds_count",], values["nextclick_poll_seconds_sum",]) == (4, 0.5)
     assert values["nextclick_drift_alarms_total",] == 1
     assert values["nextclick_version",] == 3
     assert (values["nextclick_redis_evicting",], values["nextclick_redis_evicted_keys_total",]) == (1, 9)

@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from online.api import static_pages
+from online.api.app import create_app
 from online.api.keys import make_key
-from online.api.serve import create_app
 from online.api.static_pages import PAGES, PARTS, PATHS, POLICY
 from online.config.settings import Settings
 from stream.lists import Lists

@@ -4,7 +4,7 @@ import fakeredis
 import pytest
 from fastapi.testclient import TestClient
 
-from online.api.serve import create_app
+from online.api.app import create_app
 from online.api.stored import filtered_list
 from online.config.settings import Settings
 from online.filters.evaluate import compiled

@@ -8,8 +8,8 @@ import fakeredis
 import pytest
 from fastapi.testclient import TestClient
 
+from online.api.app import create_app
 from online.api.metrics import Requests
-from online.api.serve import create_app
 from online.api.stored_lists import UNDER_WAY_MAX, Found, ListsReader, StoredLists
 from online.config.settings import Settings
 from stream.lists import Lists, ListsError, TopList

@@ -22,7 +22,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks._servers import free_port
-from online.api.serve import ServeError
+from online.api.server import ServeError
 from online.commands.demo import DemoError, run_demo
 from online.commands.demo_stream import Stream
 from online.commands.demo_terminal import shown_command, shown_program, stays

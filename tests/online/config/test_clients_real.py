@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from online.api.serve import create_app
+from online.api.app import create_app
 from online.config.settings import Settings, SettingsError
 from online.worker.connections import open_lists, open_producer, open_reader, open_source, prepare_topics
 from stream import kafka_errors

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from online.api.serve import create_app
+from online.api.app import create_app
 from online.learner.popular_fill import popular_fill
 from online.worker.status import StatusReport
 from stream.events import Click
