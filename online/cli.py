@@ -620,6 +620,23 @@ def forget(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: nextclick doctor --json")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Check settings, Kafka, Redis, the clock, topics, disk and checkpoint, and say how to mend what is wrong.
+
+    It writes nothing anywhere. Exit status 0 if nothing is wrong (there may be warnings, and what could not be
+    checked), 1 if something is.
+    """
+    _log_to(_log_handler(), "error")
+    from online.commands.doctor import run_doctor
+
+    if not run_doctor(out, {} if data_dir is None else {"data_dir": data_dir}, as_json=as_json):
+        raise typer.Exit(1)
+
+
 def _overview(lists: "Lists") -> "Overview":
     """What the workers report. Raises NothingThereError if none does."""
     from online.commands.views import ago
@@ -640,9 +657,7 @@ def _settings(**overrides: Any) -> "Settings":
     from online.config.settings import load_settings
 
     settings = load_settings(**overrides)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    _log_to(handler, settings.log_level)
+    _log_to(_log_handler(), settings.log_level)
     return settings
 
 
@@ -656,6 +671,12 @@ def _folder_settings(data_dir: Path | None, *, log_only: bool = False, **overrid
 
         check_folder(settings)
     return settings
+
+
+def _log_handler() -> logging.Handler:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    return handler
 
 
 def _log_to(handler: logging.Handler, level: str) -> None:
