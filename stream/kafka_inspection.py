@@ -44,13 +44,18 @@ def inspect_kafka(
         with _noted(view, SETTINGS, bootstrap_servers):
             for name in view.topics:
                 _add_settings(view, admin, name)
+        is_there = False
+        with _noted(view, COMMITTED, bootstrap_servers):
+            # Asking for the offsets of any group makes a new broker create its topic of groups.
+            is_there = group in {str(one["group_id"]) for one in admin.list_groups()}
     finally:
         admin.close()
     _add_extents(view, bootstrap_servers, client_options)
-    try:
-        view.committed = dict(group_origin(bootstrap_servers, group, client_options).committed)
-    except SourceError as error:
-        view.errors[COMMITTED] = str(error)
+    if is_there:
+        try:
+            view.committed = dict(group_origin(bootstrap_servers, group, client_options).committed)
+        except SourceError as error:
+            view.errors[COMMITTED] = str(error)
     return view
 
 
