@@ -30,7 +30,7 @@ def explain_from_checkpoint(settings: Settings, user: str, item: str | None, k: 
         ExplainError: nothing is known of the item.
         CheckpointError: there is no checkpoint, or it cannot be used.
     """
-    number, learner = load_newest(settings)
+    number, learner, _ = load_newest(settings)
     answerer, question = Answerer(learner, learner.queries), Question(user_id=user, k=k)
     answer = answerer.answer([question])[0]
     asked = answerer.ask([question])

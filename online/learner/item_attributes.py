@@ -71,6 +71,10 @@ class ItemAttributes:
     def slots_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         return np.fromiter((self._slot_of.get(item_id, 0) for item_id in item_ids), np.int64, len(item_ids))
 
+    def item_ids(self) -> list[str]:
+        """Items of which something is known."""
+        return list(self._slot_of)
+
     def title(self, item_id: str) -> str | None:
         """None: not known."""
         column, slot = self.texts(TITLE), self.slot_of(item_id)
