@@ -20,7 +20,7 @@ from tests.online.learner.conftest import click, learn, ring
 @pytest.fixture
 def settings(small, free_port):
     """Whose data folder holds a checkpoint; Redis has one list, and the popular one."""
-    settings = small(embedded_redis_port=free_port)
+    settings = small(embedded_redis_port=free_port, history_max=64, users_held=64)
     learner = Learner(settings)
     learn(learner, ring(600))
     learn(learner, [click("lone", 3, 700, event_type="buy"), click("lone", 4, 701)])
