@@ -621,7 +621,7 @@ def dead_letters(  # noqa: PLR0917 - typer's options
     from online.commands.dead_letters import run_dead_letters
     from online.commands.embedded_folder import say_folder
 
-    say_folder(settings, "dead-letters", topic=settings.dead_letters_topic)
+    say_folder(settings, "dead-letters")
 
     run_dead_letters(
         out, settings,

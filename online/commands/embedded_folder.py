@@ -14,25 +14,21 @@ class OtherFolderError(Exception):
     """There is no click log in the folder; one line with the way out."""
 
 
-def say_folder(settings: Settings, command: str, *, topic: str | None = None, creates: bool = False) -> None:
+def say_folder(settings: Settings, command: str, *, creates: bool = False) -> None:
     """Says on standard error which folder's click log a command uses, where it is embedded.
 
     Args:
         settings: that name the folder.
         command: its name.
-        topic: what it reads or writes; None: the clicks topic.
         creates: whether it may make a log where there is none.
 
     Raises:
-        OtherFolderError: there is no log with that topic, and the command must not make one.
-        SourceError: the log cannot be read.
+        OtherFolderError: there is no log, and the command must not make one.
     """
     broker = named_broker(settings)
     if broker.log_path is None:
         return
-    topic = topic or settings.clicks_topic
-    there = broker.log_path.exists() and topic in broker.inspect([topic], settings.consumer_group, "", 0).topics
-    if there:
+    if broker.log_path.exists():
         text = f"uses the click log of {settings.data_dir}"
     elif creates:
         text = f"makes a new click log in {settings.data_dir}: start `nextclick worker` with the same folder"

@@ -60,7 +60,7 @@ def publish_item(load: Callable[[], Settings], item_id: str, record: ItemRecord)
     if isinstance(checked, BadEvent):
         raise typer.BadParameter(checked.detail)
     settings = load()
-    say_folder(settings, "item", topic=settings.items_topic)
+    say_folder(settings, "item")
     prepare_topics(settings)
     with closing(open_producer(settings)) as producer:
         producer.send(settings.items_topic, key=key, value=value)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, TypeVar
 
 from online.config.settings import Settings, SettingsError
 from online.doctor.checkpoint_checks import CheckpointView, check_checkpoint, read_checkpoint
@@ -16,7 +15,7 @@ from online.doctor.folder_checks import check_folder
 from online.doctor.redis_checks import check_nodes
 from online.doctor.settings_checks import check_settings
 from online.doctor.topic_checks import check_partitions, check_replicas, check_retention, check_topics
-from online.doctor.verdict import Verdict
+from online.doctor.verdict import State, Verdict
 from online.worker.connections import broker_of, named_broker, open_lists
 from online.worker.start import redis_place
 from stream.inspection import TOPICS, BrokerView
@@ -26,14 +25,12 @@ from stream.source import SourceError
 
 PART_S_MAX = 30.0  # of the broker, of Redis, of the newest checkpoint; they are asked at once
 
-T = TypeVar("T")
-
 
 @dataclass
-class Answer(Generic[T]):
+class Answer:
     """What became of a question: `value`, or the line that says why there is none."""
 
-    value: T | None = None
+    value: object = None
     problem: str = ""
     in_time: bool = True
 
@@ -63,10 +60,10 @@ def examine(settings: Settings, *, part_s_max: float = PART_S_MAX) -> list[Verdi
     ]
 
 
-def side_by_side(within_s: float, *questions: Callable[[], object]) -> list[Answer[object]]:
+def side_by_side(within_s: float, *questions: Callable[[], object]) -> list[Answer]:
     """Asks several questions at once. One without an answer within the time is left to itself: its thread ends with
     the process."""
-    answers: list[Answer[object]] = [
+    answers: list[Answer] = [
         Answer(problem=f"there was no answer within {within_s:g} s", in_time=False) for _ in questions
     ]
 
@@ -101,12 +98,10 @@ def _look_at_redis(settings: Settings) -> RedisView:
         return RedisView(nodes, len(names) or int(lists.status() is not None))
 
 
-def _broker(
-    settings: Settings, view: BrokerView | None, asked: Answer[object], servers: RedisView | None
-) -> Iterator[Verdict]:
+def _broker(settings: Settings, view: BrokerView | None, asked: Answer, servers: RedisView | None) -> Iterator[Verdict]:
     broker = named_broker(settings)
     if view is None:
-        state = "wrong" if asked.in_time else "not checked"
+        state: State = "wrong" if asked.in_time else "not checked"
         way_out = "Mend that first: topics and offsets are not checked before."
         yield Verdict("broker", "reachable", state, asked.problem, way_out)
         return
@@ -127,7 +122,7 @@ def _broker(
     yield from check_clicks(settings, view)
 
 
-def _redis(settings: Settings, servers: RedisView | None, asked: Answer[object]) -> Iterator[Verdict]:
+def _redis(settings: Settings, servers: RedisView | None, asked: Answer) -> Iterator[Verdict]:
     place = redis_place(settings)
     if servers is None and settings.redis_url is None:
         text = f"{place} does not answer: a worker serves it, and none runs here"
@@ -135,7 +130,7 @@ def _redis(settings: Settings, servers: RedisView | None, asked: Answer[object])
             "redis", "reachable", "not checked", text, "Start `nextclick worker`, or set NEXTCLICK_REDIS_URL."
         )
     elif servers is None:
-        state = "wrong" if asked.in_time else "not checked"
+        state: State = "wrong" if asked.in_time else "not checked"
         way_out = "Mend that first: version, memory and policy are not checked before."
         yield Verdict("redis", "reachable", state, asked.problem, way_out)
     else:
