@@ -4,13 +4,12 @@
 import gc
 import json
 import logging
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -59,7 +58,10 @@ _EXPECTED = {
     "stream.event_files": ("EventFileError",),
     "online.worker.poison_pills": ("InternalError",),
     "online.commands.replay_progress": ("ReplayError",),
+    "online.commands.embedded_folder": ("OtherFolderError",),
+    "online.commands.export": ("ExportError",),
     "online.commands.forget": ("ForgetError",),
+    "online.commands.lookup": ("UnknownError",),
     "online.commands.dead_letters": ("LettersError",),
     "online.commands.redrive": ("RedriveError",),
     "online.worker.ask": ("RequestError",),
@@ -275,33 +277,63 @@ def replay(  # noqa: PLR0917 - typer's options
 @app.command(epilog="Example: nextclick item i9 --unavailable")
 def item(  # noqa: PLR0917 - typer's options
     item_id: Annotated[str, typer.Argument(help="Item id.")],
-    available: Annotated[bool, typer.Option("--available/--unavailable", help="Whether lists may hold it.")] = True,
+    available: Annotated[bool, typer.Option("--available", help="Publish that lists may hold it.")] = False,
+    unavailable: Annotated[bool, typer.Option("--unavailable", help="Publish that lists must not hold it.")] = False,
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="Publish a tombstone: the item no longer exists.")
     ] = False,
-    title: Annotated[str | None, typer.Option(help="A name to show.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="May be given several times.")] = None,
+    title: Annotated[str | None, typer.Option(help="A name to show; goes with --available or --unavailable.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="The same; may be given several times.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What is known, as JSON.")] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Publish one record to the items topic. It replaces the item's earlier record.
+    """Show what is known of an item; or publish one record to the items topic, with one of the three flags.
 
-    What is withdrawn or not available leaves every list within seconds, until it is published as available.
+    A record replaces the item's earlier one. What is withdrawn or not available leaves every list within seconds,
+    until it is published as available.
     """
-    settings = _folder_settings(data_dir, log_only=True)
-    from online.worker.connections import open_producer, prepare_topics
-    from stream.events import BadEvent
-    from stream.items import Item, encode, parse
+    from online.commands.item_record import publish_item, wanted_record
 
-    key = os.fsencode(item_id)
-    value = None if withdraw else encode(Item(item_id="-", title=title, tags=tuple(tag or ()), available=available))
-    checked = parse(key, value)
-    if isinstance(checked, BadEvent):
-        raise typer.BadParameter(checked.detail)
-    prepare_topics(settings)
-    with closing(open_producer(settings)) as producer:
-        producer.send(settings.items_topic, key=key, value=value)
-    state = "withdrawn" if withdraw else "available" if available else "not available"
-    print(f"{item_id}: published to topic {settings.items_topic} as {state}")
+    wanted = wanted_record(available=available, unavailable=unavailable, withdraw=withdraw, title=title, tags=tag)
+    if wanted is None:
+        settings = _folder_settings(data_dir, log_only=True)
+        _look_up(settings, "item", item_id, as_json=as_json)
+        return
+    if as_json:
+        raise typer.BadParameter("--json goes with an item that is shown, not with one that is published")
+    publish_item(lambda: _folder_settings(data_dir, log_only=True), item_id, wanted)
+
+
+@app.command(epilog="Example: nextclick user ada-1")
+def user(
+    user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show everything known of a user: the latest 50 clicks, which of them are flagged as abuse, and the list.
+
+    It reads the newest checkpoint of the data folder and Redis, and writes nothing.
+    """
+    _look_up(_folder_settings(data_dir, log_only=True), "user", user_id, as_json=as_json)
+
+
+@app.command(epilog="Example: nextclick export exported")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of the files; it is made.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Write histories, lists, items and pairs of items as Parquet files.
+
+    They come from the newest checkpoint of the data folder and the lists in Redis. Users who are to be forgotten are
+    not in them.
+    """
+    require_extras("export", "backtest")
+    settings = _folder_settings(data_dir, log_only=True)
+    with _loading():
+        from online.commands.export import run_export
+
+    run_export(out, settings, folder, force=force)
 
 
 @app.command(epilog="Example: nextclick hide u1 i9 --for-days 30")
@@ -645,6 +677,9 @@ def dead_letters(  # noqa: PLR0917 - typer's options
         raise typer.BadParameter("--with, --dry-run and --again go with --redrive")
     settings = _folder_settings(data_dir, log_only=True)
     from online.commands.dead_letters import run_dead_letters
+    from online.commands.embedded_folder import say_folder
+
+    say_folder(settings, "dead-letters")
 
     run_dead_letters(
         out, settings,
@@ -666,10 +701,12 @@ def forget(
     Exit status 0 only where nothing is found any more. What the shared model has learned stays, as it says.
     """
     settings = _folder_settings(data_dir, log_only=True)
+    from online.commands.embedded_folder import say_folder
     from online.commands.forget import forget as forget_user
     from online.commands.views import proof_view
 
-    proof = forget_user(settings, user, timeout_s=timeout, count_clicks=count)
+    say_folder(settings, "forget")
+    proof = forget_user(settings, user, timeout_s=timeout, count_clicks=count, on_wait=_say_wait)
     if as_json:
         _print_json(proof.as_dict())
     else:
@@ -682,6 +719,48 @@ def _logs_json() -> bool:
     """Whether the log is one of JSON; its module is loaded once the settings are known."""
     logs = sys.modules.get("online.logs")
     return logs is not None and bool(logs.in_json())
+
+
+@app.command(epilog="Example: nextclick doctor --json")
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Check settings, Kafka, Redis, the clock, topics, disk and checkpoint, and say how to mend what is wrong.
+
+    It writes nothing anywhere. Exit status 0 if nothing is wrong (there may be warnings, and what could not be
+    checked), 1 if something is.
+    """
+    from online.logs import set_up_logging
+
+    set_up_logging("error", "text")
+    from online.commands.doctor import run_doctor
+
+    if not run_doctor(out, {} if data_dir is None else {"data_dir": data_dir}, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def _say_wait(text: str) -> None:
+    print(f"nextclick forget: {text}", file=sys.stderr)
+
+
+def _look_up(settings: "Settings", kind: str, name: str, *, as_json: bool) -> None:
+    """Prints what is known of a user or an item."""
+    require_extras(kind, "worker")
+    from stream.events import id_problem
+
+    if (problem := id_problem(name)) is not None:
+        raise typer.BadParameter(problem)
+    with _loading():
+        from online.commands.lookup import look_up_item, look_up_user
+        from online.commands.lookup_views import item_view, user_view
+
+    look_up, view = (look_up_user, user_view) if kind == "user" else (look_up_item, item_view)
+    found = look_up(settings, name)
+    if as_json:
+        _print_json(found)
+    else:
+        out.print(view(found))
 
 
 def _overview(lists: "Lists") -> "Overview":

@@ -7,11 +7,12 @@ embedded log.
 
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from stream.inspection import BrokerView
 from stream.origin import Origin
 from stream.source import OnGone, PausableSource, Producer, Record, SourceError, TopicReader, warn_of
 from stream.tail import TopicTail
@@ -110,6 +111,10 @@ class Broker(Protocol):
 
     def origin(self, group: str) -> Origin:
         """Returns which stream this is, and the group's committed offsets."""
+
+    def inspect(self, topics: Collection[str], group: str, sampled: str, records_max: int) -> BrokerView:
+        """Returns what there is of these topics and of the group, with about the latest `records_max` records of the
+        topic `sampled`. It writes nothing, also where nothing exists yet."""
 
 
 #: Opens a broker; the first argument is the part of the URL after `scheme://`.

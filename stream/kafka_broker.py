@@ -2,10 +2,11 @@
 
 # ruff: noqa: PLC0415 - Kafka's client takes long to import, and the name of a broker is logged before
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from stream.broker import ACKNOWLEDGE_S_MAX, SESSION_TIMEOUT_S, BrokerOptions, Eraser, Topic, register
+from stream.inspection import BrokerView, read_latest
 from stream.origin import Origin
 from stream.source import OnGone, PausableSource, Producer, TopicReader, warn_of
 from stream.tail import TopicTail
@@ -96,6 +97,14 @@ class KafkaBroker:
         from stream.kafka_group import group_origin
 
         return group_origin(self.address, group, self._options)
+
+    def inspect(self, topics: Collection[str], group: str, sampled: str, records_max: int) -> BrokerView:
+        from stream.kafka_inspection import inspect_kafka
+
+        view = inspect_kafka(self.address, topics, group, self._options)
+        if sampled in view.topics and not view.topics[sampled].leaderless:
+            read_latest(view, sampled, records_max, self.reader)
+        return view
 
 
 def _configs(topic: Topic) -> dict[str, str]:

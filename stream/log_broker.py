@@ -2,14 +2,16 @@
 
 # ruff: noqa: PLC0415 - these two modules import Kafka's client too
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import unquote
 
 from stream.broker import ACKNOWLEDGE_S_MAX, SESSION_TIMEOUT_S, BrokerOptions, Eraser, Topic, register
+from stream.inspection import BrokerView
 from stream.log import LogProducer, LogSource
 from stream.log_file import Log
+from stream.log_inspection import inspect_log
 from stream.origin import EMBEDDED, Origin
 from stream.source import (
     OnGone,
@@ -96,6 +98,9 @@ class LogBroker:
     def origin(self, group: str) -> Origin:
         with closing(Log(self._path)) as log:
             return Origin(EMBEDDED, log.stored_positions(group))
+
+    def inspect(self, topics: Collection[str], group: str, sampled: str, records_max: int) -> BrokerView:
+        return inspect_log(self._path, topics, group, sampled, records_max)
 
 
 register("log", LogBroker)

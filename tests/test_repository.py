@@ -27,7 +27,7 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("commands",),
-    ("evaluation", "api"),
+    ("evaluation", "api", "doctor"),
     ("worker",),
     ("lifecycle",),
     ("rounds",),

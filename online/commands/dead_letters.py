@@ -13,7 +13,7 @@ from rich.console import Console
 from online.commands.redrive import SENT_ALREADY, Redriven, Wanted, letters_in, read_repaired, reader_of, redrive
 from online.commands.views import dead_letters_view, first_bytes, reasons_line
 from online.config.settings import Settings
-from online.worker.connections import named_broker, open_producer, open_reader
+from online.worker.connections import open_producer, open_reader
 from stream.dead_letters import DeadLetter
 
 _NAMED = 3  # letters in a line
@@ -57,9 +57,6 @@ def run_dead_letters(
 
     Raises LettersError, RedriveError, SourceError.
     """
-    log_path = named_broker(settings).log_path
-    if log_path is not None and not log_path.exists():
-        raise LettersError(f"there is no click log {log_path}: start `nextclick worker`, or set NEXTCLICK_DATA_DIR")
     wanted = Wanted(reason, topic, None if since is None else since_ms(since, time.time()))
     with closing(open_reader(settings, settings.dead_letters_topic)) as reader:
         everything, marked = letters_in(reader.read())

@@ -1,17 +1,14 @@
 """The command `nextclick explain`: why items stand in a user's list, as the running worker says, or from the newest
 checkpoint of the data folder."""
 
-from pathlib import Path
 from typing import Any
 
+from online.commands.newest_checkpoint import load_newest
 from online.config.settings import Settings
 from online.learner.asking import Question
 from online.learner.explaining import explained
-from online.learner.learner import Learner
 from online.worker.ask import ask_question
-from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.connections import open_lists
-from online.worker.loop_state import check_shape, shape_of
 from stream.lists import ListsError
 
 ANSWER_S_MAX = 5.0  # for the running worker's answer
@@ -55,40 +52,13 @@ def explain_from_checkpoint(settings: Settings, user: str, item: str | None, k: 
         An object for JSON: `user_id`, `known`, `checkpoint`, `version`, and `explanations` (`Explainer.explain`).
 
     Raises:
-        ExplainError: there is no checkpoint, or nothing is known of the item.
-        CheckpointError: it cannot be used.
+        ExplainError: nothing is known of the item.
+        CheckpointError: there is no checkpoint, or it cannot be used.
     """
-    number, learner = load_newest(settings)
+    number, learner, _ = load_newest(settings)
     try:
         answer = explained(learner.answerer, Question(user_id=user, k=k), item)
     except LookupError as error:
         raise ExplainError(str(error)) from None
     known = {"user_id": user, "known": answer.known, "checkpoint": number, "version": learner.version}
     return known | {"explanations": answer.explanations}
-
-
-def load_newest(settings: Settings) -> tuple[int, Learner]:
-    """Returns the number of the newest checkpoint, and a learner as it was then."""
-    folders = [settings.checkpoints_dir, *settings.data_dir.glob(f"*/{settings.checkpoints_dir.name}")]
-    newest = max((folder for folder in folders if _newest(folder)), key=_newest, default=None)
-    loaded = None if newest is None else Checkpoints.existing(newest).load()
-    if newest is None or loaded is None:
-        raise ExplainError(
-            f"there is no checkpoint in {settings.data_dir}: start `nextclick worker`, or name --data-dir"
-        )
-    number, arrays, state = loaded
-    try:
-        check_shape(f"checkpoint {number} in {newest}", state["shape"], shape_of(settings))
-        arrays.pop("seen", None)  # ids of events
-        learner = Learner(settings)
-        learner.load_state(arrays, state["learner"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {number} in {newest} cannot be used: {error}") from error
-    return number, learner
-
-
-def _newest(folder: Path) -> float:
-    """Returns when the newest checkpoint of a folder was written; 0 where there is none."""
-    if not folder.is_dir():
-        return 0.0
-    return max((path.stat().st_mtime for path in folder.iterdir() if path.name.isdigit()), default=0.0)

@@ -4,7 +4,7 @@ import json
 import mmap
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from stream.source import Partition, Record
 from stream.user_ids import digest_of, user_ids_in
 
 _ASK_EACH_S = 0.5
+_SEARCH_S_MAX = 30.0  # before anything is asked for
 REMAINS = (
     "what the shared model has learned from the clicks: weights, and sums such as how often an item was clicked or "
     "followed another. Nothing there names a user, and no user's part can be taken out of it again",
@@ -53,6 +54,7 @@ class Proof:
     clicks: str = ""  # of the topic itself, where that is not ours to change
     feedback: str = ""  # likewise
     impressions: str = ""  # of their topic, likewise
+    known: bool | None = None  # whether a store named the user before; None: not all could be searched
 
     @property
     def complete(self) -> bool:
@@ -60,25 +62,42 @@ class Proof:
 
     def as_dict(self) -> dict[str, Any]:
         remains = [*filter(None, (self.clicks, self.feedback, self.impressions)), *REMAINS]
-        return {"forgotten": self.complete, "found": self.found, "waits_for": self.waits_for, "remains": remains}
+        done = {"forgotten": self.complete, "known_before": self.known}
+        return done | {"found": self.found, "waits_for": self.waits_for, "remains": remains}
 
 
-def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: bool = True) -> Proof:
+def forget(
+    settings: Settings,
+    user_id: str,
+    *,
+    timeout_s: float,
+    count_clicks: bool = True,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Proof:
     """Forgets a user, and proves it. Without a worker it is only asked for, which is among what the proof waits for.
 
-    `count_clicks`: whether to read through the topics of clicks and feedback in Kafka, to say how many of theirs are
-    there.
-    Raises ForgetError, SourceError, ListsError.
+    Args:
+        settings: that name the stores.
+        user_id: whom to forget.
+        timeout_s: longest wait for the workers, in seconds.
+        count_clicks: whether to read through the topics of clicks and feedback in Kafka, to say how many of theirs are
+            there.
+        on_wait: called with a line on what is waited for, each time that changes.
+
+    Raises:
+        ForgetError: no user can have this id.
+        SourceError, ListsError: a store does not answer, or refuses.
     """
     if (problem := id_problem(user_id)) is not None:
         raise ForgetError(f"no user can have this id: {problem}")
     lists = open_lists(settings)
     prepare_topics(settings)
+    known = _known_before(settings, lists, user_id, timeout_s)
     topics = settings.clicks_topic, settings.feedback_topic
     after = {place: at for topic in topics for place, at in _publish(settings, topic, digest_of(user_id)).items()}
     request = {"forget": digest_of(user_id), "after": [[*partition, offset] for partition, offset in after.items()]}
-    proof = Proof()
-    _wait(lists, request, timeout_s, proof)
+    proof = Proof(known=known)
+    _wait(lists, request, timeout_s, proof, on_wait)
     embedded = named_broker(settings).log_path is not None
     if embedded:
         _erase_records(settings, user_id, after)
@@ -92,7 +111,20 @@ def forget(settings: Settings, user_id: str, *, timeout_s: float, count_clicks: 
             _records_elsewhere(settings, topic, user_id, count=count_clicks) for topic in topics
         )
         proof.impressions = _impressions_elsewhere(settings)
+        there = bool(proof.clicks or proof.feedback)
+        proof.known = proof.known or (there or proof.known if count_clicks else None)
     return proof
+
+
+def _known_before(settings: Settings, lists: Lists, user_id: str, timeout_s: float) -> bool | None:
+    """Whether a store names the user, the clicks in Kafka apart; None: not all could be searched, and no other does."""
+    before = Proof()
+    _ask(lists, {"forget": digest_of(user_id), "after": [], "search": True}, min(timeout_s, _SEARCH_S_MAX), before)
+    counts: list[int | None] = [*before.found.values(), lists.keys_naming(user_id)]
+    counts += _found_on_topics(settings, user_id).values()
+    if named_broker(settings).log_path is not None:
+        counts += found_in_log(settings, user_id).values()
+    return True if any(counts) else None if None in counts else False
 
 
 def _publish(settings: Settings, topic: str, digest: str) -> dict[Partition, int]:
@@ -113,13 +145,19 @@ def _publish(settings: Settings, topic: str, digest: str) -> dict[Partition, int
     return after
 
 
-def _wait(lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Proof) -> None:
+def _wait(
+    lists: Lists, request: Mapping[str, Any], timeout_s: float, proof: Proof, on_wait: Callable[[str], None]
+) -> None:
     """Until the worker has done it, or the time is up."""
-    deadline = time.monotonic() + timeout_s
+    deadline, said = time.monotonic() + timeout_s, ""
     while (left_s := deadline - time.monotonic()) > 0:
         _ask(lists, request, left_s, proof)
         if not proof.waits_for:
             return
+        waits = re.sub(r" within \d+ s$", "", "; ".join(proof.waits_for))  # which would change each second
+        if waits != said:
+            said = waits
+            on_wait(f"waits, for {timeout_s:g} s at most (--timeout): {waits}")
         time.sleep(min(_ASK_EACH_S, max(0.0, left_s)))
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from online.commands.embedded_folder import say_folder
 from online.commands.replay import Pace, Replayed, replay
 from online.commands.replay_progress import Progress
 from online.commands.views import reasons_line
@@ -48,6 +49,7 @@ def run_replay(
     _say(out, file.remarks())
     if rows and ahead.rows > rows:
         out.print(f"goes on after {rows:,} rows that are published already (--restart begins anew)", style="dim")
+    say_folder(settings, "replay", creates=True)
     prepare_topics(settings)
     with closing(open_producer(settings)) as producer, _bar(file, limit) as on_progress:
         done = replay(

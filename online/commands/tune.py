@@ -67,9 +67,13 @@ def run_tune(
     for line in (verdict(tuned), *remarks(tuned), *left_out(read), *file.remarks()):
         out.print(line, markup=False, soft_wrap=True)
     _write(to, settings_file(tuned, settings, file.path.name), force)
-    out.print(
-        f"written: {to}; go by it: {ENV_FILE}={shlex.quote(str(to))} nextclick worker", markup=False, soft_wrap=True
-    )
+    out.print(_how_to_use(to, tuned), markup=False, soft_wrap=True)
+
+
+def _how_to_use(to: Path, tuned: Tuned) -> str:
+    if not tuned.better:
+        return f"written: {to}, which holds the settings as they are: there is nothing to change"
+    return f"written: {to}; to use it, start the worker with {ENV_FILE}={shlex.quote(str(to))} nextclick worker"
 
 
 def _prepare(to: Path, force: bool) -> None:

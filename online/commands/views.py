@@ -14,6 +14,10 @@ from stream.dead_letters import DeadLetter
 from stream.lists import TopList
 
 _VALUE_CHARACTERS_MAX = 60
+_UNKNOWN = (
+    "Nothing was known of this user: check the id if that is a surprise. The request stands on the topic, and holds "
+    "for clicks sent before it; later ones are learned."
+)
 _METHODS = {"served": "the lists as served", "followed": "what followed last time", "popular": "what is popular"}
 
 
@@ -241,8 +245,9 @@ def proof_view(proof: Mapping[str, Any]) -> RenderableType:
         table.add_row(Text(plain(where)), Text(shown, style="" if count == 0 else "bold red"))
     waits = [Text(f"still to be done: {plain(line)}", style="bold red") for line in proof["waits_for"]]
     verdict = "forgotten: found nowhere any more" if proof["forgotten"] else "not forgotten yet, or not everywhere"
+    unknown = [Text(_UNKNOWN)] if proof["known_before"] is False else []
     remains = [Text(), Text("what remains:"), *(Text(f"- {plain(line)}") for line in proof["remains"])]
-    return Group(table, *waits, Text(verdict, style="bold"), *remains)
+    return Group(table, *waits, Text(verdict, style="bold"), *unknown, *remains)
 
 
 def first_bytes(value: bytes | None) -> str:

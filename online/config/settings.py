@@ -17,6 +17,7 @@ from pydantic import SecretStr, ValidationError, field_validator, model_validato
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from online.config.cron import cron_trigger
+from online.config.data_folder import CHECKPOINTS
 from online.config.env_file import EnvFile, Names, SecretsDir
 from online.config.gate_limits import BLOCKS_MIN, GateLimits
 from online.config.sections.abuse import AbuseSettings
@@ -245,7 +246,7 @@ class Settings(  # pydantic takes the fields of the last base first
 
     @property
     def checkpoints_dir(self) -> Path:
-        return self.data_dir / "checkpoints"
+        return self.data_dir / CHECKPOINTS
 
 
 def settable() -> dict[str, Any]:

@@ -39,8 +39,8 @@ def broker_of(settings: Settings) -> Broker:
     return open_broker(broker_url(settings), options)
 
 
-def prepare_topics(settings: Settings) -> None:
-    """Creates missing topics; existing ones stay as they are. Raises SourceError."""
+def needed_topics(settings: Settings) -> list[Topic]:
+    """Returns the topics that these settings need."""
     topics = [
         Topic(settings.clicks_topic, settings.topic_partitions),
         Topic(settings.items_topic, compacted=True),
@@ -54,7 +54,12 @@ def prepare_topics(settings: Settings) -> None:
             Topic(settings.control_topic, single=True),
             Topic(settings.weights_topic, retention_s=_WEIGHTS_RETENTION_S, single=True),
         ]
-    broker_of(settings).ensure_topics(topics, create=settings.create_topics)
+    return topics
+
+
+def prepare_topics(settings: Settings) -> None:
+    """Creates missing topics; existing ones stay as they are. Raises SourceError."""
+    broker_of(settings).ensure_topics(needed_topics(settings), create=settings.create_topics)
 
 
 def open_items(settings: Settings) -> ItemsFeed:

@@ -22,6 +22,7 @@ from online.api.keys import ApiKeys
 from online.cli import main
 from online.commands.views import ago, first_bytes, plain, status_view
 from online.config.settings import Settings
+from online.worker.connections import prepare_topics
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import BadEvent, parse
 from stream.lists import Lists, TopList, connect
@@ -41,6 +42,9 @@ COMMANDS = [
     "tune",
     "top",
     "explain",
+    "user",
+    "export",
+    "doctor",
     "status",
     "versions",
     "dead-letters",
@@ -242,6 +246,11 @@ def write_csv(path: Path, rows: int) -> Path:
     return path
 
 
+def make_log(folder: Path) -> None:
+    """As a worker leaves it."""
+    prepare_topics(Settings(data_dir=folder))
+
+
 def published(folder: Path, topic: str = "clicks") -> list[Record]:
     source = LogSource(folder / "log.db", [topic], "test")
     source.start(on_assigned=lambda _: {}, on_revoked=lambda _: None)
@@ -274,11 +283,11 @@ def test_replay_publishes_and_says_what_it_did(run: Run, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "value", "said"),
     [
-        ((), {"tags": [], "available": True}, "available"),
+        (("--available",), {"tags": [], "available": True}, "available"),
         (("--unavailable",), {"tags": [], "available": False}, "not available"),
         (("--withdraw",), None, "withdrawn"),
         (
-            ("--title", "É", "--tag", "a", "--tag", "b"),
+            ("--available", "--title", "É", "--tag", "a", "--tag", "b"),
             {"title": "É", "tags": ["a", "b"], "available": True},
             "available",
         ),
@@ -287,8 +296,10 @@ def test_replay_publishes_and_says_what_it_did(run: Run, tmp_path: Path) -> None
 def test_item_publishes_whether_an_item_is_available(
     run: Run, tmp_path: Path, options: tuple[str, ...], value: object, said: str
 ) -> None:
-    code, shown, _ = run("item", "ï9", *options)
+    make_log(tmp_path / "data")
+    code, shown, told = run("item", "ï9", *options)
     assert (code, shown) == (0, f"ï9: published to topic items as {said}\n")
+    assert f"uses the click log of {tmp_path / 'data'}" in told
     (record,) = published(tmp_path / "data", "items")
     assert record.key == "ï9".encode()
     assert (None if record.value is None else json.loads(record.value)) == value
@@ -296,10 +307,77 @@ def test_item_publishes_whether_an_item_is_available(
 
 @pytest.mark.parametrize("item_id", ["", "x" * 257])
 def test_an_item_id_that_no_topic_takes_is_refused(run: Run, tmp_path: Path, item_id: str) -> None:
-    code, _, err = run("item", item_id)
+    code, _, err = run("item", item_id, "--available")
     assert code == 2
     assert "1 to 256" in err
     assert not (tmp_path / "data" / "log.db").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--available", "--unavailable"),
+        ("--withdraw", "--available"),
+        ("--title", "A kettle"),
+        ("--tag", "tea"),
+        ("--withdraw", "--title", "A kettle"),
+        ("--available", "--json"),
+    ],
+)
+def test_options_of_item_that_contradict_each_other_publish_nothing(
+    run: Run, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    make_log(tmp_path / "data")
+    assert run("item", "i9", *options)[0] == 2
+    assert published(tmp_path / "data", "items") == []
+
+
+def test_item_without_a_flag_publishes_nothing(run: Run, tmp_path: Path) -> None:
+    make_log(tmp_path / "data")
+    code, _, error = run("item", "i9")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "there is no checkpoint" in error
+    assert published(tmp_path / "data", "items") == []
+
+
+@pytest.mark.parametrize("command", [("item", "i9", "--unavailable"), ("dead-letters",), ("forget", "ada")])
+def test_a_folder_that_no_worker_has_used_is_refused(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    code, shown, error = run(*command)
+    assert (code, shown, error.count("\n")) == (1, "", 1)
+    assert f"no worker has ever run in {tmp_path / 'data'}" in error
+    assert "--data-dir" in error
+    assert not (tmp_path / "data").exists()
+
+
+def test_replay_says_that_it_makes_a_new_log(run: Run, tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", 100)
+    assert f"makes a new click log in {tmp_path / 'data'}" in run("replay", str(path))[2]
+    assert f"uses the click log of {tmp_path / 'data'}" in run("replay", str(path), "--restart")[2]
+
+
+def test_doctor_finds_nothing_wrong_with_embedded_parts_and_makes_nothing(run: Run, tmp_path: Path) -> None:
+    code, shown, _ = run("doctor", "--json")
+    found = json.loads(shown)
+    assert (code, found["ok"]) == (0, True)
+    assert {check["area"] for check in found["checks"]} == {"settings", "broker", "redis", "clock", "folder"}
+    assert str(tmp_path / "data") in run("doctor")[1]
+    assert not (tmp_path / "data").exists()
+
+
+def test_doctor_reads_the_embedded_log_and_leaves_it_as_it_is(run: Run, tmp_path: Path) -> None:
+    run("replay", str(write_csv(tmp_path / "a.csv", 100)))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    checks = {check["check"]: check for check in json.loads(run("doctor", "--json")[1])["checks"]}
+    assert "100 of the latest 101 messages are clicks" in checks["latest clicks"]["text"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == before
+
+
+def test_doctor_says_which_settings_cannot_be_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXTCLICK_LIST_SIZE", "0")
+    code, shown, _ = run("doctor")
+    assert code == 1
+    assert "NEXTCLICK_LIST_SIZE" in shown
+    assert "1 wrong" in shown
 
 
 def test_replay_of_what_is_no_file_is_one_clear_line(run: Run, tmp_path: Path) -> None:
@@ -390,7 +468,7 @@ def test_dead_letters_as_json(run: Run, tmp_path: Path) -> None:
 def test_dead_letters_where_there_is_no_log_or_none_in_it(run: Run, tmp_path: Path) -> None:
     code, _, error = run("dead-letters")
     assert code == 1
-    assert error.startswith("nextclick: there is no click log")
+    assert error.startswith("nextclick: dead-letters: no worker has ever run in")
     put_dead_letters(tmp_path / "data", "another topic")
     assert run("dead-letters")[1].strip() == "there are no dead letters"
 

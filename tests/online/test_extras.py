@@ -61,10 +61,25 @@ def test_a_file_is_published_and_items_too_without_any_extra(tmp_path, clicks):
 
 
 @pytest.mark.parametrize("arguments", [("top", "u1"), ("status",), ("versions",), ("forget", "u1")])
-def test_commands_that_ask_redis_get_as_far_as_redis_without_any_extra(tmp_path, arguments):
+def test_commands_that_ask_redis_get_as_far_as_redis_without_any_extra(tmp_path, clicks, arguments):
+    if arguments[0] == "forget":  # it refuses a folder that no worker has used
+        assert command("replay", clicks, folder=tmp_path).returncode == 0
     done = command(*arguments, folder=tmp_path, NEXTCLICK_FINETUNE_CRON="30 3 * * *")
     assert done.returncode == 1
-    assert done.stderr.startswith("nextclick: the embedded Redis does not answer"), done
+    assert done.stderr.splitlines()[-1].startswith("nextclick: the embedded Redis does not answer"), done
+
+
+def test_doctor_needs_no_extra(tmp_path):
+    done = command("doctor", "--json", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [(("user", "u1"), "worker"), (("item", "i1"), "worker"), (("export", "out"), "backtest")]
+)
+def test_what_reads_a_checkpoint_says_that_it_lacks_its_extra(tmp_path, arguments, extra):
+    done = command(*arguments, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, NEEDS.format(arguments[0], extra, extra))
 
 
 def test_the_api_answers_without_any_extra(tmp_path):

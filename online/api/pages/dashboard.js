@@ -14,7 +14,7 @@ let asked = "", shown = null;
 function show(now, w, workers) {
   showProblems(now, w.problems ?? []);
   showGroup(now, w, workers);
-  if (w.state === "waiting") return;
+  if (w.state === "waiting" || w.state === "starting") return;
   say("facts", `version ${w.version} · up ${ago(now - w.started_at)}`);
   say("rate", whole(w.events_per_s));
   for (const name of ["p50", "p99"]) { const ms = w.click_to_list_ms?.[name]; say(name, ms == null ? "–" : ago(ms)); }

@@ -150,7 +150,7 @@ def test_of_several_workers_the_newest_checkpoint_counts(settings):
 def test_what_cannot_be_explained_is_one_line(settings, small, tmp_path):
     with pytest.raises(ExplainError, match="nothing is known of item nowhere"):
         explain_from_checkpoint(settings, "1", "nowhere", 3)
-    with pytest.raises(ExplainError, match="there is no checkpoint in"):
+    with pytest.raises(CheckpointError, match="there is no checkpoint in"):
         explain_from_checkpoint(small(data_dir=tmp_path / "empty"), "1", None, 3)
     with pytest.raises(CheckpointError, match="NEXTCLICK_WIDTH=8"):
         explain_from_checkpoint(small(width=16), "1", None, 3)

@@ -85,7 +85,9 @@ def test_after_forgetting_no_store_names_the_user_and_all_others_are_there(setti
         lists = open_lists(settings)
         assert set(lists.users()) == set(USERS) - {"u1"}
         assert forget(settings, "u1", timeout_s=WAIT_S).complete  # and again
-        assert forget(settings, "nobody", timeout_s=WAIT_S).complete
+        stranger = forget(settings, "nobody", timeout_s=WAIT_S)
+        assert stranger.complete
+        assert (proof.known, stranger.known) == (True, False)
     kept = values(settings, settings.clicks_topic)
     assert sum(b'"u11"' in value for value in kept) == 7
     assert not any(b'"u1"' in value for value in kept)
@@ -122,17 +124,25 @@ def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeyp
         assert code == 0, shown
         assert "forgotten: found nowhere any more" in shown
         assert "what remains" in shown
+        assert "Nothing was known" not in shown
         assert "weights" in shown
         code, shown, _ = command("forget", "u11", "--json")
         assert (code, json.loads(shown)["forgotten"]) == (0, True)
+        code, shown, told = command("forget", "stranger")
+        assert code == 0
+        assert "Nothing was known of this user" in shown
+        assert f"uses the click log of {settings.data_dir}" in told
 
 
 def test_without_a_worker_it_is_only_asked_for_and_done_later(settings, free_port):
     publish(settings, clicks())
     with EmbeddedRedis(free_port):
-        proof = forget(settings, "u1", timeout_s=1.0)
+        said = []
+        proof = forget(settings, "u1", timeout_s=1.0, on_wait=said.append)
     assert not proof.complete
     assert "no worker runs" in proof.waits_for[0]
+    assert len(said) == 1
+    assert "no worker runs" in said[0]
     assert proof.found["the worker's memory and checkpoints"] is None
     with worker_thread(settings):
         assert forget(settings, "u1", timeout_s=WAIT_S).complete

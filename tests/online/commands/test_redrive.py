@@ -193,7 +193,7 @@ def test_options_of_sending_need_it(run, letters):
     letters.put(3, GOOD)
     assert run("--dry-run")[0] == 2
     code, _, error = run("--since", "last week")
-    assert (code, error.startswith("nextclick: --since last week: give a span")) == (1, True)
+    assert (code, "\nnextclick: --since last week: give a span" in error) == (1, True)
     assert "no dead letters" in run("--since", "2100-01-01T00:00:00+00:00")[1]
 
 
@@ -211,7 +211,7 @@ def test_a_letter_that_was_named_and_not_sent_is_an_error(  # noqa: PLR0917
     path = tmp_path / "repaired.jsonl"
     path.write_text(json.dumps({"topic": "clicks", "partition": 0, "offset": offset, "value": value}) + "\n")
     code, _, error = run("--redrive", "--with", str(path))
-    assert (code, error) == (1, f"nextclick: {path}: {line}\n")
+    assert (code, error.splitlines()[1:]) == (1, [f"nextclick: {path}: {line}"])
     letters.put(5, b"{", "malformed-json")
     good = [json.dumps({"topic": "clicks", "partition": 0, "offset": 5, "value": json.loads(GOOD)})]
     path.write_text("\n".join(good))

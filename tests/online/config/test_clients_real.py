@@ -433,7 +433,7 @@ def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
     said = [other.communicate(timeout=WAIT_S)[0] for other in others]
     assert [other.returncode for other in others] == [0, 0, 0], said
     wrong = [
-        command("item", "i1", NEXTCLICK_KAFKA_SASL_PASSWORD="planted-wrong-a83k"),
+        command("item", "i1", "--available", NEXTCLICK_KAFKA_SASL_PASSWORD="planted-wrong-a83k"),
         command("status", NEXTCLICK_REDIS_PASSWORD="planted-wrong-a83k"),
     ]
     said += [other.communicate(timeout=WAIT_S)[0] for other in wrong]
