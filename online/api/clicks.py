@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse
 from online.api.middleware import answer
 from online.config.settings import Settings
 from stream.events import BadEvent, Click, encode, parse_click
-from stream.source import Producer, SourceError
+from stream.source import Producer
 
 
 class Clicks:
@@ -29,13 +29,11 @@ class Clicks:
         click = parse_click(body, limits=self._limits)  # a request to forget a user is not accepted here
         if isinstance(click, BadEvent):
             return JSONResponse({"error": click.detail, "reason": click.reason}, status_code=422)
-        try:
-            await run_in_threadpool(self._publish, click)
-        except SourceError as error:
-            return answer(503, str(error), {"Retry-After": "1"})
+        await run_in_threadpool(self._publish, click)
         return JSONResponse({"status": "accepted"}, status_code=202)
 
     def _publish(self, click: Click) -> None:
+        """Raises SourceError."""
         self._producer.send(self._topic, key=click.user_id.encode(), value=encode(click))
         self._producer.flush()
 

@@ -23,7 +23,7 @@ from online.api.questions import BODY_BYTES_MAX
 from online.config.settings import Settings
 from stream.events import BadEvent, json_object
 from stream.impressions import Impression, ShownItem, encode, parse_fields
-from stream.source import Producer, SourceError, UnavailableError
+from stream.source import Producer, UnavailableError
 
 RECORDS_MAX = 100  # of one POST /impressions
 BATCH_MAX = 500  # records that the thread publishes at once
@@ -54,10 +54,7 @@ class PostedImpressions:
         found = await run_in_threadpool(self._read, body)
         if isinstance(found, BadEvent):
             return JSONResponse({"error": found.detail, "reason": found.reason}, status_code=422)
-        try:
-            await run_in_threadpool(self._publish, found)
-        except SourceError as error:
-            return answer(503, str(error), {"Retry-After": "1"})
+        await run_in_threadpool(self._publish, found)
         self._count("accepted", len(found))
         return JSONResponse({"status": "accepted", "accepted": len(found)}, status_code=202)
 

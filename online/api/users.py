@@ -39,7 +39,7 @@ class KnownUser(BaseModel):
     known: bool
     clicks: int
     history: list[PastClick]
-    hidden: list[HiddenItem]
+    hidden: list[HiddenItem] = []  # workers of an earlier version do not tell them
 
 
 def users_router(asker: Asker, requests: Requests) -> APIRouter:

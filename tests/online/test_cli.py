@@ -37,6 +37,7 @@ COMMANDS = [
     "api-key",
     "replay",
     "item",
+    "hide",
     "backtest",
     "evaluate-policy",
     "tune",

@@ -57,7 +57,7 @@ def test_both_expositions_have_the_same_metrics_of_the_worker() -> None:
     names = [{family.name for family in text_string_to_metric_families(text)} for text in (own(STATUS), served(STATUS))]
     of_requests = {"nextclick_request_duration_seconds", "nextclick_requests", "nextclick_lists_served"}
     more = names[1] - names[0] - of_requests
-    assert more <= {"nextclick_redis_up", "nextclick_questions"}
+    assert more <= {"nextclick_redis_up", "nextclick_questions", "nextclick_impressions"}
     live = {f"nextclick_{name}_seconds" for name in ("click_to_list", "micro_batch", "redis_write", "checkpoint_write")}
     assert names[0] - names[1] <= live  # of a status that a worker of today writes, they are in both
     assert {"nextclick_build_info", "process_resident_memory_bytes"} <= names[0] & names[1]
