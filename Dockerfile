@@ -22,10 +22,12 @@ FROM base AS dependencies
 ARG PIP_ARGS=""
 WORKDIR /build
 RUN python -m venv --without-pip /opt/nextclick
-COPY pyproject.toml constraints.txt ./
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+COPY pyproject.toml constraints.txt deploy/image/slim ./
 RUN python -m pip install --no-cache-dir --constraint constraints.txt setuptools cyclonedx-bom
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" >requirements.txt \
- && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS}
+ && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --no-compile --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS} \
+ && ./slim /opt/nextclick
 
 # The package itself, under a prefix of its own that is laid over the environment below.
 FROM dependencies AS package
@@ -52,13 +54,16 @@ FROM runtime AS api
 COPY --from=dependencies /opt/nextclick /opt/nextclick
 COPY --from=package /opt/package /opt/nextclick
 COPY --from=api-sbom /opt/sbom.cdx.json /opt/nextclick/
+# Of thousands of files a few hundred are ever imported: those are compiled here, as nothing can be written later.
+RUN python -c "import online.cli, online.api.serve, online.api.processes"
 USER 10001:10001
 
 FROM dependencies AS worker-dependencies
 ARG PIP_ARGS=""
 ARG WORKER_PACKAGES=""
 RUN python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*extras['worker'], *extras['embedded'], *'${WORKER_PACKAGES}'.split(), sep='\n')" >requirements.txt \
- && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS}
+ && python -m pip --python /opt/nextclick/bin/python install --no-cache-dir --no-compile --constraint constraints.txt --requirement requirements.txt ${PIP_ARGS} \
+ && ./slim /opt/nextclick
 
 FROM worker-dependencies AS worker-sbom
 COPY --from=package /opt/package /opt/nextclick
@@ -69,5 +74,6 @@ COPY --from=worker-dependencies /opt/nextclick /opt/nextclick
 COPY --from=package /opt/package /opt/nextclick
 COPY --from=worker-sbom /opt/sbom.cdx.json /opt/nextclick/
 # Loops are compiled for the kind of processor that builds the image; on another kind the worker does it at its start.
-RUN python -m online.learner.facts.warm
+RUN python -m online.learner.facts.warm \
+ && python -c "import online.cli, online.worker.main, online.lifecycle.finetune_job"
 USER 10001:10001
