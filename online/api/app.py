@@ -163,8 +163,8 @@ def _add_health(app: FastAPI, settings: Settings, lists: Lists, producer: Produc
             raise NothingLearnedError(NOTHING_LEARNED)
         texts = ("text", "worker") if overview.many else ("text",)
         shown = ("kind", "since") if settings.api_keys else ("kind", "since", *texts)
-        listed = [{name: one.get(name) for name in shown} for one in health.reasons]
-        status = "ready" if health.state == "ready" else "degraded"
+        listed = [OpenProblem.model_validate({name: one.get(name) for name in shown}) for one in health.reasons]
+        status: Literal["ready", "degraded"] = "ready" if health.state == "ready" else "degraded"
         return Ready(status=status, worker=health.state, problems=listed)
 
 

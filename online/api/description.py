@@ -31,7 +31,7 @@ def add_description(app: FastAPI, settings: Settings) -> None:
     def described() -> dict[str, Any]:
         if app.openapi_schema is None:
             app.openapi_schema = _description(app, settings)
-        return app.openapi_schema
+        return dict(app.openapi_schema)
 
     app.openapi = described  # type: ignore[method-assign]
 
@@ -63,7 +63,7 @@ def _never_null(schema: dict[str, Any]) -> dict[str, Any]:
     kinds = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
     if len(kinds) != 1:
         return schema
-    return {name: value for name, value in schema.items() if name != "anyOf"} | kinds[0]
+    return {**{name: value for name, value in schema.items() if name != "anyOf"}, **kinds[0]}
 
 
 def _operations(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

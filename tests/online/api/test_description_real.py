@@ -26,7 +26,7 @@ from stream.lists import Lists, TopList, connect
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 KEY, ENTRY = make_key("shop")
-EXAMPLES = 8  # of each operation and phase
+EXAMPLES = 6  # of each operation and phase
 DELAY_S = 0.005
 
 # What the description's formats of text mean.
@@ -40,12 +40,14 @@ schemathesis.openapi.format("moment", st.sampled_from(["2024-11-22T00:00:00Z", "
 schemathesis.openapi.format("event-type", st.text("abc-.", min_size=1, max_size=20).filter(lambda t: t != FORGET))
 
 
-#: Details of 422 for what JSON Schema calls valid. It cannot state rules of two query parameters together, of two records
-#: of one list, of the present time, of bytes of UTF-8, or what a format means.
+#: Details of 422 for what the schema allows. It cannot state rules of two query parameters together, of two records of
+#: one list, of the present time, of bytes of UTF-8, or what a format means.
 BEYOND_SCHEMA = re.compile(
     r'"detail": "(explore: it does not go with|.*stands twice in the list|.*ahead of this machine.s clock'
     r"|.*it looks like a date|.*is no ISO 8601 time|k: at most [0-9]+ without candidates|.* bytes, it has)"
 )
+
+ONLY_FORMAT = re.compile(r"Invalid component:[^\n]*(?<=violates )`format`[^\n]*\s*$")
 
 
 class Taking:
@@ -117,6 +119,9 @@ def failures(event: events.ScenarioFinished) -> Iterator[str]:
             answered = "" if response is None else response.content.decode()
             if check.name == "positive_data_acceptance" and BEYOND_SCHEMA.search(answered):
                 continue
+            # It takes any text for one that violates a format of ours, though nearly every text is an id.
+            if check.name == "negative_data_rejection" and ONLY_FORMAT.search(str(check.failure_info.failure)):
+                continue
             what = f"{check.failure_info.failure} {answered} {check.failure_info.code_sample}"
             yield f"{event.label}: {check.name}: {what}"
 
@@ -143,8 +148,13 @@ def ask_everything(lists: Lists, *, read_only: bool, keys: tuple[str, ...]) -> N
     headers = {"X-API-Key": KEY} if keys else {}
     schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers=headers)
     schema.config.update(headers=headers or None, continue_on_failure=True)
+    # A made-up Authorization beside the right X-API-Key would be let in, and rightly: one of the two is enough.
     schema.config.generation.update(
-        max_examples=EXAMPLES, deterministic=True, modes=list(GenerationMode), no_shrink=True
+        max_examples=EXAMPLES,
+        deterministic=True,
+        modes=list(GenerationMode),
+        no_shrink=True,
+        with_security_parameters=False,
     )
     # 503 is described: nobody answers for a user here, and Redis may be away.
     schema.config.checks.not_a_server_error.expected_statuses = ["2xx", "3xx", "4xx", "503"]
