@@ -57,7 +57,7 @@ class ErrorAnswers:
         return None
 
     def _tell(self, error: Exception) -> None:
-        line, now = str(error), self._clock()
-        if now - self._told_at.get(line, float("-inf")) >= TOLD_EVERY_S:
-            self._told_at = {line: now}
-            log.warning("requests are answered with 503: %s", line)
+        kind, now = type(error).__name__, self._clock()
+        if now - self._told_at.get(kind, float("-inf")) >= TOLD_EVERY_S:
+            self._told_at[kind] = now
+            log.warning("requests are answered with 503: %s", error)

@@ -41,7 +41,7 @@ class KnownUser(BaseModel):
     known: bool
     clicks: int
     history: list[PastClick]
-    hidden: list[HiddenItem] = []  # of a worker of before there was hiding: not said
+    hidden: list[HiddenItem] = []  # workers of an earlier version do not tell them
 
 
 def users_router(asker: Asker, requests: Requests) -> APIRouter:

@@ -227,7 +227,7 @@ def shown(number):
     )  # fmt: skip
 
 
-def test_lists_wait_while_the_broker_is_away_and_those_beyond_the_limit_are_counted_and_told(topic, caplog):
+def test_lists_wait_while_the_broker_is_away_and_those_too_many_are_counted(topic, caplog):
     counts = {"logged": 0, "dropped": 0}
     caplog.set_level(logging.WARNING, "online.api.impressions")
     topic.error = UnavailableError("the broker is away")
