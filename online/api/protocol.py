@@ -6,7 +6,6 @@ answer that is not read: some hundred silent sockets would shut all other client
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from online.api.middleware import HEADERS, answer
+from online.api.middleware import HEADERS
+from online.api.problems import MEDIA_TYPE, problem, problem_content
 
 REPORT_EVERY_S = 30.0  # that connections were closed
 BUSY = "too many connections: ask again later"
@@ -160,8 +160,8 @@ def bounded_protocol(
             cycle = self.cycle
             answering = cycle is not None and cycle.response_started and not cycle.response_complete
             if not answering and not self.pipeline:
-                body = json.dumps({"error": error}).encode()
-                headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
+                body = problem_content(status, error)
+                headers = {b"content-type": MEDIA_TYPE.encode(), b"content-length": str(len(body)).encode()}
                 headers |= HEADERS | {b"connection": b"close"}
                 lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
                 lines += [name + b": " + value for name, value in headers.items()]
@@ -196,6 +196,6 @@ class _ClosedReport:
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> Any:
     """Instead of the API, for a connection too many."""
-    response = answer(503, BUSY, {"Connection": "close", "Retry-After": "1"})
+    response = problem(503, BUSY, {"Connection": "close", "Retry-After": "1"})
     response.raw_headers += HEADERS.items()
     await response(scope, receive, send)

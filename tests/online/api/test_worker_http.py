@@ -111,7 +111,7 @@ def test_a_worker_answers_while_it_starts_waits_runs_and_is_stuck(monkeypatch: p
     assert http.get("/readyz").json()["problems"] == [PROBLEM]
     monkeypatch.setattr(monitor_module, "STUCK_S", -1.0)
     assert seen() == (503, 503, "failed")
-    assert "has not turned" in http.get("/healthz").json()["error"]
+    assert "has not turned" in http.get("/healthz").json()["detail"]
 
 
 def test_reasons_have_no_texts_where_keys_are_set_and_answers_are_safe() -> None:
@@ -124,7 +124,7 @@ def test_reasons_have_no_texts_where_keys_are_set_and_answers_are_safe() -> None
     for path, status in (("/no/such", 404), ("/metrics", 200)):
         answer = http.get(path)
         assert (answer.status_code, answer.headers["x-content-type-options"]) == (status, "nosniff")
-    assert http.post("/metrics").json() == {"error": "Method Not Allowed"}
+    assert http.post("/metrics").json()["detail"] == "Method Not Allowed"
 
 
 def settings_with(tmp_path: Path, **fields: Any) -> Settings:
