@@ -64,9 +64,8 @@ def measure(name: str, path: Path, producer: Producer, topic: str) -> None:
         tally = publish_items(file, producer, topic)
     ended = time.perf_counter()
     rate = tally.items / (ended - began)
-    print(
-        f"{name}: {tally.items:,} items in {ended - began:.1f} s ({rate:,.0f}/s), {checked - began:.1f} s of it checking"
-    )
+    of_it = f"{checked - began:.1f} s of it checking"
+    print(f"{name}: {tally.items:,} items in {ended - began:.1f} s ({rate:,.0f}/s), {of_it}")
 
 
 if __name__ == "__main__":

@@ -449,10 +449,12 @@ def backtest(  # noqa: PLR0917 - typer's options
         raise typer.BadParameter("--items-columns, --items-only and --items-tag-separator go with --items")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
-    of_items = items_file and open_items(
-        items_file, columns=items_columns, only=items_only, tag_separator=items_tag_separator, timezone=timezone,
-        option="--items-columns",
-    )  # fmt: skip
+    of_items = None
+    if items_file is not None:
+        of_items = open_items(
+            items_file, columns=items_columns, only=items_only, tag_separator=items_tag_separator, timezone=timezone,
+            option="--items-columns",
+        )  # fmt: skip
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     with _loading():

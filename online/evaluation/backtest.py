@@ -2,8 +2,8 @@
 
 The measure. The first fifth of the events only trains; each later one is scored. A click's rank is the place (from 0)
 of its item among all items that occurred earlier in the stream, less those this user has had already where seen items
-are excluded; half of the ties count as ahead. An item that never occurred before is a miss, unless a method
-lists it all the same; an excluded one is a miss. hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
+are excluded; half of the ties count as ahead. An item that never occurred before is a miss, unless a method lists it
+all the same; an excluded one is a miss. hit@10 and NDCG@10 follow from the rank, averaged over all scored events.
 
 The order. Counting methods learn every single click before the next one. Learners get micro-batches (see
 `micro_batches`), as a worker would that always finds clicks waiting. Counts are exact: each click is

@@ -131,16 +131,19 @@ def facts_of(clicks: Sequence[Click], baskets: str = EACH) -> Facts:
         of_user[user] += 1
         of_item[item] += 1
         owned.add(item)
-    *numbers, repeated, kinds, further_lines = np.array(rows, np.int64).T
+    user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated, kinds, later = np.array(
+        rows, np.int64
+    ).T
     values = np.array([math.nan if click.value is None else click.value for click in clicks])
-    is_further = further_lines.astype(bool)
+    is_further = later.astype(bool)
     counted = np.arange(len(clicks)) >= first_scored
     if baskets == FIRST_LINE:
         counted &= ~is_further
     if not counted.any():
         raise BacktestError("no click is left to score: all have the user and time of an earlier one (--baskets)")
     return Facts(
-        *numbers, repeated.astype(bool), kinds, values, is_further, counted, first_scored, tuple(types)
+        user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated.astype(bool),
+        kinds, values, is_further, counted, first_scored, tuple(types),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from online.evaluation import calibration
 from online.evaluation.backtest import AS_SERVED, NEXTCLICK, Outcome, Ranks
+from online.evaluation.backtest_report import best_counting
 from online.metrics import hit_and_ndcg_at
 
 FIRST = 10  # clicks of an item that count as early ones
@@ -44,8 +45,20 @@ def breakdown(outcome: Outcome) -> dict[str, Any]:
         "further_lines": int(facts.further[facts.first_scored :].sum()),
         "left_out": len(facts.users) - facts.first_scored - facts.scored,
     }
-    curves = {name: calibration.figures(curve) for name, curve in curves_of(outcome).items()}
+    curves = {
+        name: calibration.figures(curve) | _among_candidates(outcome, name)
+        for name, curve in curves_of(outcome).items()
+    }
     return found | ({"calibration": curves} if curves else {})
+
+
+def _among_candidates(outcome: Outcome, name: str) -> dict[str, float]:
+    """The error over clicks whose item was a candidate: shares say how likely an item is if one of them is clicked."""
+    result = outcome.results[name]
+    assert result.first_items is not None
+    inside = outcome.facts.counted & (True if result.among_candidates is None else result.among_candidates)
+    curve = calibration.reliability(result.first_items.shares[inside], result.first_items.clicked[inside])
+    return {"expected_calibration_error_among_candidates": round(curve.error, _ROUNDED)}
 
 
 def curves_of(outcome: Outcome) -> dict[str, calibration.Reliability]:
@@ -121,22 +134,22 @@ def breakdown_table(found: dict[str, Any], *, new_items: bool = False) -> Table 
         found: what the whole report found.
         new_items: whether these are worth a table by themselves.
     """
-    names = [name for name in (NEXTCLICK, AS_SERVED, found.get("best_counting")) if name in found["methods"]]
-    names = names or list(found["methods"])[:3]
+    wanted = (NEXTCLICK, AS_SERVED, best_counting(found["methods"]))
+    names = [name for name in wanted if name is not None and name in found["methods"]]
     parts = {f"of type {name}": part for name, part in found.get("by_event_type", {}).items()}
     value = found.get("value")
     if not (parts or value or new_items):
         return None
-    parts |= {"first 10 clicks of an item": found["first_10_of_item"], "the first of them": found["first_of_item"]}
+    parts |= {"first 10 of an item": found["first_10_of_item"], "first of an item": found["first_of_item"]}
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    view.add_column("NDCG@10 (standard error)", no_wrap=False)
+    view.add_column("NDCG@10 (its standard error)")
     view.add_column("scored", justify="right", no_wrap=True)
     for name in names:
         view.add_column(name.removeprefix(f"{NEXTCLICK}-"), justify="right", no_wrap=True)
     for label, part in parts.items():
         view.add_row(label, f"{part['scored']:,}", *(_cell(part["methods"][name]) for name in names))
     if value:
-        for key, label in (("ndcg@10_by_value", "weighted by value"), ("value@10", "share of value in hits@10")):
+        for key, label in (("ndcg@10_by_value", "weighted by value"), ("value@10", "value in hits@10")):
             cells = (value["methods"][name][key] for name in names)
             shown = ("-" if cell is None else f"{cell:.4f}" for cell in cells)
             view.add_row(label, f"{value['scored']:,}", *shown)
@@ -165,8 +178,9 @@ def breakdown_remarks(found: dict[str, Any]) -> list[str]:
             f"of the scored clicks {value['without_value']:,} have no value and {value['negative']:,} a negative one"
         )
     for name, curve in list(found.get("calibration", {}).items())[:1]:
+        of_all, of_some = (curve[f"expected_calibration_error{which}"] for which in ("", "_among_candidates"))
         lines.append(
-            f"calibration of {name}: the first item's share differs from how often it is clicked by "
-            f"{curve['expected_calibration_error']:.3f} in the mean"
+            f"calibration error of {name}'s first item: {of_all:.3f}; {of_some:.3f} where the clicked item was a "
+            "candidate"
         )
     return lines

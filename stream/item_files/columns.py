@@ -110,7 +110,8 @@ def find_item_columns(
     """
     names = list(dict.fromkeys(column for row in sample for column in row))
     fields = _fields(name, names, sample, options)
-    others = [column for column in names if column not in fields.values()]
+    taken = {*fields.values(), *(path.partition(".")[0] for path in fields.values() if path not in names)}
+    others = [column for column in names if column not in taken]
     if options.only is not None:
         for column in options.only:
             if column not in names:

@@ -147,6 +147,7 @@ class ItemFile:
                 found[column] = attribute
         if self._any_attribute:
             known = {*self.columns.attributes, *self.columns.fields.values(), *self.columns.left_out}
+            known |= {path.partition(".")[0] for path in self.columns.fields.values()}
             dropped += [(name, f"is not in the first {SAMPLE_ROWS:,} rows") for name in values if name not in known]
         return found
 
