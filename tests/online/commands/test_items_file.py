@@ -60,11 +60,8 @@ def test_each_row_becomes_a_record_keyed_by_its_item(path: Path) -> None:
     broker = Broker()
     tally = publish_items(ItemFile(path), broker, "things")
     assert (tally.rows, tally.items, tally.repeated) == (4, 3, 1)
-    assert [(topic, key) for topic, key, _ in broker.acknowledged] == [
-        ("things", b"i1"),
-        ("things", b"i2"),
-        ("things", b"i1"),
-    ]
+    assert {topic for topic, _, _ in broker.acknowledged} == {"things"}
+    assert [key for _, key, _ in broker.acknowledged] == [b"i1", b"i2", b"i1"]
     item = parse(*broker.acknowledged[-1][1:])
     assert item == Item(item_id="i1", title="Green tea", tags=("a",), attributes={"price": 4.0})
 

@@ -1,4 +1,4 @@
-"""A backtest's parts against hand-made numbers: event types, value, new items, baskets, calibration, items of a file."""
+"""A backtest's parts against hand-made numbers: types, value, new items, baskets, calibration, items of a file."""
 
 import io
 import json
@@ -274,7 +274,7 @@ def test_a_reliability_plot_has_a_line_for_each_learner() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--baskets", "last"], "--baskets"), (["--items-only", "price"], "go with --items")],
+    [(["--baskets", "last"], "--baskets"), (["--items-only", "price"], "--items-only")],
 )
 def test_options_that_cannot_be_meant_are_wrong_usage(
     files: tuple[Path, Path], arguments: list[str], words: str

@@ -133,7 +133,8 @@ def test_parquet_keeps_its_types(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_named_and_the_others_are_taken(opened: Open) -> None:
-    text = "id,title,published_at,available,price\n,Tea,,,1\ni2,Cup,soon,,2\ni3,Pot,,maybe,3\ni4,Jug\ni5,Rose,,,4\ni5,Fern,,,5\n"
+    text = "id,title,published_at,available,price\n,Tea,,,1\ni2,Cup,soon,,2\ni3,Pot,,maybe,3\ni4,Jug\ni5,Rose,,,4\n"
+    text += "i5,Fern,,,5\n"
     file = opened(text)
     tally = check_items(file)
     assert [(row.line, row.reason) for row in file.rows() if isinstance(row, BadRow)] == [
@@ -151,14 +152,14 @@ def test_bad_rows_are_named_and_the_others_are_taken(opened: Open) -> None:
         "line 5: 2 cells under 5 columns",
         "1 rows are of an item that came before: of each item the last row counts",
     ]
-    with pytest.raises(EventFileError, match=r"4 of 6 rows \(\d+%\) cannot be read as items: .* line 2: id is missing"):
+    with pytest.raises(EventFileError, match=r"4 of 6 rows \(66.7%\) cannot be read as items: .* line 2: id is"):
         tally.refuse_if_bad("items.csv", 0.05)
     tally.refuse_if_bad("items.csv", 0.7)
 
 
 def test_a_file_of_bad_rows_alone_is_refused(opened: Open) -> None:
     tally = check_items(opened("id,title\n,Tea\n,Cup\n"))
-    with pytest.raises(EventFileError, match="2 of 2 rows .*--columns says which column is which"):
+    with pytest.raises(EventFileError, match=r"2 of 2 rows .*--columns says which column is which"):
         tally.refuse_if_bad("items.csv", 0.999)
 
 
@@ -180,7 +181,7 @@ def test_a_file_that_cannot_be_meant_is_refused(opened: Open, text: str, given: 
 
 def test_a_quote_left_open_is_named_with_its_lines(opened: Open, tmp_path: Path) -> None:
     rows = list(opened('id,title\na,"Tea\nb,Cup\nc,"Pot"\nd,Jug\n').rows())
-    assert [row.line for row in rows if isinstance(row, BadRow)][0] == 2
+    assert next(row.line for row in rows if isinstance(row, BadRow)) == 2
     (tmp_path / "long.csv").write_text('id,title\na,"Tea\n' + "b,Cup\n" * 300)
     with pytest.raises(EventFileError, match="line 2: a quote that opens here is not closed within 200 lines"):
         list(Table(tmp_path / "long.csv").rows())
