@@ -3,22 +3,38 @@
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from online.evaluation.backtest import OnProgress, Run, RunInput, RunResult
+
+class Named(Protocol):
+    """A run."""
+
+    @property
+    def name(self) -> str: ...
+
 
 _PROGRESS_EACH_S = 0.25
 
-#: Does one run; it must be one that another process can import.
-Go = Callable[["Run", "RunInput", "OnProgress"], "RunResult"]
+#: Called with a run's name, the events it is through, and a figure so far.
+Tell = Callable[[str, int, float], None]
 
 
-def go_together(
-    go: Go, runs: "Sequence[Run]", run_input: "RunInput", jobs: int, on_progress: "OnProgress"
-) -> "dict[str, RunResult]":
+def go_together[R: Named, I, T](
+    go: Callable[[R, I, Tell], T], runs: Sequence[R], run_input: I, jobs: int, on_progress: Tell
+) -> dict[str, T]:
     """Does each run in a process of its own, at most `jobs` at a time. They tell how far they are through shared
-    memory."""
+    memory.
+
+    Args:
+        go: does one run; another process must be able to import it.
+        runs: to be done.
+        run_input: what all of them go through.
+        jobs: processes.
+        on_progress: called now and then for each run.
+
+    Returns:
+        What each run gave, by its name.
+    """
     spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     progress = spawn.Array("d", 2 * len(runs), lock=False)
     with ProcessPoolExecutor(jobs, spawn, _remember, (progress, run_input)) as pool:
@@ -38,7 +54,7 @@ def _remember(*shared: Any) -> None:
     _remembered[:] = shared
 
 
-def _go_remembered(go: Go, place: int, run: "Run") -> "RunResult":
+def _go_remembered(go: Callable[..., Any], place: int, run: Named) -> Any:
     progress, run_input = _remembered
 
     def tell(_: str, events: int, ndcg: float) -> None:

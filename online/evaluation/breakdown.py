@@ -142,7 +142,7 @@ def breakdown_table(found: dict[str, Any], *, new_items: bool = False) -> Table 
         return None
     parts |= {"first 10 of an item": found["first_10_of_item"], "first of an item": found["first_of_item"]}
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    view.add_column("NDCG@10 (its standard error)")
+    view.add_column("NDCG@10 (std. error)")
     view.add_column("scored", justify="right", no_wrap=True)
     for name in names:
         view.add_column(name.removeprefix(f"{NEXTCLICK}-"), justify="right", no_wrap=True)
