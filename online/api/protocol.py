@@ -121,7 +121,7 @@ def bounded_protocol(
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            if self._unread is not None:
+            if self._unread is not None and not self.transport.is_closing():
                 self._unread.cancel()
                 self._unread = None
 
@@ -169,7 +169,8 @@ def bounded_protocol(
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True  # what it would still say is not for this client
                 cycle.message_event.set()
-            self.transport.close()
+            self.transport.close()  # once what was written is read, for which there is a limit too
+            self._unread = self._unread or self.loop.call_later(request_s_max, self.transport.abort)
 
         def _forget_timers(self) -> None:
             for timer in (self._deadline, self._unread):
