@@ -1,7 +1,7 @@
 """Writes files of a made-up town, for docs/evaluation.md: clicks with types and values, and items.
 
-    python -m benchmarks.town_files FOLDER [--clicks 6000]
-    nextclick backtest FOLDER/clicks.csv --items FOLDER/items.csv --plots docs/evaluation
+python -m benchmarks.town_files FOLDER [--clicks 6000]
+nextclick backtest FOLDER/clicks.csv --items FOLDER/items.csv --plots docs/evaluation
 """
 
 import argparse

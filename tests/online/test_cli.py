@@ -37,6 +37,7 @@ COMMANDS = [
     "api-key",
     "replay",
     "item",
+    "items",
     "hide",
     "backtest",
     "evaluate-policy",
