@@ -28,6 +28,7 @@ from online.learner.state import LearnerState
 
 UNKNOWN_TYPE = 0  # of recent clicks: the first event type there was
 RECENT_GAP_S = 30.0  # taken to lie between recent clicks without times
+FEW_MAX = 600  # items that pass a filter and are all ranked, whatever the usual candidates are
 WIDER = 300  # candidates that a filter is given where the usual ones do not suffice
 #: Why items were dropped.
 EXCLUDED, HIDDEN, SEEN, UNAVAILABLE, FILTER = "excluded", "hidden", "seen", "unavailable", "filter"
@@ -140,9 +141,18 @@ class Answerer:
         """Ranks lists, all in one gather; those whose filters leave too few candidates in a second one."""
         if not questions:
             return []
-        asked = self.ask(questions)
-        answers = [self._answer(question, asked, at, widened=False) for at, question in enumerate(questions)]
-        short = [at for at, one in enumerate(questions) if self._is_short(one, answers[at])]
+        passing = [self._few_that_pass(question) for question in questions]
+        wanted = [
+            self._rows_of(question) if rows is None else rows for question, rows in zip(questions, passing, strict=True)
+        ]
+        asked = self.ask(questions, wanted)
+        answers = [
+            self._answer(question, asked, at, widened=rows is not None)
+            for at, (question, rows) in enumerate(zip(questions, passing, strict=True))
+        ]
+        short = [
+            at for at, one in enumerate(questions) if passing[at] is None and self._is_short(one, answers[at])
+        ]
         if short:
             wider = [questions[at] for at in short]
             wanted = [self._wider(one, asked.scored.gathered, at) for one, at in zip(wider, short, strict=True)]
@@ -272,6 +282,14 @@ class Answerer:
     def _rows_of(self, question: Question) -> NDArray[np.int64]:
         rows = [self.state.vocabulary.row_of(item) for item in question.candidates or ()]
         return np.array([row for row in dict.fromkeys(rows) if row], np.int64)
+
+    def _few_that_pass(self, question: Question) -> NDArray[np.int64] | None:
+        """Returns all rows that pass a question's filter, if they are few enough to be ranked at once; else None."""
+        if question.where is None or question.candidates is not None:
+            return None
+        rows = np.arange(1, self.state.vocabulary.rows)
+        rows = rows[question.where(rows) & ~self.state.store.items.blocked[rows]]
+        return rows if 0 < len(rows) <= FEW_MAX else None
 
     def _is_short(self, question: Question, answer: Answer) -> bool:
         filtered = question.where is not None or bool(question.exclude) or bool(self._hidden_items(question))

@@ -152,6 +152,21 @@ def test_a_filter_that_few_items_pass_widens_the_candidates(learner):
     assert set(answer.items) == set(learner.vocabulary.items_of(rare.tolist()))
 
 
+def test_the_few_items_that_pass_a_filter_are_all_ranked_in_one_gather(learner, town_clicks, monkeypatch):
+    rows = np.arange(1, learner.vocabulary.rows)
+    few = rows[::7]
+    items = learner.vocabulary.items_of(few.tolist())
+    gathers = []
+    gather = learner.store.ask
+    monkeypatch.setattr(learner.store, "ask", lambda *args, **more: gathers.append(1) or gather(*args, **more))
+    answer = ask(
+        learner, user_id=town_clicks[0].user_id, where=lambda asked: np.isin(asked, few), k=1_000, exclude=items[:2]
+    )
+    assert sorted(answer.items) == sorted(items[2:])
+    assert (answer.widened, len(gathers)) == (True, 1)
+    assert answer.scores == sorted(answer.scores, reverse=True)
+
+
 def test_the_rule_of_the_site_and_a_filter_hold_for_what_is_asked_for(small, town_clicks):
     learner = Learner(small(users_held=200, list_filter="price <= 20 or missing(price)"))
     names = list(dict.fromkeys(click.item_id for click in town_clicks[:CLICKS]))
