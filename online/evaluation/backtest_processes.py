@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 
 class Named(Protocol):
@@ -15,12 +15,16 @@ class Named(Protocol):
 
 _PROGRESS_EACH_S = 0.25
 
+R = TypeVar("R", bound=Named)  # a run
+Input = TypeVar("Input")  # what it goes through
+T = TypeVar("T")  # what it gives
+
 #: Called with a run's name, the events it is through, and a figure so far.
 Tell = Callable[[str, int, float], None]
 
 
-def go_together[R: Named, I, T](
-    go: Callable[[R, I, Tell], T], runs: Sequence[R], run_input: I, jobs: int, on_progress: Tell
+def go_together(
+    go: Callable[[R, Input, Tell], T], runs: Sequence[R], run_input: Input, jobs: int, on_progress: Tell
 ) -> dict[str, T]:
     """Does each run in a process of its own, at most `jobs` at a time. They tell how far they are through shared
     memory.
