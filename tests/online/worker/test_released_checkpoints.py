@@ -1,8 +1,9 @@
-"""Checkpoints of earlier versions go on here, or are refused by one line that says what to do; and this version's layout
-is the one that was noted.
+"""Checkpoints of earlier versions go on here, or are refused by one line that says what to do; and this version's
+layout is the one that was noted.
 
-`tests/checkpoints/VERSION` has a small one of each, made by that version's own code (`python -m tests.checkpoints.make`).
-0.1.0 was never released; of its last format only the manifest and the state are kept, since it is refused by those.
+`tests/checkpoints/VERSION` has a small one of each, made by that version's own code
+(`python -m tests.checkpoints.make`). 0.1.0 was never released. Of its last format only the manifest and the state are
+kept, since the manifest is enough to refuse it.
 """
 
 import io
@@ -40,7 +41,7 @@ def unpack(version, folder):
 
 
 def layout(folder):
-    """What a reader has to know of a checkpoint: its arrays' types and ranks, and the state's keys down to the second."""
+    """What a reader has to know of a checkpoint: types and ranks of its arrays, and the state's keys on two levels."""
     arrays = {name: f"{array.dtype} {array.ndim}" for name, array in load_file(folder / ARRAYS).items()}
     state = json.loads((folder / STATE).read_text())
     return arrays, {key: sorted(value) if isinstance(value, dict) else None for key, value in state.items()}
@@ -109,8 +110,8 @@ def test_the_layout_of_a_checkpoint_changes_only_with_the_version(harness, tmp_p
     now = layout(loop.checkpoints.folder / f"{loop.checkpoints.numbers()[-1]:08d}")
     noted = layout(unpack(VERSION, tmp_path / VERSION))
     assert now == noted, (
-        "what a checkpoint holds has changed since this version: raise FORMAT in online/worker/checkpoint.py unless the "
-        "checkpoints of earlier versions are still read, raise the version in pyproject.toml and make a checkpoint of it"
+        "what a checkpoint holds has changed since this version: raise the version in pyproject.toml and make a "
+        "checkpoint of it; raise FORMAT in online/worker/checkpoint.py too if earlier ones are no longer read"
     )
 
 
