@@ -171,6 +171,14 @@ def test_the_example_environment_shows_the_defaults() -> None:
     assert not wrong
 
 
+def test_the_version_is_the_changelog_s_latest_and_that_of_images_and_documents() -> None:
+    released = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[:2] == ["Unreleased", PROJECT["version"]]
+    files = (*ROOT.glob("docker-compose.yml"), *ROOT.glob("deploy/kubernetes/base/*.yaml"), ROOT / "docs/operations.md")
+    named = {tag for path in files for tag in re.findall(r"nextclick-(?:api|worker):([\w.]+)", path.read_text())}
+    assert named == {PROJECT["version"]}
+
+
 def test_each_dependency_is_pinned_to_one_version() -> None:
     asked = [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines), "setuptools"]
     asked = [
