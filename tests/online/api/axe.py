@@ -9,8 +9,10 @@ import pytest
 
 from tests.online.api.chromium import Page
 
-_RUN = """axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations.map((one) =>
-    `${one.impact} ${one.id}: ${one.nodes.map((node) => node.target.join(' ') + ' ' + node.failureSummary).join('; ')}`))"""
+_RUN = """axe.run(document, { resultTypes: ['violations'] }).then(({ violations }) => violations.map((one) => {
+    const nodes = one.nodes.map((node) => `${node.target.join(' ')} ${node.failureSummary}`);
+    return `${one.impact} ${one.id}: ${nodes.join('; ')}`;
+}))"""
 
 
 @cache

@@ -11,7 +11,7 @@ from online.config.settings import Settings
 from stream.lists import Lists
 from tests.online.api.axe import violations
 from tests.online.api.chromium import Page, browser
-from tests.online.api.stub_api import status, stub_api
+from tests.online.api.stub_api import minutes, status, stub_api
 
 pytestmark = pytest.mark.real
 
@@ -36,9 +36,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 )
 def test_axe_finds_nothing_in_a_page(page: Page, path: str, there: str, *, dark: bool) -> None:
     problem = {"kind": "checkpoint_failed", "since": 1, "text": "the disk is full"}
-    with stub_api(worker=status(problems=[problem])) as stub:
+    versions = [{"number": 2, "state": "live", "at_ms": 1, "learned": 9, "why": "fine-tuned", "parent": 1}]
+    worker = status(problems=[problem], versions=versions, dead_letters={"wrong-type": 1})
+    with stub_api(worker=worker, history=[{"worker": None, "minutes": minutes(30)}]) as stub:
         page.open(stub.url + path, dark=dark)
         page.until(f"!!document.querySelector({there!r})", True)
+        if path.startswith("/#"):
+            page.press("#letters-again")
+            page.until("!!document.querySelector('#letters code') && !!document.querySelector('#requests th')", True)
         assert violations(page) == []
         page.ask("Page.navigate", url="about:blank")
 
@@ -65,7 +70,8 @@ def test_the_tab_key_reaches_all_controls(page: Page, path: str) -> None:
             f"""globalThis.reached = new Set();
             document.addEventListener('focusin', (event) => reached.add(event.target), true);
             globalThis.left = () => [...document.querySelectorAll({json.dumps(CONTROLS)})]
-                .filter((one) => one.tabIndex >= 0 && one.checkVisibility() && !reached.has(one)).map((one) => one.outerHTML)"""
+                .filter((one) => one.tabIndex >= 0 && one.checkVisibility() && !reached.has(one))
+                .map((one) => one.outerHTML)"""
         )
         for _ in range(STEPS_MAX):
             if page.run("left()") == []:
