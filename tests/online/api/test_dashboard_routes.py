@@ -15,7 +15,7 @@ from online.config.settings import Settings
 from online.worker.history import FIELDS
 from stream.dead_letters import DeadLetters
 from stream.events import BadEvent
-from stream.lists import Lists
+from stream.lists import Lists, ListsError
 from stream.log import LogProducer
 from stream.source import Record
 
@@ -48,6 +48,17 @@ def test_the_history_has_each_worker_s_minutes() -> None:
         {"worker": None, "minutes": [dict.fromkeys(FIELDS, 1.0), dict.fromkeys(FIELDS, 2.0)]},
         {"worker": "b", "minutes": [dict.fromkeys(FIELDS, 3.0)]},
     ]
+
+
+def test_a_user_of_redis_who_may_not_read_names_sees_the_only_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
+    lists.write_history({name: [1] for name in FIELDS}, 60)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise ListsError("this user may not do zrange")
+
+    monkeypatch.setattr(lists, "read_names", refused)
+    assert [one["worker"] for one in client(lists).get("/v1/history.json").json()["workers"]] == [None]
 
 
 def test_a_redis_that_is_away_is_said() -> None:
