@@ -6,6 +6,7 @@
 | `nextclick:popular` | the same, for users without a list | `ttl_s` |
 | `nextclick:mark:{id}` | the number of the latest write of the worker with that id | `ttl_s` |
 | `nextclick:status` | JSON object: the worker's status | as the worker sets it |
+| `nextclick:history` | JSON object: the worker's figures minute by minute | a day |
 | `nextclick:request` | JSON object: a command's request, which the worker removes | as long as the command waits |
 | `nextclick:answer:{id}` | JSON object: the worker's answer to the request with that id | a minute |
 
@@ -18,6 +19,7 @@ Where workers have names, because there are several:
 | `nextclick:worker:{name}` | the status of that worker | as the worker sets it |
 | `nextclick:workers` | sorted set: the workers' names, by the time of the latest status | a day |
 | `nextclick:mark:{name}:{id}` | the watermark of that worker | `ttl_s` |
+| `nextclick:history:{name}` | the history of that worker | a day |
 | `nextclick:request:{name}` | a request to that worker | as long as the command waits |
 | `nextclick:answer:{id}:{name}` | that worker's answer | a minute |
 

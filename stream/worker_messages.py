@@ -15,6 +15,7 @@ from stream.redis_values import VALUE_BYTES_MAX, RedisValues, parse_object
 STATUS_KEY = "nextclick:status"
 REQUEST_KEY = "nextclick:request"
 WORKERS_KEY = "nextclick:workers"
+HISTORY_KEY = "nextclick:history"
 _WORKER = "nextclick:worker:"
 _ANSWER = "nextclick:answer:"
 _ANSWER_TTL_S = 60
@@ -49,6 +50,17 @@ class WorkerMessages(RedisValues):
     def status(self) -> dict[str, Any] | None:
         """Returns the latest status of this worker, or of the only one; None if there is none."""
         key = STATUS_KEY if self.worker is None else _WORKER + self.worker
+        return parse_object(key, self._value(key))
+
+    def write_history(self, history: Mapping[str, Any], ttl_s: int) -> None:
+        """Writes the course of this worker's figures. It expires after `ttl_s` seconds."""
+        with self._clear_errors():
+            self._client.set(_history_key(self.worker), json.dumps(history, allow_nan=False), ex=ttl_s)
+
+    def history(self, worker: str | None = None) -> dict[str, Any] | None:
+        """Returns what a worker wrote as its history; None if there is none. `worker`: its name; None: this one's, or
+        that of the only one."""
+        key = _history_key(worker or self.worker)
         return parse_object(key, self._value(key))
 
     def sign_off(self) -> None:
@@ -106,6 +118,10 @@ class WorkerMessages(RedisValues):
 
 def _request_key(worker: str | None) -> str:
     return REQUEST_KEY if worker is None else f"{REQUEST_KEY}:{worker}"
+
+
+def _history_key(worker: str | None) -> str:
+    return HISTORY_KEY if worker is None else f"{HISTORY_KEY}:{worker}"
 
 
 def _answer_key(request_id: str, worker: str | None) -> str:

@@ -13,9 +13,11 @@ from starlette.exceptions import HTTPException
 
 from online.api.body_schemas import click_schema, impressions_schema
 from online.api.clicks import Accepted, Clicks
+from online.api.dead_letters import dead_letters_router
 from online.api.description import TITLE, add_description
 from online.api.errors import ERRORS, ErrorAnswers, NothingLearnedError
 from online.api.feedback import FeedbackRoutes
+from online.api.history import history_router
 from online.api.impressions import AcceptedImpressions, ImpressionLog, PostedImpressions
 from online.api.items import items_router
 from online.api.late_producer import LateProducer
@@ -34,6 +36,7 @@ from online.api.questions import (
     problem_of,
 )
 from online.api.ranking import EXCLUDE, WHERE, Ranking
+from online.api.request_figures import requests_router
 from online.api.static_pages import add_pages
 from online.api.stored_lists import NOTHING_LEARNED, PATTERN, K, Recommendation, ShortCut, StoredLists
 from online.api.users import users_router
@@ -119,6 +122,8 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     stored = StoredLists(lists, requests, settings.list_size)
     _add_recommend(app, settings, stored, ranking)
     for router in (ranking.router(), items_router(lists), users_router(ranking.asker, requests)):
+        app.include_router(router)
+    for router in (history_router(lists), requests_router(requests), dead_letters_router(settings)):
         app.include_router(router)
     _add_health(app, settings, lists, producer)
     _add_status(app, lists)

@@ -14,6 +14,7 @@ from online.api.worker_metrics import status_metrics, up_metric
 from online.worker.overview import Overview, read_overview
 from stream.lists import Lists, ListsError
 
+REQUEST_SECONDS, REQUESTS = "nextclick_request_duration_seconds", "nextclick_requests"
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # of several processes; prometheus_client reads it when it is imported
 
 
@@ -23,14 +24,14 @@ class Requests:
     def __init__(self, lists: Lists) -> None:
         self._registry = CollectorRegistry()
         self._seconds = Histogram(
-            "nextclick_request_duration_seconds",
+            REQUEST_SECONDS,
             "Time from a request's arrival to the end of its answer, by route",
             ["route"],
             registry=self._registry,
             buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0),
         )
         self._requests = Counter(
-            "nextclick_requests", "Requests answered, by route and status", ["route", "status"], registry=self._registry
+            REQUESTS, "Requests answered, by route and status", ["route", "status"], registry=self._registry
         )
         self._served = Counter(
             "nextclick_lists_served",
@@ -78,11 +79,18 @@ class Requests:
 
     def exposition(self) -> bytes:
         """Returns all metrics in Prometheus' text format, of all processes that answer at this address."""
+        return generate_latest(self._of_all()) + generate_latest(self._rest)
+
+    def families(self) -> Iterator[Metric]:
+        """Yields the metrics of requests, of all processes that answer at this address."""
+        yield from self._of_all().collect()
+
+    def _of_all(self) -> CollectorRegistry:
         if METRICS_FOLDER not in os.environ:
-            return generate_latest(self._registry) + generate_latest(self._rest)
+            return self._registry
         whole = CollectorRegistry()
         MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
-        return generate_latest(whole) + generate_latest(self._rest)
+        return whole
 
 
 class WorkerStatus(Collector):

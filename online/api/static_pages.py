@@ -18,7 +18,19 @@ _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascrip
 PAGES = {"/": "dashboard.html", "/user.html": "user.html", "/item.html": "item.html", "/docs": "docs.html"}
 PARTS = (
     *("style.css", "panels.css", "common.js", "titles.js", "header.js", "health.js", "charts.js"),
-    *("dashboard.js", "model.js", "user.js", "heatmap.js", "item.js", "docs.js", "docs.css", *SWAGGER),
+    *(
+        "dashboard.js",
+        "model.js",
+        "requests.js",
+        "letters.js",
+        "versions.js",
+        "user.js",
+        "heatmap.js",
+        "item.js",
+        "docs.js",
+        "docs.css",
+        *SWAGGER,
+    ),
 )
 #: Paths that need no key.
 PATHS = frozenset((*PAGES, *(_PREFIX + name for name in PARTS)))

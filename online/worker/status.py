@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from online.metrics import ScoreWindow
+from online.worker.history import History
 from online.worker.loop import Loop
 from online.worker.problem_kinds import Problem
 from online.worker.problems import ProblemReport
@@ -31,6 +32,7 @@ class StatusReport:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.started_at = time.time()
+        self.history = History(loop.writer.lists, loop.clock)
         self._problems = ProblemReport(loop)
         self._score_window = ScoreWindow(loop.settings.metrics_window_s, loop.monotonic)
         self._progress: deque[tuple[float, int]] = deque([(time.monotonic(), loop.progress.learned)])

@@ -1,6 +1,6 @@
 // Line charts over time: axes with units and ticks, a legend that names each line and its latest value.
 "use strict";
-import { $, el } from "./common.js";
+import { $, el, rounded } from "./common.js";
 
 const HEIGHT = 150, TOP = 8, RIGHT = 10, BOTTOM = 24, PER_CHARACTER = 6.6, TICKS = 4; // pixels
 
@@ -18,26 +18,26 @@ export function ticks(peak) {
   return Array.from({ length: Math.max(1, Math.ceil(peak / step - 1e-9)) + 1 }, (_, n) => n * step);
 }
 
-/** `90` → "90 s ago", `300` → "5 min ago". */
-const past = (s) => s < 1 ? "now" : s < 120 ? `${Math.round(s)} s ago` : `${Math.round(s / 60)} min ago`;
+/** `90` → "90 s ago", `300` → "5 min ago", `10800` → "3 h ago". */
+const past = (s) => s < 1 ? "now" : s < 120 ? `${Math.round(s)} s ago` : s < 7_200 ? `${Math.round(s / 60)} min ago` : `${rounded(s / 3_600)} h ago`;
 
 /**
  * Draws lines into a `figure`: `times` in ms, the same for all; `series`: `{name, kind, values}`, where a value may be
  * null, and `kind` is a class of style.css; `format` makes texts of values; `scale` makes shorter ones for the axis,
- * whose unit is `unit`; `peakMin`: the scale goes up to here at least.
+ * whose unit is `unit`; `peakMin`: the scale goes up to here at least; `marks`: `{at, text}`, upright lines at times.
  */
-export function lineChart(id, { times, series, unit, format, scale = format, peakMin = 0 }) {
+export function lineChart(id, { times, series, unit, format, scale = format, peakMin = 0, marks = [] }) {
   const figure = $(id), width = Math.max(200, figure.clientWidth);
   const values = series.flatMap((one) => one.values.filter((value) => value != null));
   const said = series.map((one) => `${one.name} ${format(one.values.at(-1))}`).join(", ");
   figure.setAttribute("aria-label", values.length ? `latest: ${said}` : "no values yet");
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, "aria-hidden": "true" });
-  if (values.length) draw(drawing, width, { times, series, unit, scale, peak: Math.max(peakMin, ...values) });
+  if (values.length) draw(drawing, width, { times, series, unit, scale, marks, peak: Math.max(peakMin, ...values) });
   else drawing.append(svg("text", { x: 0, y: HEIGHT / 2, class: "tick" }, "no values yet"));
   figure.replaceChildren(drawing, legend(series, format));
 }
 
-function draw(drawing, width, { times, series, unit, scale, peak }) {
+function draw(drawing, width, { times, series, unit, scale, marks, peak }) {
   const rows = ticks(peak), highest = rows.at(-1);
   const left = 8 + PER_CHARACTER * Math.max(...rows.map((row) => scale(row).length));
   const now = times.at(-1), span = Math.max(10_000, now - times[0]);
@@ -52,6 +52,10 @@ function draw(drawing, width, { times, series, unit, scale, peak }) {
     const at = now - part * span;
     drawing.append(svg("line", { x1: x(at), x2: x(at), y1: y(0), y2: y(0) + 4, class: "grid" }));
     drawing.append(svg("text", { x: x(at), y: HEIGHT - 6, class: `tick ${anchor}` }, past(part * span / 1e3)));
+  }
+  for (const { at, text } of marks.filter((one) => one.at >= now - span && one.at <= now)) {
+    drawing.append(svg("line", { x1: x(at), x2: x(at), y1: TOP + 12, y2: y(0), class: "published" }));
+    drawing.append(svg("text", { x: x(at), y: TOP + 8, class: "tick middle" }, text));
   }
   for (const { kind, values } of series) {
     for (const run of runs(values)) {

@@ -22,6 +22,14 @@ export function table(id, rows, none) {
     el("tr", {}, ...cells.map((cell) => el("td", {}, cell)))));
 }
 
+/** Fills a table with a row of headings and rows of texts or elements; `none` is said where there are no rows. */
+export function headedTable(id, headings, rows, none) {
+  if (!rows.length) { $(id).replaceChildren(el("tbody", {}, el("tr", {}, el("td", { className: "note" }, none)))); return; }
+  $(id).replaceChildren(
+    el("thead", {}, el("tr", {}, ...headings.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, ...rows.map((cells) => el("tr", {}, ...cells.map((cell, n) => el("td", { "data-label": headings[n] }, cell))))));
+}
+
 /** Says one line instead of what a panel would show. */
 export function empty(id, text) { $(id).replaceChildren(el("p", { className: "note" }, text)); }
 

@@ -3,13 +3,18 @@
 import { $, ago, ask, el, percent, say, whole } from "./common.js";
 import { lineChart } from "./charts.js";
 import { prepareHeader, watchHealth } from "./header.js";
+import { prepareLetters, showReasons } from "./letters.js";
 import { showGroup, showModel, showProblems } from "./model.js";
+import { drawRequests, showRequests } from "./requests.js";
 import { itemLink, showTitles, userLink } from "./titles.js";
+import { marksOf, showVersions } from "./versions.js";
 
-const SAMPLES_MAX = 300, EVERY_MS = 1_000;
+const SAMPLES_MAX = 300, EVERY_MS = 1_000, REQUESTS_EVERY_MS = 2_000; // samples are those since the page was opened
+const GAP_MS = 180_000; // between two samples where a line is interrupted
 const METHODS = { served: "the lists as served", followed: "what followed last time", popular: "what is popular" };
 const samples = []; // of { at, rate, p50, p99, lag, served, followed, popular }, oldest first
-let asked = "", shown = null;
+let minutes = []; // the same of before the page was opened, from the worker's history
+let asked = "", shown = null, marks = [], historyAsked = false;
 
 function show(now, w, workers) {
   showProblems(now, w.problems ?? []);
@@ -26,7 +31,10 @@ function show(now, w, workers) {
     + (workers.length ? `; learned from by all together: ${whole(w.learned_from)}` : ""));
   showHits(w);
   showModel(now, w);
+  showReasons(w);
   sample(now, w);
+  marks = marksOf(w);
+  showVersions(now, w, course());
   showCharts();
 }
 
@@ -47,9 +55,32 @@ function sample(now, w) {
   if (samples.length > SAMPLES_MAX) samples.shift();
 }
 
+/** The worker's figures minute by minute, of before this page was opened; of a group, those of its leader. */
+async function loadHistory(leader) {
+  historyAsked = true;
+  const { ok, data, error } = await ask("history.json");
+  if (!ok) { say("course-about", `There is nothing of before this page was opened: ${error}`); historyAsked = false; return; }
+  const of = data.workers.find((one) => one.worker === leader) ?? data.workers.find((one) => one.worker === null) ?? data.workers[0];
+  minutes = (of?.minutes ?? []).map((one) => ({ ...one, rate: one.clicks_per_s }));
+  say("course-about", !minutes.length ? "The worker has no figures of before this page was opened."
+    : `The worker’s figures minute by minute${of.worker === null ? "" : `, those of ${of.worker}`}; since this page was opened, each second. Dashed lines: versions.`);
+}
+
+/** What the charts show: minutes, then what came since the page was opened, as far back as is chosen. */
+function course() {
+  const first = samples[0]?.at ?? Infinity, from = (samples.at(-1)?.at ?? 0) - 6e4 * Number($("minutes").value);
+  const found = [];
+  for (const one of [...minutes.filter((minute) => minute.at < first), ...samples].filter(({ at }) => at >= from)) {
+    if (found.length && one.at - found.at(-1).at > GAP_MS) found.push({ at: one.at - 1 });
+    found.push(one);
+  }
+  return found;
+}
+
 function showCharts() {
-  const line = (name, field, kind) => ({ name, kind, values: samples.map((one) => one[field]) });
-  const chart = (id, series, rest) => lineChart(id, { times: samples.map((one) => one.at), series, ...rest });
+  const all = course();
+  const line = (name, field, kind) => ({ name, kind, values: all.map((one) => one[field]) });
+  const chart = (id, series, rest) => lineChart(id, { times: all.map((one) => one.at), series, marks, ...rest });
   const counts = { format: whole, scale: (n) => n.toLocaleString("en", { maximumSignificantDigits: 3 }), peakMin: 1 };
   chart("rate-chart", [line("clicks", "rate", "served")], { unit: "clicks per second", ...counts });
   const ms = (x) => x == null ? "–" : ago(x);
@@ -85,6 +116,7 @@ async function list() {
 async function tick({ status }) {
   if (!status.ok) return;
   const { now, worker, workers } = status.data;
+  if (!historyAsked) await loadHistory(worker?.group?.leader);
   if (worker) show(now, worker, workers ?? []);
   await list();
   await showTitles();
@@ -101,7 +133,17 @@ function shownUser() { try { return decodeURIComponent(location.hash.slice(1)); 
 
 $("ask").addEventListener("submit", (event) => { event.preventDefault(); location.hash = encodeURIComponent($("user").value); });
 addEventListener("hashchange", look);
-addEventListener("resize", () => { if (samples.length) showCharts(); });
+async function countRequests() {
+  await showRequests();
+  setTimeout(countRequests, REQUESTS_EVERY_MS);
+}
+
+function redraw() { if (samples.length) showCharts(); drawRequests(); }
+addEventListener("resize", redraw);
+$("minutes").addEventListener("change", redraw);
+$("span").addEventListener("submit", (event) => event.preventDefault());
 prepareHeader();
+prepareLetters();
 look();
 watchHealth(tick, EVERY_MS);
+countRequests();

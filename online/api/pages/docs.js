@@ -16,6 +16,15 @@ async function show() {
   });
 }
 
+/** Swagger UI goes from headings of the first level to those of the third. */
+function levelHeadings() {
+  for (const heading of document.querySelectorAll("#routes :is(h3, h4, h5):not([aria-level])")) {
+    heading.setAttribute("role", "heading");
+    heading.setAttribute("aria-level", String(Number(heading.tagName[1]) - 1));
+  }
+}
+
+new MutationObserver(levelHeadings).observe($("routes"), { childList: true, subtree: true });
 prepareHeader(show);
 watchHealth();
 show();

@@ -62,7 +62,4 @@ export function showModel(now, w) {
     ["memory, at most", whole(w.memory_mb_max) + " MB"],
   ]);
   table("notices", (w.notices ?? []).slice(-10).reverse().map((n) => [ago(now - n.at) + " ago", n.kind.replaceAll("_", " "), n.text]), "nothing yet");
-  table("versions", (w.versions ?? []).slice(-6).reverse().map((v) => [
-    String(v.number), v.state, `${ago(now - v.at_ms)} ago${v.parent == null ? "" : `, from ${v.parent}`}: ${v.why}`]), "none");
-  table("letters", Object.entries(w.dead_letters ?? {}).sort((a, b) => b[1] - a[1]).map(([r, n]) => [r, whole(n)]), "none");
 }

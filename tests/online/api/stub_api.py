@@ -21,6 +21,22 @@ NOW = time.time()
 HISTORY = [("i9", 30), (EVIL, 90), ("i7", 3_600), ("i9", 86_400)]  # item, seconds ago
 
 
+LETTERS = [
+    {
+        "topic": "clicks", "partition": 0, "offset": offset, "at": 1e3 * (NOW - 60), "reason": reason,
+        "detail": f"it is {EVIL}", "begins_with": "{" + EVIL, "redriven": False,
+    }
+    for offset, reason in ((8, "malformed-json"), (5, "wrong-type"))
+]  # fmt: skip
+
+
+def minutes(number: int) -> list[dict[str, Any]]:
+    """A worker's figures of the latest minutes."""
+    figures = {"clicks_per_s": 400.0, "lag": 2, "p50": 20.0, "p99": 90.0, "served": 0.5, "followed": 0.4}
+    figures |= {"popular": 0.1, "loss": 3.0, "dead_letters": 0, "problems": 0}
+    return [{"at": 1e3 * (NOW - 60 * n), **figures} for n in range(number, 0, -1)]
+
+
 def status(**changed: Any) -> dict[str, Any]:
     """Of a worker that does well."""
     hits = {name: {"hit@10": share} for name, share in (("served", 0.6), ("followed", 0.5), ("popular", 0.1))}
@@ -58,6 +74,8 @@ class Stub:
     titles: dict[str, str] = field(default_factory=lambda: {"i9": "a kettle", "i7": "<b>tea</b>"})
     explained: bool = True
     hidden: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)  # of workers
+    answers: int = 0
     asked: list[str] = field(default_factory=list)  # paths with their queries
 
     def listed(self) -> list[str]:
@@ -91,6 +109,30 @@ class Stub:
         def _() -> Any:
             worker = None if self.worker is None else {"written_at": 1e3 * time.time(), **self.worker}
             return {"now": 1e3 * time.time(), "redis": self.redis, "worker": worker}
+
+        @app.get(f"{V1}/history.json")
+        def _() -> Any:
+            return {"now": 1e3 * time.time(), "workers": self.history}
+
+        @app.get(f"{V1}/requests.json")
+        def _() -> Any:
+            self.answers += 10
+            routes = [
+                {
+                    "route": "/v1/rank",
+                    "requests": self.answers,
+                    "refused": 3,
+                    "failed": 1,
+                    "counts": [0, self.answers, 0],
+                },
+                {"route": "/v1/status.json", "requests": 9_999, "refused": 0, "failed": 0, "counts": [9_999, 0, 0]},
+            ]
+            return {"now": 1e3 * time.time(), "seconds": [0.01, 0.02], "routes": routes}
+
+        @app.get(f"{V1}/dead-letters")
+        def _(limit: int, reason: str | None = None) -> Any:
+            letters = [letter for letter in LETTERS if reason in (None, letter["reason"])]
+            return {"looked_at": 2, "reasons": {"malformed-json": 1, "wrong-type": 1}, "latest": letters[:limit]}
 
         @app.get("/readyz")
         def _() -> Any:
