@@ -21,6 +21,8 @@ BINS_PER_FACTOR = 3.0  # of a number's logarithm: prices that differ by a third 
 TIME_FIELD = "published_at"  # is no feature: ages are read from it
 _WORD = re.compile(r"\w+")
 _PARTS = (GRAMS_FROM, WORDS_FROM, TAGS_FROM, FIELDS_FROM, ROWS)
+#: (ROWS,) What parts of words, words, tags and attributes count in cosines, beside how rare each is.
+KIND_WEIGHTS = np.repeat((0.3, 1.0, 1.0, 0.7), np.diff(_PARTS))
 
 
 def bag_of(

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from model.items import unit_vectors
 from online.learner.content import kernels
-from online.learner.content.bags import BAG_MAX, ROWS, TIME_FIELD, bag_of
+from online.learner.content.bags import BAG_MAX, KIND_WEIGHTS, ROWS, TIME_FIELD, bag_of
 from online.learner.content.columns import COLUMNS
-from online.learner.content.kernels import LIFT_CLICKS, ContentArrays
+from online.learner.content.kernels import LIFT_CLICKS, LOOKED_AT, NEAREST, NEW_SUITING, ContentArrays
 from online.learner.facts.store import Gathered
 from stream.timestamps import TimestampError, seconds_of
 
@@ -29,9 +29,8 @@ HALF_LIFE_CLICKS = 3_000.0  # of clicks by feature
 HALF_LIFE_FIRSTS = 1_000.0  # of first clicks by feature, in first clicks
 POPULAR_HALF_LIFE = 500.0  # of the mean vector of clicked items, in clicks
 POOL_MAX = 16_384  # items among which the nearest are looked for
-NEAREST, NEW_SUITING, NEW_PROMISING = 24, 16, 16  # candidates of a query: alike its latest items; and of new ones
+NEW_PROMISING = 4  # candidates of a query: new items that promise most to all users
 CANDIDATES_MAX = NEAREST + NEW_SUITING + NEW_PROMISING
-SUITING_FACTOR = 6.0  # what a cosine counts beside the lift of first clicks, among new items
 _VECTOR_SEED = 1  # of the projection of given vectors, beside the table's
 _FIELDS = ContentArrays._fields
 
@@ -49,9 +48,10 @@ class ItemContent:
         self.unclicked = np.zeros(ROWS, np.int32)  # items without a click, by feature
         self.clicks = np.zeros(ROWS, np.float32)  # lately, on items with each feature
         self.firsts = np.zeros(ROWS, np.float32)
-        self.totals = np.zeros(
-            4
-        )  # clicks lately, first clicks lately, items without a click, items when all were composed
+        self.weights = np.ones(ROWS, np.float32)  # of features in cosines: by kind, and by how rare each is
+        self._sides = np.zeros((ROWS, 2), np.float32)
+        # Clicks lately, first clicks lately, items without a click, and items when all vectors were made.
+        self.totals = np.zeros(4)
         self.popular = np.zeros(WIDTH, np.float32)  # decayed sum of the vectors of clicked items
         self._given: dict[int, NDArray[np.float32]] = {}  # projected vectors of records, by slot
 
@@ -92,7 +92,7 @@ class ItemContent:
         if not arrays.known[slot]:
             return
         if vector is not None:
-            self._given[slot] = self._projected(vector)
+            self._given[slot], arrays.given[slot] = self._projected(vector), True
         self.items += 1
         self.with_feature[bag] += 1
         if not clicked:
@@ -120,14 +120,15 @@ class ItemContent:
         if self.items >= 2 * self.totals[3]:
             slots = np.flatnonzero(self.arrays.known).tolist()
             self.totals[3] = self.items
+            idf = np.log((self.items + 1) / (self.with_feature + 1)) + 1
+            self.weights = (KIND_WEIGHTS * idf).astype(np.float32)
         if not slots:
             return
         if self._table is None:
             self._table = unit_vectors(torch.arange(1, ROWS + 1), WIDTH, seed=self.seed).numpy()
         at = np.array(slots, np.int64)
-        idf = np.log((self.items + 1) / (self.with_feature + 1)).astype(np.float32) + np.float32(1)
         vectors = np.empty((len(at), WIDTH), np.float32)
-        kernels.compose(self.arrays, at, idf, self._table, vectors)
+        kernels.compose(self.arrays, at, self.weights, self._table, vectors)
         for n, slot in enumerate(slots):
             if slot in self._given:
                 vectors[n] = _unit(vectors[n] + self._given[slot])
@@ -196,13 +197,24 @@ class ItemContent:
         lift = np.empty(len(slots), np.float32)
         kernels.lifts_of(self.arrays, slots, self.lifts()[1], lift)
         lift[self.arrays.clicked[slots]] = -np.inf
-        found = [np.empty((N, K), np.int64) for K in (NEAREST, NEW_SUITING, NEW_PROMISING)]
-        none = np.zeros(len(slots), np.float32)
-        best = np.empty(CANDIDATES_MAX, np.float32)
-        kernels.take_best(scores, none, 1.0, rows, latest, best, found[0])
-        kernels.take_best(scores, lift, SUITING_FACTOR, rows, latest, best, found[1])
-        kernels.take_best(scores, lift, 0.0, rows, latest, best, found[2])
-        return np.concatenate(found, 1)
+        found = np.zeros((N, CANDIDATES_MAX), np.int64)
+        kernels.find_nearest(
+            self.arrays,
+            slots_of,
+            self.weights,
+            latest,
+            scores,
+            lift,
+            rows,
+            self._sides,
+            np.empty((2, LOOKED_AT), np.float32),
+            np.empty((2, LOOKED_AT), np.int64),
+            found[:, : NEAREST + NEW_SUITING],
+        )
+        best = np.argsort(-lift, kind="stable")[:NEW_PROMISING]
+        best = rows[best[lift[best] > -np.inf]]
+        found[:, NEAREST + NEW_SUITING :][:, : len(best)] = best
+        return found
 
     def columns(
         self,
@@ -230,9 +242,12 @@ class ItemContent:
             gathered.rows,
             np.ascontiguousarray(gathered.features[:, at[0]]),
             np.ascontiguousarray(gathered.features[:, at[1]]),
+            self.weights,
+            latest,
             last,
             profile,
             _unit(self.popular),
+            self._sides,
             now,
             *self.lifts(),
             out,
@@ -258,6 +273,7 @@ class ItemContent:
         return {name: part[:used].copy() for name, part in zip(_FIELDS, self.arrays, strict=True)} | {
             "clicks_by_feature": self.clicks.copy(),
             "firsts_by_feature": self.firsts.copy(),
+            "weights_by_feature": self.weights.copy(),
             "totals": self.totals.copy(),
             "popular": self.popular.copy(),
             "given_slots": np.array(given, np.int64),
@@ -276,6 +292,7 @@ class ItemContent:
         self.items = int(known.sum())
         self.with_feature, self.unclicked = self._by_feature(known), self._by_feature(known & ~clicked)
         self.clicks, self.firsts = arrays["clicks_by_feature"].copy(), arrays["firsts_by_feature"].copy()
+        self.weights = arrays["weights_by_feature"].copy()
         self.totals, self.popular = arrays["totals"].copy(), arrays["popular"].copy()
         both = zip(arrays["given_slots"].tolist(), arrays["given"], strict=True)
         self._given = {slot: vector.copy() for slot, vector in both}
@@ -295,6 +312,8 @@ def _empty(slots: int) -> ContentArrays:
         np.zeros(slots, np.bool_),
         np.zeros(slots, np.float64),
         np.zeros(slots, np.bool_),
+        np.zeros(slots, np.bool_),
+        np.zeros(slots, np.float32),
     )
 
 

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from online.learner.content.bags import FIELDS_FROM, TAGS_FROM, WORDS_FROM
 from online.learner.facts.jit import inlined, kernel, summing
 
-GRAM_WEIGHT, WORD_WEIGHT, TAG_WEIGHT, FIELD_WEIGHT = 0.3, 1.0, 1.0, 0.7  # of features in vectors, beside their idf
 PROFILE_DECAY = 0.85  # what an item counts in a user's profile, for each click since
 LIFT_CLICKS = 3.0  # that each feature is taken to have had as expected
 LIFT_MAX = 8.0
+NEAREST, NEW_SUITING = 16, 16  # candidates of a query: alike its latest items; and of new ones
+LOOKED_AT = 96  # of each kind, the best by vectors, that are compared exactly
+SUITING_FACTOR = 6.0  # what a cosine counts beside the lift of first clicks, among new items
 COLUMNS_COUNT = 16
 
 
@@ -30,37 +31,32 @@ class ContentArrays(NamedTuple):
     known: NDArray[np.bool_]  # (S,)
     published: NDArray[np.float64]  # (S,) seconds since 1970
     clicked: NDArray[np.bool_]  # (S,) whether the item had a click ever
+    given: NDArray[np.bool_]  # (S,) whether its record has a vector, which is part of `vectors`
+    norms: NDArray[np.float32]  # (S,) lengths of the weighted bags
 
 
 @kernel
 def compose(
     arrays: ContentArrays,
     slots: NDArray[np.int64],
-    idf: NDArray[np.float32],
+    weights: NDArray[np.float32],
     table: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """Fills out (n, D) with the vectors of slots (n,): sums of the table's rows, weighted by kind and idf, of length 1
-    (0 where the bag is empty)."""
+    """Fills out (n, D) with the vectors of slots (n,): sums of the table's rows, weighted, of length 1 (0 where the bag
+    is empty); and notes the lengths of the bags themselves."""
     for n in range(len(slots)):
         slot, vector = slots[n], out[n]
         vector[:] = 0
+        square = np.float32(0)
         for k in range(arrays.sizes[slot]):
             feature = arrays.bags[slot, k]
-            weight = np.float32(kind_weight(feature)) * idf[feature]
+            weight = weights[feature]
+            square += weight * weight
             for d in range(len(vector)):
                 vector[d] += weight * table[feature, d]
+        arrays.norms[slot] = math.sqrt(square)
         to_length_1(vector)
-
-
-@inlined
-def kind_weight(feature: int) -> float:
-    """Returns what a feature of its kind counts."""
-    if feature >= FIELDS_FROM:
-        return FIELD_WEIGHT
-    if feature >= TAGS_FROM:
-        return TAG_WEIGHT
-    return WORD_WEIGHT if feature >= WORDS_FROM else GRAM_WEIGHT
 
 
 @inlined
@@ -175,46 +171,153 @@ def add_clicks(
 
 
 @kernel
-def take_best(
-    scores: NDArray[np.float32],
-    bonus: NDArray[np.float32],
-    factor: float,
-    rows: NDArray[np.int64],
+def find_nearest(
+    arrays: ContentArrays,
+    slots_of: NDArray[np.int32],
+    weights: NDArray[np.float32],
     latest: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    lifts: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    sides: NDArray[np.float32],
     best: NDArray[np.float32],
+    places: NDArray[np.int64],
     found: NDArray[np.int64],
 ) -> None:
-    """Fills found (N, K) with the rows of each query's K best items of the pool, best first, of equal ones the first, 0
-    where there are no more; the query's latest items are left out.
+    """Fills found (N, NEAREST + NEW_SUITING) with rows of the pool, 0 where there are no more: clicked items most alike
+    the query's latest ones, by exact cosines among the LOOKED_AT best by vectors; and items without a click, likewise,
+    but by how new items like them fare too. The query's latest items are left out.
 
     Args:
-        scores: (N, P) of the pool's items.
-        bonus: (P,) what is added to `factor` times the scores; −inf: the item is left out.
-        factor: of the scores.
-        rows: (P,).
+        arrays: of the items.
+        slots_of: (V,) by row.
+        weights: (features,) in cosines.
         latest: (N, L).
-        best: (K,) buffer.
+        scores: (N, P) of the pool's items, by vectors.
+        lifts: (P,) of first clicks; −inf: the item was clicked.
+        rows: (P,) of the pool.
+        sides: (features, 2) buffer of zeros.
+        best: (2, LOOKED_AT) buffer.
+        places: (2, LOOKED_AT) buffer.
         found: filled.
     """
-    K = found.shape[1]
     for q in range(len(found)):
+        held_old = held_new = 0
         found[q] = 0
-        held = 0
         for p in range(len(rows)):
-            score = np.float32(factor) * scores[q, p] + bonus[p]
-            if score == -np.inf or (held == K and score <= best[held - 1]):
-                continue
-            is_latest = False
-            for d in range(latest.shape[1]):
-                is_latest = is_latest or latest[q, d] == rows[p]
-            if is_latest:
-                continue
-            at = held if held < K else K - 1
-            while at > 0 and best[at - 1] < score:
-                best[at], found[q, at] = best[at - 1], found[q, at - 1]
-                at -= 1
-            best[at], found[q, at] = score, rows[p]
-            held = min(held + 1, K)
+            new = lifts[p] > -np.inf
+            score = scores[q, p]
+            if new:
+                if held_new < LOOKED_AT or score > best[1, held_new - 1]:
+                    held_new = insert(best[1], places[1], held_new, score, p)
+            elif held_old < LOOKED_AT or score > best[0, held_old - 1]:
+                held_old = insert(best[0], places[0], held_old, score, p)
+        scale = put_sides(arrays, slots_of, weights, latest[q], sides)
+        for kind in range(2):
+            held, start = (held_new, NEAREST) if kind else (held_old, 0)
+            most = NEW_SUITING if kind else NEAREST
+            taken = 0
+            for k in range(held):
+                p = places[kind, k]
+                if is_in(latest[q], rows[p]):
+                    continue
+                of_last, of_profile = cosines(arrays, slots_of[rows[p]], sides, scale)
+                score = of_last + of_profile
+                if arrays.given[slots_of[rows[p]]]:
+                    score = scores[q, p]
+                if kind:
+                    score = np.float32(SUITING_FACTOR) * score + lifts[p]
+                if taken < most or score > best[0, taken - 1]:
+                    taken = insert(best[0, :most], found[q, start : start + most], taken, score, rows[p])
+        clear_sides(arrays, slots_of, latest[q], sides)
+
+
+@inlined
+def insert(best: NDArray[np.float32], places: NDArray[np.int64], held: int, score: np.float32, place: int) -> int:
+    """Inserts a place by its score among the best ones, `held` of them so far, best first. Returns how many are."""
+    K = len(best)
+    at = held if held < K else K - 1
+    while at > 0 and best[at - 1] < score:
+        best[at], places[at] = best[at - 1], places[at - 1]
+        at -= 1
+    best[at], places[at] = score, place
+    return min(held + 1, K)
+
+
+@inlined
+def is_in(rows: NDArray[np.int64], row: int) -> bool:
+    """Returns whether a row is among some (L,)."""
+    found = False
+    for d in range(len(rows)):
+        found = found or rows[d] == row
+    return found
+
+
+@inlined
+def put_sides(
+    arrays: ContentArrays,
+    slots_of: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    latest: NDArray[np.int64],
+    sides: NDArray[np.float32],
+) -> np.float32:
+    """Fills sides (features, 2), which are 0, with the weighted bags of the last item and of the profile, times the
+    weights, so that sums over an item's bag are products. The last item's has length 1.
+
+    Returns:
+        One by the length of the profile's.
+    """
+    weight = np.float32(1)
+    for d in range(len(latest)):
+        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        if slot > 0 and arrays.norms[slot] > 0:
+            share = weight / arrays.norms[slot]
+            for k in range(arrays.sizes[slot]):
+                feature = arrays.bags[slot, k]
+                value = share * weights[feature] * weights[feature]
+                sides[feature, 1] += value
+                if d == 0:
+                    sides[feature, 0] = value
+        weight *= np.float32(PROFILE_DECAY)
+    square = np.float32(0)
+    weight = np.float32(1)
+    for d in range(len(latest)):
+        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        if slot > 0 and arrays.norms[slot] > 0:
+            share = weight / arrays.norms[slot]
+            for k in range(arrays.sizes[slot]):
+                square += share * sides[arrays.bags[slot, k], 1]
+        weight *= np.float32(PROFILE_DECAY)
+    return np.float32(1 / math.sqrt(square)) if square > 0 else np.float32(0)
+
+
+@inlined
+def clear_sides(
+    arrays: ContentArrays, slots_of: NDArray[np.int32], latest: NDArray[np.int64], sides: NDArray[np.float32]
+) -> None:
+    """Sets to 0 what `put_sides` has filled."""
+    for d in range(len(latest)):
+        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        for k in range(arrays.sizes[slot] if slot > 0 else 0):
+            sides[arrays.bags[slot, k], 0] = 0
+            sides[arrays.bags[slot, k], 1] = 0
+
+
+@inlined
+def cosines(
+    arrays: ContentArrays, slot: int, sides: NDArray[np.float32], scale: np.float32
+) -> tuple[np.float32, np.float32]:
+    """Returns the cosines of an item's weighted bag to the last item's and to the profile."""
+    of_last = np.float32(0)
+    of_profile = np.float32(0)
+    if arrays.norms[slot] > 0:
+        for k in range(arrays.sizes[slot]):
+            feature = arrays.bags[slot, k]
+            of_last += sides[feature, 0]
+            of_profile += sides[feature, 1]
+        of_last /= arrays.norms[slot]
+        of_profile *= scale / arrays.norms[slot]
+    return of_last, of_profile
 
 
 @inlined
@@ -234,9 +337,12 @@ def fill_content(
     rows: NDArray[np.int32],
     log_clicks: NDArray[np.float32],
     log_history: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    latest: NDArray[np.int64],
     last: NDArray[np.float32],
     profile: NDArray[np.float32],
     popular: NDArray[np.float32],
+    sides: NDArray[np.float32],
     now: NDArray[np.float64],
     lifts: NDArray[np.float32],
     first_lifts: NDArray[np.float32],
@@ -251,22 +357,28 @@ def fill_content(
         rows: (C,).
         log_clicks: (C,) log(1 + clicks) / 4.
         log_history: (C,) log(1 + the user's clicks) / 4.
-        last: (N, D).
-        profile: (N, D).
+        weights: (features,) in cosines.
+        latest: (N, L) rows of the latest items.
+        last: (N, D) vectors of the last items; they are used for items with a given vector.
+        profile: (N, D) of the profiles, likewise.
         popular: (D,).
+        sides: (features, 2) buffer of zeros.
         now: (N,) seconds since 1970.
         lifts: (features,) of clicks lately.
         first_lifts: (features,) of first clicks.
         out: filled.
     """
     for q in range(len(starts) - 1):
+        scale = put_sides(arrays, slots_of, weights, latest[q], sides)
         for c in range(starts[q], starts[q + 1]):
             x, slot = out[c], slots_of[rows[c]]
             if slot == 0 or not arrays.known[slot]:
                 x[:] = 0
                 continue
             vector = arrays.vectors[slot]
-            of_last, of_profile = dot(vector, last[q]), dot(vector, profile[q])
+            of_last, of_profile = cosines(arrays, slot, sides, scale)
+            if arrays.given[slot]:
+                of_last, of_profile = dot(vector, last[q]), dot(vector, profile[q])
             lift = np.float32(0)
             first_lift = np.float32(0)
             for k in range(arrays.heads[slot]):
@@ -294,3 +406,4 @@ def fill_content(
             x[13] = of_profile * log_history[c]
             x[14] = of_profile * log_clicks[c]
             x[15] = age * few
+        clear_sides(arrays, slots_of, latest[q], sides)
