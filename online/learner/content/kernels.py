@@ -16,7 +16,7 @@ PROFILE_DECAY = 0.85  # what an item counts in a user's profile, for each click 
 LIFT_CLICKS = 3.0  # that each feature is taken to have had as expected
 LIFT_MAX = 8.0
 NEAREST, NEW_SUITING = 16, 16  # candidates of a query: alike its latest items; and of new ones
-LOOKED_AT = 96  # of each kind, the best by vectors, that are compared exactly
+LOOKED_AT = 64  # of each kind, the best by vectors, that are compared exactly
 SUITING_FACTOR = 6.0  # what a cosine counts beside the lift of first clicks, among new items
 COLUMNS_COUNT = 16
 
