@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SAY_AND_STOP = { printf 'make: %s\n' $(1) >&2; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench venv
+.PHONY: help demo test lint format bench sbom venv
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ bench: venv ## run the benchmarks in turn, or one: make bench BENCH=benchmarks/l
 		printf '\n== %s\n' "$$file"; \
 		$(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" $(ARGS) || failed="$$failed $$file"; \
 	done; test -z "$$failed" || $(call SAY_AND_STOP,"failed:$$failed")
+
+sbom: venv ## write what .venv holds to sbom.cdx.json (CycloneDX); each image has its own
+	@$(BIN)/cyclonedx-py environment --output-reproducible --output-file sbom.cdx.json $(BIN)/python
 
 # `.ci/venv` decides whether there is anything to do: a file's time would not tell. PYTHON is needed to make .venv alone.
 venv:

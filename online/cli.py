@@ -26,10 +26,14 @@ from online.commands.file_options import (
     DelimiterOption,
     EncodingOption,
     FileArgument,
+    ItemColumnsOption,
+    OnlyOption,
     SortOption,
+    TagSeparatorOption,
     TimezoneOption,
     bad_rows_share,
     open_file,
+    open_items,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -71,6 +75,7 @@ _EXPECTED = {
     "stream.lists": ("ListsError",),
 }
 
+_INTERRUPTED = 130
 STARTING_OR_WAITING = 3  # exit status of `nextclick status`; 1 and 2 are those of all commands
 _DEMO_ROWS_CHECKED = 20_000  # a demo of a long file begins soon
 
@@ -304,6 +309,44 @@ def item(  # noqa: PLR0917 - typer's options
     publish_item(lambda: _folder_settings(data_dir, log_only=True), item_id, wanted)
 
 
+@app.command(epilog="Example: nextclick items items.csv.gz --dry-run")
+def items(  # noqa: PLR0917 - typer's options
+    file: Annotated[Path, typer.Argument(help="CSV, JSON lines (also packed) or Parquet; - reads stdin.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what the columns are, and the first records.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Publish the file's first N rows only.", min=1)] = None,
+    data_dir: DataDir = None,
+    columns: ItemColumnsOption = None,
+    only: OnlyOption = None,
+    tag_separator: TagSeparatorOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    timezone: TimezoneOption = None,
+    bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
+) -> None:
+    """Publish a file of items to the items topic: one record per row, which replaces the item's earlier one.
+
+    Fields: id (needed), title, tags, published_at, available. All other columns with single values become attributes.
+
+    The file is checked first: one that cannot be read is refused before anything is published.
+    Publishing twice is harmless: the latest record of an item counts.
+    """
+    share = bad_rows_share(bad_rows_max)
+    opened = open_items(
+        file, columns=columns, only=only, tag_separator=tag_separator,
+        delimiter=delimiter, encoding=encoding, timezone=timezone,
+    )  # fmt: skip
+    from online.commands.items_file import run_items
+
+    def settings() -> "Settings":
+        return _folder_settings(data_dir, log_only=True)
+
+    stop = (lambda: False) if dry_run else _stop_on_signals().is_set
+    if not run_items(out, opened, settings, stop, bad_rows_max=share, limit=limit, dry_run=dry_run):
+        raise typer.Exit(_INTERRUPTED)
+
+
 @app.command(epilog="Example: nextclick user ada-1")
 def user(
     user_id: Annotated[str, typer.Argument(metavar="USER", help="User id.")],
@@ -375,6 +418,19 @@ def backtest(  # noqa: PLR0917 - typer's options
     methods: Annotated[str | None, typer.Option(help="Only these, comma-separated.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Parallel processes; by default one per core.", min=1)] = None,
     finetune_every: Annotated[int, typer.Option(help="Clicks between two fine-tunings; 0: none.", min=0)] = 0,
+    items_file: Annotated[
+        Path | None, typer.Option("--items", help="A file of items (as for items) that learners get to know.")
+    ] = None,
+    items_columns: Annotated[
+        str | None, typer.Option("--items-columns", help="Of that file: as --columns of items.")
+    ] = None,
+    items_only: Annotated[str | None, typer.Option("--items-only", help="Of that file: as --only of items.")] = None,
+    items_tag_separator: Annotated[
+        str | None, typer.Option("--items-tag-separator", help="Of that file: as --tag-separator of items.")
+    ] = None,
+    baskets: Annotated[
+        str, typer.Option(help="Lines of one user at one time: score each, or the first of them.")
+    ] = "each",
     columns: ColumnsOption = None,
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = None,
@@ -387,8 +443,18 @@ def backtest(  # noqa: PLR0917 - typer's options
     The first fifth of the clicks is not scored. Only the file is read, and only the outputs named here are written.
     """
     require_extras("backtest", "backtest")
+    if baskets not in {"each", "first"}:
+        raise typer.BadParameter(f"--baskets: each or first, not {baskets!r}")
+    if items_file is None and (items_columns, items_only, items_tag_separator) != (None, None, None):
+        raise typer.BadParameter("--items-columns, --items-only and --items-tag-separator go with --items")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
+    of_items = None
+    if items_file is not None:
+        of_items = open_items(
+            items_file, columns=items_columns, only=items_only, tag_separator=items_tag_separator, timezone=timezone,
+            option="--items-columns",
+        )  # fmt: skip
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     with _loading():
@@ -407,6 +473,8 @@ def backtest(  # noqa: PLR0917 - typer's options
         json_out=json_out,
         plots=plots,
         diversity=diversity,
+        items=of_items,
+        baskets=baskets,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from stream.events import BadEvent, Limits, json_object
+from stream.events import WHOLE_FLOATS_BELOW, BadEvent, Limits, json_object
 from stream.timestamps import TimestampError, seconds_of
 
 ITEMS_MAX = 1_000
@@ -35,8 +35,14 @@ REASONS = frozenset(
 )
 
 
+def _whole(value: Any) -> Any:
+    """An integer that is written as 5.0; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE_FLOATS_BELOW else value
+
+
 def _id(value: Any) -> Any:
     """A whole number as the text that it is as an id, as of a click."""
+    value = _whole(value)
     return str(value) if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 512 else value
 
 
@@ -52,6 +58,7 @@ def _short(value: str) -> str:
 
 _Text = Annotated[str, Field(min_length=1, max_length=_TEXT_BYTES_MAX)]
 _Id = Annotated[_Text, BeforeValidator(_id)]
+_Whole = Annotated[int, BeforeValidator(_whole)]
 _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore")
 
 
@@ -62,7 +69,7 @@ class ShownItem(BaseModel):
     model_config = _STRICT
 
     item_id: _Id
-    position: int = Field(ge=1, le=ITEMS_MAX)
+    position: _Whole = Field(ge=1, le=ITEMS_MAX)
     propensity: float | None = Field(default=None, gt=0, le=1)
     explored: bool = False
     reward: float | None = Field(default=None, allow_inf_nan=False)
@@ -82,7 +89,7 @@ class Impression(BaseModel):
     user_id: _Id | None = None
     timestamp: float = Field(ge=0, allow_inf_nan=False)
     policy: _Text
-    version: int = Field(ge=0, description="of the model")
+    version: _Whole = Field(ge=0, description="of the model")
     explored: bool = Field(description="whether any slot could have been drawn")
     items: tuple[ShownItem, ...] = Field(min_length=1, max_length=ITEMS_MAX)
 

@@ -5,9 +5,9 @@ import logging
 import time
 from collections.abc import Callable
 
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
-from online.api.middleware import answer
+from online.api.problems import problem
 from online.api.questions import WrongRequestError
 from stream.lists import ListsError
 from stream.source import SourceError
@@ -47,17 +47,17 @@ class ErrorAnswers:
         self._clock = clock
         self._told_at: dict[str, float] = {}
 
-    def of(self, error: Exception) -> JSONResponse | None:
+    def of(self, error: Exception) -> Response | None:
         """Returns the answer; None for an error of another kind."""
         for kind, status, headers, instead in ERRORS:
             if isinstance(error, kind):
                 if instead is not None:
                     self._tell(error)
-                return answer(status, instead or str(error), headers)
+                return problem(status, instead or str(error), headers)
         return None
 
     def _tell(self, error: Exception) -> None:
-        line, now = str(error), self._clock()
-        if now - self._told_at.get(line, float("-inf")) >= TOLD_EVERY_S:
-            self._told_at = {line: now}
-            log.warning("requests are answered with 503: %s", line)
+        kind, now = type(error).__name__, self._clock()
+        if now - self._told_at.get(kind, float("-inf")) >= TOLD_EVERY_S:
+            self._told_at[kind] = now
+            log.warning("requests are answered with 503: %s", error)

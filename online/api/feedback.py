@@ -8,11 +8,12 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
-from online.api.clicks import read_body
-from online.api.middleware import answer
+from online.api.clicks import Accepted, read_body
+from online.api.problems import problem, problem_responses
 from online.api.questions import Id, WrongRequestError, problem_of
+from online.api.versions import V1
 from online.config.settings import Settings
 from stream.feedback import Feedback, Kind, encode
 from stream.source import Producer
@@ -53,7 +54,7 @@ class FeedbackRoutes:
 
     def router(self) -> APIRouter:
         """Returns the routes."""
-        router = APIRouter()
+        router = APIRouter(prefix=V1)
         self._add(router, "hide", HideRequest, "Shows a user an item no more, for good or for some time.")
         self._add(router, "unhide", AboutItem, "Lets a user see an item again that was hidden or disliked.")
         self._add(router, "dislike", AboutItem, "Notes that a user dislikes an item: it is hidden for some months.")
@@ -63,17 +64,23 @@ class FeedbackRoutes:
         shape = {"content": {"application/json": {"schema": body.model_json_schema()}}, "required": True}
         effect = "202 once the broker has it; it takes effect with the user's next list."
         router.post(
-            f"/{kind}", status_code=202, name=kind, description=f"{text} {effect}", openapi_extra={"requestBody": shape}
+            f"/{kind}",
+            status_code=202,
+            name=kind,
+            description=f"{text} {effect}",
+            response_model=Accepted,
+            responses=problem_responses(413, 415, 422),
+            openapi_extra={"requestBody": shape},
         )(self._route(kind, body))
 
-    def _route(self, kind: Kind, shape: type[AboutItem]) -> Callable[[Request], Awaitable[JSONResponse]]:
-        async def accept(request: Request) -> JSONResponse:
+    def _route(self, kind: Kind, shape: type[AboutItem]) -> Callable[[Request], Awaitable[Response]]:
+        async def accept(request: Request) -> Response:
             # A page of another site can send anything but this type without being allowed to.
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-                return answer(415, "send the feedback as Content-Type: application/json", {})
+                return problem(415, "send the feedback as Content-Type: application/json")
             content = await read_body(request, BODY_BYTES_MAX)
             if content is None:
-                return answer(413, f"feedback has at most {BODY_BYTES_MAX} bytes", {})
+                return problem(413, f"feedback has at most {BODY_BYTES_MAX} bytes")
             await run_in_threadpool(self._publish, _record(kind, _read(content, shape)))
             return JSONResponse({"status": "accepted"}, status_code=202)
 

@@ -15,17 +15,17 @@ from typing import Any, Literal
 from pydantic_core import from_json
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
-from online.api.clicks import read_body
-from online.api.middleware import answer
+from online.api.body_schemas import RECORDS_MAX
+from online.api.clicks import Accepted, read_body
+from online.api.problems import problem
 from online.api.questions import BODY_BYTES_MAX
 from online.config.settings import Settings
 from stream.events import BadEvent, json_object
 from stream.impressions import Impression, ShownItem, encode, parse_fields
-from stream.source import Producer, SourceError, UnavailableError
+from stream.source import Producer, UnavailableError
 
-RECORDS_MAX = 100  # of one POST /impressions
 BATCH_MAX = 500  # records that the thread publishes at once
 RETRY_S = 1.0  # between attempts while the broker is unavailable
 CLOSE_S_MAX = 5.0
@@ -36,6 +36,12 @@ Result = Literal["logged", "dropped", "accepted"]
 log = logging.getLogger(__name__)
 
 
+class AcceptedImpressions(Accepted):
+    """The broker has all of them: how many."""
+
+    accepted: int
+
+
 class PostedImpressions:
     """Publishes what sites have shown through `producer`, which several threads use."""
 
@@ -43,21 +49,18 @@ class PostedImpressions:
         self._topic, self._limits = settings.impressions_topic, settings.limits
         self._producer, self._count = producer, count
 
-    async def accept(self, request: Request) -> JSONResponse:
+    async def accept(self, request: Request) -> Response:
         """Takes a record of what was shown, or a list of them: 202 once the broker has all, otherwise none is
         published."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return answer(415, "send impressions as Content-Type: application/json", {})
+            return problem(415, "send impressions as Content-Type: application/json")
         body = await read_body(request, BODY_BYTES_MAX)
         if body is None:
-            return answer(413, f"impressions have at most {BODY_BYTES_MAX} bytes", {})
+            return problem(413, f"impressions have at most {BODY_BYTES_MAX} bytes")
         found = await run_in_threadpool(self._read, body)
         if isinstance(found, BadEvent):
-            return JSONResponse({"error": found.detail, "reason": found.reason}, status_code=422)
-        try:
-            await run_in_threadpool(self._publish, found)
-        except SourceError as error:
-            return answer(503, str(error), {"Retry-After": "1"})
+            return problem(422, found.detail, reason=found.reason)
+        await run_in_threadpool(self._publish, found)
         self._count("accepted", len(found))
         return JSONResponse({"status": "accepted", "accepted": len(found)}, status_code=202)
 
@@ -86,6 +89,7 @@ class PostedImpressions:
         return found
 
     def _publish(self, impressions: list[Impression]) -> None:
+        """Raises SourceError."""
         for one in impressions:
             self._producer.send(self._topic, key=key_of(one), value=encode(one))
         self._producer.flush()
@@ -216,12 +220,3 @@ def _completed(given: Mapping[str, Any]) -> dict[str, Any]:
     """A site's record with what it need not know: who ranked the list, and how likely it was."""
     unknown = {"request_id": uuid.uuid4().hex, "policy": "unknown", "version": 0, "explored": False}
     return unknown | {name: value for name, value in given.items() if value is not None}
-
-
-def posted_schema() -> dict[str, Any]:
-    """Returns the JSON schema of the body of `POST /impressions`."""
-    record = Impression.model_json_schema()
-    definitions = record.pop("$defs")
-    record["properties"]["items"]["items"] = definitions["ShownItem"]
-    record["required"] = ["timestamp", "items"]
-    return {"anyOf": [record, {"type": "array", "items": record, "minItems": 1, "maxItems": RECORDS_MAX}]}

@@ -6,7 +6,9 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from online.api.errors import NothingKnownError
-from online.api.questions import checked_id, checked_ids
+from online.api.problems import problem_responses
+from online.api.questions import IdText, checked_id, checked_ids
+from online.api.versions import V1
 from stream.item_records import ItemRecord
 from stream.lists import Lists
 
@@ -52,25 +54,25 @@ class Holders(BaseModel):
 
 def items_router(lists: Lists) -> APIRouter:
     """Returns the routes."""
-    router = APIRouter()
+    router = APIRouter(prefix=V1)
 
     # Before the next one, which would take all of the path for an id.
-    @router.get("/items/{item:text}/lists")
-    def holders(item: str) -> Holders:
+    @router.get("/items/{item:text}/lists", responses=problem_responses(422))
+    def holders(item: IdText) -> Holders:
         """Whose lists hold an item now. It looks at some of the lists, not at all."""
         return _holders(lists, checked_id("item", item))
 
-    @router.get("/items/{item:text}")
-    def item(item: str) -> KnownItem:
+    @router.get("/items/{item:text}", responses=problem_responses(404, 422))
+    def item(item: IdText) -> KnownItem:
         """What the items topic says of an item. 404 where it says nothing. It needs no worker."""
         record = lists.items.read([checked_id("item", item)]).records.get(item)
         if record is None:
             raise NothingKnownError(f"nothing is known of item {item!a}: the items topic has no record of it")
         return KnownItem(item_id=item, **record.model_dump())
 
-    @router.get("/titles")
+    @router.get("/titles", responses=problem_responses(422))
     def titles(
-        id: Annotated[list[str], Query(description="an item; may be given many times")],
+        id: Annotated[list[IdText], Query(description="an item; may be given many times")],
     ) -> Titles:
         """Titles of items, to show a list with. It needs no worker."""
         records = lists.items.read(list(dict.fromkeys(checked_ids("id", id, TITLES_MAX)))).records

@@ -9,18 +9,21 @@ from collections.abc import Callable, Mapping
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from online.api.keys import ApiKeys
 from online.api.metrics import Requests
+from online.api.problems import problem
 from online.api.static_pages import PATHS
+from online.api.versions import V1
 from online.config.settings import Settings
 
 HEALTH = ("/healthz", "/readyz")  # asked by machines that must learn it whatever else happens
 CLIENT_GONE = 499  # nginx's word for it: only counted
 _READING = ("GET", "HEAD", "OPTIONS")
-QUESTIONS = ("/rank",)  # they are posted, and write nothing
+QUESTIONS = (f"{V1}/rank",)  # they are posted, and write nothing
+WRITES = frozenset(f"{V1}/{name}" for name in ("click", "hide", "unhide", "dislike", "impressions"))
 
 #: Of every answer that does not set them itself. Strict-Transport-Security is missing on purpose: TLS ends at the proxy
 #: in front, which has to set it.
@@ -89,22 +92,22 @@ class AuthMiddleware:
     def _wait_s(self, scope: Scope, name: str | None) -> float:
         return self._of_addresses.wait_s(_address(scope)) if name is None else self._of_keys.wait_s(name)
 
-    def _refusal(self, scope: Scope) -> JSONResponse | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         if scope["path"] in HEALTH and scope["method"] in _READING:
             return None
         key = _key(dict(scope["headers"])) if len(self._keys) else None
         name = None if key is None else self._keys.name_of(key)
         if self._limited and (wait := self._wait_s(scope, name)) > 0:
-            return answer(429, "too many requests: ask again later", {"Retry-After": str(math.ceil(wait))})
+            return problem(429, "too many requests: ask again later", {"Retry-After": str(math.ceil(wait))})
         # The dashboard's pages show nothing by themselves: what they fetch needs the key.
         free = scope["path"] in PATHS and scope["method"] in _READING
         if len(self._keys) and name is None and not free:
             what = "an API key is needed" if key is None else "this API key is not valid"
             how = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
-            return answer(401, f"{what}: {how}", {"WWW-Authenticate": "Bearer"})
+            return problem(401, f"{what}: {how}", {"WWW-Authenticate": "Bearer"})
         if self._read_only and scope["method"] not in _READING and scope["path"] not in QUESTIONS:
-            return answer(403, "this API only reads: NEXTCLICK_API_READ_ONLY=false lets it write", {})
-        return None if _is_text(scope) else answer(400, "the path is not UTF-8 text, percent-encoded", {})
+            return _not_written(scope)
+        return None if _is_text(scope) else problem(400, "the path is not UTF-8 text, percent-encoded")
 
 
 class MetricsMiddleware:
@@ -140,11 +143,19 @@ class MetricsMiddleware:
             log.exception("%s of the API failed", scope["method"])
             if status:
                 raise
-            await answer(500, "internal error: see the API's log", {})(scope, receive, send_with_headers)
+            await problem(500, "internal error: see the API's log")(scope, receive, send_with_headers)
         finally:
             # The route's pattern, not the path: a label for each user would drown Prometheus.
             route = getattr(scope.get("route"), "path", "none")
             self._requests.answered(route, status or 500, time.perf_counter() - started)
+
+
+def _not_written(scope: Scope) -> Response:
+    """The answer for a method that may write, of an API that only reads."""
+    if scope["path"] in WRITES:
+        return problem(403, "this API only reads: NEXTCLICK_API_READ_ONLY=false lets it write")
+    what = f"{scope['method']} is not for this path: this API only reads (NEXTCLICK_API_READ_ONLY)"
+    return problem(405, what, {"Allow": "GET"})
 
 
 def _is_text(scope: Scope) -> bool:
@@ -176,8 +187,3 @@ def _address(scope: Scope) -> str:
             return str(address.ipv4_mapped)
         return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
     return str(address)
-
-
-def answer(status: int, error: str, headers: Mapping[str, str]) -> JSONResponse:
-    """An error, in the one shape that all errors of the API have."""
-    return JSONResponse({"error": error}, status_code=status, headers=headers)

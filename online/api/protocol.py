@@ -6,7 +6,6 @@ answer that is not read: some hundred silent sockets would shut all other client
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +15,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from online.api.middleware import HEADERS, answer
+from online.api.middleware import HEADERS
+from online.api.problems import MEDIA_TYPE, problem, problem_content
 
 REPORT_EVERY_S = 30.0  # that connections were closed
 BUSY = "too many connections: ask again later"
@@ -121,7 +121,7 @@ def bounded_protocol(
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            if self._unread is not None:
+            if self._unread is not None and not self.transport.is_closing():
                 self._unread.cancel()
                 self._unread = None
 
@@ -160,8 +160,8 @@ def bounded_protocol(
             cycle = self.cycle
             answering = cycle is not None and cycle.response_started and not cycle.response_complete
             if not answering and not self.pipeline:
-                body = json.dumps({"error": error}).encode()
-                headers = {b"content-type": b"application/json", b"content-length": str(len(body)).encode()}
+                body = problem_content(status, error)
+                headers = {b"content-type": MEDIA_TYPE.encode(), b"content-length": str(len(body)).encode()}
                 headers |= HEADERS | {b"connection": b"close"}
                 lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
                 lines += [name + b": " + value for name, value in headers.items()]
@@ -169,7 +169,8 @@ def bounded_protocol(
             if cycle is not None and not cycle.response_complete:
                 cycle.disconnected = True  # what it would still say is not for this client
                 cycle.message_event.set()
-            self.transport.close()
+            self.transport.close()  # once what was written is read, for which there is a limit too
+            self._unread = self._unread or self.loop.call_later(request_s_max, self.transport.abort)
 
         def _forget_timers(self) -> None:
             for timer in (self._deadline, self._unread):
@@ -196,6 +197,6 @@ class _ClosedReport:
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> Any:
     """Instead of the API, for a connection too many."""
-    response = answer(503, BUSY, {"Connection": "close", "Retry-After": "1"})
+    response = problem(503, BUSY, {"Connection": "close", "Retry-After": "1"})
     response.raw_headers += HEADERS.items()
     await response(scope, receive, send)

@@ -18,17 +18,21 @@ from pydantic import (
 from online.config.settings import Settings
 from online.filters.expression import parse
 from online.filters.tokens import FilterError
-from stream.events import id_problem
+from stream.events import Limits, id_problem
 from stream.questions import CANDIDATES_MAX, EXCLUDED_MAX, RECENT_MAX
-from stream.timestamps import TimestampError, seconds_of
+from stream.timestamps import UNITS, TimestampError, seconds_of
 
 BODY_BYTES_MAX = 1024 * 1024
 REQUEST_ID_CHARACTERS_MAX = 200
 REQUEST_ID_BYTES_MAX = 256  # as an impression's
+ID_BYTES_MAX = Limits().id_bytes_max
 PROBLEMS_MAX = 3  # that one answer names
 AHEAD_S_MAX = 366 * 86_400.0  # of the moment of viewing
-_MOMENT_SCHEMA = {
-    "anyOf": [{"type": "number"}, {"type": "string"}],
+MOMENT_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "exclusiveMaximum": UNITS[-1][0]},
+        {"type": "string", "format": "moment"},
+    ],
     "description": "seconds, milliseconds, microseconds or nanoseconds since 1970, or ISO 8601 with an offset",
 }
 
@@ -50,6 +54,11 @@ def _moment(value: Any) -> float:
         return seconds_of(value, now=time.time(), ahead_s_max=AHEAD_S_MAX)
     except TimestampError as error:
         raise ValueError(str(error).removeprefix("timestamp ")) from None
+
+
+def _whole(value: Any) -> Any:
+    """An integer that is written as 5.0, as JSON Schema has it, and JavaScript; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _filter(value: Any) -> str:
@@ -78,11 +87,15 @@ def check_explore(explore: float | None, diversity: float, max_per_tag: int | No
         raise ValueError("explore: it does not go with diversity or max_per_tag")
 
 
-ID_SCHEMA = {"type": "string", "minLength": 1}
+ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": ID_BYTES_MAX, "format": "id"}
+Count = Annotated[int, Field(ge=1, le=CANDIDATES_MAX), BeforeValidator(_whole)]
 Id = Annotated[str, BeforeValidator(_id), WithJsonSchema(ID_SCHEMA)]
+IdText = Annotated[str, WithJsonSchema(ID_SCHEMA)]  # of a path or a query: what checks it is `checked_id`
 RequestId = Annotated[str, Field(max_length=REQUEST_ID_CHARACTERS_MAX), AfterValidator(_request_id)]
-Moment = Annotated[float, BeforeValidator(_moment), WithJsonSchema(_MOMENT_SCHEMA)]
-Where = Annotated[str, BeforeValidator(_filter), WithJsonSchema({"type": "string", "description": "a filter"})]
+Moment = Annotated[float, BeforeValidator(_moment), WithJsonSchema(MOMENT_SCHEMA)]
+FILTER_SCHEMA = {"type": "string", "minLength": 1, "format": "filter"}
+Where = Annotated[str, BeforeValidator(_filter), WithJsonSchema(FILTER_SCHEMA)]
+FilterText = Annotated[str, WithJsonSchema(FILTER_SCHEMA)]  # of a query: what checks it is `checked_filter`
 
 
 class RecentItem(BaseModel):
@@ -103,7 +116,7 @@ Recent = Annotated[
                 ID_SCHEMA,
                 {
                     "type": "object",
-                    "properties": {"item_id": ID_SCHEMA, "timestamp": _MOMENT_SCHEMA},
+                    "properties": {"item_id": ID_SCHEMA, "timestamp": {"anyOf": [MOMENT_SCHEMA, {"type": "null"}]}},
                     "required": ["item_id"],
                     "additionalProperties": False,
                 },
@@ -120,13 +133,18 @@ class RankRequest(BaseModel):
 
     user_id: Id | None = Field(None, description="whose list; null or left out: a visitor without a history")
     recent: list[Recent] = Field([], max_length=RECENT_MAX, description="latest items, oldest first")
-    candidates: list[Id] | None = Field(None, max_length=CANDIDATES_MAX, description="items to be ranked; null: all")
+    candidates: list[Id] | None = Field(
+        None,
+        max_length=CANDIDATES_MAX,
+        description="items to be ranked; null: all",
+        json_schema_extra={"minItems": 1},  # what checks it is below, with a line of its own
+    )
     at: Moment | None = Field(None, description="the moment of viewing; null: now")
-    k: int = Field(10, ge=1, le=CANDIDATES_MAX, description="items wanted")
+    k: Count = Field(10, description="items wanted")
     exclude: list[Id] = Field([], max_length=EXCLUDED_MAX, description="items that must not be listed")
     where: Where | None = Field(None, description="which items may be listed (docs/filters.md)")
     diversity: float = Field(0.0, ge=0, le=1, description="how much the list is to vary, at the cost of scores")
-    max_per_tag: int | None = Field(None, ge=1, le=CANDIDATES_MAX, description="items with the same tag at most")
+    max_per_tag: Count | None = Field(None, description="items with the same tag at most")
     explain: bool = Field(False, description="whether reasons are wanted")
     explore: float | None = Field(
         None, ge=0, le=1, description="share of the slots that are drawn by the scores; null: NEXTCLICK_EXPLORE"
@@ -247,4 +265,7 @@ def _short(name: str) -> str:
 
 def rank_schema() -> dict[str, Any]:
     """Returns the JSON schema of the body of `POST /rank`."""
-    return RankRequest.model_json_schema()
+    schema = RankRequest.model_json_schema()
+    drawn = {"required": ["explore"], "properties": {"explore": {"type": "number", "exclusiveMinimum": 0}}}
+    unvaried = {"properties": {"diversity": {"const": 0}, "max_per_tag": {"type": "null"}}}
+    return schema | {"if": drawn, "then": unvaried}  # as `check_explore` has it

@@ -13,16 +13,18 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 
 from online.api.asker import Asker, NotAnsweredError
 from online.api.clicks import read_body
 from online.api.errors import NothingLearnedError
 from online.api.impressions import ImpressionLog, impression_of
 from online.api.metrics import Requests
-from online.api.middleware import answer as error_answer
+from online.api.problems import problem, problem_responses
 from online.api.questions import (
     BODY_BYTES_MAX,
+    FilterText,
+    IdText,
     Ranked,
     WrongRequestError,
     checked_filter,
@@ -33,6 +35,7 @@ from online.api.questions import (
 )
 from online.api.stored import filtered_list
 from online.api.stored_lists import NOTHING_LEARNED
+from online.api.versions import V1
 from online.config.settings import Settings
 from stream.lists import Lists
 from stream.questions import By, WireAnswer
@@ -142,17 +145,17 @@ class Ranking:
 
     def router(self) -> APIRouter:
         """Returns the routes, but for `/recommend`."""
-        router = APIRouter()
+        router = APIRouter(prefix=V1)
         body = {"content": {"application/json": {"schema": rank_schema()}}, "required": True}
         settings, ranked = self.settings, self.ranked
 
-        @router.get("/similar/{item:text}")
+        @router.get("/similar/{item:text}", responses=problem_responses(422))
         async def similar(
-            item: str,
+            item: IdText,
             by: Annotated[By, Query(description="in which way (docs/explanations.md)")] = "all",
             k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10,
-            where: Annotated[str | None, WHERE] = None,
-            exclude: Annotated[list[str] | None, EXCLUDE] = None,
+            where: Annotated[FilterText | None, WHERE] = None,
+            exclude: Annotated[list[IdText] | None, EXCLUDE] = None,
         ) -> Ranked:
             """Items like an item, for its page: by what is clicked after it, what is clicked near it, its content, or
             all three. Of an item of which nothing is known there are none, and `known` is false. Without a worker: the
@@ -161,28 +164,33 @@ class Ranking:
             fields |= {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
             return await ranked(fields)
 
-        @router.post("/rank", openapi_extra={"requestBody": body}, response_model=Ranked)
-        async def rank(request: Request) -> Ranked | JSONResponse:
+        @router.post(
+            "/rank",
+            openapi_extra={"requestBody": body},
+            response_model=Ranked,
+            responses=problem_responses(413, 415, 422),
+        )
+        async def rank(request: Request) -> Ranked | Response:
             """A list that is ranked now: for a user, or for a visitor by the latest items; of all items, or of given
             candidates. It changes nothing."""
             if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-                return error_answer(415, "send the question as Content-Type: application/json", {})
+                return problem(415, "send the question as Content-Type: application/json")
             content = await read_body(request, BODY_BYTES_MAX)
             if content is None:
-                return error_answer(413, f"a question has at most {BODY_BYTES_MAX} bytes", {})
+                return problem(413, f"a question has at most {BODY_BYTES_MAX} bytes")
             return await ranked(rank_request(content, settings).wire())
 
         def common(kind: Literal["popular", "trending", "latest"], text: str) -> None:
             async def route(
                 k: Annotated[int, Query(ge=1, le=settings.list_size, description="items wanted")] = 10,
-                where: Annotated[str | None, WHERE] = None,
-                exclude: Annotated[list[str] | None, EXCLUDE] = None,
+                where: Annotated[FilterText | None, WHERE] = None,
+                exclude: Annotated[list[IdText] | None, EXCLUDE] = None,
             ) -> Ranked:
                 fields = {"kind": kind, "k": k, "where": checked_filter(where)}
                 return await ranked(fields | {"exclude": checked_ids("exclude", exclude or ())})
 
             route.__name__ = kind
-            router.get(f"/{kind}", description=text)(route)
+            router.get(f"/{kind}", description=text, responses=problem_responses(422))(route)
 
         common("popular", "What has most clicks lately. Without a worker: the popular list in Redis.")
         common(

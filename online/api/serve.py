@@ -108,7 +108,7 @@ def run_api(
     api = Api(settings, lists, producer, listener=listener)
     with contextlib.closing(api):
         api.start()
-        log.info("API at %s (dashboard at /, lists at /recommend/USER)", api.url)
+        log.info("API at %s (dashboard at /, lists at /v1/recommend/USER, routes at /docs)", api.url)
         while not stop.wait(0.5):
             if isinstance(producer, LateProducer) and producer.refusal is not None:
                 raise producer.refusal

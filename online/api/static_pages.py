@@ -5,18 +5,20 @@ API has a media type that a browser would take for either (`X-Content-Type-Optio
 """
 
 import hashlib
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 
+SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")  # that Swagger UI consists of, in the package that brings it
 _FOLDER = Path(__file__).parent / "pages"
 _PREFIX = "/pages/"
 _MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}  # Starlette adds the charset
 
-PAGES = {"/": "dashboard.html", "/user.html": "user.html", "/item.html": "item.html"}
+PAGES = {"/": "dashboard.html", "/user.html": "user.html", "/item.html": "item.html", "/docs": "docs.html"}
 PARTS = (
     *("style.css", "panels.css", "common.js", "titles.js", "header.js", "health.js", "charts.js"),
-    *("dashboard.js", "model.js", "user.js", "heatmap.js", "item.js"),
+    *("dashboard.js", "model.js", "user.js", "heatmap.js", "item.js", "docs.js", "docs.css", *SWAGGER),
 )
 #: Paths that need no key.
 PATHS = frozenset((*PAGES, *(_PREFIX + name for name in PARTS)))
@@ -37,7 +39,7 @@ def add_pages(app: FastAPI) -> None:
 
 
 def _add(app: FastAPI, path: str, name: str, headers: dict[str, str]) -> None:
-    file = _FOLDER / name
+    file = (_swagger_folder() if name in SWAGGER else _FOLDER) / name
     content, media_type = file.read_bytes(), _MEDIA_TYPES[file.suffix]
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
@@ -47,3 +49,11 @@ def _add(app: FastAPI, path: str, name: str, headers: dict[str, str]) -> None:
         return Response(content, headers=headers | {"ETag": tag}, media_type=media_type)
 
     app.add_api_route(path, page, methods=["GET", "HEAD"], include_in_schema=False)
+
+
+def _swagger_folder() -> Path:
+    """Where fastapi-offline has Swagger UI's files; nothing else of that package is used, so it is not imported."""
+    found = find_spec("fastapi_offline")
+    assert found is not None
+    assert found.submodule_search_locations is not None
+    return Path(found.submodule_search_locations[0]) / "static"

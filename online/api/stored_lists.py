@@ -20,11 +20,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from online.api.errors import ErrorAnswers, NothingLearnedError
 from online.api.metrics import Requests
+from online.api.versions import V1
 from stream.events import id_problem
 from stream.lists import Lists, TopList
 
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
-PREFIX = "/recommend/"
+PREFIX = f"{V1}/recommend/"
 PATTERN = PREFIX + "{user:text}"  # as the metrics of requests name it
 UNDER_WAY_MAX = 4  # round trips
 K = 10

@@ -6,7 +6,9 @@ from pydantic import BaseModel
 from online.api.asker import Asker, NotAnsweredError
 from online.api.errors import NoWorkerError
 from online.api.metrics import Requests
-from online.api.questions import checked_id
+from online.api.problems import problem_responses
+from online.api.questions import IdText, checked_id
+from online.api.versions import V1
 
 
 class PastClick(BaseModel):
@@ -39,15 +41,15 @@ class KnownUser(BaseModel):
     known: bool
     clicks: int
     history: list[PastClick]
-    hidden: list[HiddenItem]
+    hidden: list[HiddenItem] = []  # workers of an earlier version do not tell them
 
 
 def users_router(asker: Asker, requests: Requests) -> APIRouter:
     """Returns the route. `asker`: who asks the workers."""
-    router = APIRouter()
+    router = APIRouter(prefix=V1)
 
-    @router.get("/users/{user:text}")
-    async def user(user: str) -> KnownUser:
+    @router.get("/users/{user:text}", responses=problem_responses(422))
+    async def user(user: IdText) -> KnownUser:
         """What the worker holds of a user: the latest clicks. 503 where no worker answers in time."""
         try:
             answer = await asker.ask(kind="user", user_id=checked_id("user", user))

@@ -20,7 +20,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from online.api.group_metrics import metrics_of_members, of_owned
-from online.api.middleware import HEADERS, answer
+from online.api.middleware import HEADERS
+from online.api.problems import problem
 from online.api.process_metrics import of_this_process
 from online.api.server import HttpServer, ServeError, listen
 from online.api.worker_metrics import status_metrics, up_metric
@@ -67,7 +68,7 @@ def create_worker_app(settings: Settings, monitor: Monitor) -> ASGIApp:
         """200 while the loop turns, or does not have to; 503 where it is stuck."""
         stuck_s = monitor.stuck_s()
         if stuck_s is not None:
-            return answer(503, f"the loop has not turned for {stuck_s:.0f} s", {})
+            return problem(503, f"the loop has not turned for {stuck_s:.0f} s")
         return JSONResponse({"status": "ok"})
 
     async def ready(_: Request) -> Response:
@@ -139,4 +140,4 @@ async def _nothing_here(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     missing = "there is nothing at this path: /metrics, /healthz and /readyz are here"
     text = missing if error.status_code == 404 else error.detail
-    return answer(error.status_code, text, dict(error.headers or {}))
+    return problem(error.status_code, text, error.headers)

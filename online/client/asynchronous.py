@@ -242,7 +242,7 @@ class AsyncClient:
             allowed_s = exchange.left_s()
             try:
                 async with asyncio.timeout(allowed_s):
-                    status, headers, body = await self._attempt(call.method, target, content)
+                    status, headers, body = await self._attempt(call.method, exchange.version + target, content)
             except (httpx.HTTPError, TimeoutError) as error:
                 exchange.failed(failure(error, call, allowed_s))
             else:

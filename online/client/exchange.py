@@ -17,6 +17,7 @@ _RETRIED = frozenset({408, 429, 502, 503, 504})
 # Not a fault of this call's arguments, so no reason for a page to fail: a key, an older API, an address that is wrong.
 _UNAVAILABLE = frozenset({401, 403, 404, 405, 407, *_RETRIED})
 _UNKNOWN = "nothing is known of"  # begins what a 404 says; that of a wrong path or an older API says something else
+_NO_PATH = "there is nothing at this path"  # begins what a 404 of an API says that has no such route
 _SHOWN_MAX = 300  # characters of what an answer says
 
 log = logging.getLogger("online.client")
@@ -33,6 +34,7 @@ class Api:
         draw: Callable[[], float] = random.random,
     ) -> None:
         self.url = url
+        self.version = "/v1"  # begins every path; empty for an API of before there were versions
         self.limits = limits
         self.clock = clock
         self.draw = draw
@@ -56,6 +58,7 @@ class Exchange:
         self.answer: Mapping[str, Any] | None = None
         self.problem = ""
         self.unknown = False
+        self.version = api.version  # of the attempt
         self._api = api
         self._breaker = api.breakers["click" if is_click else "list"]
         self._attempt_s = limits.click_attempt_s if is_click else limits.attempt_s
@@ -87,6 +90,7 @@ class Exchange:
             self.problem = f"the API at {self._api.url} has not answered for a while: it is left alone"
             return None
         self._attempts += 1
+        self.version = self._api.version
         self._attempt_ends = min(self._deadline, starts + self._attempt_s)
         return pause
 
@@ -113,6 +117,10 @@ class Exchange:
         if status < 300 and said is not None:
             self.answer, self._done = said, True
             return
+        if status == 404 and self.version and _line(said, body).startswith(_NO_PATH):
+            self._api.version = ""  # the same path is there without a version, and this attempt was none
+            self._attempts -= 1
+            return
         self.problem = f"the API at {self._api.url} {text}"
         if 400 <= status < 500 and status not in _UNAVAILABLE:
             raise RequestError(_line(said, body), status)
@@ -136,7 +144,7 @@ def _object(body: bytes) -> dict[str, Any] | None:
 
 def _line(said: Mapping[str, Any] | None, body: bytes) -> str:
     """What an answer says, in one line."""
-    text = said.get("error") if said is not None else None
+    text = said.get("detail", said.get("error")) if said is not None else None  # `error`: an API of before problems
     if not isinstance(text, str):
         text = body[: 4 * _SHOWN_MAX].decode(errors="replace")
     return " ".join(text.split())[:_SHOWN_MAX] or "nothing else"

@@ -281,7 +281,7 @@ class Client:
                 time.sleep(pause)
             allowed_s = exchange.left_s()
             try:
-                status, headers, body = self._attempt(call.method, target, content, exchange)
+                status, headers, body = self._attempt(call.method, exchange.version + target, content, exchange)
             except (httpx.HTTPError, TimeoutError) as error:
                 exchange.failed(failure(error, call, allowed_s))
             else:

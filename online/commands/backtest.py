@@ -15,12 +15,15 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from online.config.settings import Settings
 from online.evaluation import diversity_report
 from online.evaluation.backtest import METHODS, OnProgress, backtest, runs_of
-from online.evaluation.backtest_events import BacktestError, Read, read_clicks
+from online.evaluation.backtest_events import EACH, BacktestError, Read, read_clicks, stream_times
+from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items
 from online.evaluation.backtest_report import remarks, report, table
+from online.evaluation.breakdown import breakdown, breakdown_remarks, breakdown_table, curves_of
 from online.evaluation.diversity import Setting, diversity_curve
 from online.learner.facts.warm import warm_if_cold
 from stream.event_files import EventFile
 from stream.event_files.tally import BAD_ROWS_MAX
+from stream.item_files import ItemFile
 
 
 def run_backtest(
@@ -37,6 +40,8 @@ def run_backtest(
     json_out: Path | None = None,
     plots: Path | None = None,
     diversity: str | None = None,
+    items: ItemFile | None = None,
+    baskets: str = EACH,
 ) -> None:
     """Runs the methods over a file, prints the table, and writes what is asked for.
 
@@ -53,14 +58,17 @@ def run_backtest(
         json_out: file of all figures; None: none.
         plots: folder of pictures; None: none.
         diversity: values of which lists are compared, comma-separated; None: none.
+        items: what learners get to know of items; None: nothing.
+        baskets: which lines of a basket are scored, of `BASKETS`.
 
     Raises:
-        EventFileError: the file cannot be read.
+        EventFileError: a file cannot be read.
         BacktestError: there are too few clicks or unknown methods, or something cannot be written.
     """
     choices = () if diversity is None else _diversities(diversity)
     wanted = METHODS if methods is None else _methods(methods)
     _prepare(json_out, plots)
+    of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
         raise BacktestError(f"{file.name} holds no click that can be read; " + "; ".join(left_out(read)))
@@ -73,22 +81,35 @@ def run_backtest(
             methods=wanted,
             jobs=jobs or os.cpu_count() or 1,
             finetune_every=finetune_every,
+            items=of_items,
+            baskets=baskets,
             on_progress=on_progress,
         )
-    found = report(outcome) | {
-        "file": file.path.name,
-        "seed": settings.seed,
-        "finetune_every": finetune_every,
-        "unreadable": dict(read.unreadable),
-        "duplicates": read.duplicates,
-        "backward": read.tally.backward,  # clicks earlier than one before them, as the file has them
-        "sorted": read.sorted,
-    }
+    found = (
+        report(outcome)
+        | breakdown(outcome)
+        | {
+            "file": file.path.name,
+            "seed": settings.seed,
+            "finetune_every": finetune_every,
+            "unreadable": dict(read.unreadable),
+            "duplicates": read.duplicates,
+            "backward": read.tally.backward,  # clicks earlier than one before them, as the file has them
+            "sorted": read.sorted,
+        }
+    )
+    about_items: list[str] = []
+    if items is not None and of_items is not None:
+        found["items_file"], about_items = _about(items, of_items, read, settings)
     out.print(table(found))
-    for line in (*remarks(found), *left_out(read), *file.remarks()):
+    parts = breakdown_table(found, new_items=items is not None)
+    if parts is not None:
+        out.print(parts)
+    lines = (*remarks(found), *breakdown_remarks(found), *left_out(read), *file.remarks(), *about_items)
+    for line in lines:
         out.print(line, style="dim", markup=False)
     if choices:
-        found["diversity"] = _diversity(out, read, settings, choices)
+        found["diversity"] = _diversity(out, read, settings, choices, of_items)
     if json_out is not None:
         _write(json_out, json.dumps(found, indent=1) + "\n")
     if plots is not None:
@@ -97,6 +118,10 @@ def run_backtest(
         try:
             title = f"{file.path.name}: {len(read.clicks):,} clicks"
             saved = save_plots(plots, outcome, title)
+            if curves := curves_of(outcome):
+                from online.evaluation import calibration_plot  # noqa: PLC0415 - the same
+
+                saved.append(calibration_plot.save_plot(plots, curves, title))
             if choices:
                 from online.evaluation.diversity_plot import save_plot  # noqa: PLC0415 - the same
 
@@ -117,13 +142,47 @@ def _diversities(text: str) -> tuple[Setting, ...]:
     return tuple(Setting(value) for value in dict.fromkeys((0.0, *values)))
 
 
-def _diversity(out: Console, read: Read, settings: Settings, choices: Sequence[Setting]) -> list[dict[str, Any]]:
+def _about(items: ItemFile, read: ReadItems, clicks: Read, settings: Settings) -> tuple[dict[str, Any], list[str]]:
+    """What a file of items held, as JSON, and as lines."""
+    times = stream_times(clicks.clicks)
+    clicked = {click.item_id for click in clicks.clicks}
+    known = len(clicked.intersection(item.item_id for item in read.items))
+    found = {
+        "file": items.name,
+        "rows": read.tally.rows,
+        "items": read.tally.items - read.tally.repeated,
+        "clicked_items_known": known,
+        "published_within": ItemSchedule(read, times[0], times[-1]).within,
+        "unavailable": read.unavailable,
+        "left_out": dict(read.tally.bad),
+        "list_filter": settings.list_filter,
+    }
+    lines = [
+        f"items of {items.name}: {found['items']:,}, of which {found['published_within']:,} come when they were "
+        f"published, the others before the stream; {known:,} of {len(clicked):,} clicked items are in it",
+        *items.columns.lines(),
+    ]
+    if read.unavailable:
+        lines.append(f"{read.unavailable:,} items are not available; since when is not known, so they are listed here")
+    if settings.list_filter is not None:
+        lines.append(f"lists hold only items with: {settings.list_filter} (NEXTCLICK_LIST_FILTER)")
+    return found, [*lines, *read.tally.lines(), *items.remarks()]
+
+
+def _diversity(
+    out: Console, read: Read, settings: Settings, choices: Sequence[Setting], items: ReadItems | None
+) -> list[dict[str, Any]]:
     """Runs one more learner, whose lists are chosen with each setting, and prints what came of it."""
+    tags = None if items is None else {item.item_id: item.tags for item in items.items}
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bars:
         task = bars.add_task("diversity", total=len(read.clicks))
         figures = diversity_curve(
-            read.clicks, settings, choices, on_progress=lambda done: bars.update(task, completed=done)
+            read.clicks,
+            settings,
+            choices,
+            tags_of=None if tags is None else lambda item: tags.get(item, ()),
+            on_progress=lambda done: bars.update(task, completed=done),
         )
     out.print(diversity_report.table(figures))
     for line in diversity_report.remarks():

@@ -75,7 +75,9 @@ class Running(NamedTuple):
             return []
         redis = f"redis://127.0.0.1:{self.settings.embedded_redis_port}/0"
         found = [
-            None if self.outside.api_keys else shown_program("curl", f"{self.url}/recommend/{quote(self.user_id, '')}"),
+            None
+            if self.outside.api_keys
+            else shown_program("curl", f"{self.url}/v1/recommend/{quote(self.user_id, '')}"),
             shown_program("redis-cli", "-u", redis, "GET", f"nextclick:top:{self.user_id}"),
         ]
         return [command for command in found if command is not None] or [self.command("top", self.user_id)]

@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from stream.event_files import EventFile, ReadOptions
+    from stream.item_files import ItemFile
 
 FileArgument = Annotated[
     Path, typer.Argument(help="CSV, JSON lines (also packed) or Parquet with user, item, timestamp; - reads stdin.")
@@ -25,6 +26,16 @@ BadRowsOption = Annotated[
     str, typer.Option("--bad-rows-max", help="Refuse a file with a larger share of rows that are no clicks.")
 ]
 SortOption = Annotated[bool, typer.Option("--sort", help="Sort the clicks by time first, in memory; equal times stay.")]
+ItemColumnsOption = Annotated[
+    str | None,
+    typer.Option("--columns", help="Names of others, as in id=sku,title=name; else guessed. tags= reads none."),
+]
+OnlyOption = Annotated[
+    str | None, typer.Option("--only", help="Columns that become attributes, comma-separated; else all others.")
+]
+TagSeparatorOption = Annotated[
+    str | None, typer.Option("--tag-separator", help="Of tags in one cell; else | ; or , whichever there is.")
+]
 BAD_ROWS_MAX = "5%"
 
 
@@ -71,3 +82,40 @@ def open_file(
     from stream.event_files import EventFile  # noqa: PLC0415
 
     return EventFile(file, options)
+
+
+def open_items(
+    file: Path,
+    *,
+    columns: str | None = None,
+    only: str | None = None,
+    tag_separator: str | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    timezone: str | None = None,
+    option: str = "--columns",
+) -> "ItemFile":
+    """Opens a file of items.
+
+    Raises:
+        BadParameter: an option cannot be meant; `option`: the name of the one that maps columns.
+        EventFileError: the file cannot be opened.
+    """
+    from stream.item_files import ItemFile, ItemOptions, parse_item_columns, parse_only  # noqa: PLC0415
+
+    try:
+        named = {} if columns is None else parse_item_columns(columns)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from None
+    read = read_options(None, delimiter, encoding, timezone)
+    return ItemFile(
+        file,
+        ItemOptions(
+            columns=named,
+            only=None if only is None else parse_only(only),
+            tag_separator=tag_separator,
+            delimiter=read.delimiter,
+            encoding=read.encoding,
+            timezone=read.timezone,
+        ),
+    )

@@ -2,8 +2,8 @@
 
 The measure. The first fifth of the events only trains; each later one is scored. A click's rank is the place (from 0)
 of its item among all items that occurred earlier in the stream, less those this user has had already where seen items
-are excluded; half of the ties count as ahead. An item that never occurred before is a miss, and so is an excluded one.
-hit@10 and NDCG@10 follow from the rank and are averaged over all scored events.
+are excluded; half of the ties count as ahead. An item that never occurred before is a miss, unless a method lists it
+all the same; an excluded one is a miss. hit@10 and NDCG@10 follow from the rank, averaged over all scored events.
 
 The order. Counting methods learn every single click before the next one. Learners get micro-batches (see
 `micro_batches`), as a worker would that always finds clicks waiting. Counts are exact: each click is
@@ -18,11 +18,9 @@ Letters: `n` events, `N` events of a micro-batch.
 """
 
 import heapq
-import multiprocessing
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -32,9 +30,12 @@ from numpy.typing import NDArray
 
 from online.config.settings import Settings
 from online.evaluation import baselines
-from online.evaluation.backtest_events import Facts, facts_of, micro_batches, next_clicks, stream_times
+from online.evaluation.backtest_events import EACH, Facts, facts_of, micro_batches, next_clicks, stream_times
+from online.evaluation.backtest_items import ItemSchedule, ReadItems
+from online.evaluation.backtest_processes import go_together
 from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
+from online.evaluation.calibration import FirstItems
 from online.learner.batches import BatchResult, Impression
 from online.learner.learner import Learner
 from online.learner.lookahead import UpcomingBatch
@@ -54,11 +55,12 @@ METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
 COUNTING = "counting"  # the run that all counting methods share
 
 _COUNTED_AT_ONCE = 500  # events between two reports of progress
-_PROGRESS_EACH_S = 0.25
 
 Ranks = NDArray[np.float64]
 #: Called with a run's name, the events it is through, and its NDCG@10 so far (of counting: the best one's).
 OnProgress = Callable[[str, int, float], None]
+#: Called with a micro-batch, and what a learner made of it.
+OnLearned = Callable[[range, BatchResult], None]
 
 
 class Plan(NamedTuple):
@@ -78,18 +80,37 @@ class LearnerRun:
     """
 
     def __init__(
-        self, settings: Settings, clicks: Sequence[Click], *, lists: bool = True, finetune_every: int = 0
+        self,
+        settings: Settings,
+        clicks: Sequence[Click],
+        *,
+        lists: bool = True,
+        finetune_every: int = 0,
+        items: ReadItems | None = None,
+        on_learned: OnLearned = lambda *_: None,
     ) -> None:
-        """`lists`: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed.
-        `finetune_every`: clicks between two fine-tunings, which go through the gate; 0: none."""
+        """
+        Args:
+            settings: of the learner.
+            clicks: the stream.
+            lists: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed.
+            finetune_every: clicks between two fine-tunings, which go through the gate; 0: none.
+            items: what is known of items. None: nothing, and the site's rule, which would exclude most, does not hold.
+            on_learned: called with each micro-batch, and what the learner made of it.
+        """
         self.settings = settings
         self.clicks = clicks
         self.lists = lists
-        # A file of clicks says nothing of items, so the site's rule would exclude most.
-        self.learner = Learner(settings.model_copy(update={"list_filter": None}), lists=False)
+        changes = {"list_filter": None} if items is None else {}
+        self.learner = Learner(settings.model_copy(update=changes), lists=False)
         self.tuning = Tuning(settings, self.learner, finetune_every) if finetune_every else None
         self.times = stream_times(clicks)
         self._active = ActiveClock().update_all(click.timestamp for click in clicks)
+        self._on_learned = on_learned
+        self.excluded = np.zeros(len(clicks), bool)  # by the site's rule, when the click came
+        self._items = None if items is None else ItemSchedule(items, self.times[0], self.times[-1])
+        if self._items is not None:
+            self.learner.put_items(self._items.before)
         self.refreshes = 0  # as many as a worker's
         self._next = next_clicks(clicks)
         # A heap: clicks that have come, the active time, the moment, and the click that will look.
@@ -124,6 +145,7 @@ class LearnerRun:
             plan = following[0] if following else None if after is None else planned(after)
 
     def _yielded(self, plan: Plan, learned: BatchResult) -> tuple[Ranks, NDArray[np.int64], Ranks]:
+        self._on_learned(plan.batch, learned)
         if self.tuning is not None:
             self.tuning.after(plan.clicks, learned)
         if learned.impressions is None:
@@ -136,6 +158,7 @@ class LearnerRun:
     def _plan(self, batch: range) -> Plan:
         """What a micro-batch brings, and the lists that fall due while it comes in."""
         clicks = self.clicks[batch.start : batch.stop]
+        self._put_items(batch)
         if not self.lists:
             return Plan(batch, clicks, [], None)
         for at in batch:
@@ -148,6 +171,16 @@ class LearnerRun:
             for position, active, written_at, look in due
         ]
         return Plan(batch, clicks, due, impressions)
+
+    def _put_items(self, batch: range) -> None:
+        """Items published by a micro-batch's first click are known before it is gathered."""
+        if self._items is None:
+            return
+        if published := self._items.take(self.times[batch.start]):
+            self.learner.put_items(published)
+        if self.learner.listable.rule is not None:
+            excludes = self.learner.listable.excludes
+            self.excluded[batch.start : batch.stop] = [excludes(self.clicks[at].item_id) for at in batch]
 
     def _schedule(self, at: int) -> None:
         """Counts the refreshes of the list that a click gives, until its owner's next click or the end; and notes when
@@ -171,6 +204,7 @@ class RunInput(NamedTuple):
     facts: Facts
     settings: Settings
     finetune_every: int = 0  # clicks between two fine-tunings of a learner; 0: none
+    items: ReadItems | None = None  # what learners get to know of items
 
 
 class Run(NamedTuple):
@@ -189,6 +223,7 @@ class RunResult(NamedTuple):
     batches: int
     refreshes: int
     seconds: float
+    first_items: FirstItems | None = None  # of a learner's lists on request
 
 
 @dataclass(frozen=True)
@@ -200,10 +235,11 @@ class Outcome:
     results: dict[str, RunResult]  # by run
     seconds: float  # for everything, runs beside each other counted once
     ranks: dict[str, Ranks] = field(default_factory=dict)  # of each method: (n,)
+    baskets: str = EACH  # which lines of a basket are scored
 
     def scored(self, method: str) -> Ranks:
         """Ranks (scored,) of the events that count."""
-        return self.ranks[method][self.facts.first_scored :]
+        return self.ranks[method][self.facts.counted]
 
 
 def runs_of(methods: Sequence[str]) -> list[Run]:
@@ -228,22 +264,27 @@ def backtest(
     methods: Sequence[str] = METHODS,
     jobs: int = 1,
     finetune_every: int = 0,
+    items: ReadItems | None = None,
+    baskets: str = EACH,
     on_progress: OnProgress = lambda *_: None,
 ) -> Outcome:
     """Runs the methods over the clicks, at most `jobs` processes beside each other; the figures do not depend on it.
 
+    `items`: what learners get to know of items. `baskets`: which lines of a basket are scored (`BASKETS`).
+
     Raises BacktestError for too few clicks.
     """
     began = time.perf_counter()
-    facts, runs = facts_of(clicks), runs_of(methods)
-    run_input = RunInput(clicks, facts, settings, finetune_every)
+    facts, runs = facts_of(clicks, baskets), runs_of(methods)
+    run_input = RunInput(clicks, facts, settings, finetune_every, items)
     if jobs == 1 or len(runs) == 1:
         results = {run.name: _go(run, run_input, on_progress) for run in runs}
     else:
-        results = _go_together(runs, run_input, min(jobs, len(runs)), on_progress)
+        results = go_together(_go, runs, run_input, min(jobs, len(runs)), on_progress)
     ranks = {method: by_method for one in results.values() for method, by_method in one.ranks.items()}
     seconds = time.perf_counter() - began
-    return Outcome(facts, settings.exclude_seen, results, seconds, {method: ranks[method] for method in methods})
+    by_method = {method: ranks[method] for method in methods}
+    return Outcome(facts, settings.exclude_seen, results, seconds, by_method, baskets)
 
 
 def _go(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
@@ -263,8 +304,8 @@ def _count(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
             if at >= facts.first_scored:
                 ranks[at] = counting.ranks(user, item)
             counting.learn(user, item)
-        gained += hit_and_ndcg_at(ranks[part])[1].sum(0)
-        on_progress(run.name, part.stop, float(gained.max()) / max(1, part.stop - facts.first_scored))
+        gained += hit_and_ndcg_at(ranks[part][facts.counted[part]])[1].sum(0)
+        on_progress(run.name, part.stop, float(gained.max()) / max(1, facts.scored_by(part.stop)))
     found = {method: ranks[:, baselines.METHODS.index(method)] for method in run.methods}
     return RunResult(found, None, n, 0, time.perf_counter() - began)
 
@@ -275,7 +316,11 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
     settings = Settings(**{**run_input.settings.model_dump(), **run.overrides})
     torch.set_num_threads(settings.threads)
     lists = AS_SERVED in run.methods
-    going = LearnerRun(settings, clicks, lists=lists, finetune_every=run_input.finetune_every)
+    first_items = FirstItems(len(clicks))
+    going = LearnerRun(
+        settings, clicks, lists=lists, finetune_every=run_input.finetune_every, items=run_input.items,
+        on_learned=first_items.add,
+    )  # fmt: skip
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0
@@ -284,52 +329,23 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
         part = slice(batch.start, batch.stop)
         served[part] = served_ranks
         ranks[part] = complete(facts, part, candidate_ranks, candidates, exclude_seen=settings.exclude_seen)
+        ranks[part][going.excluded[part]] = np.inf  # no list may hold it
         among[part] = np.isfinite(candidate_ranks)
         batches += 1
-        gained += float(hit_and_ndcg_at(ranks[part])[1][max(0, facts.first_scored - part.start) :].sum())
-        on_progress(run.name, part.stop, gained / max(1, part.stop - facts.first_scored))
+        gained += float(hit_and_ndcg_at(ranks[part][facts.counted[part]])[1].sum())
+        on_progress(run.name, part.stop, gained / max(1, facts.scored_by(part.stop)))
     if settings.exclude_seen:
         served[facts.repeated] = np.inf
     found = {method: served if method == AS_SERVED else ranks for method in run.methods}
-    return RunResult(found, among, batches, going.refreshes, time.perf_counter() - began)
+    return RunResult(found, among, batches, going.refreshes, time.perf_counter() - began, first_items)
 
 
 def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int64], *, exclude_seen: bool) -> Ranks:
     """Ranks (N,) among candidates -> among all items that occurred: the others stand tied behind the candidates."""
     possible = facts.known[part] - (facts.had[part] if exclude_seen else 0)
     others = np.maximum(possible - candidates, 1)  # the clicked item at least
+    missed = (facts.earlier_of_item[part] == 0) & np.isinf(ranks)  # unless it was a candidate without any click
     ranks = np.where(np.isfinite(ranks), ranks, candidates + (others - 1) / 2)
-    missed = facts.earlier_of_item[part] == 0
     if exclude_seen:
         missed = missed | facts.repeated[part]
     return np.where(missed, np.inf, ranks)
-
-
-def _go_together(runs: Sequence[Run], run_input: RunInput, jobs: int, on_progress: OnProgress) -> dict[str, RunResult]:
-    """Each run in a process of its own. They tell how far they are through shared memory."""
-    spawn = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    progress = spawn.Array("d", 2 * len(runs), lock=False)
-    with ProcessPoolExecutor(jobs, spawn, _remember, (progress, run_input)) as pool:
-        waiting = {pool.submit(_go_remembered, place, run): run.name for place, run in enumerate(runs)}
-        going = set(waiting)
-        while going:
-            _, going = wait(going, timeout=_PROGRESS_EACH_S)
-            for place, run in enumerate(runs):
-                on_progress(run.name, int(progress[2 * place]), progress[2 * place + 1])
-        return {name: future.result() for future, name in waiting.items()}
-
-
-_remembered: list[Any] = []  # in a process of `_go_together`: what all its runs share
-
-
-def _remember(*shared: Any) -> None:
-    _remembered[:] = shared
-
-
-def _go_remembered(place: int, run: Run) -> RunResult:
-    progress, run_input = _remembered
-
-    def tell(_: str, events: int, ndcg: float) -> None:
-        progress[2 * place], progress[2 * place + 1] = events, ndcg
-
-    return _go(run, run_input, tell)

@@ -20,6 +20,8 @@ from stream.event_files import EventFile, RowTally
 from stream.event_files.tally import BAD_ROWS_MAX
 from stream.events import BadEvent, Click, parse_click
 
+EACH, FIRST_LINE = "each", "first"
+BASKETS = (EACH, FIRST_LINE)  # which lines are scored of those that have one user and one timestamp
 TEACHES_ONLY = 0.2  # of the events: the first ones, which are not scored
 
 
@@ -76,7 +78,7 @@ def read_clicks(
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of each event without any method: (n,) each, but for the last."""
+    """What is known of each event without any method: (n,) each, but for the last two."""
 
     users: NDArray[np.int64]  # numbers in order of first appearance, as those of items
     items: NDArray[np.int64]
@@ -85,15 +87,27 @@ class Facts:
     known: NDArray[np.int64]  # items that occurred before it
     had: NDArray[np.int64]  # items that this user had before it
     repeated: NDArray[np.bool_]  # whether its item is one of them
+    types: NDArray[np.int64]  # event types, as numbers of `type_names`
+    values: NDArray[np.float64]  # NaN where it has none
+    further: NDArray[np.bool_]  # whether an earlier one has the same user and timestamp
+    counted: NDArray[np.bool_]  # whether it is scored
     first_scored: int
+    type_names: tuple[str, ...]
 
     @property
     def scored(self) -> int:
-        return len(self.users) - self.first_scored
+        return int(self.counted.sum())
+
+    def scored_by(self, n: int) -> int:
+        """How many of the first `n` are scored."""
+        return int(self.counted[:n].sum())
 
 
-def facts_of(clicks: Sequence[Click]) -> Facts:
-    """Raises BacktestError where there are too few clicks to score any."""
+def facts_of(clicks: Sequence[Click], baskets: str = EACH) -> Facts:
+    """What is known of each click. `baskets`: of BASKETS.
+
+    Raises BacktestError where there are too few clicks to score any.
+    """
     first_scored = math.ceil(TEACHES_ONLY * len(clicks))
     if first_scored == len(clicks):
         raise BacktestError(
@@ -101,21 +115,36 @@ def facts_of(clicks: Sequence[Click]) -> Facts:
         )
     users: dict[str, int] = {}
     items: dict[str, int] = {}
+    types: dict[str, int] = {}
     of_user: Counter[int] = Counter()
     of_item: Counter[int] = Counter()
     had: dict[int, set[int]] = {}
+    moments: set[tuple[int, float]] = set()
     rows = []
     for click in clicks:
         user, item = users.setdefault(click.user_id, len(users)), items.setdefault(click.item_id, len(items))
+        kind = types.setdefault(click.event_type, len(types))
         owned = had.setdefault(user, set())
-        rows.append((user, item, of_user[user], of_item[item], len(of_item), len(owned), item in owned))
+        further = (user, click.timestamp) in moments
+        moments.add((user, click.timestamp))
+        rows.append((user, item, of_user[user], of_item[item], len(of_item), len(owned), item in owned, kind, further))
         of_user[user] += 1
         of_item[item] += 1
         owned.add(item)
-    user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated = np.array(rows, np.int64).T
+    user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated, kinds, later = np.array(
+        rows, np.int64
+    ).T
+    values = np.array([math.nan if click.value is None else click.value for click in clicks])
+    is_further = later.astype(bool)
+    counted = np.arange(len(clicks)) >= first_scored
+    if baskets == FIRST_LINE:
+        counted &= ~is_further
+    if not counted.any():
+        raise BacktestError("no click is left to score: all have the user and time of an earlier one (--baskets)")
     return Facts(
-        user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated.astype(bool), first_scored
-    )
+        user_of, item_of, earlier_of_user, earlier_of_item, known, had_before, repeated.astype(bool),
+        kinds, values, is_further, counted, first_scored, tuple(types),
+    )  # fmt: skip
 
 
 def stream_times(clicks: Sequence[Click]) -> list[float]:

@@ -46,7 +46,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
     of the best method that counts one thing.
     """
     facts = outcome.facts
-    scored = slice(facts.first_scored, None)
+    scored = facts.counted
     user_clicks, item_clicks = facts.earlier_of_user[scored], facts.earlier_of_item[scored]
     found: dict[str, Any] = {
         "events": len(facts.users),

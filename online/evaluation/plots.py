@@ -21,7 +21,7 @@ WINDOW_SHARE = 0.05  # of the scored events, which each point is the mean of
 _WINDOW_MIN = 100
 _POINTS_MAX = 600
 _SIZE_INCHES = (10.0, 5.6)
-_DPI = 130
+DPI = 130
 _ROOM_FOR_NAMES = 0.74  # of the width, that the axes take
 _LINE_HEIGHT = 0.042  # of the axes' height, that a name takes
 
@@ -45,25 +45,26 @@ def save_plots(folder: Path, outcome: Outcome, title: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "course.png", folder / "history.png"]
     for path, figure in zip(paths, (course(outcome, title), by_history(outcome, title)), strict=True):
-        figure.savefig(path, dpi=_DPI)
+        figure.savefig(path, dpi=DPI)
     return paths
 
 
 def course(outcome: Outcome, title: str) -> Figure:
     """NDCG@10 of each method, as the mean over a window that moves along the stream."""
     window = min(outcome.facts.scored, max(_WINDOW_MIN, int(WINDOW_SHARE * outcome.facts.scored)))
-    figure, axes = _axes(title, f"NDCG@10, mean of the latest {window:,} clicks (beside the names: of all)")
+    figure, axes = axes_of(title, f"NDCG@10, mean of the latest {window:,} clicks (beside the names: of all)")
+    places = np.flatnonzero(outcome.facts.counted)  # (N,) of the scored clicks in the stream
     ends, names = {}, {}
     for method in outcome.ranks:
         ndcg = hit_and_ndcg_at(outcome.scored(method))[1]
         means = rolling_means(ndcg, window)
         at = np.unique(np.linspace(0, len(means) - 1, _POINTS_MAX).astype(np.int64))
-        axes.plot(outcome.facts.first_scored + window + at, means[at], **_line(method))
+        axes.plot(places[window - 1 + at] + 1, means[at], **line_of(method))
         ends[method], names[method] = float(means[-1]), f"{method}  {ndcg.mean():.3f}"
     axes.set_xlabel("clicks since the beginning of the stream", color=_INK)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda clicks, _: f"{clicks:,.0f}"))
     axes.margins(x=0)
-    _name_lines(axes, ends, names)
+    name_lines(axes, ends, names)
     return figure
 
 
@@ -71,16 +72,16 @@ def by_history(outcome: Outcome, title: str) -> Figure:
     """NDCG@10 of each method by the number of a user's earlier clicks."""
     parts = report(outcome)["by_history"]
     filled = [(bucket, part) for bucket, part in zip(BUCKETS, parts, strict=True) if part["scored"]]
-    figure, axes = _axes(title, "NDCG@10")
+    figure, axes = axes_of(title, "NDCG@10")
     ends = {}
     for method in outcome.ranks:
         values = [part["methods"][method]["ndcg@10"] for _, part in filled]
-        axes.plot(range(len(values)), values, **_line(method), marker="o", markersize=3.5)
+        axes.plot(range(len(values)), values, **line_of(method), marker="o", markersize=3.5)
         ends[method] = values[-1]
     axes.set_xticks(range(len(filled)), [f"{bucket.label}\n({part['scored']:,})" for bucket, part in filled])
     axes.set_xlabel("a user's earlier clicks (below: clicks scored)", color=_INK)
     axes.margins(x=0.02)
-    _name_lines(axes, ends, {method: method for method in ends})
+    name_lines(axes, ends, {method: method for method in ends})
     return figure
 
 
@@ -91,7 +92,8 @@ def rolling_means(values: NDArray[np.float64], window: int) -> NDArray[np.float6
     return means
 
 
-def _axes(title: str, measured: str) -> tuple[Figure, Axes]:
+def axes_of(title: str, measured: str) -> tuple[Figure, Axes]:
+    """An empty picture with room for names on its right. `measured`: what the height of a line says."""
     figure = Figure(figsize=_SIZE_INCHES)
     axes = figure.add_axes((0.07, 0.13, _ROOM_FOR_NAMES - 0.07, 0.75))
     axes.set_title(title, loc="left", color=_INK, fontsize=13, pad=22)
@@ -104,7 +106,8 @@ def _axes(title: str, measured: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(method: str) -> dict[str, Any]:
+def line_of(method: str) -> dict[str, Any]:
+    """How a method's line is drawn."""
     ours = method.startswith(NEXTCLICK)
     return {
         "color": _COLOURS.get(method, _GREY),
@@ -114,7 +117,7 @@ def _line(method: str) -> dict[str, Any]:
     }
 
 
-def _name_lines(axes: Axes, ends: Mapping[str, float], names: Mapping[str, str]) -> None:
+def name_lines(axes: Axes, ends: Mapping[str, float], names: Mapping[str, str]) -> None:
     """Each method's name beside the end of its line, moved up or down where names would overlap."""
     axes.set_ylim(bottom=0)
     top = axes.get_ylim()[1]

@@ -52,7 +52,7 @@ class RowTally:
         """A line about rows that are not in order of time; None where all are."""
         if not self.backward:
             return None
-        share = _percent(self.backward / max(1, self.rows - self.bad.total()))
+        share = percent(self.backward / max(1, self.rows - self.bad.total()))
         return (
             f"not in order of time: {self.backward:,} of {self.rows - self.bad.total():,} clicks ({share}) are earlier "
             f"than one before them, by up to {_duration(self.backward_s_max)}"
@@ -69,7 +69,7 @@ class RowTally:
         column = file.columns.get(_FIELD_OF.get(reason, ""))
         where = f"column {column!r}, " if column else ""
         raise EventFileError(
-            f"{file.name}: {bad:,} of {self.rows:,} rows ({_percent(self.bad_share)}) cannot be read as clicks"
+            f"{file.name}: {bad:,} of {self.rows:,} rows ({percent(self.bad_share)}) cannot be read as clicks"
             f"{consequence}: {reasons}; {where}{self.examples[reason]}; {self._way_on(file, reason)}"
         )
 
@@ -82,7 +82,7 @@ class RowTally:
         if reason == "invalid-utf8" and (encoding := file.encoding_hint()) is not None:
             return f"it may be {encoding}: --encoding {encoding} reads it so"
         if self.bad.total() < self.rows:
-            return f"--bad-rows-max {_percent(min(1.0, self.bad_share + 0.005), 0)} takes the others all the same"
+            return f"--bad-rows-max {percent(min(1.0, self.bad_share + 0.005), 0)} takes the others all the same"
         return "--columns says which column is which"
 
 
@@ -122,7 +122,8 @@ def parse_share(text: str) -> float:
     return share
 
 
-def _percent(share: float, digits: int | None = None) -> str:
+def percent(share: float, digits: int | None = None) -> str:
+    """A share as text, with as many digits as it takes to be more than 0."""
     digits = next((d for d in count(1) if round(100 * share, d) > 0 or d > 3), 1) if digits is None else digits
     return f"{100 * share:.{digits}f}%".replace(".0%", "%")
 

@@ -37,6 +37,8 @@ COMMANDS = [
     "api-key",
     "replay",
     "item",
+    "items",
+    "hide",
     "backtest",
     "evaluate-policy",
     "tune",

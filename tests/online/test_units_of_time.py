@@ -70,7 +70,7 @@ def test_by_post(spelling):
     assert [json.loads(value)["timestamp"] for value in producer.values] == TIMES  # what is published is in seconds
     assert [parse(value).timestamp for value in producer.values] == TIMES
     assert refused.status_code == 422
-    assert "it looks like a date (YYYYMMDD)" in refused.json()["error"]
+    assert "it looks like a date (YYYYMMDD)" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -55,17 +55,21 @@ export function useKey(text) {
   try { sessionStorage.setItem("key", key); } catch { /* then it lasts as long as the page */ }
 }
 
+export const headersOfKey = () => (key ? { "X-API-Key": key } : {});
+
+const UNVERSIONED = new Set(["readyz", "openapi.json"]);
+
 /**
  * Asks the API: GET, or POST where there is a body.
  * Returns `{ok, status, data, error}`: `error` is one line for people; status 0 if no server answers. A status of 401
  * is also told to the page by the event `keywanted`, so that it shows where to enter the key.
  */
 export async function ask(path, body) {
-  const headers = key ? { "X-API-Key": key } : {};
+  const headers = headersOfKey();
   const options = body === undefined ? { headers }
     : { method: "POST", headers: { ...headers, "Content-Type": "application/json" }, body: JSON.stringify(body) };
   let answer;
-  try { answer = await fetch(path, options); } catch {
+  try { answer = await fetch(UNVERSIONED.has(path) ? path : "v1/" + path, options); } catch {
     return { ok: false, status: 0, data: null, error: "this page’s server does not answer" };
   }
   const { ok, status } = answer;
@@ -73,8 +77,8 @@ export async function ask(path, body) {
   let data = null;
   try { data = await answer.json(); } catch { /* said below */ }
   if (ok && data !== null && typeof data === "object") return { ok, status, data, error: null };
-  const why = ok ? "the answer is no JSON" : data?.error?.startsWith("there is nothing at this path") ? "this API does not offer that"
-    : data?.error ?? "no reason was given";
+  const why = ok ? "the answer is no JSON" : data?.detail?.startsWith("there is nothing at this path") ? "this API does not offer that"
+    : data?.detail ?? "no reason was given";
   return { ok: false, status, data, error: `${why} (${status})` };
 }
 

@@ -12,7 +12,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from benchmarks._servers import free_port
+from online.api.problems import problem
 from online.api.static_pages import add_pages
+from online.api.versions import V1
 
 EVIL = "<img src=x onerror=\"document.title='owned'\">"  # as an id, it must stay text
 NOW = time.time()
@@ -79,13 +81,13 @@ class Stub:
 
         @app.middleware("http")
         async def fail(request: Request, go_on: Any) -> Any:
-            self.asked.append(str(request.url).removeprefix(self.url))
-            first = request.url.path.split("/")[1]
+            self.asked.append(str(request.url).removeprefix(self.url).removeprefix(V1))
+            first = request.url.path.removeprefix(V1).split("/")[1]
             if (code := self.fails.get(first)) is not None:
-                return JSONResponse({"error": f"there is no {first} for you"}, code)
+                return problem(code, f"there is no {first} for you")
             return await go_on(request)
 
-        @app.get("/status.json")
+        @app.get(f"{V1}/status.json")
         def _() -> Any:
             worker = None if self.worker is None else {"written_at": 1e3 * time.time(), **self.worker}
             return {"now": 1e3 * time.time(), "redis": self.redis, "worker": worker}
@@ -94,39 +96,39 @@ class Stub:
         def _() -> Any:
             return JSONResponse(self.ready[1], self.ready[0])
 
-        @app.get("/recommend/{user}")
+        @app.get(f"{V1}/recommend/{{user}}")
         def _(user: str) -> Any:
             return self.ranked(user) | {"source": "personal", "written_at": 5, "age_ms": 40}
 
-        @app.post("/rank")
+        @app.post(f"{V1}/rank")
         async def _(request: Request) -> Any:
             body = await request.json()
             assert body["explain"] is True
             return self.ranked(body["user_id"])
 
-        @app.get("/users/{user:path}")
+        @app.get(f"{V1}/users/{{user:path}}")
         def _(user: str) -> Any:
             history = [{"item_id": i, "timestamp": NOW - ago, "event_type": "click"} for i, ago in HISTORY]
             hidden = [{"item_id": item, "until": None} for item in self.hidden]
             return {"user_id": user, "known": True, "clicks": 40, "history": history, "hidden": hidden}
 
-        @app.get("/titles")
+        @app.get(f"{V1}/titles")
         def _(request: Request) -> Any:
             asked = request.query_params.getlist("id")
             return {"titles": {one: self.titles[one] for one in asked if one in self.titles}}
 
-        @app.get("/similar/{item:path}")
+        @app.get(f"{V1}/similar/{{item:path}}")
         def _(item: str, by: str) -> Any:
             if by == "near":
                 return {**self.ranked(item), "items": [], "scores": []}
             return self.ranked(None) | {"source": "popular" if by == "content" else "asked"}
 
-        @app.get("/items/{item:path}/lists")
+        @app.get(f"{V1}/items/{{item:path}}/lists")
         def _(item: str) -> Any:
             users = [{"user_id": "ada", "rank": 2}, {"user_id": EVIL, "rank": 4}]
             return {"item_id": item, "looked_at": 2_000, "lists": 31, "users": users}
 
-        @app.get("/items/{item:path}")
+        @app.get(f"{V1}/items/{{item:path}}")
         def _(item: str) -> Any:
             attributes = {"price": 12.5, "brand": EVIL, "new": True}
             title = self.titles.get(item)
@@ -134,14 +136,14 @@ class Stub:
                 "item_id": item, "title": title, "tags": ["kitchen", EVIL], "attributes": attributes, "available": False
             }  # fmt: skip
 
-        @app.post("/hide", status_code=202)
+        @app.post(f"{V1}/hide", status_code=202)
         async def _(request: Request) -> Any:
             body = await request.json()
             assert body == {"user_id": "ada", "item_id": body["item_id"], "for_s": None}
             self.hidden.append(body["item_id"])
             return {"accepted": 1}
 
-        @app.post("/unhide", status_code=202)
+        @app.post(f"{V1}/unhide", status_code=202)
         async def _(request: Request) -> Any:
             self.hidden.remove((await request.json())["item_id"])
             return {"accepted": 1}

@@ -60,9 +60,9 @@ def test_an_item_is_looked_up_without_a_worker(api):
     assert not api.get("/items/gone").json()["available"]
     answer = api.get("/items/nowhere%0A")
     assert answer.status_code == 404
-    assert answer.json() == {
-        "error": r"nothing is known of item 'nowhere\n': the items topic has no record of it"
-    }  # fmt: skip
+    assert answer.json()["detail"] == (
+        r"nothing is known of item 'nowhere\n': the items topic has no record of it"
+    )  # fmt: skip
 
 
 def test_titles_are_those_there_are(api):
@@ -115,7 +115,7 @@ def test_a_user_without_a_worker_is_unavailable_in_one_line(api, server):
     fakeredis.FakeRedis(server=server).delete("nextclick:status")
     answer = api.get("/users/ada")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json() == {"error": "no worker answered in time: see /status.json, and try again"}
+    assert answer.json()["detail"] == "no worker answered in time: see /status.json, and try again"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_user_without_a_worker_is_unavailable_in_one_line(api, server):
 def test_wrong_requests_are_named(api, path, line):
     answer = api.get(path)
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith(line)
+    assert answer.json()["detail"].startswith(line)
 
 
 def test_a_redis_that_is_away_is_503():

@@ -142,7 +142,7 @@ def test_every_answer_has_the_security_headers_errors_too() -> None:
         api.get("/recommend/a?k=0", headers=shop), api.post("/", headers=shop), api.get("/openapi.json", headers=shop),
         api.get("/status.json", headers=shop), api.get("/readyz"),
     ]  # fmt: skip
-    assert [answer.status_code for answer in answers] == [200, 200, 401, 404, 422, 403, 200, 500, 500]
+    assert [answer.status_code for answer in answers] == [200, 200, 401, 404, 422, 405, 200, 500, 500]
     limited = client(api_requests_per_s=0.01, api_requests_at_once=1)
     answers += [limited.get("/metrics"), limited.get("/metrics"), client(api_read_only=False).delete("/metrics")]
     assert [answer.status_code for answer in answers[-3:]] == [200, 429, 405]
@@ -160,11 +160,17 @@ def test_every_answer_has_the_security_headers_errors_too() -> None:
 def test_what_only_reads_refuses_to_write(tmp_path: Path, method: str) -> None:
     producer = LogProducer(tmp_path / "log.db")
     api = client(producer)
-    for path in ("/click", "/recommend/ada", "/healthz"):
+    for path, status in (
+        ("/click", 403),
+        ("/v1/click", 403),
+        ("/recommend/ada", 405),
+        ("/v1/x", 405),
+        ("/healthz", 405),
+    ):
         answer = api.request(method, path, json=CLICK)
-        assert answer.status_code == 403
-        assert "NEXTCLICK_API_READ_ONLY" in answer.json()["error"]
-    assert "/click" not in api.get("/openapi.json").json()["paths"]
+        assert answer.status_code == status
+        assert "NEXTCLICK_API_READ_ONLY" in answer.json()["detail"]
+    assert "/v1/click" not in api.get("/openapi.json").json()["paths"]
     assert LogReader(tmp_path / "log.db", "clicks").ends() == {}
 
 
@@ -203,7 +209,7 @@ def test_an_invalid_click_is_answered_with_the_reason_and_not_published(
     api, reader = writing
     answer = api.post("/click", content=body, headers={"Content-Type": kind})
     assert answer.status_code == status
-    assert message in answer.json()["error"]
+    assert message in answer.json()["detail"]
     assert reader.ends() == {}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import fakeredis
 import pytest
 
+from online.api.keys import make_key
 from online.api.serve import Api
 from online.config.settings import Settings
 from stream.lists import Lists, TopList
@@ -62,7 +63,7 @@ def problem(kind: str, text: str) -> dict[str, Any]:
         ({"worker": status(written_at=1e3 * time.time() - 95_000)}, "bad", "has not reported for 2 min"),
         ({"redis": "no Redis answers"}, "bad", "no Redis answers"),
         ({"worker": None}, "bad", "no worker reports"),
-        ({"ready": (503, {"error": "nothing has been learned yet"})}, "bad", "nothing has been learned yet"),
+        ({"ready": (503, {"detail": "nothing has been learned yet"})}, "bad", "nothing has been learned yet"),
         ({"fails": {"status.json": 401}}, "bad", "there is no status.json for you"),
         ({"worker": status(behind=True)}, "degraded", "clicks wait longer"),
         ({"worker": status(state="starting")}, "degraded", "starting"),
@@ -235,6 +236,32 @@ def test_the_real_api_without_a_worker_shows_the_stored_list(page: Page) -> None
         shows(page, "#state", "no worker reports")
         page.press("#list button")
         shows(page, "#asked", "is not hidden: ")
+        assert page.wrong == []
+        page.ask("Page.navigate", url="about:blank")
+    finally:
+        api.close()
+
+
+def test_the_page_of_the_api_shows_its_routes_with_a_key_and_asks_them(page: Page) -> None:
+    lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
+    lists.write(
+        {}, TopList(items=["i1"], scores=[0.5], version=1, offset="0:1", clicked_at=1, written_at=1, source="popular")
+    )
+    key, entry = make_key("shop")
+    api = Api(Settings(api_port=0, api_keys=(entry,)), lists).start()
+    try:
+        page.open(api.url + "/docs")
+        shows(page, "#asked", "an API key is needed")
+        page.until("document.getElementById('login').hidden", False)
+        page.run(f"document.getElementById('key').value = {key!r}")
+        page.press("#login button")
+        shows(page, "#routes", "/v1/recommend/{user}", "/v1/rank", "/healthz", "Authorize")
+        page.press("#operations-default-popular_v1_popular_get .opblock-summary-control")
+        page.until("!!document.querySelector('.try-out button')", True)
+        page.press(".try-out button")
+        page.until("!!document.querySelector('button.execute')", True)
+        page.press("button.execute")
+        shows(page, ".live-responses-table", "200", "i1")
         assert page.wrong == []
         page.ask("Page.navigate", url="about:blank")
     finally:

@@ -62,7 +62,7 @@ def test_two_processes_answer_and_one_that_is_killed_is_replaced(redis_port: int
             for _ in range(20):  # connections of their own, so both processes have some
                 assert httpx.get(f"{url}/recommend/ada").json()["items"] == ["i"]
             counted = re.findall(
-                r'requests_total\{route="/recommend/.*?"200"\} (\S+)', httpx.get(f"{url}/metrics").text
+                r'requests_total\{route="/v1/recommend/.*?"200"\} (\S+)', httpx.get(f"{url}/metrics").text
             )
             assert counted == ["20.0"]
             before = children(serving.pid)

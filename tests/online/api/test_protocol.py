@@ -57,6 +57,11 @@ class Taking:
     def close(self) -> None: ...
 
 
+def problem(status: int, detail: str) -> dict[str, Any]:
+    title = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}[status]
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail, "error": detail}
+
+
 def answer_of(connection: socket.socket) -> tuple[int, dict[str, Any]]:
     """Everything until the other end closes."""
     text = b""
@@ -96,7 +101,7 @@ def test_a_request_that_does_not_come_to_its_end_is_ended(started: Started, begu
     connection.sendall(begun)
     status, body = answer_of(connection)
     assert status == 408
-    assert body == {"error": "the request did not come in time"}
+    assert body == problem(408, "the request did not come in time")
 
 
 def test_dribbling_does_not_win_time(started: Started) -> None:
@@ -149,7 +154,7 @@ def test_with_all_connections_busy_one_more_is_answered_too_many(
     time.sleep(0.3)
     late = connect()
     late.sendall(request)
-    assert answer_of(late) == (503, {"error": "too many connections: ask again later"})
+    assert answer_of(late) == (503, problem(503, "too many connections: ask again later"))
     go_on.set()
     assert [answer_of(connection)[0] for connection in busy] == [202, 202]
 
@@ -158,13 +163,13 @@ def test_what_is_no_http_is_refused_in_the_same_shape(started: Started) -> None:
     _, connect = started()
     connection = connect()
     connection.sendall(b"EHLO there\r\n\r\n")
-    assert answer_of(connection) == (400, {"error": "invalid HTTP request received"})
+    assert answer_of(connection) == (400, problem(400, "invalid HTTP request received"))
 
 
 def test_the_longest_silent_connection_makes_room_and_is_answered(started: Started) -> None:
     api, connect = started(api_connections_max=2)
     first, second = connect(), connect()
     assert httpx.get(f"{api.url}/healthz").status_code == 200
-    assert answer_of(first) == (503, {"error": "too many connections: ask again later"})
+    assert answer_of(first) == (503, problem(503, "too many connections: ask again later"))
     second.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer_of(second) == (200, {"status": "ok"})

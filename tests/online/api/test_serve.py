@@ -149,7 +149,7 @@ def test_any_user_id_can_be_asked_for(listening: tuple[Lists, httpx.Client], use
 def test_wrong_requests_are_answered_with_what_is_wrong(api: TestClient, path: str, message: str) -> None:
     answer = api.get(path)
     assert answer.status_code == 422
-    assert message in answer.json()["error"]
+    assert message in answer.json()["detail"]
 
 
 def test_where_keys_are_needed_ready_says_less_to_who_has_none(lists: Lists) -> None:
@@ -182,23 +182,25 @@ def test_every_error_has_one_shape(  # noqa: PLR0917
     with contextlib.closing(LogProducer(tmp_path / "log.db")) as producer:
         answer = TestClient(create_app(open_to_writing, lists, producer)).request(method, path)
     assert answer.status_code == status
-    assert answer.json().keys() == {"error"}
-    assert word in answer.json()["error"]
-    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json().keys() == {"type", "title", "status", "detail", "error"}
+    assert answer.json()["status"] == status
+    assert answer.json()["error"] == answer.json()["detail"]
+    assert word in answer.json()["detail"]
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def test_a_bug_of_ours_has_that_shape_too(lists: Lists, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "read_many_now", lambda _: 1 / 0)
     answer = TestClient(create_app(SETTINGS, lists), raise_server_exceptions=False).get("/recommend/ada")
-    assert (answer.status_code, answer.json()) == (500, {"error": "internal error: see the API's log"})
+    assert (answer.status_code, answer.json()["detail"]) == (500, "internal error: see the API's log")
 
 
 def test_before_anything_is_learned_the_api_says_so(api: TestClient) -> None:
     for path in ("/recommend/ada", "/readyz"):
         answer = api.get(path)
         assert answer.status_code == 503
-        assert "nothing has been learned yet" in answer.json()["error"]
+        assert "nothing has been learned yet" in answer.json()["detail"]
     assert api.get("/healthz").status_code == 200
     assert api.get("/status.json").json()["worker"] is None
 
@@ -209,7 +211,7 @@ def test_without_redis_the_api_lives_and_its_log_alone_says_where_none_answers(
     for path in ("/recommend/ada", "/readyz", "/recommend/ada?k=3&fresh=true"):
         answer = no_redis.get(path)
         assert answer.status_code == 503
-        assert "Redis cannot be read now" in answer.json()["error"]
+        assert "Redis cannot be read now" in answer.json()["detail"]
         assert "127.0.0.1" not in answer.text
         assert "hush" not in answer.text
     told = [line for line in caplog.messages if "no Redis answers at redis://127.0.0.1" in line and "503" in line]
@@ -294,10 +296,10 @@ def test_metrics_tell_prometheus_about_requests_and_the_worker(api: TestClient, 
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     assert all(family.documentation for family in families.values())
     values = {(s.name, *sorted(s.labels.values())): s.value for family in families.values() for s in family.samples}
-    assert values["nextclick_requests_total", "/recommend/{user:text}", "200"] == 2
-    assert values["nextclick_requests_total", "/recommend/{user:text}", "422"] == 1
+    assert values["nextclick_requests_total", "/v1/recommend/{user:text}", "200"] == 2
+    assert values["nextclick_requests_total", "/v1/recommend/{user:text}", "422"] == 1
     assert values["nextclick_requests_total", "404", "none"] == 1
-    assert values["nextclick_request_duration_seconds_count", "/recommend/{user:text}"] == 3
+    assert values["nextclick_request_duration_seconds_count", "/v1/recommend/{user:text}"] == 3
     assert values["nextclick_lists_served_total", "own"] == values["nextclick_lists_served_total", "popular"] == 1
     assert values["nextclick_worker_up",] == values["nextclick_redis_up",] == 1
     assert values["nextclick_learned_total",] == 12_345
@@ -419,7 +421,7 @@ def test_serve_starts_before_redis_and_is_ready_when_that_comes(
     with serving(settings) as client:
         for path in ("/readyz", "/recommend/ada"):
             answer = client.get(path)
-            assert (answer.status_code, f"127.0.0.1:{port}" in answer.json()["error"]) == (503, False)
+            assert (answer.status_code, f"127.0.0.1:{port}" in answer.json()["detail"]) == (503, False)
         assert f"127.0.0.1:{port}" in caplog.text
         with EmbeddedRedis(port) as redis_server:
             Lists(redis_server.client, ttl_s=60).write({"ada": top()}, top())

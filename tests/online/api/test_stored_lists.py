@@ -117,26 +117,26 @@ def test_the_short_cut_answers_as_the_route_does(api: TestClient, user: str, k: 
     assert (short.status_code, short.headers["content-type"]) == (200, "application/json")
     assert short.json() | {"age_ms": 0} == long.json() | {"age_ms": 0}
     assert len(short.json()["items"]) <= k
-    assert 'route="/recommend/{user:text}",status="200"} 2.0' in api.get("/metrics").text
+    assert 'route="/v1/recommend/{user:text}",status="200"} 2.0' in api.get("/metrics").text
 
 
 @pytest.mark.parametrize(
     ("method", "path", "query"),
     [
-        ("POST", "/recommend/ada", b""),
-        ("HEAD", "/recommend/ada", b""),
-        ("GET", "/recommend/", b""),
-        ("GET", "/recommend/" + "x" * 300, b""),
-        ("GET", "/recommend/ada", b"k=0"),
-        ("GET", "/recommend/ada", b"k=51"),
-        ("GET", "/recommend/ada", b"k=+3"),
-        ("GET", "/recommend/ada", b"k=3&k=4"),
-        ("GET", "/recommend/ada", b"fresh=true"),
-        ("GET", "/popular", b""),
+        ("POST", "/v1/recommend/ada", b""),
+        ("HEAD", "/v1/recommend/ada", b""),
+        ("GET", "/v1/recommend/", b""),
+        ("GET", "/v1/recommend/" + "x" * 300, b""),
+        ("GET", "/v1/recommend/ada", b"k=0"),
+        ("GET", "/v1/recommend/ada", b"k=51"),
+        ("GET", "/v1/recommend/ada", b"k=+3"),
+        ("GET", "/v1/recommend/ada", b"k=3&k=4"),
+        ("GET", "/v1/recommend/ada", b"fresh=true"),
+        ("GET", "/v1/popular", b""),
     ],
 )
 def test_whatever_else_is_asked_is_the_frameworks(method: str, path: str, query: bytes) -> None:
     lists = Lists(fakeredis.FakeRedis(), ttl_s=60)
     stored = StoredLists(lists, Requests(lists), list_size=50)
     assert stored.wanted({"method": method, "path": path, "query_string": query}) is None
-    assert stored.wanted({"method": "GET", "path": "/recommend/ada", "query_string": b"k=50"}) == ("ada", 50)
+    assert stored.wanted({"method": "GET", "path": "/v1/recommend/ada", "query_string": b"k=50"}) == ("ada", 50)

@@ -57,7 +57,7 @@ def test_both_expositions_have_the_same_metrics_of_the_worker() -> None:
     names = [{family.name for family in text_string_to_metric_families(text)} for text in (own(STATUS), served(STATUS))]
     of_requests = {"nextclick_request_duration_seconds", "nextclick_requests", "nextclick_lists_served"}
     more = names[1] - names[0] - of_requests
-    assert more <= {"nextclick_redis_up", "nextclick_questions"}
+    assert more <= {"nextclick_redis_up", "nextclick_questions", "nextclick_impressions"}
     live = {f"nextclick_{name}_seconds" for name in ("click_to_list", "micro_batch", "redis_write", "checkpoint_write")}
     assert names[0] - names[1] <= live  # of a status that a worker of today writes, they are in both
     assert {"nextclick_build_info", "process_resident_memory_bytes"} <= names[0] & names[1]
@@ -111,7 +111,7 @@ def test_a_worker_answers_while_it_starts_waits_runs_and_is_stuck(monkeypatch: p
     assert http.get("/readyz").json()["problems"] == [PROBLEM]
     monkeypatch.setattr(monitor_module, "STUCK_S", -1.0)
     assert seen() == (503, 503, "failed")
-    assert "has not turned" in http.get("/healthz").json()["error"]
+    assert "has not turned" in http.get("/healthz").json()["detail"]
 
 
 def test_reasons_have_no_texts_where_keys_are_set_and_answers_are_safe() -> None:
@@ -124,7 +124,7 @@ def test_reasons_have_no_texts_where_keys_are_set_and_answers_are_safe() -> None
     for path, status in (("/no/such", 404), ("/metrics", 200)):
         answer = http.get(path)
         assert (answer.status_code, answer.headers["x-content-type-options"]) == (status, "nosniff")
-    assert http.post("/metrics").json() == {"error": "Method Not Allowed"}
+    assert http.post("/metrics").json()["detail"] == "Method Not Allowed"
 
 
 def settings_with(tmp_path: Path, **fields: Any) -> Settings:

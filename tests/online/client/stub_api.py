@@ -63,7 +63,7 @@ class Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock = threading.Lock()
-        self.behaviours: list[Behaviour] = [answer(503, {"error": "no behaviour is set"})]
+        self.behaviours: list[Behaviour] = [answer(503, {"detail": "no behaviour is set"})]
         self.seen: list[Seen] = []
         self.connections = 0
         self.over = threading.Event()

@@ -32,7 +32,7 @@ def test_threads_share_a_client(stub) -> None:
 
 
 def test_threads_fall_back_together_and_share_one_budget(stub) -> None:
-    stub.will(answer(503, {"error": "no"}))
+    stub.will(answer(503, {"detail": "no"}))
     with Client(stub.url, limits=replace(PATIENT, budget_ratio=0.0, budget_reserve=5), default=["d1"]) as client:
         found: list[str] = []
         threads = [threading.Thread(target=lambda: found.append(client.recommend("u1").source)) for _ in range(12)]
@@ -95,7 +95,7 @@ def test_a_pause_before_a_retry_can_be_cancelled(stub) -> None:
 
 
 def test_tasks_at_once_get_their_own_lists(stub) -> None:
-    stub.will(lambda handler: a_list(handler.path.split("/")[2].partition("?")[0])(handler))
+    stub.will(lambda handler: a_list(handler.path.split("/")[3].partition("?")[0])(handler))
 
     async def run() -> list[tuple[str, ...]]:
         async with AsyncClient(stub.url, limits=PATIENT) as client:

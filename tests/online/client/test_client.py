@@ -44,22 +44,22 @@ def test_what_is_asked_for_is_sent(stub, make_client) -> None:
     assert [(one.method, one.target, one.body) for one in stub.seen] == [
         (
             "GET",
-            "/shop/recommend/a%2Fb%20%3F%C3%A9?k=3&exclude=i1&exclude=i%2C2&fresh=true"
+            "/shop/v1/recommend/a%2Fb%20%3F%C3%A9?k=3&exclude=i1&exclude=i%2C2&fresh=true"
             "&where=price+%3C%3D+20+and+brand+in+%28%22x%22%29&diversity=0.5",
             None,
         ),
-        ("GET", "/shop/similar/%C3%BC%26?k=4&by=content&where=tags+any+%28a%29", None),
-        ("GET", "/shop/trending?k=5&where=available", None),
+        ("GET", "/shop/v1/similar/%C3%BC%26?k=4&by=content&where=tags+any+%28a%29", None),
+        ("GET", "/shop/v1/trending?k=5&where=available", None),
         (
             "POST",
-            "/shop/rank",
+            "/shop/v1/rank",
             {
                 "user_id": "u1", "k": 6, "recent": ["i1", {"item_id": "i2", "timestamp": 17.5}],
                 "candidates": ["a", "b"], "at": 18.0, "exclude": ["b"], "where": "x", "diversity": 0.1,
                 "max_per_tag": 2, "explain": True, "explore": 0.0, "request_id": "r",
             },
         ),
-        ("POST", "/shop/rank", {"k": 10}),
+        ("POST", "/shop/v1/rank", {"k": 10}),
     ]  # fmt: skip
     assert {one.headers["authorization"] for one in stub.seen} == {"Bearer nck_1"}
     assert stub.seen[3].headers["content-type"] == "application/json"
@@ -90,7 +90,7 @@ def test_what_is_no_list_is_no_answer(stub, make_client, said) -> None:
 
 @pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
 def test_an_api_that_cannot_now_is_asked_again(stub, make_client, status) -> None:
-    stub.will(answer(status, {"error": "not now"}), answer(status, {"error": "not now"}), a_list("i1"))
+    stub.will(answer(status, {"detail": "not now"}), answer(status, {"detail": "not now"}), a_list("i1"))
     found = make_client(stub.url).recommend("u1")
     assert (found.items, found.source, len(stub.seen)) == (("i1",), "asked", 3)
 
@@ -121,7 +121,7 @@ def test_an_api_that_was_slow_once_is_asked_again(stub, make_client) -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 500, 501, 302])
 def test_a_refusal_that_is_not_the_calls_fault_falls_back_at_once(stub, make_client, status) -> None:
-    stub.will(answer(status, {"error": "no entry"}))
+    stub.will(answer(status, {"detail": "no entry"}))
     found = make_client(stub.url, default=["d1"]).recommend("u1")
     assert (found.source, len(stub.seen)) == ("default", 1)
     assert found.error == f"the API at {stub.url} answers {status}: no entry"
@@ -129,7 +129,7 @@ def test_a_refusal_that_is_not_the_calls_fault_falls_back_at_once(stub, make_cli
 
 @pytest.mark.parametrize("status", [400, 413, 415, 422])
 def test_a_wrong_call_is_an_error_and_not_repeated(stub, make_client, status) -> None:
-    stub.will(answer(status, {"error": "where: column 3: expected a value"}))
+    stub.will(answer(status, {"detail": "where: column 3: expected a value"}))
     for call in (lambda client: client.rank("u1", where="x <"), lambda client: client.click("u1", "i1")):
         with pytest.raises(RequestError, match=r"^where: column 3: expected a value$") as raised:
             call(make_client(stub.url, default=["d1"]))
@@ -138,7 +138,7 @@ def test_a_wrong_call_is_an_error_and_not_repeated(stub, make_client, status) ->
 
 
 def test_a_wait_that_the_api_asks_for_and_there_is_no_time_for_ends_the_call(stub, make_client) -> None:
-    stub.will(answer(429, {"error": "too many"}, Retry_After="30"))
+    stub.will(answer(429, {"detail": "too many"}, Retry_After="30"))
     found = make_client(stub.url, default=["d1"]).recommend("u1")
     assert (found.source, len(stub.seen)) == ("default", 1)
     assert "answers 429: too many" in found.error
@@ -146,7 +146,7 @@ def test_a_wait_that_the_api_asks_for_and_there_is_no_time_for_ends_the_call(stu
 
 @pytest.mark.parametrize("status", [401, 429, 503])
 def test_unavailable_is_raised_where_that_is_asked_for(stub, make_client, status) -> None:
-    stub.will(answer(status, {"error": "no"}, Retry_After="60"))
+    stub.will(answer(status, {"detail": "no"}, Retry_After="60"))
     client = make_client(stub.url, raise_unavailable=True, default=["d1"])
     with pytest.raises(ApiUnavailableError, match=f"answers {status}: no"):
         client.recommend("u1")
@@ -155,7 +155,7 @@ def test_unavailable_is_raised_where_that_is_asked_for(stub, make_client, status
 
 
 def test_retries_end_when_their_budget_does(stub, make_client) -> None:
-    stub.will(answer(503, {"error": "not now"}))
+    stub.will(answer(503, {"detail": "not now"}))
     client = make_client(stub.url, limits=replace(PATIENT, budget_ratio=0.1, budget_reserve=4))
     for _ in range(30):
         assert client.recommend("u1").source == "default"
@@ -177,7 +177,7 @@ def test_an_api_that_is_away_is_left_alone_and_noticed_when_it_is_back(stub, mak
 
 
 def test_answers_that_refuse_do_not_open_the_circuit(stub, make_client) -> None:
-    stub.will(*[answer(503, {"error": "nothing has been learned yet"}, Retry_After="60")] * 20, a_list("i1"))
+    stub.will(*[answer(503, {"detail": "nothing has been learned yet"}, Retry_After="60")] * 20, a_list("i1"))
     client = make_client(stub.url, limits=replace(PATIENT, failures_max=2))
     assert [client.recommend("u1").source for _ in range(21)] == ["default"] * 20 + ["asked"]
 
@@ -268,3 +268,21 @@ def test_a_host_that_takes_no_connections_is_given_up(make_client) -> None:
         for one in waiting:
             one.close()
     assert found.source == "default"
+
+
+def test_an_api_of_before_versions_is_asked_without_them_and_its_errors_are_read(stub, make_client) -> None:
+    missing = answer(404, {"error": "there is nothing at this path: /openapi.json lists what there is"})
+    stub.will(missing, a_list("i1"), answer(422, {"error": "k: too large"}))
+    client = make_client(stub.url)
+    assert client.recommend("u1").items == ("i1",)
+    with pytest.raises(RequestError, match=r"^k: too large$"):
+        client.recommend("u1", 5)
+    paths = ["/v1/recommend/u1?k=10", "/recommend/u1?k=10", "/recommend/u1?k=5"]
+    assert [one.target for one in stub.seen] == paths
+
+
+def test_a_path_that_no_version_has_is_asked_for_twice_and_no_more(stub, make_client) -> None:
+    stub.will(answer(404, {"detail": "there is nothing at this path: /openapi.json lists what there is"}))
+    client = make_client(stub.url, default=["d1"])
+    assert (client.recommend("u1").source, len(stub.seen)) == ("default", 2)
+    assert (client.recommend("u1").source, len(stub.seen)) == ("default", 3)

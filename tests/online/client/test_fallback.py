@@ -118,7 +118,7 @@ def test_redis_is_only_read(away, redis_there) -> None:
 
 
 def test_redis_is_not_asked_while_the_api_answers(stub, make_client, redis_there) -> None:
-    stub.will(a_list("i7"), answer(503, {"error": "no"}, Retry_After="60"))
+    stub.will(a_list("i7"), answer(503, {"detail": "no"}, Retry_After="60"))
     client = make_client(stub.url, redis_url=redis_there.url, limits=Limits(redis_s=5.0))
     assert client.recommend("ada").source == "asked"
     assert client.recommend("ada").source == "redis"

@@ -82,10 +82,10 @@ def test_a_wait_that_the_api_asks_for_is_kept_where_there_is_time() -> None:
     clock = Clock()
     tried = exchange(clock, deadline_s=5.0)
     assert tried.pause_s() == 0.0
-    tried.answered(429, {"retry-after": "3"}, b'{"error": "too many"}')
+    tried.answered(429, {"retry-after": "3"}, b'{"detail": "too many"}')
     assert tried.pause_s() == 3.0
     clock.now += 3.0
-    tried.answered(429, {"retry-after": "3"}, b'{"error": "too many"}')
+    tried.answered(429, {"retry-after": "3"}, b'{"detail": "too many"}')
     assert tried.pause_s() is None  # 2 s are left
     assert tried.problem == "the API at http://shop answers 429: too many"
 

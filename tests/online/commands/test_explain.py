@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 import online.cli
-from online.commands.explain import ExplainError, explain_from_checkpoint, explain_from_worker, load_newest
+from online.commands.explain import ExplainError, explain_from_checkpoint, explain_from_worker
 from online.commands.explain_views import explanation_view, explanations_view
+from online.commands.newest_checkpoint import load_newest
 from online.config.settings import Settings
 from online.learner.learner import Learner
 from online.worker.asking import Asking
@@ -83,7 +84,7 @@ def worker(settings, monkeypatch):
     lists = Lists(client, ttl_s=60)
     lists.write_status({"state": "running"}, 60)
     monkeypatch.setattr(online.commands.explain, "open_lists", lambda _: lists)
-    _, learner = load_newest(settings)
+    _, learner, _ = load_newest(settings)
     asking = Asking(settings, learner, QuestionQueue(client))
     asking.start()
     stop = threading.Event()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import online.cli
 from online.commands import forget as forget_command
-from online.commands.forget import ForgetError, _erase_clicks, forget, found_in_log
+from online.commands.forget import ForgetError, _erase_records, forget, found_in_log
 from online.config.settings import Settings
 from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
 from online.worker.requests import answer_request
@@ -108,7 +108,7 @@ def test_what_was_shown_to_the_user_goes_from_the_embedded_log_and_nothing_else(
             )  # fmt: skip
             producer.send(settings.impressions_topic, key=user and user.encode(), value=encode_impression(record))
     assert found_in_log(settings, "1")["topic nextclick.impressions"] == 1
-    _erase_clicks(settings, "1", {})
+    _erase_records(settings, "1", {})
     assert set(found_in_log(settings, "1").values()) == {0}
     kept = [parse(value).user_id for value in values(settings, settings.impressions_topic)]
     assert kept == ["11", None]

@@ -206,7 +206,7 @@ def test_what_is_wrong_in_a_file_of_settings_is_listed_with_the_rest(monkeypatch
 def test_every_setting_can_stand_in_a_file(env_file, tmp_path, name):
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     given = {"finetune_cron": "0 3 * * mon", "kafka_bootstrap_servers": "host:9092", "redis_url": "redis://host/0"}
-    given |= {"finetune_command": "srun job {folder}", "list_filter": "price <= 20"}
+    given |= {"finetune_command": "srun job {folder}", "list_filter": "price <= 20", "api_requests_per_s": 7.0}
     default = given.get(name, "0") if default is None else default
     if "_ssl_" in name and name.endswith("file"):
         default = tmp_path / "some.pem"

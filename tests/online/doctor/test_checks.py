@@ -47,7 +47,9 @@ def topic(name="clicks", partitions=1, extent=EXTENT, replicas=3, **settings):
 
 def view(*topics, **fields):
     names = {next(iter(one.extents)).topic: one for one in topics}
-    usual = {name: topic(name) for name in ("clicks", "nextclick.events")}
+    usual = {
+        name: topic(name) for name in ("clicks", "nextclick.events", "nextclick.feedback", "nextclick.impressions")
+    }
     usual |= {"items": topic("items", cleanup_policy="compact")}
     usual |= {"clicks.dead": topic("clicks.dead", max_message_bytes=2**21)}
     usual |= {name: topic(name) for name in ("nextclick.control", "nextclick.weights")}

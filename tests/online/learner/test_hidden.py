@@ -121,7 +121,7 @@ def test_a_hidden_item_is_in_no_list_of_its_user_alone_until_its_time(learner):
     assert item in listed(learner, user)
 
 
-def test_an_item_that_is_hidden_while_the_next_clicks_are_prepared_is_not_in_their_list(learner):
+def test_an_item_that_is_hidden_while_clicks_are_prepared_is_not_listed(learner):
     from online.learner.lookahead import UpcomingBatch  # noqa: PLC0415
 
     user = busy_user(learner)

@@ -288,6 +288,7 @@ def test_nothing_is_left_of_who_was_forgotten_and_learning_goes_on(small, exclud
     for part in in_parts(clicks, 16):
         learner.learn(part)
     digest = digest_of("u3")
+    learner.hidden.hide("u3", "i7")
     there = learner.holds(digest)
     assert there.pop("abuse_filter") >= 0
     assert all(there.values()), there

@@ -178,7 +178,7 @@ def test_a_running_worker_s_status_says_so(tmp_path, free_port):
             time.sleep(0.05)
     assert status is not None
     assert "unreadable" in [problem["kind"] for problem in status["problems"]]
-    assert status["unreadable_share_of"] == {"clicks": 1.0, "items": 0.0}
+    assert status["unreadable_share_of"] == {"clicks": 1.0, "items": 0.0, "nextclick.feedback": 0.0}
     out = Console(width=400, file=StringIO())
     out.print(status_view(status))
     (line,) = [line for line in out.file.getvalue().splitlines() if line.startswith("problem: unreadable")]

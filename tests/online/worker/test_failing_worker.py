@@ -63,7 +63,7 @@ class Workers:
             status = open_lists(self.settings).status() or {}
         except ListsError:
             return 0
-        return sum(status["positions"].values()) if status.get("pid") == pid else 0
+        return sum(status.get("positions", {}).values()) if status.get("pid") == pid else 0
 
     def _say(self, line):
         self.process.stdin.write(line + "\n")

@@ -96,7 +96,9 @@ def sections(source):
         if match := re.match(r" +# (\d+)\. ", line):
             number = int(match[1])
             found[number] = []
-        elif (match := re.search(r'_reached\("(\w+)"\)', line)) and match[1] not in found[number]:
+        elif (
+            match := re.search(r'_reached\("(\w+)"\)', line.replace("_apply_updates()", '_reached("items")'))
+        ) and match[1] not in found[number]:
             found[number].append(match[1])
     return found
 
