@@ -172,7 +172,7 @@ def _model(settings: Settings, weights: Mapping[str, NDArray[Any]]) -> RankingMo
 
 def _replay(settings: Settings, job: Job) -> ReplayBuffer:
     held, device = settings.replay_held, choose_device(settings.device)
-    buffer = ReplayBuffer(held, *job.features.shape[1:], settings.seed, device)
+    buffer = ReplayBuffer(held, job.features.shape[1], job.features.shape[2], settings.seed, device)
     arrays = {"features": job.features, "present": job.present}
     arrays |= {} if job.content is None else {"content": job.content}
     tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

@@ -32,7 +32,6 @@ POOL_MAX = 16_384  # items among which the nearest are looked for
 NEW_PROMISING = 4  # candidates of a query: new items that promise most to all users
 CANDIDATES_MAX = NEAREST + NEW_SUITING + NEW_PROMISING
 _VECTOR_SEED = 1  # of the projection of given vectors, beside the table's
-_FIELDS = ContentArrays._fields
 
 
 class ItemContent:
@@ -146,7 +145,8 @@ class ItemContent:
         have = len(self.arrays.known)
         if slots > have:
             more = _empty(slots - have)
-            self.arrays = ContentArrays(*(np.concatenate(both) for both in zip(self.arrays, more, strict=True)))
+            both = zip(_parts(self.arrays).values(), _parts(more).values(), strict=True)
+            self.arrays = ContentArrays(*(np.concatenate(parts) for parts in both))
 
     # Clicks
 
@@ -270,7 +270,7 @@ class ItemContent:
             return {}
         used = 1 + int(np.flatnonzero(self.arrays.known)[-1])
         given = sorted(self._given)
-        return {name: part[:used].copy() for name, part in zip(_FIELDS, self.arrays, strict=True)} | {
+        return {name: part[:used].copy() for name, part in _parts(self.arrays).items()} | {
             "clicks_by_feature": self.clicks.copy(),
             "firsts_by_feature": self.firsts.copy(),
             "weights_by_feature": self.weights.copy(),
@@ -286,7 +286,7 @@ class ItemContent:
         if not arrays:
             return
         self.grow(len(arrays["known"]))
-        for name, part in zip(_FIELDS, self.arrays, strict=True):
+        for name, part in _parts(self.arrays).items():
             part[: len(arrays[name])] = arrays[name]
         known, clicked = self.arrays.known, self.arrays.clicked
         self.items = int(known.sum())
@@ -315,6 +315,11 @@ def _empty(slots: int) -> ContentArrays:
         np.zeros(slots, np.bool_),
         np.zeros(slots, np.float32),
     )
+
+
+def _parts(arrays: ContentArrays) -> dict[str, NDArray[Any]]:
+    """Returns the arrays by name."""
+    return arrays._asdict()
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
