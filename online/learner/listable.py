@@ -76,12 +76,12 @@ class Listable:
                 self._put_content(self.content, item, changed, now)
         if self.content is not None:
             self.content.compose([slot for slot in sorted(slots) if self.content.arrays.known[slot]])
-        if self.rule is None or not slots:
-            return ItemChanges([], excluded=False, moved=False)
-        at = np.array(sorted(slots), np.int64)
         if self.attributes.capacity > len(self._excluded):
             more = np.full(self.attributes.capacity - len(self._excluded), self._excluded[0])
             self._excluded = np.concatenate([self._excluded, more])
+        if self.rule is None or not slots:
+            return ItemChanges([], excluded=False, moved=False)
+        at = np.array(sorted(slots), np.int64)
         self._excluded[at] = self._excluded_by_rule(at)
         moved = [item_id for item_id, was in before.items() if self.excludes(item_id) != was]
         rows = [row for row in map(self.items.vocabulary.row_of, moved) if row]

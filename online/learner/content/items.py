@@ -277,7 +277,7 @@ class ItemContent:
             "totals": self.totals.copy(),
             "popular": self.popular.copy(),
             "given_slots": np.array(given, np.int64),
-            "given": np.array([self._given[slot] for slot in given], np.float32).reshape(-1, WIDTH),
+            "given_vectors": np.array([self._given[slot] for slot in given], np.float32).reshape(-1, WIDTH),
         }
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], slots: int) -> None:
@@ -294,7 +294,7 @@ class ItemContent:
         self.clicks, self.firsts = arrays["clicks_by_feature"].copy(), arrays["firsts_by_feature"].copy()
         self.weights = arrays["weights_by_feature"].copy()
         self.totals, self.popular = arrays["totals"].copy(), arrays["popular"].copy()
-        both = zip(arrays["given_slots"].tolist(), arrays["given"], strict=True)
+        both = zip(arrays["given_slots"].tolist(), arrays["given_vectors"], strict=True)
         self._given = {slot: vector.copy() for slot, vector in both}
 
     def _by_feature(self, which: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from online.config.settings import Settings
 from online.learner.asking import Answerer, Question
 from online.learner.content.columns import COLUMNS
 from online.learner.explaining import Explainer
 from online.learner.learner import Learner
 from stream.events import Click
 from stream.items import Item
+from tests.online.conftest import SMALL
 from tests.online.learner.conftest import learn
 from tests.online.learner.test_explaining import check_sums
 
@@ -49,9 +51,6 @@ def taught(settings, count=800):
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    from online.config.settings import Settings
-    from tests.online.conftest import SMALL
-
     return Settings(**{"data_dir": tmp_path_factory.mktemp("content"), **SMALL, "items_held": 1_000})
 
 
@@ -82,7 +81,7 @@ def test_a_new_item_that_suits_a_user_is_listed_before_its_first_click(town_lear
 
 
 def test_explanations_with_content_add_up_and_say_it_in_words(town_learner):
-    learner, _, known = town_learner
+    learner, _, _ = town_learner
     answerer, explainer = Answerer(learner, learner.queries), Explainer(learner)
     questions = [Question(user_id=str(user), k=8) for user in range(8)]
     lists = answerer.answer(questions)
