@@ -103,11 +103,6 @@ def figures(facts: Facts, ranks: NDArray[np.float64], told: NDArray[np.float64],
     for name, (of, which) in kinds.items():
         hit, ndcg = hit_and_ndcg_at(of[which])
         parts.append(f"{name}: ndcg {ndcg.mean():.4f} hit {hit.mean():.4f} ({which.sum()})")
-    import os  # noqa: PLC0415
-
-    if os.environ.get("DIAG"):
-        f = told[scored & (earlier == 0)]
-        parts.append(f"first among candidates {np.isfinite(f).mean():.3f} below32 {(f < 32).mean():.3f}")
     return "; ".join(parts) + f"; {1000 * seconds / len(ranks):.2f} ms a click"
 
 

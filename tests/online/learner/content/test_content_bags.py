@@ -79,9 +79,9 @@ def test_any_text_makes_a_bag(title):
 def slow_weights(catalogue):
     """Of each feature: its kind's weight times its idf."""
     bags = [set(bag_of(*one)[0].tolist()) for one in catalogue]
-    return np.array([
-        KIND_WEIGHTS[f] * (np.log((len(bags) + 1) / (1 + sum(f in bag for bag in bags))) + 1) for f in range(ROWS)
-    ])
+    return np.array(
+        [KIND_WEIGHTS[f] * (np.log((len(bags) + 1) / (1 + sum(f in bag for bag in bags))) + 1) for f in range(ROWS)]
+    )
 
 
 def slow_bag(one, weights):
