@@ -5,7 +5,7 @@ belongs to no item: it stands for padding and for every item without a row.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 
@@ -100,6 +100,25 @@ class Vocabulary:
         self._owners[item_id] = _Owner(owner.row, now)
         return owner.row
 
+    def admit(self, item_id: str, now: float) -> int:
+        """Gives an item a row before its first click, as if it had been clicked at `now`, but for the clock -> the row,
+        0 where there is no room or the item has one."""
+        if item_id in self._owners or len(self._owners) >= self.capacity_max:
+            return 0
+        row = self._hand_out(item_id)
+        self._owners[item_id] = _Owner(row, now)
+        return row
+
+    def release(self, item_ids: Iterable[str]) -> list[int]:
+        """Takes the rows from these items, as far as they have any -> the freed rows. They are in `take_reset()` as
+        well."""
+        freed = []
+        for item_id in item_ids:
+            owner = self._owners.pop(item_id, None)
+            if owner is not None:
+                freed.append(self._freed(owner.row))
+        return freed
+
     def expire(self, before: float) -> list[int]:
         """Takes the row from every item whose latest click was earlier than `before` (seconds since 1970), and forgets
         the counts of those that wait -> the freed rows. They are in `take_reset()` as well."""
@@ -173,6 +192,9 @@ class Vocabulary:
 
     def _free_oldest(self) -> int:
         _, (row, _) = self._owners.popitem(last=False)
+        return self._freed(row)
+
+    def _freed(self, row: int) -> int:
         self._items[row] = None
         self._free.append(row)
         self._to_reset[row] = None

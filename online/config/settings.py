@@ -23,6 +23,7 @@ from online.config.gate_limits import BLOCKS_MIN, GateLimits
 from online.config.sections.abuse import AbuseSettings
 from online.config.sections.api import ApiSettings
 from online.config.sections.asking import AskingSettings
+from online.config.sections.content import ContentSettings
 from online.config.sections.drift import DriftSettings
 from online.config.sections.fields import is_fixed
 from online.config.sections.finetuning import FinetuningSettings
@@ -69,6 +70,7 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
     MemorySettings,
     NetworkSettings,
     LearningSettings,
+    ContentSettings,
     FinetuningSettings,
     DriftSettings,
     AbuseSettings,
@@ -89,6 +91,7 @@ class Settings(  # pydantic takes the fields of the last base first
     AbuseSettings,
     DriftSettings,
     FinetuningSettings,
+    ContentSettings,
     LearningSettings,
     NetworkSettings,
     MemorySettings,

@@ -49,6 +49,7 @@ NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
 ABLATIONS: dict[str, dict[str, Any]] = {
     "nextclick-without-state": {"deep_state": False},
     "nextclick-without-reformer": {"reformer": False},
+    "nextclick-without-content": {"content": False},
 }
 METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
 COUNTING = "counting"  # the run that all counting methods share

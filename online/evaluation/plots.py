@@ -31,6 +31,7 @@ _COLOURS = {
     AS_SERVED: "#e8759f",
     "nextclick-without-state": "#7b3fa0",
     "nextclick-without-reformer": "#b493cf",
+    "nextclick-without-content": "#d3a8e0",
     "blend": "#1f2430",
     "own": "#00796b",
     "markov": "#1565c0",

@@ -150,9 +150,7 @@ class Answerer:
             self._answer(question, asked, at, widened=rows is not None)
             for at, (question, rows) in enumerate(zip(questions, passing, strict=True))
         ]
-        short = [
-            at for at, one in enumerate(questions) if passing[at] is None and self._is_short(one, answers[at])
-        ]
+        short = [at for at, one in enumerate(questions) if passing[at] is None and self._is_short(one, answers[at])]
         if short:
             wider = [questions[at] for at in short]
             wanted = [self._wider(one, asked.scored.gathered, at) for one, at in zip(wider, short, strict=True)]
@@ -187,9 +185,12 @@ class Answerer:
         if wanted is None:
             wanted = [self._rows_of(question) for question in questions]
         seen = self._seen(questions)
+        by_content = state.content.of(histories, queries)
         gathered = state.store.ask(
-            histories, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted)
+            histories, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted),
+            more=NO_SEEN_ROWS if by_content is None else by_content.candidates,
         )  # fmt: skip
+        gathered = state.content.with_columns(gathered, by_content)
         latest = histories.oldest_first(everyone, state.settings.online_history)
         states = self._states(questions, latest, has_recent) if state.deep_state else None
         # As many as for lists that are written, and the same whatever others ask for: shares are of the kept ones.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.learner.history import HistorySnapshot, UserHistories, earlier_in_batch
+from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
 
 
@@ -67,7 +68,7 @@ class TrainedStep:
     part: slice  # of the micro-batch
     scored: ScoredCandidates  # by the live model, without gradients
     positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or not to be learned from
-    replayed: tuple[Tensor, Tensor] | None  # clicks: features (·, K, F), and which are there (·, K)
+    replayed: Replayed | None
     losses: NDArray[np.float64]  # (n,) loss of each click before it was learned, in nats
     ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.content import ContentScore
 from model.ranker import DEVIATION_MIN, Ranker
 
 Doubles = NDArray[np.float64]
@@ -51,6 +52,24 @@ class RankerArrays(NamedTuple):
             array("mid"),
             array("mid_bias"),
             array("out"),
+        )
+
+    @staticmethod
+    def of_content(content: ContentScore) -> "RankerArrays":
+        """Returns what content adds to scores, as the same arrays: its one hidden layer passes through the second."""
+        linear, up, up_bias, out = (
+            part.detach().double().cpu().numpy() for part in (content.linear, content.up, content.up_bias, content.out)
+        )
+        G, H = up.shape
+        return RankerArrays(
+            linear,
+            np.zeros(G),
+            np.ones(G),
+            up.T[None].copy(),
+            up_bias[None],
+            np.eye(H)[None],
+            np.zeros((1, 1, H)),
+            out[None],
         )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from model.recall import RecallHeads
 from online.learner.asking import Answer, Answerer, Asked, Question
+from online.learner.content.columns import COLUMNS as CONTENT_COLUMNS
 from online.learner.contributions import RankerArrays, contributions, scores
 from online.learner.facts.features import features
 from online.learner.facts.moments import Hits
@@ -64,6 +65,8 @@ GROUPS = {
 
 def group_of(feature: str) -> str:
     """Returns the group of a feature."""
+    if feature.startswith("content_"):
+        return "content"
     return GROUPS.get(feature) or GROUPS[feature.rpartition("_")[0]]
 
 
@@ -105,6 +108,7 @@ class Explainer:
         """`zone`: in which weekdays and times of day are named."""
         self.state, self.zone = state, zone
         self.names = [feature.name for feature in features(state.settings.popularity_half_lives)]
+        self.names += [column.name for column in CONTENT_COLUMNS]
         self.groups = [group_of(name) for name in self.names]
         self._groups = list(dict.fromkeys(self.groups))
         self._member = np.array([[group == one for one in self._groups] for group in self.groups], np.float64)
@@ -155,6 +159,17 @@ class Explainer:
         weights = RankerArrays.of(self.state.weights.ranker)
         found = contributions(weights, each, base)
         average, *own = scores(weights, np.concatenate([base[None], each])).tolist()
+        if scored.content is not None:
+            columns = scored.content[at].double().cpu().numpy()
+            kept = scored.present[at].cpu().numpy()
+            content = RankerArrays.of_content(self.state.weights.content)
+            base, each_of = columns[kept].mean(0), columns[[slot_of[place] for place in places]]
+            found = np.concatenate([found, contributions(content, each_of, base)], 1)
+            more, *own_more = scores(content, np.concatenate([base[None], each_of])).tolist()
+            average, own = average + more, [one + other for one, other in zip(own, own_more, strict=True)]
+            each = np.concatenate([each, each_of], 1)
+        else:
+            each, found = self._without_content(each), self._without_content(found)
         both = zip(places, each, found, own, strict=True)
         return {place: _Part(RANKER, score, average, x, adds) for place, x, adds, score in both}
 
@@ -170,12 +185,23 @@ class Explainer:
         ).astype(np.float64)
         inputs = np.concatenate([inputs, np.zeros((len(inputs), 1))], 1)  # the Reformer's logit is not used
         weights = np.append(self.state.weights.first.detach().double().cpu().numpy(), 0.0)
+        content = scored.gathered.content
+        if content is None:
+            inputs, weights = self._without_content(inputs), np.append(weights, np.zeros(len(CONTENT_COLUMNS)))
+        else:
+            first = self.state.weights.content.first.detach().double().cpu().numpy()
+            inputs, weights = np.concatenate([inputs, content[part]], 1), np.append(weights, first)
         base = inputs.mean(0)
         each = inputs[np.array(places) - start]
         return {
             place: _Part(FIRST, float(x @ weights), float(base @ weights), x, (x - base) * weights)
             for place, x in zip(places, each, strict=True)
         }
+
+    @staticmethod
+    def _without_content(features: Doubles) -> Doubles:
+        """Returns features (·, F) followed by columns of content that are all 0."""
+        return np.pad(features, ((0, 0), (0, len(CONTENT_COLUMNS))))
 
     # Moments
 

@@ -71,6 +71,10 @@ class ItemAttributes:
     def slots_of(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         return np.fromiter((self._slot_of.get(item_id, 0) for item_id in item_ids), np.int64, len(item_ids))
 
+    def item_at(self, slot: int) -> str:
+        """Empty: the slot is free."""
+        return self._items[slot]
+
     def items(self) -> list[str]:
         """Items of which something is known, in no certain order."""
         return list(self._slot_of)
@@ -141,12 +145,12 @@ class ItemAttributes:
         """Takes in the latest record of an item, which says all there is -> slots whose content has changed.
 
         Args:
-            item: as it was read. Where it has neither title, tags nor attributes, its slot is freed.
+            item: as it was read. Where it has neither title, tags, attributes nor vector, its slot is freed.
             row: of the item, 0 where it has none.
         """
         self._saved = None
         slot = self.slot_of(item.item_id)
-        if item.title is None and not item.tags and not item.attributes:
+        if item.title is None and not item.tags and not item.attributes and item.vector is None:
             if not slot:
                 return []
             self._free_slot(slot)

@@ -160,7 +160,7 @@ class Learner(LearnerState):
             rows = scored.rows()
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
-            self.replay.add(*rivals, batch.user_hashes[kept])
+            self.replay.add(*rivals, user_hashes=batch.user_hashes[kept])
 
     def _train(self, prepared: Prepared, step: TrainedStep, states: Tensor | None) -> TrainedStep:
         """Trains the ranker on the candidates that it has just scored."""
@@ -255,7 +255,9 @@ class Learner(LearnerState):
 
     def put_items(self, items: Sequence[Item]) -> ItemChanges:
         """Takes in what the latest records of items say beside their availability; the next lists go by it."""
-        changes = self.listable.put(items)
+        changes = self.listable.put(items, self.now[0])
+        if self.clock.latest > -np.inf:
+            self.take_rows(self.items.admit(self.now[1]))
         if changes.rows:
             self.block(changes.rows)
             self.popular_list = None

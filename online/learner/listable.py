@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from online.config.settings import Settings
 from online.filters.evaluate import CompiledFilter, Rows, compiled
 from online.filters.tokens import FilterError
+from online.learner.arrays import below, joined
+from online.learner.content.items import ItemContent
 from online.learner.item_attributes import ItemAttributes
 from online.learner.item_rows import ItemRows
 from stream.items import Item
@@ -48,6 +50,7 @@ class Listable:
     def __init__(self, settings: Settings, items: ItemRows) -> None:
         self.items = items
         self.attributes = ItemAttributes(settings)
+        self.content = ItemContent(settings.seed, self.attributes.capacity) if settings.content else None
         self.rule: CompiledFilter | None = None if settings.list_filter is None else compiled(settings.list_filter)
         self._unavailable = np.zeros(1, np.bool_)  # (V,)
         self._excluded = self._excluded_by_rule(np.arange(self.attributes.capacity))  # (S,)
@@ -60,26 +63,50 @@ class Listable:
             return np.zeros(len(slots), np.bool_)
         return ~self.rule.mask(Rows(self.attributes, slots, np.ones(len(slots), np.bool_)))
 
-    def put(self, items: Sequence[Item]) -> ItemChanges:
-        """Takes in the latest records of items, in order."""
+    def put(self, items: Sequence[Item], now: float = 0.0) -> ItemChanges:
+        """Takes in the latest records of items, in order. `now`: seconds since 1970, by the stream."""
         slots: set[int] = set()
         before = dict.fromkeys([item.item_id for item in items], False)
         for item_id in before:
             before[item_id] = self.excludes(item_id)
         for item in items:
-            slots.update(self.attributes.put(item, self.items.vocabulary.row_of(item.item_id)))
-        if self.rule is None or not slots:
-            return ItemChanges([], excluded=False, moved=False)
-        at = np.array(sorted(slots), np.int64)
+            changed = self.attributes.put(item, self.items.vocabulary.row_of(item.item_id))
+            slots.update(changed)
+            if self.content is not None:
+                self._put_content(self.content, item, changed, now)
+        if self.content is not None:
+            self.content.compose([slot for slot in sorted(slots) if self.content.arrays.known[slot]])
         if self.attributes.capacity > len(self._excluded):
             more = np.full(self.attributes.capacity - len(self._excluded), self._excluded[0])
             self._excluded = np.concatenate([self._excluded, more])
+        if self.rule is None or not slots:
+            return ItemChanges([], excluded=False, moved=False)
+        at = np.array(sorted(slots), np.int64)
         self._excluded[at] = self._excluded_by_rule(at)
         moved = [item_id for item_id, was in before.items() if self.excludes(item_id) != was]
         rows = [row for row in map(self.items.vocabulary.row_of, moved) if row]
         # An item that made room for another may stand in lists, and nothing is known of it any more.
         lost = bool(self._excluded[0]) and self.attributes.take_lost()
         return ItemChanges(rows, excluded=lost or any(map(self.excludes, moved)), moved=bool(moved))
+
+    def _put_content(self, content: ItemContent, item: Item, changed: Sequence[int], now: float) -> None:
+        """Takes in what an item says; `changed`: the slots that its record has changed."""
+        content.grow(self.attributes.capacity)
+        slot = self.attributes.slot_of(item.item_id)
+        for other in changed:
+            if other != slot:
+                content.free(other)
+        if not slot:
+            self.items.withdraw(item.item_id)
+            return
+        content.put(
+            slot,
+            (item.title, item.tags, item.attributes),
+            item.vector,
+            clicked=self.items.was_clicked(item.item_id),
+            now=now,
+        )
+        (self.items.publish if content.arrays.known[slot] and item.available else self.items.withdraw)(item.item_id)
 
     def excludes(self, item_id: str) -> bool:
         """Whether the rule excludes an item, whether it is available or not."""
@@ -158,13 +185,33 @@ class Listable:
     # A checkpoint
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        return self.attributes.to_state()
+        arrays, state = self.attributes.to_state()
+        content = {} if self.content is None else self.content.to_state()
+        return arrays | joined({"content": content}), state
+
+    def _load_content(self, content: ItemContent, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Loads what items say; from the attributes, where a checkpoint holds nothing else."""
+        content.load_state(arrays, self.attributes.capacity)
+        if arrays:
+            return
+        for item_id in self.attributes.items():
+            title, tags = self.attributes.title(item_id), self.attributes.tags(item_id)
+            content.put(
+                self.attributes.slot_of(item_id),
+                (title, tags, self.attributes.attributes(item_id)),
+                None,
+                clicked=self.items.was_clicked(item_id),
+                now=0.0,
+            )
+        content.compose([])
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any] | None) -> list[int]:
         """Takes back what `to_state` gave, after the vocabulary has; the rule may be another one now -> the rows that
         may have to be blocked."""
         self.attributes.load_state(arrays, state)
         vocabulary = self.items.vocabulary
+        if self.content is not None:
+            self._load_content(self.content, below(arrays, "content"))
         self.grow(vocabulary.rows)
         rows = list(range(vocabulary.rows))
         self.attributes.take_rows(rows, vocabulary.items_of(rows))

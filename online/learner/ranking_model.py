@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.adam import Adam
+from model.content import ContentScore
 from model.items import ItemTable
 from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
 from model.ranker import Columns, Ranker
@@ -26,6 +27,7 @@ from model.recall import RecallHeads
 from model.reformer import Reformer, ReformerConfig
 from online.config.settings import Settings
 from online.learner.arrays import as_tensor, below
+from online.learner.content.columns import STARTS as CONTENT_STARTS
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import Gathered
@@ -34,6 +36,7 @@ from online.learner.next_item import as_histories
 from online.learner.objectives import Objective, TrainingBatch
 from online.learner.prune import keep_best, put_inputs
 from online.learner.recall import soft_counts, with_gradients
+from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
 
 MISS_LOSS = 10.0  # nats, for a click on an item that was not kept; also the largest loss of a click
@@ -128,9 +131,13 @@ class RankingModel:
         heads = [*self.own.parameters(), *self.world.parameters()]
         self._ranker_parameters = list(self.ranker.parameters())
         self._ranking_parameters = [*self._ranker_parameters, *heads, *self.vectors.parameters(), self.first]
+        self.content = ContentScore(CONTENT_STARTS, seed=settings.seed).to(self.device)
+        content = list(self.content.parameters())
+        self._ranking_parameters += content
         groups = [
             {"params": [*self._ranker_parameters, self.first], "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
+            {"params": content, "lr": settings.content_learning_rate},
         ]
         self.adam = Adam(groups)
         table = {"vectors": self.vectors.vectors}
@@ -192,7 +199,7 @@ class RankingModel:
         states: Tensor | None,
         *,
         kept: int,
-        replayed: tuple[Tensor, Tensor] | None = None,
+        replayed: Replayed | None = None,
     ) -> ScoredCandidates:
         """Scores candidates of N queries: all of them by the first score, and the best by the ranker.
 
@@ -202,7 +209,7 @@ class RankingModel:
             memory: the moments with which recall compares the queries.
             states: the Reformer's, (N, D); None: not used.
             kept: K, how many candidates of each query the ranker sees.
-            replayed: features (R, K', F) of earlier clicks that are scored too, and which are present (R, K').
+            replayed: earlier clicks that are scored too.
 
         Returns:
             Scores, with gradients to weights, item vectors and states if torch records any.
@@ -210,6 +217,8 @@ class RankingModel:
         N, C = len(gathered.starts) - 1, len(gathered.rows)
         recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
         first = self._first_scores(gathered.features, lifts, recalled)
+        if gathered.content is not None:
+            first += self.content.first_scores(gathered.content)
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
         features, there, scores, each = self._blank(N, kept if not C else 0)
@@ -218,15 +227,22 @@ class RankingModel:
         )
         if not C:
             return scored
-        R = 0 if replayed is None else replayed[0].shape[:2].numel()
+        R = 0 if replayed is None else replayed.features.shape[:2].numel()
         rows, present = self._inputs(scored, places, states, R)
         if replayed is not None:
-            rows[N * kept :] = replayed[0].view(R, -1)
+            rows[N * kept :] = replayed.features.view(R, -1)
         learned, columns = self._learned(scored, memory, states)
         every = self.ranker.each(rows, learned, columns)  # in one call: its cost is mostly the number of operations
         each = every[: N * kept].view(N, kept, -1)
+        if gathered.content is not None:
+            content = self.content_of(scored, places)
+            each = each + self.content(content)[..., None]
+            scored = scored._replace(content=content)
         if replayed is not None:
-            scored = scored._replace(replayed=every[N * kept :].view(*replayed[0].shape[:2], -1))
+            again = every[N * kept :].view(*replayed.features.shape[:2], -1)
+            if replayed.content is not None:
+                again = again + self.content(replayed.content)[..., None]
+            scored = scored._replace(replayed=again)
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)
         return scored._replace(features=features, present=present, scores=scores, each=each)
@@ -246,6 +262,13 @@ class RankingModel:
         """
         rows, present = self._inputs(scored, places, states, 0)
         return rows.view(*places.shape, -1), present
+
+    def content_of(self, scored: ScoredCandidates, places: NDArray[np.int64]) -> Tensor:
+        """Returns what content says of candidates at places (N, K), positions among all C, (N, K, G); 0 for −1."""
+        assert scored.gathered.content is not None
+        columns = scored.gathered.content[np.maximum(places, 0)]
+        columns[places < 0] = 0
+        return as_tensor(columns, self.device)
 
     def _inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None, more: int
@@ -376,7 +399,9 @@ class RankingModel:
         settings = self.settings
         self.optimizer.boost = factor
         for group, rate in zip(
-            self.adam.param_groups, (settings.ranker_learning_rate, settings.recall_learning_rate), strict=True
+            self.adam.param_groups,
+            (settings.ranker_learning_rate, settings.recall_learning_rate, settings.content_learning_rate),
+            strict=True,
         ):
             group["lr"] = factor * rate
         self.adagrad.learning_rate = factor * settings.recall_vectors_learning_rate
@@ -401,6 +426,8 @@ class RankingModel:
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Returns arrays by name: weights and optimizer state."""
         tensors = self.tensors()
+        if not self.content.trained:  # so that without any item content nothing is kept of it
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("content.")}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
         for number, parameter in enumerate(self._dense()):
             for name, moment in self.adam.state.get(parameter, {}).items():
@@ -414,7 +441,10 @@ class RankingModel:
         """Loads what `to_state` returned."""
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         for name, module in (("network", self.network), *self._ranking()):
-            module.load_state_dict(below(tensors, name))
+            saved = below(tensors, name)
+            if name == "content" and not saved:  # it was not trained by then
+                saved = ContentScore(CONTENT_STARTS, seed=self.settings.seed).state_dict()
+            module.load_state_dict(saved)
         self.first.data.copy_(tensors["first"])
         self.optimizer.load_state_tensors(below(tensors, "optimizer"))
         self.adam.state.clear()
@@ -431,7 +461,10 @@ class RankingModel:
 
     def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields the modules other than the network, by name."""
-        yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
+        yield from {
+            "ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors,
+            "content": self.content,
+        }.items()  # fmt: skip
 
     def _dense(self) -> list[nn.Parameter]:
         return [parameter for group in self.adam.param_groups for parameter in group["params"]]

@@ -17,6 +17,8 @@ from online.learner.facts.tables import NEAR
 from online.learner.state import LearnerState
 
 NAMED_MAX = 2  # latest items that are named
+NAMED_CONTENT = 20  # latest items among which the most alike one is named
+NEW_SHARE_MIN = 0.3  # of 1 / (1 + clicks), for an item to be called new
 ALIKE_SHARE = 0.5  # of the moments' weight that must agree in a part for it to be named
 NEAR_HOURS = 2.0
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -184,6 +186,34 @@ def _network(situation: Situation, row: int, values: Values, adds: Values) -> st
     return f"suits the course of your latest clicks{after}"
 
 
+def _content(situation: Situation, row: int, values: Values, adds: Values) -> str:
+    added = {
+        "last": adds["content_last"] + adds["content_last_few"],
+        "profile": sum(value for name, value in adds.items() if name.startswith("content_profile")),
+        "new": sum(adds[f"content_{name}"] for name in ("new", "few", "age", "age_few", "first_lift_new")),
+        "lift": sum(adds[f"content_{name}"] for name in ("lift", "first_lift", "lift_few", "popular")),
+    }
+    best = max(added, key=lambda name: added[name])
+    if best == "last" and situation.rows:
+        return f"suits in content: like {situation.latest(0)}"
+    if best == "profile" and situation.rows:
+        return f"suits in content what you clicked lately, such as {_most_alike(situation, row)}"
+    if best == "new":
+        return "new: hardly clicked yet" if values["content_few"] > NEW_SHARE_MIN else "suits in its age and content"
+    return "has words, tags or values that are clicked often lately"
+
+
+def _most_alike(situation: Situation, row: int) -> str:
+    """Returns the name of the latest item that is most like an item in content."""
+    content, slots_of = situation.state.listable.content, situation.state.listable.attributes.slots
+    if content is None:
+        return situation.latest(0)
+    latest = situation.rows[:NAMED_CONTENT]
+    vectors = content.arrays.vectors
+    alike = vectors[slots_of[latest]] @ vectors[slots_of[row]]
+    return situation.latest(int(alike.argmax()))
+
+
 _WORDS: dict[str, Callable[[Situation, int, Values, Values], str]] = {
     "followed": _followed,
     "near": _near,
@@ -194,6 +224,7 @@ _WORDS: dict[str, Callable[[Situation, int, Values, Values], str]] = {
     "situation": _situation,
     "lift": _lift,
     "network": _network,
+    "content": _content,
 }
 
 # Moments

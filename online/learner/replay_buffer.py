@@ -3,7 +3,7 @@
 Letters: `R` clicks held, `N` new ones, `K` candidates kept of each, `F` features.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,14 @@ from online.learner.user_stores import UserKey
 FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
 
+class Replayed(NamedTuple):
+    """n clicks, without gradients: of each the clicked item first, and then its rivals."""
+
+    features: Tensor  # (n, K, F)
+    present: Tensor  # (n, K) which are there
+    content: Tensor | None = None  # (n, K, G) what items say; None: nothing is known of any
+
+
 class ReplayBuffer:
     """At most R clicks, 2 K F + 8 bytes each; a new one takes a random place, so their ages fall off exponentially.
 
@@ -28,26 +36,41 @@ class ReplayBuffer:
         self.held, self.candidates = held, candidates
         self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
+        self.content: Tensor | None = None  # (R, K, G), once anything is known of items
         self.user_hashes = np.zeros(held, np.int64)  # their users, as `stream.user_ids.hash_of_digest` says
         self.filled = 0
         self.random = np.random.default_rng(seed)
 
-    def add(self, features: Tensor, present: Tensor, user_hashes: NDArray[np.int64] | int = 0) -> None:
+    def add(
+        self,
+        features: Tensor,
+        present: Tensor,
+        content: Tensor | None = None,
+        *,
+        user_hashes: NDArray[np.int64] | int = 0,
+    ) -> None:
         """What `among_rivals` gave of N clicks, and their users' hashes (N,); 0: of no user."""
         places = self._places(min(len(features), self.held))
         at = torch.from_numpy(places).to(self.features.device)
         self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
+        if content is not None and self.content is None:
+            self.content = zeros(
+                self.held, self.candidates, content.shape[2], dtype=torch.float16, device=self.features.device
+            )
+        if self.content is not None:
+            self.content[at] = 0 if content is None else content[: len(at)].to(torch.float16)
         self.user_hashes[places] = np.broadcast_to(user_hashes, len(features))[: len(at)]
 
-    def sample(self, count: int, random: np.random.Generator | None = None) -> tuple[Tensor, Tensor] | None:
-        """`count` random clicks: features (count, K, F) float32, the clicked item's first, and which are there.
+    def sample(self, count: int, random: np.random.Generator | None = None) -> Replayed | None:
+        """`count` random clicks, in float32.
 
         `random`: what draws them; None: the buffer's own numbers, which a checkpoint keeps.
         """
         if not count or self.filled < max(1, min(FIRST, self.held)):
             return None
         at = torch.from_numpy((random or self.random).integers(0, self.filled, count)).to(self.features.device)
-        return self.features[at].float(), self.present[at]
+        content = None if self.content is None else self.content[at].float()
+        return Replayed(self.features[at].float(), self.present[at], content)
 
     def forget(self, kept: float) -> None:
         """Leaves a share of the clicks (from 0 to 1), of any age."""
@@ -70,7 +93,7 @@ class ReplayBuffer:
     def _keep(self, places: NDArray[np.int64]) -> None:
         """Leaves these, in their order; nothing stays of the others."""
         at = torch.from_numpy(places).to(self.features.device)
-        for part in (self.features, self.present):
+        for part in (self.features, self.present, *([] if self.content is None else [self.content])):
             part[: len(at)] = part[at]
             part[len(at) : self.filled] = 0
         self.user_hashes[: len(at)] = self.user_hashes[places]
@@ -87,6 +110,8 @@ class ReplayBuffer:
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         arrays = {"features": self.features[: self.filled], "present": self.present[: self.filled]}
+        if self.content is not None:
+            arrays["content"] = self.content[: self.filled]
         found = {name: part.cpu().numpy() for name, part in arrays.items()}
         return found | {"user_hashes": self.user_hashes[: self.filled].copy()}, {
             "random": self.random.bit_generator.state
@@ -100,20 +125,27 @@ class ReplayBuffer:
         self.filled = min(len(features), self.held)
         self.features[: self.filled] = features[: self.filled].to(self.features.device)
         self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
+        self.content = None
+        if "content" in arrays:
+            content = torch.from_numpy(arrays["content"].copy())[: self.filled]
+            self.content = zeros(self.held, *content.shape[1:], dtype=torch.float16, device=self.features.device)
+            self.content[: self.filled] = content.to(self.features.device)
         self.user_hashes[: self.filled] = arrays["user_hashes"][: self.filled]
         self.random.bit_generator.state = state["random"]
 
 
-def among_rivals(scored: ScoredCandidates, places: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def among_rivals(scored: ScoredCandidates, places: Tensor, count: int) -> Replayed:
     """Some clicks, and where their items stand among the K kept candidates, (N,), −1 where they do not -> of those that
-    do, n of them, the clicked one's features and then those of its strongest rivals, (n, count, F) without gradients;
-    and which are there (n, count)."""
+    do, n of them, the clicked ones and `count` − 1 of their strongest rivals each."""
     hit = (places >= 0).nonzero()[:, 0]
     features, present = scored.features[hit], scored.present[hit]
     scores = scored.scores[hit].masked_fill(~present, -torch.inf)
     scores.scatter_(1, places[hit, None], torch.inf)  # the clicked one comes first
     best = scores.topk(min(count, scores.shape[1]), 1).indices  # (n, count)
     features = features.gather(1, best[..., None].expand(-1, -1, features.shape[2]))
+    content = None if scored.content is None else scored.content[hit]
     present = present.gather(1, best)
     missing = count - best.shape[1]
-    return F.pad(features, (0, 0, 0, missing)), F.pad(present, (0, missing))
+    if content is not None:
+        content = F.pad(content.gather(1, best[..., None].expand(-1, -1, content.shape[2])), (0, 0, 0, missing))
+    return Replayed(F.pad(features, (0, 0, 0, missing)), F.pad(present, (0, missing)), content)

@@ -12,6 +12,8 @@ from model.vocabulary import Vocabulary
 from online.config.settings import Settings
 from online.learner.abuse_filter import AbuseFilter
 from online.learner.arrays import as_tensor, below, joined
+from online.learner.content.items import CANDIDATES_MAX
+from online.learner.content.queries import ContentQueries
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import FeatureStore, Gathered
 from online.learner.hidden import HiddenItems
@@ -20,7 +22,7 @@ from online.learner.item_rows import ClickedRows, ItemRows
 from online.learner.lift import Lift
 from online.learner.listable import Listable
 from online.learner.ranking_model import Memory, RankingModel
-from online.learner.replay_buffer import ReplayBuffer
+from online.learner.replay_buffer import ReplayBuffer, Replayed
 from online.learner.reservoir import Reservoir
 from online.learner.return_times import ReturnTimes
 from online.learner.scoring import ScoredCandidates
@@ -47,7 +49,8 @@ class LearnerState:
         self.histories = UserHistories(settings.users_held, settings.history_max)
         self.weights = RankingModel(settings)  # the version that serves and learns
         self.device = self.weights.device
-        self.store = FeatureStore(settings)
+        self.store = FeatureStore(settings, CANDIDATES_MAX if settings.content else 0)
+        self.content = ContentQueries(self)
         self.lift = Lift()
         self.replay = ReplayBuffer(
             settings.replay_held, settings.replay_candidates, len(self.weights.first) + 1, settings.seed, self.device
@@ -132,6 +135,14 @@ class LearnerState:
             self.on_rows_changed(clicked.freed, clicked.taken)
         return clicked
 
+    def take_rows(self, rows: Sequence[int]) -> None:
+        """Follows items that have got rows before their first click."""
+        if rows:
+            self.make_room()
+            self.block(rows)
+            if self.on_rows_changed is not None:
+                self.on_rows_changed([], rows)
+
     def block(self, rows: Sequence[int]) -> None:
         """Notes of rows, whose items may have changed, whether they must not be listed."""
         self.store.set_blocked(rows, self.listable.blocked(rows))
@@ -175,7 +186,7 @@ class LearnerState:
         return torch.from_numpy(self.store.moment_states)
 
     def score(
-        self, gathered: Gathered, states: Tensor | None, kept: int, replayed: tuple[Tensor, Tensor] | None = None
+        self, gathered: Gathered, states: Tensor | None, kept: int, replayed: Replayed | None = None
     ) -> ScoredCandidates:
         """What the weights that serve make of candidates (`RankingModel.score`)."""
         lifts, memory = self.lift.of(gathered.rows), self.memory()

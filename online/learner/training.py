@@ -15,6 +15,7 @@ from online.learner.batches import TrainedNetwork
 from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
 from online.learner.preparing import PreparedBatch
 from online.learner.ranking_model import MISS_LOSS, RankingModel
+from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
 from online.learner.state import LearnerState
 
@@ -65,7 +66,7 @@ def training_batch(
     scored: ScoredCandidates,
     positions: NDArray[np.int64],
     states: Tensor | None,
-    replayed: tuple[Tensor, Tensor] | None,
+    replayed: Replayed | None,
 ) -> TrainingBatch:
     """Builds the batch for the ranker from clicks whose candidates the model has just scored.
 
@@ -74,17 +75,21 @@ def training_batch(
         scored: the candidates, with their scores.
         positions: (N,) of the clicked items among all candidates; −1: none, or not to be learned from.
         states: (N, D) the Reformer's; None: not used.
-        replayed: features of replayed clicks, and which are present; None: none.
+        replayed: replayed clicks; None: none.
     """
     places = scored.places(positions)
     left_out = np.flatnonzero((positions >= 0) & (places < 0))
     forced, forced_present, forced_places = scored.features, scored.present, places
+    forced_content = scored.content
     if len(left_out):
         K = scored.kept.shape[1]
         at = as_tensor(left_out, model.device)
         inputs, _ = model.inputs(scored, positions[left_out, None], None if states is None else states[at])
         forced = scored.features.clone()
         forced[at, K - 1] = inputs[:, 0]
+        if scored.content is not None:
+            forced_content = scored.content.clone()
+            forced_content[at, K - 1] = model.content_of(scored, positions[left_out, None])[:, 0]
         forced_places = places.copy()
         forced_places[left_out] = K - 1
     return TrainingBatch(
@@ -92,9 +97,10 @@ def training_batch(
         present=scored.present,
         places=as_tensor(places, model.device),
         forced=forced,
+        forced_content=forced_content,
         forced_present=forced_present,
         forced_places=as_tensor(forced_places, model.device),
-        replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed[1]),
+        replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed.present),
     )
 
 

@@ -56,10 +56,11 @@ class Job:
     histories: ClicksOldestFirst  # (B, L)
     features: NDArray[np.float16]  # (R, K, F) of the kept clicks
     present: NDArray[np.bool_]  # (R, K)
+    content: NDArray[np.float16] | None = None  # (R, K, G) what items say; None: nothing is known
 
     def steps(self, shares: Shares | None = None) -> TuningSteps:
         """Returns the training steps, on weights of their own."""
-        replay = _replay(self.settings, self.features, self.present)
+        replay = _replay(self.settings, self)
         return TuningSteps(
             _model(self.settings, self.weights),
             self.histories,
@@ -97,6 +98,7 @@ def job_of(learner: Learner, histories: ClicksOldestFirst, start: Mapping[str, T
         histories=histories,
         features=replay.features[: replay.filled].cpu().numpy().copy(),
         present=replay.present[: replay.filled].cpu().numpy().copy(),
+        content=None if replay.content is None else replay.content[: replay.filled].cpu().numpy().copy(),
     )
 
 
@@ -104,6 +106,8 @@ def write_job(folder: Path, job: Job) -> None:
     """Writes a job. Raises OSError or SafetensorError, as on a full disk."""
     arrays = joined({"weights": job.weights, "histories": job.histories._asdict()})
     arrays |= {"popularity": job.popularity, "features": job.features, "present": job.present}
+    if job.content is not None:
+        arrays["content"] = job.content
     _save(folder / ARRAYS, arrays)
     settings = job.settings.model_dump(mode="json", include=WRITTEN)
     _put(folder / JOB, {"settings": settings, "seed": job.seed, "rows": job.rows})
@@ -122,6 +126,7 @@ def read_job(folder: Path) -> Job:
             histories=ClicksOldestFirst(**below(arrays, "histories")),
             features=arrays["features"],
             present=arrays["present"],
+            content=arrays.get("content"),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise FolderError(f"the job in {folder} cannot be read: {error}") from error
@@ -159,18 +164,22 @@ def _model(settings: Settings, weights: Mapping[str, NDArray[Any]]) -> RankingMo
     model = RankingModel(settings)
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     modules = {"network": model.network, "ranker": model.ranker, "own": model.own, "world": model.world}
-    for name, module in {**modules, "vectors": model.vectors}.items():
+    for name, module in {**modules, "vectors": model.vectors, "content": model.content}.items():
         module.load_state_dict(below(tensors, name))
     model.first.data.copy_(tensors["first"])
     return model
 
 
-def _replay(settings: Settings, features: NDArray[np.float16], present: NDArray[np.bool_]) -> ReplayBuffer:
+def _replay(settings: Settings, job: Job) -> ReplayBuffer:
     held, device = settings.replay_held, choose_device(settings.device)
-    buffer = ReplayBuffer(held, features.shape[1], features.shape[2], settings.seed, device)
-    buffer.filled = len(features)
-    buffer.features[: buffer.filled] = torch.from_numpy(features).to(device)
-    buffer.present[: buffer.filled] = torch.from_numpy(present).to(device)
+    buffer = ReplayBuffer(held, job.features.shape[1], job.features.shape[2], settings.seed, device)
+    arrays = {"features": job.features, "present": job.present}
+    arrays |= {} if job.content is None else {"content": job.content}
+    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    buffer.filled = len(job.features)
+    buffer.features[: buffer.filled], buffer.present[: buffer.filled] = tensors["features"], tensors["present"]
+    if "content" in tensors:
+        buffer.content = tensors["content"]
     return buffer
 
 

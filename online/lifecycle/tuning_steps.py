@@ -13,20 +13,20 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.adam import Adam
 from online.learner.history import ClicksOldestFirst
 from online.learner.next_item import Negatives, as_histories
 from online.learner.objectives import ListwiseRanking, NextItem, TrainingBatch
 from online.learner.ranking_model import GradientMonitor, RankingModel, build_optimizer
+from online.learner.replay_buffer import Replayed
 from online.lifecycle.shares import Alone, Shares, idle_row
 
 
-class Replayed(Protocol):
+class Replay(Protocol):
     """Kept clicks, as a `ReplayBuffer` (online/learner/replay_buffer.py) has them."""
 
-    def sample(self, count: int, random: np.random.Generator | None = None) -> tuple[Tensor, Tensor] | None: ...
+    def sample(self, count: int, random: np.random.Generator | None = None) -> Replayed | None: ...
 
 
 class TuningSteps:
@@ -39,7 +39,7 @@ class TuningSteps:
         histories: ClicksOldestFirst,
         *,
         negatives: Negatives,
-        replay: Replayed,
+        replay: Replay,
         seed: int,
         shares: Shares | None = None,
     ) -> None:
@@ -122,7 +122,10 @@ class TuningSteps:
         found = self._replay.sample(self.settings.replay_batch, self.random)
         if found is None:
             return
-        batch = TrainingBatch(replayed=(self.weights.ranker.each(found[0]), found[1]))
+        each = self.weights.ranker.each(found.features)
+        if found.content is not None:
+            each = each + self.weights.content(found.content).detach()[..., None]  # only learned online
+        batch = TrainingBatch(replayed=(each, found.present))
         self._adam.zero_grad()
         ranked = ListwiseRanking().loss(self.weights, batch)
         assert ranked is not None

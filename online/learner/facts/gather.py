@@ -156,6 +156,7 @@ def advance(
     seen_lists: SeenRows,
     found_lists: GatherBuffers,
     wanted: SeenRows,
+    more: tuple[SeenRows, SeenRows],
     scratch: Scratch,
     limits: Limits,
 ) -> None:
@@ -167,6 +168,7 @@ def advance(
             counted.
         lists: further queries; each is gathered after as many clicks as its position says.
         wanted: candidates that are given, of each of the lists; without any, they are looked for.
+        more: candidates beside those that are looked for, of the clicks' queries and of the lists.
         The rest: the parts of the store, and the buffers that are filled.
     """
     next_list: Any = np.int64(0)  # with the literal 0 numba would compile all of `gather` a second time
@@ -175,14 +177,14 @@ def advance(
         while next_list < len(lists.slots) and lists.positions[next_list] == b:
             gather(
                 tables, items, histories, log, index, clicks, lists, next_list, seen_lists, wanted, wanted.on,
-                found_lists, scratch, limits,
+                more[1], found_lists, scratch, limits,
             )  # fmt: skip
             next_list += 1
         if b < len(clicks.rows):
             if next_click < len(before.slots) and before.positions[next_click] == b:
                 gather(
                     tables, items, histories, log, index, clicks, before, next_click, seen_before, wanted, False,
-                    found_before, scratch, limits,
+                    more[0], found_before, scratch, limits,
                 )  # fmt: skip
                 next_click += 1
             observe(tables, items, histories, log, index, flagged, clicks, b, scratch, limits)
@@ -243,6 +245,7 @@ def retrace(
     found: GatherBuffers,
     past: PastClicks,
     no_clicks: ClickArrays,
+    no_more: SeenRows,
     scratch: Scratch,
     limits: Limits,
 ) -> None:
@@ -276,7 +279,8 @@ def retrace(
             limits.exclude_seen,
         )
         gather(
-            tables, items, histories, log, index, no_clicks, queries, q, seen, seen, False, found, scratch, as_of
+            tables, items, histories, log, index, no_clicks, queries, q, seen, seen, False, no_more, found, scratch,
+            as_of,
         )  # fmt: skip
         for d in range(NEAR):
             if past.earlier[q, d] > 0:
@@ -404,13 +408,15 @@ def gather(
     seen: SeenRows,
     wanted: SeenRows,
     given: bool,
+    more: SeenRows,
     found: GatherBuffers,
     scratch: Scratch,
     limits: Limits,
 ) -> None:
     """Gathers the candidates of query q, their features, and the moments that point at them.
 
-    `given`: whether `wanted` holds the candidates of queries; those for which it holds none are looked for.
+    `given`: whether `wanted` holds the candidates of queries; those for which it holds none are looked for. `more`:
+    candidates beside those that are looked for.
     """
     slot = queries.slots[q]
     start = found.starts[q]
@@ -492,6 +498,9 @@ def gather(
         if not limits.exclude_seen:
             for d in range(length):
                 c = add_candidate(histories.rows[slot, (n - 1 - d) % H], c, mark, rows, blocked, scratch)
+        if more.on:
+            for k in range(more.starts[q], more.starts[q + 1]):
+                c = add_candidate(more.rows[k], c, mark, rows, blocked, scratch)
     else:
         for k in range(wanted.starts[q], wanted.starts[q + 1]):
             c = add_candidate(wanted.rows[k], c, mark, rows, blocked, scratch)

@@ -33,6 +33,7 @@ WANTED_MAX = 1_000  # candidates that may be given for one query
 ROWS_MIN = 1_024  # rows of items that a new store has room for
 _NONE = np.zeros(0, np.int64)
 NO_SEEN_ROWS = SeenRows(False, _NONE, _NONE)
+NO_MORE = NO_SEEN_ROWS, NO_SEEN_ROWS
 
 
 class Gathered(NamedTuple):
@@ -48,6 +49,7 @@ class Gathered(NamedTuple):
     own: Hits  # moments of the query's user
     world: Hits  # moments of all users
     followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
+    content: NDArray[np.float32] | None = None  # (C, G) of online/learner/content/; None: nothing is known
 
     def part(self, start: int, stop: int) -> "Gathered":
         """Returns the part of the queries from `start` up to `stop`."""
@@ -60,13 +62,15 @@ class Gathered(NamedTuple):
             self.own.part(start, stop, c),
             self.world.part(start, stop, c),
             self.followers[start:stop],
+            None if self.content is None else self.content[c:d],
         )
 
 
 class FeatureStore:
     """Neighbour tables, counts by item, the log of moments and the index of that log."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, more_max: int = 0) -> None:
+        """`more_max`: candidates that may be given for a query beside those that are looked for."""
         self.settings = settings
         self.half_lives = settings.popularity_half_lives
         few = max(8, settings.successors_held // 2)
@@ -105,6 +109,7 @@ class FeatureStore:
             + gather.POPULAR_MAX * len(self.half_lives)
             + settings.history_max
             + sum(self._hits_max)
+            + more_max
         )
         self._scratch = self._new_scratch(ROWS_MIN)
         self._buffers: list[list[GatherBuffers]] = [[], []]  # for clicks and for lists; two of each, used in turn
@@ -167,6 +172,7 @@ class FeatureStore:
         *,
         flagged: NDArray[np.bool_],
         seen: Sequence[SeenRows] = (NO_SEEN_ROWS, NO_SEEN_ROWS),
+        more: tuple[SeenRows, SeenRows] = NO_MORE,
     ) -> tuple[Gathered, Gathered]:
         """Gathers the candidates of each click just before it, and then counts the click.
 
@@ -178,13 +184,14 @@ class FeatureStore:
             flagged: whether each moment that is held is flagged as abuse; a moment stands at its number modulo the
                 length.
             seen: rows that must not be recommended, for the clicks' queries and for the lists'.
+            more: candidates beside those that are looked for, likewise.
 
         Returns:
             The candidates of the clicks that have a query, and those of the lists.
         """
         found = [self._buffer(kind, len(queries.slots)) for kind, queries in enumerate((before, lists))]
         self._turn = 1 - self._turn
-        self._advance(histories, clicks, (before, lists), found, flagged=flagged, seen=seen)
+        self._advance(histories, clicks, (before, lists), found, flagged=flagged, seen=seen, more=more)
         return _trimmed(found[0], len(before.slots)), _trimmed(found[1], len(lists.slots))
 
     def ask(
@@ -195,6 +202,7 @@ class FeatureStore:
         flagged: NDArray[np.bool_],
         seen: SeenRows = NO_SEEN_ROWS,
         wanted: SeenRows = NO_SEEN_ROWS,
+        more: SeenRows = NO_SEEN_ROWS,
     ) -> Gathered:
         """Gathers the candidates of lists from the present counts, without any click.
 
@@ -204,6 +212,7 @@ class FeatureStore:
             flagged: as for `advance`.
             seen: rows that must not be recommended.
             wanted: the candidates of each query, at most `WANTED_MAX`; queries without any look for them.
+            more: candidates beside those that are looked for.
 
         Returns:
             The candidates of the N queries; valid until the next call.
@@ -213,8 +222,9 @@ class FeatureStore:
         found = [self._no_clicks, self._list_buffers]
         seen_rows = (NO_SEEN_ROWS, seen)
         self._advance(
-            histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=seen_rows, wanted=wanted
-        )
+            histories, no_clicks(), (no_queries(), lists), found, flagged=flagged, seen=seen_rows, wanted=wanted,
+            more=(NO_SEEN_ROWS, more),
+        )  # fmt: skip
         return _trimmed(self._list_buffers, len(lists.slots))
 
     def retrace(
@@ -258,6 +268,7 @@ class FeatureStore:
                 found,
                 past,
                 no_clicks(),
+                NO_SEEN_ROWS,
                 self._scratch,
                 self._limits,
             )
@@ -292,6 +303,7 @@ class FeatureStore:
         flagged: NDArray[np.bool_],
         seen: Sequence[SeenRows],
         wanted: SeenRows = NO_SEEN_ROWS,
+        more: tuple[SeenRows, SeenRows] = NO_MORE,
     ) -> None:
         gather.advance(
             self.tables,
@@ -308,6 +320,7 @@ class FeatureStore:
             seen[1],
             found[1],
             wanted,
+            more,
             self._scratch,
             self._limits,
         )

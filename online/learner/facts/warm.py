@@ -22,6 +22,7 @@ from online.learner.batches import Impression
 from online.learner.facts.jit import cache_folder
 from online.learner.learner import Learner
 from stream.events import Click
+from stream.items import Item
 
 _NOT_KEPT = f"but they cannot be kept in {cache_folder()}: name a folder with NUMBA_CACHE_DIR"
 BEFOREHAND = "python -m online.learner.facts.warm"
@@ -108,6 +109,7 @@ def use_all_loops() -> None:
 
 def _use(learner: Learner) -> None:
     users = [f"u{n}" for n in range(5)]
+    learner.put_items([Item(item_id=f"i{n}", title=f"item {n}", tags=("all",)) for n in range(3)])
 
     def clicks(start: int, count: int) -> list[Click]:
         """Every user clicks on one item after the other, with some that come again and, in time, more than are held."""

@@ -86,8 +86,8 @@ def test_a_rule_that_is_new_holds_from_the_start(small, before, after):
     assert listed(again, ("0", "1")) == {f"i{number}" for number in fitting}
 
 
-def test_without_a_rule_items_change_nothing_that_is_learned(small, same):
-    plain, told = Learner(small()), Learner(small())
+def test_without_a_rule_and_content_items_change_nothing_that_is_learned(small, same):
+    plain, told = Learner(small(content=False)), Learner(small(content=False))
     told.put_items([priced(number, number, title="t", tags=("a",)) for number in range(0, 12, 2)])
     for clicks in (ring(200, items=12), ring(100, seed=1, items=12)):
         learn(plain, clicks)
@@ -124,3 +124,10 @@ def test_an_item_that_made_room_for_another_is_looked_for_in_lists(small):
     changes = learner.put_items([priced(3, 3)])
     assert changes.excluded
     assert learner.listable.barred(["i1", "i2", "i3"]) == {"i1"}
+
+
+def test_items_beyond_the_first_slots_can_be_published_again_without_a_rule(small):
+    learner = Learner(small())
+    for _ in range(2):
+        learner.put_items([priced(number, number) for number in range(150)])
+    assert not learner.listable.excludes("i149")

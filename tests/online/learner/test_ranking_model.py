@@ -27,6 +27,7 @@ from online.learner.ranking_model import (
     choose_device,
 )
 from online.learner.recall import soft_counts
+from online.learner.replay_buffer import Replayed
 from online.learner.training import RANKING, training_batch
 from stream.events import Click
 
@@ -229,7 +230,7 @@ def test_candidates_and_scores_of_a_query_do_not_depend_on_who_else_is_asked(lea
 def test_replayed_clicks_are_scored_along_and_change_no_other_score(asked):
     alone = asked.score()
     inputs = torch.rand(5, 3, len(asked.model.ranker.linear), generator=torch.Generator().manual_seed(0))
-    scored = asked.score(replayed=(inputs, torch.ones(5, 3, dtype=torch.bool)))
+    scored = asked.score(replayed=Replayed(inputs, torch.ones(5, 3, dtype=torch.bool)))
     torch.testing.assert_close(scored.scores, alone.scores)
     torch.testing.assert_close(scored.replayed, asked.model.ranker.each(inputs))
 
@@ -316,7 +317,7 @@ def test_what_is_replayed_teaches_too(asked):
     other.model = asked.model.copy()
     asked.learn(targets)
     inputs = torch.rand(5, 3, len(asked.model.ranker.linear), generator=torch.Generator().manual_seed(0))
-    other.learn(targets, replayed=(inputs, torch.ones(5, 3, dtype=torch.bool)))
+    other.learn(targets, replayed=Replayed(inputs, torch.ones(5, 3, dtype=torch.bool)))
     assert not torch.equal(asked.model.ranker.linear, other.model.ranker.linear)
     assert torch.equal(asked.model.first, other.model.first)  # that learns from what it has gathered alone
 

@@ -68,7 +68,7 @@ def test_of_a_click_the_clicked_item_comes_first_and_its_strongest_rivals_follow
         flat[at, : len(mine)] = torch.tensor(mine, dtype=torch.float32)
     features[:] = (torch.arange(K) + 1.0)[:, None]  # a candidate's features: its place, from 1
     scored = scored_of(features, present, flat)
-    found, there = among_rivals(scored, torch.tensor(clicked, dtype=torch.int64), count)
+    found, there, _ = among_rivals(scored, torch.tensor(clicked, dtype=torch.int64), count)
     learned = [(mine, place) for mine, place in zip(scores, clicked, strict=True) if place >= 0]
     assert found.shape == (len(learned), count, WIDTH)
     for kept, its, (mine, place) in zip(found, there, learned, strict=True):
@@ -129,7 +129,7 @@ def test_what_is_replayed_is_drawn_evenly_from_all_that_is_held() -> None:
     for _ in range(100):
         sampled = replay.sample(30)
         assert sampled is not None
-        features, present = sampled
+        features, present, _ = sampled
         assert features.shape == (30, 4, WIDTH)
         assert present.tolist() == [[True, True, False, False]] * 30
         drawn += features[:, 0, 0].int().tolist()
@@ -169,7 +169,7 @@ def test_what_is_restored_goes_on_as_if_nothing_had_happened(clicks: int) -> Non
         one, other = whole.sample(7), restored.sample(7)
         assert (one is None) == (other is None)
         if one is not None and other is not None:
-            assert all(torch.equal(part, same) for part, same in zip(one, other, strict=True))
+            assert all(torch.equal(part, same) for part, same in zip(one[:2], other[:2], strict=True))
     assert torch.equal(whole.features, restored.features)
     assert torch.equal(whole.present, restored.present)
 
@@ -203,7 +203,7 @@ def test_clicks_of_another_shape_are_left_behind(changed: dict[str, int]) -> Non
 def test_who_is_forgotten_leaves_nothing_and_others_stay() -> None:
     replay = buffer(20)
     features, present = torch.ones(6, 4, WIDTH), torch.ones(6, 4, dtype=torch.bool)
-    replay.add(features * torch.arange(1, 7)[:, None, None], present, np.array([7, 8, 7, 9, 7, 8]))
+    replay.add(features * torch.arange(1, 7)[:, None, None], present, user_hashes=np.array([7, 8, 7, 9, 7, 8]))
     assert replay.forget_user(UserKey(frozenset(), 7)) == {"replay_clicks": 3}
     assert replay.user_hashes[: replay.filled].tolist() == [8, 9, 8]
     assert replay.features[: replay.filled, 0, 0].tolist() == [2, 4, 6]

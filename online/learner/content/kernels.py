@@ -1,0 +1,409 @@
+"""Loops over items' content: vectors from bags, latest items of queries, nearest items, and columns of candidates.
+
+Letters: `S` slots, `D` width of vectors, `N` queries, `C` candidates of all of them (flat), `L` latest items, `P` items
+of the pool, `G` columns.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.learner.facts.jit import inlined, kernel, summing
+
+PROFILE_DECAY = 0.85  # what an item counts in a user's profile, for each click since
+LIFT_CLICKS = 3.0  # that each feature is taken to have had as expected
+LIFT_MAX = 8.0
+NEAREST, NEW_SUITING = 16, 16  # candidates of a query: alike its latest items; and of new ones
+LOOKED_AT = 64  # of each kind, the best by vectors, that are compared exactly
+SUITING_FACTOR = 6.0  # what a cosine counts beside the lift of first clicks, among new items
+COLUMNS_COUNT = 16
+
+
+class ContentArrays(NamedTuple):
+    """What is known of the content of items, by slot."""
+
+    bags: NDArray[np.uint16]  # (S, BAG_MAX)
+    heads: NDArray[np.int16]  # (S,) features that are no parts of words; they come first
+    sizes: NDArray[np.int16]  # (S,) features
+    vectors: NDArray[np.float32]  # (S, D) of length 1; 0 where there is no content
+    known: NDArray[np.bool_]  # (S,)
+    published: NDArray[np.float64]  # (S,) seconds since 1970
+    clicked: NDArray[np.bool_]  # (S,) whether the item had a click ever
+    given: NDArray[np.bool_]  # (S,) whether its record has a vector, which is part of `vectors`
+    norms: NDArray[np.float32]  # (S,) lengths of the weighted bags
+
+
+@kernel
+def compose(
+    arrays: ContentArrays,
+    slots: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    table: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Fills out (n, D) with the vectors of slots (n,): sums of the table's rows, weighted, of length 1 (0 where the bag
+    is empty); and notes the lengths of the bags themselves."""
+    for n in range(len(slots)):
+        slot, vector = slots[n], out[n]
+        vector[:] = 0
+        square = np.float32(0)
+        for k in range(arrays.sizes[slot]):
+            feature = arrays.bags[slot, k]
+            weight = weights[feature]
+            square += weight * weight
+            for d in range(len(vector)):
+                vector[d] += weight * table[feature, d]
+        arrays.norms[slot] = math.sqrt(square)
+        to_length_1(vector)
+
+
+@inlined
+def to_length_1(vector: NDArray[np.float32]) -> None:
+    """Scales a vector to length 1, in place; 0 stays 0."""
+    square = np.float32(0)
+    for d in range(len(vector)):
+        square += vector[d] * vector[d]
+    if square > 0:
+        scale = np.float32(1 / math.sqrt(square))
+        for d in range(len(vector)):
+            vector[d] *= scale
+
+
+@kernel
+def latest_rows(
+    rows: NDArray[np.int32],
+    clicks: NDArray[np.int64],
+    batch_slots: NDArray[np.int64],
+    batch_rows: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    out: NDArray[np.int64],
+) -> None:
+    """Fills out (N, L) with the latest items of queries, newest first, 0 beyond.
+
+    Args:
+        rows: (users, H) rings of histories, without the micro-batch.
+        clicks: (users,) clicks ever made.
+        batch_slots: (B,) histories of the micro-batch's clicks.
+        batch_rows: (B,) their items.
+        slots: (N,) of the queries; −1: none.
+        positions: (N,) clicks of the micro-batch before each query.
+        out: filled.
+    """
+    H = rows.shape[1]
+    for q in range(len(slots)):
+        out[q] = 0
+        slot, held = slots[q], 0
+        if slot < 0:
+            continue
+        for b in range(positions[q] - 1, -1, -1):
+            if held == out.shape[1]:
+                break
+            if batch_slots[b] == slot:
+                out[q, held] = batch_rows[b]
+                held += 1
+        n = clicks[slot]
+        for d in range(min(n, H, out.shape[1] - held)):
+            out[q, held + d] = rows[slot, (n - 1 - d) % H]
+
+
+@kernel
+def profiles(
+    arrays: ContentArrays,
+    slots_of: NDArray[np.int32],
+    latest: NDArray[np.int64],
+    last: NDArray[np.float32],
+    profile: NDArray[np.float32],
+) -> None:
+    """Fills last (N, D) with the vectors of queries' last items, and profile (N, D) with the sums of their latest
+    items' vectors, decayed and of length 1. `slots_of`: (V,) by row; `latest`: (N, L) rows."""
+    for q in range(len(latest)):
+        last[q] = 0
+        profile[q] = 0
+        weight = np.float32(1)
+        for d in range(latest.shape[1]):
+            slot = slots_of[latest[q, d]] if latest[q, d] > 0 else 0
+            if slot > 0:
+                for k in range(profile.shape[1]):
+                    profile[q, k] += weight * arrays.vectors[slot, k]
+                    if d == 0:
+                        last[q, k] = arrays.vectors[slot, k]
+            weight *= np.float32(PROFILE_DECAY)
+        to_length_1(profile[q])
+
+
+@kernel
+def lifts_of(
+    arrays: ContentArrays, slots: NDArray[np.int64], lifts: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Fills out (n,) with the sums of features' lifts over the bags of slots (n,), parts of words left out."""
+    for n in range(len(slots)):
+        total = np.float32(0)
+        for k in range(arrays.heads[slots[n]]):
+            total += lifts[arrays.bags[slots[n], k]]
+        out[n] = max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), total))
+
+
+@kernel
+def add_clicks(
+    arrays: ContentArrays,
+    slots: NDArray[np.int64],
+    clicks: NDArray[np.float32],
+    firsts: NDArray[np.float32],
+    unclicked: NDArray[np.int32],
+) -> int:
+    """Counts clicks on items (n,) for each of their features, and first clicks -> how many of these there were."""
+    first_clicks = 0
+    for n in range(len(slots)):
+        slot = slots[n]
+        first = not arrays.clicked[slot]
+        first_clicks += first
+        arrays.clicked[slot] = True
+        for k in range(arrays.sizes[slot]):
+            feature = arrays.bags[slot, k]
+            clicks[feature] += np.float32(1)
+            if first:
+                firsts[feature] += np.float32(1)
+                unclicked[feature] -= 1
+    return first_clicks
+
+
+@kernel
+def find_nearest(
+    arrays: ContentArrays,
+    slots_of: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    latest: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    lifts: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    sides: NDArray[np.float32],
+    best: NDArray[np.float32],
+    places: NDArray[np.int64],
+    found: NDArray[np.int64],
+) -> None:
+    """Fills found (N, NEAREST + NEW_SUITING) with rows of the pool, 0 where there are no more: clicked items most alike
+    the query's latest ones, by exact cosines among the LOOKED_AT best by vectors; and items without a click, likewise,
+    but by how new items like them fare too. The query's latest items are left out.
+
+    Args:
+        arrays: of the items.
+        slots_of: (V,) by row.
+        weights: (features,) in cosines.
+        latest: (N, L).
+        scores: (N, P) of the pool's items, by vectors.
+        lifts: (P,) of first clicks; −inf: the item was clicked.
+        rows: (P,) of the pool.
+        sides: (features, 2) buffer of zeros.
+        best: (2, LOOKED_AT) buffer.
+        places: (2, LOOKED_AT) buffer.
+        found: filled.
+    """
+    for q in range(len(found)):
+        held_old = held_new = 0
+        found[q] = 0
+        for p in range(len(rows)):
+            new = lifts[p] > -np.inf
+            score = scores[q, p]
+            if new:
+                if held_new < LOOKED_AT or score > best[1, held_new - 1]:
+                    held_new = insert(best[1], places[1], held_new, score, p)
+            elif held_old < LOOKED_AT or score > best[0, held_old - 1]:
+                held_old = insert(best[0], places[0], held_old, score, p)
+        scale = put_sides(arrays, slots_of, weights, latest[q], sides)
+        for kind in range(2):
+            held, start = (held_new, NEAREST) if kind else (held_old, 0)
+            most = NEW_SUITING if kind else NEAREST
+            taken = 0
+            for k in range(held):
+                p = places[kind, k]
+                if is_in(latest[q], rows[p]):
+                    continue
+                of_last, of_profile = cosines(arrays, slots_of[rows[p]], sides, scale)
+                score = of_last + of_profile
+                if arrays.given[slots_of[rows[p]]]:
+                    score = scores[q, p]
+                if kind:
+                    score = np.float32(SUITING_FACTOR) * score + lifts[p]
+                if taken < most or score > best[0, taken - 1]:
+                    taken = insert(best[0, :most], found[q, start : start + most], taken, score, rows[p])
+        clear_sides(arrays, slots_of, latest[q], sides)
+
+
+@inlined
+def insert(best: NDArray[np.float32], places: NDArray[np.int64], held: int, score: np.float32, place: int) -> int:
+    """Inserts a place by its score among the best ones, `held` of them so far, best first. Returns how many are."""
+    K = len(best)
+    at = held if held < K else K - 1
+    while at > 0 and best[at - 1] < score:
+        best[at], places[at] = best[at - 1], places[at - 1]
+        at -= 1
+    best[at], places[at] = score, place
+    return min(held + 1, K)
+
+
+@inlined
+def is_in(rows: NDArray[np.int64], row: int) -> bool:
+    """Returns whether a row is among some (L,)."""
+    found = False
+    for d in range(len(rows)):
+        found = found or rows[d] == row
+    return found
+
+
+@inlined
+def put_sides(
+    arrays: ContentArrays,
+    slots_of: NDArray[np.int32],
+    weights: NDArray[np.float32],
+    latest: NDArray[np.int64],
+    sides: NDArray[np.float32],
+) -> np.float32:
+    """Fills sides (features, 2), which are 0, with the weighted bags of the last item and of the profile, times the
+    weights, so that sums over an item's bag are products. The last item's has length 1.
+
+    Returns:
+        One by the length of the profile's.
+    """
+    weight = np.float32(1)
+    for d in range(len(latest)):
+        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        if slot > 0 and arrays.norms[slot] > 0:
+            share = weight / arrays.norms[slot]
+            for k in range(arrays.sizes[slot]):
+                feature = arrays.bags[slot, k]
+                value = share * weights[feature] * weights[feature]
+                sides[feature, 1] += value
+                if d == 0:
+                    sides[feature, 0] = value
+        weight *= np.float32(PROFILE_DECAY)
+    square = np.float32(0)
+    weight = np.float32(1)
+    for d in range(len(latest)):
+        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        if slot > 0 and arrays.norms[slot] > 0:
+            share = weight / arrays.norms[slot]
+            for k in range(arrays.sizes[slot]):
+                square += share * sides[arrays.bags[slot, k], 1]
+        weight *= np.float32(PROFILE_DECAY)
+    return np.float32(1 / math.sqrt(square)) if square > 0 else np.float32(0)
+
+
+@inlined
+def clear_sides(
+    arrays: ContentArrays, slots_of: NDArray[np.int32], latest: NDArray[np.int64], sides: NDArray[np.float32]
+) -> None:
+    """Sets to 0 what `put_sides` has filled."""
+    for d in range(len(latest)):
+        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        for k in range(arrays.sizes[slot] if slot > 0 else 0):
+            sides[arrays.bags[slot, k], 0] = 0
+            sides[arrays.bags[slot, k], 1] = 0
+
+
+@inlined
+def cosines(
+    arrays: ContentArrays, slot: int, sides: NDArray[np.float32], scale: np.float32
+) -> tuple[np.float32, np.float32]:
+    """Returns the cosines of an item's weighted bag to the last item's and to the profile."""
+    of_last = np.float32(0)
+    of_profile = np.float32(0)
+    if arrays.norms[slot] > 0:
+        for k in range(arrays.sizes[slot]):
+            feature = arrays.bags[slot, k]
+            of_last += sides[feature, 0]
+            of_profile += sides[feature, 1]
+        of_last /= arrays.norms[slot]
+        of_profile *= scale / arrays.norms[slot]
+    return of_last, of_profile
+
+
+@inlined
+def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
+    """Returns the product of two vectors (D,)."""
+    total = np.float32(0)
+    for d in range(len(a)):
+        total += a[d] * b[d]
+    return total
+
+
+@summing
+def fill_content(
+    arrays: ContentArrays,
+    slots_of: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    log_clicks: NDArray[np.float32],
+    log_history: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    latest: NDArray[np.int64],
+    last: NDArray[np.float32],
+    profile: NDArray[np.float32],
+    popular: NDArray[np.float32],
+    sides: NDArray[np.float32],
+    now: NDArray[np.float64],
+    lifts: NDArray[np.float32],
+    first_lifts: NDArray[np.float32],
+    out: NDArray[np.float32],
+) -> None:
+    """Fills out (C, G) as `COLUMNS` (columns.py) declares them; 0 for items without content.
+
+    Args:
+        arrays: of the items.
+        slots_of: (V,) by row.
+        starts: (N + 1,) where queries' candidates begin.
+        rows: (C,).
+        log_clicks: (C,) log(1 + clicks) / 4.
+        log_history: (C,) log(1 + the user's clicks) / 4.
+        weights: (features,) in cosines.
+        latest: (N, L) rows of the latest items.
+        last: (N, D) vectors of the last items; they are used for items with a given vector.
+        profile: (N, D) of the profiles, likewise.
+        popular: (D,).
+        sides: (features, 2) buffer of zeros.
+        now: (N,) seconds since 1970.
+        lifts: (features,) of clicks lately.
+        first_lifts: (features,) of first clicks.
+        out: filled.
+    """
+    for q in range(len(starts) - 1):
+        scale = put_sides(arrays, slots_of, weights, latest[q], sides)
+        for c in range(starts[q], starts[q + 1]):
+            x, slot = out[c], slots_of[rows[c]]
+            if slot == 0 or not arrays.known[slot]:
+                x[:] = 0
+                continue
+            vector = arrays.vectors[slot]
+            of_last, of_profile = cosines(arrays, slot, sides, scale)
+            if arrays.given[slot]:
+                of_last, of_profile = dot(vector, last[q]), dot(vector, profile[q])
+            lift = np.float32(0)
+            first_lift = np.float32(0)
+            for k in range(arrays.heads[slot]):
+                lift += lifts[arrays.bags[slot, k]]
+                first_lift += first_lifts[arrays.bags[slot, k]]
+            lift = max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), lift)) / 4
+            first_lift = max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), first_lift)) / 4
+            clicks = math.expm1(4 * log_clicks[c])
+            few = np.float32(1 / (1 + clicks))
+            new = np.float32(1) if clicks < 0.5 else np.float32(0)
+            age = np.float32(math.log1p(max(0.0, now[q] - arrays.published[slot]) / 3_600) / 4)
+            x[0] = 1
+            x[1] = of_last
+            x[2] = of_profile
+            x[3] = dot(vector, popular)
+            x[4] = lift
+            x[5] = first_lift
+            x[6] = new
+            x[7] = few
+            x[8] = age
+            x[9] = of_last * few
+            x[10] = of_profile * few
+            x[11] = lift * few
+            x[12] = first_lift * new
+            x[13] = of_profile * log_history[c]
+            x[14] = of_profile * log_clicks[c]
+            x[15] = age * few
+        clear_sides(arrays, slots_of, latest[q], sides)

@@ -1,0 +1,123 @@
+"""Queries by content: which items are candidates beside the counted ones, and what content says of all candidates.
+
+Letters: `N` queries, `L` latest items, `P` items of the pool, `V` rows of the vocabulary.
+"""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from online.learner.content import kernels
+from online.learner.content.items import CANDIDATES_MAX, LATEST, POOL_MAX, ItemContent
+from online.learner.facts.features import COLUMNS
+from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
+from online.learner.facts.store import NO_SEEN_ROWS, FeatureStore, Gathered, no_clicks
+from online.learner.history import UserHistories
+from online.learner.listable import Listable
+
+_CLICKS, _HISTORY = COLUMNS["clicks"], COLUMNS["history"]
+
+
+class ContentQuery(NamedTuple):
+    """N queries by content."""
+
+    latest: NDArray[np.int64]  # (N, L) rows of the users' latest items, newest first, 0 beyond
+    now: NDArray[np.float64]  # (N,) seconds since 1970
+    candidates: SeenRows
+
+
+class Knowing(Protocol):
+    """What is known: a `LearnerState`."""
+
+    store: FeatureStore
+    listable: Listable
+
+
+class ContentQueries:
+    """Builds queries by content, and adds its columns to gathered candidates. While nothing is known of any item, there
+    are none, and nothing is added."""
+
+    def __init__(self, state: Knowing) -> None:
+        self.state = state
+
+    @property
+    def content(self) -> ItemContent | None:
+        """The content of items; None: nothing is known of any, or it is not used."""
+        content = self.state.listable.content
+        return content if content is not None and len(content) else None
+
+    def of(
+        self,
+        histories: UserHistories,
+        queries: QueryArrays,
+        clicks: ClickArrays | None = None,
+        *,
+        preceding: NDArray[np.int64] | None = None,
+    ) -> ContentQuery | None:
+        """Returns queries by content; None where nothing is known.
+
+        Args:
+            histories: as they are before the micro-batch.
+            queries: N of them.
+            clicks: of the micro-batch; None: there are none.
+            preceding: (N,) how many clicks of each history come before the query; None: all. With it, no candidates
+                are looked for.
+        """
+        content = self.content
+        if content is None:
+            return None
+        clicks = no_clicks() if clicks is None else clicks
+        latest = np.empty((len(queries.slots), LATEST), np.int64)
+        rings = histories.rings()
+        rows, counts, slots = rings[0], rings[4], queries.slots
+        if preceding is not None:
+            rows, counts, slots = rows[slots], preceding, np.arange(len(slots))
+        kernels.latest_rows(rows, counts, clicks.slots, clicks.rows, slots, queries.positions, latest)
+        found = NO_SEEN_ROWS
+        if preceding is None and len(latest):
+            found = self._candidates(content, latest, queries.repeated)
+        return ContentQuery(latest, queries.now, found)
+
+    def with_columns(self, gathered: Gathered, query: ContentQuery | None) -> Gathered:
+        """Returns gathered candidates with what content says of them."""
+        content = self.content
+        if content is None or query is None:
+            return gathered
+        slots_of = self.state.listable.attributes.slots
+        columns = content.columns(gathered, query.latest, slots_of, query.now, (_CLICKS, _HISTORY))
+        return gathered._replace(content=columns)
+
+    def observe(self, rows: NDArray[np.int64]) -> None:
+        """Counts clicks on items by their rows."""
+        content = self.content
+        if content is not None:
+            content.observe(self.state.listable.attributes.slots[rows[rows > 0]].astype(np.int64))
+
+    def _candidates(self, content: ItemContent, latest: NDArray[np.int64], repeated: NDArray[np.bool_]) -> SeenRows:
+        pool = self._pool(content)
+        if not len(pool):
+            return NO_SEEN_ROWS
+        looked = np.flatnonzero(~repeated)
+        found = content.nearest(latest[looked], self.state.listable.attributes.slots, pool)
+        counts = np.zeros(len(latest), np.int64)
+        counts[looked] = CANDIDATES_MAX
+        return SeenRows(True, np.concatenate([[0], np.cumsum(counts)]), found.reshape(-1))
+
+    def _pool(self, content: ItemContent) -> NDArray[np.int64]:
+        """Returns the rows (P,) among which candidates are looked for: of more than there is room for, the ones
+        published or clicked latest."""
+        items, slots_of = self.state.store.items, self.state.listable.attributes.slots
+        V = min(len(slots_of), len(items.blocked))
+        rows = np.flatnonzero(content.arrays.known[slots_of[:V]] & ~items.blocked[:V])
+        if len(rows) > POOL_MAX:
+            new = ~content.arrays.clicked[slots_of[rows]]
+            kept_new = _latest(rows[new], content.arrays.published[slots_of[rows[new]]], POOL_MAX // 2)
+            kept = _latest(rows[~new], items.last_at[rows[~new]], POOL_MAX - len(kept_new))
+            rows = np.sort(np.concatenate([kept_new, kept]))
+        return rows
+
+
+def _latest(rows: NDArray[np.int64], times: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """Returns at most so many of the rows, those with the latest times."""
+    return rows if len(rows) <= most else rows[np.argsort(-times, kind="stable")[:most]]
