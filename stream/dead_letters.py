@@ -19,6 +19,7 @@ was. That this was done is said by a record on the dead letters' topic: a mark, 
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from stream.events import BadEvent
 from stream.source import Producer, Record, TooLargeError
 
 log = logging.getLogger(__name__)
+
+Place = tuple[str, int, int]  # topic, partition, offset
 
 TOPIC = "clicks.dead"
 REDRIVEN_FROM = "redriven-from"
@@ -152,3 +155,17 @@ def dead_letter(record: Record) -> DeadLetter:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdigit() else -1
+
+
+def letters_in(records: Iterable[Record]) -> tuple[list[DeadLetter], set[Place]]:
+    """The letters among the records of their topic, each once, and where those stood that were sent again."""
+    letters: dict[Any, DeadLetter] = {}
+    marked: set[Place] = set()
+    for letter in map(dead_letter, records):
+        if letter.is_mark:
+            marked.add(letter.place)
+        else:
+            # What others put there stands nowhere.
+            place = letter.place if letter.offset >= 0 else (letter.record.partition, letter.record.offset)
+            letters.setdefault(place, letter)
+    return list(letters.values()), marked

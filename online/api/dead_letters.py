@@ -10,11 +10,10 @@ from pydantic import BaseModel
 
 from online.api.problems import problem_responses
 from online.api.versions import V1
-from online.commands.redrive import letters_in
-from online.commands.views import first_bytes, plain
 from online.config.settings import Settings
 from online.worker.connections import open_reader
-from stream.dead_letters import DeadLetter
+from stream.dead_letters import DeadLetter, letters_in
+from stream.readable import first_bytes, plain
 from stream.source import UnavailableError
 
 LETTERS_MAX = 200  # of one answer

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from online.commands.redrive import SENT_ALREADY, Redriven, Wanted, letters_in, read_repaired, reader_of, redrive
-from online.commands.views import dead_letters_view, first_bytes, reasons_line
+from online.commands.redrive import SENT_ALREADY, Redriven, Wanted, read_repaired, reader_of, redrive
+from online.commands.views import dead_letters_view, reasons_line
 from online.config.settings import Settings
 from online.worker.connections import open_producer, open_reader
-from stream.dead_letters import DeadLetter
+from stream.dead_letters import DeadLetter, letters_in
+from stream.readable import first_bytes
 
 _NAMED = 3  # letters in a line
 _UNITS_S = {"s": 1, "min": 60, "h": 3_600, "d": 86_400}

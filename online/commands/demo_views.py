@@ -13,11 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from online.commands.demo_terminal import shown_command, shown_program
-from online.commands.views import plain, reasons_line
+from online.commands.views import reasons_line
 from online.config.settings import PREFIX, Settings
 from online.worker.connections import named_broker
 from stream.events import Click
 from stream.lists import TopList
+from stream.readable import plain
 
 _SHOWN = 8  # items of a list that are shown
 

@@ -9,11 +9,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from online.commands.views import plain
 from online.config.settings import SettingsError, load_settings
 from online.doctor.examination import examine
 from online.doctor.settings_checks import unusable
 from online.doctor.verdict import STATES, Verdict, any_wrong
+from stream.readable import plain
 
 _STYLES = {"ok": "green", "not checked": "dim", "warning": "yellow", "wrong": "bold red"}
 

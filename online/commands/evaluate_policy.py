@@ -12,7 +12,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from online.commands.views import plain
 from online.config.settings import Settings
 from online.evaluation.impressions_log import JoinedLog, join
 from online.evaluation.off_policy import Estimate, Options
@@ -22,6 +21,7 @@ from online.worker.connections import open_reader
 from stream.events import BadEvent, Click
 from stream.events import parse as parse_event
 from stream.impressions import Impression, parse
+from stream.readable import plain
 
 ATTRIBUTION_S = 1_800.0  # after a list was shown a click on it counts
 

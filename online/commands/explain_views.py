@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from online.commands.views import plain
+from stream.readable import plain
 
 _BAR = 12  # characters of the longest bar
 

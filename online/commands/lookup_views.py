@@ -9,7 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from online.commands.views import ago, plain
+from online.commands.views import ago
+from stream.readable import plain
 
 _LIST_SHOWN = 10
 

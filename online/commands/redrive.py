@@ -13,14 +13,13 @@ from typing import Any
 
 from stream import feedback, items
 from stream.click_fields import ClickFields
-from stream.dead_letters import UNDECODABLE_BATCH, DeadLetter, dead_letter, mark_redriven, send_again
+from stream.dead_letters import UNDECODABLE_BATCH, DeadLetter, Place, mark_redriven, send_again
 from stream.events import BadEvent, Click, Forget, Limits, parse
-from stream.source import Producer, Record
+from stream.source import Producer
 
 SENT_AT_ONCE = 500  # before they are marked: so many a crash may send twice
 SENT_ALREADY = "sent again already"
 
-Place = tuple[str, int, int]
 Found = BadEvent | Click | Forget | feedback.Feedback | items.Item | None
 
 
@@ -54,20 +53,6 @@ class Redriven:
 
     def as_dict(self) -> dict[str, Any]:
         return {"sent": self.sent, "stay": dict(self.stay)}
-
-
-def letters_in(records: Iterable[Record]) -> tuple[list[DeadLetter], set[Place]]:
-    """The letters among the records of their topic, each once, and where those stood that were sent again."""
-    letters: dict[Any, DeadLetter] = {}
-    marked: set[Place] = set()
-    for letter in map(dead_letter, records):
-        if letter.is_mark:
-            marked.add(letter.place)
-        else:
-            # What others put there stands nowhere.
-            place = letter.place if letter.offset >= 0 else (letter.record.partition, letter.record.offset)
-            letters.setdefault(place, letter)
-    return list(letters.values()), marked
 
 
 def redrive(

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from online.commands.backtest import left_out
-from online.commands.views import plain
 from online.config.settings import ENV_FILE, PREFIX, Settings
 from online.evaluation.backtest_events import read_clicks
 from online.evaluation.tune import CONFIDENCE, LATER, SEARCH, OnProgress, SearchProgress, Tuned, tune
@@ -23,6 +22,7 @@ from online.evaluation.tune_runs import TuneError
 from online.learner.facts.warm import warm_if_cold
 from stream.event_files import EventFile
 from stream.event_files.tally import BAD_ROWS_MAX
+from stream.readable import plain
 
 _MUCH_SLOWER = 0.8
 

@@ -12,20 +12,13 @@ from rich.text import Text
 
 from stream.dead_letters import DeadLetter
 from stream.lists import TopList
+from stream.readable import first_bytes, plain
 
-_VALUE_CHARACTERS_MAX = 60
 _UNKNOWN = (
     "Nothing was known of this user: check the id if that is a surprise. The request stands on the topic, and holds "
     "for clicks sent before it; later ones are learned."
 )
 _METHODS = {"served": "the lists as served", "followed": "what followed last time", "popular": "what is popular"}
-
-
-def plain(text: str) -> str:
-    """`text` with everything unprintable as an escape: ids come from outside, and a terminal obeys some characters."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def ago(milliseconds: float) -> str:
@@ -248,14 +241,6 @@ def proof_view(proof: Mapping[str, Any]) -> RenderableType:
     unknown = [Text(_UNKNOWN)] if proof["known_before"] is False else []
     remains = [Text(), Text("what remains:"), *(Text(f"- {plain(line)}") for line in proof["remains"])]
     return Group(table, *waits, Text(verdict, style="bold"), *unknown, *remains)
-
-
-def first_bytes(value: bytes | None) -> str:
-    """How a message begins, readable whatever it is."""
-    if value is None:
-        return "(no value)"
-    text = value[: 2 * _VALUE_CHARACTERS_MAX].decode("utf-8", "backslashreplace")
-    return plain(text[:_VALUE_CHARACTERS_MAX]) + ("…" if len(value) > _VALUE_CHARACTERS_MAX else "")
 
 
 def reasons_line(reasons: Mapping[str, int]) -> str:

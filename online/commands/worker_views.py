@@ -9,10 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from online.commands.views import ago, plain, status_view
+from online.commands.views import ago, status_view
 from online.worker.health import Health
 from online.worker.overview import Overview
 from online.worker.totals import total
+from stream.readable import plain
 
 _COLUMNS = (
     *(("worker", False), ("state", False), ("leads", False), ("owns", False), ("lag", True), ("counted", True)),

@@ -20,13 +20,14 @@ from rich.console import Console
 import online.cli
 from online.api.keys import ApiKeys
 from online.cli import main
-from online.commands.views import ago, first_bytes, plain, status_view
+from online.commands.views import ago, status_view
 from online.config.settings import Settings
 from online.worker.connections import prepare_topics
 from stream.embedded_redis import EmbeddedRedis
 from stream.events import BadEvent, parse
 from stream.lists import Lists, TopList, connect
 from stream.log import LogProducer, LogSource
+from stream.readable import first_bytes, plain
 from stream.source import Record
 
 ROOT = Path(__file__).parents[2]

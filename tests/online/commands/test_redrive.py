@@ -7,9 +7,9 @@ import pytest
 
 import online.cli
 from online.commands.dead_letters import LettersError, since_ms
-from online.commands.redrive import RedriveError, Wanted, letters_in, read_repaired, reader_of, redrive
+from online.commands.redrive import RedriveError, Wanted, read_repaired, reader_of, redrive
 from stream.click_fields import ClickFields
-from stream.dead_letters import DeadLetters
+from stream.dead_letters import DeadLetters, letters_in
 from stream.events import BadEvent, Limits
 from stream.log import LogProducer
 from stream.readers import LogReader

@@ -2,8 +2,8 @@
 
 import pytest
 
-from online.commands.redrive import letters_in, reader_of, redrive
-from stream.dead_letters import UNDECODABLE_BATCH, dead_letter
+from online.commands.redrive import reader_of, redrive
+from stream.dead_letters import UNDECODABLE_BATCH, dead_letter, letters_in
 from stream.events import Limits
 from stream.items import Item, encode
 from stream.source import Partition, Record, Undecodable
