@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from online.api.problems import problem_responses
 from online.api.versions import V1
 from online.config.settings import Settings
-from online.worker.connections import open_reader
+from online.worker.connections import named_broker, open_reader
 from stream.dead_letters import DeadLetter, letters_in
 from stream.readable import first_bytes, plain
 from stream.source import UnavailableError
@@ -77,7 +77,8 @@ def dead_letters_router(settings: Settings) -> APIRouter:
 
 def _found(settings: Settings, reason: str | None, limit: int) -> Letters:
     """Reads the end of the topic. Raises SourceError."""
-    if settings.kafka_bootstrap_servers is None and not settings.log_path.exists():
+    log_path = named_broker(settings).log_path
+    if log_path is not None and not log_path.exists():
         return Letters(looked_at=0, reasons={}, latest=[])  # opening the embedded log would make it
     with closing(open_reader(settings, settings.dead_letters_topic)) as reader:
         starts = {partition: max(0, end - LOOKED_AT_MAX) for partition, end in reader.ends().items()}

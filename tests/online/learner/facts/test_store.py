@@ -150,7 +150,7 @@ def advance(player, events):
 def arrays_of(found):
     for gathered in found:
         for part in gathered:
-            yield from part if isinstance(part, tuple) else [part]
+            yield from part if isinstance(part, tuple) else [] if part is None else [part]  # None: no content
 
 
 def test_what_was_found_is_still_there_while_the_next_micro_batch_comes_in():
