@@ -69,8 +69,8 @@ def reversed_labels(weights: RankingModel, learner: Learner, random: np.random.G
     for _ in range(100):
         found = learner.replay.sample(64, random)
         assert found is not None, "there are too few clicks to replay yet"
-        features, present = found
-        loss = ListwiseRanking().loss(weights, TrainingBatch(replayed=(weights.ranker.each(features), present)))
+        batch = TrainingBatch(replayed=(weights.ranker.each(found.features), found.present))
+        loss = ListwiseRanking().loss(weights, batch)
         assert loss is not None
         adam.zero_grad()
         (-loss.clamp(max=20.0)).backward()  # type: ignore[no-untyped-call]

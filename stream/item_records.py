@@ -1,4 +1,4 @@
-"""What is known of items, in Redis: what the items topic says of each, for whoever shows a list.
+"""What is known of items, in Redis: what the items topic says of each, for processes that show lists.
 
 | key | value | lifetime |
 | --- | --- | --- |

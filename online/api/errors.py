@@ -1,5 +1,5 @@
-"""What is answered where something is raised: the status, and one line. What is wrong behind the API is told in its
-log, with addresses that are nobody's business outside."""
+"""Which errors are answered with which status and line. The cause of a 503, which may name an internal address, is
+only logged."""
 
 import logging
 import time

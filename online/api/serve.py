@@ -75,7 +75,7 @@ def serve(settings: Settings, stop: threading.Event, *, descriptor: int | None =
     listener = None if descriptor is None else socket.socket(fileno=descriptor)
     if listener is None and not settings.api_keys and not is_here(settings.api_host):
         log.warning(
-            "the API listens on %s, and needs no key: whoever reaches it reads everybody's lists; set "
+            "the API listens on %s, and needs no key: any client can read every user's list; set "
             "NEXTCLICK_API_KEYS (`nextclick api-key NAME` makes a key)",
             settings.api_host,
         )

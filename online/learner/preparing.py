@@ -50,7 +50,7 @@ class PreparedBatch:
     network: TrainedNetwork | None = None  # None: the Reformer is not used
     popular_fill: PopularFill | None = None  # where lists may be empty
     by_content: tuple[ContentQuery | None, ContentQuery | None] = (None, None)  # of the clicks, and of the lists
-    hidden: list[NDArray[np.int64]] | None = None  # (U,) rows that each user has hidden; None: nobody has
+    hidden: list[NDArray[np.int64]] | None = None  # (U,) rows that each user has hidden; None: none has
 
     @property
     def users(self) -> list[str]:

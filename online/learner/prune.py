@@ -15,6 +15,19 @@ def comparable(score: np.float32) -> np.float32:
     return np.float32(-np.inf) if np.isnan(score) else score
 
 
+@inlined
+def insert(best: NDArray[np.float32], places: NDArray[np.int64], held: int, score: np.float32, place: int) -> int:
+    """Inserts a place by its score among the best ones, `held` of them so far, best first, of equal ones the first.
+    Returns how many are."""
+    K = len(best)
+    at = held if held < K else K - 1
+    while at > 0 and best[at - 1] < score:
+        best[at], places[at] = best[at - 1], places[at - 1]
+        at -= 1
+    best[at], places[at] = score, place
+    return min(held + 1, K)
+
+
 @allocating
 def keep_best(starts: NDArray[np.int64], scores: NDArray[np.float32], kept: NDArray[np.int64]) -> None:
     """Fills kept (N, K) with the positions among all C of each query's K best by `scores` (C,), best first, of equal
@@ -25,14 +38,8 @@ def keep_best(starts: NDArray[np.int64], scores: NDArray[np.float32], kept: NDAr
         held = 0
         for c in range(starts[q], starts[q + 1]):
             score = comparable(scores[c])
-            if held == K and score <= best[held - 1]:
-                continue
-            at = held if held < K else K - 1
-            while at > 0 and best[at - 1] < score:
-                best[at], kept[q, at] = best[at - 1], kept[q, at - 1]
-                at -= 1
-            best[at], kept[q, at] = score, c
-            held = min(held + 1, K)
+            if held < K or score > best[held - 1]:
+                held = insert(best, kept[q], held, score, c)
         kept[q, held:] = -1
 
 

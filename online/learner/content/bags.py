@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS = 2**15  # features that are told apart; others share a number
+ROWS = 2**15  # numbers of features; several features may share one
 GRAMS_FROM, WORDS_FROM, TAGS_FROM, FIELDS_FROM = 0, 2**14, 2**14 + 2**13, 2**14 + 2**13 + 2**12
 BAG_MAX = 128  # features of an item: first tags, then attributes, words, and parts of words
 GRAM_LENGTHS = (3, 4, 5)

@@ -22,7 +22,7 @@ COLUMNS = (
     Column("content_first_lift", "the same of first clicks on new items"),
     Column("content_new", "1: it was never clicked"),
     Column("content_few", "1 / (1 + clicks)"),
-    Column("content_age", "log hours since it was published, or first heard of, / 4"),
+    Column("content_age", "log hours since it was published, or its first record came, / 4"),
     Column("content_last_few", "content_last · content_few"),
     Column("content_profile_few", "content_profile · content_few"),
     Column("content_lift_few", "content_lift · content_few"),

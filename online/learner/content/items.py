@@ -145,7 +145,7 @@ class ItemContent:
         have = len(self.arrays.known)
         if slots > have:
             more = _empty(slots - have)
-            both = zip(_parts(self.arrays).values(), _parts(more).values(), strict=True)
+            both = zip(self.arrays._asdict().values(), more._asdict().values(), strict=True)
             self.arrays = ContentArrays(*(np.concatenate(parts) for parts in both))
 
     # Clicks
@@ -169,14 +169,13 @@ class ItemContent:
             np.float32
         )
 
-    def lifts(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns log of observed by expected clicks of each feature, and the same of first clicks, (ROWS,) each."""
-        clicks, firsts, new, _ = self.totals.tolist()
-        expected = self.with_feature * (clicks / max(self.items, 1))
-        expected_firsts = self.unclicked * (firsts / max(new, 1.0))
-        both = (self.clicks, expected), (self.firsts, expected_firsts)
-        lifts = [np.log((had + LIFT_CLICKS) / (should + LIFT_CLICKS)).astype(np.float32) for had, should in both]
-        return lifts[0], lifts[1]
+    def lifts(self) -> NDArray[np.float32]:
+        """Returns log of observed by expected clicks of each feature, (ROWS,)."""
+        return _lifts(self.clicks, self.with_feature * (float(self.totals[0]) / max(self.items, 1)))
+
+    def first_lifts(self) -> NDArray[np.float32]:
+        """Returns the same of first clicks."""
+        return _lifts(self.firsts, self.unclicked * (float(self.totals[1]) / max(float(self.totals[2]), 1.0)))
 
     # Queries
 
@@ -195,7 +194,7 @@ class ItemContent:
         vectors = torch.from_numpy(self.arrays.vectors[slots])
         scores = (torch.from_numpy(last + profile) @ vectors.T).numpy()  # (N, P)
         lift = np.empty(len(slots), np.float32)
-        kernels.lifts_of(self.arrays, slots, self.lifts()[1], lift)
+        kernels.lifts_of(self.arrays, slots, self.first_lifts(), lift)
         lift[self.arrays.clicked[slots]] = -np.inf
         found = np.zeros((N, CANDIDATES_MAX), np.int64)
         kernels.find_nearest(
@@ -249,7 +248,8 @@ class ItemContent:
             _unit(self.popular),
             self._sides,
             now,
-            *self.lifts(),
+            self.lifts(),
+            self.first_lifts(),
             out,
         )
         return out
@@ -270,7 +270,7 @@ class ItemContent:
             return {}
         used = 1 + int(np.flatnonzero(self.arrays.known)[-1])
         given = sorted(self._given)
-        return {name: part[:used].copy() for name, part in _parts(self.arrays).items()} | {
+        return {name: part[:used].copy() for name, part in self.arrays._asdict().items()} | {
             "clicks_by_feature": self.clicks.copy(),
             "firsts_by_feature": self.firsts.copy(),
             "weights_by_feature": self.weights.copy(),
@@ -286,7 +286,7 @@ class ItemContent:
         if not arrays:
             return
         self.grow(len(arrays["known"]))
-        for name, part in _parts(self.arrays).items():
+        for name, part in self.arrays._asdict().items():
             part[: len(arrays[name])] = arrays[name]
         known, clicked = self.arrays.known, self.arrays.clicked
         self.items = int(known.sum())
@@ -317,9 +317,8 @@ def _empty(slots: int) -> ContentArrays:
     )
 
 
-def _parts(arrays: ContentArrays) -> dict[str, NDArray[Any]]:
-    """Returns the arrays by name."""
-    return arrays._asdict()
+def _lifts(observed: NDArray[np.float32], expected: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    return np.log((observed + LIFT_CLICKS) / (expected + LIFT_CLICKS)).astype(np.float32)
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -329,10 +328,10 @@ def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _published(attributes: Mapping[str, float | str | bool], otherwise: float) -> float:
     """Returns when an item was published, in seconds since 1970; `otherwise` where its record does not say it."""
-    told = attributes.get(TIME_FIELD)
-    if told is None or isinstance(told, bool):
+    published = attributes.get(TIME_FIELD)
+    if published is None or isinstance(published, bool):
         return otherwise
     try:
-        return seconds_of(told, now=otherwise, ahead_s_max=np.inf)
+        return seconds_of(published, now=otherwise, ahead_s_max=np.inf)
     except TimestampError:
         return otherwise

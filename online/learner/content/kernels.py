@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.facts.jit import inlined, kernel, summing
+from online.learner.prune import insert
 
 PROFILE_DECAY = 0.85  # what an item counts in a user's profile, for each click since
 LIFT_CLICKS = 3.0  # that each feature is taken to have had as expected
@@ -109,6 +110,12 @@ def latest_rows(
             out[q, held + d] = rows[slot, (n - 1 - d) % H]
 
 
+@inlined
+def slot_of(slots_of: NDArray[np.int32], row: int) -> int:
+    """Returns the slot of a row; 0 for row 0."""
+    return slots_of[row] if row > 0 else 0
+
+
 @kernel
 def profiles(
     arrays: ContentArrays,
@@ -124,7 +131,7 @@ def profiles(
         profile[q] = 0
         weight = np.float32(1)
         for d in range(latest.shape[1]):
-            slot = slots_of[latest[q, d]] if latest[q, d] > 0 else 0
+            slot = slot_of(slots_of, latest[q, d])
             if slot > 0:
                 for k in range(profile.shape[1]):
                     profile[q, k] += weight * arrays.vectors[slot, k]
@@ -134,16 +141,22 @@ def profiles(
         to_length_1(profile[q])
 
 
+@inlined
+def lift_of(arrays: ContentArrays, slot: int, lifts: NDArray[np.float32]) -> np.float32:
+    """Returns the sum of features' lifts over a slot's bag, parts of words left out, within LIFT_MAX."""
+    total = np.float32(0)
+    for k in range(arrays.heads[slot]):
+        total += lifts[arrays.bags[slot, k]]
+    return max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), total))
+
+
 @kernel
 def lifts_of(
     arrays: ContentArrays, slots: NDArray[np.int64], lifts: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None:
-    """Fills out (n,) with the sums of features' lifts over the bags of slots (n,), parts of words left out."""
+    """Fills out (n,) with the lifts of slots (n,)."""
     for n in range(len(slots)):
-        total = np.float32(0)
-        for k in range(arrays.heads[slots[n]]):
-            total += lifts[arrays.bags[slots[n], k]]
-        out[n] = max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), total))
+        out[n] = lift_of(arrays, slots[n], lifts)
 
 
 @kernel
@@ -233,18 +246,6 @@ def find_nearest(
 
 
 @inlined
-def insert(best: NDArray[np.float32], places: NDArray[np.int64], held: int, score: np.float32, place: int) -> int:
-    """Inserts a place by its score among the best ones, `held` of them so far, best first. Returns how many are."""
-    K = len(best)
-    at = held if held < K else K - 1
-    while at > 0 and best[at - 1] < score:
-        best[at], places[at] = best[at - 1], places[at - 1]
-        at -= 1
-    best[at], places[at] = score, place
-    return min(held + 1, K)
-
-
-@inlined
 def is_in(rows: NDArray[np.int64], row: int) -> bool:
     """Returns whether a row is among some (L,)."""
     found = False
@@ -269,7 +270,7 @@ def put_sides(
     """
     weight = np.float32(1)
     for d in range(len(latest)):
-        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        slot = slot_of(slots_of, latest[d])
         if slot > 0 and arrays.norms[slot] > 0:
             share = weight / arrays.norms[slot]
             for k in range(arrays.sizes[slot]):
@@ -282,7 +283,7 @@ def put_sides(
     square = np.float32(0)
     weight = np.float32(1)
     for d in range(len(latest)):
-        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        slot = slot_of(slots_of, latest[d])
         if slot > 0 and arrays.norms[slot] > 0:
             share = weight / arrays.norms[slot]
             for k in range(arrays.sizes[slot]):
@@ -297,7 +298,7 @@ def clear_sides(
 ) -> None:
     """Sets to 0 what `put_sides` has filled."""
     for d in range(len(latest)):
-        slot = slots_of[latest[d]] if latest[d] > 0 else 0
+        slot = slot_of(slots_of, latest[d])
         for k in range(arrays.sizes[slot] if slot > 0 else 0):
             sides[arrays.bags[slot, k], 0] = 0
             sides[arrays.bags[slot, k], 1] = 0
@@ -379,13 +380,7 @@ def fill_content(
             of_last, of_profile = cosines(arrays, slot, sides, scale)
             if arrays.given[slot]:
                 of_last, of_profile = dot(vector, last[q]), dot(vector, profile[q])
-            lift = np.float32(0)
-            first_lift = np.float32(0)
-            for k in range(arrays.heads[slot]):
-                lift += lifts[arrays.bags[slot, k]]
-                first_lift += first_lifts[arrays.bags[slot, k]]
-            lift = max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), lift)) / 4
-            first_lift = max(np.float32(-LIFT_MAX), min(np.float32(LIFT_MAX), first_lift)) / 4
+            lift, first_lift = lift_of(arrays, slot, lifts) / 4, lift_of(arrays, slot, first_lifts) / 4
             clicks = math.expm1(4 * log_clicks[c])
             few = np.float32(1 / (1 + clicks))
             new = np.float32(1) if clicks < 0.5 else np.float32(0)

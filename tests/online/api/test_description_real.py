@@ -156,7 +156,7 @@ def ask_everything(lists: Lists, *, read_only: bool, keys: tuple[str, ...]) -> N
         no_shrink=True,
         with_security_parameters=False,
     )
-    # 503 is described: nobody answers for a user here, and Redis may be away.
+    # 503 is described: no worker answers for a user here, and Redis may be away.
     schema.config.checks.not_a_server_error.expected_statuses = ["2xx", "3xx", "4xx", "503"]
     found, asked = [], 0
     for event in from_schema(schema).execute():

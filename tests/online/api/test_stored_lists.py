@@ -39,7 +39,7 @@ class Asked:
             await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        return [*(None if user == "stranger" else top(user) for user in users), top("popular")]
+        return [*(None if user == "unknown" else top(user) for user in users), top("popular")]
 
 
 def test_what_is_asked_for_together_is_read_together_and_each_user_once() -> None:
@@ -47,10 +47,10 @@ def test_what_is_asked_for_together_is_read_together_and_each_user_once() -> Non
 
     async def go() -> list[Found]:
         reader = ListsReader(lists)  # type: ignore[arg-type]
-        return await asyncio.gather(*(reader.read(user) for user in ("a", "b", "a", "stranger")))
+        return await asyncio.gather(*(reader.read(user) for user in ("a", "b", "a", "unknown")))
 
     found = asyncio.run(go())
-    assert lists.batches == [["a", "b", "stranger"]]
+    assert lists.batches == [["a", "b", "unknown"]]
     assert [one.own and one.own.items for one in found] == [["a"], ["b"], ["a"], None]
     assert {one.popular and one.popular.items[0] for one in found} == {"popular"}
 
@@ -110,7 +110,7 @@ def api() -> TestClient:
     return TestClient(create_app(Settings(), lists))
 
 
-@pytest.mark.parametrize("user", ["ada", "Z%22o%C3%AB%2F%201", "stranger"])
+@pytest.mark.parametrize("user", ["ada", "Z%22o%C3%AB%2F%201", "unknown"])
 @pytest.mark.parametrize("k", [1, 10, 50])
 def test_the_short_cut_answers_as_the_route_does(api: TestClient, user: str, k: int) -> None:
     short, long = (api.get(f"/recommend/{user}?k={k}{more}") for more in ("", "&fresh=false"))

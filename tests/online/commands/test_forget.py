@@ -85,9 +85,9 @@ def test_after_forgetting_no_store_names_the_user_and_all_others_are_there(setti
         lists = open_lists(settings)
         assert set(lists.users()) == set(USERS) - {"u1"}
         assert forget(settings, "u1", timeout_s=WAIT_S).complete  # and again
-        stranger = forget(settings, "nobody", timeout_s=WAIT_S)
-        assert stranger.complete
-        assert (proof.known, stranger.known) == (True, False)
+        unknown = forget(settings, "u99", timeout_s=WAIT_S)
+        assert unknown.complete
+        assert (proof.known, unknown.known) == (True, False)
     kept = values(settings, settings.clicks_topic)
     assert sum(b'"u11"' in value for value in kept) == 7
     assert not any(b'"u1"' in value for value in kept)
@@ -128,7 +128,7 @@ def test_the_command_prints_what_was_searched_and_what_remains(settings, monkeyp
         assert "weights" in shown
         code, shown, _ = command("forget", "u11", "--json")
         assert (code, json.loads(shown)["forgotten"]) == (0, True)
-        code, shown, told = command("forget", "stranger")
+        code, shown, told = command("forget", "u99")
         assert code == 0
         assert "Nothing was known of this user" in shown
         assert f"uses the click log of {settings.data_dir}" in told

@@ -65,11 +65,11 @@ def test_of_many_clicks_the_latest_are_shown(settings):
     assert found["list"] is None
 
 
-def test_a_stranger_is_said_to_be_one(settings):
-    found = look_up_user(settings, "stranger")
+def test_an_unknown_user_is_said_to_be_one(settings):
+    found = look_up_user(settings, "unknown")
     assert not found["known"]
     assert found["history"] == []
-    assert "nothing is known of stranger" in shown(user_view(found))
+    assert "nothing is known of unknown" in shown(user_view(found))
 
 
 def test_clicks_that_are_flagged_as_abuse_are_marked(small, free_port):

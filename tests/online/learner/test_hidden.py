@@ -49,7 +49,7 @@ def test_the_oldest_item_and_the_user_unused_for_longest_make_room():
     assert hidden.of("u1") == [("b", None), ("c", None)]
     for user in ("u2", "u3"):
         hidden.hide(user, "a")
-    hidden.touch(["u1", "stranger"])
+    hidden.touch(["u1", "unknown"])
     hidden.hide("u4", "a")
     assert hidden.user_ids() == ["u3", "u1", "u4"]
     assert (hidden.users_lost, hidden.items_lost) == (1, 2)
@@ -168,7 +168,7 @@ def test_questions_leave_it_out_and_say_so(learner):
 def test_feedback_of_others_changes_nothing_of_a_user(small, same):
     clicks = some_clicks(320, users=8)
     plain, told = Learner(small()), Learner(small())
-    told.hidden.hide("stranger", clicks[0].item_id)
+    told.hidden.hide("unknown", clicks[0].item_id)
     results = [learn(learner, clicks) for learner in (plain, told)]
     assert [one.rankings for one in results[0]] == [one.rankings for one in results[1]]
     arrays = [{n: a for n, a in one.to_state()[0].items() if not n.startswith("hidden.")} for one in (plain, told)]

@@ -37,7 +37,7 @@ def town(count, seed=0):
     return clicks
 
 
-def taught(settings, count=800):
+def learned_town(settings, count=800):
     """A learner that gets to know each item before it can be clicked -> and its hits at 8, (count,)."""
     learner, hits = Learner(settings), []
     clicks, known = town(count), 0
@@ -56,12 +56,12 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def town_learner(settings):
-    return taught(settings)
+    return learned_town(settings)
 
 
 def test_users_who_like_a_tag_are_predicted_better_with_content_than_without(settings, town_learner):
     _, hits, _ = town_learner
-    _, without, _ = taught(settings.model_copy(update={"content": False}))
+    _, without, _ = learned_town(settings.model_copy(update={"content": False}))
     assert hits[400:].mean() > without[400:].mean() + 0.1
 
 
