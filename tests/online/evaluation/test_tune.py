@@ -63,7 +63,13 @@ class Foresight:
     def __init__(self, settings: Settings, *, lists: bool = True) -> None:
         self.settings, self.lists = settings, lists
         self.mine: list[str] = []
+        self.known: set[str] = set()  # items that were clicked: without content no other is a candidate
         self.learned.append(self.mine)
+
+    def rank(self, click: Click) -> float:
+        is_candidate = click.item_id in self.known
+        self.known.add(click.item_id)
+        return rank_of(click, self.settings.learning_rate, self.turns_at) if is_candidate else math.inf
 
     def learn(
         self,
@@ -74,7 +80,7 @@ class Foresight:
         assert impressions is None  # only what is on request is measured
         self.mine += [str(click.event_id) for click in clicks]
         n = len(clicks)
-        ranks = np.array([rank_of(click, self.settings.learning_rate, self.turns_at) for click in clicks])
+        ranks = np.array([self.rank(click) for click in clicks])
         return BatchResult(
             rankings={},
             losses=[0.0] * n,
