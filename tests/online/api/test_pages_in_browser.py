@@ -60,7 +60,7 @@ def problem(kind: str, text: str) -> dict[str, Any]:
         ({"worker": status(unsaved_since=1)}, "bad", "checkpoints fail"),
         ({"worker": status(redis="waiting")}, "bad", "Redis does not take the lists"),
         ({"worker": status(waits_for=["no Kafka answers"])}, "bad", "waiting: no Kafka answers"),
-        ({"worker": status(written_at=1e3 * time.time() - 95_000)}, "bad", "has not reported for 2 min"),
+        ({"reported_s_ago": 95}, "bad", "has not reported for 2 min"),
         ({"redis": "no Redis answers"}, "bad", "no Redis answers"),
         ({"worker": None}, "bad", "no worker reports"),
         ({"ready": (503, {"detail": "nothing has been learned yet"})}, "bad", "nothing has been learned yet"),
