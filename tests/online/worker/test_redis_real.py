@@ -91,7 +91,7 @@ def test_what_refuses_lists_is_one_line_that_stands_until_it_is_mended(server, t
     assert link.write(LISTS, LIST)
     admin.execute_command(*refuse.split())
     assert goes_on(link, 3.0) == 1
-    (line,) = [record.message for record in caplog.records]
+    (line,) = [record.message for record in caplog.records if record.name.startswith("online.worker.")]
     assert pytest.approx(time.time(), abs=60) == link.away_since
     assert f"Redis at {one.url} " in line
     assert re.search(says, line)
@@ -161,7 +161,7 @@ def test_a_cluster_behind_a_plain_url_is_named_and_never_found_to_be_back(server
         caplog.clear()
         link = link_to(url, tmp_path)
         assert goes_on(link, 3.0) == 1
-        (line,) = [record.message for record in caplog.records]
+        (line,) = [record.message for record in caplog.records if record.name.startswith("online.worker.")]
         assert line.startswith(f"Redis at {url} is a cluster (MOVED")
         assert "check NEXTCLICK_REDIS_URL, a cluster's begins with redis+cluster://" in line
         with pytest.raises(ListsError, match="is a cluster"):
