@@ -7,6 +7,7 @@
 | `nextclick:mark:{id}` | the number of the latest write of the worker with that id | `ttl_s` |
 | `nextclick:status` | JSON object: the worker's status | as the worker sets it |
 | `nextclick:history` | JSON object: the worker's figures minute by minute | a day |
+| `nextclick:clicks` | JSON object: the latest clicks, and where their items stood in lists | as a status |
 | `nextclick:request` | JSON object: a command's request, which the worker removes | as long as the command waits |
 | `nextclick:answer:{id}` | JSON object: the worker's answer to the request with that id | a minute |
 
@@ -20,6 +21,7 @@ Where workers have names, because there are several:
 | `nextclick:workers` | sorted set: the workers' names, by the time of the latest status | a day |
 | `nextclick:mark:{name}:{id}` | the watermark of that worker | `ttl_s` |
 | `nextclick:history:{name}` | the history of that worker | a day |
+| `nextclick:clicks:{name}` | that worker's latest clicks | as a status |
 | `nextclick:request:{name}` | a request to that worker | as long as the command waits |
 | `nextclick:answer:{id}:{name}` | that worker's answer | a minute |
 
@@ -44,9 +46,9 @@ from stream.questions import is_question_key
 from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, SingleClient, connect
 from stream.redis_cluster import ClusterClient
 from stream.redis_errors import ListsError, RedisUnavailableError, SlotsMovedError
-from stream.redis_values import VALUE_BYTES_MAX
+from stream.redis_values import VALUE_BYTES_MAX, parse_object
 from stream.user_ids import texts_in
-from stream.worker_messages import REQUEST_KEY, STATUS_KEY, WORKERS_KEY, WorkerMessages
+from stream.worker_messages import CLICKS_KEY, REQUEST_KEY, STATUS_KEY, WORKERS_KEY, WorkerMessages
 
 __all__ = [
     "ANSWER_S_MAX",
@@ -380,7 +382,7 @@ class Lists(WorkerMessages):
                 if is_question_key(name) or name.startswith(ITEM_KEY):  # gone in a minute; of items alone
                     continue
                 if isinstance(value := self._client.get(key), bytes):
-                    count += user_id in texts_in(value)
+                    count += user_id in (_users_of_clicks(name, value) if _of_clicks(name) else texts_in(value))
         return count
 
     def amend(self, lists: Mapping[str, TopList]) -> None:
@@ -454,6 +456,17 @@ class Lists(WorkerMessages):
 
     def _list(self, key: str) -> TopList | None:
         return _parse(key, self._value(key))
+
+
+def _users_of_clicks(name: str, value: bytes) -> set[str]:
+    """Whose latest clicks these are; their items may be named like other users."""
+    found = (parse_object(name, value) or {}).get("clicks")
+    rows = found if isinstance(found, list) else ()
+    return {str(row.get("user_id")) for row in rows if isinstance(row, dict)}
+
+
+def _of_clicks(name: str) -> bool:
+    return name == CLICKS_KEY or name.startswith(CLICKS_KEY + ":")
 
 
 def _keys_for(user_ids: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from online.config.settings import Settings
 from online.learner.batches import Ranking
+from online.learner.history import SERVED
 from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.metrics import Latencies
@@ -26,6 +27,7 @@ from online.worker.catalogue import Catalogue
 from online.worker.eviction_watch import SAMPLE, EvictionWatch
 from online.worker.hidden_writer import HiddenWriter
 from online.worker.item_records import ItemRecordWriter
+from online.worker.latest_clicks import TTL_S, LatestClicks
 from online.worker.loss_notices import LossNotices
 from online.worker.micro_batches import ReceivedClick
 from online.worker.monitor import Timings
@@ -88,6 +90,7 @@ class ListWriter:
         self.link.before = self._delete_pending
         self.link.on_node_loss = self._lost_by_node
         self.records = ItemRecordWriter(learner, lists.items, monotonic=monotonic)
+        self.latest = LatestClicks(settings.clicks_shown)
         self.hidden = HiddenWriter(learner.hidden, lists.hidden, monotonic=monotonic)
         self.evictions = EvictionWatch(lists, emit=emit, on_room=self._has_room, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when (ms) each was due
@@ -297,6 +300,7 @@ class ListWriter:
                 self._ready.pop(user, None)
                 self.aging.mark_refreshed([user])
         self.hidden.forget(digest)
+        self.latest.forget(digest)
         self.link.forget(digest)
         self.pending_deletes[digest] = None
         self.link.do(lambda: None)  # unless it is unavailable
@@ -309,7 +313,13 @@ class ListWriter:
         """Deletes the lists of forgotten users, before others are written: a forgotten user may click again."""
         if self.pending_deletes:
             self.lists.forget(lambda user: digest_of(user) in self.pending_deletes)
+            self.write_latest()
             self.pending_deletes.clear()
+
+    def write_latest(self) -> None:
+        """Writes the latest clicks, if they are to be shown. Raises ListsError."""
+        if self.latest.held:
+            self.lists.write_clicks({"ranks": SERVED, "clicks": self.latest.newest_first()}, TTL_S)
 
     def apply_item_updates(self) -> None:
         """Applies item updates, writes records of items, and removes unavailable items from some of the lists."""

@@ -340,6 +340,7 @@ class MemoryLists:
         self.popular_list: TopList | None = None
         self.paged: list[str] = []
         self.marks: dict[str, int] = {}
+        self.clicks: dict[str, Any] = {}
         self.away = False
         self.items = MemoryItems(self)
         self.hidden = MemoryHidden(self)
@@ -382,6 +383,11 @@ class MemoryLists:
         for held, user in mine:
             del held[user]
         return len(mine)
+
+    def write_clicks(self, clicks: Mapping[str, Any], ttl_s: int) -> None:  # noqa: ARG002
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        self.clicks = dict(clicks)
 
     def popular(self) -> TopList | None:
         if self.away:

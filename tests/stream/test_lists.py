@@ -352,6 +352,14 @@ def test_what_a_user_has_hidden_is_forgotten_with_the_user(lists):
     assert list(lists.users()) == []
 
 
+def test_the_latest_clicks_name_their_users_and_not_items_of_the_same_name(client):
+    lists = Lists(client, ttl_s=60, worker="b")
+    assert lists.clicks() is None
+    lists.write_clicks({"clicks": [{"user_id": "u1", "item_id": "u2"}]}, 60)
+    assert lists.clicks() == Lists(client, ttl_s=60).clicks("b")
+    assert [lists.keys_naming(user) for user in ("u1", "u2")] == [1, 0]
+
+
 def test_users_with_a_list_are_counted_and_forgotten(lists):
     every_list = {f"u{n}": LIST for n in range(1_200)}
     lists.write(every_list, popular=POPULAR)
