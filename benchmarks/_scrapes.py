@@ -13,6 +13,7 @@ EVERY_S = 1.0
 ANSWER_S_MAX = 2.0  # a later answer is none
 NOTICED_S = 10.0  # a fault that has lasted so long has to be said; a broker is missed last
 SETTLED_S = 5.0  # after lists were fresh again, until all that was wrong has to be over
+ENDING_S_MAX = 10.0  # that a process that ends in order may take after its last answer
 TOLD_MAX = 20  # lines of a row
 PATHS = ("/metrics", "/healthz", "/readyz")
 
@@ -41,10 +42,12 @@ class Scrapes:
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
-        self.gaps: list[str] = []
+        self._silences: list[tuple[int, Answer]] = []  # pids, and what they did not answer though they lived
         self.marks: dict[str, float] = {}  # began, ended, fresh: when, by the monotonic clock
         self._processes: list[Process] = []
         self._answered: set[tuple[str, int, str]] = set()  # names, pids and paths that have answered
+        self._last: dict[int, float] = {}  # by pid: when its latest question that it answered was asked
+        self._living: set[int] = set()  # pids, when it was closed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -56,6 +59,9 @@ class Scrapes:
         self.marks[name] = time.monotonic()
 
     def close(self) -> None:
+        """Ends it; what happens to the processes afterwards is not judged."""
+        if not self._stop.is_set():
+            self._living = self._lives()
         self._stop.set()
         self._thread.join()
 
@@ -76,8 +82,21 @@ class Scrapes:
         self.answers.append(answer)
         if status is not None:
             self._answered.add((process.name, pid, path))
+            self._last[pid] = max(at, self._last.get(pid, at))
         elif (process.name, pid, path) in self._answered and process.pid() == pid and not self._stop.is_set():
-            self.gaps.append(f"{process.name}{path}: no answer within {answer.seconds:.1f} s")
+            self._silences.append((pid, answer))
+
+    def _lives(self) -> set[int]:
+        return {pid for process in self._processes if (pid := process.pid()) is not None}
+
+    def gaps(self) -> list[str]:
+        """Returns what was not answered, but for the last moments of processes that have ended."""
+        living = self._living if self._stop.is_set() else self._lives()
+        return [
+            f"{one.process}{one.path}: no answer within {one.seconds:.1f} s"
+            for pid, one in self._silences
+            if pid in living or not 0 <= one.at - self._last[pid] <= ENDING_S_MAX
+        ]
 
     def slowest_s(self) -> float:
         return max((one.seconds for one in self.answers if one.status is not None), default=0.0)

@@ -463,7 +463,8 @@ def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float, *, scrape:
         fault = replace(fault, seconds=max(fault.seconds, SCRAPED_S_MIN), topic_later_s=later_s)
     with stage.scraped() as scrapes:
         row = _run(stage, fault, clicks, rate)
-    row |= {"gaps": scrapes.gaps, "wrong": scrapes.wrong(fault.says, unreadable=fault.unreadable)}
+        gaps = scrapes.gaps()
+    row |= {"gaps": gaps, "wrong": scrapes.wrong(fault.says, unreadable=fault.unreadable)}
     return row | {"scrapes": len(scrapes.answers), "slowest_s": round(scrapes.slowest_s(), 2)}
 
 
@@ -484,8 +485,8 @@ def _run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[s
     memory = [stage.memory_mb()]
     recovered_s, peak = None, [0.0]
     if fault.during is not None:
+        stage.mark("began")
         with fault.during(stage), watching(stage, peak):
-            stage.mark("began")
             time.sleep(fault.seconds)
             stage.mark("ended")
         recovered_s = fresh_again(publisher, stage)

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import threading
 import time
 from typing import Any
@@ -83,21 +82,24 @@ def test_no_answer_in_time_is_a_gap_while_the_process_lives(monkeypatch: pytest.
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     scrapes = Scrapes()
-    scrapes.add(Process("w", f"http://127.0.0.1:{server.server_port}", os.getpid))
-    scrapes.add(Process("never there", "http://127.0.0.1:1", os.getpid))
+    lives = [1]
+    scrapes.add(Process("w", f"http://127.0.0.1:{server.server_port}", lambda: lives[0] if lives else None))
+    scrapes.add(Process("never there", "http://127.0.0.1:1", lambda: 2))
     deadline = time.monotonic() + 30
     while len(scrapes.answers) < 12:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert scrapes.gaps == []
+    assert scrapes.gaps() == []
     _Answers.slow = True
     try:
-        while not scrapes.gaps:
+        while not scrapes.gaps():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        assert scrapes.gaps()[0].startswith("w/")
+        lives.clear()  # it has ended: these were its last moments
     finally:
         scrapes.close()
         server.shutdown()
         server.server_close()
         _Answers.slow = False
-    assert scrapes.gaps[0].startswith("w/")
+    assert scrapes.gaps() == []
