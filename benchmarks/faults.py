@@ -12,6 +12,11 @@ that nothing depends on when a poll returned or a list was written: lists have t
 bit. Where there are several partitions the order between them is not promised; there the shared share of the best ten
 items is printed.
 Exits with 1 if any click is lost or learned twice by the same weights, or lists that should be equal are not.
+
+With --scrape, /metrics, /healthz and /readyz of the workers and of an API are asked each second meanwhile, and what
+they do not answer (gaps) or say wrongly is told: ready while a fault has lasted for ten seconds, or a problem when
+lists were fresh again, or before anything was wrong. Faults that have to be noticed last longer then. It exits with 1
+for either.
 """
 
 import argparse
@@ -28,7 +33,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +41,7 @@ import redis
 from kafka import KafkaAdminClient, KafkaProducer
 
 from benchmarks._redis_cluster import SLOTS, RedisCluster, running
+from benchmarks._scrapes import NOTICED_S, TOLD_MAX, Process, Scrapes
 from benchmarks._servers import Server, free_port, kafka_server, redis_server
 from benchmarks.end_to_end import Worker
 from benchmarks.proxy import Proxy
@@ -81,6 +87,7 @@ class Stage:
         self.workers: list[Worker] = []
         self.settings: list[Settings] = []
         self.topic = ""
+        self.scrapes: Scrapes | None = None  # of this row
 
     def begin(self, name: str, **others: Any) -> None:
         """A new topic, an empty Redis, no worker yet."""
@@ -112,7 +119,7 @@ class Stage:
         given = {**SMALL, **self.others, "data_dir": data, "clicks_topic": self.topic, "consumer_group": self.topic}
         given |= {"items_topic": f"{self.topic}.items", "dead_letters_topic": f"{self.topic}.dead"}
         given |= {"kafka_bootstrap_servers": f"127.0.0.1:{self.kafka_proxy.port}"}
-        given |= {"redis_url": self.redis_url}
+        given |= {"redis_url": self.redis_url, "worker_port": free_port()}
         # A second one finds what the first has committed, and has nothing of its own yet.
         anew = ["--from-beginning"] if self.workers else []
         environment = {f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}
@@ -120,7 +127,39 @@ class Stage:
         worker.start()
         self.workers.append(worker)
         self.settings.append(load_settings(**given))
+        self._scrape(f"worker {number}", given["worker_port"], lambda: worker.process)
         return worker
+
+    def _scrape(self, name: str, port: int, process: Callable[[], "subprocess.Popen[bytes] | None"]) -> None:
+        def pid() -> int | None:
+            found = process()
+            return found.pid if found is not None and found.poll() is None else None
+
+        if self.scrapes is not None:
+            self.scrapes.add(Process(name, f"http://127.0.0.1:{port}", pid))
+
+    @contextmanager
+    def scraped(self) -> Iterator[Scrapes]:
+        """Asks workers, and an API on the same servers, as long as it lasts."""
+        port = free_port()
+        variables = {"REDIS_URL": self.redis_url, "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka_proxy.port}"}
+        environment = os.environ | {f"NEXTCLICK_{name}": value for name, value in variables.items()}
+        command = [sys.executable, "-m", "online", "serve", "--port", str(port)]
+        with (self.folder / f"{self.topic}-serve.log").open("ab") as log:
+            process = subprocess.Popen(command, env=environment, stderr=log)
+        self.scrapes = Scrapes()
+        self._scrape("serve", port, lambda: process)
+        try:
+            yield self.scrapes
+        finally:
+            self.scrapes.close()
+            self.scrapes = None
+            process.terminate()
+            process.wait(timeout=60)
+
+    def mark(self, name: str) -> None:
+        if self.scrapes is not None:
+            self.scrapes.mark(name)
 
     def kill_workers(self) -> None:
         """Those that still run, where a row was given up."""
@@ -161,7 +200,8 @@ Act = Callable[[Stage], Any]
 
 @dataclass
 class Fault:
-    """`during` holds the fault for `seconds`."""
+    """`during` holds the fault for `seconds`. `says`: the kind of problem that the worker has to report meanwhile;
+    `unreadable`: whether the API has no lists to read then."""
 
     name: str
     during: Callable[[Stage], Any] | None = None
@@ -170,6 +210,8 @@ class Fault:
     ordered: bool = True  # whether all clicks are learned in one order
     settings: dict[str, Any] = field(default_factory=dict)
     topic_later_s: float = 0.0
+    says: str | None = None
+    unreadable: bool = False
 
 
 @contextmanager
@@ -301,26 +343,26 @@ def slots_moved(stage: Stage) -> Iterator[None]:
 UNDISTURBED = Fault("undisturbed")
 FAULTS = [
     Fault("worker killed", worker_killed),
-    Fault("broker killed", broker_killed, 5),
+    Fault("broker killed", broker_killed, 5, says="waiting"),
     Fault("broker slow", broker_slow, 15),
-    Fault("topic later", settings={"create_topics": False}, topic_later_s=6),
+    Fault("topic later", settings={"create_topics": False}, topic_later_s=6, says="waiting", unreadable=True),
     Fault("partition added", partition_added, 1, ordered=False),
     Fault("second worker", second_worker, 15, partitions=2, ordered=False),
-    Fault("cut from kafka", cut_from_kafka, 30),
-    Fault("redis killed", redis_killed, 5),
+    Fault("cut from kafka", cut_from_kafka, 30, says="waiting"),
+    Fault("redis killed", redis_killed, 5, says="redis", unreadable=True),
     Fault("redis emptied", redis_emptied),
-    Fault("redis full", redis_full, 10),
+    Fault("redis full", redis_full, 10, says="redis"),
     Fault("redis slow", redis_slow, 15),
-    Fault("redis read-only", redis_read_only, 10),
-    Fault("cut from redis", cut_from_redis, 30),
+    Fault("redis read-only", redis_read_only, 10, says="redis"),
+    Fault("cut from redis", cut_from_redis, 30, says="redis", unreadable=True),
 ]
 
 #: With `--cluster`.
 CLUSTER_FAULTS = [
-    Fault("node killed", node_killed, 5),
-    Fault("node paused", node_paused, 8),
+    Fault("node killed", node_killed, 5, says="redis", unreadable=True),
+    Fault("node paused", node_paused, 8, says="redis", unreadable=True),
     Fault("node emptied", node_emptied),
-    Fault("node full", node_full, 10),
+    Fault("node full", node_full, 10, says="redis"),
     Fault("slots moved", slots_moved, 3),
     Fault("worker killed", worker_killed),
 ]
@@ -408,15 +450,33 @@ def fresh_again(publisher: Publisher, stage: Stage) -> float:
     return since - began
 
 
-def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[str, Any]:
+SCRAPED_S_MIN = NOTICED_S + 10.0  # a fault lasts so long where it has to be said
+
+
+def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float, *, scrape: bool = False) -> dict[str, Any]:
     """One row."""
     stage.begin(fault.name, **fault.settings)
+    if not scrape:
+        return _run(stage, fault, clicks, rate)
+    if fault.says:
+        later_s = fault.topic_later_s and max(fault.topic_later_s, SCRAPED_S_MIN)
+        fault = replace(fault, seconds=max(fault.seconds, SCRAPED_S_MIN), topic_later_s=later_s)
+    with stage.scraped() as scrapes:
+        row = _run(stage, fault, clicks, rate)
+        gaps = scrapes.gaps()
+    row |= {"gaps": gaps, "wrong": scrapes.wrong(fault.says, unreadable=fault.unreadable)}
+    return row | {"scrapes": len(scrapes.answers), "slowest_s": round(scrapes.slowest_s(), 2)}
+
+
+def _run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[str, Any]:
     if not fault.topic_later_s:
         stage.make_topics(fault.partitions)
     worker = stage.add_worker()
     if fault.topic_later_s:
         until("it waits", lambda: bool((stage.lists.status() or {}).get("waits_for")), stage)
+        stage.mark("began")
         time.sleep(fault.topic_later_s)
+        stage.mark("ended")
         stage.make_topics(fault.partitions)
     until("it runs", lambda: (stage.lists.status() or {}).get("state") == "running", stage)
     publisher = Publisher(stage, clicks, rate)
@@ -425,12 +485,17 @@ def run(stage: Stage, fault: Fault, clicks: list[Click], rate: float) -> dict[st
     memory = [stage.memory_mb()]
     recovered_s, peak = None, [0.0]
     if fault.during is not None:
+        stage.mark("began")
         with fault.during(stage), watching(stage, peak):
             time.sleep(fault.seconds)
+            stage.mark("ended")
         recovered_s = fresh_again(publisher, stage)
+    stage.mark("fresh")
     publisher.join()
     until("every list shows its owner's last click", lambda: publisher.fresh(0.0), stage)
     memory += [peak[0], stage.memory_mb()]
+    if stage.scrapes is not None:
+        stage.scrapes.close()
     stage.empty_redis()
     refilled_s = until("the emptied Redis is full again", lambda: publisher.fresh(0.0), stage)
     until("the popular list is there", lambda: stage.lists.popular() is not None, stage)
@@ -515,8 +580,16 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def scraped_line(row: dict[str, Any]) -> str:
+    said = [f"  {text}" for text in [*row["gaps"], *row["wrong"]][:TOLD_MAX]]
+    about = f"{row['scrapes']} answers, the slowest after {row['slowest_s']} s; {len(row['gaps'])} gaps"
+    return "\n".join([f"  {about}, {len(row['wrong'])} wrong states", *said])
+
+
 def holds(row: dict[str, Any]) -> bool:
     """Whether a row is as promised."""
+    if row.get("gaps") or row.get("wrong"):
+        return False
     listed = not row["ordered"] or row["lists_equal"] == "all"
     return bool(not row["lost"] and not row["twice"] and listed and row["ended_well"])
 
@@ -530,6 +603,7 @@ def matrix(
     rate: float,
     say: Callable[[str], None],
     cluster: bool = False,
+    scrape: bool = False,
 ) -> list[dict[str, Any]]:
     """The rows, the undisturbed one first; each is said as it is done. `cluster`: lists stand in a Redis Cluster."""
     start = 1_000.0 * (time.time() // 1_000) + 86_400  # ahead of the clock: no record is late
@@ -547,12 +621,14 @@ def matrix(
         rows = []
         stack.callback(stage.kill_workers)
         for fault in [UNDISTURBED, *faults]:
-            row = run(stage, fault, town, rate)
+            row = run(stage, fault, town, rate, scrape=scrape)
             if not rows:
                 quiet = dict(row)
             row["lists_equal"] = compare(row, quiet)
             rows.append(row)
             say(line(row))
+            if scrape:
+                say(scraped_line(row))
         return rows
 
 
@@ -561,6 +637,7 @@ def main() -> int:
     parser.add_argument("--kafka-start", type=Path, default=os.environ.get("KAFKA_START"), metavar="PATH")
     parser.add_argument("--redis-server", default=os.environ.get("REDIS_SERVER") or shutil.which("redis-server"))
     parser.add_argument("--cluster", action="store_true", help="lists stand in a Redis Cluster of three nodes")
+    parser.add_argument("--scrape", action="store_true", help="asks workers and an API each second how they are")
     parser.add_argument("--only", help="faults by name, with commas between")
     parser.add_argument("--clicks", type=int, default=320)
     parser.add_argument("--rate", type=float, default=4.0, help="clicks per second")
@@ -582,6 +659,7 @@ def main() -> int:
             clicks=arguments.clicks,
             rate=arguments.rate,
             cluster=arguments.cluster,
+            scrape=arguments.scrape,
             say=lambda text: print(text, flush=True),
         )
     except (TimeoutError, subprocess.SubprocessError) as error:

@@ -597,8 +597,8 @@ def top(
         raise typer.BadParameter(problem)
 
     lists = open_lists(settings)
-    own = lists.read(user)
-    found = own or lists.popular()
+    standing = lists.standing_for(user)
+    own, found = standing.own, standing.top
     if found is None:
         raise NothingThereError("nothing has been learned yet: start `nextclick worker` and publish clicks")
     if as_json:

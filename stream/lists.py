@@ -7,10 +7,11 @@
 | `nextclick:mark:{id}` | the number of the latest write of the worker with that id | `ttl_s` |
 | `nextclick:status` | JSON object: the worker's status | as the worker sets it |
 | `nextclick:history` | JSON object: the worker's figures minute by minute | a day |
+| `nextclick:clicks` | JSON object: the latest clicks, and where their items stood in lists | as a status |
 | `nextclick:request` | JSON object: a command's request, which the worker removes | as long as the command waits |
 | `nextclick:answer:{id}` | JSON object: the worker's answer to the request with that id | a minute |
 
-Records of items stand beside them (stream/item_records.py).
+Records of items (stream/item_records.py) and what users have hidden (stream/hidden_items.py) stand beside them.
 
 Where workers have names, because there are several:
 
@@ -20,6 +21,7 @@ Where workers have names, because there are several:
 | `nextclick:workers` | sorted set: the workers' names, by the time of the latest status | a day |
 | `nextclick:mark:{name}:{id}` | the watermark of that worker | `ttl_s` |
 | `nextclick:history:{name}` | the history of that worker | a day |
+| `nextclick:clicks:{name}` | that worker's latest clicks | as a status |
 | `nextclick:request:{name}` | a request to that worker | as long as the command waits |
 | `nextclick:answer:{id}:{name}` | that worker's answer | a minute |
 
@@ -38,14 +40,15 @@ import redis.asyncio
 from pydantic import BaseModel, ValidationError
 
 from stream.fence import SCRIPT, fence_arguments
+from stream.hidden_items import HIDDEN_KEY, HiddenRecords, hidden_at, hidden_key
 from stream.item_records import ITEM_KEY, ItemRecords
 from stream.questions import is_question_key
 from stream.redis_clients import ANSWER_S_MAX, CONNECT_S_MAX, SingleClient, connect
 from stream.redis_cluster import ClusterClient
 from stream.redis_errors import ListsError, RedisUnavailableError, SlotsMovedError
-from stream.redis_values import VALUE_BYTES_MAX
+from stream.redis_values import VALUE_BYTES_MAX, parse_object
 from stream.user_ids import texts_in
-from stream.worker_messages import REQUEST_KEY, STATUS_KEY, WORKERS_KEY, WorkerMessages
+from stream.worker_messages import CLICKS_KEY, REQUEST_KEY, STATUS_KEY, WORKERS_KEY, WorkerMessages
 
 __all__ = [
     "ANSWER_S_MAX",
@@ -56,6 +59,7 @@ __all__ = [
     "Lists",
     "ListsError",
     "RedisUnavailableError",
+    "Standing",
     "TopList",
     "Watermark",
     "WriteResult",
@@ -96,6 +100,24 @@ class TopList(BaseModel, frozen=True):
     clicked_at: int
     written_at: int
     source: str
+
+    def without(self, gone: Collection[str]) -> "TopList":
+        """Returns the list without these items."""
+        kept = [pair for pair in zip(self.items, self.scores, strict=False) if pair[0] not in gone]
+        return self.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
+
+
+class Standing(NamedTuple):
+    """What stands in Redis for a user, without the items that the user has hidden; None where there is no such list."""
+
+    own: TopList | None
+    popular: TopList | None
+    hidden: frozenset[str] = frozenset()
+
+    @property
+    def top(self) -> TopList | None:
+        """The list for the user."""
+        return self.own or self.popular
 
 
 class Memory(NamedTuple):
@@ -157,6 +179,7 @@ class Lists(WorkerMessages):
     ) -> None:
         super().__init__(client, worker=worker, value_bytes_max=value_bytes_max)
         self.items = ItemRecords(client, ttl_s=ttl_s, value_bytes_max=value_bytes_max)
+        self.hidden = HiddenRecords(client, list_ttl_s=ttl_s, value_bytes_max=value_bytes_max)
         self._ttl_s = ttl_s
         self._fenced = fenced
         self.rejected = 0  # lists that were not written because Redis held newer ones, since the start
@@ -262,27 +285,37 @@ class Lists(WorkerMessages):
         """Returns the popular list; None before the first one is written."""
         return self._list(POPULAR_KEY)
 
-    async def read_many(self, user_ids: Sequence[str], client: redis.asyncio.Redis) -> list[TopList | None]:
-        """Reads users' lists, and at last the popular one, in one round trip of a client that `asynchronous` opened."""
-        keys = [*map(top_key, user_ids), POPULAR_KEY]
-        with self._clear_errors():
-            values = await client.mget(keys)
-        return self._parsed(keys, values)
+    def standing_for(self, user_id: str) -> Standing:
+        """Reads what stands for one user, in one round trip."""
+        return self._standing([user_id], self._values(_keys_for([user_id])))[0]
 
-    def read_many_now(self, user_ids: Sequence[str]) -> list[TopList | None]:
-        """Does what `read_many` does, and blocks."""
-        keys = [*map(top_key, user_ids), POPULAR_KEY]
+    async def read_many(self, user_ids: Sequence[str], client: redis.asyncio.Redis) -> list[Standing]:
+        """Reads what stands for each of these users in one round trip of a client that `asynchronous` opened."""
         with self._clear_errors():
-            values = self._client.mget(keys)
-        return self._parsed(keys, values)
+            values = await client.mget(_keys_for(user_ids))
+        return self._standing(user_ids, values)
+
+    def read_many_now(self, user_ids: Sequence[str]) -> list[Standing]:
+        """Does what `read_many` does, and blocks."""
+        with self._clear_errors():
+            values = self._client.mget(_keys_for(user_ids))
+        return self._standing(user_ids, values)
 
     def asynchronous(self) -> redis.asyncio.Redis | None:
         """Opens a client for the event loop that runs; None where Redis is no single server, or is embedded."""
         return self._client.open_asynchronous() if isinstance(self._client, SingleClient) else None
 
-    def _parsed(self, keys: Sequence[str], values: Sequence[Any]) -> list[TopList | None]:
-        tops = [_parse(key, self._bounded(key, value)) for key, value in zip(keys, values, strict=True)]
-        return [*map(_own, tops[:-1]), tops[-1]]
+    def _standing(self, user_ids: Sequence[str], values: Sequence[Any]) -> list[Standing]:
+        """What the values of `_keys_for` these users say."""
+        keys = _keys_for(user_ids)
+        bounded = [self._bounded(key, value) for key, value in zip(keys, values, strict=True)]
+        popular = _parse(POPULAR_KEY, bounded.pop())
+        count = len(user_ids)
+        found = []
+        for at, user_id in enumerate(user_ids):
+            own, hidden = _own(_parse(keys[at], bounded[at])), bounded[count + at]
+            found.append(Standing(own, popular) if hidden is None else _less_hidden(own, popular, user_id, hidden))
+        return found
 
     def users(self) -> Iterator[str]:
         """Yields the ids of all users who have a list, each once; reads a page at a time, so that no client waits."""
@@ -325,28 +358,31 @@ class Lists(WorkerMessages):
         return found
 
     def forget(self, gone: Callable[[str], bool]) -> int:
-        """Deletes the lists of users for whom `gone` is true. Returns how many. It scans all keys, a page at a time."""
+        """Deletes the lists of users for whom `gone` is true, and what they have hidden. Returns how many keys that
+        were. It scans all keys, a page at a time."""
         deleted = 0
-        for users in self._all_users():
-            keys = [top_key(user_id) for user_id in users if gone(user_id)]
-            if keys:
-                with self._clear_errors():
-                    deleted += self._client.delete(*keys)
+        for prefix in (_TOP, HIDDEN_KEY):
+            for users in self._all_users(prefix):
+                keys = [prefix + user_id for user_id in users if gone(user_id)]
+                if keys:
+                    with self._clear_errors():
+                        deleted += self._client.delete(*keys)
         return deleted
 
     def keys_naming(self, user_id: str) -> int:
-        """Counts our keys that are a user's, or whose JSON value contains the id; lists and records of items hold only
-        items."""
+        """Counts our keys that are a user's, or whose JSON value contains the id; lists, records of items and what
+        users have hidden hold only items."""
         with self._clear_errors():
-            count = int(self._client.exists(top_key(user_id)))  # a scan may miss it while a cluster moves its slot
+            # A scan may miss them while a cluster moves their slots.
+            count = int(self._client.exists(top_key(user_id), hidden_key(user_id)))
             for key in self._client.scan_iter(match=_OURS, count=PAGE):
                 name = key.decode(errors="replace") if isinstance(key, bytes) else key
-                if name.startswith(_TOP) or name in (POPULAR_KEY, WORKERS_KEY):
+                if name.startswith((_TOP, HIDDEN_KEY)) or name in (POPULAR_KEY, WORKERS_KEY):
                     continue
                 if is_question_key(name) or name.startswith(ITEM_KEY):  # gone in a minute; of items alone
                     continue
                 if isinstance(value := self._client.get(key), bytes):
-                    count += user_id in texts_in(value)
+                    count += user_id in (_users_of_clicks(name, value) if _of_clicks(name) else texts_in(value))
         return count
 
     def amend(self, lists: Mapping[str, TopList]) -> None:
@@ -390,14 +426,14 @@ class Lists(WorkerMessages):
         """Checks that lists can be read, which is more than an answer to PING. Raises ListsError if they cannot."""
         self.read_many_now([""])
 
-    def _all_users(self) -> Iterator[list[str]]:
-        """Pages of all users with a list. A user may come twice; all come again where a cluster moves its slots."""
+    def _all_users(self, prefix: str = _TOP) -> Iterator[list[str]]:
+        """Pages of all users with such a key. A user may come twice; all come again where a cluster moves its slots."""
         for scan in range(1, SCANS_MAX + 1):
             try:
-                cursor, users = self._users(0)
+                cursor, users = self._users(0, prefix)
                 yield users
                 while cursor:
-                    cursor, users = self._users(cursor)
+                    cursor, users = self._users(cursor, prefix)
                     yield users
             except SlotsMovedError:
                 if scan == SCANS_MAX:
@@ -411,15 +447,38 @@ class Lists(WorkerMessages):
         with self._clear_errors():
             return isinstance(self._client, ClusterClient) and self._client.moving
 
-    def _users(self, cursor: int) -> tuple[int, list[str]]:
+    def _users(self, cursor: int, prefix: str = _TOP) -> tuple[int, list[str]]:
         """A page of SCAN, and the cursor of the next one."""
         with self._clear_errors():
-            cursor, keys = self._client.scan(cursor=cursor, match=_TOP + "*", count=PAGE)
+            cursor, keys = self._client.scan(cursor=cursor, match=prefix + "*", count=PAGE)
         names = [key.decode(errors="replace") if isinstance(key, bytes) else key for key in keys]
-        return cursor, [name[len(_TOP) :] for name in names]
+        return cursor, [name[len(prefix) :] for name in names]
 
     def _list(self, key: str) -> TopList | None:
         return _parse(key, self._value(key))
+
+
+def _users_of_clicks(name: str, value: bytes) -> set[str]:
+    """Whose latest clicks these are; their items may be named like other users."""
+    found = (parse_object(name, value) or {}).get("clicks")
+    rows = found if isinstance(found, list) else ()
+    return {str(row.get("user_id")) for row in rows if isinstance(row, dict)}
+
+
+def _of_clicks(name: str) -> bool:
+    return name == CLICKS_KEY or name.startswith(CLICKS_KEY + ":")
+
+
+def _keys_for(user_ids: Sequence[str]) -> list[str]:
+    """The keys of users' lists, of what they have hidden, and of the popular list."""
+    return [*map(top_key, user_ids), *map(hidden_key, user_ids), POPULAR_KEY]
+
+
+def _less_hidden(own: TopList | None, popular: TopList | None, user_id: str, hidden: bytes | str) -> Standing:
+    """The lists without what is hidden by the time of the latest click that either of them knows."""
+    at = max((top.clicked_at / 1_000 for top in (own, popular) if top is not None), default=0.0)
+    gone = hidden_at(user_id, hidden, at)
+    return Standing(_own(own and own.without(gone)), popular and popular.without(gone), gone)
 
 
 def _own(top: TopList | None) -> TopList | None:

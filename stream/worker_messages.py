@@ -16,6 +16,7 @@ STATUS_KEY = "nextclick:status"
 REQUEST_KEY = "nextclick:request"
 WORKERS_KEY = "nextclick:workers"
 HISTORY_KEY = "nextclick:history"
+CLICKS_KEY = "nextclick:clicks"
 _WORKER = "nextclick:worker:"
 _ANSWER = "nextclick:answer:"
 _ANSWER_TTL_S = 60
@@ -61,6 +62,16 @@ class WorkerMessages(RedisValues):
         """Returns what a worker wrote as its history; None if there is none. `worker`: its name; None: this one's, or
         that of the only one."""
         key = _history_key(worker or self.worker)
+        return parse_object(key, self._value(key))
+
+    def write_clicks(self, clicks: Mapping[str, Any], ttl_s: int) -> None:
+        """Writes this worker's latest clicks. They expire after `ttl_s` seconds."""
+        with self._clear_errors():
+            self._client.set(_clicks_key(self.worker), json.dumps(clicks, allow_nan=False), ex=ttl_s)
+
+    def clicks(self, worker: str | None = None) -> dict[str, Any] | None:
+        """Returns what a worker wrote as its latest clicks; None if there is nothing. `worker`: as for `history`."""
+        key = _clicks_key(worker or self.worker)
         return parse_object(key, self._value(key))
 
     def sign_off(self) -> None:
@@ -122,6 +133,10 @@ def _request_key(worker: str | None) -> str:
 
 def _history_key(worker: str | None) -> str:
     return HISTORY_KEY if worker is None else f"{HISTORY_KEY}:{worker}"
+
+
+def _clicks_key(worker: str | None) -> str:
+    return CLICKS_KEY if worker is None else f"{CLICKS_KEY}:{worker}"
 
 
 def _answer_key(request_id: str, worker: str | None) -> str:

@@ -21,6 +21,7 @@ from online.api.history import history_router
 from online.api.impressions import AcceptedImpressions, ImpressionLog, PostedImpressions
 from online.api.items import items_router
 from online.api.late_producer import LateProducer
+from online.api.latest_clicks import latest_clicks_router
 from online.api.metrics import Requests
 from online.api.middleware import AuthMiddleware, MetricsMiddleware
 from online.api.problems import problem, problem_responses
@@ -123,7 +124,9 @@ def create_app(settings: Settings, lists: Lists, producer: Producer | None = Non
     _add_recommend(app, settings, stored, ranking)
     for router in (ranking.router(), items_router(lists), users_router(ranking.asker, requests)):
         app.include_router(router)
-    for router in (history_router(lists), requests_router(requests), dead_letters_router(settings)):
+    for router in (
+        history_router(lists), requests_router(requests), dead_letters_router(settings), latest_clicks_router(lists),
+    ):  # fmt: skip
         app.include_router(router)
     _add_health(app, settings, lists, producer)
     _add_status(app, lists)

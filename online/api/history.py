@@ -60,7 +60,7 @@ def history_router(lists: Lists) -> APIRouter:
     @router.get("/history.json")
     def history() -> WorkerHistories:
         """Figures of the workers minute by minute, over the last day. It needs no worker."""
-        found = {name: rows_of(lists.history(name)) for name in [None, *_names(lists)[:WORKERS_MAX]]}
+        found = {name: rows_of(lists.history(name)) for name in [None, *worker_names(lists)[:WORKERS_MAX]]}
         workers = [
             WorkerHistory(
                 worker=name, minutes=[Minute.model_validate(dict(zip(FIELDS, row, strict=True))) for row in rows]
@@ -73,8 +73,8 @@ def history_router(lists: Lists) -> APIRouter:
     return router
 
 
-def _names(lists: Lists) -> list[str]:
-    """The names of workers; none for a user of Redis who may read only the values that a worker alone writes."""
+def worker_names(lists: Lists) -> list[str]:
+    """Returns the workers' names; none for a user of Redis who may read only the values that a worker alone writes."""
     try:
         return list(lists.read_names())
     except RedisUnavailableError:

@@ -37,7 +37,7 @@ from online.api.stored import filtered_list
 from online.api.stored_lists import NOTHING_LEARNED
 from online.api.versions import V1
 from online.config.settings import Settings
-from stream.lists import Lists
+from stream.lists import Lists, Standing
 from stream.questions import By, WireAnswer
 
 WHERE = Query(description="which items may be listed, as a filter (docs/filters.md)")
@@ -121,11 +121,14 @@ class Ranking:
 
     def _stored(self, fields: Mapping[str, Any]) -> Ranked:
         user = fields.get("user_id")
-        own = self.lists.read(user) if user is not None and fields.get("kind", "rank") == "rank" else None
-        top = own or self.lists.popular()
+        if user is not None and fields.get("kind", "rank") == "rank":
+            standing = self.lists.standing_for(user)
+        else:
+            standing = Standing(None, self.lists.popular())
+        own, top = standing.own, standing.top
         if top is None:
             raise NothingLearnedError(NOTHING_LEARNED)
-        left = filtered_list(self.lists, top, fields, self.settings.list_filter)
+        left = filtered_list(self.lists, top, fields, self.settings.list_filter, standing.hidden)
         now = time.time()
         return Ranked(
             user_id=user,

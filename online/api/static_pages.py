@@ -20,6 +20,7 @@ PARTS = (
     *("style.css", "panels.css", "common.js", "titles.js", "header.js", "health.js", "charts.js"),
     *(
         "dashboard.js",
+        "clicks.js",
         "model.js",
         "requests.js",
         "letters.js",

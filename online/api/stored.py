@@ -1,6 +1,6 @@
 """Stored lists, filtered without the worker by what Redis holds of their items (stream/item_records.py)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from online.filters.expression import parse
@@ -8,7 +8,8 @@ from online.filters.itemwise import keeps
 from stream.item_records import FoundRecords, ItemRecord
 from stream.lists import Lists, ListsError, TopList
 
-EXCLUDED, UNAVAILABLE, SITE, FILTER = "excluded", "unavailable", "site_rule", "filter"  # why items were left out
+#: Why items were left out.
+EXCLUDED, HIDDEN, UNAVAILABLE, SITE, FILTER = "excluded", "hidden", "unavailable", "site_rule", "filter"
 NOTHING_KNOWN = ItemRecord()
 
 
@@ -21,7 +22,13 @@ class StoredList(NamedTuple):
     filtered: bool  # whether all that was asked for was applied
 
 
-def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any], rule: str | None = None) -> StoredList:
+def filtered_list(
+    lists: Lists,
+    top: TopList,
+    fields: Mapping[str, Any],
+    rule: str | None = None,
+    hidden: Collection[str] = frozenset(),
+) -> StoredList:
     """Applies the rules of a question to a stored list. It waits for Redis, and never raises ListsError.
 
     Given candidates come in the list's order, and after them those that it does not hold, as they were given, with
@@ -32,6 +39,7 @@ def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any], rule: s
         top: the list.
         fields: of the question, as `WireQuestion` has them.
         rule: the site's (`NEXTCLICK_LIST_FILTER`), which stored lists obey already, and given candidates may not.
+        hidden: items that the user has hidden, which may be among given candidates.
     """
     scores = dict(zip(top.items, top.scores, strict=False))
     candidates = fields.get("candidates")
@@ -41,8 +49,9 @@ def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any], rule: s
         items = [*(item for item in items if item in given), *(item for item in given if item not in scores)]
     items = [item for item in items if item != fields.get("item_id")]  # no item is like itself
     excluded = set(fields.get("exclude") or ())
-    kept, dropped = [item for item in items if item not in excluded], {}
-    dropped[EXCLUDED] = len(items) - len(kept)
+    kept, dropped = items, {}
+    for reason, gone in ((EXCLUDED, excluded), (HIDDEN, hidden)):
+        kept, dropped[reason] = _passing(kept, [item not in gone for item in kept])
     records, sure = _known_of(lists, kept)
     kept, dropped[UNAVAILABLE] = _passing(kept, [records[item].available for item in kept])
     filtered = not fields.get("diversity") and (sure or fields.get("max_per_tag") is None)

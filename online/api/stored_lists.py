@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import redis.asyncio
 from pydantic import BaseModel
@@ -22,7 +21,7 @@ from online.api.errors import ErrorAnswers, NothingLearnedError
 from online.api.metrics import Requests
 from online.api.versions import V1
 from stream.events import id_problem
-from stream.lists import Lists, TopList
+from stream.lists import Lists, Standing
 
 NOTHING_LEARNED = "nothing has been learned yet: start `nextclick worker` and publish clicks, then ask again"
 PREFIX = f"{V1}/recommend/"
@@ -47,13 +46,6 @@ class Recommendation(BaseModel):
     age_ms: int
 
 
-class Found(NamedTuple):
-    """A user's list, and the popular one; None where there is none."""
-
-    own: TopList | None
-    popular: TopList | None
-
-
 class ListsReader:
     """Reads lists for requests that come beside each other. For event loops only; each has connections of its own."""
 
@@ -61,17 +53,17 @@ class ListsReader:
         self._lists = lists
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: redis.asyncio.Redis | None = None
-        self._waiting: list[tuple[str, asyncio.Future[Found]]] = []
+        self._waiting: list[tuple[str, asyncio.Future[Standing]]] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._asked = False  # for a round trip at the end of this turn of the event loop
 
-    async def read(self, user_id: str) -> Found:
-        """Reads a user's list and the popular one. Raises ListsError."""
+    async def read(self, user_id: str) -> Standing:
+        """Reads what stands for a user. Raises ListsError."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # one API has one; tests have many
             self._loop, self._client = loop, self._lists.asynchronous()
             self._waiting, self._under_way, self._asked = [], set(), False
-        future: asyncio.Future[Found] = loop.create_future()
+        future: asyncio.Future[Standing] = loop.create_future()
         self._waiting.append((user_id, future))
         self._ask()
         return await future
@@ -94,23 +86,23 @@ class ListsReader:
         self._under_way.discard(task)
         self._ask()
 
-    async def _fetch(self, waiting: Sequence[tuple[str, asyncio.Future[Found]]]) -> None:
+    async def _fetch(self, waiting: Sequence[tuple[str, asyncio.Future[Standing]]]) -> None:
         """Answers all of them, by one round trip."""
         users = list(dict.fromkeys(user for user, _ in waiting))
         try:
             if self._client is None:
-                *own, popular = await run_in_threadpool(self._lists.read_many_now, users)
+                found = await run_in_threadpool(self._lists.read_many_now, users)
             else:
-                *own, popular = await self._lists.read_many(users, self._client)
+                found = await self._lists.read_many(users, self._client)
         except Exception as error:
             for _, future in waiting:
                 if not future.done():
                     future.set_exception(error)
             return
-        tops = dict(zip(users, own, strict=True))
+        standing = dict(zip(users, found, strict=True))
         for user, future in waiting:
             if not future.done():  # its client may be gone
-                future.set_result(Found(tops[user], popular))
+                future.set_result(standing[user])
 
 
 class StoredLists:
@@ -121,11 +113,10 @@ class StoredLists:
 
     async def answer(self, user_id: str, k: int) -> Response:
         """Answers a user's list, or the popular one. Raises NothingLearnedError and ListsError."""
-        own, popular = await self._reader.read(user_id)
-        top = own or popular
-        if top is None:
+        standing = await self._reader.read(user_id)
+        if (top := standing.top) is None:
             raise NothingLearnedError(NOTHING_LEARNED)
-        self._requests.served(own=own is not None)
+        self._requests.served(own=standing.own is not None)
         now_ms = int(time.time() * 1_000)
         found = top.__dict__ | {"items": top.items[:k], "scores": top.scores[:k]}
         found |= {"user_id": user_id, "age_ms": max(0, now_ms - top.written_at)}

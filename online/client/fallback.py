@@ -5,7 +5,7 @@ nothing from there, rather than what it asked to leave out.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from online.client.answers import DEFAULT, REDIS, Recommendations
@@ -43,19 +43,21 @@ class Fallback:
         Returns:
             The list, or None where there is none, and what went wrong ("": nothing).
         """
-        from stream.lists import ListsError  # noqa: PLC0415 - it imports redis
+        from stream.lists import ListsError, Standing  # noqa: PLC0415 - it imports redis
 
         assert self._lists is not None
         try:
-            own = self._lists.read(call.user_id) if call.user_id and _is_text(call.user_id) else None
-            top = own or self._lists.popular()
+            if call.user_id and _is_text(call.user_id):
+                standing = self._lists.standing_for(call.user_id)
+            else:
+                standing = Standing(None, self._lists.popular())
         except ListsError as error:
             self.failed()
             return None, str(error)
         self._breaker.succeeded()
-        if top is None:
+        if standing.top is None:
             return None, "Redis holds no list yet"
-        return _of_list(call, top, known=own is not None), ""
+        return _of_list(call, standing.top, known=standing.own is not None, hidden=standing.hidden), ""
 
     def failed(self) -> None:
         """Notes that Redis gave no answer."""
@@ -88,15 +90,15 @@ def _open(url: str, options: Mapping[str, Any], waits_s: float) -> tuple["redis.
     return client, Lists(client, ttl_s=1)  # which is for writing: nothing is written here
 
 
-def _of_list(call: Call, top: "TopList", *, known: bool) -> Recommendations | None:
-    """The list as the call wants it; None where nothing is left of it."""
+def _of_list(call: Call, top: "TopList", *, known: bool, hidden: Collection[str]) -> Recommendations | None:
+    """The list as the call wants it; None where nothing is left of it. `hidden`: what its user has hidden."""
     scores = dict(zip(top.items, top.scores, strict=False))
     order = list(scores)
     if call.candidates is not None:
         given = dict.fromkeys(call.candidates)
         order = [item for item in order if item in given]
         order += [item for item in given if item not in scores]
-    chosen = [item for item in order if item not in call.exclude][: max(0, call.k)]
+    chosen = [item for item in order if item not in call.exclude and item not in hidden][: max(0, call.k)]
     if not chosen:
         return None
     return Recommendations(

@@ -188,10 +188,7 @@ class Catalogue:
     def _without(self, top: TopList) -> TopList:
         """The list without what must not be listed; the same one where it holds items, and none of these."""
         barred = self._learner.listable.barred(top.items)
-        if top.items and not barred:
-            return top
-        kept = [pair for pair in zip(top.items, top.scores, strict=False) if pair[0] not in barred]
-        return top.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
+        return top if top.items and not barred else top.without(barred)
 
     def _log_sweep(self) -> None:
         log.info(

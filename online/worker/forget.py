@@ -185,6 +185,7 @@ class Forgetting:
         if request.get("search"):
             lists = sum(digest_of(user) == digest for user in self.writer.users())
             found["memory"] = self.learner.holds(digest) | {"lists to be written": lists}
+            found["memory"]["latest clicks"] = self.writer.latest.count(digest)
             found["checkpoints"] = self._search(digest)
         return found
 

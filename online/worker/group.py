@@ -162,7 +162,7 @@ class Group:
             log.info("leads group %s, in epoch %d", self.settings.consumer_group, epoch)
             self.supervisor.leads = True
             self.writer.popular_stale = True
-            self.writer.records.renew()
+            self.writer.renew_records()
             self._merged_at = self._monotonic()
         elif led and not self.leads:
             log.info("another worker leads group %s now", self.settings.consumer_group)

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 
 from online.config.settings import Settings
 from online.learner.batches import Ranking
+from online.learner.history import SERVED
 from online.learner.learner import Learner
 from online.lifecycle.emit import Emit
 from online.metrics import Latencies
 from online.worker.backoff import REPORTED_EVERY_S
 from online.worker.catalogue import Catalogue
 from online.worker.eviction_watch import SAMPLE, EvictionWatch
+from online.worker.hidden_writer import HiddenWriter
 from online.worker.item_records import ItemRecordWriter
+from online.worker.latest_clicks import TTL_S, LatestClicks
 from online.worker.loss_notices import LossNotices
 from online.worker.micro_batches import ReceivedClick
 from online.worker.monitor import Timings
@@ -87,6 +90,8 @@ class ListWriter:
         self.link.before = self._delete_pending
         self.link.on_node_loss = self._lost_by_node
         self.records = ItemRecordWriter(learner, lists.items, monotonic=monotonic)
+        self.latest = LatestClicks(settings.clicks_shown)
+        self.hidden = HiddenWriter(learner.hidden, lists.hidden, monotonic=monotonic)
         self.evictions = EvictionWatch(lists, emit=emit, on_room=self._has_room, clock=clock)
         self._ready: dict[str, tuple[TopList, int]] = {}  # lists that wait for a slow Redis, and when (ms) each was due
         self._owned: frozenset[int] | None = None  # partitions whose users' lists this worker writes; None: all
@@ -106,7 +111,8 @@ class ListWriter:
     def waiting(self) -> bool:
         """Whether there is something to write that Redis would accept now."""
         pending = bool(self.stale or self.pending_deletes) or self._owes_popular or self.catalogue.sweeping
-        pending = pending or (self.writes_popular and self.records.waits(evicting=self.evicts))
+        shared = self.records.waits(evicting=self.evicts) or self.hidden.waits(evicting=self.evicts)
+        pending = pending or (self.writes_popular and shared)
         return pending and self.link.taking and self.link.due
 
     @property
@@ -118,7 +124,7 @@ class ListWriter:
         """Starts writing; called once, after the checkpoint is restored. Redis may be unavailable."""
         self.check()
         self.catalogue.start()
-        self.records.renew()
+        self.renew_records()
 
     def check(self) -> None:
         """Checks whether Redis has lost lists. To be called about once a second."""
@@ -183,6 +189,19 @@ class ListWriter:
             if user in self.stale:
                 self.stale.move_to_end(user, last=False)
 
+    def feedback_changed(self, user: str) -> None:
+        """Notes that a user hides other items than before: what Redis says of that, and the user's list, are written
+        before others."""
+        self.hidden.note(user)
+        if user in self.learner.histories:
+            self.hurry([user])
+
+    def _write_hidden(self) -> None:
+        if not self.writes_popular:
+            self.hidden.stop()
+        elif self.hidden.waits(evicting=self.evicts):
+            self.link.do(lambda: self.hidden.step(evicting=self.evicts))
+
     def settle(self) -> None:
         """Writes the lists that wait for a slow Redis; if it refuses them they are stale. Then state may be saved."""
         if not self._ready:
@@ -240,6 +259,7 @@ class ListWriter:
             self.losses.aged(self.aging.take_count(), len(self.learner.histories))
         if not self.link.due:
             return
+        self._write_hidden()
         self.settle()
         taking = self.link.taking
         if (taking and not (self.stale or self._owes_popular or self.pending_deletes)) or not self.link.due:
@@ -264,7 +284,6 @@ class ListWriter:
                 held, self.learner.rank(held, moments), histories.origins[slots].tolist(), clicked_at_ms, strict=True
             )
         }
-        lists |= {user: top for user in users if user not in histories and (top := self._popular_for(user)) is not None}
         replacing = [user for user in lists if self.evicts and not self.stale.get(user, False)]
         popular = self._popular() if self.popular_stale or not taking else None
         if self.link.write(lists, popular, replacing=replacing):
@@ -280,6 +299,8 @@ class ListWriter:
                 self.stale.pop(user, None)
                 self._ready.pop(user, None)
                 self.aging.mark_refreshed([user])
+        self.hidden.forget(digest)
+        self.latest.forget(digest)
         self.link.forget(digest)
         self.pending_deletes[digest] = None
         self.link.do(lambda: None)  # unless it is unavailable
@@ -292,7 +313,13 @@ class ListWriter:
         """Deletes the lists of forgotten users, before others are written: a forgotten user may click again."""
         if self.pending_deletes:
             self.lists.forget(lambda user: digest_of(user) in self.pending_deletes)
+            self.write_latest()
             self.pending_deletes.clear()
+
+    def write_latest(self) -> None:
+        """Writes the latest clicks, if they are to be shown. Raises ListsError."""
+        if self.latest.held:
+            self.lists.write_clicks({"ranks": SERVED, "clicks": self.latest.newest_first()}, TTL_S)
 
     def apply_item_updates(self) -> None:
         """Applies item updates, writes records of items, and removes unavailable items from some of the lists."""
@@ -322,7 +349,7 @@ class ListWriter:
         else:
             self._mark_stale(users)
             self.popular_stale = True
-        self.records.renew()
+        self.renew_records()
         self._report_loss()
 
     def _lost_by_node(self, stood_there: Callable[[str], bool]) -> None:
@@ -331,7 +358,7 @@ class ListWriter:
         self.popular_stale = True
         if not self.evictions.has_evicted(list(itertools.islice(recent, SAMPLE))):
             self._mark_stale(filter(stood_there, self.learner.histories.users()))
-            self.records.renew()
+            self.renew_records()
             self._report_loss()
 
     def _report_loss(self) -> None:
@@ -341,18 +368,23 @@ class ListWriter:
 
     def _returned(self, seconds: float) -> None:
         self.catalogue.check_again()
-        self.records.renew()
+        self.renew_records()
         text = "Redis takes lists again after %.0f s; %d lists are behind"
         log.info(text, seconds, self.behind, extra={"duration_s": round(seconds, 3)})
 
     def _has_room(self) -> None:
         self.renew_all()
-        self.records.renew()
+        self.renew_records()
 
     def renew_all(self) -> None:
         """Marks the lists of all users as stale, so that they are ranked again little by little."""
         self._mark_stale(self.learner.histories.users())
         self.popular_stale = True
+
+    def renew_records(self) -> None:
+        """Has what is known of items, and what users have hidden, written anew little by little."""
+        self.records.renew()
+        self.hidden.renew()
 
     @property
     def _owes_popular(self) -> bool:
@@ -364,18 +396,6 @@ class ListWriter:
             return None
         popular = replace(self.learner.popular(), popular=True)
         return self._top_list(popular, self.progress.latest_offset, self.progress.latest_clicked_at_ms)
-
-    def _popular_for(self, user: str) -> TopList | None:
-        """Returns what is popular without what a user has hidden, for one who has no history; an empty list, which is
-        deleted, where it has nothing of that: the user gets the popular list itself. None: it is not to be written."""
-        popular = self._popular() if user in self.learner.hidden else None
-        if popular is None:
-            return None
-        hidden = self.learner.hidden.item_ids(user)
-        if hidden.isdisjoint(popular.items):
-            return popular.model_copy(update={"items": [], "scores": []})
-        kept = [pair for pair in zip(popular.items, popular.scores, strict=True) if pair[0] not in hidden]
-        return popular.model_copy(update={"items": [item for item, _ in kept], "scores": [score for _, score in kept]})
 
     def _top_list(self, ranking: Ranking, offset: str, clicked_at_ms: int) -> TopList:
         return TopList(

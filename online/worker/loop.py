@@ -432,6 +432,7 @@ class Loop:
 
     def _watch(self, batch: Sequence[ReceivedClick], result: BatchResult) -> None:
         clicks = [one.click for one in batch]
+        self.writer.latest.add(batch, result)
         self.supervisor.on_batch(clicks, result, [one.record.timestamp_ms / 1_000 for one in batch])
         self.losses.expired(result.expired, len(self.learner.vocabulary), self.settings.item_idle_s_max)
         if self.learner.seen is not None:

@@ -307,6 +307,7 @@ def _report(loop: Loop, report: StatusReport, state: str) -> None:
         return
     try:
         loop.writer.lists.write_status(status, STATUS_TTL_S)
+        loop.writer.write_latest()
         report.history.note(status)
     except ListsError as error:
         log.debug("the status cannot be written: %s", error)

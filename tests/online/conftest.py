@@ -314,6 +314,24 @@ class MemoryItems:
             raise ListsError("no Redis answers at memory")
 
 
+class MemoryHidden:
+    """What users have hidden beside `MemoryLists`."""
+
+    def __init__(self, lists: "MemoryLists") -> None:
+        self.lists, self.ttl_s = lists, 7_200
+        self.held: dict[str, dict[str, float | None]] = {}
+        self.writes: list[int] = []  # users of each write
+
+    def write(self, hidden: Mapping[str, Mapping[str, float | None]]) -> None:
+        if self.lists.away:
+            raise ListsError("no Redis answers at memory")
+        self.writes.append(len(hidden))
+        for user, items in hidden.items():
+            self.held.pop(user, None)
+            if items:
+                self.held[user] = dict(items)
+
+
 class MemoryLists:
     """Lists in a dict; `away` makes it answer as a Redis that is not there."""
 
@@ -322,8 +340,10 @@ class MemoryLists:
         self.popular_list: TopList | None = None
         self.paged: list[str] = []
         self.marks: dict[str, int] = {}
+        self.clicks: dict[str, Any] = {}
         self.away = False
         self.items = MemoryItems(self)
+        self.hidden = MemoryHidden(self)
 
     address = "memory"
 
@@ -359,10 +379,15 @@ class MemoryLists:
     def forget(self, gone: Callable[[str], bool]) -> int:
         if self.away:
             raise ListsError("no Redis answers at memory")
-        mine = [user for user in self.held if gone(user)]
-        for user in mine:
-            del self.held[user]
+        mine = [(held, user) for held in (self.held, self.hidden.held) for user in held if gone(user)]
+        for held, user in mine:
+            del held[user]
         return len(mine)
+
+    def write_clicks(self, clicks: Mapping[str, Any], ttl_s: int) -> None:  # noqa: ARG002
+        if self.away:
+            raise ListsError("no Redis answers at memory")
+        self.clicks = dict(clicks)
 
     def popular(self) -> TopList | None:
         if self.away:
@@ -388,7 +413,7 @@ class MemoryLists:
     def lose_everything(self) -> None:
         """As a Redis that is started again and kept nothing."""
         self.held, self.popular_list, self.marks = {}, None, {}
-        self.items.held, self.items.complete = {}, None
+        self.items.held, self.items.complete, self.hidden.held = {}, None, {}
 
 
 @dataclass

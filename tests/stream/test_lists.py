@@ -316,6 +316,50 @@ def test_each_write_returns_the_watermarks_before_it(lists):
     assert lists.write({"u1": LIST}).previous == {}
 
 
+def test_what_a_user_has_hidden_is_left_out_of_what_stands_for_the_user(lists, client):
+    lists.write(
+        {"u1": LIST, "u2": LIST}, popular=POPULAR.model_copy(update={"items": ["p1", "i1"], "scores": [1, 0.5]})
+    )
+    lists.hidden.write({"u1": {"i1": None, "ï2": 0.5}, "ü 3": {"p1": 2.0}, "u4": {}})
+    first, second, third, fourth = lists.read_many_now(["u1", "u2", "ü 3", "u4"])
+    assert (first.own.items, first.own.scores, first.popular.items) == (["ï2"], [0.25], ["p1"])
+    assert (first.hidden, first.top) == ({"i1"}, first.own)  # the other was hidden until before the latest click
+    assert (second.own, second.hidden) == (LIST, frozenset())
+    assert (third.own, third.top.items, third.top.scores) == (None, ["i1"], [0.5])
+    assert fourth.top.items == ["p1", "i1"]
+    assert [lists.standing_for(user) for user in ("u1", "u2", "ü 3", "u4")] == [first, second, third, fourth]
+    assert 115 <= client.ttl("nextclick:hidden:u1") <= 120  # of lists: 60
+    lists.hidden.write({"u1": {}})
+    assert lists.standing_for("u1").own == LIST
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{", b"\xff", b"7"])
+def test_what_does_not_say_what_is_hidden_hides_nothing_and_is_warned_of(lists, client, value, caplog):
+    lists.write({"u1": LIST})
+    client.set("nextclick:hidden:u1", value)
+    assert lists.standing_for("u1").own == LIST
+    assert "nextclick:hidden:u1" in caplog.text
+
+
+def test_what_a_user_has_hidden_is_forgotten_with_the_user(lists):
+    lists.hidden.write({f"u{n}": {"u7": None} for n in range(12)})
+    assert lists.keys_naming("u7") == 1  # the items are no users
+    lists.write({"u7": LIST})
+    assert lists.keys_naming("u7") == 2
+    assert lists.forget(lambda user: user == "u7") == 2
+    assert lists.keys_naming("u7") == 0
+    assert lists.standing_for("u6").hidden == {"u7"}
+    assert list(lists.users()) == []
+
+
+def test_the_latest_clicks_name_their_users_and_not_items_of_the_same_name(client):
+    lists = Lists(client, ttl_s=60, worker="b")
+    assert lists.clicks() is None
+    lists.write_clicks({"clicks": [{"user_id": "u1", "item_id": "u2"}]}, 60)
+    assert lists.clicks() == Lists(client, ttl_s=60).clicks("b")
+    assert [lists.keys_naming(user) for user in ("u1", "u2")] == [1, 0]
+
+
 def test_users_with_a_list_are_counted_and_forgotten(lists):
     every_list = {f"u{n}": LIST for n in range(1_200)}
     lists.write(every_list, popular=POPULAR)

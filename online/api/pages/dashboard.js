@@ -2,6 +2,7 @@
 "use strict";
 import { $, ago, ask, el, percent, say, whole } from "./common.js";
 import { lineChart } from "./charts.js";
+import { prepareClicks, showClicks } from "./clicks.js";
 import { prepareHeader, watchHealth } from "./header.js";
 import { prepareLetters, showReasons } from "./letters.js";
 import { showGroup, showModel, showProblems } from "./model.js";
@@ -119,6 +120,7 @@ async function tick({ status }) {
   if (!historyAsked) await loadHistory(worker?.group?.leader);
   if (worker) show(now, worker, workers ?? []);
   await list();
+  await showClicks();
   await showTitles();
 }
 
@@ -144,6 +146,7 @@ $("minutes").addEventListener("change", redraw);
 $("span").addEventListener("submit", (event) => event.preventDefault());
 prepareHeader();
 prepareLetters();
+prepareClicks();
 look();
 watchHealth(tick, EVERY_MS);
 countRequests();

@@ -5,7 +5,7 @@ import { lineChart } from "./charts.js";
 
 const SAMPLES_MAX = 300, WINDOW_MS = 30_000; // that a rate is the mean of
 /** What these pages and machines ask again and again is not what sites ask: it is left out of the charts. */
-const OUR_OWN = /^\/(pages\/.*|.*\.html|healthz|readyz|metrics|docs|openapi\.json|v1\/(status|history|requests)\.json|v1\/dead-letters)?$/;
+const OUR_OWN = /^\/(pages\/.*|.*\.html|healthz|readyz|metrics|docs|openapi\.json|v1\/(status|history|requests)\.json|v1\/(dead-letters|clicks\/latest))?$/;
 const totals = []; // of { at, requests, refused, failed, counts }, oldest first
 const samples = []; // of { at, rate, refused, failed, p50, p99 }, oldest first
 

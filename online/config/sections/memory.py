@@ -22,7 +22,7 @@ class MemorySettings(BaseSettings):
         "Pairs of a user and an item that are remembered for NEXTCLICK_EXCLUDE_SEEN, of all users together: 3 to 5 "
         "bytes each for users with hundreds of items, 21 for users with 20. The least recently seen user makes room.",
     )
-    hidden_per_user_max: Positive = setting(
+    hidden_per_user_max: Annotated[int, Field(ge=1, le=2_500)] = setting(
         500, "Items that are kept hidden from a user at the user's own request. The oldest one makes room."
     )
     hidden_users_max: Positive = setting(

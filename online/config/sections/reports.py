@@ -1,7 +1,8 @@
 """What the worker reports about itself."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic_settings import BaseSettings
 
 from online.config.sections.fields import Port, Positive, Rate, Seconds, fixed, setting
@@ -12,6 +13,12 @@ class ReportSettings(BaseSettings):
 
     notices_held: Positive = setting(20, "Latest notices that status and dashboard show.")
     notices_waiting_max: Positive = fixed(1_000, "Notices that wait while the broker is unavailable.")
+    clicks_shown: Annotated[int, Field(ge=0, le=200)] = setting(
+        50,
+        "Latest clicks that the dashboard shows, each with its user, its item, and the item's place in the list before "
+        "it. The worker writes them to Redis with each status. 0: none.",
+        "0 where nobody may look at single users' clicks.",
+    )
     status_interval_s: Seconds = setting(1.0, "Time between two status reports of the worker.")
     metrics_window_s: Rate = setting(
         300.0, "How far figures of now look back: the quantiles of click to list, and the recent hit rates."

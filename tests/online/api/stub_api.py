@@ -30,6 +30,14 @@ LETTERS = [
 ]  # fmt: skip
 
 
+CLICKS = [
+    {"at": int(1e3 * (NOW - ago)), "user_id": user, "item_id": item, "event_type": kind, "rank": rank}
+    for ago, user, item, kind, rank in (
+        (1, "ada", "i9", "click", 3), (2, EVIL, EVIL, EVIL, 0), (90_000, "b" * 256, "i7", "play", None),
+    )
+]  # fmt: skip
+
+
 def minutes(number: int) -> list[dict[str, Any]]:
     """A worker's figures of the latest minutes."""
     figures = {"clicks_per_s": 400.0, "lag": 2, "p50": 20.0, "p99": 90.0, "served": 0.5, "followed": 0.4}
@@ -77,6 +85,8 @@ class Stub:
     explained: bool = True
     hidden: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)  # of workers
+    tells_clicks: bool = True
+    clicks: list[dict[str, Any]] = field(default_factory=lambda: list(CLICKS))
     answers: int = 0
     asked: list[str] = field(default_factory=list)  # paths with their queries
 
@@ -136,6 +146,10 @@ class Stub:
         def _(limit: int, reason: str | None = None) -> Any:
             letters = [letter for letter in LETTERS if reason in (None, letter["reason"])]
             return {"looked_at": 2, "reasons": {"malformed-json": 1, "wrong-type": 1}, "latest": letters[:limit]}
+
+        @app.get(f"{V1}/clicks/latest")
+        def _() -> Any:
+            return {"now": 1e3 * time.time(), "shown": self.tells_clicks, "ranks": 10, "clicks": self.clicks}
 
         @app.get("/readyz")
         def _() -> Any:

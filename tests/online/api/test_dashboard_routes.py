@@ -20,7 +20,7 @@ from stream.log import LogProducer
 from stream.source import Record
 
 KEY, ENTRY = make_key("shop")
-ROUTES = ("/v1/history.json", "/v1/requests.json", "/v1/dead-letters")
+ROUTES = ("/v1/history.json", "/v1/requests.json", "/v1/dead-letters", "/v1/clicks/latest")
 
 
 def client(lists: Lists | None = None, **given: Any) -> TestClient:
@@ -142,3 +142,25 @@ def test_they_are_read_for_one_request_at_a_time(letters: Settings, monkeypatch:
 def test_a_broker_that_is_away_is_said() -> None:
     answer = client(kafka_bootstrap_servers="127.0.0.1:9").get("/v1/dead-letters")
     assert (answer.status_code, "the broker" in answer.json()["detail"]) == (503, True)
+
+
+# --- the latest clicks ---
+
+
+def clicked(user: str, at: int, rank: int | None = 0) -> dict[str, Any]:
+    return {"at": at, "user_id": user, "item_id": "i", "event_type": "click", "rank": rank}
+
+
+def test_the_latest_clicks_of_all_workers_are_joined_newest_first() -> None:
+    redis = fakeredis.FakeRedis()
+    api = client(Lists(redis, ttl_s=60))
+    assert api.get("/v1/clicks/latest").json() | {"now": 0} == {"now": 0, "shown": False, "ranks": 0, "clicks": []}
+    told = {"a": [clicked("u3", 30, 1), clicked("u1", 10, None)], "b": [clicked("u2", 20)]}
+    for name, clicks in told.items():
+        named = Lists(redis, ttl_s=60, worker=name)
+        named.write_status({"state": "running"}, 60)
+        named.write_clicks({"ranks": 10, "clicks": clicks}, 60)
+    Lists(redis, ttl_s=60).write_clicks({"ranks": 10, "clicks": [{"of": "another version"}]}, 60)
+    found = api.get("/v1/clicks/latest").json()
+    assert (found["shown"], found["ranks"]) == (True, 10)
+    assert found["clicks"] == [clicked("u3", 30, 1), clicked("u2", 20)]  # as many as one tells

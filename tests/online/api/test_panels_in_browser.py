@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,58 @@ def test_dead_letters_are_browsed_by_reason(page: Page, stub: Stub) -> None:
     stub.fails["dead-letters"] = 503
     page.press("#letters-again")
     shows(page, "#letters-about", "They cannot be shown: there is no dead-letters for you (503)")
+
+
+def clicked(user: str, rank: int | None = 0) -> dict[str, Any]:
+    return {"at": int(1e3 * time.time()), "user_id": user, "item_id": "i9", "event_type": "click", "rank": rank}
+
+
+def test_the_latest_clicks_come_with_the_place_that_each_item_had(page: Page, stub: Stub) -> None:
+    page.open(stub.url)
+    found = shows(page, "#clicks", "a kettle (i9)", "place 3", "not in its first 10", "not looked up", EVIL)
+    assert page.run("document.querySelectorAll('#clicks tbody tr').length") == 3
+    assert "in the list before" in found
+    hrefs = page.run(
+        "[...document.querySelectorAll('#clicks tr:first-child a')].map((one) => one.getAttribute('href'))"
+    )
+    assert hrefs == ["user.html?id=ada", "item.html?id=i9"]
+    stub.clicks = [clicked("bob", 1), *stub.clicks]
+    shows(page, "#clicks tbody tr", "bob", "place 1")
+    assert "the latest 4" in page.text("#clicks-about")
+    stub.fails["clicks"] = 401
+    shows(page, "#clicks-about", "there is no clicks for you (401)")
+
+
+@pytest.mark.parametrize("how", ["button", "pointer", "focus"])
+def test_the_latest_clicks_stand_still_while_they_are_looked_at(page: Page, stub: Stub, how: str) -> None:
+    page.open(stub.url)
+    shows(page, "#clicks", "place 3")
+    starts = {
+        "button": lambda: page.press("#clicks-pause"),
+        "pointer": lambda: page.run("document.getElementById('clicks-area').scrollIntoView()"),
+        "focus": lambda: page.run("document.querySelector('#clicks a').focus()"),
+    }
+    starts[how]()
+    if how == "pointer":
+        place = page.run("(({x, y}) => [x + 5, y + 5])(document.getElementById('clicks-area').getBoundingClientRect())")
+        page.ask("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    shows(page, "#clicks-about", "They stand still.")
+    stub.clicks = [clicked("bob"), *stub.clicks]
+    time.sleep(2.5)
+    assert "bob" not in page.text("#clicks")
+    assert (
+        page.run("document.getElementById('clicks-pause').getAttribute('aria-pressed')") == str(how == "button").lower()
+    )
+    if how == "button":
+        page.press("#clicks-pause")
+    elif how == "pointer":
+        page.ask("Input.dispatchMouseEvent", type="mouseMoved", x=2, y=2)
+    else:
+        page.run("document.activeElement.blur()")
+    shows(page, "#clicks", "bob")
+
+
+def test_a_worker_that_tells_no_clicks_is_said(page: Page, stub: Stub) -> None:
+    stub.tells_clicks, stub.clicks = False, []
+    page.open(stub.url)
+    shows(page, "#clicks-about", "NEXTCLICK_CLICKS_SHOWN is 0")

@@ -107,3 +107,28 @@ def test_it_is_what_the_worker_would_keep(lists, small, where):
     mask = learner.listable.apply_to_items(compiled(where), TOP.items).mask
     kept = [item for item, keep in zip(TOP.items, mask, strict=True) if keep]
     assert filtered_list(lists, TOP, {"k": 5, "where": where}).items == kept
+
+
+@pytest.mark.parametrize("user", ["ada", "eve"])
+def test_what_a_user_has_hidden_is_in_no_list_without_a_worker(api, lists, user):
+    lists.hidden.write({user: {"a": None, "c": 5.0}, "other": {"e": None}})
+    for path in (f"/recommend/{user}", f"/recommend/{user}?fresh=true", f"/recommend/{user}?k=1"):
+        assert not {"a", "c"} & set(api.get(path).json()["items"])
+    body = api.post("/rank", json={"user_id": user, "candidates": ["z", "c", "a", "e"]}).json()
+    assert ({"z", "e"} == set(body["items"]), body["dropped"]) == (True, {"hidden": 2})
+    assert api.get("/popular").json()["items"] == ["c", "a"]
+    lists.client.delete("nextclick:top:ada")  # it expired
+    assert api.get("/recommend/ada").json()["items"] == ([] if user == "ada" else ["c", "a"])
+    assert api.get("/recommend/eve").json()["items"] == ([] if user == "eve" else ["c", "a"])
+
+
+def test_a_hidden_item_is_back_once_the_stream_is_later_than_its_time(api, lists):
+    lists.hidden.write({"ada": {"a": 10.0, "b": 11.0}})
+    lists.write({}, TOP.model_copy(update={"clicked_at": 10_000}))
+    assert api.get("/recommend/ada").json()["items"] == ["a", "c", "d", "e"]
+
+
+def test_own_items_all_hidden_leave_what_is_popular(api, lists):
+    lists.hidden.write({"ada": dict.fromkeys(TOP.items)})
+    lists.write({}, TOP.model_copy(update={"items": ["a", "p"], "scores": [0.6, 0.4]}))
+    assert api.get("/recommend/ada").json()["items"] == ["p"]

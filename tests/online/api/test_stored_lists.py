@@ -10,9 +10,9 @@ from fastapi.testclient import TestClient
 
 from online.api.app import create_app
 from online.api.metrics import Requests
-from online.api.stored_lists import UNDER_WAY_MAX, Found, ListsReader, StoredLists
+from online.api.stored_lists import UNDER_WAY_MAX, ListsReader, StoredLists
 from online.config.settings import Settings
-from stream.lists import Lists, ListsError, TopList
+from stream.lists import Lists, ListsError, Standing, TopList
 
 
 def top(*items: str) -> TopList:
@@ -32,20 +32,20 @@ class Asked:
     def asynchronous(self) -> "Asked":
         return self
 
-    async def read_many(self, users: Sequence[str], client: Any) -> list[TopList | None]:
+    async def read_many(self, users: Sequence[str], client: Any) -> list[Standing]:
         assert client is self
         self.batches.append(list(users))
         if self.go_on is not None:
             await self.go_on.wait()
         if self.error is not None:
             raise self.error
-        return [*(None if user == "unknown" else top(user) for user in users), top("popular")]
+        return [Standing(None if user == "unknown" else top(user), top("popular")) for user in users]
 
 
 def test_what_is_asked_for_together_is_read_together_and_each_user_once() -> None:
     lists = Asked()
 
-    async def go() -> list[Found]:
+    async def go() -> list[Standing]:
         reader = ListsReader(lists)  # type: ignore[arg-type]
         return await asyncio.gather(*(reader.read(user) for user in ("a", "b", "a", "unknown")))
 

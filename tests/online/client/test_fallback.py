@@ -60,6 +60,13 @@ def test_what_is_left_out_is_left_out_of_every_fallback(away, redis_there) -> No
     assert away.recommend("ada", exclude=["d1"]).items == ("d2", "i1")
 
 
+def test_what_a_user_has_hidden_is_in_no_fallback_of_redis(away, redis_there) -> None:
+    Lists(redis_there.client, ttl_s=60).hidden.write({"ada": {"i1": None}, "nobody": {"p1": None, "x": None}})
+    assert away.recommend("ada", 2).items == ("i2", "i3")
+    assert away.recommend("nobody").items == ("p2", "p3")
+    assert away.rank("nobody", candidates=["x", "p3"]).items == ("p3",)
+
+
 def test_a_filter_is_never_ignored(away) -> None:
     found = away.recommend("ada", where="price <= 20")
     assert (found.items, found.source) == ((), "default")

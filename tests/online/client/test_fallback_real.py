@@ -18,7 +18,9 @@ def test_the_documented_user_of_redis_may_do_what_is_needed(redis_server, make_c
     [rules] = re.findall(r"`user shop (on >PASSWORD .*?)`", GUIDE.read_text())
     admin = redis.Redis(port=redis_server.port)
     admin.execute_command("ACL", "SETUSER", "shop", "reset", *rules.split())
-    Lists(admin, ttl_s=60).write({"ada": top("i1", "i2")}, top("p1", source="popular"))
+    lists = Lists(admin, ttl_s=60)
+    lists.write({"ada": top("i0", "i1", "i2")}, top("p1", source="popular"))
+    lists.hidden.write({"ada": {"i0": None}})
     options = {"username": "shop", "password": "PASSWORD"}
     away = make_client(
         f"http://127.0.0.1:{free_port}", redis_url=redis_server.url, redis_options=options, limits=Limits(redis_s=5.0)

@@ -14,6 +14,7 @@ from online.worker.connections import open_lists, open_producer, prepare_topics
 from stream.dead_letters import dead_letter
 from stream.events import Click, Forget, encode, encode_forget
 from stream.feedback import Feedback
+from stream.lists import top_key
 from stream.source import Partition
 from stream.user_ids import digest_of
 from tests.online.conftest import NOW, SMALL, worker_thread
@@ -88,19 +89,60 @@ def test_a_dislike_hides_for_some_days(harness, town_clicks):
     assert loop.learner.hidden.of("u", NOW) == [("a", NOW + 2 * DAY_S), ("b", NOW + 5)]
 
 
-def test_a_user_without_clicks_gets_what_is_popular_without_it(harness, loop):
-    item, other = harness.lists.popular_list.items[:2]
-    harness.publish_feedback(said("hide", "new", item))
+def test_redis_says_what_users_hide_whether_they_have_clicked_or_not(harness, loop):
+    user, item = some_user(harness)
+    harness.publish_feedback(said("hide", "new", item), said("dislike", user, item, until=NOW + 5))
     loop.turn()
-    top = harness.lists.held["new"]
-    assert (top.source, top.items) == ("popular", [one for one in harness.lists.popular_list.items if one != item])
+    assert harness.lists.hidden.held == {"new": {item: None}, user: {item: NOW + 5}}
+    assert "new" not in harness.lists.held  # the popular list is theirs, less what Redis says they hide
     harness.publish_feedback(said("unhide", "new", item))
     loop.turn()
-    assert "new" not in harness.lists.held  # so the popular list is shown
-    harness.publish_feedback(said("hide", "new", other), said("hide", "newer", "in no list"))
+    assert set(harness.lists.hidden.held) == {user}
+
+
+@pytest.mark.parametrize("lost", ["redis", "worker"])
+def test_what_is_lost_of_it_is_written_again(harness, loop, lost):
+    item = harness.lists.popular_list.items[0]
+    harness.publish_feedback(*(said("hide", f"new-{n}", item) for n in range(300)))
+    while loop.turn() or loop.writer.waiting:
+        pass
+    assert len(harness.lists.hidden.held) == 300
+    harness.lists.lose_everything()
+    if lost == "worker":
+        loop.finish()
+        loop = harness.begin(harness.loop())
+    loop.writer.check()
+    while loop.turn() or loop.writer.waiting:
+        pass
+    assert len(harness.lists.hidden.held) == 300
+    assert max(harness.lists.hidden.writes) <= 128
+
+
+def test_while_redis_is_away_it_is_kept_and_then_written(harness, loop):
+    harness.lists.away = True
+    harness.publish_feedback(said("hide", "new", "i1"))
     loop.turn()
-    assert other not in harness.lists.held["new"].items
-    assert "newer" not in harness.lists.held
+    harness.lists.away = False
+    for _ in range(3):
+        loop.turn()
+    assert harness.lists.hidden.held == {"new": {"i1": None}}
+
+
+def test_it_is_renewed_before_any_list_outlives_it(harness, town_clicks):
+    """A list that is written just before a worker dies expires first, whenever that is."""
+    harness.publish(town_clicks)
+    now = 0.0
+    loop = harness.begin(harness.loop(monotonic=lambda: now))
+    harness.publish_feedback(said("hide", "new", "i1"))
+    written_at, lifetime_s = 0.0, harness.lists.hidden.ttl_s
+    while now < 3 * lifetime_s:
+        writes = len(harness.lists.hidden.writes)
+        while loop.turn() or loop.writer.waiting:
+            pass
+        written_at = now if len(harness.lists.hidden.writes) > writes else written_at
+        assert written_at + lifetime_s > now + harness.lists.items.ttl_s  # which lists have, too
+        now += lifetime_s / 40
+    assert len(harness.lists.hidden.writes) < 3 * 4 + 3  # and no more often than that needs
 
 
 def test_bad_records_become_dead_letters(harness, loop):
@@ -187,6 +229,7 @@ def test_a_forgotten_user_has_hidden_nothing_and_is_in_no_checkpoint(harness, lo
     assert not any(found["memory"].values())
     assert not any(found["checkpoints"].values())
     assert user not in harness.lists.held
+    assert user not in harness.lists.hidden.held
     assert harness.dead() == []
 
 
@@ -198,6 +241,7 @@ def test_feedback_that_is_read_after_its_user_was_forgotten_is_forgotten_too(har
     loop.turn()
     assert loop.learner.hidden.user_ids() == ["other"]
     assert user not in harness.lists.held
+    assert set(harness.lists.hidden.held) == {"other"}
 
 
 def test_an_item_that_is_named_like_a_user_is_not_taken_for_the_user(harness, loop):
@@ -229,6 +273,9 @@ def test_every_worker_applies_it_and_the_users_owner_writes_the_list(tmp_path):
     for loop in group.loops.values():
         assert {user: loop.learner.hidden.of(user)[0][0] for user in users} == hidden
     assert all(item not in group.lists.held[user].items for user, item in hidden.items())
+    assert {user: list(items) for user, items in group.lists.hidden.held.items()} == {
+        user: [item] for user, item in hidden.items()
+    }
 
 
 # --- the worker, the API and the command, with the embedded parts ---------------------------------------------------
@@ -269,6 +316,16 @@ def test_from_the_api_to_the_list_and_forgotten(tmp_path, free_port, town_clicks
             until(lambda: item in lists.read(user).items)
             httpx.post(f"{api.url}/dislike", json=about)
             until(lambda: item not in lists.read(user).items)
+            best = lists.popular().items[0]
+            httpx.post(f"{api.url}/hide", json={"user_id": "new", "item_id": best})
+            until(lambda: best not in httpx.get(f"{api.url}/recommend/new").json()["items"])
+            httpx.post(f"{api.url}/hide", json={"user_id": user, "item_id": best})
+            until(lambda: lists.standing_for(user).hidden == {item, best})
+            lists.client.delete(top_key(user))  # it has expired
+            assert httpx.get(f"{api.url}/recommend/{user}").json()["source"] == "popular"
+            assert best not in httpx.get(f"{api.url}/recommend/{user}").json()["items"]
+            httpx.post(f"{api.url}/unhide", json={"user_id": user, "item_id": best})
+            until(lambda: lists.read(user) is not None and lists.standing_for(user).hidden == {item} - {best})
         finally:
             api.close()
         monkeypatch.setattr("online.cli._folder_settings", lambda *_, **__: settings)
