@@ -45,7 +45,9 @@ def filtered_list(lists: Lists, top: TopList, fields: Mapping[str, Any], rule: s
     dropped[EXCLUDED] = len(items) - len(kept)
     records, sure = _known_of(lists, kept)
     kept, dropped[UNAVAILABLE] = _passing(kept, [records[item].available for item in kept])
-    filtered = not fields.get("diversity") and (sure or fields.get("max_per_tag") is None)
+    filtered = (
+        not fields.get("diversity") and fields.get("objective") is None and (sure or fields.get("max_per_tag") is None)
+    )
     for reason, text in ((SITE, None if candidates is None else rule), (FILTER, fields.get("where"))):
         if text is not None and not sure:
             return StoredList([], [], _some(dropped), filtered=False)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from model.adam import Adam
 from model.content import ContentScore
+from model.heads import Heads
 from model.items import ItemTable
 from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
 from model.ranker import Columns, Ranker
@@ -38,6 +39,8 @@ from online.learner.prune import keep_best, put_inputs
 from online.learner.recall import soft_counts, with_gradients
 from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
+from online.learner.worth.heads import NOT_INPUTS, head_inputs, head_starts, heads_moments, load_heads, types_as_bytes
+from online.learner.worth.objective import Objective as RankingObjective
 
 MISS_LOSS = 10.0  # nats, for a click on an item that was not kept; also the largest loss of a click
 VECTORS_WIDTH = 32
@@ -134,6 +137,13 @@ class RankingModel:
         self.content = ContentScore(CONTENT_STARTS, seed=settings.seed).to(self.device)
         content = list(self.content.parameters())
         self._ranking_parameters += content
+        self.objective = RankingObjective(settings)
+        self.heads: Heads | None = None
+        if settings.predicts_worth:
+            self.heads = Heads(head_starts(len(starts), len(settings.weights_by_type)), seed=settings.seed).to(
+                self.device
+            )
+            self.heads_adam = Adam([{"params": self.heads.parameters(), "lr": settings.heads_learning_rate}])
         groups = [
             {"params": [*self._ranker_parameters, self.first], "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
@@ -219,6 +229,8 @@ class RankingModel:
         first = self._first_scores(gathered.features, lifts, recalled)
         if gathered.content is not None:
             first += self.content.first_scores(gathered.content)
+        if gathered.worth is not None:
+            first += gathered.worth[:, -2]  # what is lost with the user
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
         features, there, scores, each = self._blank(N, kept if not C else 0)
@@ -245,7 +257,19 @@ class RankingModel:
             scored = scored._replace(replayed=again)
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)
-        return scored._replace(features=features, present=present, scores=scores, each=each)
+        return self._with_worth(scored._replace(features=features, present=present, scores=scores, each=each))
+
+    @torch.no_grad()
+    def _with_worth(self, scored: ScoredCandidates) -> ScoredCandidates:
+        """Returns scored candidates with what the heads predict of them, in the order of the objective."""
+        if self.heads is None or scored.gathered.worth is None:
+            return scored
+        columns = scored.gathered.worth[np.maximum(scored.kept, 0)]  # (N, K, W)
+        known = as_tensor(columns[..., :-NOT_INPUTS], self.device)
+        inputs = head_inputs(self.ranker, scored.features, known)
+        lost = columns[..., -2:].sum(-1)
+        scored = scored._replace(head_inputs=inputs, heads=self.heads.predicted(inputs), lost=lost)
+        return scored._replace(order=self.objective.order(scored)) if self.objective.reorders else scored
 
     def inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None
@@ -371,6 +395,8 @@ class RankingModel:
         ]
         taken = [level.accepts(norm) for level, norm in zip(self.levels, norms, strict=True) if norm is not None]
         self.skipped += not all(taken)
+        if all(taken):
+            self._step_heads()
         if network and all(taken):
             self.optimizer.step(norms[0])
         if ranking and all(taken):
@@ -378,6 +404,17 @@ class RankingModel:
         for parameter in parameters:
             parameter.grad = None
         return all(taken)
+
+    def _step_heads(self) -> None:
+        """Steps the heads, if they have gradients; by themselves, so that they do not count for the others' norms."""
+        if self.heads is None or self.heads.linear.grad is None:
+            return
+        norm = nn.utils.clip_grad_norm_(self.heads.parameters(), self.settings.ranker_gradient_norm_max)
+        if bool(norm.isfinite()):
+            self.heads_adam.step()
+        else:
+            self.skipped += 1
+        self.heads_adam.zero_grad()
 
     def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
         vectors = self.vectors.vectors
@@ -405,6 +442,8 @@ class RankingModel:
         ):
             group["lr"] = factor * rate
         self.adagrad.learning_rate = factor * settings.recall_vectors_learning_rate
+        if self.heads is not None:
+            self.heads_adam.param_groups[0]["lr"] = factor * settings.heads_learning_rate
 
     # Copies and checkpoints
 
@@ -415,6 +454,7 @@ class RankingModel:
     def tensors(self) -> dict[str, Tensor]:
         """Returns every weight by name, with the running means of the ranker's features; those of items are (V, ·)."""
         modules = [("network", self.network), *self._ranking()]
+        modules += [] if self.heads is None else [("heads", self.heads)]
         named = {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
         return named | {"first": self.first.data}
 
@@ -432,6 +472,11 @@ class RankingModel:
         for number, parameter in enumerate(self._dense()):
             for name, moment in self.adam.state.get(parameter, {}).items():
                 tensors[f"adam.{number}.{name}"] = moment
+        if self.heads is not None:
+            tensors |= {
+                f"heads_adam.{name}": tensor for name, tensor in heads_moments(self.heads, self.heads_adam).items()
+            }
+            tensors["heads_types"] = types_as_bytes(self.settings)
         tensors["adagrad"] = self.adagrad.sums["vectors"]
         levels = [number for level in self.levels for number in (level.level, level.steps)]
         tensors["levels"] = torch.tensor([*levels, self.skipped], dtype=torch.float64)
@@ -454,6 +499,8 @@ class RankingModel:
                     name: moment if name == "step" else moment.to(self.device) for name, moment in moments.items()
                 }
         self.adagrad.sums["vectors"] = tensors["adagrad"].to(self.device)
+        if self.heads is not None:
+            load_heads(self.heads, self.heads_adam, tensors, self.settings)
         levels = arrays["levels"].tolist()
         for at, level in enumerate(self.levels):
             level.level, level.steps = levels[2 * at], int(levels[2 * at + 1])
