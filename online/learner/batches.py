@@ -65,6 +65,7 @@ class StepWorth:
 
     weights: NDArray[np.float32]  # (n,) by which each click trains the ranker: 1 on average, 0: not towards it
     positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or flagged
+    counted: NDArray[np.bool_]  # (n,) trained towards, and not flagged
     labels: NDArray[np.float32]  # (n, T) which of the named types each is
     values: NDArray[np.float32]  # (n,) clipped; NaN: it has none
     mean_value: float  # of clicks that have one

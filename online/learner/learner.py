@@ -151,7 +151,7 @@ class Learner(LearnerState):
         shares = scored.shares().float().cpu().numpy()
         losses, worth = click_losses(shares, places), None
         if self.worth is not None:
-            worth = self.worth.step(batch.types, batch.values, positions)
+            worth = self.worth.step(batch.types, batch.values, positions, batch.trainable)
             positions, places = (np.where(worth.weights > 0, one, -1) for one in (positions, places))
         self._remember(batch, scored, places, shares, worth)
         ranks = scored.ranks(target_positions)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model.content import ContentScore
-from model.heads import LOG_VALUE_MAX, Heads
+from model.heads import LOG_VALUE_MAX, Calibration, Heads
 from model.reformer import Reformer
 from online.learner.next_item import next_item_loss
 
@@ -23,6 +23,7 @@ class Networks(Protocol):
     content: ContentScore
     network: Reformer
     heads: Heads | None
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,12 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class WorthTargets:
-    """Clicked candidates, and what the clicks were: n of them."""
+    """N clicks as they were scored, and the n clicked candidates among them with what the clicks were."""
 
+    scores: Tensor  # (N, K) of all clicks' kept candidates, without gradients; −inf where there are no more
+    situation: Tensor  # (N, S)
+    places: Tensor  # (N,) of the clicked items among the K; −1: not kept
+    counted: Tensor  # (N,) bool: trained towards
     inputs: Tensor  # (n, D) of the heads
     labels: Tensor  # (n, T) which of the named event types each is
     values: Tensor  # (n,) NaN: it has none
@@ -110,8 +115,8 @@ class NextItem:
 
 
 class Worth:
-    """Trains the heads: the chance of each event type of the click that came (logistic loss), and its value (Poisson
-    deviance, so that it is the mean that is predicted; in units of the mean value, so that its size does not matter).
+    """Trains the calibration of shares, and the heads: the chance of each event type of the click that came (logistic
+    loss), and its value (Poisson deviance, so that it is the mean that is predicted; in units of the mean value).
 
     What the heads read is given, so that no gradient reaches the ranker.
     """
@@ -120,7 +125,21 @@ class Worth:
         targets = batch.worth
         if targets is None or model.heads is None or not len(targets.inputs):
             return None
-        found = model.heads(targets.inputs)  # (n, T + 1)
+        return self._of_heads(model.heads, targets) + self._of_chances(model.calibration, targets)
+
+    @staticmethod
+    def _of_chances(calibration: Calibration, targets: WorthTargets) -> Tensor:
+        """Returns how badly the calibrated shares foresaw which item is next, and whether it is a candidate."""
+        scores, odds = calibration(targets.scores, targets.situation)
+        kept = targets.places >= 0
+        whether = functional.binary_cross_entropy_with_logits(odds, kept.float(), reduction="none")
+        clicked = scores.gather(1, targets.places.clamp(min=0)[:, None])[:, 0]
+        which = torch.where(kept, scores.logsumexp(1) - clicked, 0.0)
+        return torch.where(targets.counted, whether + which, 0.0).sum() / max(1, len(odds))
+
+    @staticmethod
+    def _of_heads(heads: Heads, targets: WorthTargets) -> Tensor:
+        found = heads(targets.inputs)  # (n, T + 1)
         by_type = functional.binary_cross_entropy_with_logits(found[:, :-1], targets.labels, reduction="none")
         loss = by_type.sum(1).mean()
         valued = targets.values.isfinite()

@@ -30,6 +30,8 @@ class ScoredCandidates(NamedTuple):
     content: Tensor | None = None  # (N, K, G) what items say, 0 where there are no more; None: nothing is known
     head_inputs: Tensor | None = None  # (N, K, D) of the heads; None: there are none
     heads: Tensor | None = None  # (N, K, T + 1) chances of the named event types, and the value, if it is next
+    situation: Tensor | None = None  # (N, S) of the queries, for calibration
+    chances: Tensor | None = None  # (N, K) that each is next: the share, calibrated; None: not predicted
     lost: NDArray[np.float32] | None = None  # (N, K) log of what is left after events against the item; 0: all
     order: NDArray[np.float32] | None = (
         None  # (N, K) what lists are ranked by, −inf where there are no more; None: score

@@ -111,14 +111,23 @@ def training_batch(  # noqa: PLR0917 - each is of one click
 
 def worth_targets(scored: ScoredCandidates, worth: StepWorth) -> WorthTargets | None:
     """Returns what the heads learn from clicks whose candidates were scored; None where there are no heads."""
-    if scored.head_inputs is None:
+    if scored.head_inputs is None or scored.situation is None:
         return None
     places = scored.places(worth.positions)
     kept = np.flatnonzero(places >= 0)
     device = scored.head_inputs.device
     inputs = scored.head_inputs[as_tensor(kept, device), as_tensor(places[kept], device)]
     labels, values = as_tensor(worth.labels[kept], device), as_tensor(worth.values[kept], device)
-    return WorthTargets(inputs, labels, values, worth.mean_value)
+    return WorthTargets(
+        scores=scored.scores,
+        situation=scored.situation,
+        places=as_tensor(places, device),
+        counted=as_tensor(worth.counted, device),
+        inputs=inputs,
+        labels=labels,
+        values=values,
+        mean_value=worth.mean_value,
+    )
 
 
 def guessing_batch(network: TrainedNetwork, before: Tensor, pull: Tensor | None) -> TrainingBatch:

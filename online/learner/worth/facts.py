@@ -107,19 +107,27 @@ class EventWorth:
         """Returns which of N clicks the ranker is trained towards, (N,)."""
         return self._raw(types, values) > 0
 
-    def step(self, types: NDArray[np.int64], values: NDArray[np.float64], positions: NDArray[np.int64]) -> StepWorth:
+    def step(
+        self,
+        types: NDArray[np.int64],
+        values: NDArray[np.float64],
+        positions: NDArray[np.int64],
+        trainable: NDArray[np.bool_],
+    ) -> StepWorth:
         """Returns what n clicks are worth, by the means so far.
 
         Args:
             types: (n,) numbers of event types.
             values: (n,) NaN: none.
             positions: (n,) of the clicked items among all candidates; −1: none, or flagged.
+            trainable: (n,) which are not flagged.
         """
         raw, kinds = self._raw(types, values), self._named()[types]
         mean = self.sums[3] / self.sums[4] if self.sums[4] and self.sums[3] > 0 else max(float(raw.mean()), 1e-9)
         return StepWorth(
             weights=(raw / mean).astype(np.float32),
             positions=positions,
+            counted=trainable & (raw > 0),
             labels=(kinds[:, None] == np.arange(len(self.names))).astype(np.float32),
             values=self._clipped(values).astype(np.float32),
             mean_value=self.mean_value,

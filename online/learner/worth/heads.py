@@ -3,14 +3,13 @@
 Letters: `N` queries, `K` candidates kept of each, `F` features of the ranker, `T` named event types, `W` columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.adam import Adam
-from model.heads import Heads
 from model.ranker import DEVIATION_MIN, Ranker
 from online.config.settings import Settings
 from online.learner.arrays import below
@@ -40,31 +39,45 @@ def head_inputs(ranker: Ranker, features: Tensor, columns: Tensor) -> Tensor:
     return torch.cat([scaled.clamp_(-DEVIATIONS_MAX, DEVIATIONS_MAX), columns], -1)
 
 
+def situations(ranker: Ranker, features: Tensor, columns: Sequence[int]) -> Tensor:
+    """Returns what describes each query, (N, S): features that all its candidates share, by mean and deviation.
+
+    Args:
+        ranker: whose means and deviations.
+        features: (N, K, F) of the candidates, the first of each query among them.
+        columns: S of the features.
+    """
+    at = list(columns)
+    scaled = (features[:, 0, at] - ranker.mean[at]) / (ranker.variance[at].sqrt() + DEVIATION_MIN)
+    return scaled.clamp_(-DEVIATIONS_MAX, DEVIATIONS_MAX)
+
+
 def types_as_bytes(settings: Settings) -> Tensor:
     """Returns the event types that have a head, as bytes: which head is whose, whatever the settings are later."""
     return torch.tensor(list("\n".join(settings.weights_by_type).encode()), dtype=torch.uint8)
 
 
-def heads_moments(heads: Heads, adam: Adam) -> dict[str, Tensor]:
-    """Returns the optimizer's state by name; nothing before its first step."""
+def heads_moments(modules: Mapping[str, nn.Module], adam: Adam) -> dict[str, Tensor]:
+    """Returns the optimizer's state of some modules by name; nothing before its first step."""
     found: dict[str, Tensor] = {}
-    for name, parameter in heads.named_parameters():
-        found |= {f"{name}.{moment}": value for moment, value in adam.state.get(parameter, {}).items()}
+    for of, module in modules.items():
+        for name, parameter in module.named_parameters():
+            found |= {f"{of}.{name}.{moment}": value for moment, value in adam.state.get(parameter, {}).items()}
     return found
 
 
 @torch.no_grad()
-def load_heads(heads: Heads, adam: Adam, saved: Mapping[str, Tensor], settings: Settings) -> None:
-    """Loads heads and their optimizer from a checkpoint. Those of other event types, or of before there were heads,
-    are of no use: then they begin anew."""
+def load_heads(modules: Mapping[str, nn.Module], adam: Adam, saved: Mapping[str, Tensor], settings: Settings) -> None:
+    """Loads modules and their optimizer from a checkpoint. Those of other event types, or of before there were any, are
+    of no use: then they begin anew."""
     adam.state.clear()
-    weights, moments = below(saved, "heads"), below(saved, "heads_adam")
-    same = weights and torch.equal(saved["heads_types"], types_as_bytes(settings))
-    if not same or weights["up"].shape != heads.up.shape:
+    if "heads_types" not in saved or not torch.equal(saved["heads_types"], types_as_bytes(settings)):
         return
-    heads.load_state_dict(weights)
-    for name, parameter in heads.named_parameters():
-        if state := below(moments, name):
-            adam.state[parameter] = {
-                moment: value if moment == "step" else value.to(parameter.device) for moment, value in state.items()
-            }
+    moments = below(saved, "heads_adam")
+    for of, module in modules.items():
+        module.load_state_dict(below(saved, of))
+        for name, parameter in module.named_parameters():
+            if state := below(moments, f"{of}.{name}"):
+                adam.state[parameter] = {
+                    moment: value if moment == "step" else value.to(parameter.device) for moment, value in state.items()
+                }

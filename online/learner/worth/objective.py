@@ -61,20 +61,16 @@ class Objective:
         self.weights = np.array(list(by_type.values()), np.float64)  # (T,)
         self.not_finite = 0  # candidates that a formula gave no finite value, since the start of this process
         self.formula = lru_cache(maxsize=64)(settings.formula)
-        #: Whether lists are in another order than by the share alone.
-        self.reorders = settings.predicts_worth and (
-            self.formula().names != {P_CLICK} or self.formula().root != Name(P_CLICK) or bool((self.weights < 0).any())
-        )
 
     def figures(self, scored: ScoredCandidates) -> Figures:
         """Returns what formulas can refer to, each (N, K) and 0 where there are no more candidates.
 
-        `p_click` is the candidate's share of the softmax, less what the user and others have given back of it: the
-        chance that it is next, and wanted.
+        `p_click` is the candidate's share of the softmax, calibrated, less what the user and others have given back of
+        it: the chance that it is next, and wanted.
         """
-        shares = scored.shares().double().cpu().numpy()
-        if scored.heads is None or scored.lost is None:
-            return {P_CLICK: shares}
+        if scored.heads is None or scored.lost is None or scored.chances is None:
+            return {P_CLICK: scored.shares().double().cpu().numpy()}
+        shares = scored.chances.double().cpu().numpy()
         heads = scored.heads.double().cpu().numpy()
         chances = heads[..., :-1]  # (N, K, T)
         others = np.maximum(0.0, 1 - chances.sum(-1))  # types that are not named weigh 1

@@ -116,10 +116,12 @@ def test_lists_know_the_clicks_that_come_before_them_and_no_others(worthy):
     users = sorted({click.user_id for click in shop(336)[320:]})
     learner.rank(users)
     T = 3
+    # What users did; the age of the latest event is as of when each list is read.
     of_lists, of_ranked = (
-        {round(float(one), 5) for one in part.worth[:, T : 2 * T].reshape(-1)} for part in (lists, gathered[2])
+        {tuple(row) for row in part.worth[:, 2 * T : 5 * T + 2].round(4).tolist()} for part in (lists, gathered[2])
     )
-    assert len(of_ranked & of_lists) >= len(users)  # how each user differs from others
+    assert len(of_ranked) > 20
+    assert of_ranked <= of_lists
 
 
 def test_what_is_trained_towards_is_told_by_weight_and_value(small):
@@ -131,8 +133,9 @@ def test_what_is_trained_towards_is_told_by_weight_and_value(small):
     assert worth.wanted(types, values).tolist() == [True, True, False, False, True]
     worth.add(np.array([1, 1, 2, 3, 4]), types, values)
     worth.add(np.array([1]), np.array([0]), np.array([0.0]))
-    step = worth.step(types, values, np.arange(5))
+    step = worth.step(types, values, np.arange(5), np.arange(5) > 0)
     assert step.labels.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert step.counted.tolist() == [False, True, False, False, True]
     assert step.weights[2] == step.weights[3] == 0
     assert step.weights[1] == pytest.approx(4 * step.weights[4])
     mean_log = (math.log1p(3) + 0 + 0) / 3  # of three clicks with a value, one below 0 and one of 0
@@ -143,7 +146,7 @@ def test_weights_are_one_on_average_over_a_stream(worthy):
     learner = worthy(value_as_worth=True)
     found = learn(learner, shop(1_600))[50:]
     weights = np.concatenate([step.worth.weights for one in found for step in one.steps])
-    assert weights.mean() == pytest.approx(1.0, abs=0.1)
+    assert weights.mean() == pytest.approx(1.0, abs=0.15)
     assert len(set(weights.round(2).tolist())) > 2
 
 

