@@ -34,7 +34,7 @@ class WorthSettings(BaseSettings):
         "Set it where the likeliest click is not the best one.",
     )
     negative_half_life_days: Rate = setting(
-        90.0, "Time in which an item recovers half of what it lost with a user by an event of negative weight."
+        30.0, "Time in which an item recovers half of what it lost with a user by an event of negative weight."
     )
     heads_learning_rate: Rate = setting(0.005, "Learning rate of the predictions of event types and of value (Adam).")
 

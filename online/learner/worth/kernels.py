@@ -114,11 +114,15 @@ def fill_columns(
                         left = math.log(1.0 - lost[t] * 2.0 ** (-age_s / half_life_s))
                         x[5 * T + 5] = min(x[5 * T + 5], left)
         value_of_user = math.log((worth + VALUE_PRIOR * mean_value) / ((valued + VALUE_PRIOR) * mean_value))
+        for t in range(T):
+            of_user[t] = log_odds(of_user[t], events, shares[t], USER_PRIOR) - log_odds(0.0, 0.0, shares[t], 1.0)
         for c in range(start, stop):
             x = columns[c]
             for t in range(T):
-                x[T + t] = log_odds(of_user[t], events, shares[t], USER_PRIOR) - log_odds(0.0, 0.0, shares[t], 1.0)
-                x[3 * T + t] = math.log1p(x[3 * T + t])
-            x[5 * T] = math.log1p(x[5 * T])
+                x[T + t] = of_user[t]
+                if x[3 * T + t] > 0:
+                    x[3 * T + t] = math.log1p(x[3 * T + t])
+            if x[5 * T] > 0:
+                x[5 * T] = math.log1p(x[5 * T])
             x[5 * T + 4] = value_of_user
             places[rows[c]] = -1

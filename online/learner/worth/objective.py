@@ -5,6 +5,7 @@ Letters: `N` queries, `K` candidates kept of each, `T` named event types.
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +62,10 @@ class Objective:
         self.weights = np.array(list(by_type.values()), np.float64)  # (T,)
         self.not_finite = 0  # candidates that a formula gave no finite value, since the start of this process
         self.formula = lru_cache(maxsize=64)(settings.formula)
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the part of the status that is about it."""
+        return {"formula": self.settings.objective, "not_finite": self.not_finite}
 
     def figures(self, scored: ScoredCandidates) -> Figures:
         """Returns what formulas can refer to, each (N, K) and 0 where there are no more candidates.

@@ -51,7 +51,7 @@ def slow_columns(  # noqa: PLR0917 - all that there is to know
     lost_with_user = min(
         [0.0]
         + [
-            math.log(1 - LOST[2] * 2 ** (-(now - click.timestamp) / (90 * DAY_S)))
+            math.log(1 - LOST[2] * 2 ** (-(now - click.timestamp) / (30 * DAY_S)))
             for click in mine
             if click.event_type == RETURN
         ]
