@@ -48,6 +48,7 @@ class WireQuestion(BaseModel):
         recent: latest clicks, oldest first: item, and seconds since 1970 or None.
         at: the moment of viewing, in seconds since 1970; None: now.
         where: a filter (docs/filters.md).
+        objective: a formula that the list is ranked by (docs/objectives.md); None: the one that is set.
         explore: expected share of the slots that are drawn.
         temperature: of the draw.
         The rest: as `POST /rank` takes it.
@@ -72,6 +73,7 @@ class WireQuestion(BaseModel):
     diversity: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_per_tag: Annotated[int, Field(ge=1)] | None = None
     explain: bool = False
+    objective: str | None = None
     explore: Annotated[float, Field(ge=0, le=1)] = 0.0
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     request_id: str | None = None

@@ -28,12 +28,14 @@ from online.api.problems import problem, problem_responses
 from online.api.questions import (
     FilterText,
     IdText,
+    ObjectiveText,
     Ranked,
     WrongRequestError,
     check_explore,
     checked_filter,
     checked_id,
     checked_ids,
+    checked_objective,
     problem_of,
 )
 from online.api.ranking import EXCLUDE, WHERE, Ranking
@@ -225,15 +227,20 @@ def _add_recommend(app: FastAPI, settings: Settings, stored: StoredLists, rankin
         diversity: Annotated[float, Query(ge=0, le=1, description="how much the list is to vary")] = 0.0,
         max_per_tag: Annotated[int | None, Query(ge=1, description="items with the same tag at most")] = None,
         explore: Annotated[float | None, Query(ge=0, le=1, description="share of the slots that are drawn")] = None,
+        objective: Annotated[
+            ObjectiveText | None, Query(description="what the list is ranked by, as a formula (docs/objectives.md)")
+        ] = None,
     ) -> Response | Ranked:
         """The list to show this user now; the popular list for an unknown user. With `fresh`, `where`, `exclude`,
-        `diversity`, `max_per_tag` or `explore` it is ranked now, and has the shape that `POST /rank` answers."""
+        `diversity`, `max_per_tag`, `explore` or `objective` it is ranked now, and has the shape that `POST /rank`
+        answers."""
         checked_id("user", user)
-        ruled = where is not None or exclude or diversity or max_per_tag is not None
+        ruled = where is not None or exclude or diversity or max_per_tag is not None or objective is not None
         if not (fresh or ruled or explore is not None):
             return await stored.answer(user, k)
         rules: dict[str, Any] = {"where": checked_filter(where), "exclude": checked_ids("exclude", exclude or ())}
         rules |= {"diversity": diversity, "max_per_tag": max_per_tag, "explore": explore}
+        rules |= {"objective": checked_objective(objective, settings)}
         try:
             check_explore(explore, diversity, max_per_tag)
         except ValueError as error:

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from online.config.formula import LENGTH_MAX, FormulaError
 from online.config.settings import Settings
 from online.filters.expression import parse
 from online.filters.tokens import FilterError
@@ -98,6 +99,11 @@ Where = Annotated[str, BeforeValidator(_filter), WithJsonSchema(FILTER_SCHEMA)]
 FilterText = Annotated[str, WithJsonSchema(FILTER_SCHEMA)]  # of a query: what checks it is `checked_filter`
 
 
+ObjectiveText = Annotated[  # what checks it is `checked_objective`: which names there are depends on the settings
+    str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LENGTH_MAX, "format": "objective"})
+]
+
+
 class RecentItem(BaseModel):
     """A click that may not be in the user's history yet; without a time it was just now."""
 
@@ -146,6 +152,9 @@ class RankRequest(BaseModel):
     diversity: float = Field(0.0, ge=0, le=1, description="how much the list is to vary, at the cost of scores")
     max_per_tag: Count | None = Field(None, description="items with the same tag at most")
     explain: bool = Field(False, description="whether reasons are wanted")
+    objective: ObjectiveText | None = Field(
+        None, description="what the list is ranked by, as a formula (docs/objectives.md); null: NEXTCLICK_OBJECTIVE"
+    )
     explore: float | None = Field(
         None, ge=0, le=1, description="share of the slots that are drawn by the scores; null: NEXTCLICK_EXPLORE"
     )
@@ -169,15 +178,16 @@ class Ranked(BaseModel):
 
     Attributes:
         user_id: whose it is; null: a visitor's, or everybody's.
-        scores: shares from 0 to 1; of `/similar` shares, cosines or ranks, as `by` says; of `/trending` standard
-            deviations, of `/latest` seconds since 1970.
+        scores: shares from 0 to 1, or values of the objective; of `/similar` shares, cosines or ranks, as `by` says; of
+            `/trending` standard deviations, of `/latest` seconds since 1970.
         source: `asked`: the worker has ranked it just now; `stored`: it did not answer in time, and this is the user's
             list in Redis; `popular`: likewise, and there is no such list.
         at: the moment of viewing that it is for, in seconds since 1970.
         known: whether anything is known of the user, the visitor, or the item that others are like.
         widened: whether more candidates than usual were looked at, since few passed the filter.
-        filtered: whether all that was asked for was applied. It is not where only the worker can do it (`diversity`),
-            or Redis does not hold what is known of the items: with a filter the list is empty then, rather than wrong.
+        filtered: whether all that was asked for was applied. It is not where only the worker can do it (`diversity`,
+            `objective`), or Redis does not hold what is known of the items: with a filter the list is empty then,
+            rather than wrong.
         dropped: how many items were left out, by reason.
         explanations: why each item is in the list; null where that was not asked for.
         age_ms: since the list was ranked.
@@ -210,6 +220,7 @@ def rank_request(body: bytes, settings: Settings) -> RankRequest:
     except ValidationError as error:
         raise WrongRequestError(problem_of(error.errors())) from None
     check_k(request.k, settings, given=request.candidates is not None)
+    checked_objective(request.objective, settings)
     return request
 
 
@@ -240,6 +251,17 @@ def checked_filter(where: str | None) -> str | None:
         return None if where is None else _filter(where)
     except ValueError as error:
         raise WrongRequestError(f"where: {error}") from None
+
+
+def checked_objective(objective: str | None, settings: Settings) -> str | None:
+    """Returns an objective that lists can be ranked by. Raises WrongRequestError."""
+    try:
+        if objective is not None:
+            settings.formula(objective)
+    except FormulaError as error:
+        unset = "" if settings.predicts_worth else " (NEXTCLICK_EVENT_WEIGHTS gives more)"
+        raise WrongRequestError(f"objective: {error}{unset}") from None
+    return objective
 
 
 def problem_of(errors: Sequence[Mapping[str, Any]]) -> str:

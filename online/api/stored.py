@@ -54,7 +54,9 @@ def filtered_list(
         kept, dropped[reason] = _passing(kept, [item not in gone for item in kept])
     records, sure = _known_of(lists, kept)
     kept, dropped[UNAVAILABLE] = _passing(kept, [records[item].available for item in kept])
-    filtered = not fields.get("diversity") and (sure or fields.get("max_per_tag") is None)
+    filtered = (
+        not fields.get("diversity") and fields.get("objective") is None and (sure or fields.get("max_per_tag") is None)
+    )
     for reason, text in ((SITE, None if candidates is None else rule), (FILTER, fields.get("where"))):
         if text is not None and not sure:
             return StoredList([], [], _some(dropped), filtered=False)

@@ -78,12 +78,20 @@ class AsyncClient:
         where: str | None = None,
         exclude: Iterable[str] = (),
         diversity: float | None = None,
+        objective: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
         """`Client.recommend`, awaited."""
         return await self._list(
             calls.recommend_call(
-                user_id, k, fresh=fresh, where=where, exclude=exclude, diversity=diversity, default=default
+                user_id,
+                k,
+                fresh=fresh,
+                where=where,
+                exclude=exclude,
+                diversity=diversity,
+                objective=objective,
+                default=default,
             )
         )
 
@@ -101,6 +109,7 @@ class AsyncClient:
         max_per_tag: int | None = None,
         explain: bool = False,
         explore: float | None = None,
+        objective: str | None = None,
         request_id: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
@@ -118,6 +127,7 @@ class AsyncClient:
                 max_per_tag=max_per_tag,
                 explain=explain,
                 explore=explore,
+                objective=objective,
                 request_id=request_id,
                 default=default,
             )

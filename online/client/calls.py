@@ -58,6 +58,7 @@ def recommend_call(
     where: str | None,
     exclude: Iterable[str],
     diversity: float | None,
+    objective: str | None,
     default: Iterable[str] | None,
 ) -> Call:
     """GET /recommend/{user}."""
@@ -69,6 +70,8 @@ def recommend_call(
         params.append(("where", where))
     if diversity is not None:
         params.append(("diversity", repr(diversity)))
+    if objective is not None:
+        params.append(("objective", objective))
     return Call(
         kind="list", method="GET", path="/recommend/" + _segment("user", user_id), params=tuple(params),
         user_id=user_id, k=k, exclude=frozenset(left_out), where=where, default=_tuple(default),
@@ -88,6 +91,7 @@ def rank_call(
     max_per_tag: int | None,
     explain: bool,
     explore: float | None,
+    objective: str | None,
     request_id: str | None,
     default: Iterable[str] | None,
 ) -> Call:
@@ -98,7 +102,7 @@ def rank_call(
         "user_id": user_id, "at": at, "where": where, "diversity": diversity, "max_per_tag": max_per_tag,
         "request_id": request_id, "candidates": None if given is None else list(given),
         "recent": [_recent(one) for one in recent] or None, "exclude": list(left_out) or None,
-        "explain": explain or None, "explore": explore,
+        "explain": explain or None, "explore": explore, "objective": objective,
     }  # fmt: skip
     body |= {name: value for name, value in optional.items() if value is not None}
     return Call(

@@ -72,6 +72,7 @@ class Client:
         where: str | None = None,
         exclude: Iterable[str] = (),
         diversity: float | None = None,
+        objective: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
         """Returns the list to show this user now.
@@ -83,11 +84,19 @@ class Client:
             where: a filter over the items' attributes (docs/filters.md).
             exclude: items to leave out.
             diversity: from 0 to 1.
+            objective: a formula to rank by (docs/objectives.md); None: the API's setting.
             default: instead of the client's, for this call.
         """
         return self._list(
             calls.recommend_call(
-                user_id, k, fresh=fresh, where=where, exclude=exclude, diversity=diversity, default=default
+                user_id,
+                k,
+                fresh=fresh,
+                where=where,
+                exclude=exclude,
+                diversity=diversity,
+                objective=objective,
+                default=default,
             )
         )
 
@@ -105,6 +114,7 @@ class Client:
         max_per_tag: int | None = None,
         explain: bool = False,
         explore: float | None = None,
+        objective: str | None = None,
         request_id: str | None = None,
         default: Iterable[str] | None = None,
     ) -> Recommendations:
@@ -124,6 +134,7 @@ class Client:
             max_per_tag: most items that share a tag.
             explain: say why, in `explanations`.
             explore: share of the places that are drawn by the scores; None: the API's setting.
+            objective: a formula to rank by (docs/objectives.md); None: the API's setting.
             request_id: identifies this request in logs, and seeds the draw.
             default: instead of the client's, for this call; also instead of the candidates.
         """
@@ -140,6 +151,7 @@ class Client:
                 max_per_tag=max_per_tag,
                 explain=explain,
                 explore=explore,
+                objective=objective,
                 request_id=request_id,
                 default=default,
             )

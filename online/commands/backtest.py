@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from online.config.settings import Settings
 from online.evaluation import diversity_report
-from online.evaluation.backtest import METHODS, OnProgress, backtest, runs_of
+from online.evaluation.backtest import ALL_METHODS, OnProgress, backtest, runs_of, usual_methods
 from online.evaluation.backtest_events import EACH, BacktestError, Read, read_clicks, stream_times
 from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items
 from online.evaluation.backtest_report import remarks, report, table
@@ -66,7 +66,7 @@ def run_backtest(
         BacktestError: there are too few clicks or unknown methods, or something cannot be written.
     """
     choices = () if diversity is None else _diversities(diversity)
-    wanted = METHODS if methods is None else _methods(methods)
+    wanted = usual_methods(settings) if methods is None else _methods(methods)
     _prepare(json_out, plots)
     of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
@@ -192,10 +192,12 @@ def _diversity(
 
 def _methods(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in METHODS]
+    unknown = [name for name in names if name not in ALL_METHODS]
     if unknown or not names:
-        raise BacktestError(f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(METHODS)}")
-    return tuple(method for method in METHODS if method in names)
+        raise BacktestError(
+            f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(ALL_METHODS)}"
+        )
+    return tuple(method for method in ALL_METHODS if method in names)
 
 
 def _prepare(json_out: Path | None, plots: Path | None) -> None:

@@ -19,6 +19,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from online.config.cron import cron_trigger
 from online.config.data_folder import CHECKPOINTS
 from online.config.env_file import EnvFile, Names, SecretsDir
+from online.config.event_weights import weights_in
+from online.config.formula import FormulaError
 from online.config.gate_limits import BLOCKS_MIN, GateLimits
 from online.config.sections.abuse import AbuseSettings
 from online.config.sections.api import ApiSettings
@@ -36,6 +38,7 @@ from online.config.sections.network import NetworkSettings
 from online.config.sections.reports import ReportSettings
 from online.config.sections.security import SecuritySettings
 from online.config.sections.streams import StreamSettings
+from online.config.sections.worth import WorthSettings
 from online.filters.expression import parse
 from stream.addresses import kafka_servers, redis_address
 from stream.click_fields import ClickFields, pairs_in
@@ -70,6 +73,7 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
     MemorySettings,
     NetworkSettings,
     LearningSettings,
+    WorthSettings,
     ContentSettings,
     FinetuningSettings,
     DriftSettings,
@@ -92,6 +96,7 @@ class Settings(  # pydantic takes the fields of the last base first
     DriftSettings,
     FinetuningSettings,
     ContentSettings,
+    WorthSettings,
     LearningSettings,
     NetworkSettings,
     MemorySettings,
@@ -162,6 +167,12 @@ class Settings(  # pydantic takes the fields of the last base first
             parse(value)
         return value
 
+    @field_validator("event_weights")
+    @classmethod
+    def _are_weights(cls, value: str) -> str:
+        weights_in(value)
+        return value
+
     @field_validator("layers", "refresh_ages_s", "popularity_half_lives", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -179,7 +190,7 @@ class Settings(  # pydantic takes the fields of the last base first
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         problems = [*self._shape_problems(), *self._size_problems()]
-        problems += [*self._security_problems(), *self._api_problems()]
+        problems += [*self._security_problems(), *self._api_problems(), *self._objective_problems()]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -222,6 +233,12 @@ class Settings(  # pydantic takes the fields of the last base first
                 f"NEXTCLICK_RETRY_S_MAX ({self.retry_s_max:g}) must not be below "
                 f"NEXTCLICK_RETRY_S_MIN ({self.retry_s_min:g})"
             )
+
+    def _objective_problems(self) -> Iterator[str]:
+        try:
+            self.formula()
+        except FormulaError as error:
+            yield f"NEXTCLICK_OBJECTIVE: {error}"
 
     @property
     def limits(self) -> Limits:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from online.config.formula import P_CLICK
 from online.config.settings import Settings
 from online.evaluation import baselines
 from online.evaluation.backtest_events import EACH, Facts, facts_of, micro_batches, next_clicks, stream_times
@@ -36,6 +37,7 @@ from online.evaluation.backtest_processes import go_together
 from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
 from online.evaluation.calibration import FirstItems
+from online.evaluation.worth import PredictedWorth, ReturnedItems
 from online.learner.batches import BatchResult, Impression
 from online.learner.learner import Learner
 from online.learner.lookahead import UpcomingBatch
@@ -45,13 +47,16 @@ from online.metrics import hit_and_ndcg_at, ranks_in
 from stream.events import Click
 
 NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
+ONE_OBJECTIVE = "nextclick-one-objective"
 #: The same learner with settings changed, run beside it to see what it loses.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "nextclick-without-state": {"deep_state": False},
     "nextclick-without-reformer": {"reformer": False},
     "nextclick-without-content": {"content": False},
+    ONE_OBJECTIVE: {"event_weights": "", "value_as_worth": False, "objective": P_CLICK},
 }
-METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
+ALL_METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
+METHODS = tuple(method for method in ALL_METHODS if method != ONE_OBJECTIVE)  # where no objective is set
 COUNTING = "counting"  # the run that all counting methods share
 
 _COUNTED_AT_ONCE = 500  # events between two reports of progress
@@ -224,6 +229,8 @@ class RunResult(NamedTuple):
     refreshes: int
     seconds: float
     first_items: FirstItems | None = None  # of a learner's lists on request
+    predicted: PredictedWorth | None = None  # of a learner that predicts what clicks are worth
+    returned: ReturnedItems | None = None  # where event types have a negative weight
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,11 @@ class Outcome:
     def scored(self, method: str) -> Ranks:
         """Ranks (scored,) of the events that count."""
         return self.ranks[method][self.facts.counted]
+
+
+def usual_methods(settings: Settings) -> tuple[str, ...]:
+    """The methods that are run where none are named: the ablation of objectives only where some are set."""
+    return ALL_METHODS if settings.predicts_worth else METHODS
 
 
 def runs_of(methods: Sequence[str]) -> list[Run]:
@@ -317,9 +329,18 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
     torch.set_num_threads(settings.threads)
     lists = AS_SERVED in run.methods
     first_items = FirstItems(len(clicks))
+    predicted = PredictedWorth(len(clicks), settings) if settings.predicts_worth else None
+    returned = ReturnedItems(clicks, run_input.settings, facts.first_scored)
+
+    def on_learned(batch: range, learned: BatchResult) -> None:
+        first_items.add(batch, learned)
+        if predicted is not None:
+            predicted.add(batch, learned)
+        returned.after(batch, going.learner)
+
     going = LearnerRun(
         settings, clicks, lists=lists, finetune_every=run_input.finetune_every, items=run_input.items,
-        on_learned=first_items.add,
+        on_learned=on_learned,
     )  # fmt: skip
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
@@ -337,7 +358,9 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
     if settings.exclude_seen:
         served[facts.repeated] = np.inf
     found = {method: served if method == AS_SERVED else ranks for method in run.methods}
-    return RunResult(found, among, batches, going.refreshes, time.perf_counter() - began, first_items)
+    return RunResult(
+        found, among, batches, going.refreshes, time.perf_counter() - began, first_items, predicted, returned
+    )
 
 
 def complete(facts: Facts, part: slice, ranks: Ranks, candidates: NDArray[np.int64], *, exclude_seen: bool) -> Ranks:

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from online.evaluation import calibration
-from online.evaluation.backtest import AS_SERVED, NEXTCLICK, Outcome, Ranks
+from online.evaluation.backtest import AS_SERVED, NEXTCLICK, ONE_OBJECTIVE, Outcome, Ranks
 from online.evaluation.backtest_report import best_counting
 from online.metrics import hit_and_ndcg_at
 
@@ -27,7 +27,9 @@ def breakdown(outcome: Outcome) -> dict[str, Any]:
     `by_event_type`: of streams with several. `value`: where events have one; `value@10` is the sum of the values of
     hits over that of all, NDCG@10 is weighted by positive values. `first_10_of_item`: events among their item's first
     ten. `first_of_item`: events on items that never occurred before; a method that cannot list such an item misses.
-    `calibration`: of learners, on request. `baskets`: how lines of one user at one time are scored.
+    `calibration`: of learners, on request. `heads`: how well event types and values are predicted, where the clicked
+    item was a candidate. `returned_after_a_week`: share of items that stand in the list of the user who gave them back,
+    a week later. `baskets`: how lines of one user at one time are scored.
     """
     facts = outcome.facts
     counted = facts.counted
@@ -49,7 +51,27 @@ def breakdown(outcome: Outcome) -> dict[str, Any]:
         name: calibration.figures(curve) | _among_candidates(outcome, name)
         for name, curve in curves_of(outcome).items()
     }
-    return found | ({"calibration": curves} if curves else {})
+    found |= {"calibration": curves} if curves else {}
+    return found | _worth(outcome)
+
+
+def _worth(outcome: Outcome) -> dict[str, Any]:
+    """How well event types and values are predicted, and what became of items that were given back."""
+    facts = outcome.facts
+    found: dict[str, Any] = {}
+    types = [facts.type_names[kind] for kind in facts.types.tolist()]
+    of_heads = {
+        name: result.predicted.figures(types, facts.values, facts.counted)
+        for name, result in outcome.results.items()
+        if result.predicted is not None
+    }
+    returned = {
+        name: result.returned.figures()
+        for name, result in outcome.results.items()
+        if result.returned is not None and result.returned.looked
+    }
+    found |= {"heads": of_heads} if of_heads else {}
+    return found | ({"returned_after_a_week": returned} if returned else {})
 
 
 def _among_candidates(outcome: Outcome, name: str) -> dict[str, float]:
@@ -134,7 +156,7 @@ def breakdown_table(found: dict[str, Any], *, new_items: bool = False) -> Table 
         found: what the whole report found.
         new_items: whether these are worth a table by themselves.
     """
-    wanted = (NEXTCLICK, AS_SERVED, best_counting(found["methods"]))
+    wanted = (NEXTCLICK, AS_SERVED, ONE_OBJECTIVE, best_counting(found["methods"]))
     names = [name for name in wanted if name is not None and name in found["methods"]]
     parts = {f"of type {name}": part for name, part in found.get("by_event_type", {}).items()}
     value = found.get("value")
@@ -177,6 +199,20 @@ def breakdown_remarks(found: dict[str, Any]) -> list[str]:
         lines.append(
             f"of the scored clicks {value['without_value']:,} have no value and {value['negative']:,} a negative one"
         )
+    for heads in list(found.get("heads", {}).values())[:1]:
+        lines += [
+            f"calibration error of the chance of {name}: {head['expected_calibration_error']:.3f} (mean "
+            f"{head['mean_predicted']:.3f}, true {head['share']:.3f})"
+            for name, head in heads.items()
+            if name != "value" and head["share"] is not None
+        ]
+        if value_head := heads.get("value"):
+            lines.append(f"mean predicted value: {value_head['mean_predicted']:.4g}, true {value_head['mean']:.4g}")
+    lines += [
+        f"items given back, in the same user's list a week later ({name}): {one['in_first_10']:.1%} in the first 10, "
+        f"{one['in_list']:.1%} in the list, of {one['returns']:,}"
+        for name, one in found.get("returned_after_a_week", {}).items()
+    ]
     for name, curve in list(found.get("calibration", {}).items())[:1]:
         of_all, of_some = (curve[f"expected_calibration_error{which}"] for which in ("", "_among_candidates"))
         lines.append(

@@ -29,7 +29,7 @@ class FirstItems:
             scored, at = step.scored, np.arange(batch.start + step.part.start, batch.start + step.part.stop)
             if not scored.kept.shape[1]:
                 continue
-            shares = scored.shares().float().cpu().numpy()
+            shares = (scored.shares() if scored.chances is None else scored.chances).float().cpu().numpy()
             best = shares.argmax(1)
             each = np.arange(len(at))
             rows = scored.rows()[each, best]

@@ -85,6 +85,8 @@ def retraced(state: LearnerState, clicks: Sequence[Click]) -> Retraced | None:
     gathered = state.store.retrace(histories, queries, past, seen=_seen(state, places))
     histories.rings()[4][:] = ends
     gathered = state.content.with_columns(gathered, state.content.of(histories, queries, preceding=past.preceding))
+    if state.worth is not None:
+        gathered = state.worth.with_columns(gathered, histories, queries, ends[slots] - past.preceding)
     network = _network(state, histories, batch) if state.deep_state else None
     return Retraced(batch, gathered, histories, network)
 
@@ -117,11 +119,14 @@ def _places(state: LearnerState, clicks: Sequence[Click]) -> list[Place]:
 def _histories(state: LearnerState, users: Sequence[str], places: Sequence[Place]) -> UserHistories:
     """Returns the histories of users up to their last click among these, that one included."""
     last = {place.user: place.preceding for place in places}
-    histories = UserHistories(len(users), state.histories.history_max)
+    held = state.histories
+    histories = UserHistories(len(users), held.history_max, values=held.values is not None)
     for user, slot in zip(users, histories.slots(users).tolist(), strict=True):
-        parts = state.histories.clicks_of(int(state.histories.find([user])[0]))
-        rows, types, times, numbers = (part[: last[user] + 1] for part in parts)
-        histories.append(np.full(len(rows), slot), rows, types, times, numbers)
+        from_slot = int(held.find([user])[0])
+        rows, types, times, numbers = (part[: last[user] + 1] for part in held.clicks_of(from_slot))
+        at = np.full(len(rows), slot)
+        histories.append(at, rows, types, times, numbers)
+        histories.put_values(at, held.values_of(from_slot)[: len(rows)])
     return histories
 
 
@@ -138,6 +143,7 @@ def _batch(
         rows=rows[slots, at].astype(np.int64),
         targets=np.zeros(len(places), np.int64),
         types=types[slots, at].astype(np.int64),
+        values=np.full(len(places), np.nan) if histories.values is None else histories.values[slots, at].astype(float),
         times=times[slots, at],
         active=np.zeros(len(places)),
         nth=earlier_in_batch(slots),
@@ -199,6 +205,8 @@ def _network(state: LearnerState, histories: UserHistories, batch: ClickBatch) -
     """Returns the Reformer's targets, a sample of other items, and the histories that it reads."""
     slots = np.unique(batch.slots)
     guessed = (batch.rows != 0) & batch.trainable
+    if state.worth is not None:
+        guessed &= state.worth.wanted(batch.types, batch.values)
     negatives = None
     if guessed.any() and state.vocabulary.rows > 2:
         negatives = Negatives(state.popularity(), state.vocabulary.rows).draw(state.settings.negatives, state.random)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from online.config.formula import Formula
 from online.learner.diversity import varied
 from online.learner.exploration import draw_from_shares
 from online.learner.facts.gather import QueryArrays, SeenRows
@@ -25,6 +26,7 @@ from online.learner.listable import REASONS, SITE_RULE
 from online.learner.queries import QueryBuilder
 from online.learner.scoring import ScoredCandidates
 from online.learner.state import LearnerState
+from online.learner.worth.objective import as_shares
 
 UNKNOWN_TYPE = 0  # of recent clicks: the first event type there was
 RECENT_GAP_S = 30.0  # taken to lie between recent clicks without times
@@ -64,6 +66,7 @@ class Question:
         diversity: from 0 to 1, how much the list is to vary at the cost of scores.
         max_per_tag: items with the same tag at most; None: any number.
         explain: whether reasons are wanted.
+        objective: what the list is ranked by; None: as all lists are.
         explore: expected share of the slots that are drawn, from 0 to 1; not with diversity or `max_per_tag`.
         temperature: of the draw; 1 draws by the shares themselves.
         request_id: seeds the draw.
@@ -80,6 +83,7 @@ class Question:
     diversity: float = 0.0
     max_per_tag: int | None = None
     explain: bool = False
+    objective: Formula | None = None
     explore: float = 0.0
     temperature: float = 1.0
     request_id: str = ""
@@ -91,7 +95,8 @@ class Answer:
 
     Attributes:
         items: best first.
-        scores: each item's share of the softmax over its candidates; of candidates that are not known, 0.
+        scores: each item's share of the softmax over its candidates, or the objective's value; of candidates that are
+            not known, 0.
         rows: (k,) of the items; 0 where an item has none.
         known: whether anything is known of the asker.
         widened: whether the usual candidates did not suffice, so that more were looked at.
@@ -191,13 +196,29 @@ class Answerer:
             more=NO_SEEN_ROWS if by_content is None else by_content.candidates,
         )  # fmt: skip
         gathered = state.content.with_columns(gathered, by_content)
+        if state.worth is not None:
+            gathered = state.worth.with_columns(gathered, histories, queries)
         latest = histories.oldest_first(everyone, state.settings.online_history)
         states = self._states(questions, latest, has_recent) if state.deep_state else None
         # As many as for lists that are written, and the same whatever others ask for: shares are of the kept ones.
         # Clicks are tested on fewer where a list is longer than `candidates_kept`, so their ranks may differ.
         kept = max(state.settings.candidates_kept, state.settings.list_size)
-        scored = state.score(gathered, states, kept)
+        scored = self._by_objectives(questions, state.score(gathered, states, kept))
         return Asked(histories, queries, has_recent, seen, scored, states)
+
+    def _by_objectives(self, questions: Sequence[Question], scored: ScoredCandidates) -> ScoredCandidates:
+        """Returns scored candidates in the order of the questions' own objectives, where they have any."""
+        objective = self.state.weights.objective
+        own: dict[Formula, list[int]] = {}
+        for at, question in enumerate(questions):
+            if question.objective is not None:
+                own.setdefault(question.objective, []).append(at)
+        if not own or not scored.kept.shape[1]:
+            return scored
+        order = objective.order(scored)
+        for formula, those in own.items():
+            order[those] = objective.order(scored, formula)[those]
+        return scored._replace(order=order)
 
     # What is known of who asks
 
@@ -205,12 +226,14 @@ class Answerer:
         """Returns copies of the askers' histories with their recent clicks, a slot for each question, and whether
         recent clicks were added (Q,)."""
         held, Q = self.state.histories, len(questions)
-        copies = UserHistories(Q, held.history_max)
+        copies = UserHistories(Q, held.history_max, values=held.values is not None)
         copies.slots([str(at) for at in range(Q)])
         known = [at for at, q in enumerate(questions) if q.user_id is not None and q.user_id in held]
         slots = held.find([questions[at].user_id or "" for at in known])
         for copy, ring in zip(copies.rings(), held.rings(), strict=True):
             copy[known] = ring[slots]
+        if copies.values is not None and held.values is not None:
+            copies.values[known] = held.values[slots]
         return copies, np.array([self._append(copies, at, question) for at, question in enumerate(questions)], np.bool_)
 
     def _append(self, copies: UserHistories, at: int, question: Question) -> bool:
@@ -230,7 +253,9 @@ class Answerer:
             now - RECENT_GAP_S * (len(recent) - nth) if told[nth] is None else told[nth]
             for nth in range(overlap, len(recent))
         ]
-        copies.append(np.full(len(times), at), rows[overlap:], UNKNOWN_TYPE, times)
+        slots = np.full(len(times), at)
+        copies.append(slots, rows[overlap:], UNKNOWN_TYPE, times)
+        copies.put_values(slots, np.full(len(times), np.nan))
         return True
 
     def _moment(self, question: Question) -> float:
@@ -324,21 +349,23 @@ class Answerer:
             passes = question.where(rows)
             dropped[FILTER] = int((~passes).sum())
             rows, shares = rows[passes], shares[passes]
+        values = shares
+        shares = shares if scored.order is None else as_shares(values)
         if question.diversity > 0 or question.max_per_tag is not None:
             places = varied(
                 self.state, rows, shares, question.k, diversity=question.diversity, max_per_tag=question.max_per_tag
             )
-            rows, shares = rows[places], shares[places]
+            rows, shares, values = rows[places], shares[places], values[places]
         explored = None
         if question.explore > 0:
             explored = draw_from_shares(
                 shares, question.k, explore=question.explore, temperature=question.temperature,
                 request_id=question.request_id,
             )  # fmt: skip
-            rows, shares = rows[explored.order], shares[explored.order]
+            rows, values = rows[explored.order], values[explored.order]
         item_of = self.state.vocabulary.item_of
         items = [item_of(row) or "" for row in rows[: question.k].tolist()]
-        scores = [float(share) for share in shares[: question.k]]
+        scores = [float(value) for value in values[: question.k]]
         dropped |= self._left_out(question)
         missing = [] if question.candidates is None else self._unknown(question)
         more = missing[: max(0, question.k - len(items))]
@@ -359,19 +386,21 @@ class Answerer:
     def _order(
         self, scored: ScoredCandidates, at: int, start: int, stop: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Returns the candidates of a query in their order (positions from 0), and their shares: first those that the
-        ranker has scored, then the others by the linear score, with share 0."""
+        """Returns the candidates of a query in their order (positions from 0), and their shares, or the objective's
+        values: first those that the ranker has scored, then the others by the linear score, with share 0, or the least
+        value where that is less."""
         kept = scored.kept[at]
         there = kept >= 0
-        scores = scored.scores[at].float().cpu().numpy()[there]
+        scores = scored.ranked_by()[at][there]
         best = np.argsort(-scores, kind="stable")
-        shares = scored.shares()[at].float().cpu().numpy()[there][best]
+        shares = (scored.shares()[at].float().cpu().numpy()[there] if scored.order is None else scores)[best]
         first = kept[there][best] - start
         left = np.ones(stop - start, np.bool_)
         left[first] = False
         others = np.flatnonzero(left)
         others = others[np.argsort(-scored.first[start:stop][others], kind="stable")]
-        return np.concatenate([first, others]), np.concatenate([shares, np.zeros(len(others), np.float32)])
+        least = np.float32(min(0.0, float(shares.min(initial=0.0))))
+        return np.concatenate([first, others]), np.concatenate([shares, np.full(len(others), least)])
 
     def _left_out(self, question: Question) -> dict[str, int]:
         """Returns how many items of the question were left out before they were ranked, by reason."""

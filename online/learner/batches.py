@@ -24,6 +24,7 @@ class ClickBatch(NamedTuple):
     rows: NDArray[np.int64]  # (N,) of the clicked items, 0 where an item has none
     targets: NDArray[np.int64]  # (N,) the same, 0 where the item had no click before
     types: NDArray[np.int64]  # (N,) event types
+    values: NDArray[np.float64]  # (N,) NaN: it has none
     times: NDArray[np.float64]  # (N,) seconds since 1970
     active: NDArray[np.float64]  # (N,) active time (online/learner/stream_time.py)
     nth: NDArray[np.int64]  # (N,) clicks of the same user that came earlier in the batch
@@ -59,6 +60,18 @@ class Impression(NamedTuple):
 
 
 @dataclass(frozen=True)
+class StepWorth:
+    """What n clicks are worth, and what they teach the predictions of types and value."""
+
+    weights: NDArray[np.float32]  # (n,) by which each click trains the ranker: 1 on average, 0: not towards it
+    positions: NDArray[np.int64]  # (n,) of the clicked items among all candidates; −1: none, or flagged
+    counted: NDArray[np.bool_]  # (n,) trained towards, and not flagged
+    labels: NDArray[np.float32]  # (n, T) which of the named types each is
+    values: NDArray[np.float32]  # (n,) clipped; NaN: it has none
+    mean_value: float  # of clicks that have one
+
+
+@dataclass(frozen=True)
 class TrainedStep:
     """Some clicks of a micro-batch, in order, with all that another model needs to be tested and trained on the same.
 
@@ -71,6 +84,7 @@ class TrainedStep:
     replayed: Replayed | None
     losses: NDArray[np.float64]  # (n,) loss of each click before it was learned, in nats
     ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
+    worth: StepWorth | None = None  # None: nothing but the next item is learned
 
 
 @dataclass(frozen=True)

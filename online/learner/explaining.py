@@ -3,7 +3,7 @@ the strongest reasons in words, and the remembered moments that point at the ite
 
 The average candidate has the mean features of the candidates that the ranker scored. All contributions of an item add
 up to the difference between both scores (online/learner/contributions.py). Of an item that the ranker did not score, it
-is the linear score that is explained.
+is the linear score that is explained. What the objective does to a share is a part of its own: the log of their ratio.
 
 Letters: `C` candidates of all queries (flat), `K` candidates kept of a query, `F` features, `P` moments, `H` heads.
 """
@@ -23,13 +23,16 @@ from online.learner.contributions import RankerArrays, contributions, scores
 from online.learner.facts.features import features
 from online.learner.facts.moments import Hits
 from online.learner.facts.store import WANTED_MAX
-from online.learner.reasons import Situation, reason
+from online.learner.reasons import Predicted, Situation, reason, worth_reason
 from online.learner.recall import soft_counts
+from online.learner.scoring import ScoredCandidates
 from online.learner.state import LearnerState
 
 REASONS_MAX = 3
 REASON_SHARE_MIN = 0.02  # of all that speaks for an item, which is worth a reason
 MOMENTS_MAX = 5  # of an item that are named; all of them count
+LOG_FACTOR_MAX = 20.0  # by which an objective moves a score at most, as a logarithm
+OBJECTIVE = "objective"
 OWN, WORLD = "own", "world"  # the user's moments, and all users'
 RANKER, FIRST, NOTHING = "ranker", "first", "nothing"  # by what an item was scored
 
@@ -60,6 +63,7 @@ GROUPS = {
     "own": "own_moments",
     "world": "world_moments",
     "network": "network",
+    "objective": "objective",
 }
 
 
@@ -109,6 +113,7 @@ class Explainer:
         self.state, self.zone = state, zone
         self.names = [feature.name for feature in features(state.settings.popularity_half_lives)]
         self.names += [column.name for column in CONTENT_COLUMNS]
+        self.names += [] if state.worth is None else [OBJECTIVE]
         self.groups = [group_of(name) for name in self.names]
         self._groups = list(dict.fromkeys(self.groups))
         self._member = np.array([[group == one for one in self._groups] for group in self.groups], np.float64)
@@ -170,8 +175,26 @@ class Explainer:
             each = np.concatenate([each, each_of], 1)
         else:
             each, found = self._without_content(each), self._without_content(found)
+        if self.state.worth is not None:
+            logs = _log_of_objective(scored, at)
+            kept = scored.present[at].cpu().numpy()
+            usual, each_log = logs[kept].mean(), logs[[slot_of[place] for place in places]]
+            average, own = average + usual, [one + log for one, log in zip(own, each_log.tolist(), strict=True)]
+            each = np.concatenate([each, each_log[:, None]], 1)
+            found = np.concatenate([found, (each_log - usual)[:, None]], 1)
         both = zip(places, each, found, own, strict=True)
-        return {place: _Part(RANKER, score, average, x, adds) for place, x, adds, score in both}
+        return {
+            place: _Part(RANKER, score, average, x, adds, self._predicted(scored, at, slot_of[place]))
+            for place, x, adds, score in both
+        }
+
+    def _predicted(self, scored: ScoredCandidates, at: int, slot: int) -> Predicted:
+        """Returns what formulas can refer to, of one candidate and of the average one; nothing without an objective."""
+        if scored.order is None:
+            return {}
+        kept = scored.kept[at] >= 0
+        figures = self.state.weights.objective.figures(scored)
+        return {name: (float(all_of[at, slot]), float(all_of[at][kept].mean())) for name, all_of in figures.items()}
 
     def _by_first(self, asked: Asked, at: int, places: list[int]) -> dict[int, "_Part"]:
         """Returns the same of candidates that only the linear score has seen: all of the query's are averaged."""
@@ -191,6 +214,9 @@ class Explainer:
         else:
             first = self.state.weights.content.first.detach().double().cpu().numpy()
             inputs, weights = np.concatenate([inputs, content[part]], 1), np.append(weights, first)
+        if self.state.worth is not None:
+            lost = np.zeros(len(inputs)) if scored.gathered.worth is None else scored.gathered.worth[part, -2]
+            inputs, weights = np.concatenate([inputs, lost[:, None]], 1), np.append(weights, 1.0)
         base = inputs.mean(0)
         each = inputs[np.array(places) - start]
         return {
@@ -291,7 +317,9 @@ class Explainer:
                 {
                     "group": group,
                     "contribution": by_group[group],
-                    "text": reason(group, situation, row, values, adds, weighed.get(group)),
+                    "text": worth_reason(part.predicted)
+                    if group == OBJECTIVE
+                    else reason(group, situation, row, values, adds, weighed.get(group)),
                 }
                 for group in strongest[:REASONS_MAX]
             ],
@@ -316,6 +344,19 @@ class Explainer:
         }
 
 
+def _log_of_objective(scored: ScoredCandidates, at: int) -> Doubles:
+    """Returns by how much the objective moves each kept candidate of a query, (K,): the log of its value by its share,
+    within LOG_FACTOR_MAX, so that what a formula calls worthless has an explanation too; 0 without an objective."""
+    if scored.order is None:
+        return np.zeros(scored.kept.shape[1])
+    shares = scored.shares()[at].double().cpu().numpy()
+    values = np.where(scored.kept[at] >= 0, scored.order[at], 0.0).astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.maximum(values, 0.0)) - np.log(shares)
+    found: Doubles = np.clip(np.nan_to_num(logs, nan=0.0), -LOG_FACTOR_MAX, LOG_FACTOR_MAX)
+    return found
+
+
 class _Part(NamedTuple):
     """One candidate's score and what it consists of."""
 
@@ -324,3 +365,4 @@ class _Part(NamedTuple):
     average: float
     features: Doubles  # (F,)
     adds: Doubles  # (F,)
+    predicted: Predicted = {}  # noqa: RUF012 - a NamedTuple's default is never changed

@@ -48,9 +48,11 @@ class UserHistories:
     Clicks stand in the order in which they arrived, whatever their timestamps say.
     """
 
-    def __init__(self, users_held: int, history_max: int) -> None:
+    def __init__(self, users_held: int, history_max: int, *, values: bool = False) -> None:
+        """`values`: whether the clicks' values are kept too, 4 bytes a click."""
         self.users_held = users_held
         self.history_max = history_max
+        self.values: NDArray[np.float32] | None = np.zeros((0, 0), np.float32) if values else None
         self._slots: OrderedDict[str, int] = OrderedDict()  # least recently seen first
         self._users: list[str] = []  # of each slot
         self._allocate(min(1024, users_held))
@@ -61,6 +63,8 @@ class UserHistories:
         self._types = np.zeros((slots, H), np.uint8)
         self._times = np.zeros((slots, H), np.float64)
         self._numbers = np.zeros((slots, H), np.int64)
+        if self.values is not None:
+            self.values = np.zeros((slots, H), np.float32)  # NaN where a click has none
         self._clicks = np.zeros(slots, np.int64)  # ever made; the ring's place is this modulo H
         self.served = np.zeros((slots, SERVED), np.int32)  # rows of the list that stands in Redis, best first
         self.origins = np.zeros((slots, 2), np.int64)  # of the latest click: its partition, and the offset after it
@@ -110,6 +114,7 @@ class UserHistories:
 
     def _arrays(self) -> list[NDArray[Any]]:
         rings: list[NDArray[Any]] = [self._rows, self._types, self._times, self._numbers]
+        rings += [] if self.values is None else [self.values]
         return [*rings, self._clicks, self.served, self.origins, self.active_at]
 
     def rings(self) -> tuple[NDArray[Any], ...]:
@@ -193,11 +198,30 @@ class UserHistories:
             lengths,
         )
 
+    def put_values(self, slots: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        """Notes the values of the latest N clicks, in order, if values are kept; a slot may stand there several times.
+
+        Args:
+            slots: (N,) of the clicks.
+            values: (N,) NaN where a click has none.
+        """
+        if self.values is not None:
+            behind = earlier_in_batch(slots[::-1])[::-1]
+            self.values[slots, (self._clicks[slots] - 1 - behind) % self.history_max] = values
+
     def clicks_of(self, slot: int) -> tuple[NDArray[np.int64], ...]:
         """Returns rows, types, times and numbers of a slot's clicks, oldest first, (L,) each."""
         kept = int(min(self._clicks[slot], self.history_max))
         place = np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
         return tuple(ring[slot, place] for ring in (self._rows, self._types, self._times, self._numbers))
+
+    def values_of(self, slot: int) -> NDArray[np.float64]:
+        """Returns the values of a slot's clicks, oldest first, (L,); NaN where they have none, or none are kept."""
+        kept = int(min(self._clicks[slot], self.history_max))
+        if self.values is None:
+            return np.full(kept, np.nan)
+        place = np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
+        return self.values[slot, place].astype(np.float64)
 
     def latest_at(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the latest click of each slot (N,) was made, in seconds; 0 where there is none."""
@@ -246,6 +270,8 @@ class UserHistories:
             "times": latest.timestamps[inside],
             "numbers": self._latest(self._numbers, slots, latest)[inside],
         }
+        if self.values is not None:
+            arrays["values"] = self._latest(self.values, slots, latest)[inside]
         return arrays, list(self._slots)
 
     def _latest(self, ring: NDArray[Any], slots: NDArray[np.int64], latest: ClicksOldestFirst) -> NDArray[Any]:
@@ -274,6 +300,8 @@ class UserHistories:
             self._types[slot, place] = arrays["types"][end - kept : end]
             self._times[slot, place] = arrays["times"][end - kept : end]
             self._numbers[slot, place] = arrays["numbers"][end - kept : end]
+            if self.values is not None:
+                self.values[slot, place] = arrays["values"][end - kept : end] if "values" in arrays else np.nan
             self._clicks[slot] = clicks
             self.served[slot] = arrays["served"][index]
             self.origins[slot] = arrays["origins"][index]

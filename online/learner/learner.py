@@ -15,7 +15,7 @@ from torch import Tensor
 from online.config.settings import Settings
 from online.learner.again import Retraced, retraced
 from online.learner.asking import Answerer
-from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedStep
+from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, StepWorth, TrainedStep
 from online.learner.explaining import Explainer
 from online.learner.listable import ItemChanges
 from online.learner.lists import ListRanker
@@ -99,6 +99,7 @@ class Learner(LearnerState):
         try:
             self.make_room()
             if not prepared.batch.users:
+                self._count_worth(prepared)
                 return counted_only(prepared)
             states = read_states(self, prepared, train=train)
             steps = []
@@ -107,6 +108,7 @@ class Learner(LearnerState):
                 steps.append(self._train(prepared, step, states.leaf) if train else step)
             if train:
                 self._train_reformer(states)
+            self._count_worth(prepared)
             return self._rank(prepared, steps, states, train=train)
         finally:
             self.lookahead.wait()
@@ -147,12 +149,21 @@ class Learner(LearnerState):
         positions = np.where(batch.trainable, target_positions, -1)
         places = scored.places(positions) if scored.finite() else np.full(len(positions), -1)
         shares = scored.shares().float().cpu().numpy()
-        self._remember(batch, scored, places, shares)
+        losses, worth = click_losses(shares, places), None
+        if self.worth is not None:
+            worth = self.worth.step(batch.types, batch.values, positions, batch.trainable)
+            positions, places = (np.where(worth.weights > 0, one, -1) for one in (positions, places))
+        self._remember(batch, scored, places, shares, worth)
         ranks = scored.ranks(target_positions)
-        return TrainedStep(part, scored, positions, replayed, click_losses(shares, places), ranks)
+        return TrainedStep(part, scored, positions, replayed, losses, ranks, worth)
 
     def _remember(
-        self, batch: ClickBatch, scored: ScoredCandidates, places: NDArray[np.int64], shares: NDArray[np.float32]
+        self,
+        batch: ClickBatch,
+        scored: ScoredCandidates,
+        places: NDArray[np.int64],
+        shares: NDArray[np.float32],
+        worth: StepWorth | None,
     ) -> None:
         """Counts how often the ranker expected each candidate, and keeps clicks with their rivals for replay."""
         kept = np.flatnonzero(places >= 0)
@@ -160,18 +171,25 @@ class Learner(LearnerState):
             rows = scored.rows()
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
-            self.replay.add(*rivals, user_hashes=batch.user_hashes[kept])
+            weights = None if worth is None else self.tensor(worth.weights[kept])
+            self.replay.add(*rivals[:3], weights, user_hashes=batch.user_hashes[kept])
 
     def _train(self, prepared: Prepared, step: TrainedStep, states: Tensor | None) -> TrainedStep:
         """Trains the ranker on the candidates that it has just scored."""
         states = None if states is None else states[step.part]
         scored = step.scored
-        batch = training_batch(self.weights, scored, step.positions, states, step.replayed)
+        batch = training_batch(self.weights, scored, step.positions, states, step.replayed, step.worth)
         # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
             self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
         return replace(step, scored=scored._replace(each=scored.each.detach(), replayed=None))
+
+    def _count_worth(self, prepared: PreparedBatch) -> None:
+        """Counts event types and values of all clicks of a micro-batch that has been scored."""
+        if self.worth is not None:
+            counted = prepared.counted.only(prepared.counted.trainable)
+            self.worth.add(counted.rows, counted.types, counted.values)
 
     def _train_reformer(self, states: ReformerStates) -> None:
         """Trains the Reformer to predict the clicks, and with the gradients that ranking has for its states."""

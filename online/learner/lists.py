@@ -53,6 +53,8 @@ class ListRanker:
             more=NO_SEEN_ROWS if by_content is None else by_content.candidates,
         )  # fmt: skip
         gathered = state.content.with_columns(gathered, by_content)
+        if state.worth is not None:
+            gathered = state.worth.with_columns(gathered, state.histories, lists.queries)
         if states is not None:
             states = torch.cat([states, states.new_zeros(1, states.shape[1])])
         rows, scores = self.best_rows(gathered, lists, states)

@@ -159,6 +159,7 @@ class BatchPreparer:
         if state.seen is not None:  # only now: each click was queried with the items seen before it
             state.seen.add_clicks(batch.users, batch.rows)
         state.hidden.touch(batch.users)
+        state.histories.put_values(batch.slots, batch.values)
         state.histories.active_at[batch.slots] = batch.active  # of each user's last click, which comes last
         self._take_back(batch, begun.caught)
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
@@ -166,6 +167,7 @@ class BatchPreparer:
         self._clear_states(begun)
         both = zip(gathered, begun.by_content, strict=True)
         gathered_clicks, gathered_lists = [state.content.with_columns(*one) for one in both]
+        gathered_clicks, gathered_lists = self._with_worth(begun, gathered_clicks, gathered_lists)
         state.content.observe(batch.rows[batch.trainable])
         learned = begun.batch
         network = self._network(begun) if state.deep_state and len(learned.users) else None
@@ -182,6 +184,21 @@ class BatchPreparer:
             hidden=hidden,
         )
 
+    def _with_worth(self, begun: PreparedBatch, clicks: Gathered, lists: Gathered) -> tuple[Gathered, Gathered]:
+        """Returns the candidates of clicks and lists with what is known of their worth at each moment."""
+        worth, counted = self.state.worth, begun.counted
+        if worth is None:
+            return clicks, lists
+        after = counted.behind[begun.batch.positions] + 1  # the click itself, and those that come later
+        queries = begun.list_queries.queries
+        later = np.arange(len(counted.slots)) >= queries.positions[:, None]  # (L, N)
+        after_lists = ((counted.slots == queries.slots[:, None]) & later).sum(1)
+        histories = self.state.histories
+        return (
+            worth.with_columns(clicks, histories, begun.click_queries, after),
+            worth.with_columns(lists, histories, queries, after_lists),
+        )
+
     def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
         """Returns the clicks as arrays, the rows of their items, and at which of them a user is caught."""
         state = self.state
@@ -191,6 +208,7 @@ class BatchPreparer:
         active = state.clock.update_all(click.timestamp for click in clicks)
         clicked = state.observe_items(clicks, active)
         types = np.array([state.event_type(click.event_type) for click in clicks], np.int64)
+        values = np.array([np.nan if click.value is None else click.value for click in clicks])
         numbers = state.store.next_numbers(len(clicks))
         flagged, caught = state.abuse_filter.judge(users, [click.item_id for click in clicks], times, numbers)
         next_at = next_in_batch(slots)
@@ -203,6 +221,7 @@ class BatchPreparer:
             rows=clicked.rows,
             targets=clicked.targets,
             types=types,
+            values=values,
             times=times,
             active=active,
             nth=earlier_in_batch(slots),
@@ -251,6 +270,8 @@ class BatchPreparer:
         by_slot = np.argsort(slots)
         of_user = by_slot[np.searchsorted(slots[by_slot], batch.slots)]  # (N,) which of the U
         guessed = (batch.rows != 0) & batch.trainable
+        if state.worth is not None:
+            guessed &= state.worth.wanted(batch.types, batch.values)
         negatives = None
         if guessed.any() and state.vocabulary.rows > 2:
             negatives = Negatives(state.popularity(), state.vocabulary.rows).draw(

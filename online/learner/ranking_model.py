@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from model.adam import Adam
 from model.content import ContentScore
+from model.heads import Calibration, Heads
 from model.items import ItemTable
 from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
 from model.ranker import Columns, Ranker
@@ -38,9 +39,21 @@ from online.learner.prune import keep_best, put_inputs
 from online.learner.recall import soft_counts, with_gradients
 from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
+from online.learner.worth.heads import (
+    NOT_INPUTS,
+    head_inputs,
+    head_starts,
+    heads_moments,
+    load_heads,
+    situations,
+    types_as_bytes,
+)
+from online.learner.worth.objective import Objective as RankingObjective
 
 MISS_LOSS = 10.0  # nats, for a click on an item that was not kept; also the largest loss of a click
 VECTORS_WIDTH = 32
+CALIBRATION_RATE = 4.0  # of learning, times that of the heads: it has few weights
+SITUATION = ("history", "gap", "last_clicks")  # features of the ranker that all candidates of a query share
 LEVEL_STEPS_MIN = 100  # before any norm counts as an explosion
 LEVEL_SLOWEST = 0.02  # share of the newest norm in the level
 
@@ -120,7 +133,9 @@ class RankingModel:
         )
         self.network = build_reformer(settings).eval()  # dropout is for fine-tuning
         self.optimizer = build_optimizer(self.network, settings, settings.learning_rate)
-        starts = [feature.start for feature in features(settings.popularity_half_lives)]
+        declared = features(settings.popularity_half_lives)
+        starts = [feature.start for feature in declared]
+        self._situation = [at for at, feature in enumerate(declared) if feature.name in SITUATION]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.ranker = Ranker(starts, settings.ranker_hidden, settings.ranker_networks).to(self.device)
@@ -134,6 +149,14 @@ class RankingModel:
         self.content = ContentScore(CONTENT_STARTS, seed=settings.seed).to(self.device)
         content = list(self.content.parameters())
         self._ranking_parameters += content
+        self.objective = RankingObjective(settings)
+        self.heads: Heads | None = None
+        if settings.predicts_worth:
+            self.heads = Heads(head_starts(len(starts), len(settings.weights_by_type)), seed=settings.seed).to(
+                self.device
+            )
+            self.calibration = Calibration(len(SITUATION)).to(self.device)
+            self.heads_adam = Adam(self._heads_groups())
         groups = [
             {"params": [*self._ranker_parameters, self.first], "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
@@ -144,6 +167,19 @@ class RankingModel:
         self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
         self.levels = [GradientMonitor(settings.gradient_explosion) for _ in range(2)]  # of the network, of ranking
         self.skipped = 0  # steps not taken, because of their gradients
+
+    def _heads_modules(self) -> dict[str, nn.Module]:
+        """What predicts more than the next item, by name; nothing where nothing is set."""
+        return {} if self.heads is None else {"heads": self.heads, "calibration": self.calibration}
+
+    def _heads_groups(self) -> list[dict[str, Any]]:
+        """The heads' own groups of parameters."""
+        assert self.heads is not None
+        rate = self.settings.heads_learning_rate
+        return [
+            {"params": self.heads.parameters(), "lr": rate},
+            {"params": self.calibration.parameters(), "lr": CALIBRATION_RATE * rate},
+        ]
 
     # Rows of items
 
@@ -219,6 +255,8 @@ class RankingModel:
         first = self._first_scores(gathered.features, lifts, recalled)
         if gathered.content is not None:
             first += self.content.first_scores(gathered.content)
+        if gathered.worth is not None:
+            first += gathered.worth[:, -2]  # what is lost with the user
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
         features, there, scores, each = self._blank(N, kept if not C else 0)
@@ -245,7 +283,23 @@ class RankingModel:
             scored = scored._replace(replayed=again)
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)
-        return scored._replace(features=features, present=present, scores=scores, each=each)
+        return self._with_worth(scored._replace(features=features, present=present, scores=scores, each=each))
+
+    @torch.no_grad()
+    def _with_worth(self, scored: ScoredCandidates) -> ScoredCandidates:
+        """Returns scored candidates with what the heads predict of them, in the order of the objective."""
+        if self.heads is None or scored.gathered.worth is None:
+            return scored
+        columns = scored.gathered.worth[np.maximum(scored.kept, 0)]  # (N, K, W)
+        known = as_tensor(columns[..., :-NOT_INPUTS], self.device)
+        inputs = head_inputs(self.ranker, scored.features, known)
+        lost = columns[..., -2:].sum(-1)
+        situation = situations(self.ranker, scored.features, self._situation)
+        chances = self.calibration.chances(scored.scores.detach(), situation)
+        scored = scored._replace(
+            head_inputs=inputs, heads=self.heads.predicted(inputs), situation=situation, chances=chances, lost=lost
+        )
+        return scored._replace(order=self.objective.order(scored))
 
     def inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None
@@ -371,6 +425,8 @@ class RankingModel:
         ]
         taken = [level.accepts(norm) for level, norm in zip(self.levels, norms, strict=True) if norm is not None]
         self.skipped += not all(taken)
+        if all(taken):
+            self._step_heads()
         if network and all(taken):
             self.optimizer.step(norms[0])
         if ranking and all(taken):
@@ -378,6 +434,18 @@ class RankingModel:
         for parameter in parameters:
             parameter.grad = None
         return all(taken)
+
+    def _step_heads(self) -> None:
+        """Steps the heads, if they have gradients; by themselves, so that they do not count for the others' norms."""
+        if self.heads is None or self.heads.linear.grad is None:
+            return
+        parameters = [*self.heads.parameters(), *self.calibration.parameters()]
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.ranker_gradient_norm_max)
+        if bool(norm.isfinite()):
+            self.heads_adam.step()
+        else:
+            self.skipped += 1
+        self.heads_adam.zero_grad()
 
     def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
         vectors = self.vectors.vectors
@@ -405,6 +473,9 @@ class RankingModel:
         ):
             group["lr"] = factor * rate
         self.adagrad.learning_rate = factor * settings.recall_vectors_learning_rate
+        if self.heads is not None:
+            for group, base in zip(self.heads_adam.param_groups, self._heads_groups(), strict=True):
+                group["lr"] = factor * base["lr"]
 
     # Copies and checkpoints
 
@@ -415,6 +486,7 @@ class RankingModel:
     def tensors(self) -> dict[str, Tensor]:
         """Returns every weight by name, with the running means of the ranker's features; those of items are (V, ·)."""
         modules = [("network", self.network), *self._ranking()]
+        modules += self._heads_modules().items()
         named = {f"{m}.{name}": tensor for m, module in modules for name, tensor in module.state_dict().items()}
         return named | {"first": self.first.data}
 
@@ -432,6 +504,10 @@ class RankingModel:
         for number, parameter in enumerate(self._dense()):
             for name, moment in self.adam.state.get(parameter, {}).items():
                 tensors[f"adam.{number}.{name}"] = moment
+        if self.heads is not None:
+            moments = heads_moments(self._heads_modules(), self.heads_adam)
+            tensors |= {f"heads_adam.{name}": tensor for name, tensor in moments.items()}
+            tensors["heads_types"] = types_as_bytes(self.settings)
         tensors["adagrad"] = self.adagrad.sums["vectors"]
         levels = [number for level in self.levels for number in (level.level, level.steps)]
         tensors["levels"] = torch.tensor([*levels, self.skipped], dtype=torch.float64)
@@ -454,6 +530,8 @@ class RankingModel:
                     name: moment if name == "step" else moment.to(self.device) for name, moment in moments.items()
                 }
         self.adagrad.sums["vectors"] = tensors["adagrad"].to(self.device)
+        if self.heads is not None:
+            load_heads(self._heads_modules(), self.heads_adam, tensors, self.settings)
         levels = arrays["levels"].tolist()
         for at, level in enumerate(self.levels):
             level.level, level.steps = levels[2 * at], int(levels[2 * at + 1])

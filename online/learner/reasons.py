@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from online.config.formula import P_CLICK, VALUE, WORTH
 from online.learner.asking import Asked
 from online.learner.facts.gather import EXPECTED_MIN, NEAR_DECAY, TASTE_DECAY, TASTE_LATEST
 from online.learner.facts.tables import NEAR
@@ -26,6 +27,7 @@ DAYPARTS = ((5, "night"), (12, "morning"), (17, "afternoon"), (22, "evening"), (
 UNITS = ((365.25 * 86_400, "year"), (86_400.0, "day"), (3_600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 
 Values = Mapping[str, float]
+Predicted = Mapping[str, tuple[float, float]]  # by name: of the item, and of the average candidate
 Moments = tuple[NDArray[np.int64], NDArray[np.float64]]  # places in the log (P,), and weights (P,)
 
 
@@ -71,6 +73,25 @@ def reason(  # noqa: PLR0917 - one call of one caller
     if group in _MOMENTS:
         return _in_moments(group, situation, moments)
     return _WORDS[group](situation, row, values, adds)
+
+
+def worth_reason(predicted: Predicted) -> str:
+    """Says in words why the objective ranks an item higher than its share does.
+
+    Args:
+        predicted: what formulas can refer to, of the item and of the average candidate.
+    """
+    apart = {
+        name: mine / usual for name, (mine, usual) in predicted.items() if name != P_CLICK and usual > 0 and mine > 0
+    }
+    best = max(apart, key=lambda name: apart[name], default=None)
+    if best is None or apart[best] <= 1:
+        return "suits what lists are ranked by"
+    mine, usual = predicted[best]
+    if best in {VALUE, WORTH}:
+        return f"worth more: {best} {mine:.3g}, of others {usual:.3g}"
+    kind = best.removeprefix("p_").removeprefix("type_").replace("_", " ")
+    return f"likely to be worth more: {kind} in {mine:.1%} of such clicks, of others in {usual:.1%}"
 
 
 def duration(seconds: float) -> str:

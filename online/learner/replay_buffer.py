@@ -24,6 +24,7 @@ class Replayed(NamedTuple):
     features: Tensor  # (n, K, F)
     present: Tensor  # (n, K) which are there
     content: Tensor | None = None  # (n, K, G) what items say; None: nothing is known of any
+    weights: Tensor | None = None  # (n,) of the clicks, 1 on average; None: all weigh 1
 
 
 class ReplayBuffer:
@@ -37,6 +38,7 @@ class ReplayBuffer:
         self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
         self.content: Tensor | None = None  # (R, K, G), once anything is known of items
+        self.weights: Tensor | None = None  # (R,) of the clicks, once they weigh differently
         self.user_hashes = np.zeros(held, np.int64)  # their users, as `stream.user_ids.hash_of_digest` says
         self.filled = 0
         self.random = np.random.default_rng(seed)
@@ -46,10 +48,12 @@ class ReplayBuffer:
         features: Tensor,
         present: Tensor,
         content: Tensor | None = None,
+        weights: Tensor | None = None,
         *,
         user_hashes: NDArray[np.int64] | int = 0,
     ) -> None:
-        """What `among_rivals` gave of N clicks, and their users' hashes (N,); 0: of no user."""
+        """What `among_rivals` gave of N clicks, and their users' hashes (N,); 0: of no user. `weights`: (N,) of the
+        clicks; None: all weigh 1."""
         places = self._places(min(len(features), self.held))
         at = torch.from_numpy(places).to(self.features.device)
         self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
@@ -59,6 +63,10 @@ class ReplayBuffer:
             )
         if self.content is not None:
             self.content[at] = 0 if content is None else content[: len(at)].to(torch.float16)
+        if weights is not None and self.weights is None:
+            self.weights = torch.ones(self.held, device=self.features.device)
+        if self.weights is not None:
+            self.weights[at] = 1.0 if weights is None else weights[: len(at)]
         self.user_hashes[places] = np.broadcast_to(user_hashes, len(features))[: len(at)]
 
     def sample(self, count: int, random: np.random.Generator | None = None) -> Replayed | None:
@@ -70,7 +78,8 @@ class ReplayBuffer:
             return None
         at = torch.from_numpy((random or self.random).integers(0, self.filled, count)).to(self.features.device)
         content = None if self.content is None else self.content[at].float()
-        return Replayed(self.features[at].float(), self.present[at], content)
+        weights = None if self.weights is None else self.weights[at]
+        return Replayed(self.features[at].float(), self.present[at], content, weights)
 
     def forget(self, kept: float) -> None:
         """Leaves a share of the clicks (from 0 to 1), of any age."""
@@ -93,7 +102,8 @@ class ReplayBuffer:
     def _keep(self, places: NDArray[np.int64]) -> None:
         """Leaves these, in their order; nothing stays of the others."""
         at = torch.from_numpy(places).to(self.features.device)
-        for part in (self.features, self.present, *([] if self.content is None else [self.content])):
+        more = [part for part in (self.content, self.weights) if part is not None]
+        for part in (self.features, self.present, *more):
             part[: len(at)] = part[at]
             part[len(at) : self.filled] = 0
         self.user_hashes[: len(at)] = self.user_hashes[places]
@@ -112,6 +122,8 @@ class ReplayBuffer:
         arrays = {"features": self.features[: self.filled], "present": self.present[: self.filled]}
         if self.content is not None:
             arrays["content"] = self.content[: self.filled]
+        if self.weights is not None:
+            arrays["weights"] = self.weights[: self.filled]
         found = {name: part.cpu().numpy() for name, part in arrays.items()}
         return found | {"user_hashes": self.user_hashes[: self.filled].copy()}, {
             "random": self.random.bit_generator.state
@@ -130,6 +142,10 @@ class ReplayBuffer:
             content = torch.from_numpy(arrays["content"].copy())[: self.filled]
             self.content = zeros(self.held, *content.shape[1:], dtype=torch.float16, device=self.features.device)
             self.content[: self.filled] = content.to(self.features.device)
+        self.weights = None
+        if "weights" in arrays:
+            self.weights = torch.ones(self.held, device=self.features.device)
+            self.weights[: self.filled] = torch.from_numpy(arrays["weights"].copy())[: self.filled]
         self.user_hashes[: self.filled] = arrays["user_hashes"][: self.filled]
         self.random.bit_generator.state = state["random"]
 

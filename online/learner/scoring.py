@@ -28,6 +28,14 @@ class ScoredCandidates(NamedTuple):
     recalled: tuple[NDArray[np.float32], ...] = ()  # (C, heads) soft counts of each memory
     lifts: NDArray[np.float32] = np.zeros(0, np.float32)  # (C,) log of observed by expected clicks
     content: Tensor | None = None  # (N, K, G) what items say, 0 where there are no more; None: nothing is known
+    head_inputs: Tensor | None = None  # (N, K, D) of the heads; None: there are none
+    heads: Tensor | None = None  # (N, K, T + 1) chances of the named event types, and the value, if it is next
+    situation: Tensor | None = None  # (N, S) of the queries, for calibration
+    chances: Tensor | None = None  # (N, K) that each is next: the share, calibrated; None: not predicted
+    lost: NDArray[np.float32] | None = None  # (N, K) log of what is left after events against the item; 0: all
+    order: NDArray[np.float32] | None = (
+        None  # (N, K) what lists are ranked by, −inf where there are no more; None: score
+    )
 
     def rows(self) -> NDArray[np.int64]:
         """Returns the rows of the kept candidates, (N, K); 0 where there are no more."""
@@ -38,6 +46,10 @@ class ScoredCandidates(NamedTuple):
     def shares(self) -> Tensor:
         """Returns each kept candidate's share of its query's softmax, (N, K); 0 where there are no more."""
         return self.scores.softmax(1).nan_to_num(0.0) if self.scores.numel() else self.scores
+
+    def ranked_by(self) -> NDArray[np.float32]:
+        """Returns what the kept candidates are ranked by, (N, K): the objective, or the ranker's score."""
+        return self.scores.float().cpu().numpy() if self.order is None else self.order
 
     def finite(self) -> bool:
         """Returns whether every score is finite."""
@@ -57,14 +69,15 @@ class ScoredCandidates(NamedTuple):
     def ranks(self, positions: NDArray[np.int64]) -> NDArray[np.float64]:
         """Returns ranks (N,), from 0, of candidates at positions (N,) among all of their query; inf for −1.
 
-        The kept candidates are ranked by the ranker's score, and after them the others by the linear score. Half of the
-        ties count as higher; NaN counts as less than any number.
+        The kept candidates are ranked by the objective, or the ranker's score, and after them the others by the linear
+        score. Half of the ties count as higher; NaN counts as less than any number.
         """
         ranks = np.full(len(positions), np.inf)
         rank_behind(self.gathered.starts, self.first, self.kept, positions, ranks)
         places = self.places(positions)
         there = np.flatnonzero(places >= 0)
-        scores = self.scores.nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu().numpy()[there]
+        by = self.scores if self.order is None else torch.from_numpy(self.order)
+        scores = by.nan_to_num(-torch.inf, torch.inf, -torch.inf).cpu().numpy()[there]
         clicked = scores[np.arange(len(there)), places[there]][:, None]
         ranks[there] = (scores > clicked).sum(1) + ((scores == clicked).sum(1) - 1) / 2
         return ranks
@@ -81,12 +94,12 @@ class ScoredCandidates(NamedTuple):
         """
         U = int(users[-1]) + 1 if len(users) else 0
         rows, scores = np.zeros((U, count), np.int64), np.full((U, count), -np.inf, np.float32)
-        shares = self.shares().float().cpu().numpy()
+        shares = self.shares().float().cpu().numpy() if self.order is None else self.order
         join_views(self.gathered.rows, self.kept, shares, users, rows, scores)
         return rows, scores
 
     def tops(self, count: int) -> NDArray[np.int64]:
         """Returns the rows of the best candidates of each query, (N, count); 0 where there are no more."""
-        order = np.argsort(-self.scores.cpu().numpy(), axis=1, kind="stable")[:, :count]
+        order = np.argsort(-self.ranked_by(), axis=1, kind="stable")[:, :count]
         rows = np.take_along_axis(self.rows(), order, 1)
         return np.pad(rows, ((0, 0), (0, count - rows.shape[1])))

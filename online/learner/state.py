@@ -30,6 +30,7 @@ from online.learner.seen_items import SeenItems
 from online.learner.stream_time import ActiveClock
 from online.learner.user_states import UserStates
 from online.learner.user_stores import UserStores
+from online.learner.worth.facts import EventWorth
 from online.metrics import Scores
 from stream.events import Click
 
@@ -46,7 +47,7 @@ class LearnerState:
         self.items = ItemRows(settings)
         self.listable = Listable(settings, self.items)
         self.abuse_filter = AbuseFilter(settings)
-        self.histories = UserHistories(settings.users_held, settings.history_max)
+        self.histories = UserHistories(settings.users_held, settings.history_max, values=settings.predicts_worth)
         self.weights = RankingModel(settings)  # the version that serves and learns
         self.device = self.weights.device
         self.store = FeatureStore(settings, CANDIDATES_MAX if settings.content else 0)
@@ -75,6 +76,8 @@ class LearnerState:
         self.now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
+        self.worth = EventWorth(settings, lambda: self.event_types) if settings.predicts_worth else None
+        self._number_named_types()
         self.on_rows_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None  # (freed, taken)
         self.make_room()
 
@@ -129,6 +132,8 @@ class LearnerState:
             self.store.forget_rows(clicked.freed)
             self.listable.free_rows(clicked.freed)
             self.lift.forget_rows(clicked.freed)
+            if self.worth is not None:
+                self.worth.forget_rows(clicked.freed)
             self.weights.reset_rows(self.tensor(np.array(clicked.freed, np.int64)))
         self.block(clicked.taken)
         if self.on_rows_changed is not None and (clicked.freed or clicked.taken):
@@ -152,6 +157,8 @@ class LearnerState:
         self.store.grow(self.vocabulary.rows)
         self.weights.grow(len(self.store))
         self.lift.grow(len(self.store))
+        if self.worth is not None:
+            self.worth.grow(len(self.store))
         self.listable.grow(len(self.store))
 
     def event_type(self, name: str) -> int:
@@ -159,6 +166,16 @@ class LearnerState:
         if name not in self.event_types and len(self.event_types) < EVENT_TYPES_MAX:
             self.event_types[name] = len(self.event_types)
         return self.event_types.get(name, EVENT_TYPES_MAX)
+
+    def count_feedback(self, item_id: str, kind: str) -> None:
+        """Counts a user's feedback on an item, if such feedback has a weight (NEXTCLICK_EVENT_WEIGHTS)."""
+        if self.worth is not None:
+            self.worth.add_feedback(self.vocabulary.row_of(item_id), kind)
+
+    def _number_named_types(self) -> None:
+        """Numbers the event types that have a weight, while there are numbers left."""
+        for name in self.settings.weights_by_type:
+            self.event_type(name)
 
     def popularity(self) -> NDArray[np.float64]:
         """Recent clicks on all rows in use."""
@@ -232,6 +249,8 @@ class LearnerState:
             "popular": {"rows": rows, "scores": scores},
             "attributes": attributes,
         }
+        if self.worth is not None:
+            parts["worth"], state["worth"] = self.worth.to_state()
         return joined(parts), state | {
             "version": self.version,
             "random": self.random.bit_generator.state,
@@ -263,6 +282,9 @@ class LearnerState:
         self.now = (self.clock.latest, self.clock.now) if self.clock.latest > -np.inf else (0.0, 0.0)
         self.expired = state["expired"]
         self.event_types = dict(state["event_types"])
+        self._number_named_types()
+        if self.worth is not None and "worth" in state:
+            self.worth.load_state(below(arrays, "worth"), state["worth"])
         self.make_room()
         self.block(self.listable.load_state(below(arrays, "attributes"), state.get("attributes")))
         if self.store.items.blocked[self.popular_list[0]].any():  # by a rule that is new

@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.learner.arrays import as_tensor
-from online.learner.batches import TrainedNetwork
-from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch
+from online.learner.batches import StepWorth, TrainedNetwork
+from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch, Worth, WorthTargets
 from online.learner.preparing import PreparedBatch
 from online.learner.ranking_model import MISS_LOSS, RankingModel
 from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
 from online.learner.state import LearnerState
 
-RANKING, GUESSING = (ListwiseRanking(), Pruning()), (NextItem(),)
+RANKING, GUESSING = (ListwiseRanking(), Pruning(), Worth()), (NextItem(),)
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ def click_losses(shares: NDArray[np.float32], places: NDArray[np.int64]) -> NDAr
     return losses
 
 
-def training_batch(
+def training_batch(  # noqa: PLR0917 - each is of one click
     model: RankingModel,
     scored: ScoredCandidates,
     positions: NDArray[np.int64],
     states: Tensor | None,
     replayed: Replayed | None,
+    worth: StepWorth | None = None,
 ) -> TrainingBatch:
     """Builds the batch for the ranker from clicks whose candidates the model has just scored.
 
@@ -76,6 +77,7 @@ def training_batch(
         positions: (N,) of the clicked items among all candidates; −1: none, or not to be learned from.
         states: (N, D) the Reformer's; None: not used.
         replayed: replayed clicks; None: none.
+        worth: what the clicks are worth; None: all the same.
     """
     places = scored.places(positions)
     left_out = np.flatnonzero((positions >= 0) & (places < 0))
@@ -101,6 +103,30 @@ def training_batch(
         forced_present=forced_present,
         forced_places=as_tensor(forced_places, model.device),
         replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed.present),
+        weights=None if worth is None else as_tensor(worth.weights, model.device),
+        replayed_weights=None if replayed is None else replayed.weights,
+        worth=None if worth is None else worth_targets(scored, worth),
+    )
+
+
+def worth_targets(scored: ScoredCandidates, worth: StepWorth) -> WorthTargets | None:
+    """Returns what the heads learn from clicks whose candidates were scored; None where there are no heads."""
+    if scored.head_inputs is None or scored.situation is None:
+        return None
+    places = scored.places(worth.positions)
+    kept = np.flatnonzero(places >= 0)
+    device = scored.head_inputs.device
+    inputs = scored.head_inputs[as_tensor(kept, device), as_tensor(places[kept], device)]
+    labels, values = as_tensor(worth.labels[kept], device), as_tensor(worth.values[kept], device)
+    return WorthTargets(
+        scores=scored.scores,
+        situation=scored.situation,
+        places=as_tensor(places, device),
+        counted=as_tensor(worth.counted, device),
+        inputs=inputs,
+        labels=labels,
+        values=values,
+        mean_value=worth.mean_value,
     )
 
 

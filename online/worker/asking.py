@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from online.config.formula import FormulaError
 from online.config.settings import Settings
 from online.filters.evaluate import CompiledFilter, compiled
 from online.filters.tokens import FilterError
@@ -186,6 +187,8 @@ class Asking:
                 else:
                     answers[at] = self._looked_up(wire)
                     self.counts["answered"] += 1
+            except FormulaError as error:
+                answers[at] = self._refused(wire, f"objective: {error}")
             except FilterError as error:
                 answers[at] = self._refused(wire, f"where: {error}")
             except LookupError as error:
@@ -249,6 +252,7 @@ class Asking:
             diversity=wire.diversity,
             max_per_tag=wire.max_per_tag,
             explain=wire.explain,
+            objective=None if wire.objective is None else self.learner.weights.objective.formula(wire.objective),
             explore=wire.explore,
             temperature=wire.temperature,
             request_id=wire.request_id or "",

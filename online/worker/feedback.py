@@ -81,6 +81,7 @@ class FeedbackIntake:
             days = self._settings.dislike_days
             until = feedback.timestamp + DAY_S * days if feedback.until is None else feedback.until
             hidden.dislike(user, item_id, until)
+        self._learner.count_feedback(item_id, feedback.kind)
         self._writer.feedback_changed(user)
 
     def _put_aside(self, record: Record, bad: BadEvent) -> None:

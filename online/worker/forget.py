@@ -35,6 +35,7 @@ WEIGHTS = "weights."  # arrays of a checkpoint that name no user
 #: Parts of a checkpoint's state whose texts name items, topics and our own words; no user stands there.
 NAMES_OF_OTHERS = {
     *(("learner", "items"), ("learner", "event_types"), ("learner", "hidden", "items")),
+    *(("learner", "worth"),),
     *(("progress",), ("forgetting",), ("shape",), ("versions",), ("unreadable",)),
 }
 QUOTING = (("notices",), ("dead_letters",))  # a line for operators may quote an id; the rest are our own words

@@ -50,6 +50,7 @@ class Gathered(NamedTuple):
     world: Hits  # moments of all users
     followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
     content: NDArray[np.float32] | None = None  # (C, G) of online/learner/content/; None: nothing is known
+    worth: NDArray[np.float32] | None = None  # (C, W) of online/learner/worth/; None: only next items are predicted
 
     def part(self, start: int, stop: int) -> "Gathered":
         """Returns the part of the queries from `start` up to `stop`."""
@@ -63,6 +64,7 @@ class Gathered(NamedTuple):
             self.world.part(start, stop, c),
             self.followers[start:stop],
             None if self.content is None else self.content[c:d],
+            None if self.worth is None else self.worth[c:d],
         )
 
 

@@ -103,8 +103,8 @@ def loops() -> Iterator[tuple[str, CPUDispatcher]]:
 def use_all_loops() -> None:
     """A few clicks are learned, as a worker would, with each setting that sends other types through the loops."""
     with tempfile.TemporaryDirectory() as folder:
-        for exclude_seen in (False, True):
-            _use(Learner(Settings(**TINY, data_dir=Path(folder), exclude_seen=exclude_seen)))
+        for changed in ({"exclude_seen": False}, {"exclude_seen": True, "event_weights": "click=1,return=-1"}):
+            _use(Learner(Settings(**TINY | changed, data_dir=Path(folder))))
 
 
 def _use(learner: Learner) -> None:

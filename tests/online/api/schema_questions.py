@@ -35,6 +35,7 @@ schemathesis.openapi.format("id", _text.filter(lambda text: text not in (".", ".
 schemathesis.openapi.format(
     "filter", st.sampled_from(["price < 3", "tags any ('a', 'b')", "available", "not brand = 'x'"])
 )
+schemathesis.openapi.format("objective", st.sampled_from(["p_click", "log(p_click) + 1", "min(p_click, 0.5) ** 2"]))
 schemathesis.openapi.format("number", st.floats(-1e9, 1e9).map(str))
 schemathesis.openapi.format("moment", st.sampled_from(["2024-11-22T00:00:00Z", "1732233600.25", "1732233600250"]))
 schemathesis.openapi.format("event-type", st.text("abc-.", min_size=1, max_size=20).filter(lambda t: t != FORGET))

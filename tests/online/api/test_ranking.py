@@ -111,7 +111,7 @@ def test_a_question_reaches_the_worker_whole_and_its_answer_comes_back(new_api, 
     body = {
         "user_id": "ada", "recent": ["i", {"item_id": "j", "timestamp": 1_700_000_000_500}], "candidates": ["x", "y"],
         "at": "2024-11-22T00:00:00Z", "k": 40, "exclude": ["z"], "where": "price <= 20", "diversity": 0.5,
-        "max_per_tag": 2, "explain": True, "request_id": "r-1",
+        "max_per_tag": 2, "explain": True, "request_id": "r-1", "objective": "p_click ** 2",
     }  # fmt: skip
     answer = new_api().post("/rank", json=body)
     assert answer.status_code == 200
@@ -132,6 +132,7 @@ def test_a_question_reaches_the_worker_whole_and_its_answer_comes_back(new_api, 
         ("/recommend/ada?where=price<3", {"where": "price<3"}),
         ("/recommend/ada?exclude=a,1&exclude=b", {"exclude": ["a,1", "b"]}),
         ("/recommend/ada?diversity=0.25", {"diversity": 0.25}),
+        ("/recommend/ada?objective=log(p_click)", {"kind": "rank", "objective": "log(p_click)"}),
         ("/popular?k=2&exclude=a", {"kind": "popular", "user_id": None, "k": 2, "exclude": ["a"]}),
         ("/trending?where=available", {"kind": "trending", "where": "available"}),
         ("/latest", {"kind": "latest", "k": 10}),
@@ -163,7 +164,39 @@ def test_the_owner_of_the_users_partition_is_asked(new_api, new_worker, server):
         assert workers[partition_of_key(user.encode(), 2)].asked[-1].user_id == user
 
 
+@pytest.mark.parametrize(
+    ("objective", "line"),
+    [
+        ("p_click *", "objective: at character 10: expected a number"),
+        ("p_like", "objective: at character 1: nothing is called 'p_like'; there are p_click, p_buy, value, worth"),
+    ],
+)
+def test_a_wrong_objective_is_refused_with_one_line(new_api, new_worker, objective, line):
+    new_worker()
+    api = new_api(SETTINGS.model_copy(update={"event_weights": "buy=5"}))
+    for answer in (
+        api.post("/rank", json={"user_id": "ada", "objective": objective}),
+        api.get("/recommend/ada", params={"objective": objective}),
+    ):
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith(line)
+    assert api.post("/rank", json={"user_id": "ada", "objective": "p_click * p_buy"}).json()["source"] == "asked"
+
+
+def test_without_weights_a_request_is_told_what_gives_more_names(new_api):
+    answer = new_api().post("/rank", json={"objective": "p_buy"})
+    assert answer.json()["detail"] == (
+        "objective: at character 1: nothing is called 'p_buy'; there are p_click (NEXTCLICK_EVENT_WEIGHTS gives more)"
+    )
+
+
 # Not asked
+
+
+def test_a_stored_list_says_that_it_does_not_go_by_the_requests_objective(new_api, new_worker):
+    new_worker(answer=lambda _: None)
+    body = new_api(QUICK).post("/rank", json={"user_id": "ada", "objective": "p_click ** 2"}).json()
+    assert (body["source"], body["items"], body["filtered"]) == ("stored", ["a", "b", "c", "d"], False)
 
 
 def test_a_worker_that_answers_too_late_or_wrongly_costs_no_list(new_api, new_worker):

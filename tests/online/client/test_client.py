@@ -32,20 +32,26 @@ def test_what_is_asked_for_is_sent(stub, make_client) -> None:
     stub.will(a_list())
     client = make_client(stub.url + "/shop/", api_key="nck_1")
     client.recommend(
-        "a/b ?é", 3, fresh=True, where='price <= 20 and brand in ("x")', exclude=["i1", "i,2"], diversity=0.5
+        "a/b ?é",
+        3,
+        fresh=True,
+        where='price <= 20 and brand in ("x")',
+        exclude=["i1", "i,2"],
+        diversity=0.5,
+        objective="p_click * value",
     )
     client.similar("ü&", 4, by="content", where="tags any (a)")
     client.trending(5, where="available")
     client.rank(
         "u1", 6, recent=["i1", RecentClick("i2", 17.5)], candidates=iter(["a", "b"]), at=18.0, exclude={"b"},
-        where="x", diversity=0.1, max_per_tag=2, explain=True, explore=0.0, request_id="r",
+        where="x", diversity=0.1, max_per_tag=2, explain=True, explore=0.0, request_id="r", objective="p_click",
     )  # fmt: skip
     client.rank()
     assert [(one.method, one.target, one.body) for one in stub.seen] == [
         (
             "GET",
             "/shop/v1/recommend/a%2Fb%20%3F%C3%A9?k=3&exclude=i1&exclude=i%2C2&fresh=true"
-            "&where=price+%3C%3D+20+and+brand+in+%28%22x%22%29&diversity=0.5",
+            "&where=price+%3C%3D+20+and+brand+in+%28%22x%22%29&diversity=0.5&objective=p_click+%2A+value",
             None,
         ),
         ("GET", "/shop/v1/similar/%C3%BC%26?k=4&by=content&where=tags+any+%28a%29", None),
@@ -56,7 +62,7 @@ def test_what_is_asked_for_is_sent(stub, make_client) -> None:
             {
                 "user_id": "u1", "k": 6, "recent": ["i1", {"item_id": "i2", "timestamp": 17.5}],
                 "candidates": ["a", "b"], "at": 18.0, "exclude": ["b"], "where": "x", "diversity": 0.1,
-                "max_per_tag": 2, "explain": True, "explore": 0.0, "request_id": "r",
+                "objective": "p_click", "max_per_tag": 2, "explain": True, "explore": 0.0, "request_id": "r",
             },
         ),
         ("POST", "/shop/v1/rank", {"k": 10}),

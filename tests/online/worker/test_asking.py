@@ -58,6 +58,20 @@ def test_all_that_waits_is_answered_in_order(asking, clock, town_clicks):
     assert asking.describe()["answered"] == 4
 
 
+def test_an_objective_of_a_question_is_applied_and_a_wrong_one_refused(asking, clock, town_clicks):
+    user = town_clicks[0].user_id
+    objectives = {1: None, 2: "-p_click", 3: "p_buy"}
+    plain, least, wrong = asking.answer(
+        [question(clock, number, user_id=user, objective=text) for number, text in objectives.items()]
+    )
+    assert least.items != plain.items
+    assert least.scores[0] > least.scores[-1]
+    assert (wrong.refused, wrong.error) == (
+        True,
+        "objective: at character 1: nothing is called 'p_buy'; there are p_click",
+    )
+
+
 def test_a_question_that_nobody_waits_for_any_more_is_dropped_and_counted(asking, clock):
     waiting(asking, question(clock, 1))
     clock.now += 0.06
