@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 EVERY_S = 1.0
-ANSWER_S_MAX = 2.0  # a later answer is none
-NOTICED_S = 10.0  # a fault that has lasted so long has to be said; a broker is missed last
+ANSWER_S_MAX = 3.0  # a later answer is none: so long do the health checks of our deployments wait
+NOTICED_S = 12.0  # a fault that has lasted so long has to be said: two questions to a broker of 5 s, and a report
 SETTLED_S = 5.0  # after lists were fresh again, until all that was wrong has to be over
 ENDING_S_MAX = 10.0  # that a process that ends in order may take after its last answer
 TOLD_MAX = 20  # lines of a row

@@ -14,7 +14,7 @@ items is printed.
 Exits with 1 if any click is lost or learned twice by the same weights, or lists that should be equal are not.
 
 With --scrape, /metrics, /healthz and /readyz of the workers and of an API are asked each second meanwhile, and what
-they do not answer (gaps) or say wrongly is told: ready while a fault has lasted for ten seconds, or a problem when
+they do not answer (gaps) or say wrongly is told: ready while a fault has lasted for 12 seconds, or a problem when
 lists were fresh again, or before anything was wrong. Faults that have to be noticed last longer then. It exits with 1
 for either.
 """

@@ -277,6 +277,8 @@ def _line(error: Mapping[str, Any]) -> str:
         return f"{_short(name)}: there is no such field"
     if error["type"] == "json_invalid":
         return f"the body is no JSON: {error['ctx']['error']}"
+    if error["type"] == "model_type" and not name:
+        return "the body is no JSON object"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{name}: {message}" if name else message
 

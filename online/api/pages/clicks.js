@@ -10,7 +10,7 @@ let shown = "";
 
 const still = () => paused.button || paused.pointer || paused.focus;
 
-/** Asks for the latest clicks and shows them, but while they are held still or nobody sees the page. */
+/** Asks for the latest clicks and shows them, but while they are held still or the page is hidden. */
 export async function showClicks() {
   if (still() || document.hidden) return;
   const { ok, data, error } = await ask("clicks/latest");

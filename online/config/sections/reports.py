@@ -17,7 +17,7 @@ class ReportSettings(BaseSettings):
         50,
         "Latest clicks that the dashboard shows, each with its user, its item, and the item's place in the list before "
         "it. The worker writes them to Redis with each status. 0: none.",
-        "0 where nobody may look at single users' clicks.",
+        "Set 0 where those who see the dashboard must not see single users' clicks.",
     )
     status_interval_s: Seconds = setting(1.0, "Time between two status reports of the worker.")
     metrics_window_s: Rate = setting(

@@ -107,7 +107,7 @@ def test_the_owner_of_the_partition_answers_through_a_kill_and_a_new_worker(grou
     orphans, others = users_of(group, "a")[:20], users_of(group, "b")[:20]
     group.wait(lambda: all(group.lists.read(user) for user in [*orphans, *others]), "all have lists")
     group.kill("a")
-    assert ask(api, orphans) == {"stored": len(orphans)}  # within the session timeout nobody else owns them
+    assert ask(api, orphans) == {"stored": len(orphans)}  # within the session timeout no other worker owns them
     assert set(ask(api, others)) <= {"asked", "stored"}
     ask_until_asked(api, others)
     ask_until_asked(api, orphans)

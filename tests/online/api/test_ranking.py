@@ -279,7 +279,7 @@ def test_nothing_learned_is_said(server):
         ({"diversity": 2}, "diversity: Input should be less than or equal to 1"),
         ({"exclude": "a"}, "exclude: Input should be a valid array"),
         ({"request_id": "r" * 201}, "request_id: String should have at most 200 characters"),
-        ([], "Input should be an object"),
+        ([], "the body is no JSON object"),
         ({str(n): n for n in range(500)}, "; and 497 more"),
     ],
 )
