@@ -1,9 +1,10 @@
-"""What content adds to a candidate's score: a linear part, and a small network whose output is 0 at first.
+"""What content, and other columns beside the ranker's features, add to a candidate's score: a linear part, and a small
+network whose output is 0 at first.
 
 Letters: `N` candidates, `G` columns, `H` hidden units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +37,32 @@ class ContentScore(nn.Module):
     def forward(self, columns: Tensor) -> Tensor:
         """Scores columns (..., G). Returns (...)."""
         return columns @ self.linear + F.relu(columns @ self.up + self.up_bias) @ self.out
+
+
+class AddedScores:
+    """The sum of scores whose columns stand beside each other."""
+
+    def __init__(self, parts: Mapping[str, ContentScore]) -> None:
+        """`parts`: by name, in the order of their columns."""
+        self.parts = parts
+
+    def __call__(self, columns: Tensor) -> Tensor:
+        """Scores columns (..., G) of all parts. Returns (...)."""
+        scores = [part(columns[..., place]) for part, place in self.known(columns)]
+        return sum(scores[1:], scores[0]) if scores else torch.zeros(columns.shape[:-1], device=columns.device)
+
+    def known(self, columns: Tensor) -> Iterator[tuple[ContentScore, slice]]:
+        """Yields parts and where their columns are; of several those that know something, so that no other learns."""
+        start = 0
+        for part in self.parts.values():
+            place = slice(start, start := start + len(part.linear))
+            if len(self.parts) == 1 or bool(columns[..., place].any()):
+                yield part, place
+
+    @property
+    def first(self) -> Tensor:
+        """The weights of the linear first score, (G,)."""
+        return torch.cat([part.first for part in self.parts.values()])
 
     def first_scores(self, columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the linear first score of columns (N, G), (N,)."""

@@ -185,12 +185,12 @@ class Answerer:
         if wanted is None:
             wanted = [self._rows_of(question) for question in questions]
         seen = self._seen(questions)
-        by_content = state.content.of(histories, queries)
+        added = state.added.of(histories, queries, users)
         gathered = state.store.ask(
             histories, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted),
-            more=NO_SEEN_ROWS if by_content is None else by_content.candidates,
+            more=added.candidates,
         )  # fmt: skip
-        gathered = state.content.with_columns(gathered, by_content)
+        gathered = state.added.with_columns(gathered, added)
         latest = histories.oldest_first(everyone, state.settings.online_history)
         states = self._states(questions, latest, has_recent) if state.deep_state else None
         # As many as for lists that are written, and the same whatever others ask for: shares are of the kept ones.

@@ -203,6 +203,12 @@ def _content(situation: Situation, row: int, values: Values, adds: Values) -> st
     return "has words, tags or values that are clicked often lately"
 
 
+def _user_attributes(situation: Situation, row: int, values: Values, adds: Values) -> str:  # noqa: ARG001
+    if values["group_lift"] > 0:
+        return "clicked more often by users with the same attributes than by others"
+    return f"clicked about {times(_quarter(values, 'group_popular'))} by users with the same attributes"
+
+
 def _most_alike(situation: Situation, row: int) -> str:
     """Returns the name of the latest item that is most like an item in content."""
     content, slots_of = situation.state.listable.content, situation.state.listable.attributes.slots
@@ -225,6 +231,7 @@ _WORDS: dict[str, Callable[[Situation, int, Values, Values], str]] = {
     "lift": _lift,
     "network": _network,
     "content": _content,
+    "user_attributes": _user_attributes,
 }
 
 # Moments

@@ -27,7 +27,7 @@ class ScoredCandidates(NamedTuple):
     replayed: Tensor | None = None  # (R, K', networks) the same for replayed clicks, with gradients
     recalled: tuple[NDArray[np.float32], ...] = ()  # (C, heads) soft counts of each memory
     lifts: NDArray[np.float32] = np.zeros(0, np.float32)  # (C,) log of observed by expected clicks
-    content: Tensor | None = None  # (N, K, G) what items say, 0 where there are no more; None: nothing is known
+    content: Tensor | None = None  # (N, K, G) added columns, 0 where there are no more; None: nothing is known
 
     def rows(self) -> NDArray[np.int64]:
         """Returns the rows of the kept candidates, (N, K); 0 where there are no more."""

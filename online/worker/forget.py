@@ -98,6 +98,20 @@ class Forgetting:
             self.writer.mark_stale(user for user in self.learner.named(digest) if user in histories)
         self.unsaved = True
 
+    def forget_attributes(self, user_id: str, record: Record, *, owned: bool, known: bool) -> None:
+        """Follows a tombstone on the users topic, which has erased what was known of a user: also from older
+        checkpoints and dead letters.
+
+        Args:
+            user_id: of the user.
+            record: the tombstone.
+            owned: whether this worker erases the dead letters of that topic.
+            known: whether anything was known.
+        """
+        if owned:
+            self._letters.add((digest_of(user_id), record.topic, record.partition, record.offset))
+        self.unsaved = self.unsaved or known
+
     @property
     def has_pending(self) -> bool:
         """Whether the next checkpoint has something to do."""
@@ -126,9 +140,10 @@ class Forgetting:
         ]
         if not requests:
             return False
-        of_clicks = letter.topic != self.settings.feedback_topic
+        of_clicks = letter.topic == self.settings.clicks_topic
         user_path = self.settings.click_names.paths.get("user_id") if of_clicks else None
-        names = user_ids_in(letter.record.key, letter.record.value, user_path)
+        value = None if letter.topic == self.settings.users_topic else letter.record.value  # which holds attributes
+        names = user_ids_in(letter.record.key, value, user_path)
         return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in requests)
 
     def drop_checkpoints(self) -> None:

@@ -45,6 +45,10 @@ from online.worker.poison_pills import Quarantine
 from online.worker.progress import Progress
 from online.worker.shared_checkpoints import SharedCheckpoints
 from online.worker.steps import StepHook, no_hook
+from online.worker.topic_intake import TopicIntake
+from online.worker.user_attributes import UserIntake
+from stream import feedback as feedback_records
+from stream import users as user_records
 from stream.events import Click
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
@@ -70,6 +74,7 @@ class Loop:
         source: Source,
         items: ItemsFeed,
         feedback: ItemsFeed,
+        users: ItemsFeed | None = None,
         dead_letters: DeadLetterWriter,
         lists: Lists,
         checkpoints: Checkpoints,
@@ -89,6 +94,7 @@ class Loop:
             source: where clicks come from.
             items: updates of items.
             feedback: what users say of items.
+            users: what is known of users; None: nothing, as there is no topic of it.
             dead_letters: takes messages that are no clicks.
             lists: where lists are written.
             checkpoints: where checkpoints are written.
@@ -123,7 +129,7 @@ class Loop:
                 messages=settings.unreadable_messages,
                 emit=self.notices.emit,
             )
-            for topic in (settings.clicks_topic, settings.items_topic, settings.feedback_topic)
+            for topic in (settings.clicks_topic, *settings.topics_beside)
         }
         self.intake = Intake(
             settings,
@@ -184,19 +190,33 @@ class Loop:
             emit=self.notices.emit,
             monotonic=monotonic,
         )
+        intake = partial(TopicIntake, dead_letters=dead_letters, progress=self.progress, emit=self.notices.emit)
         self.feedback = FeedbackIntake(
             settings,
-            feed=feedback,
+            intake(
+                settings.feedback_topic,
+                feed=feedback,
+                read=lambda record: feedback_records.parse(record.value, now=clock(), limits=settings.limits),
+                unreadable=self.unreadable[settings.feedback_topic],
+            ),
             learner=self.learner,
             writer=self.writer,
             forgetting=self.forgetting,
-            dead_letters=dead_letters,
-            progress=self.progress,
-            unreadable=self.unreadable[settings.feedback_topic],
-            emit=self.notices.emit,
-            clock=clock,
             owns=self._owns,
         )
+        self.users: UserIntake | None = None
+        if users is not None and settings.users_topic is not None and self.learner.groups is not None:
+            self.users = UserIntake(
+                intake(
+                    settings.users_topic,
+                    feed=users,
+                    read=lambda record: user_records.parse(record.key, record.value, limits=settings.limits),
+                    unreadable=self.unreadable[settings.users_topic],
+                ),
+                groups=self.learner.groups,
+                forgetting=self.forgetting,
+                owns=lambda: self._owns(Partition(settings.clicks_topic, 0)),
+            )
         self.read_from: dict[str, str] = {}  # cluster, topic, group: what the offsets belong to
         self.checkpointer = Checkpointer(
             settings,
@@ -283,6 +303,8 @@ class Loop:
         """
         self.writer.start()
         self.feedback.start()
+        if self.users is not None:
+            self.users.start()
         group = self.group
         self.source.start(
             on_assigned=self._assigned,
@@ -362,10 +384,12 @@ class Loop:
         return len(records)
 
     def _apply_updates(self) -> None:
-        """Takes in what the topics of items and of feedback say; the next lists go by it."""
+        """Takes in what the topics of items, feedback and users say; the next lists go by it."""
         self._reached("items")
         self.writer.apply_item_updates()
         self.feedback.take_in()
+        if self.users is not None:
+            self.users.take_in()
 
     def _answer_questions(self, *, idle: bool) -> None:
         """Ranks what the API asks for. It changes nothing that is saved, so it is no step of the order of effects."""

@@ -35,6 +35,7 @@ from online.worker.connections import (
     open_reader,
     open_source,
     open_tail,
+    open_users,
     prepare_topics,
     stream_origin,
 )
@@ -169,6 +170,7 @@ def _lives(
         box = DeadLetterWriter(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
         items = opened(partial(open_items, settings))
         feedback = opened(partial(open_feedback, settings))
+        users = None if settings.users_topic is None else opened(partial(open_users, settings, settings.users_topic))
         notices = parts.enter_context(closing(open_notices(settings)))
         membership = None if settings.workers == "one" else _membership(settings, opened, producer)
         loop = Loop(
@@ -176,6 +178,7 @@ def _lives(
             source=source,
             items=items,
             feedback=feedback,
+            users=users,
             dead_letters=box,
             lists=lists,
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

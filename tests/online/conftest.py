@@ -401,6 +401,7 @@ class WorkerHarness:
     clicks_topic: str = "clicks"
     items_topic: str = "items"
     feedback_topic: str = "nextclick.feedback"
+    users_topic: str = "users"
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
     aborted: type[BaseException] = AbortedError
@@ -408,6 +409,7 @@ class WorkerHarness:
     eraser: ListEraser = field(init=False)
     feed: ListFeed = field(init=False)
     feedback: ListFeed = field(init=False)
+    users: ListFeed = field(init=False)
 
     def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
         """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
@@ -420,6 +422,10 @@ class WorkerHarness:
     def publish_item(self, item_id: str, value: bytes | None) -> None:
         """What the items topic says of an item; None: a tombstone."""
         self.broker.append(self.items_topic, value, key=item_id.encode())
+
+    def publish_user(self, user_id: str, value: bytes | None) -> None:
+        """What the users topic says of a user; None: a tombstone."""
+        self.broker.append(self.users_topic, value, key=user_id.encode())
 
     def publish_feedback(self, *records: Any) -> None:
         """What users say of items; bytes as they are."""
@@ -440,12 +446,14 @@ class WorkerHarness:
         self.producer, self.eraser = ListProducer(self.broker), ListEraser(self.broker)
         self.feed = ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max)
         self.feedback = ListFeed(self.broker, Partition(self.feedback_topic, 0), settings.feedback_records_max)
+        self.users = ListFeed(self.broker, Partition(self.users_topic, 0), settings.users_records_max)
         box = DeadLetterWriter(self.producer, ListReader(self.broker, self.dead_topic), self.dead_topic, self.eraser)
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
             items=self.feed,  # type: ignore[arg-type]
             feedback=self.feedback,  # type: ignore[arg-type]
+            users=self.users,  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

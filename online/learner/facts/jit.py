@@ -33,7 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 SUMS = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _PACKAGE = Path(__file__).resolve().parent.parent  # online/learner/
-_SOURCES = ("facts/*.py", "content/kernels.py", "recall.py", "prune.py", "abuse_filter.py")
+_SOURCES = ("facts/*.py", "content/kernels.py", "groups/kernels.py", "recall.py", "prune.py", "abuse_filter.py")
 
 
 def cache_folder() -> Path:
