@@ -40,11 +40,12 @@ class ContentScore(nn.Module):
 
 
 class AddedScores:
-    """The sum of scores whose columns stand beside each other."""
+    """The sum of scores whose columns stand beside each other; after them there may be a column of offsets, which count
+    only while the scores are trained."""
 
-    def __init__(self, parts: Mapping[str, ContentScore]) -> None:
-        """`parts`: by name, in the order of their columns."""
-        self.parts = parts
+    def __init__(self, parts: Mapping[str, ContentScore], *, offsets: bool = False) -> None:
+        """`parts`: by name, in the order of their columns; `offsets`: whether the last column holds them."""
+        self.parts, self.has_offsets = parts, offsets
 
     def __call__(self, columns: Tensor) -> Tensor:
         """Scores columns (..., G) of all parts. Returns (...)."""
@@ -62,7 +63,12 @@ class AddedScores:
     @property
     def first(self) -> Tensor:
         """The weights of the linear first score, (G,)."""
-        return torch.cat([part.first for part in self.parts.values()])
+        weights = torch.cat([part.first for part in self.parts.values()])
+        return nn.functional.pad(weights, (0, 1)) if self.has_offsets else weights
+
+    def with_offsets(self, scores: Tensor, columns: Tensor | None) -> Tensor:
+        """Adds the offsets of columns (N, K, G) to scores (N, K, networks); None: there are none."""
+        return scores + columns[..., -1:] if self.has_offsets and columns is not None else scores
 
     def first_scores(self, columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the linear first score of columns (N, G), (N,)."""

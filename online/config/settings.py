@@ -226,7 +226,7 @@ class Settings(  # pydantic takes the fields of the last base first
     @property
     def topics_beside(self) -> tuple[str, ...]:
         """The topics that a worker reads beside that of clicks."""
-        optional = (self.users_topic,)
+        optional = (self.users_topic, self.impressions_topic if self.learn_impressions else None)
         return (self.items_topic, self.feedback_topic, *(topic for topic in optional if topic is not None))
 
     @property

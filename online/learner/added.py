@@ -1,5 +1,5 @@
 """What is added to gathered candidates beside the ranker's features: further candidates, and columns of what is known
-of items (content/) and of users (groups/).
+of items (content/), of users (groups/) and of lists that were shown (shown/).
 
 Parts that the settings leave out have no columns. While nothing is known there are neither candidates nor columns.
 
@@ -25,20 +25,27 @@ from online.learner.groups import columns as group_columns
 from online.learner.groups.groups import CANDIDATES_MAX as GROUP_CANDIDATES_MAX
 from online.learner.groups.groups import FEW_CLICKS, UserGroups
 from online.learner.history import UserHistories
+from online.learner.shown import columns as shown_columns
+from online.learner.shown.shown import ShownItems
 
 #: The columns of each part, in their order. Content's are there always.
-PARTS: dict[str, tuple[Column, ...]] = {"content": content_columns.COLUMNS, "groups": group_columns.COLUMNS}
+PARTS: dict[str, tuple[Column, ...]] = {
+    "content": content_columns.COLUMNS,
+    "groups": group_columns.COLUMNS,
+    "shown": shown_columns.COLUMNS,
+}
 
 
 def parts_of(settings: Settings) -> list[str]:
     """Returns the parts that have columns."""
-    wanted = {"content": True, "groups": settings.users_topic is not None}
+    wanted = {"content": True, "groups": settings.users_topic is not None, "shown": settings.learn_impressions}
     return [part for part in PARTS if wanted[part]]
 
 
 def columns_of(settings: Settings) -> tuple[Column, ...]:
     """Returns all columns, G."""
-    return tuple(column for part in parts_of(settings) for column in PARTS[part])
+    offsets = (shown_columns.OFFSET,) if settings.learn_impressions else ()
+    return (*(column for part in parts_of(settings) for column in PARTS[part]), *offsets)
 
 
 def candidates_max(settings: Settings) -> int:
@@ -53,21 +60,22 @@ class AddedQuery(NamedTuple):
     content: ContentQuery | None  # None: nothing is known of items
     groups: NDArray[np.int64] | None  # (N, K) of the users, 0 beyond; None: nothing is known of users
     candidates: SeenRows
+    users: Sequence[str]  # N; "" for none
 
 
-NOTHING = AddedQuery(None, None, NO_SEEN_ROWS)
+NOTHING = AddedQuery(None, None, NO_SEEN_ROWS, ())
 
 
 class AddedQueries:
     """Builds queries for what is added, and adds its columns to gathered candidates."""
 
-    def __init__(self, state: Knowing, settings: Settings, groups: UserGroups | None) -> None:
-        """`groups`: None where there is no users topic."""
-        self.state, self.content, self.groups = state, ContentQueries(state), groups
+    def __init__(self, state: Knowing, settings: Settings, groups: UserGroups | None, shown: ShownItems | None) -> None:
+        """`groups`: None where there is no users topic; `shown`: None where impressions are not learned."""
+        self.state, self.content, self.groups, self.shown = state, ContentQueries(state), groups, shown
         parts, start = {}, 0
         for part in parts_of(settings):
             parts[part] = slice(start, start := start + len(PARTS[part]))
-        self._places, self._width = parts, start
+        self._places, self._width = parts, len(columns_of(settings))
 
     def of(
         self,
@@ -93,36 +101,47 @@ class AddedQueries:
         by_content = self.content.of(histories, queries, clicks, preceding=preceding)
         found = NO_SEEN_ROWS if by_content is None else by_content.candidates
         if self.groups is None or not len(self.groups):
-            return AddedQuery(by_content, None, found)
+            return AddedQuery(by_content, None, found, users)
         groups = self.groups.groups(users) if groups is None else self.groups.shared(groups)
         if preceding is None:
             lengths = np.where(queries.slots >= 0, histories.lengths(np.maximum(queries.slots, 0)), 0)
             few = (lengths < FEW_CLICKS) & ~queries.repeated
             found = _beside(found, self.groups.candidates(groups, few, self.state.store.items.blocked))
-        return AddedQuery(by_content, groups, found)
+        return AddedQuery(by_content, groups, found, users)
 
-    def with_columns(self, gathered: Gathered, query: AddedQuery) -> Gathered:
-        """Returns gathered candidates with what is known of them; where nothing is, as they are."""
+    def with_columns(self, gathered: Gathered, query: AddedQuery, clicks: ClickBatch | None = None) -> Gathered:
+        """Returns gathered candidates with what is known of them; where nothing is, as they are.
+
+        `clicks`: N clicks, each of which follows its query.
+        """
         found = self.content.with_columns(gathered, query.content)
-        if self.groups is None or query.groups is None:
-            return found if len(self._places) == 1 or found.content is None else self._joined(found, found.content)
-        by_groups = self.groups.columns(gathered, query.groups, COLUMNS["history"])
-        return self._joined(found, found.content, by_groups)
+        if len(self._places) == 1:
+            return found
+        known = {"content": found.content}
+        if self.groups is not None and query.groups is not None:
+            known["groups"] = self.groups.columns(gathered, query.groups, COLUMNS["history"])
+        if self.shown is not None and self.shown.model.clicks.any():
+            known["shown"] = self.shown.columns(gathered, query.users)
+        offsets = None
+        if self.shown is not None and clicks is not None:
+            offsets = self.shown.offsets(gathered, clicks.users, clicks.rows, clicks.times)
+        if offsets is None and all(columns is None for columns in known.values()):
+            return gathered
+        out = np.zeros((len(gathered.rows), self._width), np.float32)
+        if offsets is not None:
+            out[:, -1] = offsets
+        for part, columns in known.items():
+            if columns is not None:
+                out[:, self._places[part]] = columns
+        return gathered._replace(content=out)
 
-    def _joined(
-        self, gathered: Gathered, content: NDArray[np.float32] | None, groups: NDArray[np.float32] | None = None
-    ) -> Gathered:
-        columns = np.zeros((len(gathered.rows), self._width), np.float32)
-        for part, of_part in (("content", content), ("groups", groups)):
-            if of_part is not None:
-                columns[:, self._places[part]] = of_part
-        return gathered._replace(content=columns)
-
-    def observe(self, batch: ClickBatch) -> None:
-        """Counts clicks, once they have been queried."""
+    def observe(self, batch: ClickBatch, now: float) -> None:
+        """Counts clicks, once they have been queried. `now`: the stream's time, in seconds since 1970."""
         self.content.observe(batch.rows[batch.trainable])
         if self.groups is not None and len(self.groups):
             self.groups.observe(batch.users, batch.rows, batch.active, batch.trainable)
+        if self.shown is not None:
+            self.shown.observe(batch.users, batch.rows, batch.times, batch.trainable, now)
 
 
 def _beside(some: SeenRows, others: SeenRows) -> SeenRows:

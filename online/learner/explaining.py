@@ -63,7 +63,11 @@ GROUPS = {
 }
 
 
-ADDED_GROUPS = {"content_": "content", "group_": "user_attributes"}  # by how their columns begin
+ADDED_GROUPS = {
+    "content_": "content",
+    "group_": "user_attributes",
+    "shown_": "impressions",
+}  # by how their columns begin
 
 
 def group_of(feature: str) -> str:

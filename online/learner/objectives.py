@@ -77,7 +77,8 @@ class Pruning:
         scores = batch.forced @ functional.pad(model.first, (0, 1))  # (N, K), without the network's logit
         if batch.forced_content is not None:
             scores = scores + batch.forced_content @ model.added.first
-        return _cross_entropy(scores[..., None], batch.forced_present, batch.forced_places)
+        scores = model.added.with_offsets(scores[..., None], batch.forced_content)
+        return _cross_entropy(scores, batch.forced_present, batch.forced_places)
 
 
 class NextItem:

@@ -164,9 +164,9 @@ class BatchPreparer:
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
         state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.user_hashes[offered])
         self._clear_states(begun)
-        both = zip(gathered, begun.added, strict=True)
-        gathered_clicks, gathered_lists = [state.added.with_columns(*one) for one in both]
-        state.added.observe(batch)
+        gathered_clicks = state.added.with_columns(gathered[0], begun.added[0], begun.batch)
+        gathered_lists = state.added.with_columns(gathered[1], begun.added[1])
+        state.added.observe(batch, state.clock.latest)
         learned = begun.batch
         network = self._network(begun) if state.deep_state and len(learned.users) else None
         fill = hidden = None

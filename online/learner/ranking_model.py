@@ -138,7 +138,9 @@ class RankingModel:
         self._ranking_parameters = [*self._ranker_parameters, *heads, *self.vectors.parameters(), self.first]
         # All of them, so that the optimizer's numbers do not depend on which the settings leave out.
         of_parts = {part: _added_score(part, settings).to(self.device) for part in PARTS}
-        self.added = AddedScores({part: of_parts[part] for part in parts_of(settings)})
+        self.added = AddedScores(
+            {part: of_parts[part] for part in parts_of(settings)}, offsets=settings.learn_impressions
+        )
         # Workers of a group share weights of one shape, whatever the settings of each are.
         self._parts = of_parts if settings.workers == "many" else self.added.parts
         added = [parameter for score in of_parts.values() for parameter in score.parameters()]
@@ -250,7 +252,7 @@ class RankingModel:
         if replayed is not None:
             again = every[N * kept :].view(*replayed.features.shape[:2], -1)
             if replayed.content is not None:
-                again = again + self.added(replayed.content)[..., None]
+                again = self.added.with_offsets(again + self.added(replayed.content)[..., None], replayed.content)
             scored = scored._replace(replayed=again)
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)

@@ -27,6 +27,7 @@ from online.learner.reservoir import Reservoir
 from online.learner.return_times import ReturnTimes
 from online.learner.scoring import ScoredCandidates
 from online.learner.seen_items import SeenItems
+from online.learner.shown.shown import ShownItems
 from online.learner.stream_time import ActiveClock
 from online.learner.user_states import UserStates
 from online.learner.user_stores import UserStores
@@ -55,7 +56,18 @@ class LearnerState:
             if settings.users_topic is None
             else UserGroups(settings.user_attributes_held, settings.user_groups_half_life_s)
         )
-        self.added = AddedQueries(self, settings, self.groups)
+        self.shown = (
+            ShownItems(
+                lists_max=settings.impressions_held,
+                users_max=settings.impressions_users_held,
+                window_s=settings.impressions_window_s,
+                histories=self.histories,
+                vocabulary=lambda: self.vocabulary,
+            )
+            if settings.learn_impressions
+            else None
+        )
+        self.added = AddedQueries(self, settings, self.groups, self.shown)
         self.lift = Lift()
         self.replay = ReplayBuffer(
             settings.replay_held,
@@ -102,6 +114,8 @@ class LearnerState:
         stores.add("hidden", self.hidden)
         if self.groups is not None:
             stores.add("groups", self.groups)
+        if self.shown is not None:
+            stores.add("shown", self.shown)
         return stores
 
     @property
@@ -142,6 +156,8 @@ class LearnerState:
             self.listable.free_rows(clicked.freed)
             if self.groups is not None:
                 self.groups.forget_rows(clicked.freed)
+            if self.shown is not None:
+                self.shown.forget_rows(clicked.freed)
             self.lift.forget_rows(clicked.freed)
             self.weights.reset_rows(self.tensor(np.array(clicked.freed, np.int64)))
         self.block(clicked.taken)
@@ -169,6 +185,8 @@ class LearnerState:
         self.listable.grow(len(self.store))
         if self.groups is not None:
             self.groups.grow(len(self.store))
+        if self.shown is not None:
+            self.shown.grow(len(self.store))
 
     def event_type(self, name: str) -> int:
         """The number of an event type, given to the first EVENT_TYPES_MAX."""
@@ -270,7 +288,12 @@ class LearnerState:
             self._see_histories()
         if self.groups is not None and "groups" in missing:
             self.groups.unread = True
-        if lacks := missing - {"seen", "hidden", "groups"}:  # which earlier versions do not have, or not these settings
+        if lacks := missing - {
+            "seen",
+            "hidden",
+            "groups",
+            "shown",
+        }:  # which earlier versions do not have, or not these settings
             raise KeyError(f"the checkpoint lacks {sorted(lacks)}")
         self.lift.load_state(below(arrays, "lift"))
         self.scores.load_state(state["scores"])

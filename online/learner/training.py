@@ -93,7 +93,7 @@ def training_batch(
         forced_places = places.copy()
         forced_places[left_out] = K - 1
     return TrainingBatch(
-        scores=scored.each,
+        scores=model.added.with_offsets(scored.each, scored.content),
         present=scored.present,
         places=as_tensor(places, model.device),
         forced=forced,

@@ -17,7 +17,7 @@ MEAN, VARIANCE = "ranker.mean", "ranker.variance"
 GROUPS = ("network.items", "vectors")  # item tables, by the names of their modules
 UNIT = frozenset({"vectors.vectors"})  # whose rows have length 1 in the live weights
 FIXED = ".rotations"  # seeded, never trained
-SINCE_0_3 = ("groups.",)  # a base of before may lack these: they keep the values that they begin with
+SINCE_0_3 = ("groups.", "shown.")  # a base of before may lack these: they keep the values that they begin with
 START_BITS = 40
 COUNTER_MAX = 2**53
 

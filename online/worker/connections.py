@@ -92,6 +92,16 @@ def open_users(settings: Settings, topic: str) -> ItemsFeed:
     )
 
 
+def open_impressions(settings: Settings) -> ItemsFeed:
+    """Opens the feed of the topic of impressions, without a consumer group. Raises SourceError."""
+    return ItemsFeed(
+        open_reader(settings, settings.impressions_topic),
+        records_max=settings.impressions_records_max,
+        interval_s=settings.impressions_interval_s,
+        what="lists that were shown",
+    )
+
+
 def open_source(settings: Settings, topics: Sequence[str], group: str) -> Source:
     """Opens a reader of topics as a member of a consumer group, merged by event time. Raises SourceError.
 

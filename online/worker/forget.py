@@ -75,6 +75,8 @@ class Forgetting:
         """Erases a user's data from memory, and begins to erase it elsewhere."""
         digest, record = one.event.user_sha256, one.record
         counts = self.learner.forget(digest)
+        if self.learner.shown is not None:
+            self.learner.shown.ignore_before(digest, one.event.timestamp)
         self.writer.forget(digest)
         self.supervisor.forget()
         if one.owned:

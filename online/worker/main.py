@@ -28,6 +28,7 @@ from online.worker.checkpoint import Checkpoints, DiskFullError
 from online.worker.connections import (
     open_eraser,
     open_feedback,
+    open_impressions,
     open_items,
     open_lists,
     open_notices,
@@ -171,6 +172,7 @@ def _lives(
         items = opened(partial(open_items, settings))
         feedback = opened(partial(open_feedback, settings))
         users = None if settings.users_topic is None else opened(partial(open_users, settings, settings.users_topic))
+        impressions = opened(partial(open_impressions, settings)) if settings.learn_impressions else None
         notices = parts.enter_context(closing(open_notices(settings)))
         membership = None if settings.workers == "one" else _membership(settings, opened, producer)
         loop = Loop(
@@ -179,6 +181,7 @@ def _lives(
             items=items,
             feedback=feedback,
             users=users,
+            impressions=impressions,
             dead_letters=box,
             lists=lists,
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

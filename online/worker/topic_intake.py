@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class TopicIntake(Generic[Found]):
-    """Reads records as a feed brings them; bad ones become dead letters.
+    """Reads records as a feed brings them; bad ones become dead letters, or are only counted.
 
     The next offsets of the topic are in the checkpoint, beside what came of the records: as with clicks, a worker goes
     on from there, and one without a checkpoint reads the topic from its beginning. Each of many workers reads all of
@@ -33,12 +33,12 @@ class TopicIntake(Generic[Found]):
         *,
         feed: ItemsFeed,
         read: Callable[[Record], Found | BadEvent],
-        dead_letters: DeadLetterWriter,
+        dead_letters: DeadLetterWriter | None,
         progress: Progress,
         unreadable: UnreadableWatch,
         emit: Emit,
     ) -> None:
-        """`read`: reads a record, or returns why it is none."""
+        """`read`: reads a record, or returns why it is none. `dead_letters`: None: bad records are not kept."""
         self._topic, self._feed, self._parse = topic, feed, read
         self._dead_letters, self._progress, self._unreadable, self._emit = dead_letters, progress, unreadable, emit
         self._read_before: dict[Partition, int] = {}  # offsets before which bad records are dead letters already
@@ -66,7 +66,8 @@ class TopicIntake(Generic[Found]):
             self._progress.next_offsets[partition] = record.offset + 1
 
     def _put_aside(self, record: Record, bad: BadEvent) -> None:
-        self._dead_letters.put(record, bad)
+        if self._dead_letters is not None:
+            self._dead_letters.put(record, bad)
         self._progress.dead_letters[bad.reason] += 1
         if bad.reason == UNDECODABLE_BATCH:
             self._emit("undecodable", *undecodable_notice(record, bad))

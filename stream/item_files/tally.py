@@ -55,8 +55,8 @@ class ItemTally:
                 found.append(f"and {self.bad.total() - len(self.examples):,} more rows")
         if self.repeated:
             found.append(
-                f"{self.repeated:,} rows are of {self.kind.one} that came before: of each {self.kind.word} the last row "
-                "counts"
+                f"{self.repeated:,} rows are of {self.kind.one} that came before: of each {self.kind.word} the last "
+                "row counts"
             )
         return found
 

@@ -141,7 +141,7 @@ def test_without_the_setting_there_is_no_topic():
     assert {topic.name: topic.compacted for topic in needed_topics(Settings(**ON))}[USERS]
 
 
-def test_publishing_users_and_forgetting_one_in_the_embedded_log(tmp_path, command, monkeypatch):
+def test_publishing_users_and_forgetting_one_in_the_embedded_log(tmp_path, command, monkeypatch, free_port):
     monkeypatch.setenv("NEXTCLICK_DATA_DIR", str(tmp_path))
     file = tmp_path / "users.csv"
     file.write_text("user_id,district,age,tags\nada,north,31,vip|new\nbob,ada,44,\n,south,1,\n")
@@ -153,7 +153,7 @@ def test_publishing_users_and_forgetting_one_in_the_embedded_log(tmp_path, comma
     assert code == 0
     assert "2 users published to topic users" in shown
     assert "left out, not readable as users: 1 invalid-id" in shown
-    settings = Settings(**{**SMALL, **ON, "data_dir": tmp_path, "embedded_redis_port": 0})
+    settings = Settings(**{**SMALL, **ON, "data_dir": tmp_path, "embedded_redis_port": free_port})
     with closing(open_reader(settings, USERS)) as reader:
         found = {record.key: json.loads(record.value) for record in reader.read()}
     assert found[b"ada"] == {"district": "north", "age": 31.0, "tags": ["vip", "new"]}
