@@ -85,8 +85,8 @@ def logged(settings: Settings, world: ShownWorld, visits: int) -> str:
     site = np.mean([world.expected_clicks(user, [f"i{item}" for item in policy(user, 0.0)]) for user in users])
     text = (
         f"hit@10 {hit.mean():.4f} ± {hit.std() / len(hit) ** 0.5:.4f}, NDCG@10 {ndcg.mean():.4f} ± "
-        f"{ndcg.std() / len(ndcg) ** 0.5:.4f}; clicks of a list {own:.3f} (the best {best:.3f}, the site's {site:.3f}); "
-        f"{1000 * reader.seconds / len(ranks):.2f} ms a click"
+        f"{ndcg.std() / len(ndcg) ** 0.5:.4f}; clicks of a list {own:.3f} (the best {best:.3f}, "
+        f"the site's {site:.3f}); {1000 * reader.seconds / len(ranks):.2f} ms a click"
     )
     if reader.learner.shown is None:
         return text

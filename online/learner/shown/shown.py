@@ -1,7 +1,8 @@
 """Lists that were shown: each is joined to the clicks that follow, and what was shown and not clicked counts.
 
 A click is learned as a choice among what was shown: each candidate weighs as much as its position is examined, and one
-that was not shown weighs `UNSHOWN`. So an item is no negative where it could not be seen, and one that stands low hardly.
+that was not shown weighs `UNSHOWN`. So an item is no negative where it could not be seen, and hardly one where it stood
+low.
 A list waits for its user's clicks for `window_s` of the stream's time. Then its items are counted by the click model
 (click_model.py), and those that were not clicked are noted as passed over by the user. The list that a user is looking
 at is not counted yet, so that being shown speaks neither for an item nor against it.
@@ -34,7 +35,7 @@ ITEMS_MAX = 50  # M: of a list, the first ones
 PASSED_MAX = 64  # R: the latest
 EARLY_S = 5.0  # by which a click may be earlier than its list: two clocks
 FORGOTTEN_MAX = 10_000  # requests to forget that are remembered, the latest
-UNSHOWN = 0.05  # what an item that was not shown weighs among those that a click was chosen from
+UNSHOWN = 0.01  # what an item that was not shown weighs among those that a click was chosen from
 _USERS_FIRST = 64
 
 
@@ -252,8 +253,8 @@ class ShownItems:
     def offsets(
         self, gathered: Gathered, users: Sequence[str], rows: NDArray[np.int64], times: NDArray[np.float64]
     ) -> NDArray[np.float32] | None:
-        """Returns logarithms of what candidates weigh among those that clicks were chosen from, (C,); 0 for clicks on no
-        list; None: there are only such.
+        """Returns logarithms of what candidates weigh among those that clicks were chosen from, (C,); 0 for clicks on
+        no list; None: there are only such.
 
         Args:
             gathered: the candidates of N clicks.
