@@ -1,9 +1,10 @@
-"""What content adds to a candidate's score: a linear part, and a small network whose output is 0 at first.
+"""What content, and other columns beside the ranker's features, add to a candidate's score: a linear part, and a small
+network whose output is 0 at first.
 
 Letters: `N` candidates, `G` columns, `H` hidden units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,6 +37,38 @@ class ContentScore(nn.Module):
     def forward(self, columns: Tensor) -> Tensor:
         """Scores columns (..., G). Returns (...)."""
         return columns @ self.linear + F.relu(columns @ self.up + self.up_bias) @ self.out
+
+
+class AddedScores:
+    """The sum of scores whose columns stand beside each other; after them there may be a column of offsets, which count
+    only while the scores are trained."""
+
+    def __init__(self, parts: Mapping[str, ContentScore], *, offsets: bool = False) -> None:
+        """`parts`: by name, in the order of their columns; `offsets`: whether the last column holds them."""
+        self.parts, self.has_offsets = parts, offsets
+
+    def __call__(self, columns: Tensor) -> Tensor:
+        """Scores columns (..., G) of all parts. Returns (...)."""
+        scores = [part(columns[..., place]) for part, place in self.known(columns)]
+        return sum(scores[1:], scores[0]) if scores else torch.zeros(columns.shape[:-1], device=columns.device)
+
+    def known(self, columns: Tensor) -> Iterator[tuple[ContentScore, slice]]:
+        """Yields parts and where their columns are; of several those that know something, so that no other learns."""
+        start = 0
+        for part in self.parts.values():
+            place = slice(start, start := start + len(part.linear))
+            if len(self.parts) == 1 or bool(columns[..., place].any()):
+                yield part, place
+
+    @property
+    def first(self) -> Tensor:
+        """The weights of the linear first score, (G,)."""
+        weights = torch.cat([part.first for part in self.parts.values()])
+        return nn.functional.pad(weights, (0, 1)) if self.has_offsets else weights
+
+    def with_offsets(self, scores: Tensor, columns: Tensor | None) -> Tensor:
+        """Adds the offsets of columns (N, K, G) to scores (N, K, networks); None: there are none."""
+        return scores + columns[..., -1:] if self.has_offsets and columns is not None else scores
 
     def first_scores(self, columns: NDArray[np.float32]) -> NDArray[np.float32]:
         """Returns the linear first score of columns (N, G), (N,)."""

@@ -31,6 +31,7 @@ from online.commands.file_options import (
     SortOption,
     TagSeparatorOption,
     TimezoneOption,
+    UserColumnsOption,
     bad_rows_share,
     open_file,
     open_items,
@@ -39,6 +40,7 @@ from online.commands.file_options import (
 if TYPE_CHECKING:
     from online.config.settings import Settings
     from online.worker.overview import Overview
+    from stream.item_files import ItemFile
     from stream.lists import Lists
 
 app = typer.Typer(
@@ -332,11 +334,47 @@ def items(  # noqa: PLR0917 - typer's options
     The file is checked first: one that cannot be read is refused before anything is published.
     Publishing twice is harmless: the latest record of an item counts.
     """
-    share = bad_rows_share(bad_rows_max)
     opened = open_items(
         file, columns=columns, only=only, tag_separator=tag_separator,
         delimiter=delimiter, encoding=encoding, timezone=timezone,
     )  # fmt: skip
+    _publish_file(opened, data_dir, bad_rows_max, limit=limit, dry_run=dry_run)
+
+
+@app.command(epilog="Example: nextclick users users.csv.gz --dry-run")
+def users(  # noqa: PLR0917 - typer's options
+    file: Annotated[Path, typer.Argument(help="CSV, JSON lines (also packed) or Parquet; - reads stdin.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what the columns are, and the first records.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Publish the file's first N rows only.", min=1)] = None,
+    data_dir: DataDir = None,
+    columns: UserColumnsOption = None,
+    only: OnlyOption = None,
+    tag_separator: TagSeparatorOption = None,
+    delimiter: DelimiterOption = None,
+    encoding: EncodingOption = None,
+    bad_rows_max: BadRowsOption = BAD_ROWS_MAX,
+) -> None:
+    """Publish a file of users' attributes to the users topic: one record per row, which replaces the earlier one.
+
+    Fields: id (needed), tags. All other columns with single values become attributes. NEXTCLICK_USERS_TOPIC names the
+    topic.
+
+    The file is checked first: one that cannot be read is refused before anything is published.
+    """
+    opened = open_items(
+        file, columns=columns, only=only, tag_separator=tag_separator, delimiter=delimiter, encoding=encoding,
+        users=True,
+    )  # fmt: skip
+    _publish_file(opened, data_dir, bad_rows_max, limit=limit, dry_run=dry_run)
+
+
+def _publish_file(
+    opened: "ItemFile", data_dir: Path | None, bad_rows_max: str, *, limit: int | None, dry_run: bool
+) -> None:
+    """Publishes a file of items or users."""
+    share = bad_rows_share(bad_rows_max)
     from online.commands.items_file import run_items
 
     def settings() -> "Settings":
@@ -428,6 +466,12 @@ def backtest(  # noqa: PLR0917 - typer's options
     items_tag_separator: Annotated[
         str | None, typer.Option("--items-tag-separator", help="Of that file: as --tag-separator of items.")
     ] = None,
+    users_file: Annotated[
+        Path | None, typer.Option("--users", help="A file of users (as for users), known to learners beforehand.")
+    ] = None,
+    users_columns: Annotated[
+        str | None, typer.Option("--users-columns", help="Of that file: as --columns of users.")
+    ] = None,
     baskets: Annotated[
         str, typer.Option(help="Lines of one user at one time: score each, or the first of them.")
     ] = "each",
@@ -447,6 +491,8 @@ def backtest(  # noqa: PLR0917 - typer's options
         raise typer.BadParameter(f"--baskets: each or first, not {baskets!r}")
     if items_file is None and (items_columns, items_only, items_tag_separator) != (None, None, None):
         raise typer.BadParameter("--items-columns, --items-only and --items-tag-separator go with --items")
+    if users_file is None and users_columns is not None:
+        raise typer.BadParameter("--users-columns goes with --users")
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
     of_items = None
@@ -455,6 +501,9 @@ def backtest(  # noqa: PLR0917 - typer's options
             items_file, columns=items_columns, only=items_only, tag_separator=items_tag_separator, timezone=timezone,
             option="--items-columns",
         )  # fmt: skip
+    of_users = None
+    if users_file is not None:
+        of_users = open_items(users_file, columns=users_columns, option="--users-columns", users=True)
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     with _loading():
@@ -474,6 +523,7 @@ def backtest(  # noqa: PLR0917 - typer's options
         plots=plots,
         diversity=diversity,
         items=of_items,
+        users=of_users,
         baskets=baskets,
     )
 

@@ -7,7 +7,7 @@ attributes, which are all other fields with one number, text or truth value, are
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -61,7 +61,7 @@ def parse(key: bytes | None, value: bytes | None, *, limits: Limits = _LIMITS) -
     attributes, or ignored where they hold a list, an object, a number that is not finite as a float, or a long text. A
     tombstone is an item that is not available.
     """
-    item_id = _id(key, limits.id_bytes_max)
+    item_id = key_text(key, limits.id_bytes_max, "an item")
     if isinstance(item_id, BadEvent):
         return item_id
     if value is None:
@@ -73,7 +73,7 @@ def parse(key: bytes | None, value: bytes | None, *, limits: Limits = _LIMITS) -
     if bad is not None:
         return bad
     given = {name: fields[name] for name in ("title", "tags", "available", "vector") if fields.get(name) is not None}
-    return Item(item_id=item_id, **given, attributes=_attributes(fields))
+    return Item(item_id=item_id, **given, attributes=attributes_in(fields, FIELDS))
 
 
 def encode(item: Item) -> bytes:
@@ -82,10 +82,11 @@ def encode(item: Item) -> bytes:
     return to_json(item.attributes | own)
 
 
-def _attributes(fields: Mapping[str, Any]) -> dict[str, bool | float | str]:
+def attributes_in(fields: Mapping[str, Any], others: Collection[str]) -> dict[str, bool | float | str]:
+    """The attributes of a record, by name: its fields, without `others`, that hold one value."""
     found: dict[str, bool | float | str] = {}
     for name, value in fields.items():
-        if name in FIELDS or not name or len(name.encode()) > NAME_BYTES_MAX or len(found) == ATTRIBUTES_MAX:
+        if name in others or not name or len(name.encode()) > NAME_BYTES_MAX or len(found) == ATTRIBUTES_MAX:
             continue
         if isinstance(value, bool) or (isinstance(value, str) and len(value.encode()) <= TEXT_BYTES_MAX):
             found[name] = value
@@ -94,11 +95,12 @@ def _attributes(fields: Mapping[str, Any]) -> dict[str, bool | float | str]:
     return found
 
 
-def _id(key: bytes | None, bytes_max: int) -> str | BadEvent:
+def key_text(key: bytes | None, bytes_max: int, whose: str) -> str | BadEvent:
+    """The id that is a record's key. `whose`: "an item", for errors."""
     if key is None:
-        return BadEvent("missing-key", "the record has no key; an item's key is its id")
+        return BadEvent("missing-key", f"the record has no key; {whose}'s key is its id")
     if not 1 <= len(key) <= bytes_max:
-        return BadEvent("invalid-key", f"the key has {len(key)} bytes: an item's id must have 1 to {bytes_max}")
+        return BadEvent("invalid-key", f"the key has {len(key)} bytes: {whose}'s id must have 1 to {bytes_max}")
     try:
         return key.decode()
     except UnicodeDecodeError as error:
@@ -109,12 +111,19 @@ def _first_wrong(fields: Mapping[str, Any]) -> BadEvent | None:
     title, tags, available, vector = (fields.get(name) for name in ("title", "tags", "available", "vector"))
     if title is not None and not isinstance(title, str):
         return BadEvent("invalid-title", f"title must be text or null, this is {kind(title)}")
-    if tags is not None and not _is_list(tags, str):
-        return BadEvent("invalid-tags", "tags must be a list of texts, or null")
+    if (bad := wrong_tags(tags)) is not None:
+        return bad
     if available is not None and not isinstance(available, bool):
         return BadEvent("invalid-available", f"available must be true, false or null, this is {kind(available)}")
     if vector is not None and not (_is_list(vector, int | float) and all(map(_is_finite, vector))):
         return BadEvent("invalid-vector", "vector must be a list of finite numbers, or null")
+    return None
+
+
+def wrong_tags(tags: Any) -> BadEvent | None:
+    """Why a record's `tags` are none; None: they are, or there are none."""
+    if tags is not None and not _is_list(tags, str):
+        return BadEvent("invalid-tags", "tags must be a list of texts, or null")
     return None
 
 

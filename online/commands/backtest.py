@@ -14,9 +14,9 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from online.config.settings import Settings
 from online.evaluation import diversity_report
-from online.evaluation.backtest import ALL_METHODS, OnProgress, backtest, runs_of, usual_methods
+from online.evaluation.backtest import ALL_METHODS, USERS_ABLATIONS, OnProgress, backtest, runs_of, usual_methods
 from online.evaluation.backtest_events import EACH, BacktestError, Read, read_clicks, stream_times
-from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items
+from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items, read_users
 from online.evaluation.backtest_report import remarks, report, table
 from online.evaluation.breakdown import breakdown, breakdown_remarks, breakdown_table, curves_of
 from online.evaluation.diversity import Setting, diversity_curve
@@ -41,6 +41,7 @@ def run_backtest(
     plots: Path | None = None,
     diversity: str | None = None,
     items: ItemFile | None = None,
+    users: ItemFile | None = None,
     baskets: str = EACH,
 ) -> None:
     """Runs the methods over a file, prints the table, and writes what is asked for.
@@ -59,6 +60,7 @@ def run_backtest(
         plots: folder of pictures; None: none.
         diversity: values of which lists are compared, comma-separated; None: none.
         items: what learners get to know of items; None: nothing.
+        users: likewise of users.
         baskets: which lines of a basket are scored, of `BASKETS`.
 
     Raises:
@@ -66,9 +68,12 @@ def run_backtest(
         BacktestError: there are too few clicks or unknown methods, or something cannot be written.
     """
     choices = () if diversity is None else _diversities(diversity)
-    wanted = usual_methods(settings) if methods is None else _methods(methods)
+    if users is not None:
+        settings = settings.model_copy(update={"users_topic": settings.users_topic or "users"})
+    wanted = _methods(methods, settings, tuple(USERS_ABLATIONS) if users is not None else ())
     _prepare(json_out, plots)
     of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)
+    of_users, users_tally = ([], None) if users is None else read_users(users, bad_rows_max=bad_rows_max)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:
         raise BacktestError(f"{file.name} holds no click that can be read; " + "; ".join(left_out(read)))
@@ -82,6 +87,7 @@ def run_backtest(
             jobs=jobs or os.cpu_count() or 1,
             finetune_every=finetune_every,
             items=of_items,
+            users=of_users,
             baskets=baskets,
             on_progress=on_progress,
         )
@@ -98,14 +104,20 @@ def run_backtest(
             "sorted": read.sorted,
         }
     )
-    about_items: list[str] = []
+    about: list[str] = []
     if items is not None and of_items is not None:
-        found["items_file"], about_items = _about(items, of_items, read, settings)
+        found["items_file"], about = _about(items, of_items, read, settings)
+    if users is not None and users_tally is not None:
+        clicking = {click.user_id for click in read.clicks}
+        known = len(clicking.intersection(user.user_id for user in of_users))
+        found["users_file"] = {"file": users.name, "users": users_tally.items, "clicking_users_known": known}
+        about += [f"users of {users.name}: {known:,} of {len(clicking):,} users who click are in it"]
+        about += [*users.columns.lines(), *users_tally.lines(), *users.remarks()]
     out.print(table(found))
-    parts = breakdown_table(found, new_items=items is not None)
+    parts = breakdown_table(found, new_items=items is not None, new_users=users is not None)
     if parts is not None:
         out.print(parts)
-    lines = (*remarks(found), *breakdown_remarks(found), *left_out(read), *file.remarks(), *about_items)
+    lines = (*remarks(found), *breakdown_remarks(found), *left_out(read), *file.remarks(), *about)
     for line in lines:
         out.print(line, style="dim", markup=False)
     if choices:
@@ -190,14 +202,16 @@ def _diversity(
     return figures
 
 
-def _methods(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    unknown = [name for name in names if name not in ALL_METHODS]
+def _methods(text: str | None, settings: Settings, of_users: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the named methods; None: the usual ones. `of_users`: those that are there where users are known."""
+    if text is None:
+        return (*usual_methods(settings), *of_users)
+    every = (*ALL_METHODS, *of_users)
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    unknown = sorted(names.difference(every))
     if unknown or not names:
-        raise BacktestError(
-            f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(ALL_METHODS)}"
-        )
-    return tuple(method for method in ALL_METHODS if method in names)
+        raise BacktestError(f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(every)}")
+    return tuple(method for method in every if method in names)
 
 
 def _prepare(json_out: Path | None, plots: Path | None) -> None:

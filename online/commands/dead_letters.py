@@ -76,6 +76,7 @@ def run_dead_letters(
                     settings.limits,
                     settings.click_names,
                     settings.feedback_topic,
+                    users_topic=settings.users_topic,
                 ),
                 repaired=values,
                 again=again,

@@ -30,6 +30,9 @@ ItemColumnsOption = Annotated[
     str | None,
     typer.Option("--columns", help="Names of others, as in id=sku,title=name; else guessed. tags= reads none."),
 ]
+UserColumnsOption = Annotated[
+    str | None, typer.Option("--columns", help="Names of others, as in id=customer; else guessed. tags= reads none.")
+]
 OnlyOption = Annotated[
     str | None, typer.Option("--only", help="Columns that become attributes, comma-separated; else all others.")
 ]
@@ -94,17 +97,19 @@ def open_items(
     encoding: str | None = None,
     timezone: str | None = None,
     option: str = "--columns",
+    users: bool = False,
 ) -> "ItemFile":
-    """Opens a file of items.
+    """Opens a file of items, or of `users`.
 
     Raises:
         BadParameter: an option cannot be meant; `option`: the name of the one that maps columns.
         EventFileError: the file cannot be opened.
     """
-    from stream.item_files import ItemFile, ItemOptions, parse_item_columns, parse_only  # noqa: PLC0415
+    from stream.item_files import ITEMS, USERS, ItemFile, ItemOptions, parse_item_columns, parse_only  # noqa: PLC0415
 
+    kind = USERS if users else ITEMS
     try:
-        named = {} if columns is None else parse_item_columns(columns)
+        named = {} if columns is None else parse_item_columns(columns, kind)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}") from None
     read = read_options(None, delimiter, encoding, timezone)
@@ -118,4 +123,5 @@ def open_items(
             encoding=read.encoding,
             timezone=read.timezone,
         ),
+        kind=kind,
     )

@@ -54,6 +54,7 @@ class Proof:
     clicks: str = ""  # of the topic itself, where that is not ours to change
     feedback: str = ""  # likewise
     impressions: str = ""  # of their topic, likewise
+    users: str = ""  # likewise
     known: bool | None = None  # whether a store named the user before; None: not all could be searched
 
     @property
@@ -61,7 +62,7 @@ class Proof:
         return not self.waits_for and all(count == 0 for count in self.found.values())
 
     def as_dict(self) -> dict[str, Any]:
-        remains = [*filter(None, (self.clicks, self.feedback, self.impressions)), *REMAINS]
+        remains = [*filter(None, (self.clicks, self.feedback, self.impressions, self.users)), *REMAINS]
         done = {"forgotten": self.complete, "known_before": self.known}
         return done | {"found": self.found, "waits_for": self.waits_for, "remains": remains}
 
@@ -94,8 +95,14 @@ def forget(
     prepare_topics(settings)
     known = _known_before(settings, lists, user_id, timeout_s)
     topics = settings.clicks_topic, settings.feedback_topic
-    after = {place: at for topic in topics for place, at in _publish(settings, topic, digest_of(user_id)).items()}
-    request = {"forget": digest_of(user_id), "after": [[*partition, offset] for partition, offset in after.items()]}
+    digest = digest_of(user_id)
+    requested = encode_forget(Forget(user_sha256=digest, timestamp=time.time()))
+    after = {}
+    if settings.users_topic is not None:  # first: a worker that reads a record of the user later forgets it, too
+        after |= _publish(settings, settings.users_topic, user_id.encode(), None)
+    for topic in topics:
+        after |= _publish(settings, topic, digest.encode(), requested)
+    request = {"forget": digest, "after": [[*partition, offset] for partition, offset in after.items()]}
     proof = Proof(known=known)
     _wait(lists, request, timeout_s, proof, on_wait)
     embedded = named_broker(settings).log_path is not None
@@ -111,6 +118,11 @@ def forget(
             _records_elsewhere(settings, topic, user_id, count=count_clicks) for topic in topics
         )
         proof.impressions = _impressions_elsewhere(settings)
+        if settings.users_topic is not None:
+            proof.users = (
+                f"the user's records on the topic {settings.users_topic} in Kafka until it compacts them, and the "
+                "tombstone that deletes them, which has the id as its key, for delete.retention.ms"
+            )
         there = bool(proof.clicks or proof.feedback)
         proof.known = proof.known or (there or proof.known if count_clicks else None)
     return proof
@@ -127,13 +139,12 @@ def _known_before(settings: Settings, lists: Lists, user_id: str, timeout_s: flo
     return True if any(counts) else None if None in counts else False
 
 
-def _publish(settings: Settings, topic: str, digest: str) -> dict[Partition, int]:
-    """The request, in every partition of a topic -> the next offset after it in each.
+def _publish(settings: Settings, topic: str, key: bytes, value: bytes | None) -> dict[Partition, int]:
+    """The request, or a tombstone, in every partition of a topic -> the next offset after it in each.
 
     The producer chooses the partition of a click; in each partition the request comes after the user's records.
     """
-    value = encode_forget(Forget(user_sha256=digest, timestamp=time.time()))
-    key, after = digest.encode(), {}
+    after = {}
     with closing(open_reader(settings, topic)) as reader:
         before = reader.ends()
         with closing(open_producer(settings)) as producer:
@@ -218,9 +229,14 @@ def _quotes(value: bytes, user_id: str) -> bool:
 
 def _names(record: Record, user_id: str, settings: Settings) -> bool:
     """Whether it is about the user; of broken items the key is an item."""
-    topic = dead_letter(record).topic
+    return user_id in _named_in(record, dead_letter(record).topic, settings)
+
+
+def _named_in(record: Record, topic: str, settings: Settings) -> set[str]:
+    """Users that a record of a topic may name: of items' the key is an item, of users' the value holds attributes."""
     key = None if topic == settings.items_topic else record.key
-    return user_id in user_ids_in(key, record.value, _user_path(settings, topic))
+    value = None if topic == settings.users_topic else record.value
+    return user_ids_in(key, value, _user_path(settings, topic))
 
 
 def _user_path(settings: Settings, topic: str) -> str | None:
@@ -245,7 +261,7 @@ def _erase_records(settings: Settings, user_id: str, after: Mapping[Partition, i
 
 def _records_of(file: Log, partition: Partition, user_id: str, settings: Settings) -> Iterator[Record]:
     for record in file.mentions(partition, _words(user_id)):
-        if user_id in user_ids_in(record.key, record.value, _user_path(settings, partition.topic)):
+        if user_id in _named_in(record, partition.topic, settings):
             yield record
 
 
@@ -262,7 +278,7 @@ def found_in_log(settings: Settings, user_id: str) -> dict[str, int]:
     """Records that are there, and bytes that look like the user's records, in the file and in its journal."""
     path, found = settings.log_path, {}
     with closing(Log(path)) as file:
-        for topic in (settings.clicks_topic, settings.feedback_topic):
+        for topic in filter(None, (settings.clicks_topic, settings.feedback_topic, settings.users_topic)):
             mine = (_records_of(file, partition, user_id, settings) for partition in file.extents([topic]))
             found[f"topic {topic}"] = sum(1 for records in mine for _ in records)
         shown = settings.impressions_topic

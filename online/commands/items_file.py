@@ -1,6 +1,7 @@
-"""The command `nextclick items`: looks at the file first, publishes a record for each item, and says what it left out.
+"""The commands `nextclick items` and `nextclick users`: each looks at the file first, publishes a record for each
+row, and says what it left out.
 
-The topic is compacted and keyed by item, so publishing a file again is harmless.
+The topics are compacted and keyed by item or user, so publishing a file again is harmless.
 """
 
 import json
@@ -14,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from online.commands.embedded_folder import say_folder
-from online.config.settings import Settings
+from online.config.settings import Settings, SettingsError
 from online.worker.connections import named_broker, open_producer, prepare_topics
-from stream.item_files import BadRow, ItemFile, ItemTally, check_items
+from stream.item_files import USERS, BadRow, ItemFile, ItemTally, check_items
 from stream.source import Producer
 
 DRY_RUN_RECORDS = 5
@@ -35,12 +36,12 @@ def publish_items(
     stop: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = lambda *_: None,
 ) -> ItemTally:
-    """Publishes a record for each row of a file that is an item, and waits until they are acknowledged.
+    """Publishes a record for each row of a file that is an item or user, and waits until they are acknowledged.
 
     Args:
-        file: of items.
+        file: of items or users.
         producer: that sends them.
-        topic: of items.
+        topic: of these.
         limit: rows of the file; None: all.
         stop: returns whether to end early.
         on_progress: called now and then.
@@ -52,7 +53,7 @@ def publish_items(
         EventFileError: the file cannot be read to its end.
         SourceError: the broker refuses records.
     """
-    tally, sent = ItemTally(), 0
+    tally, sent = ItemTally(file.kind), 0
     for row in islice(file.rows(), limit):
         if stop():
             break
@@ -78,14 +79,14 @@ def run_items(
     limit: int | None = None,
     dry_run: bool = False,
 ) -> bool:
-    """Publishes a file of items, or shows its first records.
+    """Publishes a file of items or users, or shows its first records.
 
     Args:
         out: where it is printed.
-        file: of items.
+        file: of items or users.
         settings: loads them; not called for a dry run.
         stop: returns whether to end early.
-        bad_rows_max: share of rows that may be no items; nothing is published of a file with more.
+        bad_rows_max: share of rows that may be none; nothing is published of a file with more.
         limit: rows of the file; None: all.
         dry_run: whether nothing is published.
 
@@ -100,21 +101,23 @@ def run_items(
     ahead = check_items(file, limit)
     if dry_run:
         _show(out, file, limit)
-        print(f"{file.name}: {ahead.items:,} of the first {ahead.rows:,} rows are items; nothing was published")
+        words = file.kind.words
+        print(f"{file.name}: {ahead.items:,} of the first {ahead.rows:,} rows are {words}; nothing was published")
         _say(out, [*ahead.lines(), *file.remarks()])
         ahead.refuse_if_bad(file.name, bad_rows_max)
         return True
     ahead.refuse_if_bad(file.name, bad_rows_max, "; nothing was published")
     loaded = settings()
-    say_folder(loaded, "items", creates=True)
+    topic = _topic(loaded, file)
+    say_folder(loaded, file.kind.words, creates=True)
     prepare_topics(loaded)
     began = time.monotonic()
     with closing(open_producer(loaded)) as producer, _bar(file) as on_progress:
-        tally = publish_items(file, producer, loaded.items_topic, limit=limit, stop=stop, on_progress=on_progress)
+        tally = publish_items(file, producer, topic, limit=limit, stop=stop, on_progress=on_progress)
     seconds = time.monotonic() - began
-    where = f"topic {loaded.items_topic} ({named_broker(loaded).address})"
+    where = f"topic {topic} ({named_broker(loaded).address})"
     rate = tally.items / max(seconds, 1e-3)
-    print(f"{file.name}: {tally.items:,} items published to {where} in {seconds:.1f} s ({rate:,.0f}/s)")
+    print(f"{file.name}: {tally.items:,} {file.kind.words} published to {where} in {seconds:.1f} s ({rate:,.0f}/s)")
     _say(out, [*tally.lines(), *file.remarks()])
     tally.refuse_if_bad(file.name, bad_rows_max, "; the others are published")
     if stop():
@@ -123,12 +126,21 @@ def run_items(
     return True
 
 
+def _topic(settings: Settings, file: ItemFile) -> str:
+    """Returns the topic of what a file holds. Raises SettingsError where there is none of users."""
+    if file.kind is not USERS:
+        return settings.items_topic
+    if settings.users_topic is None:
+        raise SettingsError("there is no topic of users: name one with NEXTCLICK_USERS_TOPIC, for the worker too")
+    return settings.users_topic
+
+
 def _show(out: Console, file: ItemFile, limit: int | None) -> None:
     for row in islice(file.rows(), min(DRY_RUN_RECORDS, limit or DRY_RUN_RECORDS)):
         if isinstance(row, BadRow):
             text = f"line {row.line:,}: {row.detail}"
         else:
-            text = f"{row.item.item_id}: {json.dumps(json.loads(row.value), ensure_ascii=False)}"
+            text = f"{row.key.decode()}: {json.dumps(json.loads(row.value), ensure_ascii=False)}"
         out.print(text, markup=False, soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stream import feedback, items
+from stream import feedback, items, users
 from stream.click_fields import ClickFields
 from stream.dead_letters import UNDECODABLE_BATCH, DeadLetter, Place, mark_redriven, send_again
 from stream.events import BadEvent, Click, Forget, Limits, parse
@@ -20,7 +20,7 @@ from stream.source import Producer
 SENT_AT_ONCE = 500  # before they are marked: so many a crash may send twice
 SENT_ALREADY = "sent again already"
 
-Found = BadEvent | Click | Forget | feedback.Feedback | items.Item | None
+Found = BadEvent | Click | Forget | feedback.Feedback | items.Item | users.User | None
 
 
 class RedriveError(Exception):
@@ -131,6 +131,8 @@ def reader_of(
     limits: Limits,
     names: ClickFields | None = None,
     feedback_topic: str | None = None,
+    *,
+    users_topic: str | None = None,
 ) -> Callable[[str, bytes | None, bytes | None], Found]:
     """Reads a message as the worker does. `names`: where fields of clicks stand that are called otherwise."""
     names = names or ClickFields({})
@@ -140,6 +142,8 @@ def reader_of(
             return parse(value, limits=limits, names=names)
         if topic == feedback_topic:
             return feedback.parse(value, limits=limits)
+        if users_topic is not None and topic == users_topic:
+            return users.parse(key, value, limits=limits)
         return items.parse(key, value, limits=limits) if topic == items_topic else None
 
     return check

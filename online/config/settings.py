@@ -241,6 +241,12 @@ class Settings(  # pydantic takes the fields of the last base first
             yield f"NEXTCLICK_OBJECTIVE: {error}"
 
     @property
+    def topics_beside(self) -> tuple[str, ...]:
+        """The topics that a worker reads beside that of clicks."""
+        optional = (self.users_topic, self.impressions_topic if self.learn_impressions else None)
+        return (self.items_topic, self.feedback_topic, *(topic for topic in optional if topic is not None))
+
+    @property
     def limits(self) -> Limits:
         """What of a message is read."""
         return Limits(message_bytes_max=self.message_bytes_max, future_s_max=self.future_s_max)

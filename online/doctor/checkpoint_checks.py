@@ -106,7 +106,7 @@ def _other_stream(settings: Settings, newest: CheckpointView, view: BrokerView) 
     topic, was = settings.clicks_topic, newest.read_from
     where = f"checkpoint {newest.number} in {newest.folder}"
     way_out = f"Set NEXTCLICK_DATA_DIR to the folder of this stream, or keep what was learned and {_BEGIN_ANEW}."
-    read = {at.topic for at in newest.next_offsets} - {settings.items_topic}
+    read = {at.topic for at in newest.next_offsets} - {*settings.topics_beside}
     if read and topic not in read:
         text = f"{where} has read topic {', '.join(sorted(read))}, not {topic}"
         yield Verdict(AREA, "checkpoint", "wrong", text, way_out)

@@ -61,12 +61,13 @@ def _single(settings: Settings, view: BrokerView) -> Iterator[Verdict]:
 
 def _cleanup(settings: Settings, name: str, topic: TopicView) -> Iterator[Verdict]:
     policies = {policy.strip() for policy in topic.settings.get("cleanup.policy", "delete").split(",")}
-    if name == settings.items_topic:
+    if name in {settings.items_topic, settings.users_topic}:
+        what = "items" if name == settings.items_topic else "users' attributes"
         if "compact" not in policies:
-            text = f"{name} is not compacted (cleanup.policy={','.join(sorted(policies))}): old items will vanish"
+            text = f"{name} is not compacted (cleanup.policy={','.join(sorted(policies))}): old {what} will vanish"
             yield Verdict(AREA, "cleanup", "wrong", text, f"Set cleanup.policy=compact on {name}.")
         elif "delete" in policies:
-            text = f"{name} is compacted, and deletes items that were not published for long"
+            text = f"{name} is compacted, and deletes {what} that were not published for long"
             yield Verdict(AREA, "cleanup", "warning", text, f"Set cleanup.policy=compact alone on {name}.")
         else:
             yield Verdict(AREA, "cleanup", "ok", f"{name} is compacted")

@@ -45,6 +45,7 @@ from online.learner.return_times import marks_passed
 from online.learner.stream_time import ActiveClock
 from online.metrics import hit_and_ndcg_at, ranks_in
 from stream.events import Click
+from stream.users import User
 
 NEXTCLICK, AS_SERVED = "nextclick", "nextclick-as-served"
 ONE_OBJECTIVE = "nextclick-one-objective"
@@ -55,6 +56,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "nextclick-without-content": {"content": False},
     ONE_OBJECTIVE: {"event_weights": "", "value_as_worth": False, "objective": P_CLICK},
 }
+#: Likewise, where something is known of users.
+USERS_ABLATIONS: dict[str, dict[str, Any]] = {"nextclick-without-users": {"users_topic": None}}
 ALL_METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
 METHODS = tuple(method for method in ALL_METHODS if method != ONE_OBJECTIVE)  # where no objective is set
 COUNTING = "counting"  # the run that all counting methods share
@@ -92,6 +95,7 @@ class LearnerRun:
         lists: bool = True,
         finetune_every: int = 0,
         items: ReadItems | None = None,
+        users: Sequence[User] = (),
         on_learned: OnLearned = lambda *_: None,
     ) -> None:
         """
@@ -101,6 +105,7 @@ class LearnerRun:
             lists: whether lists are wanted at all; without, every rank as served is inf, and nothing is refreshed.
             finetune_every: clicks between two fine-tunings, which go through the gate; 0: none.
             items: what is known of items. None: nothing, and the site's rule, which would exclude most, does not hold.
+            users: what is known of users beforehand; used where the settings name a topic of users.
             on_learned: called with each micro-batch, and what the learner made of it.
         """
         self.settings = settings
@@ -116,6 +121,9 @@ class LearnerRun:
         self._items = None if items is None else ItemSchedule(items, self.times[0], self.times[-1])
         if self._items is not None:
             self.learner.put_items(self._items.before)
+        if self.learner.groups is not None:
+            for user in users:
+                self.learner.groups.put(user)
         self.refreshes = 0  # as many as a worker's
         self._next = next_clicks(clicks)
         # A heap: clicks that have come, the active time, the moment, and the click that will look.
@@ -210,6 +218,7 @@ class RunInput(NamedTuple):
     settings: Settings
     finetune_every: int = 0  # clicks between two fine-tunings of a learner; 0: none
     items: ReadItems | None = None  # what learners get to know of items
+    users: Sequence[User] = ()  # and of users
 
 
 class Run(NamedTuple):
@@ -259,7 +268,7 @@ def runs_of(methods: Sequence[str]) -> list[Run]:
     runs: list[Run] = []
     for method in methods:
         if method not in baselines.METHODS:
-            overrides = ABLATIONS.get(method, {})
+            overrides = (ABLATIONS | USERS_ABLATIONS).get(method, {})
             same = next((run for run in runs if run.overrides == overrides), None)
             if same is None:
                 runs.append(Run(method, [method], overrides))
@@ -277,18 +286,20 @@ def backtest(
     jobs: int = 1,
     finetune_every: int = 0,
     items: ReadItems | None = None,
+    users: Sequence[User] = (),
     baskets: str = EACH,
     on_progress: OnProgress = lambda *_: None,
 ) -> Outcome:
     """Runs the methods over the clicks, at most `jobs` processes beside each other; the figures do not depend on it.
 
-    `items`: what learners get to know of items. `baskets`: which lines of a basket are scored (`BASKETS`).
+    `items`: what learners get to know of items; `users`: of users, beforehand. `baskets`: which lines of a basket are
+    scored (`BASKETS`).
 
     Raises BacktestError for too few clicks.
     """
     began = time.perf_counter()
     facts, runs = facts_of(clicks, baskets), runs_of(methods)
-    run_input = RunInput(clicks, facts, settings, finetune_every, items)
+    run_input = RunInput(clicks, facts, settings, finetune_every, items, users)
     if jobs == 1 or len(runs) == 1:
         results = {run.name: _go(run, run_input, on_progress) for run in runs}
     else:
@@ -340,7 +351,7 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
 
     going = LearnerRun(
         settings, clicks, lists=lists, finetune_every=run_input.finetune_every, items=run_input.items,
-        on_learned=on_learned,
+        users=run_input.users, on_learned=on_learned,
     )  # fmt: skip
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)

@@ -1,4 +1,4 @@
-"""Items of a file in a backtest: which there are, and when the learner comes to know of them."""
+"""Items and users of files in a backtest: which there are, and when the learner comes to know of items."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from stream.event_files.tally import BAD_ROWS_MAX
 from stream.item_files import BadRow, ItemFile, ItemTally
 from stream.items import Item
+from stream.users import User
 
 
 @dataclass
@@ -28,11 +29,22 @@ def read_items(file: ItemFile, *, bad_rows_max: float = BAD_ROWS_MAX) -> ReadIte
     read = ReadItems()
     for row in file.rows():
         read.tally.add(row)
-        if not isinstance(row, BadRow):
+        if not isinstance(row, BadRow) and isinstance(row.item, Item):
             read.items.append(row.item)
             read.published_at.append(row.published_at)
     read.tally.refuse_if_bad(file.name, bad_rows_max)
     return read
+
+
+def read_users(file: ItemFile, *, bad_rows_max: float = BAD_ROWS_MAX) -> tuple[list[User], ItemTally]:
+    """Reads a file of users. Raises as `read_items`."""
+    users, tally = [], ItemTally(file.kind)
+    for row in file.rows():
+        tally.add(row)
+        if not isinstance(row, BadRow) and isinstance(row.item, User):
+            users.append(row.item)
+    tally.refuse_if_bad(file.name, bad_rows_max)
+    return users, tally
 
 
 class ItemSchedule:

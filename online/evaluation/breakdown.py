@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table
 
 from online.evaluation import calibration
-from online.evaluation.backtest import AS_SERVED, NEXTCLICK, ONE_OBJECTIVE, Outcome, Ranks
-from online.evaluation.backtest_report import best_counting
+from online.evaluation.backtest import AS_SERVED, NEXTCLICK, ONE_OBJECTIVE, USERS_ABLATIONS, Outcome, Ranks
+from online.evaluation.backtest_report import NEW, best_counting
 from online.metrics import hit_and_ndcg_at
 
 FIRST = 10  # clicks of an item that count as early ones
@@ -27,9 +27,10 @@ def breakdown(outcome: Outcome) -> dict[str, Any]:
     `by_event_type`: of streams with several. `value`: where events have one; `value@10` is the sum of the values of
     hits over that of all, NDCG@10 is weighted by positive values. `first_10_of_item`: events among their item's first
     ten. `first_of_item`: events on items that never occurred before; a method that cannot list such an item misses.
-    `calibration`: of learners, on request. `heads`: how well event types and values are predicted, where the clicked
-    item was a candidate. `returned_after_a_week`: share of items that stand in the list of the user who gave them back,
-    a week later. `baskets`: how lines of one user at one time are scored.
+    `first_3_of_user`: events among their user's first three. `calibration`: of learners, on request. `heads`: how well
+    event types and values are predicted, where the clicked item was a candidate. `returned_after_a_week`: share of
+    items that stand in the list of the user who gave them back, a week later. `baskets`: how lines of one user at one
+    time are scored.
     """
     facts = outcome.facts
     counted = facts.counted
@@ -42,6 +43,7 @@ def breakdown(outcome: Outcome) -> dict[str, Any]:
     earlier = facts.earlier_of_item[counted]
     found["first_10_of_item"] = _part(outcome, earlier < FIRST)
     found["first_of_item"] = _part(outcome, earlier == 0)
+    found["first_3_of_user"] = _part(outcome, facts.earlier_of_user[counted] < NEW)
     found["baskets"] = {
         "scoring": outcome.baskets,
         "further_lines": int(facts.further[facts.first_scored :].sum()),
@@ -149,19 +151,22 @@ def _round(value: Any) -> float:
     return round(float(value), _ROUNDED)
 
 
-def breakdown_table(found: dict[str, Any], *, new_items: bool = False) -> Table | None:
+def breakdown_table(found: dict[str, Any], *, new_items: bool = False, new_users: bool = False) -> Table | None:
     """NDCG@10 of the parts, for a terminal of 80 columns; None where there is nothing but new items.
 
     Args:
         found: what the whole report found.
         new_items: whether these are worth a table by themselves.
+        new_users: likewise, of new users.
     """
-    wanted = (NEXTCLICK, AS_SERVED, ONE_OBJECTIVE, best_counting(found["methods"]))
+    wanted = (NEXTCLICK, AS_SERVED, ONE_OBJECTIVE, *USERS_ABLATIONS, best_counting(found["methods"]))
     names = [name for name in wanted if name is not None and name in found["methods"]]
     parts = {f"of type {name}": part for name, part in found.get("by_event_type", {}).items()}
     value = found.get("value")
-    if not (parts or value or new_items):
+    if not (parts or value or new_items or new_users):
         return None
+    if new_users:
+        parts["first 3 of a user"] = found["first_3_of_user"]
     parts |= {"first 10 of an item": found["first_10_of_item"], "first of an item": found["first_of_item"]}
     view = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     view.add_column("NDCG@10 (std. error)")

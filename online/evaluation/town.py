@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stream.events import Click
+from stream.users import User
 
 FOLLOWS_PATH = 0.65  # chance that a click within a session is the next item of the path
 _TO_FAVOURITE = 0.12  # within a session; the rest is something popular on the shelf
@@ -98,6 +99,19 @@ class Town:
             repeat, place = divmod(item // _TASTES, len(shelf))
             names.append(shelf[place * 11 % len(shelf)] + (f" no. {repeat + 1}" if repeat else ""))
         return names
+
+    def user_records(self, truth: float = 0.8) -> list[User]:
+        """What is known of the users: the `district` of most of them (`truth`) tells their first taste, while that of
+        the others, and everybody's `newsletter`, tells nothing."""
+        random = np.random.default_rng((self.seed, 6))
+        districts = np.where(
+            random.random(self.users) < truth, self._tastes[:, 0], random.integers(_TASTES, size=self.users)
+        )
+        newsletters = random.random(self.users) < 0.5
+        return [
+            User(user_id=user, attributes={"district": f"district {district}", "newsletter": newsletter})
+            for user, district, newsletter in zip(self.user_ids, districts.tolist(), newsletters.tolist(), strict=True)
+        ]
 
     def clicks(self, n: int) -> Iterator[Click]:
         """The first `n` clicks, in order of time."""

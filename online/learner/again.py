@@ -84,7 +84,8 @@ def retraced(state: LearnerState, clicks: Sequence[Click]) -> Retraced | None:
     ends = histories.rings()[4].copy()
     gathered = state.store.retrace(histories, queries, past, seen=_seen(state, places))
     histories.rings()[4][:] = ends
-    gathered = state.content.with_columns(gathered, state.content.of(histories, queries, preceding=past.preceding))
+    added = state.added.of(histories, queries, batch.users, preceding=past.preceding)
+    gathered = state.added.with_columns(gathered, added)
     if state.worth is not None:
         gathered = state.worth.with_columns(gathered, histories, queries, ends[slots] - past.preceding)
     network = _network(state, histories, batch) if state.deep_state else None

@@ -190,12 +190,12 @@ class Answerer:
         if wanted is None:
             wanted = [self._rows_of(question) for question in questions]
         seen = self._seen(questions)
-        by_content = state.content.of(histories, queries)
+        added = state.added.of(histories, queries, users)
         gathered = state.store.ask(
             histories, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted),
-            more=NO_SEEN_ROWS if by_content is None else by_content.candidates,
+            more=added.candidates,
         )  # fmt: skip
-        gathered = state.content.with_columns(gathered, by_content)
+        gathered = state.added.with_columns(gathered, added)
         if state.worth is not None:
             gathered = state.worth.with_columns(gathered, histories, queries)
         latest = histories.oldest_first(everyone, state.settings.online_history)

@@ -55,8 +55,9 @@ class RankerArrays(NamedTuple):
         )
 
     @staticmethod
-    def of_content(content: ContentScore) -> "RankerArrays":
-        """Returns what content adds to scores, as the same arrays: its one hidden layer passes through the second."""
+    def of_added(content: ContentScore) -> "RankerArrays":
+        """Returns what a part of the added columns adds to scores, as the same arrays: its one hidden layer passes
+        through the second."""
         linear, up, up_bias, out = (
             part.detach().double().cpu().numpy() for part in (content.linear, content.up, content.up_bias, content.out)
         )

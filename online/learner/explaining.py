@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.recall import RecallHeads
+from online.learner.added import columns_of
 from online.learner.asking import Answer, Answerer, Asked, Question
-from online.learner.content.columns import COLUMNS as CONTENT_COLUMNS
 from online.learner.contributions import RankerArrays, contributions, scores
 from online.learner.facts.features import features
 from online.learner.facts.moments import Hits
@@ -67,10 +67,18 @@ GROUPS = {
 }
 
 
+ADDED_GROUPS = {
+    "content_": "content",
+    "group_": "user_attributes",
+    "shown_": "impressions",
+}  # by how their columns begin
+
+
 def group_of(feature: str) -> str:
     """Returns the group of a feature."""
-    if feature.startswith("content_"):
-        return "content"
+    for prefix, group in ADDED_GROUPS.items():
+        if feature.startswith(prefix):
+            return group
     return GROUPS.get(feature) or GROUPS[feature.rpartition("_")[0]]
 
 
@@ -112,7 +120,8 @@ class Explainer:
         """`zone`: in which weekdays and times of day are named."""
         self.state, self.zone = state, zone
         self.names = [feature.name for feature in features(state.settings.popularity_half_lives)]
-        self.names += [column.name for column in CONTENT_COLUMNS]
+        self.added = [column.name for column in columns_of(state.settings)]
+        self.names += self.added
         self.names += [] if state.worth is None else [OBJECTIVE]
         self.groups = [group_of(name) for name in self.names]
         self._groups = list(dict.fromkeys(self.groups))
@@ -167,14 +176,17 @@ class Explainer:
         if scored.content is not None:
             columns = scored.content[at].double().cpu().numpy()
             kept = scored.present[at].cpu().numpy()
-            content = RankerArrays.of_content(self.state.weights.content)
             base, each_of = columns[kept].mean(0), columns[[slot_of[place] for place in places]]
-            found = np.concatenate([found, contributions(content, each_of, base)], 1)
-            more, *own_more = scores(content, np.concatenate([base[None], each_of])).tolist()
-            average, own = average + more, [one + other for one, other in zip(own, own_more, strict=True)]
+            adds, more = np.zeros_like(each_of), np.zeros(1 + len(places))
+            for part, at_columns in self.state.weights.added.known(scored.content):
+                of_part, both_of = RankerArrays.of_added(part), np.concatenate([base[None], each_of])[:, at_columns]
+                adds[:, at_columns] = contributions(of_part, both_of[1:], both_of[0])
+                more += scores(of_part, both_of)
+            found = np.concatenate([found, adds], 1)
+            average, own = average + more[0], (np.array(own) + more[1:]).tolist()
             each = np.concatenate([each, each_of], 1)
         else:
-            each, found = self._without_content(each), self._without_content(found)
+            each, found = self._without_added(each), self._without_added(found)
         if self.state.worth is not None:
             logs = _log_of_objective(scored, at)
             kept = scored.present[at].cpu().numpy()
@@ -210,9 +222,9 @@ class Explainer:
         weights = np.append(self.state.weights.first.detach().double().cpu().numpy(), 0.0)
         content = scored.gathered.content
         if content is None:
-            inputs, weights = self._without_content(inputs), np.append(weights, np.zeros(len(CONTENT_COLUMNS)))
+            inputs, weights = self._without_added(inputs), np.append(weights, np.zeros(len(self.added)))
         else:
-            first = self.state.weights.content.first.detach().double().cpu().numpy()
+            first = self.state.weights.added.first.detach().double().cpu().numpy()
             inputs, weights = np.concatenate([inputs, content[part]], 1), np.append(weights, first)
         if self.state.worth is not None:
             lost = np.zeros(len(inputs)) if scored.gathered.worth is None else scored.gathered.worth[part, -2]
@@ -224,10 +236,9 @@ class Explainer:
             for place, x in zip(places, each, strict=True)
         }
 
-    @staticmethod
-    def _without_content(features: Doubles) -> Doubles:
-        """Returns features (·, F) followed by columns of content that are all 0."""
-        return np.pad(features, ((0, 0), (0, len(CONTENT_COLUMNS))))
+    def _without_added(self, features: Doubles) -> Doubles:
+        """Returns features (·, F) followed by added columns that are all 0."""
+        return np.pad(features, ((0, 0), (0, len(self.added))))
 
     # Moments
 

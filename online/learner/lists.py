@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from online.learner.batches import Ranking
-from online.learner.facts.store import NO_SEEN_ROWS, Gathered
+from online.learner.facts.store import Gathered
 from online.learner.history import SERVED, next_in_batch
 from online.learner.popular_fill import PopularFill, popular_fill
 from online.learner.preparing import PreparedBatch, served_part
@@ -47,12 +47,12 @@ class ListRanker:
         state = self.state
         requests = self.queries.of_users(users, slots, ages_s).and_also(self.queries.of_unknown_user(0, state.now[1]))
         lists = self.queries.lists(requests, now=state.now[0])
-        by_content = state.content.of(state.histories, lists.queries)
+        added = state.added.of(state.histories, lists.queries, lists.users)
         gathered = state.store.ask(
             state.histories, lists.queries, flagged=state.abuse_filter.flagged, seen=lists.seen,
-            more=NO_SEEN_ROWS if by_content is None else by_content.candidates,
+            more=added.candidates,
         )  # fmt: skip
-        gathered = state.content.with_columns(gathered, by_content)
+        gathered = state.added.with_columns(gathered, added)
         if state.worth is not None:
             gathered = state.worth.with_columns(gathered, state.histories, lists.queries)
         if states is not None:

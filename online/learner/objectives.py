@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.content import ContentScore
+from model.content import AddedScores
 from model.heads import LOG_VALUE_MAX, Calibration, Heads
 from model.reformer import Reformer
 from online.learner.next_item import next_item_loss
@@ -20,7 +20,7 @@ class Networks(Protocol):
     """The part of a ranking model (online/learner/ranking_model.py) that objectives use."""
 
     first: nn.Parameter  # weights of the linear first score, (F - 1,)
-    content: ContentScore
+    added: AddedScores
     network: Reformer
     heads: Heads | None
     calibration: Calibration
@@ -34,7 +34,7 @@ class TrainingBatch:
     present: Tensor | None = None  # (N, K) bool
     places: Tensor | None = None  # (N,) int64 of the clicked items among the K; −1: not kept, or not to be learned from
     forced: Tensor | None = None  # (N, K, F) their features, with clicked items that were not kept put in last place
-    forced_content: Tensor | None = None  # (N, K, G) what content says of them; None: nothing is known
+    forced_content: Tensor | None = None  # (N, K, G) their added columns; None: nothing is known
     forced_present: Tensor | None = None  # (N, K) bool
     forced_places: Tensor | None = None  # (N,) int64
     replayed: tuple[Tensor, Tensor] | None = None  # scores (R, K', networks), the clicked one's first; present (R, K')
@@ -97,8 +97,9 @@ class Pruning:
             return None
         scores = batch.forced @ functional.pad(model.first, (0, 1))  # (N, K), without the network's logit
         if batch.forced_content is not None:
-            scores = scores + batch.forced_content @ model.content.first
-        return _cross_entropy(scores[..., None], batch.forced_present, batch.forced_places, batch.weights)
+            scores = scores + batch.forced_content @ model.added.first
+        scores = model.added.with_offsets(scores[..., None], batch.forced_content)
+        return _cross_entropy(scores, batch.forced_present, batch.forced_places, batch.weights)
 
 
 class NextItem:

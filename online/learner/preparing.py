@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.abuse_filter import user_hashes_of
+from online.learner.added import NOTHING, AddedQuery
 from online.learner.batches import ClickBatch, Impression, TrainedNetwork
-from online.learner.content.queries import ContentQuery
 from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
-from online.learner.facts.store import NO_SEEN_ROWS, Gathered
+from online.learner.facts.store import Gathered
 from online.learner.history import SERVED, HistorySnapshot, earlier_in_batch, next_in_batch
 from online.learner.item_rows import ClickedRows
 from online.learner.next_item import Negatives
@@ -49,7 +49,7 @@ class PreparedBatch:
     gathered_lists: Gathered | None = None
     network: TrainedNetwork | None = None  # None: the Reformer is not used
     popular_fill: PopularFill | None = None  # where lists may be empty
-    by_content: tuple[ContentQuery | None, ContentQuery | None] = (None, None)  # of the clicks, and of the lists
+    added: tuple[AddedQuery, AddedQuery] = (NOTHING, NOTHING)  # of the clicks, and of the lists
     hidden: list[NDArray[np.int64]] | None = None  # (U,) rows that each user has hidden; None: none has
 
     @property
@@ -118,9 +118,9 @@ class BatchPreparer:
             requests = requests.and_also(queries.of_unknown_user(len(clicks), state.now[1]))
             now = state.now[0]
         list_queries = queries.lists(requests, now=now)
-        by_content = (
-            state.content.of(state.histories, click_queries, click_arrays),
-            state.content.of(state.histories, list_queries.queries, click_arrays),
+        added = (
+            state.added.of(state.histories, click_queries, batch.users, click_arrays),
+            state.added.of(state.histories, list_queries.queries, list_queries.users, click_arrays),
         )
         return PreparedBatch(
             counted=counted,
@@ -137,7 +137,7 @@ class BatchPreparer:
             impressions=impressions,
             known_impressions=known_impressions,
             popular=served_part(state.popular_rows(SERVED)),
-            by_content=by_content,
+            added=added,
         )
 
     def gather(self, begun: PreparedBatch) -> tuple[Gathered, Gathered]:
@@ -149,7 +149,7 @@ class BatchPreparer:
             begun.list_queries.queries,
             flagged=self.state.abuse_filter.flagged,
             seen=(begun.click_seen, begun.list_queries.seen),
-            more=candidates_of(begun.by_content),
+            more=(begun.added[0].candidates, begun.added[1].candidates),
         )
 
     def complete(self, begun: PreparedBatch, gathered: tuple[Gathered, Gathered]) -> PreparedBatch:
@@ -165,10 +165,10 @@ class BatchPreparer:
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
         state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.user_hashes[offered])
         self._clear_states(begun)
-        both = zip(gathered, begun.by_content, strict=True)
-        gathered_clicks, gathered_lists = [state.content.with_columns(*one) for one in both]
+        gathered_clicks = state.added.with_columns(gathered[0], begun.added[0], begun.batch)
+        gathered_lists = state.added.with_columns(gathered[1], begun.added[1])
         gathered_clicks, gathered_lists = self._with_worth(begun, gathered_clicks, gathered_lists)
-        state.content.observe(batch.rows[batch.trainable])
+        state.added.observe(batch, state.clock.latest)
         learned = begun.batch
         network = self._network(begun) if state.deep_state and len(learned.users) else None
         fill = hidden = None
@@ -281,12 +281,6 @@ class BatchPreparer:
         return TrainedNetwork(
             histories, slots, np.bincount(of_user), order, guessed, state.tensor(batch.rows), negatives
         )
-
-
-def candidates_of(queries: tuple[ContentQuery | None, ContentQuery | None]) -> tuple[SeenRows, SeenRows]:
-    """Returns the candidates by content of the clicks' queries and of the lists'."""
-    clicks, lists = (NO_SEEN_ROWS if query is None else query.candidates for query in queries)
-    return clicks, lists
 
 
 def served_part(rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -41,6 +41,7 @@ class ListQueries(NamedTuple):
     seen: SeenRows
     lists: NDArray[np.int64]  # (N,) which of the L, in this order, each query is about: rising from 0
     order: NDArray[np.int64]  # (L,) which of the requested lists each is
+    users: list[str]  # N; "" for a user without a history
 
 
 class QueryBuilder:
@@ -104,7 +105,7 @@ class QueryBuilder:
             active,
             np.append(False, lists[1:] == lists[:-1])[: len(at)],
         )
-        return ListQueries(queries, self._seen(users), lists, order)
+        return ListQueries(queries, self._seen(users), lists, order, users)
 
     def seen_by(self, users: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns the rows that users (U,) have clicked, as far as they are kept: starts (U + 1,), and rows, flat."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.adam import Adam
-from model.content import ContentScore
+from model.content import AddedScores, ContentScore
 from model.heads import Calibration, Heads
 from model.items import ItemTable
 from model.optim import Optimizer, OptimizerConfig, RowwiseAdagrad
@@ -27,8 +27,8 @@ from model.ranker import Columns, Ranker
 from model.recall import RecallHeads
 from model.reformer import Reformer, ReformerConfig
 from online.config.settings import Settings
+from online.learner.added import PARTS, parts_of
 from online.learner.arrays import as_tensor, below
-from online.learner.content.columns import STARTS as CONTENT_STARTS
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import Gathered
@@ -93,6 +93,11 @@ def build_optimizer(network: Reformer, settings: Settings, learning_rate: float)
     )
 
 
+def _added_score(part: str, settings: Settings) -> ContentScore:
+    """Creates the score of a part of what is added, as it is before it is trained."""
+    return ContentScore([column.start for column in PARTS[part]], seed=settings.seed)
+
+
 class GradientMonitor:
     """The running level of gradient norms, which tells an explosion from a large step.
 
@@ -146,9 +151,15 @@ class RankingModel:
         heads = [*self.own.parameters(), *self.world.parameters()]
         self._ranker_parameters = list(self.ranker.parameters())
         self._ranking_parameters = [*self._ranker_parameters, *heads, *self.vectors.parameters(), self.first]
-        self.content = ContentScore(CONTENT_STARTS, seed=settings.seed).to(self.device)
-        content = list(self.content.parameters())
-        self._ranking_parameters += content
+        # All of them, so that the optimizer's numbers do not depend on which the settings leave out.
+        of_parts = {part: _added_score(part, settings).to(self.device) for part in PARTS}
+        self.added = AddedScores(
+            {part: of_parts[part] for part in parts_of(settings)}, offsets=settings.learn_impressions
+        )
+        # Workers of a group share weights of one shape, whatever the settings of each are.
+        self._parts = of_parts if settings.workers == "many" else self.added.parts
+        added = [parameter for score in of_parts.values() for parameter in score.parameters()]
+        self._ranking_parameters += added
         self.objective = RankingObjective(settings)
         self.heads: Heads | None = None
         if settings.predicts_worth:
@@ -160,7 +171,7 @@ class RankingModel:
         groups = [
             {"params": [*self._ranker_parameters, self.first], "lr": settings.ranker_learning_rate},
             {"params": heads, "lr": settings.recall_learning_rate},
-            {"params": content, "lr": settings.content_learning_rate},
+            {"params": added, "lr": settings.content_learning_rate},
         ]
         self.adam = Adam(groups)
         table = {"vectors": self.vectors.vectors}
@@ -254,7 +265,7 @@ class RankingModel:
         recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
         first = self._first_scores(gathered.features, lifts, recalled)
         if gathered.content is not None:
-            first += self.content.first_scores(gathered.content)
+            first += self.added.first_scores(gathered.content)
         if gathered.worth is not None:
             first += gathered.worth[:, -2]  # what is lost with the user
         places = np.empty((N, kept), np.int64)
@@ -274,12 +285,12 @@ class RankingModel:
         each = every[: N * kept].view(N, kept, -1)
         if gathered.content is not None:
             content = self.content_of(scored, places)
-            each = each + self.content(content)[..., None]
+            each = each + self.added(content)[..., None]
             scored = scored._replace(content=content)
         if replayed is not None:
             again = every[N * kept :].view(*replayed.features.shape[:2], -1)
             if replayed.content is not None:
-                again = again + self.content(replayed.content)[..., None]
+                again = self.added.with_offsets(again + self.added(replayed.content)[..., None], replayed.content)
             scored = scored._replace(replayed=again)
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)
@@ -318,7 +329,7 @@ class RankingModel:
         return rows.view(*places.shape, -1), present
 
     def content_of(self, scored: ScoredCandidates, places: NDArray[np.int64]) -> Tensor:
-        """Returns what content says of candidates at places (N, K), positions among all C, (N, K, G); 0 for −1."""
+        """Returns the added columns of candidates at places (N, K), positions among all C, (N, K, G); 0 for −1."""
         assert scored.gathered.content is not None
         columns = scored.gathered.content[np.maximum(places, 0)]
         columns[places < 0] = 0
@@ -498,8 +509,8 @@ class RankingModel:
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Returns arrays by name: weights and optimizer state."""
         tensors = self.tensors()
-        if not self.content.trained:  # so that without any item content nothing is kept of it
-            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("content.")}
+        untrained = tuple(f"{part}." for part, score in self._parts.items() if not score.trained)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(untrained)}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
         for number, parameter in enumerate(self._dense()):
             for name, moment in self.adam.state.get(parameter, {}).items():
@@ -518,8 +529,8 @@ class RankingModel:
         tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         for name, module in (("network", self.network), *self._ranking()):
             saved = below(tensors, name)
-            if name == "content" and not saved:  # it was not trained by then
-                saved = ContentScore(CONTENT_STARTS, seed=self.settings.seed).state_dict()
+            if name in PARTS and not saved:  # it was not trained by then
+                saved = _added_score(name, self.settings).state_dict()
             module.load_state_dict(saved)
         self.first.data.copy_(tensors["first"])
         self.optimizer.load_state_tensors(below(tensors, "optimizer"))
@@ -539,10 +550,8 @@ class RankingModel:
 
     def _ranking(self) -> Iterator[tuple[str, nn.Module]]:
         """Yields the modules other than the network, by name."""
-        yield from {
-            "ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors,
-            "content": self.content,
-        }.items()  # fmt: skip
+        yield from {"ranker": self.ranker, "own": self.own, "world": self.world, "vectors": self.vectors}.items()
+        yield from self._parts.items()
 
     def _dense(self) -> list[nn.Parameter]:
         return [parameter for group in self.adam.param_groups for parameter in group["params"]]

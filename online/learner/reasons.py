@@ -224,6 +224,18 @@ def _content(situation: Situation, row: int, values: Values, adds: Values) -> st
     return "has words, tags or values that are clicked often lately"
 
 
+def _user_attributes(situation: Situation, row: int, values: Values, adds: Values) -> str:  # noqa: ARG001
+    if values["group_lift"] > 0:
+        return "clicked more often by users with the same attributes than by others"
+    return f"clicked about {times(_quarter(values, 'group_popular'))} by users with the same attributes"
+
+
+def _impressions(situation: Situation, row: int, values: Values, adds: Values) -> str:  # noqa: ARG001
+    if values["shown_lift"] > 0:
+        return f"clicked {math.exp(values['shown_lift']):.1f} times as often as expected where it was shown"
+    return "passed over less than other items" if not values["shown_passed_ever"] else "shown to you lately"
+
+
 def _most_alike(situation: Situation, row: int) -> str:
     """Returns the name of the latest item that is most like an item in content."""
     content, slots_of = situation.state.listable.content, situation.state.listable.attributes.slots
@@ -246,6 +258,8 @@ _WORDS: dict[str, Callable[[Situation, int, Values, Values], str]] = {
     "lift": _lift,
     "network": _network,
     "content": _content,
+    "user_attributes": _user_attributes,
+    "impressions": _impressions,
 }
 
 # Moments

@@ -23,7 +23,7 @@ class Replayed(NamedTuple):
 
     features: Tensor  # (n, K, F)
     present: Tensor  # (n, K) which are there
-    content: Tensor | None = None  # (n, K, G) what items say; None: nothing is known of any
+    content: Tensor | None = None  # (n, K, G) added columns; None: nothing is known
     weights: Tensor | None = None  # (n,) of the clicks, 1 on average; None: all weigh 1
 
 
@@ -33,11 +33,14 @@ class ReplayBuffer:
     Features are kept as they were, in float16: what replay teaches is how to weigh them.
     """
 
-    def __init__(self, held: int, candidates: int, width: int, seed: int, device: torch.device) -> None:
-        self.held, self.candidates = held, candidates
+    def __init__(
+        self, held: int, candidates: int, width: int, seed: int, device: torch.device, *, added: int = 0
+    ) -> None:
+        """`added`: columns beside the features; 0: as many as the first clicks have."""
+        self.held, self.candidates, self.added = held, candidates, added
         self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
-        self.content: Tensor | None = None  # (R, K, G), once anything is known of items
+        self.content: Tensor | None = None  # (R, K, G) added columns, once anything is known
         self.weights: Tensor | None = None  # (R,) of the clicks, once they weigh differently
         self.user_hashes = np.zeros(held, np.int64)  # their users, as `stream.user_ids.hash_of_digest` says
         self.filled = 0
@@ -58,9 +61,7 @@ class ReplayBuffer:
         at = torch.from_numpy(places).to(self.features.device)
         self.features[at], self.present[at] = features[: len(at)].to(torch.float16), present[: len(at)]
         if content is not None and self.content is None:
-            self.content = zeros(
-                self.held, self.candidates, content.shape[2], dtype=torch.float16, device=self.features.device
-            )
+            self.content = self._no_content(content.shape[2])
         if self.content is not None:
             self.content[at] = 0 if content is None else content[: len(at)].to(torch.float16)
         if weights is not None and self.weights is None:
@@ -110,6 +111,9 @@ class ReplayBuffer:
         self.user_hashes[len(at) : self.filled] = 0
         self.filled = len(at)
 
+    def _no_content(self, columns: int) -> Tensor:
+        return zeros(self.held, self.candidates, columns, dtype=torch.float16, device=self.features.device)
+
     def _places(self, count: int) -> NDArray[np.int64]:
         """Different places for at most R new clicks: free ones first."""
         free = min(count, self.held - self.filled)
@@ -139,9 +143,9 @@ class ReplayBuffer:
         self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
         self.content = None
         if "content" in arrays:
-            content = torch.from_numpy(arrays["content"].copy())[: self.filled]
-            self.content = zeros(self.held, *content.shape[1:], dtype=torch.float16, device=self.features.device)
-            self.content[: self.filled] = content.to(self.features.device)
+            content = torch.from_numpy(arrays["content"].copy())[: self.filled, :, : self.added or None]
+            self.content = self._no_content(self.added or content.shape[2])  # settings may have added columns since
+            self.content[: self.filled, :, : content.shape[2]] = content.to(self.features.device)
         self.weights = None
         if "weights" in arrays:
             self.weights = torch.ones(self.held, device=self.features.device)

@@ -27,7 +27,7 @@ class ScoredCandidates(NamedTuple):
     replayed: Tensor | None = None  # (R, K', networks) the same for replayed clicks, with gradients
     recalled: tuple[NDArray[np.float32], ...] = ()  # (C, heads) soft counts of each memory
     lifts: NDArray[np.float32] = np.zeros(0, np.float32)  # (C,) log of observed by expected clicks
-    content: Tensor | None = None  # (N, K, G) what items say, 0 where there are no more; None: nothing is known
+    content: Tensor | None = None  # (N, K, G) added columns, 0 where there are no more; None: nothing is known
     head_inputs: Tensor | None = None  # (N, K, D) of the heads; None: there are none
     heads: Tensor | None = None  # (N, K, T + 1) chances of the named event types, and the value, if it is next
     situation: Tensor | None = None  # (N, S) of the queries, for calibration

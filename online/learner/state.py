@@ -11,11 +11,11 @@ from torch import Tensor
 from model.vocabulary import Vocabulary
 from online.config.settings import Settings
 from online.learner.abuse_filter import AbuseFilter
+from online.learner.added import AddedQueries, candidates_max, columns_of
 from online.learner.arrays import as_tensor, below, joined
-from online.learner.content.items import CANDIDATES_MAX
-from online.learner.content.queries import ContentQueries
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import FeatureStore, Gathered
+from online.learner.groups.groups import UserGroups
 from online.learner.hidden import HiddenItems
 from online.learner.history import UserHistories
 from online.learner.item_rows import ClickedRows, ItemRows
@@ -27,6 +27,7 @@ from online.learner.reservoir import Reservoir
 from online.learner.return_times import ReturnTimes
 from online.learner.scoring import ScoredCandidates
 from online.learner.seen_items import SeenItems
+from online.learner.shown.shown import ShownItems
 from online.learner.stream_time import ActiveClock
 from online.learner.user_states import UserStates
 from online.learner.user_stores import UserStores
@@ -50,11 +51,32 @@ class LearnerState:
         self.histories = UserHistories(settings.users_held, settings.history_max, values=settings.predicts_worth)
         self.weights = RankingModel(settings)  # the version that serves and learns
         self.device = self.weights.device
-        self.store = FeatureStore(settings, CANDIDATES_MAX if settings.content else 0)
-        self.content = ContentQueries(self)
+        self.store = FeatureStore(settings, candidates_max(settings))
+        self.groups = (
+            None
+            if settings.users_topic is None
+            else UserGroups(settings.user_attributes_held, settings.user_groups_half_life_s)
+        )
+        self.shown = (
+            ShownItems(
+                lists_max=settings.impressions_held,
+                users_max=settings.impressions_users_held,
+                window_s=settings.impressions_window_s,
+                histories=self.histories,
+                vocabulary=lambda: self.vocabulary,
+            )
+            if settings.learn_impressions
+            else None
+        )
+        self.added = AddedQueries(self, settings, self.groups, self.shown)
         self.lift = Lift()
         self.replay = ReplayBuffer(
-            settings.replay_held, settings.replay_candidates, len(self.weights.first) + 1, settings.seed, self.device
+            settings.replay_held,
+            settings.replay_candidates,
+            len(self.weights.first) + 1,
+            settings.seed,
+            self.device,
+            added=len(columns_of(settings)),
         )
         self.states = UserStates(settings, self.weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)
@@ -93,6 +115,10 @@ class LearnerState:
         if self.seen is not None:
             stores.add("seen", self.seen)
         stores.add("hidden", self.hidden)
+        if self.groups is not None:
+            stores.add("groups", self.groups)
+        if self.shown is not None:
+            stores.add("shown", self.shown)
         return stores
 
     @property
@@ -131,6 +157,10 @@ class LearnerState:
             self.reservoir.forget_rows(clicked.freed)
             self.store.forget_rows(clicked.freed)
             self.listable.free_rows(clicked.freed)
+            if self.groups is not None:
+                self.groups.forget_rows(clicked.freed)
+            if self.shown is not None:
+                self.shown.forget_rows(clicked.freed)
             self.lift.forget_rows(clicked.freed)
             if self.worth is not None:
                 self.worth.forget_rows(clicked.freed)
@@ -160,6 +190,10 @@ class LearnerState:
         if self.worth is not None:
             self.worth.grow(len(self.store))
         self.listable.grow(len(self.store))
+        if self.groups is not None:
+            self.groups.grow(len(self.store))
+        if self.shown is not None:
+            self.shown.grow(len(self.store))
 
     def event_type(self, name: str) -> int:
         """The number of an event type, given to the first EVENT_TYPES_MAX."""
@@ -271,7 +305,14 @@ class LearnerState:
         missing = self.user_stores.load_state(arrays, state)
         if "seen" in missing:
             self._see_histories()
-        if lacks := missing - {"seen", "hidden"}:  # which earlier versions do not have
+        if self.groups is not None and "groups" in missing:
+            self.groups.unread = True
+        if lacks := missing - {
+            "seen",
+            "hidden",
+            "groups",
+            "shown",
+        }:  # which earlier versions do not have, or not these settings
             raise KeyError(f"the checkpoint lacks {sorted(lacks)}")
         self.lift.load_state(below(arrays, "lift"))
         self.scores.load_state(state["scores"])

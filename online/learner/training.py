@@ -95,7 +95,7 @@ def training_batch(  # noqa: PLR0917 - each is of one click
         forced_places = places.copy()
         forced_places[left_out] = K - 1
     return TrainingBatch(
-        scores=scored.each,
+        scores=model.added.with_offsets(scored.each, scored.content),
         present=scored.present,
         places=as_tensor(places, model.device),
         forced=forced,

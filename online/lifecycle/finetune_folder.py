@@ -164,7 +164,7 @@ def _model(settings: Settings, weights: Mapping[str, NDArray[Any]]) -> RankingMo
     model = RankingModel(settings)
     tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
     modules = {"network": model.network, "ranker": model.ranker, "own": model.own, "world": model.world}
-    for name, module in {**modules, "vectors": model.vectors, "content": model.content}.items():
+    for name, module in {**modules, "vectors": model.vectors, **model.added.parts}.items():
         module.load_state_dict(below(tensors, name))
     model.first.data.copy_(tensors["first"])
     return model

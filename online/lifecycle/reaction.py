@@ -49,6 +49,8 @@ class Reaction:
         self.reactions += 1
         self.left = self.settings.reaction_clicks
         self.learner.store.decay(self.settings.reaction_counts_kept)
+        if self.learner.groups is not None:
+            self.learner.groups.decay(self.settings.reaction_counts_kept)
         self.learner.replay.forget(self.settings.reaction_replay_kept)
         self.learner.weights.scale_learning_rate(self.factor)
 

@@ -124,7 +124,8 @@ class TuningSteps:
             return
         each = self.weights.ranker.each(found.features)
         if found.content is not None:
-            each = each + self.weights.content(found.content).detach()[..., None]  # only learned online
+            added = self.weights.added
+            each = added.with_offsets(each + added(found.content).detach()[..., None], found.content)  # learned online
         batch = TrainingBatch(replayed=(each, found.present))
         self._adam.zero_grad()
         ranked = ListwiseRanking().loss(self.weights, batch)

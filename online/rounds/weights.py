@@ -17,6 +17,7 @@ MEAN, VARIANCE = "ranker.mean", "ranker.variance"
 GROUPS = ("network.items", "vectors")  # item tables, by the names of their modules
 UNIT = frozenset({"vectors.vectors"})  # whose rows have length 1 in the live weights
 FIXED = ".rotations"  # seeded, never trained
+SINCE_0_3 = ("groups.", "shown.")  # a base of before may lack these: they keep the values that they begin with
 START_BITS = 40
 COUNTER_MAX = 2**53
 
@@ -68,6 +69,7 @@ class Weights:
     def check(self, shape: Shape, *, whole: bool = False) -> None:
         """Raises RoundsError if these cannot be weights of that shape, are not finite, or lack tensors of a `whole`."""
         lacking = (shape.dense.keys() | shape.statistics.keys()) - (self.dense.keys() | self.statistics.keys())
+        lacking = {name for name in lacking if not name.startswith(SINCE_0_3)}
         if whole and (lacking or set(shape.counters) - self.counters.keys()):
             raise RoundsError(f"a whole base lacks {sorted(lacking) or 'counters'}")
         for kind, tensors, expected in (

@@ -49,6 +49,8 @@ def needed_topics(settings: Settings) -> list[Topic]:
         Topic(settings.feedback_topic),
         Topic(settings.impressions_topic, retention_s=settings.impressions_retention_s),
     ]
+    if settings.users_topic is not None:
+        topics.append(Topic(settings.users_topic, compacted=True))
     if settings.workers == "many":
         topics += [
             Topic(settings.control_topic, single=True),
@@ -76,6 +78,27 @@ def open_feedback(settings: Settings) -> ItemsFeed:
         records_max=settings.feedback_records_max,
         interval_s=settings.feedback_interval_s,
         what="hidden items",
+    )
+
+
+def open_users(settings: Settings, topic: str) -> ItemsFeed:
+    """Opens the feed of the users topic, without a consumer group. Raises SourceError."""
+    broker_of(settings).compact(topic)
+    return ItemsFeed(
+        open_reader(settings, topic),
+        records_max=settings.users_records_max,
+        interval_s=settings.users_interval_s,
+        what="users' attributes",
+    )
+
+
+def open_impressions(settings: Settings) -> ItemsFeed:
+    """Opens the feed of the topic of impressions, without a consumer group. Raises SourceError."""
+    return ItemsFeed(
+        open_reader(settings, settings.impressions_topic),
+        records_max=settings.impressions_records_max,
+        interval_s=settings.impressions_interval_s,
+        what="lists that were shown",
     )
 
 

@@ -76,6 +76,8 @@ class Forgetting:
         """Erases a user's data from memory, and begins to erase it elsewhere."""
         digest, record = one.event.user_sha256, one.record
         counts = self.learner.forget(digest)
+        if self.learner.shown is not None:
+            self.learner.shown.ignore_before(digest, one.event.timestamp)
         self.writer.forget(digest)
         self.supervisor.forget()
         if one.owned:
@@ -98,6 +100,20 @@ class Forgetting:
             histories = self.learner.histories  # of a user who has clicked again since
             self.writer.mark_stale(user for user in self.learner.named(digest) if user in histories)
         self.unsaved = True
+
+    def forget_attributes(self, user_id: str, record: Record, *, owned: bool, known: bool) -> None:
+        """Follows a tombstone on the users topic, which has erased what was known of a user: also from older
+        checkpoints and dead letters.
+
+        Args:
+            user_id: of the user.
+            record: the tombstone.
+            owned: whether this worker erases the dead letters of that topic.
+            known: whether anything was known.
+        """
+        if owned:
+            self._letters.add((digest_of(user_id), record.topic, record.partition, record.offset))
+        self.unsaved = self.unsaved or known
 
     @property
     def has_pending(self) -> bool:
@@ -127,9 +143,10 @@ class Forgetting:
         ]
         if not requests:
             return False
-        of_clicks = letter.topic != self.settings.feedback_topic
+        of_clicks = letter.topic == self.settings.clicks_topic
         user_path = self.settings.click_names.paths.get("user_id") if of_clicks else None
-        names = user_ids_in(letter.record.key, letter.record.value, user_path)
+        value = None if letter.topic == self.settings.users_topic else letter.record.value  # which holds attributes
+        names = user_ids_in(letter.record.key, value, user_path)
         return not {digest_of(name) for name in names}.isdisjoint(digest for digest, *_ in requests)
 
     def drop_checkpoints(self) -> None:

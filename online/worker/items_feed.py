@@ -1,4 +1,4 @@
-"""Reads the items topic, or the feedback topic, in a thread beside the loop."""
+"""Reads a topic other than that of clicks in a thread beside the loop."""
 
 import logging
 import queue

@@ -44,7 +44,13 @@ from online.worker.overload import Overload
 from online.worker.poison_pills import Quarantine
 from online.worker.progress import Progress
 from online.worker.shared_checkpoints import SharedCheckpoints
+from online.worker.shown_lists import ImpressionIntake
 from online.worker.steps import StepHook, no_hook
+from online.worker.topic_intake import TopicIntake
+from online.worker.user_attributes import UserIntake
+from stream import feedback as feedback_records
+from stream import impressions as impression_records
+from stream import users as user_records
 from stream.events import Click
 from stream.lists import Lists, ListsError
 from stream.notices import NoticeWriter
@@ -70,6 +76,8 @@ class Loop:
         source: Source,
         items: ItemsFeed,
         feedback: ItemsFeed,
+        users: ItemsFeed | None = None,
+        impressions: ItemsFeed | None = None,
         dead_letters: DeadLetterWriter,
         lists: Lists,
         checkpoints: Checkpoints,
@@ -89,6 +97,8 @@ class Loop:
             source: where clicks come from.
             items: updates of items.
             feedback: what users say of items.
+            users: what is known of users; None: nothing, as there is no topic of it.
+            impressions: lists that were shown; None: they are not learned from.
             dead_letters: takes messages that are no clicks.
             lists: where lists are written.
             checkpoints: where checkpoints are written.
@@ -123,7 +133,7 @@ class Loop:
                 messages=settings.unreadable_messages,
                 emit=self.notices.emit,
             )
-            for topic in (settings.clicks_topic, settings.items_topic, settings.feedback_topic)
+            for topic in (settings.clicks_topic, *settings.topics_beside)
         }
         self.intake = Intake(
             settings,
@@ -184,19 +194,48 @@ class Loop:
             emit=self.notices.emit,
             monotonic=monotonic,
         )
+        intake = partial(TopicIntake, dead_letters=dead_letters, progress=self.progress, emit=self.notices.emit)
         self.feedback = FeedbackIntake(
             settings,
-            feed=feedback,
+            intake(
+                settings.feedback_topic,
+                feed=feedback,
+                read=lambda record: feedback_records.parse(record.value, now=clock(), limits=settings.limits),
+                unreadable=self.unreadable[settings.feedback_topic],
+            ),
             learner=self.learner,
             writer=self.writer,
             forgetting=self.forgetting,
-            dead_letters=dead_letters,
-            progress=self.progress,
-            unreadable=self.unreadable[settings.feedback_topic],
-            emit=self.notices.emit,
-            clock=clock,
             owns=self._owns,
         )
+        self.users: UserIntake | None = None
+        if users is not None and settings.users_topic is not None and self.learner.groups is not None:
+            self.users = UserIntake(
+                intake(
+                    settings.users_topic,
+                    feed=users,
+                    read=lambda record: user_records.parse(record.key, record.value, limits=settings.limits),
+                    unreadable=self.unreadable[settings.users_topic],
+                ),
+                groups=self.learner.groups,
+                forgetting=self.forgetting,
+                owns=lambda: self._owns(Partition(settings.clicks_topic, 0)),
+            )
+        self.impressions: ImpressionIntake | None = None
+        if impressions is not None and self.learner.shown is not None:
+            self.impressions = ImpressionIntake(
+                TopicIntake(
+                    settings.impressions_topic,
+                    feed=impressions,
+                    read=lambda record: impression_records.parse(record.value, now=clock(), limits=settings.limits),
+                    dead_letters=None,  # each is worth little, and names a user
+                    progress=self.progress,
+                    unreadable=self.unreadable[settings.impressions_topic],
+                    emit=self.notices.emit,
+                ),
+                shown=self.learner.shown,
+                now=lambda: self.learner.now[0],
+            )
         self.read_from: dict[str, str] = {}  # cluster, topic, group: what the offsets belong to
         self.checkpointer = Checkpointer(
             settings,
@@ -283,6 +322,10 @@ class Loop:
         """
         self.writer.start()
         self.feedback.start()
+        if self.users is not None:
+            self.users.start()
+        if self.impressions is not None:
+            self.impressions.start()
         group = self.group
         self.source.start(
             on_assigned=self._assigned,
@@ -362,10 +405,14 @@ class Loop:
         return len(records)
 
     def _apply_updates(self) -> None:
-        """Takes in what the topics of items and of feedback say; the next lists go by it."""
+        """Takes in what the topics of items, feedback, users and impressions say; the next lists go by it."""
         self._reached("items")
         self.writer.apply_item_updates()
         self.feedback.take_in()
+        if self.users is not None:
+            self.users.take_in()
+        if self.impressions is not None:
+            self.impressions.take_in()
 
     def _answer_questions(self, *, idle: bool) -> None:
         """Ranks what the API asks for. It changes nothing that is saved, so it is no step of the order of effects."""

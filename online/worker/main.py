@@ -28,6 +28,7 @@ from online.worker.checkpoint import Checkpoints, DiskFullError
 from online.worker.connections import (
     open_eraser,
     open_feedback,
+    open_impressions,
     open_items,
     open_lists,
     open_notices,
@@ -35,6 +36,7 @@ from online.worker.connections import (
     open_reader,
     open_source,
     open_tail,
+    open_users,
     prepare_topics,
     stream_origin,
 )
@@ -169,6 +171,8 @@ def _lives(
         box = DeadLetterWriter(producer, reader, settings.dead_letters_topic, eraser, backoff(settings))
         items = opened(partial(open_items, settings))
         feedback = opened(partial(open_feedback, settings))
+        users = None if settings.users_topic is None else opened(partial(open_users, settings, settings.users_topic))
+        impressions = opened(partial(open_impressions, settings)) if settings.learn_impressions else None
         notices = parts.enter_context(closing(open_notices(settings)))
         membership = None if settings.workers == "one" else _membership(settings, opened, producer)
         loop = Loop(
@@ -176,6 +180,8 @@ def _lives(
             source=source,
             items=items,
             feedback=feedback,
+            users=users,
+            impressions=impressions,
             dead_letters=box,
             lists=lists,
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

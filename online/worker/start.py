@@ -141,8 +141,7 @@ def _check_new(settings: Settings, committed: Mapping[Partition, int], *, from_b
 def _of_another_stream(loop: "Loop", stream: Origin) -> str | None:
     """Returns which other stream the checkpoint has read, as the end of a sentence; None if it is this one."""
     topic, was = loop.settings.clicks_topic, loop.read_from
-    besides = {loop.settings.items_topic, loop.settings.feedback_topic}
-    read = {partition.topic for partition in loop.progress.next_offsets} - besides
+    read = {partition.topic for partition in loop.progress.next_offsets} - {*loop.settings.topics_beside}
     if read and topic not in read:
         return f"has read topic {', '.join(sorted(read))}, not {topic}"
     cluster = was.get("cluster", "")

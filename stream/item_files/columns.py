@@ -1,4 +1,4 @@
-"""Which column of a file of items is which field: as `--columns` says, else by what others call them.
+"""Which column of a file of items, or of users, is which field: as `--columns` says, else by what others call them.
 
 What is guessed is guessed from the first rows, and shown before anything is published.
 """
@@ -11,30 +11,17 @@ from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from stream.click_fields import ALIASES, at
+from stream.click_fields import at
 from stream.event_files.columns import folded, listed
 from stream.event_files.errors import EventFileError, shown
 from stream.item_files.cells import is_absent, kind_of_texts
+from stream.item_files.kinds import ID, ITEMS, PUBLISHED_AT, TAGS, Kind
 from stream.items import ATTRIBUTES_MAX, NAME_BYTES_MAX
 
-ID, TITLE, TAGS, PUBLISHED_AT, AVAILABLE = "id", "title", "tags", "published_at", "available"
-FIELDS = (ID, TITLE, TAGS, PUBLISHED_AT, AVAILABLE)
 SEPARATORS = ("|", ";", ",")  # of tags; in this order where several are equally frequent
 TYPED = "as it is"  # the kind of a column whose values have types
 
-# Lower case, without what is no letter; the likeliest first.
-_NAMES = {
-    ID: ("itemid", "item", "id", *ALIASES["item_id"]),
-    TITLE: ("title", "name", "itemtitle", "itemname", "producttitle", "productname", "displayname", "headline"),
-    TAGS: ("tags", "tag", "genres", "genre", "categories", "keywords", "labels", "topics"),
-    PUBLISHED_AT: (
-        *("publishedat", "published", "publishdate", "publicationdate", "releasedat", "releasedate", "released"),
-        *("createdat", "created", "dateadded", "firstseen", "launchdate"),
-    ),
-    AVAILABLE: ("available", "isavailable", "instock", "isactive", "active"),
-}
 _NO_LETTER = re.compile(r"[^a-z]")
-_NO_ID = frozenset({"title", "url", "session"})  # names of ids of clicks that are something else here
 
 
 @dataclass(frozen=True)
@@ -57,6 +44,7 @@ class ItemColumns:
     attributes: Mapping[str, str]  # column: kind of its values
     separator: str  # of tags in text; "": each is one tag
     left_out: tuple[str, ...] = ()  # columns beyond the limits of attributes
+    kind: Kind = ITEMS
 
     def lines(self) -> list[str]:
         """What was said or guessed, a line each."""
@@ -68,18 +56,19 @@ class ItemColumns:
         )
         found.append(f"attributes: {attributes or 'none'}")
         if self.left_out:
-            found.append(f"not read: {', '.join(map(shown, self.left_out))} (an item has {ATTRIBUTES_MAX} attributes)")
+            left_out = ", ".join(map(shown, self.left_out))
+            found.append(f"not read: {left_out} ({self.kind.one} has {ATTRIBUTES_MAX} attributes)")
         return found
 
 
-def parse_item_columns(text: str) -> dict[str, str]:
+def parse_item_columns(text: str, kind: Kind = ITEMS) -> dict[str, str]:
     """`id=sku,title=name,tags=` as {field: column}. Raises ValueError with one line."""
     found: dict[str, str] = {}
     for part in re.split(r",(?=\s*\w+\s*=)", text):
         given, equals, column = part.partition("=")
-        name = {"item": ID, "item_id": ID}.get(given.strip().lower(), given.strip().lower())
-        if not equals or name not in FIELDS:
-            raise ValueError(f"{shown(part)!r} is none of {', '.join(f'{one}=COLUMN' for one in FIELDS)}")
+        name = {kind.word: ID, f"{kind.word}_id": ID}.get(given.strip().lower(), given.strip().lower())
+        if not equals or name not in kind.names:
+            raise ValueError(f"{shown(part)!r} is none of {', '.join(f'{one}=COLUMN' for one in kind.names)}")
         if name in found:
             raise ValueError(f"{name} is given twice")
         if name == ID and not column.strip():
@@ -94,7 +83,13 @@ def parse_only(text: str) -> tuple[str, ...]:
 
 
 def find_item_columns(
-    name: str, sample: Sequence[Mapping[str, Any]], options: ItemOptions, *, typed: bool, decimal_comma: bool
+    name: str,
+    sample: Sequence[Mapping[str, Any]],
+    options: ItemOptions,
+    *,
+    typed: bool,
+    decimal_comma: bool,
+    kind: Kind = ITEMS,
 ) -> ItemColumns:
     """Decides how rows are read.
 
@@ -104,12 +99,13 @@ def find_item_columns(
         options: what was said.
         typed: whether values have types; else the kind of a column is that of all its texts in the sample.
         decimal_comma: whether numbers may have one.
+        kind: of records.
 
     Raises:
         EventFileError: a column that was named, or that of the id, is not there.
     """
     names = list(dict.fromkeys(column for row in sample for column in row))
-    fields = _fields(name, names, sample, options)
+    fields = _fields(name, names, sample, options, kind)
     taken = {*fields.values(), *(path.partition(".")[0] for path in fields.values() if path not in names)}
     others = [column for column in names if column not in taken]
     if options.only is not None:
@@ -127,26 +123,26 @@ def find_item_columns(
     separator = options.tag_separator
     if separator is None:
         separator = _separator(sample, fields[TAGS]) if TAGS in fields else ""
-    return ItemColumns(fields, kinds, separator, tuple(column for column in others if column not in kept))
+    return ItemColumns(fields, kinds, separator, tuple(column for column in others if column not in kept), kind)
 
 
 def _fields(
-    name: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]], options: ItemOptions
+    name: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]], options: ItemOptions, kind: Kind
 ) -> dict[str, str]:
     found: dict[str, str] = {}
-    for one in FIELDS:
+    for one in kind.names:
         given = options.columns.get(one)
         if given == "":
             continue
-        column = _guessed(one, names, found) if given is None else _named(given, names, sample)
+        column = _guessed(kind.names[one], names, found) if given is None else _named(given, names, sample)
         if column is not None:
             found[one] = column
         elif given is not None:
             raise EventFileError(f"{name} has no column {shown(given)!r} (--columns): there are {listed(names)}")
     if ID not in found:
         raise EventFileError(
-            f"{name} has no column that is known to hold the items' ids: there are {listed(names)}; say which it is, "
-            "as in --columns id=COLUMN"
+            f"{name} has no column that is known to hold the {kind.words}' ids: there are {listed(names)}; say which "
+            "it is, as in --columns id=COLUMN"
         )
     return found
 
@@ -159,9 +155,8 @@ def _named(given: str, names: Sequence[str], sample: Sequence[Mapping[str, Any]]
     return None
 
 
-def _guessed(one: str, names: Sequence[str], taken: Mapping[str, str]) -> str | None:
+def _guessed(known: Sequence[str], names: Sequence[str], taken: Mapping[str, str]) -> str | None:
     letters = {_NO_LETTER.sub("", folded(column)): column for column in reversed(names)}
-    known = [alias for alias in _NAMES[one] if one != ID or alias not in _NO_ID]
     return next((letters[alias] for alias in known if alias in letters and letters[alias] not in taken.values()), None)
 
 

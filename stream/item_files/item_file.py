@@ -1,4 +1,4 @@
-"""A file of items, whatever its kind."""
+"""A file of items, or of users, whatever its type."""
 
 import json
 from collections import Counter
@@ -13,17 +13,10 @@ from stream.event_files.errors import EventFileError, shown
 from stream.event_files.table import Table, TableRow
 from stream.events import BadEvent, Limits
 from stream.item_files.cells import CellError, attribute_of, is_absent, moment_of, tags_of, truth_of
-from stream.item_files.columns import (
-    AVAILABLE,
-    ID,
-    PUBLISHED_AT,
-    TAGS,
-    TITLE,
-    ItemColumns,
-    ItemOptions,
-    find_item_columns,
-)  # fmt: skip
-from stream.items import FIELDS, TEXT_BYTES_MAX, Item, parse
+from stream.item_files.columns import ItemColumns, ItemOptions, find_item_columns
+from stream.item_files.kinds import AVAILABLE, ID, ITEMS, PUBLISHED_AT, TAGS, TITLE, Kind
+from stream.items import TEXT_BYTES_MAX, Item
+from stream.users import User
 
 VECTOR = "vector"
 SAMPLE_ROWS = 1_000  # from which columns are guessed
@@ -39,12 +32,12 @@ class ItemRow(NamedTuple):
     line: int
     key: bytes
     value: bytes
-    item: Item  # as a worker reads the two
+    item: Item | User  # as a worker reads the two
     published_at: float | None  # seconds since 1970
 
 
 class BadRow(NamedTuple):
-    """A row that is no item."""
+    """A row that is none."""
 
     line: int
     reason: str
@@ -52,23 +45,27 @@ class BadRow(NamedTuple):
 
 
 class ItemFile:
-    """A file of items. Memory does not grow with its size.
+    """A file of items or users. Memory does not grow with its size.
 
     Raises EventFileError, on opening, for what cannot be opened and for columns that are missing; while rows are read,
     for damaged data.
     """
 
-    def __init__(self, path: Path, options: ItemOptions = _AS_IT_IS, *, limits: Limits = _LIMITS) -> None:
+    def __init__(
+        self, path: Path, options: ItemOptions = _AS_IT_IS, *, limits: Limits = _LIMITS, kind: Kind = ITEMS
+    ) -> None:
+        """`kind`: what the file holds."""
+        self.kind = kind
         self._table = Table(path, delimiter=options.delimiter, encoding=options.encoding)
         self.name = self._table.name
         self._limits = limits
         self._zone = options.timezone or UTC
         sample = [row.values for row in islice(self._table.rows(), SAMPLE_ROWS) if not row.fault]
         if not sample:
-            raise EventFileError(f"{self.name} has no row that can be read: an item on each is needed")
+            raise EventFileError(f"{self.name} has no row that can be read: one {kind.word} on each is needed")
         self._decimal_comma = self._table.delimiter == ";"
         self.columns: ItemColumns = find_item_columns(
-            self.name, sample, options, typed=self._table.is_typed, decimal_comma=self._decimal_comma
+            self.name, sample, options, typed=self._table.is_typed, decimal_comma=self._decimal_comma, kind=kind
         )
         self._any_attribute = self._table.is_typed and options.only is None
         self.dropped: Counter[tuple[str, str]] = Counter()  # values left out of rows that were taken: column, why
@@ -100,7 +97,7 @@ class ItemFile:
             return BadRow(row.line, f"invalid-{field}", f"{field} {why}")
         except UnicodeEncodeError:
             return BadRow(row.line, "invalid-utf8", "it holds bytes that are no UTF-8: --encoding says what it is")
-        item = parse(key, value, limits=self._limits)
+        item = self.kind.parse(key, value, limits=self._limits)
         if isinstance(item, BadEvent):
             return BadRow(row.line, item.reason, item.detail)
         self.dropped.update(dropped)
@@ -131,7 +128,7 @@ class ItemFile:
         found: dict[str, Any] = {}
         for column, kind in self.columns.attributes.items():
             cell = values.get(column)
-            if column == VECTOR and isinstance(cell, list):
+            if column == VECTOR and VECTOR in self.kind.own and isinstance(cell, list):
                 found[column] = cell  # a field of the record, checked as one
                 continue
             try:
@@ -141,8 +138,8 @@ class ItemFile:
                 continue
             if isinstance(attribute, str) and len(attribute.encode()) > TEXT_BYTES_MAX:
                 dropped.append((column, f"is longer than {TEXT_BYTES_MAX} bytes"))
-            elif attribute is not None and column in FIELDS:
-                dropped.append((column, "has a name that is taken by a field of items"))
+            elif attribute is not None and column in self.kind.own:
+                dropped.append((column, f"has a name that is taken by a field of {self.kind.words}"))
             elif attribute is not None:
                 found[column] = attribute
         if self._any_attribute:
@@ -158,6 +155,6 @@ class ItemFile:
     def remarks(self) -> list[str]:
         """What has been left out of rows that were taken, a line each."""
         return [
-            f"left out of items: {count:,} values of {shown(column)!r}, each of which {why}"
+            f"left out of {self.kind.words}: {count:,} values of {shown(column)!r}, each of which {why}"
             for (column, why), count in self.dropped.most_common()
         ]

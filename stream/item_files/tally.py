@@ -1,4 +1,4 @@
-"""What is reported of many rows of a file of items: how many are none, and how many are of an item that came before."""
+"""What is reported of many rows of a file of items, or of users: how many are none, and how many came before."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from itertools import islice
 from stream.event_files.errors import EventFileError, shown
 from stream.event_files.tally import CHECKED_ROWS_MAX, percent
 from stream.item_files.item_file import BadRow, ItemFile, ItemRow
+from stream.item_files.kinds import ITEMS, Kind
 
 #: Ids that are remembered, to tell rows of one item; beyond, rows are not told.
 IDS_REMEMBERED_MAX = 1_000_000
@@ -18,6 +19,7 @@ _EXAMPLE_CHARACTERS_MAX = 160
 class ItemTally:
     """Of the rows so far, in order."""
 
+    kind: Kind = ITEMS  # what the rows are
     rows: int = 0
     bad: Counter[str] = field(default_factory=Counter)  # by reason
     examples: list[str] = field(default_factory=list)  # the first bad rows
@@ -47,12 +49,15 @@ class ItemTally:
         found = []
         if self.bad:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common())
-            found.append(f"left out, not readable as items: {reasons}")
+            found.append(f"left out, not readable as {self.kind.words}: {reasons}")
             found += self.examples
             if self.bad.total() > len(self.examples):
                 found.append(f"and {self.bad.total() - len(self.examples):,} more rows")
         if self.repeated:
-            found.append(f"{self.repeated:,} rows are of an item that came before: of each item the last row counts")
+            found.append(
+                f"{self.repeated:,} rows are of {self.kind.one} that came before: of each {self.kind.word} the last "
+                "row counts"
+            )
         return found
 
     def refuse_if_bad(self, name: str, share_max: float, consequence: str = "") -> None:
@@ -68,8 +73,8 @@ class ItemTally:
             else "--columns says which column is which"
         )
         raise EventFileError(
-            f"{name}: {bad:,} of {self.rows:,} rows ({percent(share)}) cannot be read as items{consequence}: {reasons}"
-            f"; {'; '.join(self.examples)}; {way_on}"
+            f"{name}: {bad:,} of {self.rows:,} rows ({percent(share)}) cannot be read as {self.kind.words}"
+            f"{consequence}: {reasons}; {'; '.join(self.examples)}; {way_on}"
         )
 
 
@@ -78,7 +83,7 @@ def check_items(file: ItemFile, limit: int | None = None) -> ItemTally:
 
     Raises EventFileError for what cannot be read.
     """
-    tally = ItemTally()
+    tally = ItemTally(file.kind)
     for row in islice(file.rows(), min(CHECKED_ROWS_MAX, limit or CHECKED_ROWS_MAX)):
         tally.add(row)
     return tally

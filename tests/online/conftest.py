@@ -32,6 +32,8 @@ from online.worker.steps import StepHook, no_hook
 from stream.events import Click, encode
 from stream.feedback import Feedback
 from stream.feedback import encode as encode_feedback
+from stream.impressions import Impression
+from stream.impressions import encode as encode_impression
 from stream.item_records import ItemRecord
 from stream.lists import Lists, ListsError, Memory, TopList, Watermark, WriteResult
 from stream.source import Partition, Record, SourceError
@@ -426,6 +428,8 @@ class WorkerHarness:
     clicks_topic: str = "clicks"
     items_topic: str = "items"
     feedback_topic: str = "nextclick.feedback"
+    users_topic: str = "users"
+    impressions_topic: str = "nextclick.impressions"
     dead_topic: str = "clicks.dead"
     abort: Any = ABORT
     aborted: type[BaseException] = AbortedError
@@ -433,6 +437,8 @@ class WorkerHarness:
     eraser: ListEraser = field(init=False)
     feed: ListFeed = field(init=False)
     feedback: ListFeed = field(init=False)
+    users: ListFeed = field(init=False)
+    impressions: ListFeed = field(init=False)
 
     def publish(self, values: Sequence[Any], *, partitions: int = 1) -> None:
         """Clicks, bytes as they are, or ABORT; a user's clicks stay in one partition."""
@@ -445,6 +451,15 @@ class WorkerHarness:
     def publish_item(self, item_id: str, value: bytes | None) -> None:
         """What the items topic says of an item; None: a tombstone."""
         self.broker.append(self.items_topic, value, key=item_id.encode())
+
+    def publish_user(self, user_id: str, value: bytes | None) -> None:
+        """What the users topic says of a user; None: a tombstone."""
+        self.broker.append(self.users_topic, value, key=user_id.encode())
+
+    def publish_impression(self, shown: Impression | bytes) -> None:
+        """A list that was shown; bytes as they are."""
+        value = shown if isinstance(shown, bytes) else encode_impression(shown)
+        self.broker.append(self.impressions_topic, value, key=None)
 
     def publish_feedback(self, *records: Any) -> None:
         """What users say of items; bytes as they are."""
@@ -465,12 +480,16 @@ class WorkerHarness:
         self.producer, self.eraser = ListProducer(self.broker), ListEraser(self.broker)
         self.feed = ListFeed(self.broker, Partition(self.items_topic, 0), settings.items_records_max)
         self.feedback = ListFeed(self.broker, Partition(self.feedback_topic, 0), settings.feedback_records_max)
+        self.users = ListFeed(self.broker, Partition(self.users_topic, 0), settings.users_records_max)
+        self.impressions = ListFeed(self.broker, Partition(self.impressions_topic, 0), settings.impressions_records_max)
         box = DeadLetterWriter(self.producer, ListReader(self.broker, self.dead_topic), self.dead_topic, self.eraser)
         return Loop(
             settings,
             source=ListSource(self.broker, self.clicks_topic),  # type: ignore[arg-type]
             items=self.feed,  # type: ignore[arg-type]
             feedback=self.feedback,  # type: ignore[arg-type]
+            users=self.users,  # type: ignore[arg-type]
+            impressions=self.impressions,  # type: ignore[arg-type]
             dead_letters=box,
             lists=self.lists,  # type: ignore[arg-type]
             checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),

@@ -46,6 +46,29 @@ class AskingSettings(BaseSettings):
         "How long Kafka keeps the topic of impressions, which names users, where nextclick creates it. The embedded "
         "log keeps as many as NEXTCLICK_LOG_RECORDS_MAX.",
     )
+    learn_impressions: bool = setting(
+        False,
+        "Whether the worker reads the topic of impressions, and ranking goes by what was shown and not clicked.",
+        "Set it where all lists that a site shows are sent, those of POST /v1/rank (NEXTCLICK_LOG_IMPRESSIONS=all) and "
+        "others (POST /v1/impressions).",
+    )
+    impressions_window_s: Rate = setting(
+        1_800.0, "Time after a list was shown in which a click on one of its items is a click on that list."
+    )
+    impressions_held: Positive = setting(
+        20_000,
+        "Lists that wait for clicks, 0.4 kB each. The oldest one makes room, and is not learned from.",
+        "Raise it to the number of lists that are shown within NEXTCLICK_IMPRESSIONS_WINDOW_S.",
+    )
+    impressions_users_held: Positive = setting(
+        50_000,
+        "Users of whom it is remembered which items they were shown and did not click, 0.4 kB each. The user who was "
+        "shown a list least recently makes room.",
+    )
+    impressions_records_max: Positive = fixed(
+        500, "Records of the topic of impressions that are taken after each micro-batch."
+    )
+    impressions_interval_s: Rate = fixed(1.0, "Time between two reads of the topic of impressions.")
     impressions_waiting_max: Positive = fixed(
         10_000, "Lists that wait to be logged at most. Those beyond it are counted and not logged."
     )

@@ -1,15 +1,15 @@
-"""What items say of themselves, in ranking."""
+"""What items say of themselves, and what is known of users, in ranking."""
 
 from typing import Annotated
 
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from online.config.sections.fields import Rate, setting
+from online.config.sections.fields import Positive, Rate, setting
 
 
 class ContentSettings(BaseSettings):
-    """Titles, tags, attributes and vectors of items, as the ranker uses them."""
+    """Titles, tags, attributes and vectors of items, and attributes of users, as the ranker uses them."""
 
     content: bool = setting(
         True,
@@ -22,4 +22,17 @@ class ContentSettings(BaseSettings):
         "Items without a click that may be listed: a quarter of NEXTCLICK_ITEMS_HELD at most. The one published first "
         "makes room.",
     )
-    content_learning_rate: Rate = setting(0.01, "Learning rate of what content adds to scores (Adam).")
+    content_learning_rate: Rate = setting(
+        0.01, "Learning rate of what content and users' attributes add to scores (Adam)."
+    )
+    user_attributes_held: Positive = setting(
+        100_000,
+        "Users whose attributes and tags are held. The user of whom there was no record and no click for longest makes "
+        "room.",
+        "Raise it to the number of users on NEXTCLICK_USERS_TOPIC.",
+    )
+    user_groups_half_life_s: Rate = setting(
+        30 * 86_400.0,
+        "Time after which a click counts half in what users with the same attribute value click on. A gap between two "
+        "clicks of the stream counts as an hour at most.",
+    )

@@ -44,6 +44,12 @@ class StreamSettings(BaseSettings):
     feedback_topic: str = setting(
         "nextclick.feedback", "Topic of what users say of items: which not to show them, and dislikes.", min_length=1
     )
+    users_topic: str | None = setting(
+        None,
+        "Compacted topic of users' attributes and tags. Unset: there is none, and nothing of them is used.",
+        "Set it, to users for example, where something is known of users before they click.",
+        min_length=1,
+    )
     consumer_group: str = setting("nextclick", "Kafka consumer group of the worker.", min_length=1)
     workers: Literal["one", "many"] = setting(
         "one",
@@ -108,6 +114,8 @@ class StreamSettings(BaseSettings):
     items_interval_s: Rate = fixed(1.0, "Time between two reads of the items topic.")
     feedback_records_max: Positive = fixed(500, "Records of the feedback topic that are taken after each micro-batch.")
     feedback_interval_s: Rate = fixed(1.0, "Time between two reads of the feedback topic.")
+    users_records_max: Positive = fixed(500, "Records of the users topic that are taken after each micro-batch.")
+    users_interval_s: Rate = fixed(1.0, "Time between two reads of the users topic.")
     event_ids_held: Positive = setting(
         200_000, "Latest event ids that are remembered in order to recognise clicks that are delivered again."
     )

@@ -31,7 +31,9 @@ def bag_of(
     """Returns the features of an item, each once, and how many of them are no parts of words; those come first."""
     heads = dict.fromkeys(_hashed(f"{tag}", TAGS_FROM) for tag in map(normalised, tags))
     heads |= dict.fromkeys(
-        _hashed(f"{name}={_value(attributes[name])}", FIELDS_FROM) for name in sorted(attributes) if name != TIME_FIELD
+        _hashed(f"{name}={value_text(attributes[name])}", FIELDS_FROM)
+        for name in sorted(attributes)
+        if name != TIME_FIELD
     )
     words = _WORD.findall(normalised(title or ""))[:WORDS_MAX]
     heads |= dict.fromkeys(_hashed(word, WORDS_FROM) for word in words)
@@ -58,7 +60,7 @@ def _grams(words: Sequence[str]) -> Iterator[str]:
                 yield marked[at : at + length]
 
 
-def _value(value: float | str | bool) -> str:
+def value_text(value: float | str | bool) -> str:
     """Returns an attribute's value as text; a number's, as the bin of its logarithm."""
     if isinstance(value, bool | str):
         return normalised(str(value))

@@ -49,7 +49,7 @@ class Gathered(NamedTuple):
     own: Hits  # moments of the query's user
     world: Hits  # moments of all users
     followers: NDArray[np.int32]  # (N, SHOWN) what followed the last item most often, best first; 0 beyond
-    content: NDArray[np.float32] | None = None  # (C, G) of online/learner/content/; None: nothing is known
+    content: NDArray[np.float32] | None = None  # (C, G) of online/learner/added.py; None: nothing is known
     worth: NDArray[np.float32] | None = None  # (C, W) of online/learner/worth/; None: only next items are predicted
 
     def part(self, start: int, stop: int) -> "Gathered":

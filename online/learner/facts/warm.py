@@ -23,6 +23,7 @@ from online.learner.facts.jit import cache_folder
 from online.learner.learner import Learner
 from stream.events import Click
 from stream.items import Item
+from stream.users import User
 
 _NOT_KEPT = f"but they cannot be kept in {cache_folder()}: name a folder with NUMBA_CACHE_DIR"
 BEFOREHAND = "python -m online.learner.facts.warm"
@@ -62,6 +63,7 @@ TINY: dict[str, Any] = {
     "abuse_repeats_at_once": 2,
     "reformer": True,
     "deep_state": True,
+    "users_topic": "users",
 }
 
 
@@ -110,6 +112,9 @@ def use_all_loops() -> None:
 def _use(learner: Learner) -> None:
     users = [f"u{n}" for n in range(5)]
     learner.put_items([Item(item_id=f"i{n}", title=f"item {n}", tags=("all",)) for n in range(3)])
+    assert learner.groups is not None
+    for user in users:
+        learner.groups.put(User(user_id=user, tags=("all",)))
 
     def clicks(start: int, count: int) -> list[Click]:
         """Every user clicks on one item after the other, with some that come again and, in time, more than are held."""

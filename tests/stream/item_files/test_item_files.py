@@ -25,7 +25,7 @@ from stream.item_files import (
     parse_only,
 )  # fmt: skip
 from stream.item_files.cells import CellError, is_absent, kind_of_texts, moment_of, number_in, tags_of
-from stream.item_files.columns import AVAILABLE, ID, PUBLISHED_AT, TAGS, TITLE
+from stream.item_files.kinds import AVAILABLE, ID, PUBLISHED_AT, TAGS, TITLE
 from stream.items import TEXT_BYTES_MAX
 
 Open = Callable[..., ItemFile]
