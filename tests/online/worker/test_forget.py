@@ -168,7 +168,7 @@ def answered(loop, user: str, offset: int) -> dict[str, Any]:
 
 
 def nothing_left(loop) -> dict[str, Any]:
-    kinds = [*loop.learner.holds("0" * 64), "lists to be written"]
+    kinds = [*loop.learner.holds("0" * 64), "lists to be written", "latest clicks"]
     numbers = [str(number) for number in loop.checkpoints.numbers()]
     return {
         "passed": True,
