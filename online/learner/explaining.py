@@ -63,7 +63,6 @@ GROUPS = {
     "own": "own_moments",
     "world": "world_moments",
     "network": "network",
-    "objective": "objective",
 }
 
 
@@ -71,6 +70,8 @@ def group_of(feature: str) -> str:
     """Returns the group of a feature."""
     if feature.startswith("content_"):
         return "content"
+    if feature == OBJECTIVE:
+        return OBJECTIVE
     return GROUPS.get(feature) or GROUPS[feature.rpartition("_")[0]]
 
 

@@ -165,7 +165,7 @@ def returned(clicks, item, user="2"):
     return Click(user_id=user, item_id=item, timestamp=now, event_type=RETURN)
 
 
-def test_what_a_user_gave_back_falls_in_the_users_list_recovers_and_hardly_falls_for_others(worthy) -> None:
+def test_what_a_user_gave_back_falls_recovers_and_hardly_falls_for_others(worthy) -> None:
     clicks = shop(960)
     weights = {"event_weights": "view=1,buy now=5,return=-3"}
     plain, learner = worthy(event_weights="view=1,buy now=5,return=0"), worthy(**weights)
