@@ -196,7 +196,12 @@ class EventWorth:
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Returns arrays by name, and what JSON can hold."""
-        arrays = {"counts": self.counts.copy(), "values": self.values.copy(), "total": self.total, "sums": self.sums}
+        arrays: dict[str, NDArray[Any]] = {
+            "counts": self.counts.copy(),
+            "values": self.values.copy(),
+            "total": self.total,
+            "sums": self.sums,
+        }
         return arrays, {"types": list(self.names)}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:

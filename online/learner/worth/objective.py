@@ -35,7 +35,7 @@ def compiled(root: Node) -> Callable[[Figures], Doubles]:
         name = root.name
         return lambda figures: figures[name]
     if not isinstance(root, Apply):
-        constant = np.float64(root)
+        constant = np.array(root, np.float64)
         return lambda _: constant
     parts = [compiled(part) for part in root.parts]
     if len(parts) == 1:
