@@ -62,6 +62,7 @@ def test_a_formula_on_arrays_is_what_it_is_on_each_candidate(root) -> None:
 def test_values_become_shares_for_what_draws_by_them() -> None:
     assert as_shares(np.array([3.0, 1.0], np.float32)).tolist() == [0.75, 0.25]
     assert as_shares(np.array([1.0, -1.0, NOT_FINITE], np.float32)).tolist() == [1.0, 0.0, 0.0]
+    assert as_shares(np.array([-1.0, -1.0, NOT_FINITE], np.float32)).tolist() == [0.5, 0.5, 0.0]
     assert as_shares(np.array([NOT_FINITE], np.float32)).tolist() == [0.0]
     assert not len(as_shares(np.zeros(0, np.float32)))
 
