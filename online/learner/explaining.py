@@ -63,7 +63,6 @@ GROUPS = {
     "own": "own_moments",
     "world": "world_moments",
     "network": "network",
-    "objective": "objective",
 }
 
 
@@ -76,6 +75,8 @@ ADDED_GROUPS = {
 
 def group_of(feature: str) -> str:
     """Returns the group of a feature."""
+    if feature == OBJECTIVE:
+        return OBJECTIVE
     for prefix, group in ADDED_GROUPS.items():
         if feature.startswith(prefix):
             return group

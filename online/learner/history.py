@@ -221,7 +221,8 @@ class UserHistories:
         if self.values is None:
             return np.full(kept, np.nan)
         place = np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
-        return self.values[slot, place].astype(np.float64)
+        found: NDArray[np.float64] = self.values[slot, place].astype(np.float64)
+        return found
 
     def latest_at(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the latest click of each slot (N,) was made, in seconds; 0 where there is none."""

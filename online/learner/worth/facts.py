@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from online.config.event_weights import weights_in
 from online.config.settings import Settings
 from online.learner.batches import StepWorth
 from online.learner.facts.gather import QueryArrays
@@ -33,7 +34,7 @@ class EventWorth:
     def __init__(self, settings: Settings, event_types: Callable[[], Mapping[str, int]]) -> None:
         """`event_types`: returns the numbers of the event types."""
         self.settings, self.event_types = settings, event_types
-        self.by_type = settings.weights_by_type
+        self.by_type = weights_in(settings.event_weights)
         self.names = tuple(self.by_type)
         self.weights = np.array(list(self.by_type.values()), np.float64)  # (T,)
         #: (T,) share of its score that an item loses by an event: 1 − e^weight, so that −1 takes 63 % and −3 95 %.
@@ -195,7 +196,12 @@ class EventWorth:
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Returns arrays by name, and what JSON can hold."""
-        arrays = {"counts": self.counts.copy(), "values": self.values.copy(), "total": self.total, "sums": self.sums}
+        arrays: dict[str, NDArray[Any]] = {
+            "counts": self.counts.copy(),
+            "values": self.values.copy(),
+            "total": self.total,
+            "sums": self.sums,
+        }
         return arrays, {"types": list(self.names)}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def compiled(root: Node) -> Callable[[Figures], Doubles]:
         name = root.name
         return lambda figures: figures[name]
     if not isinstance(root, Apply):
-        constant = np.float64(root)
+        constant = np.array(root, np.float64)
         return lambda _: constant
     parts = [compiled(part) for part in root.parts]
     if len(parts) == 1:
@@ -107,9 +107,9 @@ def _evaluator(formula: Formula) -> Callable[[Figures], Doubles]:
 
 def as_shares(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Returns values (n,) of an objective as shares that add up to 1, for what draws by shares or varies by them: they
-    are moved up where any is below 0, and those without a finite value get 0."""
+    are moved up where any is below 0; equal ones have equal shares; those without a finite value have none."""
     finite = values > np.float32(NOT_FINITE)
     least = min(0.0, float(values[finite].min(initial=0.0)))
     shares = np.where(finite, values - least, 0.0)
-    total = float(shares.sum())
-    return (shares / total if total > 0 else shares).astype(np.float32)
+    shares = shares if shares.any() else finite.astype(np.float64)
+    return (shares / max(float(shares.sum()), 1e-30)).astype(np.float32)

@@ -68,7 +68,7 @@ def test_of_a_click_the_clicked_item_comes_first_and_its_strongest_rivals_follow
         flat[at, : len(mine)] = torch.tensor(mine, dtype=torch.float32)
     features[:] = (torch.arange(K) + 1.0)[:, None]  # a candidate's features: its place, from 1
     scored = scored_of(features, present, flat)
-    found, there, _ = among_rivals(scored, torch.tensor(clicked, dtype=torch.int64), count)
+    found, there, *_ = among_rivals(scored, torch.tensor(clicked, dtype=torch.int64), count)
     learned = [(mine, place) for mine, place in zip(scores, clicked, strict=True) if place >= 0]
     assert found.shape == (len(learned), count, WIDTH)
     for kept, its, (mine, place) in zip(found, there, learned, strict=True):
@@ -129,7 +129,7 @@ def test_what_is_replayed_is_drawn_evenly_from_all_that_is_held() -> None:
     for _ in range(100):
         sampled = replay.sample(30)
         assert sampled is not None
-        features, present, _ = sampled
+        features, present, *_ = sampled
         assert features.shape == (30, 4, WIDTH)
         assert present.tolist() == [[True, True, False, False]] * 30
         drawn += features[:, 0, 0].int().tolist()

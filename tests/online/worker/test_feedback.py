@@ -89,6 +89,19 @@ def test_a_dislike_hides_for_some_days(harness, town_clicks):
     assert loop.learner.hidden.of("u", NOW) == [("a", NOW + 2 * DAY_S), ("b", NOW + 5)]
 
 
+def test_a_dislike_counts_against_the_item_for_all_where_it_has_a_weight(harness, town_clicks):
+    harness.publish(town_clicks)
+    loop = harness.begin(harness.loop(event_weights="click=1,dislike=-2"))
+    while loop.turn():
+        pass
+    user, item = some_user(harness)
+    worth, row = loop.learner.worth, loop.learner.vocabulary.row_of(item)
+    before = worth.counts[row].copy()
+    harness.publish_feedback(said("dislike", user, item))
+    loop.turn()
+    assert (worth.counts[row] - before).tolist() == [0.0, 1.0, 1.0]  # clicks, dislikes, events of any type
+
+
 def test_redis_says_what_users_hide_whether_they_have_clicked_or_not(harness, loop):
     user, item = some_user(harness)
     harness.publish_feedback(said("hide", "new", item), said("dislike", user, item, until=NOW + 5))

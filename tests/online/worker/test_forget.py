@@ -57,11 +57,11 @@ def as_json(state: Any) -> Any:
     return json.loads(json.dumps(state))
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory):
+@pytest.fixture(scope="module", params=[{}, {"event_weights": "click=1"}], ids=["plain", "worth"])
+def learned(request, tmp_path_factory):
     """What a learner holds after 160 clicks; the settings, later clicks, and who clicked most."""
     clicks = list(Town(users=8, items=40, seed=5, start=NOW - 172_800).clicks(200))
-    settings = Settings(**{"data_dir": tmp_path_factory.mktemp("data"), **SMALL})
+    settings = Settings(**{"data_dir": tmp_path_factory.mktemp("data"), **SMALL, **request.param})
     learner = Learner(settings)
     learn(learner, clicks[:160])
     return settings, *learner.to_state(), clicks[160:], busiest(clicks[:160])
@@ -178,16 +178,17 @@ def nothing_left(loop) -> dict[str, Any]:
     }
 
 
-def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harness, town_clicks):
+@pytest.mark.parametrize("changed", [{}, {"event_weights": "click=1,return=-5"}], ids=["plain", "worth"])
+def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harness, town_clicks, changed):
     user = busiest(town_clicks[:64])
     harness.publish(town_clicks[:64])
     harness.publish_feedback(Feedback(user_id=user, item_id="an item", kind="hide", timestamp=NOW))
-    loop = harness.run()
+    loop = harness.run(**changed)
     found = answered(loop, user, 64)
     assert all(found["memory"][kind] for kind in loop.learner.holds(digest_of(user)))
     assert all(found["checkpoints"].values())
     harness.publish([forget(user), *(one for one in town_clicks[64:70] if one.user_id != user)])
-    loop = harness.run(forget_checkpoints_s=0.0)
+    loop = harness.run(forget_checkpoints_s=0.0, **changed)
     assert answered(loop, user, 65) == nothing_left(loop)
     assert user not in harness.lists.held
     (notice,) = [one for one in loop.notices.latest if one.kind == "forgotten"]

@@ -62,6 +62,7 @@ def test_a_formula_on_arrays_is_what_it_is_on_each_candidate(root) -> None:
 def test_values_become_shares_for_what_draws_by_them() -> None:
     assert as_shares(np.array([3.0, 1.0], np.float32)).tolist() == [0.75, 0.25]
     assert as_shares(np.array([1.0, -1.0, NOT_FINITE], np.float32)).tolist() == [1.0, 0.0, 0.0]
+    assert as_shares(np.array([-1.0, -1.0, NOT_FINITE], np.float32)).tolist() == [0.5, 0.5, 0.0]
     assert as_shares(np.array([NOT_FINITE], np.float32)).tolist() == [0.0]
     assert not len(as_shares(np.zeros(0, np.float32)))
 
@@ -165,7 +166,7 @@ def returned(clicks, item, user="2"):
     return Click(user_id=user, item_id=item, timestamp=now, event_type=RETURN)
 
 
-def test_what_a_user_gave_back_falls_in_the_users_list_recovers_and_hardly_falls_for_others(worthy) -> None:
+def test_what_a_user_gave_back_falls_recovers_and_hardly_falls_for_others(worthy) -> None:
     clicks = shop(960)
     weights = {"event_weights": "view=1,buy now=5,return=-3"}
     plain, learner = worthy(event_weights="view=1,buy now=5,return=0"), worthy(**weights)
