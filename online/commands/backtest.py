@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from online.config.settings import Settings
 from online.evaluation import diversity_report
-from online.evaluation.backtest import METHODS, USERS_ABLATIONS, OnProgress, backtest, runs_of
+from online.evaluation.backtest import METHODS, METHODS_WITH_USERS, OnProgress, backtest, runs_of
 from online.evaluation.backtest_events import EACH, BacktestError, Read, read_clicks, stream_times
 from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items, read_users
 from online.evaluation.backtest_report import remarks, report, table
@@ -70,7 +70,7 @@ def run_backtest(
     choices = () if diversity is None else _diversities(diversity)
     if users is not None:
         settings = settings.model_copy(update={"users_topic": settings.users_topic or "users"})
-    every = METHODS if users is None else (*METHODS, *USERS_ABLATIONS)
+    every = METHODS if users is None else METHODS_WITH_USERS
     wanted = every if methods is None else _methods(methods, every)
     _prepare(json_out, plots)
     of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)

@@ -55,6 +55,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 #: Likewise, where something is known of users.
 USERS_ABLATIONS: dict[str, dict[str, Any]] = {"nextclick-without-users": {"users_topic": None}}
 METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
+METHODS_WITH_USERS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *USERS_ABLATIONS, *baselines.METHODS)
 COUNTING = "counting"  # the run that all counting methods share
 
 _COUNTED_AT_ONCE = 500  # events between two reports of progress
