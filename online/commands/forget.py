@@ -97,7 +97,7 @@ def forget(
     topics = settings.clicks_topic, settings.feedback_topic
     digest = digest_of(user_id)
     requested = encode_forget(Forget(user_sha256=digest, timestamp=time.time()))
-    after = {}
+    after: dict[Partition, int] = {}
     if settings.users_topic is not None:  # first: a worker that reads a record of the user later forgets it, too
         after |= _publish(settings, settings.users_topic, user_id.encode(), None)
     for topic in topics:

@@ -74,8 +74,8 @@ class ShownItems:
             OrderedDict()
         )  # of users who passed something over, least lately used first
         self._free: list[int] = []
-        self._passed = np.zeros((_USERS_FIRST, PASSED_MAX), np.int32)  # rows; 0: none
-        self._passed_bands = np.zeros((_USERS_FIRST, PASSED_MAX), np.int8)
+        self._passed: NDArray[np.int32] = np.zeros((_USERS_FIRST, PASSED_MAX), np.int32)  # rows; 0: none
+        self._passed_bands: NDArray[np.int8] = np.zeros((_USERS_FIRST, PASSED_MAX), np.int8)
         self._passed_next = np.zeros(_USERS_FIRST, np.int64)
         self.forgotten: OrderedDict[str, float] = OrderedDict()  # by digest: when, in seconds since 1970
 
@@ -195,9 +195,8 @@ class ShownItems:
             slot = self._free.pop() if self._free else len(self._slots)
             if slot == len(self._passed):
                 more = grown(slot + 1, slot) - slot
-                self._passed, self._passed_bands = (
-                    np.pad(part, ((0, more), (0, 0))) for part in (self._passed, self._passed_bands)
-                )
+                self._passed = np.pad(self._passed, ((0, more), (0, 0)))
+                self._passed_bands = np.pad(self._passed_bands, ((0, more), (0, 0)))
                 self._passed_next = np.pad(self._passed_next, (0, more))
             self._slots[user] = slot
         self._slots.move_to_end(user)
@@ -310,7 +309,7 @@ class ShownItems:
         """Arrays of the lists that wait, oldest first, of what users passed over, and of the click model; the users of
         both, and digests of those who were forgotten."""
         places, slots = np.arange(self._oldest, self._next) % self.lists_max, list(self._slots.values())
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "rows": self._rows[places],
             "bands": self._bands[places],
             "drawn": self._drawn[places],
@@ -321,7 +320,7 @@ class ShownItems:
             "passed_next": self._passed_next[slots],
         }
         users = [self._users[place] for place in places.tolist()]
-        state = {"lists": users, "users": list(self._slots), "forgotten": dict(self.forgotten)}
+        state: dict[str, Any] = {"lists": users, "users": list(self._slots), "forgotten": dict(self.forgotten)}
         return arrays | joined({"model": self.model.to_state()}), state
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
