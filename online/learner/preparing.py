@@ -193,6 +193,8 @@ class BatchPreparer:
         types = np.array([state.event_type(click.event_type) for click in clicks], np.int64)
         numbers = state.store.next_numbers(len(clicks))
         flagged, caught = state.abuse_filter.judge(users, [click.item_id for click in clicks], times, numbers)
+        if state.frozen:
+            flagged, caught = np.ones(len(clicks), np.bool_), np.zeros(len(clicks), np.bool_)
         next_at = next_in_batch(slots)
         previous_at = np.where(state.histories.lengths(slots) > 0, state.histories.latest_at(slots), np.nan)
         more = np.flatnonzero(next_at >= 0)

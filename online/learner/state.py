@@ -75,6 +75,7 @@ class LearnerState:
         self.now = 0.0, 0.0  # as of the latest micro-batch: the latest event time, and the active time
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
+        self.frozen = False  # if set, clicks enter their users' histories, and nothing is counted or learned
         self.on_rows_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None  # (freed, taken)
         self.make_room()
 
