@@ -147,17 +147,17 @@ class Learner(LearnerState):
         positions = np.where(batch.trainable, target_positions, -1)
         places = scored.places(positions) if scored.finite() else np.full(len(positions), -1)
         shares = scored.shares().float().cpu().numpy()
-        self._remember(batch, scored, places, shares)
+        first, last = prepared.gathered.starts[[part.start, part.stop]].tolist()
+        barred = prepared.barred[(prepared.barred >= first) & (prepared.barred < last)] - first
+        self._remember(batch, scored.without(barred, positions), places)
         ranks = scored.ranks(target_positions)
-        return TrainedStep(part, scored, positions, replayed, click_losses(shares, places), ranks)
+        return TrainedStep(part, scored, positions, replayed, click_losses(shares, places), ranks, barred)
 
-    def _remember(
-        self, batch: ClickBatch, scored: ScoredCandidates, places: NDArray[np.int64], shares: NDArray[np.float32]
-    ) -> None:
+    def _remember(self, batch: ClickBatch, scored: ScoredCandidates, places: NDArray[np.int64]) -> None:
         """Counts how often the ranker expected each candidate, and keeps clicks with their rivals for replay."""
         kept = np.flatnonzero(places >= 0)
         if len(kept):
-            rows = scored.rows()
+            rows, shares = scored.rows(), scored.shares().float().cpu().numpy()
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
             self.replay.add(*rivals, user_hashes=batch.user_hashes[kept])
@@ -166,7 +166,8 @@ class Learner(LearnerState):
         """Trains the ranker on the candidates that it has just scored."""
         states = None if states is None else states[step.part]
         scored = step.scored
-        batch = training_batch(self.weights, scored, step.positions, states, step.replayed)
+        choices = scored.without(step.barred, step.positions)
+        batch = training_batch(self.weights, choices, step.positions, states, step.replayed)
         # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
