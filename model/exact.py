@@ -10,9 +10,9 @@ from model.lsh import hash_buckets, log_time_bucket
 
 
 def visible(buckets: list[int], position: int, window: int) -> list[int]:
-    """What a position sees in one round: the latest `window` − 1 earlier ones of its bucket, else itself."""
+    """What one round shows a position: the latest `window` − 1 earlier ones of its bucket."""
     earlier = [other for other in range(position) if buckets[other] == buckets[position]]
-    return earlier[max(0, len(earlier) - (window - 1)) :] or [position]
+    return earlier[max(0, len(earlier) - (window - 1)) :]
 
 
 def lsh_attention(
@@ -25,14 +25,15 @@ def lsh_attention(
     times: Tensor | None = None,
     time_bias: Tensor | None = None,
 ) -> Tensor:
-    """The definition, as loops: one softmax over everything that any round shows. As `model.lsh.lsh_attention`."""
+    """The definition, as loops: one softmax over everything that any round shows; a position that is shown nothing sees
+    itself. As `model.lsh.lsh_attention`."""
     B, H, L, D = qk.shape
     buckets = hash_buckets(qk, rotations).tolist()  # (B, H, R, L)
     output = torch.zeros_like(v)
     for b in range(B):
         for h in range(H):
             for i in range(L if lengths is None else int(lengths[b])):
-                seen = [j for of_round in buckets[b][h] for j in visible(of_round, i, window)]
+                seen = [j for of_round in buckets[b][h] for j in visible(of_round, i, window)] or [i]
                 keys = torch.nn.functional.normalize(qk[b, h, seen], dim=-1)
                 scores = keys @ qk[b, h, i] / D**0.5
                 if times is not None and time_bias is not None:

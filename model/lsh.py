@@ -31,8 +31,9 @@ def lsh_attention(
     """Attention of each position to the `window` − 1 latest earlier positions of its bucket, in every round.
 
     qk, v (B, H, L, D), rotations (H, R, D, buckets // 2) -> (B, H, L, D). Queries are qk, keys qk of unit length,
-    scores q · k / √D. A round in which a position has nothing earlier in its bucket shows it itself. Rounds are joined
-    by their log-sum-exp: one softmax over everything seen, in which an entry found by two rounds counts twice.
+    scores q · k / √D. Rounds are joined by their log-sum-exp: one softmax over everything seen, in which an entry found
+    by two rounds counts twice. A position sees itself only where no round shows it anything else: its key is its own
+    query, so that its score is the largest there is (section 2, "Causal masking": a self-score of −1e5).
 
     lengths (B,): sequences are left-aligned; positions from lengths[b] on are not seen, and their output is 0.
     times (B, L) float64 seconds and time_bias (H, T): time_bias[h, log_time_bucket(gap)] is added to the score.

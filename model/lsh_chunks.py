@@ -35,7 +35,7 @@ class Layout:
     window: int
     chunk: int
     source: Tensor  # (W + M,) row (of B · H · L) at each place; the first W and the places after the last are fillers
-    filler: Tensor  # (M,) bool, these places belong to no position
+    empty: Tensor  # (M,) bool, these places belong to no position, or to one that only other rounds show something
     mask_row: Tensor  # (M,) row of `masks` for each place
     masks: Tensor  # (·, K) of 0 and −inf, overlapping rows
     places: Tensor  # (B · H · L, R) place of each row in each round
@@ -77,14 +77,18 @@ def sort_by_bucket(buckets: Tensor, *, window: int, bucket_count: int, lengths: 
     seen[:count] = (index[:count] - start).clamp_(max=W - 1)
     masks, stride = _masks(W, C, device)
     places = rows.new_zeros(B * H * R * L).scatter_(0, place, index[:count])
+    places = places.view(B * H, R, L).transpose(1, 2).reshape(-1, R)
+    # A place that sees no predecessor shows its position itself, which counts only if that is so in every round.
+    alone = seen == 0
+    with_others = ~alone[places].all(1)  # (B · H · L,)
     return Layout(
         window=W,
         chunk=C,
         source=source,
-        filler=index >= count,
+        empty=(index >= count) | (alone & with_others[source[W:]]),
         mask_row=seen * stride + (C - 1 - index % C),
         masks=masks,
-        places=places.view(B * H, R, L).transpose(1, 2).reshape(-1, R),
+        places=places,
         padding=padding,
     )
 
@@ -220,13 +224,14 @@ class BucketAttention(torch.autograd.Function):
         output = rows.new_empty(M, D)
         lse = rows.new_empty(M, dtype=torch.promote_types(rows.dtype, torch.float32))
         threads.run(lambda part: problem.forward_part(part, output, lse), _parts(layout))
+        lse.masked_fill_(layout.empty, -torch.inf)
         lse_of_rounds = lse[layout.places]  # (B · H · L, R)
         shares = lse_of_rounds.softmax(-1).to(output.dtype)
         joined = embedding_bag(layout.places, output, mode="sum", per_sample_weights=shares)
         if layout.padding is not None:
             joined.masked_fill_(layout.padding, 0)
         lse_of_all = lse_of_rounds.logsumexp(-1)[layout.source[layout.window :]]
-        share = (lse - lse_of_all).exp_().masked_fill_(layout.filler, 0)  # (M,) of its round in each place's output
+        share = (lse - lse_of_all).exp_().masked_fill_(layout.empty, 0)  # (M,) of its round in each place's output
         ctx.save_for_backward(rows, time_bias, joined, share)
         ctx.gaps, ctx.layout = gaps, layout
         return joined

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.functional import normalize
 
 from model.lsh_hash import hash_buckets, log_time_bucket, nearest_buckets
@@ -114,23 +115,14 @@ class LSHMemory:
         with torch.autocast(qk.device.type, enabled=False):
             v = v.to(qk.dtype)
             entries = self._read(self.entries, rings).flatten(0, 1).to(qk.dtype)  # (N · H, R · ring, D + ·)
-            scores = (entries[..., :D] @ qk.reshape(N * H, D, 1) * D**-0.5).view(N, H, R, self.ring)
-            own = (qk * normalize(qk, dim=-1)).sum(-1, keepdim=True) * D**-0.5  # (N, H, 1)
+            scores = (entries[..., :D] @ qk.reshape(N * H, D, 1) * D**-0.5).view(N, H, R * self.ring)
             if time_bias is not None:
-                scores = scores + self._bias(rings, times, time_bias).view_as(scores)
-                own = own + time_bias[:, :1]
-            filled, alone = self._filled(rings), self.counts.view(-1)[rings] == 0  # (N, H, R, ring), (N, H, R)
-            if self.ring == 0:
-                alone = torch.ones_like(alone)
-            scores = torch.cat(
-                (
-                    scores.masked_fill(~filled, float("-inf")).flatten(2),
-                    own.expand(N, H, R).masked_fill(~alone, float("-inf")),
-                ),
-                -1,
-            )
+                scores = scores + self._bias(rings, times, time_bias)
+            filled = self._filled(rings).flatten(2)  # (N, H, R · ring)
+            alone = ~filled.any(-1, keepdim=True)  # then the click sees itself, and its score does not matter
+            scores = F.pad(scores, (0, 1)).masked_fill(~torch.cat((filled, alone), -1), -torch.inf)
             weights = scores.softmax(-1, dtype=torch.promote_types(qk.dtype, torch.float32)).to(qk.dtype)
-            seen, itself = weights[..., : R * self.ring], weights[..., R * self.ring :].sum(-1, keepdim=True)
+            seen, itself = weights.split((R * self.ring, 1), -1)
             output: Tensor = (seen.reshape(N * H, 1, R * self.ring) @ entries[..., D:]).view(v.shape)
             return output + itself * v
 
@@ -155,7 +147,7 @@ class LSHMemory:
         earlier = torch.zeros_like(counts).index_add_(1, queries, same.to(counts.dtype))  # rows of the same ring
         if runs.longest > ring:
             same &= earlier.index_select(1, queries) - earlier.index_select(1, keys) <= ring
-        alone = (counts + earlier == 0) if ring else torch.ones_like(counts, dtype=torch.bool)
+        alone = (counts + earlier == 0).all(2) if ring else torch.ones(H, M, dtype=torch.bool, device=qk.device)
         # The next entry goes into the place of the oldest, which is what the one after it does not see any more.
         place = torch.arange(ring, dtype=torch.int32, device=qk.device)
         ages = (place - counts[..., None]).remainder(max(1, ring))  # (H, M, R, ring), 0: the oldest
@@ -169,7 +161,7 @@ class LSHMemory:
             entry_seen=seen.view(H, M, R * ring),
             pairs=runs.places,
             pair_bias=pair_bias,
-            pair_weights=torch.cat([alone, same], 1).sum(2),  # in how many rounds
+            pair_weights=torch.cat([alone, same.sum(2)], 1),  # in how many rounds; itself where none shows anything
         )
         output = attend(qk * D**-0.5, unit, v, time_bias, sight)
         with torch.no_grad():

@@ -475,6 +475,13 @@ def backtest(  # noqa: PLR0917 - typer's options
     baskets: Annotated[
         str, typer.Option(help="Lines of one user at one time: score each, or the first of them.")
     ] = "each",
+    split_column: Annotated[
+        str | None,
+        typer.Option(help="Learn from the rows whose cell there is train, predict those whose cell is test."),
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="With --split-column: p@K, hit@K, mrr@K or ndcg@K, comma-separated.")
+    ] = None,
     columns: ColumnsOption = None,
     delimiter: DelimiterOption = None,
     encoding: EncodingOption = None,
@@ -485,6 +492,7 @@ def backtest(  # noqa: PLR0917 - typer's options
     """Predict each click of a file before learning it, and compare with counting baselines.
 
     The first fifth of the clicks is not scored. Only the file is read, and only the outputs named here are written.
+    --split-column scores as papers on sessions do: learn from one part of the file, predict the other.
     """
     require_extras("backtest", "backtest")
     if baskets not in {"each", "first"}:
@@ -493,6 +501,13 @@ def backtest(  # noqa: PLR0917 - typer's options
         raise typer.BadParameter("--items-columns, --items-only and --items-tag-separator go with --items")
     if users_file is None and users_columns is not None:
         raise typer.BadParameter("--users-columns goes with --users")
+    if split_column is None and metrics is not None:
+        raise typer.BadParameter("--metrics goes with --split-column")
+    others = (plots, diversity, items_file, finetune_every, baskets)
+    if split_column is not None and others != (None, None, None, 0, "each"):
+        raise typer.BadParameter(
+            "--plots, --diversity, --items, --finetune-every and --baskets do not go with --split-column"
+        )
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)
     of_items = None
@@ -506,6 +521,30 @@ def backtest(  # noqa: PLR0917 - typer's options
         of_users = open_items(users_file, columns=users_columns, option="--users-columns", users=True)
     given = {"exclude_seen": exclude_seen, "seed": seed}
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
+    if split_column is not None:
+        from online.metrics import parse_measures
+
+        try:
+            measures = parse_measures("p@20,mrr@20" if metrics is None else metrics)
+        except ValueError as error:
+            raise typer.BadParameter(f"--metrics: {error}") from None
+        with _loading():
+            from online.commands.split import run_split
+
+        run_split(
+            out,
+            events,
+            settings,
+            column=split_column,
+            measures=measures,
+            bad_rows_max=share_max,
+            sort=sort,
+            limit=limit,
+            methods=methods,
+            jobs=jobs,
+            json_out=json_out,
+        )
+        return
     with _loading():
         from online.commands.backtest import run_backtest
 

@@ -1,16 +1,18 @@
 """How good the lists are and how fast: the one place where hit@10, NDCG@10 and quantiles are computed."""
 
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 K = 10
+DEPTH_MAX = 1_000  # of a measure, as in p@1000
 RECENT = 1_000  # scored clicks that the "recent" figures look back on
 CURVE_POINTS_MAX = 400
 WINDOW_S = 300.0  # that figures of now look back on
@@ -34,6 +36,43 @@ def hit_and_ndcg_at(ranks: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
     """The same from ranks (from 0; half a rank for each tie, inf for a miss) of any shape."""
     hit = ranks < K
     return hit.astype(np.float64), np.where(hit, 1.0 / np.log2(ranks + 2.0), 0.0)
+
+
+class Measure(NamedTuple):
+    """A measure over the first `k` places, for clicks with one right item each.
+
+    `p` and `hit` are the share of clicks whose item is among them (what papers on sessions call P@20), `mrr` the mean
+    of 1 / (rank + 1), `ndcg` that of 1 / log2(rank + 2); both are 0 beyond.
+    """
+
+    kind: str  # of MEASURES
+    k: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}@{self.k}"
+
+    def of(self, ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns what each click counts, (N,), by ranks (N,) from 0; inf: a miss."""
+        gain = {"mrr": 1.0 / (ranks + 1.0), "ndcg": 1.0 / np.log2(ranks + 2.0)}.get(self.kind, np.ones_like(ranks))
+        counted: NDArray[np.float64] = np.where(ranks < self.k, gain, 0.0)
+        return counted
+
+
+MEASURES = ("p", "hit", "mrr", "ndcg")
+
+
+def parse_measures(text: str) -> tuple[Measure, ...]:
+    """`p@20,mrr@20` as measures, each once. Raises ValueError with one line."""
+    found = {}
+    for part in filter(None, (part.strip().lower() for part in text.split(","))):
+        match = re.fullmatch(rf"({'|'.join(MEASURES)})@(\d{{1,9}})", part)
+        if match is None or not 1 <= int(match[2]) <= DEPTH_MAX:
+            raise ValueError(f"there is no {part!r}; there are {', '.join(f'{one}@K' for one in MEASURES)}, as in p@20")
+        found[part] = Measure(match[1], int(match[2]))
+    if not found:
+        raise ValueError("it names no measure, as in p@20,mrr@20")
+    return tuple(found.values())
 
 
 def ranks_in(lists: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:

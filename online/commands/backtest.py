@@ -70,8 +70,9 @@ def run_backtest(
     choices = () if diversity is None else _diversities(diversity)
     if users is not None:
         settings = settings.model_copy(update={"users_topic": settings.users_topic or "users"})
-    wanted = _methods(methods, settings, tuple(USERS_ABLATIONS) if users is not None else ())
-    _prepare(json_out, plots)
+    more = () if users is None else tuple(USERS_ABLATIONS)
+    wanted = (*usual_methods(settings), *more) if methods is None else named_methods(methods, (*ALL_METHODS, *more))
+    prepare_outputs(json_out, plots)
     of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)
     of_users, users_tally = ([], None) if users is None else read_users(users, bad_rows_max=bad_rows_max)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
@@ -79,7 +80,7 @@ def run_backtest(
         raise BacktestError(f"{file.name} holds no click that can be read; " + "; ".join(left_out(read)))
     gc.freeze()  # the clicks stay to the end: they need not be looked through again and again
     warm_if_cold(partial(Console(stderr=True).print, markup=False))
-    with _bars(len(read.clicks), wanted) as on_progress:
+    with progress_bars(len(read.clicks), wanted) as on_progress:
         outcome = backtest(
             read.clicks,
             settings,
@@ -123,7 +124,7 @@ def run_backtest(
     if choices:
         found["diversity"] = _diversity(out, read, settings, choices, of_items)
     if json_out is not None:
-        _write(json_out, json.dumps(found, indent=1) + "\n")
+        write_json(json_out, found)
     if plots is not None:
         from online.evaluation.plots import save_plots  # noqa: PLC0415 - matplotlib takes a second to import
 
@@ -202,19 +203,16 @@ def _diversity(
     return figures
 
 
-def _methods(text: str | None, settings: Settings, of_users: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the named methods; None: the usual ones. `of_users`: those that are there where users are known."""
-    if text is None:
-        return (*usual_methods(settings), *of_users)
-    every = (*ALL_METHODS, *of_users)
-    names = {name.strip() for name in text.split(",") if name.strip()}
-    unknown = sorted(names.difference(every))
+def named_methods(text: str, methods: Sequence[str]) -> tuple[str, ...]:
+    """The methods that are named, comma-separated, of those that there are. Raises BacktestError for others."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in methods]
     if unknown or not names:
-        raise BacktestError(f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(every)}")
-    return tuple(method for method in every if method in names)
+        raise BacktestError(f"--methods: there is no {', '.join(unknown) or 'method'}; there are {', '.join(methods)}")
+    return tuple(method for method in methods if method in names)
 
 
-def _prepare(json_out: Path | None, plots: Path | None) -> None:
+def prepare_outputs(json_out: Path | None, plots: Path | None = None) -> None:
     """What cannot be written is said before the work and not after it."""
     if json_out is not None:
         if not json_out.parent.is_dir():
@@ -225,9 +223,10 @@ def _prepare(json_out: Path | None, plots: Path | None) -> None:
         raise BacktestError(f"--plots {plots} is a file: name a folder")
 
 
-def _write(path: Path, text: str) -> None:
+def write_json(path: Path, found: dict[str, Any]) -> None:
+    """Writes figures. Raises BacktestError where that is not possible."""
     try:
-        path.write_text(text)
+        path.write_text(json.dumps(found, indent=1) + "\n")
     except OSError as error:
         raise BacktestError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -244,7 +243,7 @@ def left_out(read: Read) -> Iterator[str]:
 
 
 @contextmanager
-def _bars(events: int, methods: Sequence[str]) -> Iterator[OnProgress]:
+def progress_bars(events: int, methods: Sequence[str]) -> Iterator[OnProgress]:
     """A bar for each run, on a terminal; yields what is to be called with their progress."""
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=16), TaskProgressColumn(),

@@ -153,7 +153,8 @@ class LearnerRun:
 
             # Fine-tuning reads histories between two micro-batches: then they are learned in turn.
             ahead = announce if after is not None and self.tuning is None else None
-            learned = self.learner.learn(plan.clicks, plan.impressions, following=ahead)
+            train = not self.learner.frozen
+            learned = self.learner.learn(plan.clicks, plan.impressions, train=train, following=ahead)
             yield self._yielded(plan, learned)
             plan = following[0] if following else None if after is None else planned(after)
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +33,7 @@ class Read:
     """What a file held."""
 
     clicks: list[Click] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)  # of the file, from 1, that each click stood in
     duplicates: int = 0  # by event id
     tally: RowTally = field(default_factory=RowTally)
     sorted: bool = False
@@ -69,9 +69,11 @@ def read_clicks(
             read.duplicates += 1
         else:
             read.clicks.append(click)
+            read.rows.append(message.row)
     read.tally.refuse_if_bad(file, bad_rows_max)
     if sort and read.tally.backward:
-        read.clicks.sort(key=attrgetter("timestamp"))
+        order = sorted(range(len(read.clicks)), key=lambda at: read.clicks[at].timestamp)
+        read.clicks, read.rows = [read.clicks[at] for at in order], [read.rows[at] for at in order]
         read.sorted = True
     return read
 

@@ -17,6 +17,7 @@ item that has no more than that share stands behind everything that is more rece
 Letters: `V` items that occurred so far, `S` items with a sparse score (the support).
 """
 
+import copy
 import math
 from array import array
 from collections import deque
@@ -108,8 +109,10 @@ class Baselines:
     Memory: about 130 bytes for each pair of items that ever stood within 20 clicks of one user, each way.
     """
 
-    def __init__(self, *, exclude_seen: bool = False) -> None:
+    def __init__(self, *, exclude_seen: bool = False, depth: int = K) -> None:
+        """`exclude_seen`: whether items that a user had are left out; `depth`: below which ranks are told apart."""
         self.exclude_seen = exclude_seen
+        self.depth = depth
         self.items = 0  # V
         self._weight = 1.0  # of the next click
         self._recent_max = 0.0
@@ -132,7 +135,8 @@ class Baselines:
     def ranks(self, user: int, item: int) -> Values:
         """The item's rank (from 0) in each of METHODS, (6,), among all items that occurred, half of the ties as ahead.
 
-        inf where it is not below K, where the item never occurred, and, with `exclude_seen`, where this user had it.
+        inf where it is not below `depth`, where the item never occurred, and, with `exclude_seen`, where this user had
+        it.
         """
         owned = self._users.get(user) or _UserItems()
         ranks = np.full(len(METHODS), np.inf)
@@ -149,7 +153,7 @@ class Baselines:
         in_followed = followed_row is not None and item in followed_row.place
         in_near = any(item in row.place for row, _ in near_rows)
         in_any = in_own or in_followed or in_near
-        if in_any or ranks[1] < K:
+        if in_any or ranks[1] < self.depth:
             near, own, followed = self._near(near_rows), self._own(owned), _sparse(followed_row)
             parts = (
                 (own, _SHARE_OWN, in_own),
@@ -158,9 +162,9 @@ class Baselines:
                 (self._blend(near, own, followed), _SHARE_BLEND, in_any),
             )
             for method, (found, share, inside) in enumerate(parts, start=2):
-                if inside or ranks[1] < K:
+                if inside or ranks[1] < self.depth:
                     ranks[method] = self._rank(item, found, share, seen, more_recent)
-        ranks[ranks >= K] = np.inf
+        ranks[ranks >= self.depth] = np.inf
         return ranks
 
     def clicks(self) -> Values:
@@ -275,6 +279,17 @@ class Baselines:
                 self._together[before].add(item, 1.0)
                 row.add(before, _NEAR_BACKWARDS)
         owned.clicked(item)
+
+    def frozen(self) -> "Baselines":
+        """Returns a copy with the same counts, whose users go on by `visit`; valid until the next `learn`."""
+        twin = copy.copy(self)
+        twin._users = copy.deepcopy(self._users)
+        return twin
+
+    def visit(self, user: int, item: int) -> None:
+        """One click that enters its user's history and is not counted. An item that never occurred is left out."""
+        if item < self.items:
+            self._users.setdefault(user, _UserItems()).clicked(item)
 
 
 def _place(scores: Values, score: float, *, with_itself: bool = True) -> float:

@@ -121,6 +121,15 @@ class Buckets:
         )
         return levels
 
+    def levels(self, keys: Keys, now: Floats) -> Floats:
+        """Returns how full buckets (K,) are at times (K,), in clicks, and leaves them as they are."""
+        rows = keys % len(self._keys)
+        _, drained_each_s, _, gap_s_max = self._limits
+        drained = np.clip(now[:, None] - self._at[rows], 0.0, gap_s_max) / drained_each_s  # (K, W)
+        left = np.maximum(self._levels[rows] - drained, 0.0)
+        levels: Floats = np.where(self._keys[rows] == keys[:, None], left, 0.0).sum(1)
+        return levels
+
     def forget_hash(self, user_hash: int) -> int:
         """Empties a user's buckets. Returns how many there were."""
         of_user = self._user_hashes == user_hash
@@ -213,6 +222,7 @@ class AbuseFilter:
         held, size = settings.abuse_keys_held, settings.abuse_repeats_at_once
         interval_s, late_s, gap_s = settings.abuse_repeats_interval_s, self.late_s, STREAM_GAP_S_MAX
         per_click_s = 60 / settings.abuse_clicks_per_minute
+        self.repeats_max = size  # clicks of a user on an item at once
         self._user_buckets = Buckets(settings.abuse_clicks_at_once, per_click_s, held, late_s=late_s)
         self._pair_buckets = Buckets(size, interval_s, held, late_s=late_s)
         self._item_buckets = Buckets(CROWD * size, interval_s, held, late_s=late_s, gap_s_max=gap_s)
@@ -251,6 +261,14 @@ class AbuseFilter:
         self._flagged[numbers % self._moments_held] = flagged
         self._judged = int(numbers[-1])
         return AbuseVerdict(flagged, caught)
+
+    def repeats_exhausted(self, user_hashes: Keys, items: Sequence[str], times: Floats) -> Bools:
+        """Returns whether a click of each user on each item (K,) at that time would be flagged as a repeat."""
+        if not self.on or (self.net.open and self.net.lets_through):
+            return np.zeros(len(items), np.bool_)
+        now = np.maximum(times, self._recent.agreed() - self.late_s)
+        flagged: Bools = self._pair_buckets.levels(_of_pairs(user_hashes, _keys(items)), now) + 1 > self.repeats_max
+        return flagged
 
     def was_flagged(self, numbers: NDArray[np.int64]) -> Bools:
         """Returns whether clicks were flagged, by the numbers (...) of their moments; False if no longer held."""

@@ -8,7 +8,7 @@ Letters: `N` clicks, `U` users among them, `L` clicks of a history, `T` moments 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +43,7 @@ class Retraced:
     gathered: Gathered
     histories: UserHistories  # of these users, up to their last click among these
     network: TrainedNetwork | None  # None: the Reformer is not used
+    barred: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # is not known any more
 
     def states(self, state: LearnerState) -> ReformerStates:
         """Returns the Reformer's states before the clicks, from the latest clicks alone; users' memories stay as they

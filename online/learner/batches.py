@@ -84,6 +84,7 @@ class TrainedStep:
     replayed: Replayed | None
     losses: NDArray[np.float64]  # (n,) loss of each click before it was learned, in nats
     ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
+    barred: NDArray[np.int64]  # positions among all candidates on which a click would be flagged as a repeat
     worth: StepWorth | None = None  # None: nothing but the next item is learned
 
 

@@ -153,22 +153,19 @@ class Learner(LearnerState):
         if self.worth is not None:
             worth = self.worth.step(batch.types, batch.values, positions, batch.trainable)
             positions, places = (np.where(worth.weights > 0, one, -1) for one in (positions, places))
-        self._remember(batch, scored, places, shares, worth)
+        first, last = prepared.gathered.starts[[part.start, part.stop]].tolist()
+        barred = prepared.barred[(prepared.barred >= first) & (prepared.barred < last)] - first
+        self._remember(batch, scored.without(barred, positions), places, worth)
         ranks = scored.ranks(target_positions)
-        return TrainedStep(part, scored, positions, replayed, losses, ranks, worth)
+        return TrainedStep(part, scored, positions, replayed, losses, ranks, barred, worth)
 
     def _remember(
-        self,
-        batch: ClickBatch,
-        scored: ScoredCandidates,
-        places: NDArray[np.int64],
-        shares: NDArray[np.float32],
-        worth: StepWorth | None,
+        self, batch: ClickBatch, scored: ScoredCandidates, places: NDArray[np.int64], worth: StepWorth | None
     ) -> None:
         """Counts how often the ranker expected each candidate, and keeps clicks with their rivals for replay."""
         kept = np.flatnonzero(places >= 0)
         if len(kept):
-            rows = scored.rows()
+            rows, shares = scored.rows(), scored.shares().float().cpu().numpy()
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
             weights = None if worth is None else self.tensor(worth.weights[kept])
@@ -178,7 +175,8 @@ class Learner(LearnerState):
         """Trains the ranker on the candidates that it has just scored."""
         states = None if states is None else states[step.part]
         scored = step.scored
-        batch = training_batch(self.weights, scored, step.positions, states, step.replayed, step.worth)
+        choices = scored.without(step.barred, step.positions)
+        batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.worth)
         # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])

@@ -4,7 +4,7 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `L` lists that are querie
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from online.learner.abuse_filter import user_hashes_of
 from online.learner.added import NOTHING, AddedQuery
 from online.learner.batches import ClickBatch, Impression, TrainedNetwork
+from online.learner.facts.features import COLUMNS
 from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
 from online.learner.facts.store import Gathered
 from online.learner.history import SERVED, HistorySnapshot, earlier_in_batch, next_in_batch
@@ -50,6 +51,7 @@ class PreparedBatch:
     network: TrainedNetwork | None = None  # None: the Reformer is not used
     popular_fill: PopularFill | None = None  # where lists may be empty
     added: tuple[AddedQuery, AddedQuery] = (NOTHING, NOTHING)  # of the clicks, and of the lists
+    barred: NDArray[np.int64] = field(default_factory=_NONE.copy)  # as of `TrainedStep`, for all clicks
     hidden: list[NDArray[np.int64]] | None = None  # (U,) rows that each user has hidden; None: none has
 
     @property
@@ -179,6 +181,7 @@ class BatchPreparer:
             begun,
             gathered=gathered_clicks,
             gathered_lists=gathered_lists,
+            barred=self._barred(learned, gathered_clicks),
             network=network,
             popular_fill=fill,
             hidden=hidden,
@@ -211,6 +214,8 @@ class BatchPreparer:
         values = np.array([np.nan if click.value is None else click.value for click in clicks])
         numbers = state.store.next_numbers(len(clicks))
         flagged, caught = state.abuse_filter.judge(users, [click.item_id for click in clicks], times, numbers)
+        if state.frozen:
+            flagged, caught = np.ones(len(clicks), np.bool_), np.zeros(len(clicks), np.bool_)
         next_at = next_in_batch(slots)
         previous_at = np.where(state.histories.lengths(slots) > 0, state.histories.latest_at(slots), np.nan)
         more = np.flatnonzero(next_at >= 0)
@@ -233,6 +238,19 @@ class BatchPreparer:
             positions=np.arange(len(clicks)),
         )
         return batch, clicked, caught
+
+    def _barred(self, batch: ClickBatch, gathered: Gathered) -> NDArray[np.int64]:
+        """Returns the positions among all candidates of those on which a click would be flagged as a repeat.
+
+        Among clicks to learn from such candidates are never the clicked ones. If they were rivals, the ranker would
+        learn that items are not clicked again that were clicked often, though users do nothing else.
+        """
+        state = self.state
+        often = np.log1p(np.float32(state.abuse_filter.repeats_max))
+        at = np.flatnonzero(gathered.features[:, COLUMNS["own_times"]] >= often)
+        clicks = np.searchsorted(gathered.starts, at, "right") - 1
+        items = [item or "" for item in state.vocabulary.items_of(gathered.rows[at].tolist())]
+        return at[state.abuse_filter.repeats_exhausted(batch.user_hashes[clicks], items, batch.times[clicks])]
 
     def _clear_states(self, begun: PreparedBatch) -> None:
         """Clears the states of moments that are only counted: their places may hold those of older moments."""

@@ -61,6 +61,19 @@ class ScoredCandidates(NamedTuple):
         find_rows(self.gathered.starts, self.gathered.rows, targets, positions)
         return positions
 
+    def without(self, barred: NDArray[np.int64], positions: NDArray[np.int64]) -> "ScoredCandidates":
+        """Returns the same as if some candidates were not there, but for those at positions (N,), one a query.
+
+        Args:
+            barred: positions among all C candidates.
+            positions: the queries' targets among all C; −1 for none.
+        """
+        if not len(barred):
+            return self
+        barred_kept = np.isin(self.kept, barred) & (self.kept != positions[:, None])
+        out = torch.from_numpy(barred_kept).to(self.present.device)
+        return self._replace(present=self.present & ~out, scores=self.scores.masked_fill(out, -torch.inf))
+
     def places(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Converts positions (N,) among all C to places (N,) among the K kept; −1 for candidates that are not kept."""
         same = (self.kept == positions[:, None]) & (positions >= 0)[:, None]

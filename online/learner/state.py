@@ -100,6 +100,7 @@ class LearnerState:
         self.event_types: dict[str, int] = {}
         self.worth = EventWorth(settings, lambda: self.event_types) if settings.predicts_worth else None
         self._number_named_types()
+        self.frozen = False  # if set, clicks enter their users' histories, and nothing is counted or learned
         self.on_rows_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None  # (freed, taken)
         self.make_room()
 

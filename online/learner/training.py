@@ -92,6 +92,8 @@ def training_batch(  # noqa: PLR0917 - each is of one click
         if scored.content is not None:
             forced_content = scored.content.clone()
             forced_content[at, K - 1] = model.content_of(scored, positions[left_out, None])[:, 0]
+        forced_present = scored.present.clone()
+        forced_present[at, K - 1] = True
         forced_places = places.copy()
         forced_places[left_out] = K - 1
     return TrainingBatch(

@@ -131,7 +131,8 @@ class ShadowEvaluation:
         return before[torch.from_numpy(network.order).to(before.device)]
 
     def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
-        batch = training_batch(self.weights, scored, step.positions, states, step.replayed, step.worth)
+        choices = scored.without(step.barred, step.positions)
+        batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.worth)
         if self.weights.train(batch, RANKING):
             trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
             self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])

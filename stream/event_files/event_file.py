@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -93,6 +94,11 @@ class EventFile:
                 yield from reader.messages(lines, skip)
             except EventFileError as error:
                 raise self._with_what_its_name_says(error) from None
+
+    def with_columns(self, columns: Mapping[str, str]) -> "EventFile":
+        """The same file, also one that came through a pipe, with some fields read from other columns."""
+        columns = {**self._options.columns, **columns}
+        return EventFile(self._opened.path, replace(self._options, columns=columns))
 
     def remarks(self) -> Iterator[str]:
         """What has been taken for granted so far, a line each; nothing where there is only one way to read the file."""

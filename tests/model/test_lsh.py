@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from model import exact
 from model.lsh import hash_buckets, log_time_bucket, lsh_attention, random_rotations
@@ -71,6 +72,40 @@ def test_outputs_and_gradients_equal_the_reference(case: Case) -> None:
     gradients = torch.autograd.grad((output * direction).sum(), case.inputs())
     for got, wanted in zip(gradients, torch.autograd.grad((expected * direction).sum(), case.inputs()), strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
+
+
+@given(cases())
+def test_a_self_score_of_minus_1e5_gives_the_same(case: Case) -> None:
+    """The paper's form, dense: every round shows a position itself too, with a score that counts beside nothing."""
+    if "lengths" in case.settings:
+        return
+    _, _, L, D = case.qk.shape
+    window = case.settings["window"]
+    same = hash_buckets(case.qk, case.rotations)[..., None, :] == hash_buckets(case.qk, case.rotations)[..., None]
+    before = torch.ones(L, L, dtype=torch.bool).tril(-1)
+    same = same & before  # (B, H, R, L, L), from query to key
+    later = same.flip(-1).cumsum(-1).flip(-1)  # keys of the bucket from this one up to the query
+    seen = same & (later < window)
+    scores = case.qk @ normalize(case.qk, dim=-1).mT / D**0.5  # (B, H, L, L)
+    if "times" in case.settings:
+        bias = case.settings["time_bias"]  # (H, T)
+        gaps = case.settings["times"][:, :, None] - case.settings["times"][:, None]
+        scores = scores + bias[:, log_time_bucket(gaps, bias.shape[1])].transpose(0, 1)
+    itself = torch.eye(L, dtype=torch.bool)
+    scores = (scores - 1e5 * itself)[:, :, None].masked_fill(~(seen | itself), -torch.inf)  # (B, H, R, L, L)
+    shares = scores.transpose(2, 3).flatten(3).softmax(-1).unflatten(-1, (-1, L)).sum(3)  # (B, H, L, L)
+    output = lsh_attention(case.qk, case.v, case.rotations, **case.settings)
+    torch.testing.assert_close(output, shares @ case.v, atol=1e-5, rtol=1e-5)
+
+
+def test_a_round_that_shows_nothing_does_not_drown_what_another_shows() -> None:
+    """Two rounds: in the first all three positions share a bucket, in the second each has its own."""
+    qk = torch.tensor([[1.0, 0.1], [1.0, -0.1], [10.0, 0.0]])[None, None]
+    v = torch.eye(3)[None, None, :, :2]
+    rotations = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])[None]  # (1, 2, 2, 1)
+    assert hash_buckets(qk, rotations)[0, 0].tolist() == [[0, 0, 0], [0, 1, 0]]
+    output = lsh_attention(qk, v, rotations, window=3)
+    torch.testing.assert_close(output[0, 0, 1], v[0, 0, 0])  # the second round shows it nothing
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 33])

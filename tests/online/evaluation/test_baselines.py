@@ -15,8 +15,8 @@ from online.metrics import K
 Stream = list[tuple[int, int]]
 
 
-def ranks_of(stream: Stream, *, exclude_seen: bool = False) -> list[dict[str, float]]:
-    counting = Baselines(exclude_seen=exclude_seen)
+def ranks_of(stream: Stream, *, exclude_seen: bool = False, depth: int = K) -> list[dict[str, float]]:
+    counting = Baselines(exclude_seen=exclude_seen, depth=depth)
     found = []
     for user, item in stream:
         found.append(dict(zip(METHODS, counting.ranks(user, item).tolist(), strict=True)))
@@ -108,13 +108,13 @@ streams = st.integers(2, 30).flatmap(
 )
 
 
-@given(streams, st.booleans())
-@example([(0, 0)] * 30, False)
-@example([(at % 2, at % 25) for at in range(80)], True)
-def test_fast_and_slow_counting_agree(raw: Stream, exclude_seen: bool) -> None:
+@given(streams, st.booleans(), st.sampled_from([3, K, 20]))
+@example([(0, 0)] * 30, False, K)
+@example([(at % 2, at % 25) for at in range(80)], True, K)
+def test_fast_and_slow_counting_agree(raw: Stream, exclude_seen: bool, depth: int) -> None:
     numbers: dict[int, int] = {}
     stream = [(user, numbers.setdefault(item, len(numbers))) for user, item in raw]
-    found = ranks_of(stream, exclude_seen=exclude_seen)
+    found = ranks_of(stream, exclude_seen=exclude_seen, depth=depth)
     for at in range(max(1, len(stream) - 12), len(stream)):
         user, item = stream[at]
         had = {j for one, j in stream[:at] if one == user} if exclude_seen else set()
@@ -124,7 +124,7 @@ def test_fast_and_slow_counting_agree(raw: Stream, exclude_seen: bool) -> None:
         scores = every_score(stream[:at], user, exclude_seen=exclude_seen)
         for method in METHODS:
             rank = slow_rank(scores[method], item, had)
-            assert found[at][method] == (rank if rank < K else math.inf), (at, method)
+            assert found[at][method] == (rank if rank < depth else math.inf), (at, method)
 
 
 @given(streams, st.booleans())

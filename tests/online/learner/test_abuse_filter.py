@@ -10,7 +10,7 @@ import pytest
 from online.evaluation import worlds
 from online.evaluation.town import Town
 from online.evaluation.worlds import Bot
-from online.learner.abuse_filter import CAUGHT, FULL_MOST, WAYS, AbuseFilter, Buckets
+from online.learner.abuse_filter import CAUGHT, FULL_MOST, WAYS, AbuseFilter, Buckets, user_hashes_of
 from online.learner.facts.gather import count_pair
 from online.learner.facts.items import count_click
 from online.learner.facts.jit import kernel
@@ -75,6 +75,21 @@ def test_in_a_full_row_the_emptiest_makes_room():
     assert buckets.consume(np.arange(WAYS, 0, -1), np.zeros(WAYS)).tolist() == [*range(WAYS + 1, 2, -1), 0]
 
 
+def test_looking_at_buckets_says_what_the_next_click_would_find_and_changes_nothing():
+    random = np.random.default_rng(0)
+    buckets = Buckets(4, 10.0, 64)
+    buckets.consume(random.integers(1, 40, 300), np.cumsum(random.exponential(1.0, 300)))
+    keys, now = np.arange(1, 41), random.uniform(200, 400, 40)
+    before = {name: part.copy() for name, part in buckets.to_state().items()}
+    found = buckets.levels(keys, now)
+    assert all(np.array_equal(part, before[name]) for name, part in buckets.to_state().items())
+    for key, at, level in zip(keys, now, found, strict=True):
+        again = Buckets(4, 10.0, 64)
+        again.load_state(before)
+        assert again.consume(np.array([key]), np.array([at])).tolist() == [level]
+    assert found.max() > 0
+
+
 # --- who is flagged ----------------------------------------------------------------------------------------------
 
 
@@ -109,6 +124,18 @@ def test_what_many_repeat_is_heard_and_what_few_repeat_is_not(guard):
     assert not flagged[:20].any()  # a click each: what a trend looks like
     assert (~flagged[20:]).sum() <= 2 * REPEATS
     assert guard.total["crowd"] == flagged.sum()
+
+
+def test_a_repeat_that_would_be_flagged_is_known_before_it_is_made(small):
+    guard, random = AbuseFilter(small(**LIMITS, abuse_share_exceeded="keep-out")), np.random.default_rng(1)
+    clicks = [(f"u{random.integers(4)}", f"i{random.integers(3)}", 5.0 * at) for at in range(200)]
+    for at, (user, item, time) in enumerate(clicks):
+        expected = guard.repeats_exhausted(user_hashes_of([user]), [item], np.array([time]))
+        before = guard.total["repeats"]
+        judge(guard, [(user, item, time)])
+        assert [guard.total["repeats"] > before] == expected.tolist(), at
+    assert guard.total["repeats"] > 10
+    assert not guard.total["rate"]
 
 
 def test_made_up_timestamps_gain_one_span_at_most(guard):
@@ -282,6 +309,28 @@ def test_flagged_clicks_move_their_user_s_history_and_list_but_nothing_else(smal
         [learner.vocabulary.row_of("spam")] * 5
     ]
     assert "spam" in learned.rankings["bot"].items
+
+
+def test_an_item_whose_next_click_would_be_flagged_is_no_rival_in_training(small, monkeypatch):
+    """Among clicks to learn from it is never the clicked one, whatever users do."""
+    learner, batches, found = Learner(small(**LIMITS, abuse_share_exceeded="keep-out")), [], []
+    train = learner.weights.train
+    monkeypatch.setattr(learner.weights, "train", lambda batch, what: batches.append(batch) or train(batch, what))
+    others = [Click(user_id=f"u{at}", item_id=f"i{at % 5}", timestamp=1e9 + at) for at in range(20)]
+    for clicks in (others, *([Click(user_id="u", item_id=item, timestamp=1e9 + 60)] for item in ["i1"] * 5 + ["i2"])):
+        learned = learner.learn(clicks)
+        if clicks[0].user_id == "u":
+            (step,) = learned.steps
+            rows = step.scored.rows()[0]
+            batch = next(one for one in reversed(batches) if one.present is not None)
+            there = {
+                item: bool(batch.present[0][rows == learner.vocabulary.row_of(item)].any()) for item in ("i1", "i2")
+            }
+            found.append((bool(learned.trainable[0]), there["i1"], there["i2"]))
+    # Three clicks on i1 are learned from; as long as a fourth would be too, i1 is a candidate like others.
+    assert found[:3] == [(True, True, True)] * 3
+    assert found[3:5] == [(False, False, True)] * 2
+    assert found[5] == (True, False, True)
 
 
 def test_a_restart_in_the_middle_of_an_attack_goes_on_bit_for_bit(small, same):
