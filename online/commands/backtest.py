@@ -20,6 +20,7 @@ from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items
 from online.evaluation.backtest_report import remarks, report, table
 from online.evaluation.breakdown import breakdown, breakdown_remarks, breakdown_table, curves_of
 from online.evaluation.diversity import Setting, diversity_curve
+from online.learner.content.encoders import load_encoder
 from online.learner.facts.warm import warm_if_cold
 from stream.event_files import EventFile
 from stream.event_files.tally import BAD_ROWS_MAX
@@ -64,10 +65,13 @@ def run_backtest(
     Raises:
         EventFileError: a file cannot be read.
         BacktestError: there are too few clicks or unknown methods, or something cannot be written.
+        SettingsError: the encoder of items' texts cannot be loaded.
     """
     choices = () if diversity is None else _diversities(diversity)
     wanted = METHODS if methods is None else _methods(methods)
     _prepare(json_out, plots)
+    if items is not None and settings.content and settings.text_encoder is not None:
+        load_encoder(settings.text_encoder)  # before the files are read
     of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
     if not read.clicks:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from online.config.sections.fields import Rate, setting
+from online.config.sections.fields import Positive, Rate, setting
 
 
 class ContentSettings(BaseSettings):
@@ -23,3 +23,16 @@ class ContentSettings(BaseSettings):
         "makes room.",
     )
     content_learning_rate: Rate = setting(0.01, "Learning rate of what content adds to scores (Adam).")
+    text_encoder: str | None = setting(
+        None,
+        "What makes vectors of items' titles and tags, where records have no `vector`: a folder with a model, or "
+        "wordllama, a package that brings one. Nothing is downloaded (docs/content.md).",
+        "Set it where items with different words are alike in meaning, and `nextclick backtest --items` shows a gain. "
+        "It needs the packages of nextclick[text].",
+    )
+    text_vectors_held: Positive = setting(
+        20_000,
+        "Latest texts whose vectors are kept, so that they are not encoded again: 512 bytes each for 256 dimensions, "
+        "in memory and in the checkpoint.",
+        "Raise it to the number of items where the encoder is slow and all records are published again and again.",
+    )
