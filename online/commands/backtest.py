@@ -20,6 +20,7 @@ from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items
 from online.evaluation.backtest_report import remarks, report, table
 from online.evaluation.breakdown import breakdown, breakdown_remarks, breakdown_table, curves_of
 from online.evaluation.diversity import Setting, diversity_curve
+from online.learner.content.encoders import load_encoder
 from online.learner.facts.warm import warm_if_cold
 from stream.event_files import EventFile
 from stream.event_files.tally import BAD_ROWS_MAX
@@ -66,13 +67,13 @@ def run_backtest(
     Raises:
         EventFileError: a file cannot be read.
         BacktestError: there are too few clicks or unknown methods, or something cannot be written.
+        SettingsError: the encoder of items' texts cannot be loaded.
     """
     choices = () if diversity is None else _diversities(diversity)
-    if users is not None:
-        settings = settings.model_copy(update={"users_topic": settings.users_topic or "users"})
-    more = () if users is None else tuple(USERS_ABLATIONS)
-    wanted = (*usual_methods(settings), *more) if methods is None else named_methods(methods, (*ALL_METHODS, *more))
+    settings, wanted = _methods(settings, methods, users)
     prepare_outputs(json_out, plots)
+    if items is not None and settings.content and settings.text_encoder is not None:
+        load_encoder(settings.text_encoder)  # before the files are read
     of_items = None if items is None else read_items(items, bad_rows_max=bad_rows_max)
     of_users, users_tally = ([], None) if users is None else read_users(users, bad_rows_max=bad_rows_max)
     read = read_clicks(file, settings, limit, bad_rows_max=bad_rows_max, sort=sort)
@@ -201,6 +202,15 @@ def _diversity(
     for line in diversity_report.remarks():
         out.print(line, style="dim", markup=False)
     return figures
+
+
+def _methods(settings: Settings, named: str | None, users: ItemFile | None) -> tuple[Settings, tuple[str, ...]]:
+    """Returns the settings and the methods for a backtest, in which something is known of users or not."""
+    more: tuple[str, ...] = ()
+    if users is not None:
+        settings = settings.model_copy(update={"users_topic": settings.users_topic or "users"})
+        more = tuple(USERS_ABLATIONS)
+    return settings, (*usual_methods(settings), *more) if named is None else named_methods(named, (*ALL_METHODS, *more))
 
 
 def named_methods(text: str, methods: Sequence[str]) -> tuple[str, ...]:

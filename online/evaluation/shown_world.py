@@ -48,8 +48,7 @@ class ShownWorld:
     @cached_property
     def examination(self) -> NDArray[np.float64]:
         """Probability that a position is examined, (K,)."""
-        found: NDArray[np.float64] = np.arange(1, self.positions + 1) ** -self.steepness
-        return found
+        return np.arange(1, self.positions + 1, dtype=np.float64) ** -self.steepness
 
     @cached_property
     def attraction(self) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from online.filters.evaluate import CompiledFilter, Rows, compiled
 from online.filters.tokens import FilterError
 from online.learner.arrays import below, joined
 from online.learner.content.items import ItemContent
+from online.learner.content.texts import TextVectors, text_of
 from online.learner.item_attributes import ItemAttributes
 from online.learner.item_rows import ItemRows
 from stream.items import Item
@@ -51,6 +52,10 @@ class Listable:
         self.items = items
         self.attributes = ItemAttributes(settings)
         self.content = ItemContent(settings.seed, self.attributes.capacity) if settings.content else None
+        self.texts: TextVectors | None = None  # of items' vectors, where an encoder makes them
+        if settings.content and settings.text_encoder is not None:
+            self.texts = TextVectors(settings.text_encoder, settings.text_vectors_held)
+        self._encoded_by = ""  # the identity of the encoder of a checkpoint's items; "": of none
         self.rule: CompiledFilter | None = None if settings.list_filter is None else compiled(settings.list_filter)
         self._unavailable = np.zeros(1, np.bool_)  # (V,)
         self._excluded = self._excluded_by_rule(np.arange(self.attributes.capacity))  # (S,)
@@ -65,6 +70,7 @@ class Listable:
 
     def put(self, items: Sequence[Item], now: float = 0.0) -> ItemChanges:
         """Takes in the latest records of items, in order. `now`: seconds since 1970, by the stream."""
+        vectors = {} if self.texts is None else self.texts.of(items)
         slots: set[int] = set()
         before = dict.fromkeys([item.item_id for item in items], False)
         for item_id in before:
@@ -73,7 +79,8 @@ class Listable:
             changed = self.attributes.put(item, self.items.vocabulary.row_of(item.item_id))
             slots.update(changed)
             if self.content is not None:
-                self._put_content(self.content, item, changed, now)
+                vector = vectors.get(text_of(item)) if item.vector is None else item.vector
+                self._put_content(self.content, item, vector, changed, now)
         if self.content is not None:
             self.content.compose([slot for slot in sorted(slots) if self.content.arrays.known[slot]])
         if self.attributes.capacity > len(self._excluded):
@@ -89,7 +96,14 @@ class Listable:
         lost = bool(self._excluded[0]) and self.attributes.take_lost()
         return ItemChanges(rows, excluded=lost or any(map(self.excludes, moved)), moved=bool(moved))
 
-    def _put_content(self, content: ItemContent, item: Item, changed: Sequence[int], now: float) -> None:
+    def _put_content(
+        self,
+        content: ItemContent,
+        item: Item,
+        vector: Sequence[float] | NDArray[np.float16] | None,
+        changed: Sequence[int],
+        now: float,
+    ) -> None:
         """Takes in what an item says; `changed`: the slots that its record has changed."""
         content.grow(self.attributes.capacity)
         slot = self.attributes.slot_of(item.item_id)
@@ -102,11 +116,17 @@ class Listable:
         content.put(
             slot,
             (item.title, item.tags, item.attributes),
-            item.vector,
+            vector,
             clicked=self.items.was_clicked(item.item_id),
             now=now,
         )
         (self.items.publish if content.arrays.known[slot] and item.available else self.items.withdraw)(item.item_id)
+
+    def open_encoder(self) -> bool:
+        """Loads the encoder of texts -> whether all items have to be read again, because a checkpoint has vectors of
+        another encoder, or none. Raises SettingsError."""
+        identity = "" if self.texts is None else self.texts.encoder.identity
+        return identity != self._encoded_by
 
     def excludes(self, item_id: str) -> bool:
         """Whether the rule excludes an item, whether it is available or not."""
@@ -186,8 +206,10 @@ class Listable:
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         arrays, state = self.attributes.to_state()
-        content = {} if self.content is None else self.content.to_state()
-        return arrays | joined({"content": content}), state
+        parts = {"content": {} if self.content is None else self.content.to_state()}
+        if self.texts is not None:
+            parts["texts"], state["text_encoder"] = self.texts.to_state(), self.texts.identity
+        return arrays | joined(parts), state
 
     def _load_content(self, content: ItemContent, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Loads what items say; from the attributes, where a checkpoint holds nothing else."""
@@ -212,6 +234,9 @@ class Listable:
         vocabulary = self.items.vocabulary
         if self.content is not None:
             self._load_content(self.content, below(arrays, "content"))
+        self._encoded_by = "" if state is None else state.get("text_encoder", "")
+        if self.texts is not None:
+            self.texts.load_state(below(arrays, "texts"), self._encoded_by)
         self.grow(vocabulary.rows)
         rows = list(range(vocabulary.rows))
         self.attributes.take_rows(rows, vocabulary.items_of(rows))

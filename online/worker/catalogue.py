@@ -66,13 +66,27 @@ class Catalogue:
         self._changed: list[str] = []  # items that were taken in since `take_changed`
 
     def start(self) -> None:
-        """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored."""
+        """Begin to read items where the checkpoint says. Call it once, after the checkpoint is restored.
+
+        Raises SettingsError where the encoder of texts cannot be loaded.
+        """
         mine = {p: offset for p, offset in self._progress.next_offsets.items() if p.topic == self._settings.items_topic}
-        if self._learner.listable.attributes.unread and mine:
-            log.info("the items topic is read again, because not all of what its records say was kept")
+        listable = self._learner.listable
+        why = "not all of what its records say was kept" if listable.attributes.unread else ""
+        if listable.open_encoder():
+            why = why or "their texts were encoded by another encoder, or by none"
+        if why and mine:
+            log.info("the items topic is read again, because %s", why)
+            for partition in mine:  # a checkpoint that comes before the first record begins there too
+                del self._progress.next_offsets[partition]
             self._read_before, mine = mine, {}
-        self._feed.start(mine)
+        self._feed.start(mine, None if listable.texts is None else self._prepare)
         self.check_again()
+
+    def _prepare(self, records: Sequence[Record]) -> None:
+        """Encodes the texts of items; in the feed's thread, so that no click waits for it."""
+        assert self._learner.listable.texts is not None
+        self._learner.listable.texts.of([item for item in map(self._read, records) if isinstance(item, Item)])
 
     def check_again(self) -> None:
         """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,

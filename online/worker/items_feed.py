@@ -3,11 +3,15 @@
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from stream.source import Partition, Record, SourceError, TopicReader
 
 CLOSE_S_MAX = 5.0  # longest wait for the reader's thread at the end
+_PREPARED_AT_ONCE = 32  # records
+
+Prepare = Callable[[Sequence[Record]], None]
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +30,17 @@ class ItemsFeed:
         self._waiting: queue.Queue[Record] = queue.Queue(records_max)
         self._stop = threading.Event()
         self._unavailable = False
+        self._prepare: Prepare | None = None
         self._thread: threading.Thread | None = None
 
-    def start(self, starts: Mapping[Partition, int]) -> None:
-        """Starts reading at these offsets; partitions without one at their earliest record."""
+    def start(self, starts: Mapping[Partition, int], prepare: Prepare | None = None) -> None:
+        """Starts reading.
+
+        Args:
+            starts: offsets to start at; partitions without one start at their earliest record.
+            prepare: called with records before they can be taken, in the feed's thread.
+        """
+        self._prepare = prepare
         self._thread = threading.Thread(target=self._run, args=[dict(starts)], name=self._what, daemon=True)
         self._thread.start()
 
@@ -53,7 +64,7 @@ class ItemsFeed:
     def _run(self, next_offsets: dict[Partition, int]) -> None:
         while not self._stop.is_set():
             try:
-                for record in self._new(next_offsets):
+                for record in self._prepared(self._new(next_offsets)):
                     if not self._put(record):
                         break
                     next_offsets[Partition(record.topic, record.partition)] = record.offset + 1
@@ -73,6 +84,14 @@ class ItemsFeed:
                 log.warning("topic %s was created again: it is read from its beginning", partition.topic)
                 del next_offsets[partition]
         yield from self._reader.read(dict(next_offsets))
+
+    def _prepared(self, records: Iterator[Record]) -> Iterator[Record]:
+        if self._prepare is None:
+            yield from records
+            return
+        while some := list(islice(records, _PREPARED_AT_ONCE)):
+            self._prepare(some)
+            yield from some
 
     def _put(self, record: Record) -> bool:
         """Waits for room. Returns whether the record was put; it is not if `close` is called meanwhile."""

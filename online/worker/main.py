@@ -17,6 +17,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 
 from online.config.cron import cron_trigger
 from online.config.settings import Settings
+from online.learner.content.encoders import load_encoder
 from online.learner.facts.warm import warm_if_cold
 from online.lifecycle.finetune_outside import remove_left_jobs
 from online.lifecycle.scheduler import SteadyScheduler
@@ -109,7 +110,10 @@ def run_worker(
         StartError: the data folder does not belong to the stream; one line for operators.
         SourceError, ListsError, CheckpointError: a part refuses, and waiting would not help; one line for operators.
         InternalError: our own code fails on too many events in a row; one line for operators.
+        SettingsError: the encoder of texts cannot be loaded.
     """
+    if settings.content and settings.text_encoder is not None:
+        load_encoder(settings.text_encoder)  # before anything is waited for
     torch.set_num_threads(settings.threads)
     quarantine = Quarantine()
     monitor = Monitor() if monitor is None else monitor

@@ -25,6 +25,7 @@ from online.evaluation.town import Town
 from online.worker.checkpoint import Checkpoints
 from online.worker.connections import open_lists
 from online.worker.dead_letters import DeadLetterWriter
+from online.worker.items_feed import Prepare
 from online.worker.loop import Loop
 from online.worker.main import run_worker
 from online.worker.poison_pills import Quarantine
@@ -273,13 +274,16 @@ class ListFeed:
         self.records_max = records_max
         self.began_at: list[dict[Partition, int]] = []
 
-    def start(self, starts: Mapping[Partition, int]) -> None:
+    def start(self, starts: Mapping[Partition, int], prepare: Prepare | None = None) -> None:
         self.at = starts.get(self.partition, 0)
         self.began_at.append(dict(starts))
+        self.prepare = prepare
 
     def take(self) -> list[Record]:
         found = self.broker.records(self.partition)[self.at : self.at + self.records_max]
         self.at += len(found)
+        if self.prepare is not None:
+            self.prepare(found)
         return found
 
     def close(self) -> None:

@@ -53,6 +53,7 @@ class ItemContent:
         self.totals = np.zeros(4)
         self.popular = np.zeros(WIDTH, np.float32)  # decayed sum of the vectors of clicked items
         self._given: dict[int, NDArray[np.float32]] = {}  # projected vectors of records, by slot
+        self._projection = np.zeros((0, WIDTH), np.float32)  # of given vectors, as wide as the latest one
 
     def __len__(self) -> int:
         """Items with content."""
@@ -64,7 +65,7 @@ class ItemContent:
         self,
         slot: int,
         content: tuple[str | None, Sequence[str], Mapping[str, float | str | bool]],
-        vector: Sequence[float] | None,
+        vector: Sequence[float] | NDArray[np.float16] | None,
         *,
         clicked: bool,
         now: float,
@@ -74,7 +75,7 @@ class ItemContent:
         Args:
             slot: of the item.
             content: title, tags, attributes.
-            vector: of the record; None: none.
+            vector: of the record, or of its text; None: none.
             clicked: whether the item was ever clicked.
             now: seconds since 1970, by the stream; where the record has no `published_at`, the item is as old as its
                 first record.
@@ -133,12 +134,14 @@ class ItemContent:
                 vectors[n] = _unit(vectors[n] + self._given[slot])
         self.arrays.vectors[at] = vectors
 
-    def _projected(self, vector: Sequence[float]) -> NDArray[np.float32]:
+    def _projected(self, vector: Sequence[float] | NDArray[np.float16]) -> NDArray[np.float32]:
         """Returns a given vector at the width of ours, of length 1."""
-        rows = unit_vectors(torch.arange(1, len(vector) + 1), WIDTH, seed=self.seed + _VECTOR_SEED).numpy()
+        if len(vector) != len(self._projection):
+            numbers = torch.arange(1, len(vector) + 1)
+            self._projection = unit_vectors(numbers, WIDTH, seed=self.seed + _VECTOR_SEED).numpy()
         given = np.asarray(vector, np.float64)
         largest = np.abs(given).max(initial=0.0)
-        return _unit(((given / largest if largest > 0 else given) @ rows).astype(np.float32))
+        return _unit(((given / largest if largest > 0 else given) @ self._projection).astype(np.float32))
 
     def grow(self, slots: int) -> None:
         """Makes room for this many slots."""

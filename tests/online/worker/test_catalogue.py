@@ -580,3 +580,23 @@ def test_an_unavailable_broker_is_reported_once_and_asked_again(settings, caplog
         "no Kafka answers; until then items are not updated",
         "items cannot be read; trying again",
     ]
+
+
+@pytest.mark.parametrize("settings", ["log"], indirect=True)
+def test_records_are_prepared_in_the_feed_s_thread_before_they_can_be_taken(settings):
+    publish(settings, [f"{n:02}" for n in range(50)])
+    prepared = []
+
+    def prepare(records):
+        prepared.append((threading.current_thread().name, [record.key for record in records]))
+
+    feed = ItemsFeed(LogReader(settings.log_path, settings.items_topic), records_max=100, interval_s=0.01)
+    feed.start({}, prepare)
+    deadline = time.monotonic() + 30
+    while feed.waiting < 50 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    records = feed.take()
+    feed.close()
+    assert [name for name, _ in prepared] == ["items", "items"]
+    assert [len(keys) for _, keys in prepared] == [32, 18]
+    assert [key for _, keys in prepared for key in keys] == [record.key for record in records]
