@@ -155,6 +155,7 @@ def _batch(
         user_hashes=user_hashes_of(users),
         trainable=~state.abuse_filter.was_flagged(numbers),
         positions=np.arange(len(places)),
+        lines=1 + ((times[slots] == times[slots, at][:, None]) & (np.arange(times.shape[1]) < at[:, None])).sum(1),
     )
 
 

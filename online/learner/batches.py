@@ -34,6 +34,17 @@ class ClickBatch(NamedTuple):
     user_hashes: NDArray[np.int64]  # (N,) of their users, as `stream.user_ids.hash_of_digest` says
     trainable: NDArray[np.bool_]  # (N,) to be learned from: not flagged as abuse
     positions: NDArray[np.int64]  # (N,) in the micro-batch
+    lines: NDArray[np.int64]  # (N,) which of its user's clicks at this very time each is, from 1: of a basket's lines
+
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        """By which each click trains the ranker, (N,); None: all by 1.
+
+        The n-th of a user's clicks at one time counts 1/n. The lines of a basket come in no order, and there may be a
+        hundred: counted in full they would teach little but what lies beside each other, and the first click of a visit
+        would be predicted worse.
+        """
+        return (1 / self.lines).astype(np.float32) if (self.lines > 1).any() else None
 
     def only(self, mask: NDArray[np.bool_]) -> "ClickBatch":
         """Returns the clicks for which the mask (N,) holds, as if there were no others."""
@@ -85,6 +96,7 @@ class TrainedStep:
     losses: NDArray[np.float64]  # (n,) loss of each click before it was learned, in nats
     ranks: NDArray[np.float64]  # (n,) of the clicked items among all candidates
     barred: NDArray[np.int64]  # positions among all candidates on which a click would be flagged as a repeat
+    weights: NDArray[np.float32] | None = None  # (n,) by which each click trains the ranker; None: all by 1
     worth: StepWorth | None = None  # None: nothing but the next item is learned
 
 

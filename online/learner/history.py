@@ -229,6 +229,11 @@ class UserHistories:
         found: NDArray[np.float64] = self._times[slots, (self._clicks[slots] - 1) % self.history_max]
         return np.where(self._clicks[slots] > 0, found, 0.0)
 
+    def clicks_at(self, slots: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray[np.int64]:
+        """How many of the held clicks of slots (N,) were made at exactly these times (N,)."""
+        found: NDArray[np.int64] = (self._times[slots] == times[:, None]).sum(1)
+        return found
+
     def users(self) -> list[str]:
         """Users who have a history, least recently seen first."""
         return list(self._slots)

@@ -15,7 +15,7 @@ from torch import Tensor
 from online.config.settings import Settings
 from online.learner.again import Retraced, retraced
 from online.learner.asking import Answerer
-from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, StepWorth, TrainedStep
+from online.learner.batches import BatchResult, ClickBatch, Impression, Ranking, TrainedStep
 from online.learner.explaining import Explainer
 from online.learner.listable import ItemChanges
 from online.learner.lists import ListRanker
@@ -149,18 +149,23 @@ class Learner(LearnerState):
         positions = np.where(batch.trainable, target_positions, -1)
         places = scored.places(positions) if scored.finite() else np.full(len(positions), -1)
         shares = scored.shares().float().cpu().numpy()
-        losses, worth = click_losses(shares, places), None
+        losses, weights, worth = click_losses(shares, places), batch.weights, None
         if self.worth is not None:
             worth = self.worth.step(batch.types, batch.values, positions, batch.trainable)
             positions, places = (np.where(worth.weights > 0, one, -1) for one in (positions, places))
+            weights = worth.weights if weights is None else worth.weights * weights
         first, last = prepared.gathered.starts[[part.start, part.stop]].tolist()
         barred = prepared.barred[(prepared.barred >= first) & (prepared.barred < last)] - first
-        self._remember(batch, scored.without(barred, positions), places, worth)
+        self._remember(batch, scored.without(barred, positions), places, weights)
         ranks = scored.ranks(target_positions)
-        return TrainedStep(part, scored, positions, replayed, losses, ranks, barred, worth)
+        return TrainedStep(part, scored, positions, replayed, losses, ranks, barred, weights, worth)
 
     def _remember(
-        self, batch: ClickBatch, scored: ScoredCandidates, places: NDArray[np.int64], worth: StepWorth | None
+        self,
+        batch: ClickBatch,
+        scored: ScoredCandidates,
+        places: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
     ) -> None:
         """Counts how often the ranker expected each candidate, and keeps clicks with their rivals for replay."""
         kept = np.flatnonzero(places >= 0)
@@ -168,15 +173,15 @@ class Learner(LearnerState):
             rows, shares = scored.rows(), scored.shares().float().cpu().numpy()
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
-            weights = None if worth is None else self.tensor(worth.weights[kept])
-            self.replay.add(*rivals[:3], weights, user_hashes=batch.user_hashes[kept])
+            of_kept = None if weights is None else self.tensor(weights[kept])
+            self.replay.add(*rivals[:3], of_kept, user_hashes=batch.user_hashes[kept])
 
     def _train(self, prepared: Prepared, step: TrainedStep, states: Tensor | None) -> TrainedStep:
         """Trains the ranker on the candidates that it has just scored."""
         states = None if states is None else states[step.part]
         scored = step.scored
         choices = scored.without(step.barred, step.positions)
-        batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.worth)
+        batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.weights, step.worth)
         # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])

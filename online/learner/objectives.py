@@ -38,7 +38,7 @@ class TrainingBatch:
     forced_present: Tensor | None = None  # (N, K) bool
     forced_places: Tensor | None = None  # (N,) int64
     replayed: tuple[Tensor, Tensor] | None = None  # scores (R, K', networks), the clicked one's first; present (R, K')
-    weights: Tensor | None = None  # (N,) of the clicks, 1 on average; None: all weigh 1
+    weights: Tensor | None = None  # (N,) by which each click counts; None: all by 1
     replayed_weights: Tensor | None = None  # (R,) likewise
     worth: "WorthTargets | None" = None
     states: Tensor | None = None  # (N, D) before each click, with gradients

@@ -236,8 +236,21 @@ class BatchPreparer:
             user_hashes=user_hashes_of(users),
             trainable=~flagged,
             positions=np.arange(len(clicks)),
+            lines=self._lines(slots, times, previous_at),
         )
         return batch, clicked, caught
+
+    def _lines(
+        self, slots: NDArray[np.int64], times: NDArray[np.float64], previous_at: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Returns which of its user's clicks at its very time each is, (N,), from 1."""
+        further = np.flatnonzero(previous_at == times)
+        if not len(further):
+            return np.ones(len(slots), np.int64)
+        _, baskets = np.unique(np.stack([slots, times]), axis=1, return_inverse=True)
+        lines = 1 + earlier_in_batch(baskets.reshape(-1))
+        lines[further] += self.state.histories.clicks_at(slots[further], times[further])
+        return lines
 
     def _barred(self, batch: ClickBatch, gathered: Gathered) -> NDArray[np.int64]:
         """Returns the positions among all candidates of those on which a click would be flagged as a repeat.

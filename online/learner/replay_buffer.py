@@ -24,7 +24,7 @@ class Replayed(NamedTuple):
     features: Tensor  # (n, K, F)
     present: Tensor  # (n, K) which are there
     content: Tensor | None = None  # (n, K, G) added columns; None: nothing is known
-    weights: Tensor | None = None  # (n,) of the clicks, 1 on average; None: all weigh 1
+    weights: Tensor | None = None  # (n,) by which each click counts; None: all by 1
 
 
 class ReplayBuffer:

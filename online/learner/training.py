@@ -67,6 +67,7 @@ def training_batch(  # noqa: PLR0917 - each is of one click
     positions: NDArray[np.int64],
     states: Tensor | None,
     replayed: Replayed | None,
+    weights: NDArray[np.float32] | None = None,
     worth: StepWorth | None = None,
 ) -> TrainingBatch:
     """Builds the batch for the ranker from clicks whose candidates the model has just scored.
@@ -77,6 +78,7 @@ def training_batch(  # noqa: PLR0917 - each is of one click
         positions: (N,) of the clicked items among all candidates; −1: none, or not to be learned from.
         states: (N, D) the Reformer's; None: not used.
         replayed: replayed clicks; None: none.
+        weights: (N,) by which each click trains the ranker; None: all by 1.
         worth: what the clicks are worth; None: all the same.
     """
     places = scored.places(positions)
@@ -105,7 +107,7 @@ def training_batch(  # noqa: PLR0917 - each is of one click
         forced_present=forced_present,
         forced_places=as_tensor(forced_places, model.device),
         replayed=None if replayed is None or scored.replayed is None else (scored.replayed, replayed.present),
-        weights=None if worth is None else as_tensor(worth.weights, model.device),
+        weights=None if weights is None else as_tensor(weights, model.device),
         replayed_weights=None if replayed is None else replayed.weights,
         worth=None if worth is None else worth_targets(scored, worth),
     )

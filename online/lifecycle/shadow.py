@@ -132,7 +132,7 @@ class ShadowEvaluation:
 
     def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
         choices = scored.without(step.barred, step.positions)
-        batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.worth)
+        batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.weights, step.worth)
         if self.weights.train(batch, RANKING):
             trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
             self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
