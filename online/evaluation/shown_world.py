@@ -48,7 +48,8 @@ class ShownWorld:
     @cached_property
     def examination(self) -> NDArray[np.float64]:
         """Probability that a position is examined, (K,)."""
-        return np.arange(1, self.positions + 1, dtype=np.float64) ** -self.steepness
+        found: NDArray[np.float64] = np.power(np.arange(1.0, self.positions + 1), -self.steepness)
+        return found
 
     @cached_property
     def attraction(self) -> NDArray[np.float64]:
