@@ -125,7 +125,7 @@ class TuningSteps:
         each = self.weights.ranker.each(found.features)
         if found.content is not None:
             each = each + self.weights.content(found.content).detach()[..., None]  # only learned online
-        batch = TrainingBatch(replayed=(each, found.present))
+        batch = TrainingBatch(replayed=(each, found.present), replayed_weights=found.weights)
         self._adam.zero_grad()
         ranked = ListwiseRanking().loss(self.weights, batch)
         assert ranked is not None
