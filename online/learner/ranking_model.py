@@ -52,6 +52,7 @@ from online.learner.worth.objective import Objective as RankingObjective
 
 MISS_LOSS = 10.0  # nats, for a click on an item that was not kept; also the largest loss of a click
 VECTORS_WIDTH = 32
+HEADS = ("heads.", "calibration.")  # weights that fine-tuning leaves as they are
 CALIBRATION_RATE = 4.0  # of learning, times that of the heads: it has few weights
 SITUATION = ("history", "gap", "last_clicks")  # features of the ranker that all candidates of a query share
 LEVEL_STEPS_MIN = 100  # before any norm counts as an explosion

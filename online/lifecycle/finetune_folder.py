@@ -57,6 +57,7 @@ class Job:
     features: NDArray[np.float16]  # (R, K, F) of the kept clicks
     present: NDArray[np.bool_]  # (R, K)
     content: NDArray[np.float16] | None = None  # (R, K, G) what items say; None: nothing is known
+    click_weights: NDArray[np.float32] | None = None  # (R,) of the kept clicks; None: all weigh 1
 
     def steps(self, shares: Shares | None = None) -> TuningSteps:
         """Returns the training steps, on weights of their own."""
@@ -99,6 +100,7 @@ def job_of(learner: Learner, histories: ClicksOldestFirst, start: Mapping[str, T
         features=replay.features[: replay.filled].cpu().numpy().copy(),
         present=replay.present[: replay.filled].cpu().numpy().copy(),
         content=None if replay.content is None else replay.content[: replay.filled].cpu().numpy().copy(),
+        click_weights=None if replay.weights is None else replay.weights[: replay.filled].cpu().numpy().copy(),
     )
 
 
@@ -108,6 +110,8 @@ def write_job(folder: Path, job: Job) -> None:
     arrays |= {"popularity": job.popularity, "features": job.features, "present": job.present}
     if job.content is not None:
         arrays["content"] = job.content
+    if job.click_weights is not None:
+        arrays["click_weights"] = job.click_weights
     _save(folder / ARRAYS, arrays)
     settings = job.settings.model_dump(mode="json", include=WRITTEN)
     _put(folder / JOB, {"settings": settings, "seed": job.seed, "rows": job.rows})
@@ -127,6 +131,7 @@ def read_job(folder: Path) -> Job:
             features=arrays["features"],
             present=arrays["present"],
             content=arrays.get("content"),
+            click_weights=arrays.get("click_weights"),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise FolderError(f"the job in {folder} cannot be read: {error}") from error
@@ -180,6 +185,8 @@ def _replay(settings: Settings, job: Job) -> ReplayBuffer:
     buffer.features[: buffer.filled], buffer.present[: buffer.filled] = tensors["features"], tensors["present"]
     if "content" in tensors:
         buffer.content = tensors["content"]
+    if job.click_weights is not None:
+        buffer.weights = torch.from_numpy(job.click_weights).to(device)
     return buffer
 
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from online.config.settings import PREFIX, Settings
 from online.learner.history import ClicksOldestFirst
 from online.learner.learner import Learner
-from online.learner.ranking_model import RankingModel
+from online.learner.ranking_model import HEADS, RankingModel
 from online.lifecycle.finetune import carried_over
 from online.lifecycle.finetune_folder import FolderError, Job, Result, job_of, read_result, write_job
 from online.lifecycle.finetune_job import LOCK
@@ -67,7 +67,8 @@ class OutsideFineTuning:
             seed: of all random numbers.
         """
         self.learner, self.settings = learner, learner.settings
-        self.start = {name: tensor.clone() for name, tensor in learner.weights.tensors().items()}
+        tensors = learner.weights.tensors().items()
+        self.start = {name: tensor.clone() for name, tensor in tensors if not name.startswith(HEADS)}
         self.rows_changed: set[int] = set()  # freed or handed out since the copy was taken
         self.failed: str | None = None  # why it must be thrown away
         self.folder: Path | None = None

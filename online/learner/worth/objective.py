@@ -15,8 +15,8 @@ from online.config.formula import P_CLICK, VALUE, WORTH, Apply, Formula, Name, N
 from online.config.settings import Settings
 from online.learner.scoring import ScoredCandidates
 
-#: The value of a candidate of which a formula gives no finite one: the least there is, so that it ranks last.
-NOT_FINITE = float(np.finfo(np.float32).min)
+#: The value of a candidate of which a formula gives no finite one, so that it ranks last; means of it stay finite.
+NOT_FINITE = -1e30
 
 Doubles = NDArray[np.float64]
 Figures = Mapping[str, Doubles]

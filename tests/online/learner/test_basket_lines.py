@@ -8,8 +8,8 @@ from stream.events import Click
 
 
 @pytest.fixture
-def learner(settings):
-    return Learner(settings)
+def learner(small):
+    return Learner(small())
 
 
 def clicks(*given):
@@ -32,26 +32,24 @@ def test_lines_count_less_within_a_batch_and_from_one_to_the_next(learner):
     assert weights_of(learner, going_on) == pytest.approx([1 / 3, 1, 1 / 4, 1])
 
 
-def test_a_batch_that_is_one_basket_moves_the_weights_less(settings):
-    def moved(times):
-        learner = Learner(settings)
-        learner.learn(clicks(*(("u", f"i{n}", 10 + n) for n in range(8))))
-        learner.learn(clicks(*(("v", f"i{n}", 30 + n) for n in range(8))))
-        seen = []
-        learner.weights.train = lambda batch, objectives: seen.append(
-            float(sum(loss for one in objectives if (loss := one.loss(learner.weights, batch)) is not None))
-        )
-        learner.learn(clicks(*(("v", f"i{n}", 100 + at) for n, at in enumerate(times))))
-        return seen[0]
-
-    assert 0 < moved([0] * 8) < 0.6 * moved(range(8))
+def test_a_line_weighs_in_training_and_in_replay_what_it_counts(small):
+    learner, trained = Learner(small()), []
+    learner.learn(clicks(*((user, f"i{n}", 10 + n) for user in "uv" for n in range(4))))
+    train = learner.weights.train
+    learner.weights.train = lambda batch, objectives: trained.append(batch) or train(batch, objectives)
+    learner.learn(clicks(*(("w", f"i{n}", 100) for n in range(4))))
+    assert trained[0].weights.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert (trained[0].places >= 0).sum() > 1
+    kept = learner.replay.weights[: learner.replay.filled].tolist()
+    assert set(kept) <= {1, 1 / 2, *np.float32([1 / 3]).tolist(), 1 / 4}
+    assert min(kept) < 1
 
 
-def test_clicks_that_are_trained_again_weigh_as_they_did(settings):
+def test_clicks_that_are_trained_again_weigh_as_they_did(small):
     from online.learner.again import retraced  # noqa: PLC0415
 
     batch = clicks(("u", "a", 100), ("u", "b", 101), ("u", "c", 101), ("u", "d", 101), ("v", "a", 101))
-    learner = Learner(settings)
+    learner = Learner(small())
     learner.learn(batch, owned=np.zeros(len(batch), bool))
     again = retraced(learner, batch)
     assert again.batch.lines.tolist() == [1, 1, 2, 3, 1]

@@ -56,12 +56,19 @@ def python(code):
 
 
 def far(one, other):
-    return max(float((value - other[name]).abs().max()) for name, value in one.items() if value.is_floating_point())
+    both = {name: value for name, value in one.items() if value.is_floating_point() and name in other}
+    return max(float((value - other[name]).abs().max()) for name, value in both.items())
 
 
 @pytest.mark.parametrize(
     ("processes", "settings"),
-    [(1, {}), (2, {}), (2, {"dropout": 0.3}), (3, {"gradient_norm_max": 0.01, "replay_held": 300, "negatives": 16})],
+    [
+        (1, {}),
+        (1, {"event_weights": "click=2,view=1"}),
+        (2, {}),
+        (2, {"dropout": 0.3}),
+        (3, {"gradient_norm_max": 0.01, "replay_held": 300, "negatives": 16}),
+    ],
 )
 def test_processes_together_do_what_the_worker_does_alone(learner_of, processes, settings):
     learner = learner_of(finetune_processes=processes, **settings)
