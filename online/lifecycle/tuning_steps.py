@@ -124,14 +124,9 @@ class TuningSteps:
             return
         each = self.weights.ranker.each(found.features)
         if found.content is not None:
-<<<<<<< HEAD
             added = self.weights.added
             each = added.with_offsets(each + added(found.content).detach()[..., None], found.content)  # learned online
-        batch = TrainingBatch(replayed=(each, found.present))
-=======
-            each = each + self.weights.content(found.content).detach()[..., None]  # only learned online
         batch = TrainingBatch(replayed=(each, found.present), replayed_weights=found.weights)
->>>>>>> w-worth
         self._adam.zero_grad()
         ranked = ListwiseRanking().loss(self.weights, batch)
         assert ranked is not None
