@@ -3,7 +3,7 @@
 The topic is compacted and keyed by item: the latest record of a key is all there is to say about the item. A record
 without a value, a tombstone, withdraws it. `available` decides whether lists may hold the item; `title`, `tags` and
 attributes, which are all other fields with one number, text or truth value, are what filters go by (docs/filters.md);
-`vector` is checked, so that a mistake shows early, and not used yet.
+these and `vector` are used in ranking (docs/content.md).
 """
 
 import math

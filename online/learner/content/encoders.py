@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,12 +92,11 @@ def _of_static_folder(folder: Path) -> Encoder:
 
 
 def _of_sentence_transformers(folder: Path) -> Encoder:
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415
-
     version = metadata.version("sentence-transformers")
     if int(version.split(".")[0]) < _CODE_REFUSED_FROM:
         raise ValueError(f"{version} runs code that a folder holds: install version {_CODE_REFUSED_FROM} or later")
-    model = SentenceTransformer(
+    package = import_module("sentence_transformers")  # no dependency of ours: it is large
+    model = package.SentenceTransformer(
         str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
     )
     return Encoder(_digest(folder), lambda texts: np.asarray(model.encode(texts, show_progress_bar=False), np.float32))

@@ -237,7 +237,7 @@ def find_nearest(
                 of_last, of_profile = cosines(arrays, slots_of[rows[p]], sides, scale)
                 score = of_last + of_profile
                 if arrays.given[slots_of[rows[p]]]:
-                    score = scores[q, p]
+                    score = np.float32(0.5) * (score + scores[q, p])
                 if kind:
                     score = np.float32(SUITING_FACTOR) * score + lifts[p]
                 if taken < most or score > best[0, taken - 1]:
@@ -379,7 +379,8 @@ def fill_content(
             vector = arrays.vectors[slot]
             of_last, of_profile = cosines(arrays, slot, sides, scale)
             if arrays.given[slot]:
-                of_last, of_profile = dot(vector, last[q]), dot(vector, profile[q])
+                of_last = np.float32(0.5) * (of_last + dot(vector, last[q]))
+                of_profile = np.float32(0.5) * (of_profile + dot(vector, profile[q]))
             lift, first_lift = lift_of(arrays, slot, lifts) / 4, lift_of(arrays, slot, first_lifts) / 4
             clicks = math.expm1(4 * log_clicks[c])
             few = np.float32(1 / (1 + clicks))

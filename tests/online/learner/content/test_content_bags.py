@@ -1,5 +1,7 @@
 """Bags of features: what is in them, in which order, and vectors and cosines as a slow version has them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from online.learner.content.bags import (
     WORDS_FROM,
     bag_of,
 )
-from online.learner.content.items import WIDTH, ItemContent
+from online.learner.content.items import LATEST, WIDTH, ItemContent
 from online.learner.content.kernels import PROFILE_DECAY, cosines, put_sides
 
 NOW = 1_000.0
@@ -121,6 +123,23 @@ def test_a_given_vector_takes_part():
     alike = content.arrays.vectors[1:] @ content.arrays.vectors[1]
     assert alike[1] > 0.9
     assert alike[2] < -0.9
+
+
+def test_an_item_with_a_vector_is_compared_by_the_mean_of_both_cosines():
+    given = {1: (1.0, 0.0, 0.0), 2: (0.9, 0.5, 0.0), 3: (-1.0, 0.0, 0.0)}
+    content, weights = content_of(CATALOGUE, given.items()), slow_weights(CATALOGUE)
+    bags = [unit(slow_bag(one, weights)) for one in CATALOGUE]
+    latest, slots_of = np.zeros((1, LATEST), np.int64), np.arange(len(CATALOGUE) + 1, dtype=np.int32)
+    latest[0, 0] = 1
+    rows = np.arange(1, len(CATALOGUE) + 1)
+    gathered = SimpleNamespace(
+        rows=rows, starts=np.array([0, len(rows)]), features=np.zeros((len(rows), 2), np.float32)
+    )
+    columns = content.columns(gathered, latest, slots_of, np.array([NOW]), (0, 1))
+    for slot, bag in enumerate(bags, 1):
+        by_bag, by_vector = bag @ bags[0], content.arrays.vectors[slot] @ content.arrays.vectors[1]
+        expected = (by_bag + by_vector) / 2 if slot in given else by_bag
+        np.testing.assert_allclose(columns[slot - 1, 1:3], expected, atol=1e-5)  # of the last item, and of the profile
 
 
 def test_counts_by_feature_follow_items_that_come_change_and_go():
