@@ -122,7 +122,7 @@ class LSHMemory:
             alone = ~filled.any(-1, keepdim=True)  # then the click sees itself, and its score does not matter
             scores = F.pad(scores, (0, 1)).masked_fill(~torch.cat((filled, alone), -1), -torch.inf)
             weights = scores.softmax(-1, dtype=torch.promote_types(qk.dtype, torch.float32)).to(qk.dtype)
-            seen, itself = weights.split((R * self.ring, 1), -1)
+            seen, itself = weights[..., :-1], weights[..., -1:]
             output: Tensor = (seen.reshape(N * H, 1, R * self.ring) @ entries[..., D:]).view(v.shape)
             return output + itself * v
 
