@@ -122,9 +122,9 @@ class LSHMemory:
             alone = ~filled.any(-1, keepdim=True)  # then the click sees itself, and its score does not matter
             scores = F.pad(scores, (0, 1)).masked_fill(~torch.cat((filled, alone), -1), -torch.inf)
             weights = scores.softmax(-1, dtype=torch.promote_types(qk.dtype, torch.float32)).to(qk.dtype)
-            seen = weights[..., :-1].reshape(N * H, 1, R * self.ring)
-            output: Tensor = (seen @ entries[..., D:]).view(v.shape) + weights[..., -1:] * v
-            return output
+            seen, itself = weights[..., :-1], weights[..., -1:]
+            output: Tensor = (seen.reshape(N * H, 1, R * self.ring) @ entries[..., D:]).view(v.shape)
+            return output + itself * v
 
     def extend(self, runs: Runs, qk: Tensor, v: Tensor, *, time_bias: Tensor, pair_bias: Tensor) -> Tensor:
         """Several new clicks of each slot: what `append` gives for one after the other, (H, M, D); then stores those
