@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from online.config.settings import Settings
 from online.evaluation import diversity_report
-from online.evaluation.backtest import ALL_METHODS, USERS_ABLATIONS, OnProgress, backtest, runs_of, usual_methods
+from online.evaluation.backtest import ALL_METHODS, ALL_METHODS_WITH_USERS, OnProgress, backtest, runs_of, usual_methods
 from online.evaluation.backtest_events import EACH, BacktestError, Read, read_clicks, stream_times
 from online.evaluation.backtest_items import ItemSchedule, ReadItems, read_items, read_users
 from online.evaluation.backtest_report import remarks, report, table
@@ -206,11 +206,11 @@ def _diversity(
 
 def _methods(settings: Settings, named: str | None, users: ItemFile | None) -> tuple[Settings, tuple[str, ...]]:
     """Returns the settings and the methods for a backtest, in which something is known of users or not."""
-    more: tuple[str, ...] = ()
+    every = ALL_METHODS
     if users is not None:
         settings = settings.model_copy(update={"users_topic": settings.users_topic or "users"})
-        more = tuple(USERS_ABLATIONS)
-    return settings, (*usual_methods(settings), *more) if named is None else named_methods(named, (*ALL_METHODS, *more))
+        every = ALL_METHODS_WITH_USERS
+    return settings, usual_methods(settings, every) if named is None else named_methods(named, every)
 
 
 def named_methods(text: str, methods: Sequence[str]) -> tuple[str, ...]:

@@ -59,6 +59,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 #: Likewise, where something is known of users.
 USERS_ABLATIONS: dict[str, dict[str, Any]] = {"nextclick-without-users": {"users_topic": None}}
 ALL_METHODS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *baselines.METHODS)
+ALL_METHODS_WITH_USERS = (NEXTCLICK, AS_SERVED, *ABLATIONS, *USERS_ABLATIONS, *baselines.METHODS)
 METHODS = tuple(method for method in ALL_METHODS if method != ONE_OBJECTIVE)  # where no objective is set
 COUNTING = "counting"  # the run that all counting methods share
 
@@ -259,9 +260,9 @@ class Outcome:
         return self.ranks[method][self.facts.counted]
 
 
-def usual_methods(settings: Settings) -> tuple[str, ...]:
-    """The methods that are run where none are named: the ablation of objectives only where some are set."""
-    return ALL_METHODS if settings.predicts_worth else METHODS
+def usual_methods(settings: Settings, every: Sequence[str] = ALL_METHODS) -> tuple[str, ...]:
+    """Those of the methods that are run where none are named: the ablation of objectives only where some are set."""
+    return tuple(method for method in every if settings.predicts_worth or method != ONE_OBJECTIVE)
 
 
 def runs_of(methods: Sequence[str]) -> list[Run]:

@@ -94,6 +94,8 @@ class ReturnedItems:
         due = []
         while self._due and self._due[0][0] <= self.clicks[batch.stop - 1].timestamp:
             due.append(heapq.heappop(self._due))
+        if not due:
+            return
         questions = [Question(self.clicks[at].user_id, at=moment, k=self.size) for moment, at in due]
         for (_, at), answer in zip(due, learner.answerer.answer(questions), strict=True):
             item = self.clicks[at].item_id

@@ -39,6 +39,7 @@ COMMANDS = [
     "replay",
     "item",
     "items",
+    "users",
     "hide",
     "backtest",
     "evaluate-policy",

@@ -51,7 +51,7 @@ def test_it_is_published_as_the_worker_reads_it(writing: tuple[TestClient, LogRe
         ("hide", {**ABOUT, "for_s": 1e11}, "for_s: Input should be less than or equal"),
         ("hide", {**ABOUT, "until": 5}, "until: there is no such field"),
         ("unhide", {**ABOUT, "for_s": 5}, "for_s: there is no such field"),
-        ("dislike", [], "Input should be an object"),
+        ("dislike", [], "the body is no JSON object"),
     ],
 )
 def test_what_is_wrong_is_named_and_not_published(

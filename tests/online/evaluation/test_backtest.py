@@ -169,8 +169,10 @@ class Spy:
         self,
         clicks: Sequence[Click],
         impressions: Sequence[Impression] | None = None,
+        train: bool = True,
         following: Any = None,  # noqa: ARG002
     ) -> Any:
+        assert train
         n, wanted = len(clicks), impressions or ()
         due = [Due(one.user_id, self.learned + one.preceding, one.written_at) for one in wanted]
         self.asked.append(due)
@@ -286,9 +288,12 @@ class TestLists:
         learn = run.learner.learn
 
         def spy(
-            clicks: Sequence[Click], impressions: Sequence[Impression] | None = None, following: Any = None
+            clicks: Sequence[Click],
+            impressions: Sequence[Impression] | None = None,
+            train: bool = True,
+            following: Any = None,
         ) -> BatchResult:
-            learned = learn(clicks, impressions, following=following)
+            learned = learn(clicks, impressions, train=train, following=following)
             assert learned.impressions is not None
             lists = [mine[mine > 0].tolist() for mine in learned.impressions]
             found.extend((start, one, rows) for one, rows in zip([*(impressions or ()), None], lists, strict=True))

@@ -165,6 +165,7 @@ class Scored:
     """Candidates of two clicks: rows 7 and 8 of the first, none of the second."""
 
     kept = np.array([[0, 1], [-1, -1]])
+    chances = None
 
     def shares(self) -> Any:
         import torch  # noqa: PLC0415

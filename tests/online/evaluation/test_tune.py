@@ -58,6 +58,7 @@ class Foresight:
     """A learner that learns nothing: how well it foresees a click is fixed."""
 
     turns_at = math.inf
+    groups, frozen = None, False
     learned: list[list[str]]  # of each one that was made: the ids of the events it was shown
 
     def __init__(self, settings: Settings, *, lists: bool = True) -> None:
@@ -75,8 +76,10 @@ class Foresight:
         self,
         clicks: Sequence[Click],
         impressions: Sequence[Impression] | None = None,
+        train: bool = True,
         following: Any = None,  # noqa: ARG002
     ) -> BatchResult:
+        assert train
         assert impressions is None  # only what is on request is measured
         self.mine += [str(click.event_id) for click in clicks]
         n = len(clicks)
