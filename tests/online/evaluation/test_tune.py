@@ -380,11 +380,9 @@ class TestCommand:
     ) -> None:
         learn = foresight.learn
 
-        def spoil(
-            learner: Foresight, clicks: Sequence[Click], impressions: Any = None, following: Any = None
-        ) -> BatchResult:
+        def spoil(learner: Foresight, clicks: Sequence[Click], *given: Any, **named: Any) -> BatchResult:
             Path("found.env").write_text("mine")
-            return learn(learner, clicks, impressions, following)
+            return learn(learner, clicks, *given, **named)
 
         monkeypatch.setattr(foresight, "learn", spoil)
         with pytest.raises(TuneError, match=r"(?s)left as it is.*NEXTCLICK_LEARNING_RATE="):
