@@ -17,7 +17,7 @@ from online.api import group_metrics, metrics, process_metrics, worker_metrics
 from online.cli import app
 from online.config.settings import PREFIX, RENAMED, Settings
 from online.worker.problem_kinds import KINDS as PROBLEMS
-from stream import events, feedback, items
+from stream import events, feedback, items, users
 from stream.kafka import ensure_topics
 from stream.readers import KafkaReader
 
@@ -166,11 +166,12 @@ def test_the_picture_is_small() -> None:
 @pytest.mark.real
 @pytest.mark.parametrize(
     ("name", "topic", "key"),
-    [("README.md", "clicks", b"u1"), ("docs/events.md", "items", b"i9")],
-    ids=["click", "item"],
+    [("README.md", "clicks", b"u1"), ("docs/events.md", "items", b"i9"), ("docs/events.md", "users", b"u1")],
+    ids=["click", "item", "user"],
 )
 def test_the_commands_for_kafka_s_own_producer_publish(kafka_broker: Any, name: str, topic: str, key: bytes) -> None:
-    (command,) = re.findall(r"^echo .*?kafka-console-producer\.sh \\\n.*?$", TEXTS[name], re.MULTILINE)
+    commands = re.findall(r"^echo .*?kafka-console-producer\.sh \\\n.*?$", TEXTS[name], re.MULTILINE)
+    (command,) = [one for one in commands if f"--topic {topic} " in one]
     there = f"{topic}-{uuid.uuid4().hex[:8]}"
     servers = kafka_broker.bootstrap_servers
     ensure_topics(servers, {there: 1})
@@ -187,6 +188,10 @@ def test_the_commands_for_kafka_s_own_producer_publish(kafka_broker: Any, name: 
         item = items.parse(record.key, record.value)
         assert isinstance(item, items.Item), item
         assert (item.item_id, item.title, item.available) == ("i9", "A kettle", False)
+    elif topic == "users":
+        user = users.parse(record.key, record.value)
+        assert isinstance(user, users.User), user
+        assert (user.user_id, user.attributes["country"], user.tags) == ("u1", "DE", ("sport",))
     else:
         click = events.parse(record.value)
         assert isinstance(click, events.Click), click

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from online.config.formula import LENGTH_MAX, FormulaError
+from online.config.formula import FormulaError
 from online.config.settings import Settings
 from online.filters.expression import parse
 from online.filters.tokens import FilterError
@@ -100,7 +100,7 @@ FilterText = Annotated[str, WithJsonSchema(FILTER_SCHEMA)]  # of a query: what c
 
 
 ObjectiveText = Annotated[  # what checks it is `checked_objective`: which names there are depends on the settings
-    str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": LENGTH_MAX, "format": "objective"})
+    str, WithJsonSchema({"type": "string", "minLength": 1, "format": "objective"})
 ]
 
 
