@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from stream import items, users
 from stream.click_fields import ALIASES
@@ -42,29 +41,25 @@ class Kind:
 
 ITEMS = Kind(
     "item",
-    MappingProxyType(
-        {
-            ID: ("itemid", "item", "id", *(name for name in ALIASES["item_id"] if name not in _NO_ID)),
-            TITLE: ("title", "name", "itemtitle", "itemname", "producttitle", "productname", "displayname", "headline"),
-            TAGS: _TAGS,
-            PUBLISHED_AT: (
-                *("publishedat", "published", "publishdate", "publicationdate", "releasedat", "releasedate"),
-                *("released", "createdat", "created", "dateadded", "firstseen", "launchdate"),
-            ),
-            AVAILABLE: ("available", "isavailable", "instock", "isactive", "active"),
-        }
-    ),
+    {
+        ID: ("itemid", "item", "id", *(name for name in ALIASES["item_id"] if name not in _NO_ID)),
+        TITLE: ("title", "name", "itemtitle", "itemname", "producttitle", "productname", "displayname", "headline"),
+        TAGS: _TAGS,
+        PUBLISHED_AT: (
+            *("publishedat", "published", "publishdate", "publicationdate", "releasedat", "releasedate"),
+            *("released", "createdat", "created", "dateadded", "firstseen", "launchdate"),
+        ),
+        AVAILABLE: ("available", "isavailable", "instock", "isactive", "active"),
+    },
     items.FIELDS,
     items.parse,
 )
 USERS = Kind(
     "user",
-    MappingProxyType(
-        {
-            ID: ("userid", "user", "id", *(name for name in ALIASES["user_id"] if name not in _NO_ID)),
-            TAGS: (*_TAGS, "segments", "segment", "groups", "interests"),
-        }
-    ),
+    {
+        ID: ("userid", "user", "id", *(name for name in ALIASES["user_id"] if name not in _NO_ID)),
+        TAGS: (*_TAGS, "segments", "segment", "groups", "interests"),
+    },
     users.FIELDS,
     users.parse,
 )

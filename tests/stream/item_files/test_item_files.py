@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from stream.item_files import (
     parse_only,
 )  # fmt: skip
 from stream.item_files.cells import CellError, is_absent, kind_of_texts, moment_of, number_in, tags_of
-from stream.item_files.kinds import AVAILABLE, ID, PUBLISHED_AT, TAGS, TITLE
+from stream.item_files.kinds import AVAILABLE, ID, ITEMS, PUBLISHED_AT, TAGS, TITLE, USERS
 from stream.items import TEXT_BYTES_MAX
 
 Open = Callable[..., ItemFile]
@@ -253,3 +254,9 @@ def test_no_bytes_do_more_than_be_refused(tmp_path_factory: pytest.TempPathFacto
     except EventFileError:
         return
     assert tally.rows >= 1
+
+
+@pytest.mark.parametrize("kind", [ITEMS, USERS], ids=["items", "users"])
+def test_a_kind_of_file_can_be_sent_to_another_process(kind):
+    """A backtest's methods run in processes of their own, which are told where items come from."""
+    assert pickle.loads(pickle.dumps(kind)) == kind  # noqa: S301 - made here
