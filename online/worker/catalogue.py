@@ -7,17 +7,10 @@ from collections.abc import Sequence
 
 from online.config.settings import Settings
 from online.learner.learner import Learner
-from online.lifecycle.emit import Emit
-from online.lifecycle.unreadable import UnreadableWatch
-from online.worker.dead_letters import DeadLetterWriter
-from online.worker.items_feed import ItemsFeed
-from online.worker.poison_pills import INTERNAL_ERROR, last_line
-from online.worker.progress import Progress
-from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
-from stream.events import BadEvent
-from stream.items import Item, parse
+from online.worker.topic_intake import NOT_ALL_KEPT, TopicIntake
+from stream.items import Item
 from stream.lists import PAGE, Lists, ListsError, TopList
-from stream.source import Partition, Record
+from stream.source import Record
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +28,12 @@ class Catalogue:
     def __init__(
         self,
         settings: Settings,
+        intake: TopicIntake[Item],
         *,
-        feed: ItemsFeed,
         learner: Learner,
         lists: Lists,
-        dead_letters: DeadLetterWriter,
-        progress: Progress,
-        unreadable: UnreadableWatch,
-        emit: Emit,
     ) -> None:
-        self._settings = settings
-        self._feed = feed
-        self._learner = learner
-        self._lists = lists
-        self._dead_letters = dead_letters
-        self._progress = progress
-        self.unreadable = unreadable
-        self._emit = emit
-        self._limits = settings.limits
+        self._settings, self._intake, self._learner, self._lists = settings, intake, learner, lists
         self._asked = False  # for a sweep that begins with the first page
         self._popular_asked = False  # for the popular list to be written anew
         self._cursor: int | None = None  # of the next page, while sweeping
@@ -60,7 +41,6 @@ class Catalogue:
         self.emptied = 0  # lists that the latest sweep has left without items, and so taken away
         self._began_at = 0.0
         self._full = False  # whether it was said that there is no room for more
-        self._read_before: dict[Partition, int] = {}  # offsets before which bad items are dead letters already
         self._rule_unchecked = False  # whether items came since the site's rule was held to what they have
         self._warned: set[str] = set()
         self._changed: list[str] = []  # items that were taken in since `take_changed`
@@ -70,23 +50,17 @@ class Catalogue:
 
         Raises SettingsError where the encoder of texts cannot be loaded.
         """
-        mine = {p: offset for p, offset in self._progress.next_offsets.items() if p.topic == self._settings.items_topic}
         listable = self._learner.listable
-        why = "not all of what its records say was kept" if listable.attributes.unread else ""
+        anew = NOT_ALL_KEPT if listable.attributes.unread else ""
         if listable.open_encoder():
-            why = why or "their texts were encoded by another encoder, or by none"
-        if why and mine:
-            log.info("the items topic is read again, because %s", why)
-            for partition in mine:  # a checkpoint that comes before the first record begins there too
-                del self._progress.next_offsets[partition]
-            self._read_before, mine = mine, {}
-        self._feed.start(mine, None if listable.texts is None else self._prepare)
+            anew = anew or "their texts were encoded by another encoder, or by none"
+        self._intake.start(anew=anew, prepare=None if listable.texts is None else self._prepare)
         self.check_again()
 
     def _prepare(self, records: Sequence[Record]) -> None:
         """Encodes the texts of items; in the feed's thread, so that no click waits for it."""
         assert self._learner.listable.texts is not None
-        self._learner.listable.texts.of([item for item in map(self._read, records) if isinstance(item, Item)])
+        self._learner.listable.texts.of([item for item in map(self._intake.read, records) if isinstance(item, Item)])
 
     def check_again(self) -> None:
         """Lists may have come from elsewhere: those with items that are not available are looked for, and empty ones,
@@ -103,17 +77,10 @@ class Catalogue:
     def take_in(self) -> bool:
         """Takes in the items that have come -> whether the popular list has to be written anew. Raises SourceError."""
         moved, items = False, []
-        for record in self._feed.take():
-            item = self._read(record)
-            self.unreadable.update(item if isinstance(item, BadEvent) else None, record.value)
-            partition = Partition(record.topic, record.partition)
-            if not isinstance(item, BadEvent):
-                items.append(item)
-                if item.available == (item.item_id in self._learner.unavailable):
-                    moved = self._move(item) or moved
-            elif record.offset >= self._read_before.get(partition, 0):
-                self._put_aside(record, item)
-            self._progress.next_offsets[partition] = record.offset + 1
+        for _, item in self._intake.take():
+            items.append(item)
+            if item.available == (item.item_id in self._learner.unavailable):
+                moved = self._move(item) or moved
         self._changed += [item.item_id for item in items]
         popular_asked, self._popular_asked = self._popular_asked, False
         return self._keep(items) or moved or popular_asked
@@ -122,12 +89,6 @@ class Catalogue:
         """Returns the items that were taken in since the last call."""
         changed, self._changed = self._changed, []
         return changed
-
-    def _put_aside(self, record: Record, bad: BadEvent) -> None:
-        self._dead_letters.put(record, bad)
-        self._progress.dead_letters[bad.reason] += 1
-        if bad.reason == UNDECODABLE_BATCH:
-            self._emit("undecodable", *undecodable_notice(record, bad))
 
     def _keep(self, items: Sequence[Item]) -> bool:
         """Notes what items are, beside whether they are available -> whether the site's rule now decides otherwise."""
@@ -154,13 +115,6 @@ class Catalogue:
         if kind not in self._warned:
             self._warned.add(kind)
             log.warning("%s", text)
-
-    def _read(self, record: Record) -> Item | BadEvent:
-        try:
-            return undecodable(record) or parse(record.key, record.value, limits=self._limits)
-        except Exception as error:  # a bug of ours is no reason to stop either
-            log.exception("internal error: %s offset %d cannot be parsed", record.topic, record.offset)
-            return BadEvent(INTERNAL_ERROR, last_line(error))
 
     def _move(self, item: Item) -> bool:
         """Notes that an item came or went -> whether there was room for that."""

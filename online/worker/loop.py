@@ -50,6 +50,7 @@ from online.worker.topic_intake import TopicIntake
 from online.worker.user_attributes import UserIntake
 from stream import feedback as feedback_records
 from stream import impressions as impression_records
+from stream import items as item_records
 from stream import users as user_records
 from stream.events import Click
 from stream.lists import Lists, ListsError
@@ -147,15 +148,17 @@ class Loop:
             trains=self._trains,
         )
         self.overload = Overload(settings, progress=self.progress, emit=self.notices.emit, clock=clock)
+        intake = partial(TopicIntake, dead_letters=dead_letters, progress=self.progress, emit=self.notices.emit)
         catalogue = Catalogue(
             settings,
-            feed=items,
+            intake(
+                settings.items_topic,
+                feed=items,
+                read=lambda record: item_records.parse(record.key, record.value, limits=settings.limits),
+                unreadable=self.unreadable[settings.items_topic],
+            ),
             learner=self.learner,
             lists=lists,
-            dead_letters=dead_letters,
-            progress=self.progress,
-            unreadable=self.unreadable[settings.items_topic],
-            emit=self.notices.emit,
         )
         self.losses = LossNotices(self.notices.emit, monotonic)
         self.writer = ListWriter(
@@ -194,7 +197,6 @@ class Loop:
             emit=self.notices.emit,
             monotonic=monotonic,
         )
-        intake = partial(TopicIntake, dead_letters=dead_letters, progress=self.progress, emit=self.notices.emit)
         self.feedback = FeedbackIntake(
             settings,
             intake(
@@ -224,14 +226,12 @@ class Loop:
         self.impressions: ImpressionIntake | None = None
         if impressions is not None and self.learner.shown is not None:
             self.impressions = ImpressionIntake(
-                TopicIntake(
+                intake(
                     settings.impressions_topic,
                     feed=impressions,
                     read=lambda record: impression_records.parse(record.value, now=clock(), limits=settings.limits),
                     dead_letters=None,  # each is worth little, and names a user
-                    progress=self.progress,
                     unreadable=self.unreadable[settings.impressions_topic],
-                    emit=self.notices.emit,
                 ),
                 shown=self.learner.shown,
                 now=lambda: self.learner.now[0],

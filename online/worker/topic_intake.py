@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from online.lifecycle.emit import Emit
 from online.lifecycle.unreadable import UnreadableWatch
 from online.worker.dead_letters import DeadLetterWriter
-from online.worker.items_feed import ItemsFeed
+from online.worker.items_feed import ItemsFeed, Prepare
 from online.worker.poison_pills import INTERNAL_ERROR, last_line
 from online.worker.progress import Progress
 from stream.dead_letters import UNDECODABLE_BATCH, undecodable, undecodable_notice
@@ -15,6 +15,9 @@ from stream.events import BadEvent
 from stream.source import Partition, Record
 
 Found = TypeVar("Found")
+
+#: Why a topic is read from its beginning though a checkpoint has read it.
+NOT_ALL_KEPT = "not all of what its records say was kept"
 
 log = logging.getLogger(__name__)
 
@@ -43,21 +46,25 @@ class TopicIntake(Generic[Found]):
         self._dead_letters, self._progress, self._unreadable, self._emit = dead_letters, progress, unreadable, emit
         self._read_before: dict[Partition, int] = {}  # offsets before which bad records are dead letters already
 
-    def start(self, *, anew: bool = False) -> None:
+    def start(self, *, anew: str = "", prepare: Prepare | None = None) -> None:
         """Begins to read where the checkpoint says. Call it once, after the checkpoint is restored.
 
-        `anew`: whether to read from the beginning, since what came of the records is not in the checkpoint.
+        Args:
+            anew: why all records are to be read from the beginning, for the log; "": they are not.
+            prepare: called with records before they can be taken, in the feed's thread.
         """
         starts = {p: offset for p, offset in self._progress.next_offsets.items() if p.topic == self._topic}
         if anew and starts:
-            log.info("topic %s is read again, because not all of what its records say was kept", self._topic)
+            log.info("the %s topic is read again, because %s", self._topic, anew)
+            for partition in starts:  # a checkpoint that comes before the first record begins there too
+                del self._progress.next_offsets[partition]
             self._read_before, starts = starts, {}
-        self._feed.start(starts)
+        self._feed.start(starts, prepare)
 
     def take(self) -> Iterator[tuple[Record, Found]]:
         """Yields the good records that have come. Raises SourceError."""
         for record in self._feed.take():
-            found, partition = self._read(record), Partition(record.topic, record.partition)
+            found, partition = self.read(record), Partition(record.topic, record.partition)
             self._unreadable.update(found if isinstance(found, BadEvent) else None, record.value)
             if not isinstance(found, BadEvent):
                 yield record, found
@@ -72,7 +79,8 @@ class TopicIntake(Generic[Found]):
         if bad.reason == UNDECODABLE_BATCH:
             self._emit("undecodable", *undecodable_notice(record, bad))
 
-    def _read(self, record: Record) -> Found | BadEvent:
+    def read(self, record: Record) -> Found | BadEvent:
+        """Reads a record, or returns why it is none. It changes nothing; threads may call it."""
         try:
             return undecodable(record) or self._parse(record)
         except Exception as error:  # a bug of ours is no reason to stop

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from online.learner.groups.groups import UserGroups
 from online.worker.forget import Forgetting
-from online.worker.topic_intake import TopicIntake
+from online.worker.topic_intake import NOT_ALL_KEPT, TopicIntake
 from stream.users import User
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class UserIntake:
 
     def start(self) -> None:
         """Begins to read, from the beginning where the checkpoint does not hold all that was said of users."""
-        self._intake.start(anew=self._groups.unread)
+        self._intake.start(anew=NOT_ALL_KEPT if self._groups.unread else "")
 
     def take_in(self) -> None:
         """Applies the records that have come. Raises SourceError."""
