@@ -503,10 +503,10 @@ def backtest(  # noqa: PLR0917 - typer's options
         raise typer.BadParameter("--users-columns goes with --users")
     if split_column is None and metrics is not None:
         raise typer.BadParameter("--metrics goes with --split-column")
-    others = (plots, diversity, items_file, finetune_every, baskets)
-    if split_column is not None and others != (None, None, None, 0, "each"):
+    others = (plots, diversity, items_file, users_file, finetune_every, baskets)
+    if split_column is not None and others != (None, None, None, None, 0, "each"):
         raise typer.BadParameter(
-            "--plots, --diversity, --items, --finetune-every and --baskets do not go with --split-column"
+            "--plots, --diversity, --items, --users, --finetune-every and --baskets do not go with --split-column"
         )
     share_max = bad_rows_share(bad_rows_max)
     events = open_file(file, columns, delimiter, encoding, timezone)

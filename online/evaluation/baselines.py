@@ -110,7 +110,8 @@ class Baselines:
     """
 
     def __init__(self, *, exclude_seen: bool = False, depth: int = K) -> None:
-        """`exclude_seen`: whether items that a user had are left out; `depth`: below which ranks are told apart."""
+        """`exclude_seen`: whether items that a user had are left out; `depth`: ranks from it on
+        are inf."""
         self.exclude_seen = exclude_seen
         self.depth = depth
         self.items = 0  # V

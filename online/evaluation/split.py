@@ -56,7 +56,7 @@ class SplitInput(NamedTuple):
     split: Split
     facts: Facts
     settings: Settings
-    depth: int  # below which ranks have to be told apart
+    depth: int  # ranks from it on are inf
 
 
 class SplitResult(NamedTuple):

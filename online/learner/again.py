@@ -86,9 +86,7 @@ def retraced(state: LearnerState, clicks: Sequence[Click]) -> Retraced | None:
     gathered = state.store.retrace(histories, queries, past, seen=_seen(state, places))
     histories.rings()[4][:] = ends
     added = state.added.of(histories, queries, batch.users, preceding=past.preceding)
-    gathered = state.added.with_columns(gathered, added)
-    if state.worth is not None:
-        gathered = state.worth.with_columns(gathered, histories, queries, ends[slots] - past.preceding)
+    gathered = state.with_columns(gathered, added, histories, queries, behind=ends[slots] - past.preceding)
     network = _network(state, histories, batch) if state.deep_state else None
     return Retraced(batch, gathered, histories, network)
 

@@ -195,9 +195,7 @@ class Answerer:
             histories, queries, flagged=state.abuse_filter.flagged, seen=seen, wanted=_flat(wanted),
             more=added.candidates,
         )  # fmt: skip
-        gathered = state.added.with_columns(gathered, added)
-        if state.worth is not None:
-            gathered = state.worth.with_columns(gathered, histories, queries)
+        gathered = state.with_columns(gathered, added, histories, queries)
         latest = histories.oldest_first(everyone, state.settings.online_history)
         states = self._states(questions, latest, has_recent) if state.deep_state else None
         # As many as for lists that are written, and the same whatever others ask for: shares are of the kept ones.

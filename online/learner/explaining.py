@@ -27,6 +27,7 @@ from online.learner.reasons import Predicted, Situation, reason, worth_reason
 from online.learner.recall import soft_counts
 from online.learner.scoring import ScoredCandidates
 from online.learner.state import LearnerState
+from online.learner.worth.facts import LOST_WITH_USER
 
 REASONS_MAX = 3
 REASON_SHARE_MIN = 0.02  # of all that speaks for an item, which is worth a reason
@@ -228,7 +229,8 @@ class Explainer:
             first = self.state.weights.added.first.detach().double().cpu().numpy()
             inputs, weights = np.concatenate([inputs, content[part]], 1), np.append(weights, first)
         if self.state.worth is not None:
-            lost = np.zeros(len(inputs)) if scored.gathered.worth is None else scored.gathered.worth[part, -2]
+            worth = scored.gathered.worth
+            lost = np.zeros(len(inputs)) if worth is None else worth[part, LOST_WITH_USER]
             inputs, weights = np.concatenate([inputs, lost[:, None]], 1), np.append(weights, 1.0)
         base = inputs.mean(0)
         each = inputs[np.array(places) - start]

@@ -211,18 +211,21 @@ class UserHistories:
 
     def clicks_of(self, slot: int) -> tuple[NDArray[np.int64], ...]:
         """Returns rows, types, times and numbers of a slot's clicks, oldest first, (L,) each."""
-        kept = int(min(self._clicks[slot], self.history_max))
-        place = np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
+        place = self._places(slot)
         return tuple(ring[slot, place] for ring in (self._rows, self._types, self._times, self._numbers))
 
     def values_of(self, slot: int) -> NDArray[np.float64]:
         """Returns the values of a slot's clicks, oldest first, (L,); NaN where they have none, or none are kept."""
-        kept = int(min(self._clicks[slot], self.history_max))
+        place = self._places(slot)
         if self.values is None:
-            return np.full(kept, np.nan)
-        place = np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
+            return np.full(len(place), np.nan)
         found: NDArray[np.float64] = self.values[slot, place].astype(np.float64)
         return found
+
+    def _places(self, slot: int) -> NDArray[np.int64]:
+        """Returns where a slot's clicks stand in the rings, oldest first, (L,)."""
+        kept = int(min(self._clicks[slot], self.history_max))
+        return np.arange(self._clicks[slot] - kept, self._clicks[slot]) % self.history_max
 
     def latest_at(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
         """When the latest click of each slot (N,) was made, in seconds; 0 where there is none."""

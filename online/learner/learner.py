@@ -174,7 +174,7 @@ class Learner(LearnerState):
             self.lift.add(rows[kept], shares[kept], rows[kept, places[kept]])
             rivals = among_rivals(scored, self.tensor(places), self.settings.replay_candidates)
             of_kept = None if weights is None else self.tensor(weights[kept])
-            self.replay.add(*rivals[:3], of_kept, user_hashes=batch.user_hashes[kept])
+            self.replay.add(*rivals._replace(weights=of_kept), user_hashes=batch.user_hashes[kept])
 
     def _train(self, prepared: Prepared, step: TrainedStep, states: Tensor | None) -> TrainedStep:
         """Trains the ranker on the candidates that it has just scored."""

@@ -52,9 +52,7 @@ class ListRanker:
             state.histories, lists.queries, flagged=state.abuse_filter.flagged, seen=lists.seen,
             more=added.candidates,
         )  # fmt: skip
-        gathered = state.added.with_columns(gathered, added)
-        if state.worth is not None:
-            gathered = state.worth.with_columns(gathered, state.histories, lists.queries)
+        gathered = state.with_columns(gathered, added, state.histories, lists.queries)
         if states is not None:
             states = torch.cat([states, states.new_zeros(1, states.shape[1])])
         rows, scores = self.best_rows(gathered, lists, states)

@@ -167,9 +167,13 @@ class BatchPreparer:
         offered = batch.trainable & ~state.mostly_flagged(batch.slots)
         state.reservoir.offer(state.histories, batch.slots[offered], batch.behind[offered], batch.user_hashes[offered])
         self._clear_states(begun)
-        gathered_clicks = state.added.with_columns(gathered[0], begun.added[0], begun.batch)
-        gathered_lists = state.added.with_columns(gathered[1], begun.added[1])
-        gathered_clicks, gathered_lists = self._with_worth(begun, gathered_clicks, gathered_lists)
+        behind = (None, None) if state.worth is None else self._behind(begun)
+        gathered_clicks = state.with_columns(
+            gathered[0], begun.added[0], state.histories, begun.click_queries, behind=behind[0], clicks=begun.batch
+        )
+        gathered_lists = state.with_columns(
+            gathered[1], begun.added[1], state.histories, begun.list_queries.queries, behind=behind[1]
+        )
         state.added.observe(batch, state.clock.latest)
         learned = begun.batch
         network = self._network(begun) if state.deep_state and len(learned.users) else None
@@ -187,20 +191,14 @@ class BatchPreparer:
             hidden=hidden,
         )
 
-    def _with_worth(self, begun: PreparedBatch, clicks: Gathered, lists: Gathered) -> tuple[Gathered, Gathered]:
-        """Returns the candidates of clicks and lists with what is known of their worth at each moment."""
-        worth, counted = self.state.worth, begun.counted
-        if worth is None:
-            return clicks, lists
-        after = counted.behind[begun.batch.positions] + 1  # the click itself, and those that come later
-        queries = begun.list_queries.queries
+    @staticmethod
+    def _behind(begun: PreparedBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns how many clicks of the micro-batch come after each query in its user's history: of the clicks, each
+        of which counts itself, and of the lists."""
+        counted, queries = begun.counted, begun.list_queries.queries
         later = np.arange(len(counted.slots)) >= queries.positions[:, None]  # (L, N)
-        after_lists = ((counted.slots == queries.slots[:, None]) & later).sum(1)
-        histories = self.state.histories
-        return (
-            worth.with_columns(clicks, histories, begun.click_queries, after),
-            worth.with_columns(lists, histories, queries, after_lists),
-        )
+        of_lists = ((counted.slots == queries.slots[:, None]) & later).sum(1)
+        return counted.behind[begun.batch.positions] + 1, of_lists
 
     def _batch(self, clicks: Sequence[Click]) -> tuple[ClickBatch, ClickedRows, NDArray[np.bool_]]:
         """Returns the clicks as arrays, the rows of their items, and at which of them a user is caught."""

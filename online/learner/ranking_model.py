@@ -39,8 +39,8 @@ from online.learner.prune import keep_best, put_inputs
 from online.learner.recall import soft_counts, with_gradients
 from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
+from online.learner.worth.facts import LOST, LOST_WITH_USER
 from online.learner.worth.heads import (
-    NOT_INPUTS,
     head_inputs,
     head_starts,
     heads_moments,
@@ -268,7 +268,7 @@ class RankingModel:
         if gathered.content is not None:
             first += self.added.first_scores(gathered.content)
         if gathered.worth is not None:
-            first += gathered.worth[:, -2]  # what is lost with the user
+            first += gathered.worth[:, LOST_WITH_USER]
         places = np.empty((N, kept), np.int64)
         keep_best(gathered.starts, first, places)
         features, there, scores, each = self._blank(N, kept if not C else 0)
@@ -303,9 +303,9 @@ class RankingModel:
         if self.heads is None or scored.gathered.worth is None:
             return scored
         columns = scored.gathered.worth[np.maximum(scored.kept, 0)]  # (N, K, W)
-        known = as_tensor(columns[..., :-NOT_INPUTS], self.device)
+        known = as_tensor(columns[..., : LOST.start], self.device)
         inputs = head_inputs(self.ranker, scored.features, known)
-        lost = columns[..., -2:].sum(-1)
+        lost = columns[..., LOST].sum(-1)
         situation = situations(self.ranker, scored.features, self._situation)
         chances = self.calibration.chances(scored.scores.detach(), situation)
         scored = scored._replace(

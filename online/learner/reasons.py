@@ -81,11 +81,11 @@ def worth_reason(predicted: Predicted) -> str:
     Args:
         predicted: what formulas can refer to, of the item and of the average candidate.
     """
-    apart = {
+    ratios = {
         name: mine / usual for name, (mine, usual) in predicted.items() if name != P_CLICK and usual > 0 and mine > 0
     }
-    best = max(apart, key=lambda name: apart[name], default=None)
-    if best is None or apart[best] <= 1:
+    best = max(ratios, key=lambda name: ratios[name], default=None)
+    if best is None or ratios[best] <= 1:
         return "suits what lists are ranked by"
     mine, usual = predicted[best]
     if best in {VALUE, WORTH}:

@@ -33,9 +33,7 @@ class ScoredCandidates(NamedTuple):
     situation: Tensor | None = None  # (N, S) of the queries, for calibration
     chances: Tensor | None = None  # (N, K) that each is next: the share, calibrated; None: not predicted
     lost: NDArray[np.float32] | None = None  # (N, K) log of what is left after events against the item; 0: all
-    order: NDArray[np.float32] | None = (
-        None  # (N, K) what lists are ranked by, −inf where there are no more; None: score
-    )
+    order: NDArray[np.float32] | None = None  # (N, K) what lists are ranked by, −inf where there is none; None: scores
 
     def rows(self) -> NDArray[np.int64]:
         """Returns the rows of the kept candidates, (N, K); 0 where there are no more."""

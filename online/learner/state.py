@@ -11,8 +11,10 @@ from torch import Tensor
 from model.vocabulary import Vocabulary
 from online.config.settings import Settings
 from online.learner.abuse_filter import AbuseFilter
-from online.learner.added import AddedQueries, candidates_max, columns_of
+from online.learner.added import AddedQueries, AddedQuery, candidates_max, columns_of
 from online.learner.arrays import as_tensor, below, joined
+from online.learner.batches import ClickBatch
+from online.learner.facts.gather import QueryArrays
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import FeatureStore, Gathered
 from online.learner.groups.groups import UserGroups
@@ -37,6 +39,7 @@ from stream.events import Click
 
 METHODS = ("served", "popular", "followed")  # the lists as served, and two baselines at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
+LATER_STORES = {"seen", "hidden", "groups", "shown"}  # that a checkpoint of an earlier version or other settings lacks
 
 
 class LearnerState:
@@ -99,6 +102,9 @@ class LearnerState:
         self.expired = 0  # items that lost their rows because they had no clicks for long
         self.event_types: dict[str, int] = {}
         self.worth = EventWorth(settings, lambda: self.event_types) if settings.predicts_worth else None
+        self._counts_by_row = [
+            counts for counts in (self.lift, self.groups, self.shown, self.worth) if counts is not None
+        ]
         self._number_named_types()
         self.frozen = False  # if set, clicks enter their users' histories, and nothing is counted or learned
         self.on_rows_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None  # (freed, taken)
@@ -158,13 +164,8 @@ class LearnerState:
             self.reservoir.forget_rows(clicked.freed)
             self.store.forget_rows(clicked.freed)
             self.listable.free_rows(clicked.freed)
-            if self.groups is not None:
-                self.groups.forget_rows(clicked.freed)
-            if self.shown is not None:
-                self.shown.forget_rows(clicked.freed)
-            self.lift.forget_rows(clicked.freed)
-            if self.worth is not None:
-                self.worth.forget_rows(clicked.freed)
+            for counts in self._counts_by_row:
+                counts.forget_rows(clicked.freed)
             self.weights.reset_rows(self.tensor(np.array(clicked.freed, np.int64)))
         self.block(clicked.taken)
         if self.on_rows_changed is not None and (clicked.freed or clicked.taken):
@@ -187,14 +188,9 @@ class LearnerState:
         """Whatever is kept by row has one for each item."""
         self.store.grow(self.vocabulary.rows)
         self.weights.grow(len(self.store))
-        self.lift.grow(len(self.store))
-        if self.worth is not None:
-            self.worth.grow(len(self.store))
         self.listable.grow(len(self.store))
-        if self.groups is not None:
-            self.groups.grow(len(self.store))
-        if self.shown is not None:
-            self.shown.grow(len(self.store))
+        for counts in self._counts_by_row:
+            counts.grow(len(self.store))
 
     def event_type(self, name: str) -> int:
         """The number of an event type, given to the first EVENT_TYPES_MAX."""
@@ -236,6 +232,29 @@ class LearnerState:
     def moment_states(self) -> Tensor:
         """The Reformer's states at the moments of the log, (M, D) float16."""
         return torch.from_numpy(self.store.moment_states)
+
+    def with_columns(
+        self,
+        gathered: Gathered,
+        added: AddedQuery,
+        histories: UserHistories,
+        queries: QueryArrays,
+        *,
+        behind: NDArray[np.int64] | None = None,
+        clicks: ClickBatch | None = None,
+    ) -> Gathered:
+        """Returns gathered candidates with all that is known of them beside the ranker's features.
+
+        Args:
+            gathered: candidates of N queries.
+            added: what is added to them.
+            histories: of the users.
+            queries: N of them.
+            behind: (N,) clicks at the end of each history that come after the query; None: none.
+            clicks: N clicks, each of which follows its query; None: there are none.
+        """
+        gathered = self.added.with_columns(gathered, added, clicks)
+        return gathered if self.worth is None else self.worth.with_columns(gathered, histories, queries, behind)
 
     def score(
         self, gathered: Gathered, states: Tensor | None, kept: int, replayed: Replayed | None = None
@@ -308,12 +327,7 @@ class LearnerState:
             self._see_histories()
         if self.groups is not None and "groups" in missing:
             self.groups.unread = True
-        if lacks := missing - {
-            "seen",
-            "hidden",
-            "groups",
-            "shown",
-        }:  # which earlier versions do not have, or not these settings
+        if lacks := missing - LATER_STORES:
             raise KeyError(f"the checkpoint lacks {sorted(lacks)}")
         self.lift.load_state(below(arrays, "lift"))
         self.scores.load_state(state["scores"])

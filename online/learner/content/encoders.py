@@ -30,9 +30,7 @@ from online.config.settings import SettingsError
 WORDLLAMA = "wordllama"
 _VARIABLE = "NEXTCLICK_TEXT_ENCODER"
 _PICKLED = ("pytorch_model*.bin", "*.ckpt", "*.joblib", "*.pickle", "*.pkl", "*.pt", "*.pth")
-_CODE_REFUSED_FROM = (
-    6  # the version of sentence-transformers; earlier ones run code of a folder, whatever they are told
-)
+_CODE_REFUSED_FROM = 6  # version of sentence-transformers; earlier ones run code of a folder, whatever they are told
 
 
 @dataclass(frozen=True)

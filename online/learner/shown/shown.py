@@ -70,9 +70,8 @@ class ShownItems:
         self._users: list[str] = [""] * P
         self._oldest = self._next = 0
         self._lists_of: dict[str, list[int]] = {}
-        self._slots: OrderedDict[str, int] = (
-            OrderedDict()
-        )  # of users who passed something over, least lately used first
+        #: Of users who passed something over, least lately used first.
+        self._slots: OrderedDict[str, int] = OrderedDict()
         self._free: list[int] = []
         self._passed: NDArray[np.int32] = np.zeros((_USERS_FIRST, PASSED_MAX), np.int32)  # rows; 0: none
         self._passed_bands: NDArray[np.int8] = np.zeros((_USERS_FIRST, PASSED_MAX), np.int8)

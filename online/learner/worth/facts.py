@@ -23,9 +23,12 @@ ALL_HALF_LIFE = 20_000.0  # events of all items, likewise for the usual shares, 
 SHARE_MIN = 1e-3  # of a type among all events, so that one that never came has odds at all
 SHARE_PRIOR = 20.0  # events that the usual shares begin with, spread evenly
 DAY_S = 86_400.0
-#: Columns of a candidate: of each named type, and then the others. The last two are no inputs of the heads.
+#: Columns of a candidate: of each named type, and then the others. Those that say what is lost are the last, and no
+#: inputs of the heads.
 OF_TYPES = ("item_odds", "user_odds", "latest_is", "times", "just_now")
 OTHERS = ("events", "place", "age", "item_value", "user_value", "lost_with_user", "lost_with_others")
+LOST = slice(-2, None)
+LOST_WITH_USER = -2
 
 
 class EventWorth:
@@ -179,7 +182,7 @@ class EventWorth:
             behind: (N,) clicks at the end of each history that come after the query; None: none.
         """
         T = len(self.names)
-        columns = np.empty((len(gathered.rows), 5 * T + len(OTHERS)), np.float32)
+        columns = np.empty((len(gathered.rows), len(OF_TYPES) * T + len(OTHERS)), np.float32)
         rows, types, times, _, clicks = histories.rings()
         assert histories.values is not None
         shares = np.clip(self.total[:T] / self.total[T], SHARE_MIN, 1 - SHARE_MIN)

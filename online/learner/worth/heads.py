@@ -13,16 +13,15 @@ from model.adam import Adam
 from model.ranker import DEVIATION_MIN, Ranker
 from online.config.settings import Settings
 from online.learner.arrays import below
-from online.learner.worth.facts import OF_TYPES, OTHERS
+from online.learner.worth.facts import LOST, OF_TYPES, OTHERS
 
-NOT_INPUTS = 2  # of the columns, at the end: what is lost with the user, and with others
 DEVIATIONS_MAX = 5.0  # of a feature, from its mean
 
 
 def head_starts(F: int, T: int) -> list[list[float]]:
     """Returns initial weights (T + 1, D): the item's odds of a type times how the user's differ from the usual ones,
     and the item's mean value likewise."""
-    W = len(OF_TYPES) * T + len(OTHERS) - NOT_INPUTS
+    W = len(OF_TYPES) * T + len(OTHERS[: LOST.start])
     starts = np.zeros((T + 1, F + W), np.float32)
     for t in range(T):
         starts[t, [F + t, F + T + t]] = 1.0

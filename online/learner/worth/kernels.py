@@ -46,7 +46,7 @@ def fill_columns(
     of_user: NDArray[np.float64],
     columns: NDArray[np.float32],
 ) -> None:
-    """Fills columns (C, W), W = 5 T + 7, as `online.learner.worth.facts.COLUMNS` names them.
+    """Fills columns (C, W), W = 5 T + 7, as OF_TYPES and OTHERS (facts.py) name them.
 
     Args:
         starts: (N + 1,) where each query's candidates begin.

@@ -192,6 +192,10 @@ class TestCommand:
             ({"metrics": "p@20"}, "--metrics goes with --split-column"),
             ({"split_column": "part", "metrics": "auc"}, "--metrics: there is no 'auc'"),
             ({"split_column": "part", "baskets": "first"}, "do not go with --split-column"),
+            (
+                {"split_column": "part", "users_file": Path("users.csv")},
+                "--users, --finetune-every and --baskets do not go",
+            ),
         ],
     )
     def test_options_that_do_not_go_together_are_refused(

@@ -120,20 +120,20 @@ def test_columns_are_those_of_plain_python(town):
     users, clicks, groups = town
     rows, starts = [*range(1, 35), *range(1, 35)], [0, 34, 34, 68]
     history = np.repeat([0, 4], 34)
-    found = groups.columns(gathered(rows, starts, history), groups.groups(["u0", "nobody", "u5"]), 1)
+    found = groups.columns(gathered(rows, starts, history), groups.groups(["u0", "unknown", "u5"]), 1)
     wanted = [expected_columns(users, clicks, "u0", row, 0) for row in rows[:34]]
     wanted += [expected_columns(users, clicks, "u5", row, 4) for row in rows[34:]]
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
     assert found.shape[1] == len(COLUMNS)
-    nobody = groups.columns(gathered([1, 2], [0, 2], np.zeros(2)), groups.groups(["nobody"]), 1)
-    assert not nobody.any()
+    of_unknown = groups.columns(gathered([1, 2], [0, 2], np.zeros(2)), groups.groups(["unknown"]), 1)
+    assert not of_unknown.any()
 
 
 def test_candidates_are_the_items_that_stand_out_in_a_users_groups(town):
     users, clicks, groups = town
     blocked = np.zeros(ROWS, np.bool_)
     wanted = np.array([True, False, True, True])
-    found = groups.candidates(groups.groups(["u0", "u0", "nobody", "u5"]), wanted, blocked)
+    found = groups.candidates(groups.groups(["u0", "u0", "unknown", "u5"]), wanted, blocked)
     parts = np.split(found.rows, found.starts[1:-1])
     assert [len(part) for part in parts[1:3]] == [0, 0]
     for name, part in (("u0", parts[0]), ("u5", parts[3])):

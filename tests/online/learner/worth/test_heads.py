@@ -150,7 +150,7 @@ def test_a_weight_is_as_many_clicks() -> None:
 
 
 @cache
-def taught(**changed):
+def after_training(**changed):
     learner = Learner(Settings(**SMALL | {"event_weights": WEIGHTS, "history_max": 40, **changed}))
     clicks = shop(3_200, returns=0.3)
     predicted = PredictedWorth(len(clicks), learner.settings)
@@ -160,7 +160,7 @@ def taught(**changed):
 
 
 def test_chances_are_calibrated_and_tell_who_buys_what() -> None:
-    _, clicks, predicted = taught()
+    _, clicks, predicted = after_training()
     late = np.isfinite(predicted.values) & (np.arange(len(clicks)) >= 1_600)
     for at, name in enumerate(predicted.names):
         was = np.array([click.event_type == name for click in clicks])
@@ -171,7 +171,7 @@ def test_chances_are_calibrated_and_tell_who_buys_what() -> None:
 
 
 def test_the_value_is_that_of_the_item() -> None:
-    _, clicks, predicted = taught()
+    _, clicks, predicted = after_training()
     late = np.isfinite(predicted.values) & (np.arange(len(clicks)) >= 1_600)
     bought = late & np.array([click.event_type == BUY for click in clicks])
     found = [
