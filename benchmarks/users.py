@@ -2,7 +2,9 @@
 
     python -m benchmarks.users [--users 6000] [--limit 20000] [--truth 0.8] [--seed 0]
     python -m benchmarks.users --clicks clicks.csv.xz --records users.csv [--limit 20000]
+    python -m benchmarks.users --clicks clicks.csv.xz --by-hour [--exclude-seen] [--limit 20000]
 
+With `--by-hour` it is what hours and days of the week add (NEXTCLICK_POPULARITY_BY_HOUR).
 Without files the stream is a made-up town, in which a user's district tells the shelf that the user likes, with the
 chance `--truth`. As in a backtest the first fifth of the clicks only trains. NDCG@10 and hit@10 are printed for all
 clicks and for the first three of each user; errors are standard errors over users.
@@ -39,17 +41,20 @@ def main() -> None:
     arguments.add_argument("--clicks", type=Path)
     arguments.add_argument("--records", type=Path)
     arguments.add_argument("--limit", type=int, default=20_000)
+    arguments.add_argument("--by-hour", action="store_true")
+    arguments.add_argument("--exclude-seen", action="store_true")
     given = arguments.parse_args()
-    settings = load_settings()
+    settings = load_settings(exclude_seen=given.exclude_seen)
     if given.clicks is None:
         town = Town(users=given.users, seed=given.seed)
         clicks, users = list(town.clicks(given.limit)), town.user_records(given.truth)
     else:
         clicks = read_clicks(open_file(given.clicks, None, None, None, None), settings, given.limit).clicks
-        users, _ = read_users(open_items(given.records, users=True))
+        users = [] if given.records is None else read_users(open_items(given.records, users=True))[0]
     facts = facts_of(clicks)
     for name in ("without", "with"):
-        changed = settings.model_copy(update={"users_topic": "users" if name == "with" else None})
+        added = {"popularity_by_hour": True} if given.by_hour else {"users_topic": "users"}
+        changed = settings.model_copy(update=added if name == "with" else {})
         print(f"{name:8s}{figures(facts, *run(changed, clicks, facts, users))}", flush=True)
 
 

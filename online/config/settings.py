@@ -241,6 +241,11 @@ class Settings(  # pydantic takes the fields of the last base first
             yield f"NEXTCLICK_OBJECTIVE: {error}"
 
     @property
+    def groups_users(self) -> bool:
+        """Whether users are grouped: by what is known of them, or by when they come."""
+        return self.users_topic is not None or self.popularity_by_hour
+
+    @property
     def topics_beside(self) -> tuple[str, ...]:
         """The topics that a worker reads beside that of clicks."""
         optional = (self.users_topic, self.impressions_topic if self.learn_impressions else None)

@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[Column, ...]] = {
 
 def parts_of(settings: Settings) -> list[str]:
     """Returns the parts that have columns."""
-    wanted = {"content": True, "groups": settings.users_topic is not None, "shown": settings.learn_impressions}
+    wanted = {"content": True, "groups": settings.groups_users, "shown": settings.learn_impressions}
     return [part for part in PARTS if wanted[part]]
 
 
@@ -50,7 +50,7 @@ def columns_of(settings: Settings) -> tuple[Column, ...]:
 
 def candidates_max(settings: Settings) -> int:
     """Returns how many candidates of a query are added at most."""
-    groups = GROUP_CANDIDATES_MAX if settings.users_topic is not None else 0
+    groups = GROUP_CANDIDATES_MAX if settings.groups_users else 0
     return (CONTENT_CANDIDATES_MAX if settings.content else 0) + groups
 
 
@@ -70,7 +70,7 @@ class AddedQueries:
     """Builds queries for what is added, and adds its columns to gathered candidates."""
 
     def __init__(self, state: Knowing, settings: Settings, groups: UserGroups | None, shown: ShownItems | None) -> None:
-        """`groups`: None where there is no users topic; `shown`: None where impressions are not learned."""
+        """`groups`: None where users are not grouped; `shown`: None where impressions are not learned."""
         self.state, self.content, self.groups, self.shown = state, ContentQueries(state), groups, shown
         parts, start = {}, 0
         for part in parts_of(settings):
@@ -85,7 +85,6 @@ class AddedQueries:
         clicks: ClickArrays | None = None,
         *,
         preceding: NDArray[np.int64] | None = None,
-        groups: NDArray[np.int64] | None = None,
     ) -> AddedQuery:
         """Returns queries.
 
@@ -96,17 +95,19 @@ class AddedQueries:
             clicks: of the micro-batch; None: there are none.
             preceding: (N,) how many clicks of each history come before the query; None: all. With it, no candidates
                 are looked for.
-            groups: (N, K) of the users; None: those that are known.
         """
         by_content = self.content.of(histories, queries, clicks, preceding=preceding)
         found = NO_SEEN_ROWS if by_content is None else by_content.candidates
-        if self.groups is None or not len(self.groups):
+        if self.groups is None or not self.groups.active:
             return AddedQuery(by_content, None, found, users)
-        groups = self.groups.groups(users) if groups is None else self.groups.shared(groups)
-        if preceding is None:
+        lengths = preceding
+        if lengths is None:
             lengths = np.where(queries.slots >= 0, histories.lengths(np.maximum(queries.slots, 0)), 0)
-            few = (lengths < FEW_CLICKS) & ~queries.repeated
-            found = _beside(found, self.groups.candidates(groups, few, self.state.store.items.blocked))
+        few = lengths < FEW_CLICKS
+        groups = self.groups.groups(users, queries.now, few)
+        if preceding is None:
+            wanted = few & ~queries.repeated
+            found = _beside(found, self.groups.candidates(groups, wanted, self.state.store.items.blocked))
         return AddedQuery(by_content, groups, found, users)
 
     def with_columns(self, gathered: Gathered, query: AddedQuery, clicks: ClickBatch | None = None) -> Gathered:
@@ -138,8 +139,8 @@ class AddedQueries:
     def observe(self, batch: ClickBatch, now: float) -> None:
         """Counts clicks, once they have been queried. `now`: the stream's time, in seconds since 1970."""
         self.content.observe(batch.rows[batch.trainable])
-        if self.groups is not None and len(self.groups):
-            self.groups.observe(batch.users, batch.rows, batch.active, batch.trainable)
+        if self.groups is not None and self.groups.active:
+            self.groups.observe(batch.users, batch.rows, batch.times, batch.active, batch.trainable)
         if self.shown is not None:
             self.shown.observe(batch.users, batch.rows, batch.times, batch.trainable, now)
 

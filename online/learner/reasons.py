@@ -225,9 +225,13 @@ def _content(situation: Situation, row: int, values: Values, adds: Values) -> st
 
 
 def _user_attributes(situation: Situation, row: int, values: Values, adds: Values) -> str:  # noqa: ARG001
+    settings = situation.state.settings
+    known = ["with the same attributes"] if settings.users_topic is not None else []
+    known += ["at this hour or on this day of the week"] if settings.popularity_by_hour else []
+    alike = f"by users {', or '.join(known)}"
     if values["group_lift"] > 0:
-        return "clicked more often by users with the same attributes than by others"
-    return f"clicked about {times(_quarter(values, 'group_popular'))} by users with the same attributes"
+        return f"clicked more often {alike} than by others"
+    return f"clicked about {times(_quarter(values, 'group_popular'))} {alike}"
 
 
 def _impressions(situation: Situation, row: int, values: Values, adds: Values) -> str:  # noqa: ARG001

@@ -57,8 +57,12 @@ class LearnerState:
         self.store = FeatureStore(settings, candidates_max(settings))
         self.groups = (
             None
-            if settings.users_topic is None
-            else UserGroups(settings.user_attributes_held, settings.user_groups_half_life_s)
+            if not settings.groups_users
+            else UserGroups(
+                settings.user_attributes_held,
+                settings.user_groups_half_life_s,
+                by_hour=settings.popularity_by_hour,
+            )
         )
         self.shown = (
             ShownItems(

@@ -31,6 +31,12 @@ class ContentSettings(BaseSettings):
         "room.",
         "Raise it to the number of users on NEXTCLICK_USERS_TOPIC.",
     )
+    popularity_by_hour: bool = setting(
+        False,
+        "Whether users with fewer than 10 clicks get items that are clicked at this hour of the day, or on this day of "
+        "the week, more often than at other times.",
+        "Set it to true where many users are new, and what they look for follows the clock.",
+    )
     user_groups_half_life_s: Rate = setting(
         30 * 86_400.0,
         "Time after which a click counts half in what users with the same attribute value click on. A gap between two "

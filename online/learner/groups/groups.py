@@ -22,7 +22,7 @@ from online.learner.facts.store import Gathered
 from online.learner.facts.tables import decay, empty_table, forget_rows, load_table, table_to_state
 from online.learner.groups import kernels
 from online.learner.groups.columns import COLUMNS
-from online.learner.groups.features import GROUPS, GROUPS_OF_USER_MAX, groups_of
+from online.learner.groups.features import GROUPS_OF_USER_MAX, NUMBERS, groups_of, groups_of_moments
 from online.learner.user_stores import UserKey
 from stream.users import User
 
@@ -39,17 +39,18 @@ class UserGroups:
     The user of whom there was no record and no click for longest makes room.
     """
 
-    def __init__(self, users_max: int, half_life_s: float) -> None:
-        """`half_life_s`: active time in which counts are halved."""
-        self.users_max, self.half_life_s = users_max, half_life_s
+    def __init__(self, users_max: int, half_life_s: float, *, by_hour: bool = False) -> None:
+        """`half_life_s`: active time in which counts are halved; `by_hour`: whether those who come at the same hour, or
+        on the same day of the week, are groups."""
+        self.users_max, self.half_life_s, self.by_hour = users_max, half_life_s, by_hour
         self.users_lost = 0  # that had to make room, since the start of this process
         self.unread = False  # whether records were read by a worker that kept nothing, or less, of them
         self._groups: OrderedDict[str, NDArray[np.uint16]] = OrderedDict()  # by user, least lately used first
         self._clear()
 
     def _clear(self) -> None:
-        self.with_group = np.zeros(GROUPS, np.int32)  # users that are held
-        self.table = empty_table(GROUPS, ITEMS_OF_GROUP)
+        self.with_group = np.zeros(NUMBERS, np.int32)  # users that are held
+        self.table = empty_table(NUMBERS, ITEMS_OF_GROUP)
         self.popular = np.zeros(1)  # (V,) clicks of all users
         self._buffer = np.zeros(1, np.float32)  # (V,) zeros
         self.total = 0.0
@@ -107,14 +108,25 @@ class UserGroups:
         self.popular *= factor
         self.total *= factor
 
+    @property
+    def active(self) -> bool:
+        """Whether there are any groups."""
+        return self.by_hour or len(self._groups) > 0
+
     def observe(
-        self, users: Sequence[str], rows: NDArray[np.int64], active: NDArray[np.float64], counted: NDArray[np.bool_]
+        self,
+        users: Sequence[str],
+        rows: NDArray[np.int64],
+        times: NDArray[np.float64],
+        active: NDArray[np.float64],
+        counted: NDArray[np.bool_],
     ) -> None:
         """Counts clicks (n,).
 
         Args:
             users: n of them, each of whom is used last from now on.
             rows: (n,) of the items, 0 for none.
+            times: (n,) seconds since 1970.
             active: (n,) active time.
             counted: (n,) which of them count; the others are abuse.
         """
@@ -127,9 +139,10 @@ class UserGroups:
         weights = self._weights(active[at])
         np.add.at(self.popular, rows[at], weights)
         self.total += float(weights.sum())
-        kernels.count_clicks(
-            self.table, self.groups([users[one] for one in at.tolist()], all_of_them=True), rows[at], weights
-        )
+        groups = self._of_users([users[one] for one in at.tolist()])
+        if self.by_hour:
+            groups = np.concatenate([groups, groups_of_moments(times[at])], 1)
+        kernels.count_clicks(self.table, groups, rows[at], weights)
 
     def _weights(self, active: NDArray[np.float64]) -> NDArray[np.float64]:
         """Returns what clicks at these times weigh; first all counts are scaled back where that would be too much."""
@@ -146,23 +159,28 @@ class UserGroups:
 
     # Queries
 
-    def groups(self, users: Sequence[str], *, all_of_them: bool = False) -> NDArray[np.int64]:
-        """Returns the groups of users (N, K), 0 beyond; of users of whom nothing is known all 0.
+    def groups(self, users: Sequence[str], times: NDArray[np.float64], few: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Returns the groups of queries (N, K), 0 where there are no more; those of too few users are left out.
 
         Args:
             users: N ids; "" for none.
-            all_of_them: whether groups of too few users are among them.
+            times: (N,) seconds since 1970.
+            few: (N,) whether the user has few clicks: then the hour and the day are among them.
         """
+        groups = self._of_users(users)
+        groups = np.where(self.with_group[groups] >= GROUP_USERS_MIN, groups, 0)
+        if self.by_hour:
+            groups = np.concatenate([groups, np.where(few[:, None], groups_of_moments(times), 0)], 1)
+        return groups
+
+    def _of_users(self, users: Sequence[str]) -> NDArray[np.int64]:
+        """Returns all groups of N users by their records, (N, K)."""
         found = np.zeros((len(users), GROUPS_OF_USER_MAX), np.int64)
         for n, user in enumerate(users):
             groups = self._groups.get(user)
             if groups is not None:
                 found[n, : len(groups)] = groups
-        return found if all_of_them else self.shared(found)
-
-    def shared(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Returns groups (N, K) with 0 for those of too few users."""
-        return np.where(self.with_group[groups] >= GROUP_USERS_MIN, groups, 0)
+        return found
 
     def candidates(self, groups: NDArray[np.int64], wanted: NDArray[np.bool_], blocked: NDArray[np.bool_]) -> SeenRows:
         """Returns the items that stand out in queries' groups.
@@ -221,7 +239,7 @@ class UserGroups:
             "since": self._since,
             "unit": self._unit,
         }
-        return arrays | joined({"table": table_to_state(self.table, GROUPS)}), state
+        return arrays | joined({"table": table_to_state(self.table, NUMBERS)}), state
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Takes back what `to_state` gave; of more users than there is room for, those used last."""

@@ -19,6 +19,7 @@ from tests.online.learner.conftest import learn, restarted
 from tests.online.learner.test_explaining import check_sums
 
 SEGMENTS = 4
+DAY_S = 86_400.0
 
 
 def user(number):
@@ -131,3 +132,28 @@ def test_the_town_tells_most_users_tastes():
     tastes = [f"district {taste}" for taste in town._tastes[:, 0]]
     assert 0.75 < np.mean([one == other for one, other in zip(districts, tastes, strict=True)]) < 0.9
     assert records == town.user_records(truth=0.8)
+
+
+def test_what_is_clicked_at_an_hour_is_listed_for_new_users_at_that_hour(tmp_path):
+    random = np.random.default_rng(0)
+    clicks = []
+    for at in range(1_400):
+        moment = 1_800.0 * at
+        part = "night" if moment % DAY_S < DAY_S / 2 else "day"
+        clicks.append(Click(user_id=f"u{at // 2}", item_id=f"{part}{random.integers(8)}", timestamp=moment))
+    settings = Settings(**{"data_dir": tmp_path, **SMALL, "popularity_by_hour": True})
+    learner = Learner(settings)
+    learn(learner, clicks)
+    asked = Answerer(learner, learner.queries)
+    asked.explain = Explainer(learner).explain
+    tomorrow = (1 + clicks[-1].timestamp // DAY_S) * DAY_S
+    for part, hour in (("night", 3), ("day", 15)):
+        question = Question(None, at=tomorrow + 3_600 * hour, k=8, explain=True)
+        answer = asked.answer([question])[0]
+        assert sum(item.startswith(part) for item in answer.items) >= 7
+        check_sums(answer.explanations)
+        reasons = [reason["text"] for item in answer.explanations for reason in item["reasons"]]
+        assert any("at this hour or on this day of the week" in reason for reason in reasons)
+    again = restarted(learner, settings)
+    question = Question(None, at=tomorrow + 3_600 * 3, k=8)
+    assert Answerer(again, again.queries).answer([question])[0].items == asked.answer([question])[0].items

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from online.learner.facts.gather import SeenRows
 from online.learner.facts.store import Gathered
 from online.learner.groups import groups as module
 from online.learner.groups.columns import COLUMNS
-from online.learner.groups.features import GROUPS, GROUPS_OF_USER_MAX, groups_of
+from online.learner.groups.features import (
+    DAYS_FROM,
+    GROUPS,
+    GROUPS_OF_USER_MAX,
+    HOURS_FROM,
+    NUMBERS,
+    groups_of,
+    groups_of_moments,
+)
 from online.learner.groups.groups import CANDIDATES_MAX, GROUP_USERS_MIN, UserGroups
 from online.learner.groups.kernels import SMOOTHING
 from online.learner.user_stores import UserKey
@@ -25,8 +34,8 @@ def user(name, *tags, **attributes):
     return User(user_id=name, tags=tags, attributes=attributes)
 
 
-def known(*users, held=100, half_life_s=30 * DAY_S):
-    groups = UserGroups(held, half_life_s)
+def known(*users, held=100, half_life_s=30 * DAY_S, by_hour=False):
+    groups = UserGroups(held, half_life_s, by_hour=by_hour)
     groups.grow(ROWS)
     for one in users:
         groups.put(one)
@@ -36,7 +45,12 @@ def known(*users, held=100, half_life_s=30 * DAY_S):
 def observe(groups, clicks, at=0.0):
     """Clicks (user, row), one after the other, a second apart."""
     users, rows = [user for user, _ in clicks], np.array([row for _, row in clicks], np.int64)
-    groups.observe(users, rows, at + np.arange(len(rows), dtype=float), np.ones(len(rows), np.bool_))
+    times = at + np.arange(len(rows), dtype=float)
+    groups.observe(users, rows, times, times, np.ones(len(rows), np.bool_))
+
+
+def of(groups, *users, at=0.0, few=True):
+    return groups.groups(users, np.full(len(users), at), np.full(len(users), few))
 
 
 def test_values_are_the_same_whatever_their_case_and_numbers_share_bins():
@@ -73,11 +87,35 @@ def test_a_group_of_too_few_users_is_counted_and_not_used():
     few = [user(str(n), town="x") for n in range(GROUP_USERS_MIN - 1)]
     groups = known(*few)
     observe(groups, [("0", 1)] * 5)
-    assert not groups.groups(["0"]).any()
+    assert not of(groups, "0").any()
     groups.put(user("more", town="x"))
-    assert groups.groups(["0", "more", "unknown", ""]).any(1).tolist() == [True, True, False, False]
-    found = groups.candidates(groups.groups(["more"]), np.array([True]), np.zeros(ROWS, np.bool_))
+    assert of(groups, "0", "more", "unknown", "").any(1).tolist() == [True, True, False, False]
+    found = groups.candidates(of(groups, "more"), np.array([True]), np.zeros(ROWS, np.bool_))
     assert found.rows.tolist() == []  # 5 of 5 clicks is what is expected
+
+
+def test_hours_and_days_are_those_of_the_calendar():
+    moments = [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=7 * n, minutes=n) for n in range(200)]
+    found = groups_of_moments(np.array([moment.timestamp() for moment in moments]))
+    assert (found[:, 0] - HOURS_FROM).tolist() == [moment.hour for moment in moments]
+    days = [(moment.weekday() - 3) % 7 for moment in moments]  # 1970 began on a Thursday
+    assert (found[:, 1] - DAYS_FROM).tolist() == days
+    assert found.max() < NUMBERS
+
+
+def test_the_hour_is_a_group_of_users_with_few_clicks_where_it_is_asked_for():
+    groups = known(user("a"), by_hour=True)
+    assert groups.active
+    assert not known().active
+    observe(groups, [("a", 1), ("b", 2)], at=8 * 3_600.0)
+    observe(groups, [("a", 3)] * 2, at=DAY_S + 20 * 3_600.0)
+    assert not of(groups, "c", few=False).any()
+    assert not of(known(), "c").any()
+    for day, hour, best in ((0, 8, {1, 2}), (1, 20, {3})):
+        mine = of(groups, "c", at=day * DAY_S + hour * 3_600.0)
+        assert mine[0, -2:].tolist() == [HOURS_FROM + hour, DAYS_FROM + day]
+        found = groups.candidates(mine, np.array([True]), np.zeros(ROWS, np.bool_)).rows
+        assert set(found.tolist()) == best
 
 
 @pytest.fixture
@@ -120,12 +158,12 @@ def test_columns_are_those_of_plain_python(town):
     users, clicks, groups = town
     rows, starts = [*range(1, 35), *range(1, 35)], [0, 34, 34, 68]
     history = np.repeat([0, 4], 34)
-    found = groups.columns(gathered(rows, starts, history), groups.groups(["u0", "unknown", "u5"]), 1)
+    found = groups.columns(gathered(rows, starts, history), of(groups, "u0", "unknown", "u5"), 1)
     wanted = [expected_columns(users, clicks, "u0", row, 0) for row in rows[:34]]
     wanted += [expected_columns(users, clicks, "u5", row, 4) for row in rows[34:]]
     np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4)
     assert found.shape[1] == len(COLUMNS)
-    of_unknown = groups.columns(gathered([1, 2], [0, 2], np.zeros(2)), groups.groups(["unknown"]), 1)
+    of_unknown = groups.columns(gathered([1, 2], [0, 2], np.zeros(2)), of(groups, "unknown"), 1)
     assert not of_unknown.any()
 
 
@@ -133,7 +171,7 @@ def test_candidates_are_the_items_that_stand_out_in_a_users_groups(town):
     users, clicks, groups = town
     blocked = np.zeros(ROWS, np.bool_)
     wanted = np.array([True, False, True, True])
-    found = groups.candidates(groups.groups(["u0", "u0", "unknown", "u5"]), wanted, blocked)
+    found = groups.candidates(of(groups, "u0", "u0", "unknown", "u5"), wanted, blocked)
     parts = np.split(found.rows, found.starts[1:-1])
     assert [len(part) for part in parts[1:3]] == [0, 0]
     for name, part in (("u0", parts[0]), ("u5", parts[3])):
@@ -143,7 +181,7 @@ def test_candidates_are_the_items_that_stand_out_in_a_users_groups(town):
             round(residuals[row], 3) for row in best[:CANDIDATES_MAX]
         ]
     blocked[parts[0][0]] = True
-    again = groups.candidates(groups.groups(["u0"]), np.array([True]), blocked)
+    again = groups.candidates(of(groups, "u0"), np.array([True]), blocked)
     assert parts[0][0] not in again.rows
     assert isinstance(again, SeenRows)
 
