@@ -177,6 +177,24 @@ def test_the_dashboard_is_whole() -> None:
         taken |= cells
 
 
+def test_a_panel_of_what_has_not_happened_says_so_instead_of_no_data() -> None:
+    happened = {"dead_letters", "notice_counts", "problems", "gate", "window", "click_to_list_ms"}
+    quiet = {name: value for name, value in STATUS.items() if name not in happened}
+    asked = Requests(Lists(fakeredis.FakeRedis(), ttl_s=60))
+    asked.answered("/metrics", 200, 0.01)
+    of_api = samples(served(), asked.exposition().decode())
+    present = set(samples(own(quiet), own(group_statuses()["w-1"] | dict.fromkeys(happened))))
+    present |= {name for name, seen in of_api.items() if any(is_kept(name, one) for one in seen)}
+    empty = {
+        panel["title"]
+        for panel in PANELS
+        if not any(set(re.findall(r"\bnextclick_\w+", target["expr"])) <= present for target in panel["targets"])
+    }
+    assert {"Open problems", "Dead letters", "Candidate in the shadow", "Impressions"} <= empty
+    silent = {panel["title"] for panel in PANELS if not panel["fieldConfig"]["defaults"].get("noValue")}
+    assert empty & silent == set()
+
+
 def test_limits_in_the_dashboard_are_those_of_the_alerts() -> None:
     rules = {rule["alert"]: rule["expr"] for rule in RULES}
     drawn = 0

@@ -125,6 +125,7 @@ def test_its_commands_name_services_ports_and_folders_that_exist() -> None:
     assert COMPOSE["api"]["environment"]["NEXTCLICK_KAFKA_BOOTSTRAP_SERVERS"] == "kafka:9092"
     for script in BLOCKS:
         subprocess.run(["bash", "-n", "-c", script], timeout=20, check=True)
+    assert TEXT.index("PIP_ARGS") < TEXT.index("docker compose up"), "what the first build reads is set before it"
     served = re.search(r"--app-dir (\S+) (\w+):app", block("uvicorn"))
     assert served
     assert (ROOT / served[1] / f"{served[2]}.py").exists()

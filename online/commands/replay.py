@@ -81,6 +81,7 @@ def replay(
     if limit is not None and rows >= limit:
         done.already_done = True
         return done
+    progress.refuse_unwritable()
     started = acknowledged_at = time.monotonic()
     first_timestamp: float | None = None
     sent = 0  # since the last acknowledgement

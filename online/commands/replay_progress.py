@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Self
 
 from stream.event_files import EventFile, Message
@@ -155,7 +156,21 @@ class Progress:
             os.replace(aside, path)
             self._old.unlink(missing_ok=True)
         except OSError as error:
-            raise ReplayError(f"the progress of the replay cannot be kept in {path}: {error.strerror}") from error
+            raise self._not_kept(error) from error
+
+    def refuse_unwritable(self) -> None:
+        """Raises ReplayError where no progress can be kept: better before rows are published than after."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=self._folder).close()
+        except OSError as error:
+            raise self._not_kept(error) from error
+
+    def _not_kept(self, error: OSError) -> ReplayError:
+        return ReplayError(
+            f"the progress of the replay cannot be kept in {self._folder}: {error.strerror}; name a folder that can be "
+            "written to with --data-dir or NEXTCLICK_DATA_DIR"
+        )
 
     def _saved(self, first: Message) -> list[_Saved]:
         """What is remembered of files that begin like this one, and of files that were at this path."""

@@ -261,10 +261,12 @@ def test_damaged_progress_counts_as_none(tmp_path: Path) -> None:
         assert run(path, broker).published == 5
 
 
-def test_progress_that_cannot_be_saved_is_reported(tmp_path: Path) -> None:
+def test_progress_that_cannot_be_saved_is_reported_before_anything_is_published(tmp_path: Path) -> None:
     (tmp_path / "replay").write_text("a file where a folder belongs")
-    with pytest.raises(ReplayError, match=r"progress of the replay cannot be kept in .*replay"):
-        run(write(tmp_path / "a.csv", rows(5)), Broker())
+    broker = Broker()
+    with pytest.raises(ReplayError, match=r"progress of the replay cannot be kept in .*replay: .*--data-dir"):
+        run(write(tmp_path / "a.csv", rows(5)), broker)
+    assert broker.acknowledged == []
 
 
 @pytest.mark.parametrize(
