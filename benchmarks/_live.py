@@ -117,18 +117,25 @@ class Live:
 
 
 @contextmanager
-def live(folder: Path, *, kafka: str | None, redis: str | None, users: int, **settings: Any) -> Iterator[Live]:
+def live(
+    folder: Path, *, kafka: str | None, redis: str | None, users: int, items: int = 2_000, **settings: Any
+) -> Iterator[Live]:
     """A worker on topics of its own that has just started, and a publisher that waits for its rate."""
     topic = f"clicks-{uuid.uuid4().hex[:8]}"
     given = {"kafka_bootstrap_servers": kafka, "redis_url": redis, "data_dir": folder, "clicks_topic": topic}
-    given |= {"dead_letters_topic": f"{topic}.dead", "events_topic": f"{topic}.events", "consumer_group": topic}
+    given |= {
+        "dead_letters_topic": f"{topic}.dead",
+        "events_topic": f"{topic}.events",
+        "items_topic": f"{topic}.items",
+        "consumer_group": topic,
+    }
     if redis is None:
         given["embedded_redis_port"] = free_port()
     given = {name: value for name, value in (given | settings).items() if value is not None}
     worker = Worker({f"NEXTCLICK_{name.upper()}": str(value) for name, value in given.items()}, folder / "worker.log")
     loaded = load_settings(**given)
     prepare_topics(loaded)
-    running = Live(loaded, worker, Town(users=users, items=2_000, seed=11))
+    running = Live(loaded, worker, Town(users=users, items=items, seed=11))
     worker.start()
     try:
         running.start()

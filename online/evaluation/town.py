@@ -42,7 +42,7 @@ _SHELVES = {
     "first illustrated lost short northern secret": "novel|atlas|poems|diary|fairy tales|bookmark|reading lamp",
     "wooden tiny painted flying singing round": "train|kite|puzzle|doll|building blocks|drum|spinning top",
 }
-_TASTES = len(_SHELVES)
+SHELVES = len(_SHELVES)
 _NAMES = (
     "ada ben cleo dora emil finn gina hugo ines jonas kira leo mira nils olga paul rosa sami tess udo vera wim yara zoe"
 )
@@ -77,8 +77,8 @@ class Town:
     start: float = 1_730_448_000.0
 
     def __post_init__(self) -> None:
-        if self.users < 1 or self.items < 4 * _TASTES or self.new_item_every < 1:
-            raise ValueError(f"a town needs a user, {4 * _TASTES} items and a click between two new ones")
+        if self.users < 1 or self.items < 4 * SHELVES or self.new_item_every < 1:
+            raise ValueError(f"a town needs a user, {4 * SHELVES} items and a click between two new ones")
 
     @cached_property
     def user_ids(self) -> list[str]:
@@ -94,9 +94,9 @@ class Town:
         ]
         names = []
         for item in range(self.items):
-            shelf = shelves[item % _TASTES]
+            shelf = shelves[item % SHELVES]
             # A step that shares no factor with the shelf's 42 names visits each before any comes again.
-            repeat, place = divmod(item // _TASTES, len(shelf))
+            repeat, place = divmod(item // SHELVES, len(shelf))
             names.append(shelf[place * 11 % len(shelf)] + (f" no. {repeat + 1}" if repeat else ""))
         return names
 
@@ -105,7 +105,7 @@ class Town:
         the others, and everybody's `newsletter`, tells nothing."""
         random = np.random.default_rng((self.seed, 6))
         districts = np.where(
-            random.random(self.users) < truth, self._tastes[:, 0], random.integers(_TASTES, size=self.users)
+            random.random(self.users) < truth, self._tastes[:, 0], random.integers(SHELVES, size=self.users)
         )
         newsletters = random.random(self.users) < 0.5
         return [
@@ -127,7 +127,7 @@ class Town:
             seconds, user = due[0]
             event_type = PURCHASE if self.purchase_share and draw_type() < self.purchase_share else CLICK
             changed = self._changed_for(user, number, event_type)
-            shelves = self._shelves(self._existing(number), changed)
+            shelves = self._shelves(self.existing(number), changed)
             if user in at and draw() < FOLLOWS_PATH:
                 item = shelves.follower[at[user]]
             else:
@@ -165,21 +165,21 @@ class Town:
         It comes with probability FOLLOWS_PATH at least. Raises ValueError for an item that does not exist by then.
         """
         item = self.item_ids.index(item_id)
-        if item >= self._existing(number):
+        if item >= self.existing(number):
             raise ValueError(f"{item_id} does not exist by click {number}")
-        return self.item_ids[self._shelves(self._existing(number), self.changed(number)).follower[item]]
+        return self.item_ids[self._shelves(self.existing(number), self.changed(number)).follower[item]]
 
     def favourites(self, user_id: str, number: int) -> list[str]:
         """What this user returns to, by click `number`."""
         favourites = self._favourites(self.user_ids.index(user_id), self.changed(number))
         return [self.item_ids[item] for item in favourites]
 
-    def _existing(self, number: int) -> int:
+    def existing(self, number: int) -> int:
         """How many items exist by a click."""
         return min(self.items, int(self.items * _EXISTING_AT_FIRST) + number // self.new_item_every)
 
     def _shelf(self, user: int, taste: int, changed: bool) -> int:
-        return int(self._tastes[user, taste] + (_TASTES // 2 if changed else 0)) % _TASTES
+        return int(self._tastes[user, taste] + (SHELVES // 2 if changed else 0)) % SHELVES
 
     def _favourites(self, user: int, changed: bool) -> list[int]:
         return self._all_favourites[int(changed)][user]
@@ -194,19 +194,19 @@ class Town:
     def _tastes(self) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
         """Two different tastes of each user: (users, 2)."""
         rng = np.random.default_rng((self.seed, 1))
-        first = rng.integers(_TASTES, size=self.users)
-        other = (first + rng.integers(1, _TASTES, size=self.users)) % _TASTES
+        first = rng.integers(SHELVES, size=self.users)
+        other = (first + rng.integers(1, SHELVES, size=self.users)) % SHELVES
         return np.stack([first, other], axis=1)
 
     @cached_property
     def _all_favourites(self) -> list[list[list[int]]]:
         """Items on the first taste's shelf, of every user, before and after the change of fashion."""
         rng = np.random.default_rng((self.seed, 2))
-        ranks = rng.permuted(np.tile(np.arange(self._existing(0) // _TASTES), (2, self.users, 1)), axis=2)
+        ranks = rng.permuted(np.tile(np.arange(self.existing(0) // SHELVES), (2, self.users, 1)), axis=2)
         return [
             [
                 [
-                    int(rank) * _TASTES + self._shelf(user, 0, bool(fashion))
+                    int(rank) * SHELVES + self._shelf(user, 0, bool(fashion))
                     for rank in ranks[fashion, user, :_FAVOURITES]
                 ]
                 for user in range(self.users)
@@ -223,14 +223,14 @@ class Town:
             rng = np.random.default_rng((self.seed, 3, int(changed)))
             ranked = rng.permutation(self.items).tolist()
             laid = rng.permutation(self.items).tolist()
-            popular: list[list[int]] = [[] for _ in range(_TASTES)]
-            path: list[list[int]] = [[] for _ in range(_TASTES)]
+            popular: list[list[int]] = [[] for _ in range(SHELVES)]
+            path: list[list[int]] = [[] for _ in range(SHELVES)]
             for item in ranked:
                 if item < existing:
-                    popular[item % _TASTES].append(item)
+                    popular[item % SHELVES].append(item)
             for item in laid:
                 if item < existing:
-                    path[item % _TASTES].append(item)
+                    path[item % SHELVES].append(item)
             follower = {a: b for items in path for a, b in zip(items, [*items[1:], items[0]], strict=True)}
             return _Shelves(popular, follower)
 

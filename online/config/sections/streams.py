@@ -111,9 +111,9 @@ class StreamSettings(BaseSettings):
         "Choose stop where a gap must be looked at first.",
     )
     items_records_max: Positive = fixed(500, "Records of the items topic that are taken after each micro-batch.")
-    items_interval_s: Rate = fixed(1.0, "Time between two reads of the items topic.")
+    items_interval_s: Rate = fixed(0.2, "Time between two reads of the items topic.")
     feedback_records_max: Positive = fixed(500, "Records of the feedback topic that are taken after each micro-batch.")
-    feedback_interval_s: Rate = fixed(1.0, "Time between two reads of the feedback topic.")
+    feedback_interval_s: Rate = fixed(0.2, "Time between two reads of the feedback topic.")
     users_records_max: Positive = fixed(500, "Records of the users topic that are taken after each micro-batch.")
     users_interval_s: Rate = fixed(1.0, "Time between two reads of the users topic.")
     event_ids_held: Positive = setting(
