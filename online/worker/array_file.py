@@ -19,7 +19,6 @@ from online.worker.delta import Delta, DeltaError, delta, patched
 
 MAGIC = b"nextclick arrays"
 WINDOW_LOG_MAX = 27  # of a frame that is read: 128 MB, which all levels up to 19 keep to
-LEVEL_MAX = 19
 PIECE_BYTES = 1 << 20  # that are compressed at a time, so that little memory is needed beside the arrays
 INDEX_BYTES_MAX = 1 << 28
 _NUMBERS = "biuf"  # numpy's kinds of numbers
@@ -89,7 +88,10 @@ class ArrayFile:
             raise ArrayFileError("it is no file of arrays, or its end is missing")
         file.seek(at)
         compressed = file.read(size - at - 8 - len(MAGIC))
-        length = zstandard.frame_content_size(compressed)
+        try:
+            length = zstandard.frame_content_size(compressed)
+        except zstandard.ZstdError as error:
+            raise ArrayFileError(f"its index is damaged: {error}") from error
         if not 0 <= length <= INDEX_BYTES_MAX:
             raise ArrayFileError("its index is damaged")
         self._index: dict[str, dict[str, Any]] = json.loads(self._read(at, len(compressed), length))

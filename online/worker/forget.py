@@ -166,6 +166,11 @@ class Forgetting:
         self._before = None
 
     @property
+    def needs_full(self) -> bool:
+        """Whether the next checkpoint must be a full one: earlier ones contain a user whom it does not."""
+        return self.unsaved or (self._before is not None and not self._written)
+
+    @property
     def _written(self) -> bool:
         """Whether there is a checkpoint without the user: the disk may have been full."""
         return self._before is not None and max(self.checkpoints.numbers(), default=0) >= self._before[0]
@@ -178,7 +183,7 @@ class Forgetting:
     def waits_for(self) -> list[str]:
         """What is pending, in lines for operators."""
         found = []
-        if self.unsaved or (self._before is not None and not self._written):
+        if self.needs_full:
             found.append("a checkpoint without the user is not written yet")
         if self.writer.pending_deletes:
             found.append("Redis is unavailable: the list will be deleted when it is back")
