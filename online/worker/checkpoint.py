@@ -333,13 +333,21 @@ class Checkpoints:
         thin.rename(self._path(number))
         _sync(self.folder)
 
+    def is_increment(self, number: int) -> bool:
+        """Whether a checkpoint holds a full one's file, and what has changed since."""
+        return (self._path(number) / CHANGES).exists()
+
     def stripped(self) -> set[int]:
         """Numbers of those that were stripped."""
         return {number for number in self.numbers() if _is_thinned(self._path(number))}
 
     @contextmanager
-    def opened(self, number: int, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[dict[str, Any], "Arrays"]]:
+    def opened(
+        self, number: int, wanted: Callable[[str], bool] = bool, *, unchanged: bool = False
+    ) -> Iterator[tuple[dict[str, Any], "Arrays"]]:
         """A checkpoint's state, and its arrays one at a time: it may be larger than what memory is free.
+
+        `unchanged`: of an increment, what the full one held.
 
         Raises:
             CheckpointError: it is not there, or is not whole.
@@ -347,7 +355,7 @@ class Checkpoints:
         path = self._path(number)
         try:
             _check(path)
-            with _opened(path) as content:
+            with _opened(path, unchanged=unchanged) as content:
                 yield content.state(), Arrays(content, wanted)
         except _UNREADABLE as error:
             raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from error
@@ -439,14 +447,14 @@ class _Safetensors:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Content]:
+def _opened(path: Path, *, unchanged: bool = False) -> Iterator[_Content]:
     """Opens a checkpoint without checking its sums. Raises what `_UNREADABLE` names."""
     with ExitStack() as files:
         if not (path / ARRAYS).exists():
             yield _Safetensors(files.enter_context(safe_open(path / OLD_ARRAYS, "numpy")), path)
             return
         arrays = ArrayFile(files.enter_context((path / ARRAYS).open("rb")))
-        if (path / CHANGES).exists():
+        if not unchanged and (path / CHANGES).exists():
             arrays = ArrayFile(files.enter_context((path / CHANGES).open("rb")), arrays)
         yield _Compressed(arrays)
 

@@ -217,13 +217,19 @@ class Forgetting:
         found: dict[str, int | None] = {}
         for number in self.checkpoints.numbers():
             try:
-                with self.checkpoints.opened(number) as (state, arrays):
-                    owner = hash_of_digest(digest)
-                    marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
-                    found[str(number)] = marks + sum(digest_of(name) == digest for name in _texts(state))
+                marks = self._found_in(number, digest, unchanged=False)
+                if self.checkpoints.is_increment(number):  # its file of the full one holds bytes that it does not show
+                    marks += self._found_in(number, digest, unchanged=True)
+                found[str(number)] = marks
             except CheckpointError:
                 found[str(number)] = None
         return found
+
+    def _found_in(self, number: int, digest: str, *, unchanged: bool) -> int:
+        owner = hash_of_digest(digest)
+        with self.checkpoints.opened(number, unchanged=unchanged) as (state, arrays):
+            marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
+            return marks + sum(digest_of(name) == digest for name in _texts(state))
 
     def to_state(self) -> dict[str, Any]:
         return {
