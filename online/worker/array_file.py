@@ -129,9 +129,9 @@ class ArrayFile:
         self._file.seek(at)
         content = bytearray(length)
         try:
-            source = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX).stream_reader(
-                _Part(self._file, size), read_size=PIECE_BYTES
-            )
+            part: Any = _Part(self._file, size)
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX)
+            source = decompressor.stream_reader(part, read_size=PIECE_BYTES)
             filled, view = 0, memoryview(content)
             while filled < length and (count := source.readinto(view[filled:])):
                 filled += count

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from online.worker.array_file import ArrayFile, array_writer
+from online.worker.array_file import ArrayFile, ArrayFileError, array_writer
 from online.worker.process_copy import CopyEndedError, begin_in_copy
 from online.worker.steps import StepHook, no_hook
 
@@ -77,7 +77,7 @@ class _Full:
     number: int  # of the latest checkpoint that has its file
     file: tuple[str, int]  # its sum and size
     increments: int = 0  # that build on it
-    bytes: int = 0  # of all of these
+    increments_bytes: int = 0  # of all of these
 
 
 class Checkpoints:
@@ -220,7 +220,9 @@ class Checkpoints:
         one whenever all of them together are as large as it, about the least is written in the long run."""
         full = self._full
         return full is not None and (
-            full.increments < self._increments_max and full.bytes <= full.file[1] and full.file[1] >= FULL_BYTES_MIN
+            full.increments < self._increments_max
+            and full.increments_bytes <= full.file[1]
+            and full.file[1] >= FULL_BYTES_MIN
         )
 
     def _write(self, writing: Path, arrays: Mapping[str, NDArray[Any]], state: State) -> None:
@@ -229,7 +231,7 @@ class Checkpoints:
             try:
                 with (writing / ARRAYS).open("rb") as file:
                     self._write_file(writing / CHANGES, arrays, state, ArrayFile(file))
-            except _UNREADABLE:  # the full one is damaged; or the disk is full, as it will say again
+            except (OSError, ArrayFileError):  # the full one is damaged; or the disk is full, as it will say again
                 (writing / CHANGES).unlink(missing_ok=True)
                 (writing / ARRAYS).unlink()  # the link: other checkpoints share the file
             else:
@@ -258,7 +260,7 @@ class Checkpoints:
         files = self._complete(writing, self._path(number), full=full if increment else None)
         written = files[CHANGES if increment else ARRAYS][1]
         if increment and full is not None:
-            self._full = _Full(number, full.file, full.increments + 1, full.bytes + written)
+            self._full = _Full(number, full.file, full.increments + 1, full.increments_bytes + written)
         else:
             self._full = _Full(number, files[ARRAYS])
         self._reached("checkpoint_clean")
@@ -272,8 +274,9 @@ class Checkpoints:
         numbers = self.numbers()
         old, latest = numbers[: -self.kept], {self._full_file(number) for number in numbers[-self.kept :]}
         if self.kept > 1 and len(latest) == 1:
-            spare = (n for n in reversed(old) if self._full_file(n) not in latest and not _is_thinned(self._path(n)))
-            old = [number for number in old if number != next(spare, None)] if old else []
+            others = (n for n in reversed(old) if self._full_file(n) not in latest and not _is_thinned(self._path(n)))
+            spare = next(others, None)
+            old = [number for number in old if number != spare]
         return old
 
     def _full_file(self, number: int) -> tuple[int, int] | None:

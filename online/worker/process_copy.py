@@ -80,7 +80,7 @@ def _work(work: Callable[[], None], writing: int, parent: int) -> NoReturn:
         reply = {}
     except OSError as error:
         reply = {"errno": error.errno, "error": error.strerror or str(error)}
-    except BaseException as error:  # noqa: BLE001 - nothing may return into the code that called this process's loop
+    except BaseException as error:  # nothing may return into the loop that was copied
         reply = {"error": f"{type(error).__name__}: {error}"}
     finally:
         with suppress(OSError):

@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, 
 
 
 def test_a_disk_that_is_really_full_is_one_clear_line_too(tmp_path):
-    """A limit on the size of files stands in for a full disk: what stands in a buffer is refused once more as the file is closed."""
+    """A limit on the size of files stands in for a full disk: what is buffered is refused once more later."""
     code = f"""
 import resource, signal, numpy
 from pathlib import Path

@@ -133,14 +133,15 @@ def test_a_crash_at_any_step_while_a_checkpoint_is_being_written_changes_nothing
 
 
 @pytest.fixture
-def copies(monkeypatch, increments):
+def copies(monkeypatch, increments):  # noqa: ARG001
     """Small checkpoints are increments, and written by a copy of the process, too."""
     monkeypatch.setattr(checkpointing, "COPY_FROM_BYTES", 0)
 
 
+@pytest.mark.usefixtures("copies")
 @pytest.mark.parametrize("step", [step for step in STEPS if step != "checkpoint_state"])  # which the copy reaches
 def test_a_crash_at_any_step_while_a_copy_of_the_process_writes_changes_nothing(
-    new_harness, values, undisturbed, aside_loop, copies, step
+    new_harness, values, undisturbed, aside_loop, step
 ):
     harness = new_harness()
     harness.publish(values)
@@ -155,7 +156,8 @@ def test_a_crash_at_any_step_while_a_copy_of_the_process_writes_changes_nothing(
     assert outcome(harness, last) == undisturbed
 
 
-def test_increments_by_copies_hold_what_full_checkpoints_hold(new_harness, values, aside_loop, copies, same):
+@pytest.mark.usefixtures("copies")
+def test_increments_by_copies_hold_what_full_checkpoints_hold(new_harness, values, aside_loop, same):
     harness = new_harness()
     harness.publish(values)
     loop = harness.begin(aside_loop(harness, aside=Late(1), poll_records_max=16))
@@ -174,7 +176,8 @@ def test_increments_by_copies_hold_what_full_checkpoints_hold(new_harness, value
     assert seen >= 2
 
 
-def test_a_copy_that_is_killed_is_reported_and_made_good(harness, values, aside_loop, copies, caplog):
+@pytest.mark.usefixtures("copies")
+def test_a_copy_that_is_killed_is_reported_and_made_good(harness, values, aside_loop, caplog):
     parent, killing = os.getpid(), [True]
 
     def reached(step):
@@ -195,7 +198,7 @@ def test_a_copy_that_is_killed_is_reported_and_made_good(harness, values, aside_
 
 
 @pytest.mark.parametrize("how", ["here", "in copies"])
-def test_a_real_thread_changes_nothing_either(new_harness, values, undisturbed, aside_loop, request, how):
+def test_a_real_thread_changes_nothing_either(new_harness, values, undisturbed, aside_loop, request, *, how):
     if how == "in copies":
         request.getfixturevalue("copies")
     harness = new_harness()

@@ -247,9 +247,8 @@ def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(harne
     assert again.checkpointer.last_saved.number == loop.checkpointer.last_saved.number
 
 
-def test_no_file_of_a_checkpoint_holds_the_user_not_even_the_full_one_that_increments_share(
-    harness, town_clicks, increments
-):
+@pytest.mark.usefixtures("increments")
+def test_no_file_of_a_checkpoint_holds_the_user_not_even_the_full_one_that_increments_share(harness, town_clicks):
     user = busiest(town_clicks[:64])
     harness.publish([*town_clicks[:64], forget(user), *(one for one in town_clicks[64:128] if one.user_id != user)])
     loop = harness.run(forget_checkpoints_s=0.0, poll_records_max=16)
@@ -265,9 +264,8 @@ def test_no_file_of_a_checkpoint_holds_the_user_not_even_the_full_one_that_incre
     assert answered(loop, user, 65) == nothing_left(loop)
 
 
-def test_a_disk_that_is_full_after_a_user_was_forgotten_does_not_make_the_next_one_an_increment(
-    harness, town_clicks, increments
-):
+@pytest.mark.usefixtures("increments")
+def test_a_disk_that_is_full_after_a_user_was_forgotten_does_not_make_the_next_one_an_increment(harness, town_clicks):
     user, full = busiest(town_clicks[:48]), []
 
     def reached(step):
@@ -290,7 +288,8 @@ def test_a_disk_that_is_full_after_a_user_was_forgotten_does_not_make_the_next_o
     assert answered(loop, user, 49) == nothing_left(loop)
 
 
-def test_the_search_looks_into_the_full_one_that_an_increment_shares(harness, town_clicks, increments):
+@pytest.mark.usefixtures("increments")
+def test_the_search_looks_into_the_full_one_that_an_increment_shares(harness, town_clicks):
     user = town_clicks[0].user_id
     harness.publish(town_clicks[:48])
     loop = harness.run(poll_records_max=16)

@@ -134,18 +134,22 @@ def test_one_that_shares_nothing_with_the_latest_stays_as_the_disk_may_damage_wh
         assert kinds(again) == {
             4: [-3, 4], 5: [-3, 4, -5], 6: [-3, -5, -6], 7: [-3, -6, -7], 8: [-3, -7, -8],
         }[number]  # fmt: skip
-    flip(tmp_path / "00000008" / ARRAYS)
+    for number in range(9, 12):  # more that make room at once change nothing
+        save(again, number, pinned={number - 1, number - 2})
+    save(again, 12)
+    assert kinds(again) == [-3, -11, -12]
+    flip(tmp_path / "00000012" / ARRAYS)
     number, *found = checkpoints.load()
     whole(found, number)
     assert number == 3
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 2
     # The next one cannot build on it, and says so.
-    save(again, 9)
-    assert kinds(again)[-1] == 9
-    assert "checkpoint 9 is a full one, because the file of the latest full one is damaged" in caplog.text
+    save(again, 13)
+    assert kinds(again)[-1] == 13
+    assert "checkpoint 13 is a full one, because the file of the latest full one is damaged" in caplog.text
     number, *found = Checkpoints(tmp_path, 2).load()
     whole(found, number)
-    assert number == 9
+    assert number == 13
 
 
 @pytest.mark.parametrize("name", [ARRAYS, CHANGES, MANIFEST])
@@ -347,7 +351,7 @@ def test_what_a_copy_meets_is_one_line_and_leaves_nothing(tmp_path, whole):
 
     for meets, line in (
         (full, "No space left on device"),
-        (lambda: [][0], "the copy of the process that wrote it failed: IndexError: list index out of range"),
+        (lambda: {}[0], "the copy of the process that wrote it failed: KeyError: 0"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "the copy of the process that wrote it was killed by signal 9"),
         (lambda: os._exit(3), "the copy of the process that wrote it ended with status 3"),
         (lambda: sys.exit(1), "SystemExit"),
