@@ -6,6 +6,7 @@ in an array.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,8 @@ def array_writer(path: Path, level: int) -> Iterator[ArrayWriter]:
 
 
 class ArrayFile:
-    """Reads arrays, one at a time. `before`: the file that it holds changes of; None: it has whole arrays only."""
+    """Reads arrays, also from several threads. `before`: the file that it holds changes of; None: it has whole arrays
+    only."""
 
     def __init__(self, file: IO[bytes], before: "ArrayFile | None" = None) -> None:
         """Raises ArrayFileError."""
@@ -126,10 +128,9 @@ class ArrayFile:
 
     def _read(self, at: int, size: int, length: int) -> bytearray:
         """Returns what a frame holds, whose length is known. It is writable, so that nothing is copied again."""
-        self._file.seek(at)
         content = bytearray(length)
         try:
-            part: Any = _Part(self._file, size)
+            part: Any = _Part(self._file.fileno(), at, size)
             decompressor = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX)
             source = decompressor.stream_reader(part, read_size=PIECE_BYTES)
             filled, view = 0, memoryview(content)
@@ -143,12 +144,13 @@ class ArrayFile:
 
 
 class _Part:
-    """The next bytes of a file."""
+    """A part of a file, read without moving the file's place, which threads share."""
 
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        self._file, self._left = file, size
+    def __init__(self, descriptor: int, at: int, size: int) -> None:
+        self._descriptor, self._at, self._end = descriptor, at, at + size
 
     def read(self, size: int = -1) -> bytes:
-        count = self._left if size < 0 else min(size, self._left)
-        self._left -= count
-        return self._file.read(count)
+        left = self._end - self._at
+        found = os.pread(self._descriptor, left if size < 0 else min(size, left), self._at)
+        self._at += len(found)
+        return found

@@ -44,6 +44,7 @@ OLD_ARRAYS = "arrays.safetensors"
 STATE = "state.json"  # a file in the format before; now the name of an array of bytes
 LEVEL = 1  # of zstd
 INCREMENTS_MAX = 100  # after a full one
+READERS = 4  # threads that check and unpack a checkpoint
 FULL_BYTES_MIN = 1 << 20  # of full checkpoints on which increments build: others are written as fast
 
 State = Mapping[str, Any]
@@ -475,11 +476,12 @@ class Arrays:
 
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Arrays and state; the checksums are computed meanwhile, and nothing is given out whose sum is wrong."""
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(READERS) as beside:
         checked = beside.submit(_check, path)
         try:
             with _opened(path) as content:
-                return {name: content.read(name) for name in content.names}, content.state()
+                arrays = beside.map(content.read, content.names)
+                return dict(zip(content.names, arrays, strict=True)), content.state()
         finally:
             checked.result()  # what it says of a damaged file wins over what reading it says
 

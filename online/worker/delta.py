@@ -46,7 +46,7 @@ def delta(before: NDArray[Any], array: NDArray[Any]) -> Delta:
 
 
 def patched(before: NDArray[Any], changes: Delta, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Returns the array that `delta` was given.
+    """Returns the array that `delta` was given; if nothing has changed, the memory of the one before.
 
     Raises:
         DeltaError: it was made from another array.
@@ -55,6 +55,8 @@ def patched(before: NDArray[Any], changes: Delta, dtype: np.dtype[Any], shape: t
     words = np.empty(int(np.prod(shape, dtype=np.int64)), _WORDS[dtype.itemsize])
     if old.itemsize != dtype.itemsize or new.itemsize != dtype.itemsize or not _fits(runs, len(old), len(new), words):
         raise DeltaError("its changes are of another array")
+    if len(runs) == 1 and runs[0].tolist() == [0, len(old), 0]:  # nothing has changed
+        return old.view(dtype).reshape(shape)
     _patch(old, runs, new.view(words.dtype), words)
     return words.view(dtype).reshape(shape)
 
