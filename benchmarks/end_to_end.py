@@ -35,6 +35,7 @@ from typing import Any
 from benchmarks._constant_rate import endless
 from online.config.settings import Settings, load_settings
 from online.evaluation.town import Town
+from online.worker.checkpoint import Checkpoints
 from online.worker.connections import open_lists, open_producer, open_reader, prepare_topics
 from stream.dead_letters import dead_letter
 from stream.event_files import EventFile
@@ -302,8 +303,9 @@ def wait_until_taken(settings: Settings, messages: int, worker: Worker) -> dict[
 
 def _later_scores(settings: Settings) -> dict[str, dict[str, float]]:
     """hit@10 and NDCG@10 after about the first fifth of the stream, from the last checkpoint."""
-    latest = max(path for path in settings.checkpoints_dir.iterdir() if path.name.isdigit())
-    scores = json.loads((latest / "state.json").read_text())["learner"]["scores"]
+    checkpoints = Checkpoints.existing(settings.checkpoints_dir)
+    with checkpoints.opened(checkpoints.numbers()[-1], lambda _: False) as (state, _):
+        scores = state["learner"]["scores"]
     curve = [(0, [[0.0, 0.0]] * len(scores["sums"])), *scores["curve"]]
     began, before = min(curve, key=lambda point: abs(point[0] - scores["scored"] / 5))
     count = max(1, scores["scored"] - began)

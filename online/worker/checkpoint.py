@@ -1,8 +1,14 @@
 """Checkpoints: everything the worker knows, with the offsets to read next, as one atomic version on disk.
 
-A checkpoint is a folder: `arrays.safetensors`, `state.json`, and `manifest.json` with their sizes and SHA-256 sums. It
-is written under a temporary name, synced, and renamed; so a folder with its final name is complete, and the sums tell
-whether the disk has kept it, the manifest itself included. Nothing in it is executable: no pickle.
+A checkpoint is a folder: `arrays.zst` with everything, compressed (online/worker/array_file.py), and `manifest.json`
+with sizes and SHA-256 sums. It is written under a temporary name, synced, and renamed; so a folder with its final name
+is complete, and the sums tell whether the disk has kept it, the manifest itself included. Nothing in it is executable:
+no pickle. Those of format 8, with `arrays.safetensors` and `state.json`, are read too.
+
+Most checkpoints are increments: `arrays.zst` is that of the latest full one, as a hard link, and `changes.zst` says
+what has changed since. So each folder holds all that it needs, whichever others are removed or copied; an increment
+needs one full one and no other increment; and the disk has the full one's bytes once. A full one is written when the
+increments since the latest one take more bytes than that, where the disk knows no links, and when the caller asks.
 
 A checkpoint from which no worker may resume any more can be stripped to the parts that a rollback needs.
 """
@@ -14,23 +20,35 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
 
+from online.worker.array_file import ArrayFile, ArrayFileError, array_writer
+from online.worker.process_copy import CopyEndedError, begin_in_copy
 from online.worker.steps import StepHook, no_hook
 
-FORMAT = 8
+FORMAT = 9
+SAFETENSORS = 8  # the format before: not compressed, and never an increment
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
-ARRAYS, STATE, MANIFEST = "arrays.safetensors", "state.json", "manifest.json"
+ARRAYS, CHANGES, MANIFEST = "arrays.zst", "changes.zst", "manifest.json"
+OLD_ARRAYS = "arrays.safetensors"
+STATE = "state.json"  # a file in the format before; now the name of an array of bytes
+LEVEL = 1  # of zstd
+INCREMENTS_MAX = 100  # after a full one
+READERS = 4  # threads that check and unpack a checkpoint
+FULL_BYTES_MIN = 1 << 20  # of full checkpoints on which increments build: others are written as fast
+
+State = Mapping[str, Any]
+Content = tuple[Mapping[str, NDArray[Any]], State]
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +68,45 @@ class Saved:
     number: int
     size_bytes: int
     seconds: float | None  # duration of the write; None if it was written by an earlier process
+    written_bytes: int = 0  # of it: an increment shares the rest with the full one
+
+
+@dataclass(frozen=True)
+class _Full:
+    """The full checkpoint on which the next increment builds."""
+
+    number: int  # of the latest checkpoint that has its file
+    file: tuple[str, int]  # its sum and size
+    increments: int = 0  # that build on it
+    increments_bytes: int = 0  # of all of these
 
 
 class Checkpoints:
     """The latest `kept` checkpoints in one folder, numbered upwards, and those that are pinned.
 
-    So the folder has at most `kept` checkpoints plus the pinned ones, and one more while it is written. The caller of
+    So the folder has at most `kept` checkpoints plus the pinned ones, and one more while it is written. If the latest
+    build on one full checkpoint, the newest that does not is kept too: a disk may damage that one file. The caller of
     `save` names the pinned ones each time; that is part of its saved state, so it survives a crash.
 
     Raises:
         CheckpointError: the folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, kept: int, *, reached: StepHook = no_hook) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kept: int,
+        *,
+        level: int = LEVEL,
+        increments_max: int = INCREMENTS_MAX,
+        reached: StepHook = no_hook,
+    ) -> None:
+        """`level`: of zstd's compression; `increments_max`: that may build on one full checkpoint."""
         self.folder = folder
         self.kept = kept
+        self._level, self._increments_max = level, increments_max
         self._reached = reached
+        self._full: _Full | None = None  # None: the next one is full; always the first of a process
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("writing-*"):
@@ -101,13 +142,17 @@ class Checkpoints:
         """Returns the number of the checkpoint that `save` will write next."""
         return max(self.numbers(), default=0) + 1
 
-    def save(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()) -> Saved:
+    def save(
+        self, arrays: Mapping[str, NDArray[Any]], state: State, pinned: Collection[int] = (), *, full: bool = False
+    ) -> Saved:
         """Writes the next checkpoint, then removes those that are neither among the latest `kept` nor `pinned`. If the
-        write fails, earlier checkpoints stay as they are."""
-        return self.begin(arrays, state, pinned)()
+        write fails, earlier checkpoints stay as they are.
+
+        `full`: whether it must share nothing with earlier ones, nor may later ones."""
+        return self.begin(arrays, state, pinned, full=full)()
 
     def begin(
-        self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any], pinned: Collection[int] = ()
+        self, arrays: Mapping[str, NDArray[Any]], state: State, pinned: Collection[int] = (), *, full: bool = False
     ) -> Callable[[], Saved]:
         """Writes arrays and state, which may change afterwards; the first part of `save`.
 
@@ -118,50 +163,158 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk refuses it; the second part raises it too.
         """
-        began = time.monotonic()
-        number = self.next_number()
-        writing = self._write_content(number, arrays, state)
+        began, number = time.monotonic(), self.next_number()
+        writing, linked = self._make(number, full=full)
+        with self._removed_on_error(writing):
+            self._write(writing, arrays, state)
+        return partial(self._complete_next, number, writing, pinned, linked=linked, began=began)
+
+    def begin_in_copy(
+        self, capture: Callable[[], Content], pinned: Collection[int] = (), *, full: bool = False
+    ) -> Callable[[], Saved]:
+        """Does `begin` at once, whatever the size: a copy of this process captures arrays and state, and writes them.
+
+        Args:
+            capture: returns both. What it changes is lost.
+            pinned: as for `save`.
+            full: as for `save`.
+
+        Raises:
+            CheckpointError: as for `begin`.
+        """
+        began, number = time.monotonic(), self.next_number()
+        writing, linked = self._make(number, full=full)
+        completed = partial(self._complete_next, number, writing, pinned, linked=linked, began=began)
+        with self._removed_on_error(writing):
+            try:
+                wait = begin_in_copy(lambda: self._write(writing, *capture()))
+            except OSError as error:
+                log.warning("the checkpoint is written while clicks wait: this process cannot be copied (%s)", error)
+                self._write(writing, *capture())
+                return completed
 
         def complete() -> Saved:
-            size = self._complete(writing, self._path(number))
-            self._reached("checkpoint_clean")
-            for old in set(self.numbers()[: -self.kept]) - set(pinned):
-                self.remove(old)
-            return Saved(number, size, time.monotonic() - began)
+            with self._removed_on_error(writing):
+                wait()
+            return completed()
 
         return complete
 
-    def _write_content(self, number: int, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> Path:
-        """Arrays and state in a folder that is no checkpoint yet -> that folder."""
-        writing = self.folder / f"writing-{number}"
+    def _make(self, number: int, *, full: bool) -> tuple[Path, bool]:
+        """Makes a folder that is no checkpoint yet. Returns it, and whether the full one's file is linked there."""
+        writing, linked = self.folder / f"writing-{number}", False
         with self._removed_on_error(writing):
             self._reached("checkpoint")
             writing.mkdir()
-            save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, writing / ARRAYS)
-            self._reached("checkpoint_state")
-            (writing / STATE).write_text(json.dumps(state))
-        return writing
+            self._reached("checkpoint_link")
+            if not full and self._increment_pays():
+                assert self._full is not None
+                try:
+                    os.link(self._path(self._full.number) / ARRAYS, writing / ARRAYS)
+                    linked = True
+                except OSError as error:
+                    log.info("checkpoint %d is a full one, because the latest cannot be linked: %s", number, error)
+        return writing, linked
 
-    def _complete(self, writing: Path, final: Path, *, thinned: bool = False) -> int:
-        """What was written gets its manifest, is synced, and gets its final name -> bytes."""
+    def _increment_pays(self) -> bool:
+        """Whether the next one is an increment. Increments grow with what has changed since the full one: with a new
+        one whenever all of them together are as large as it, about the least is written in the long run."""
+        full = self._full
+        return full is not None and (
+            full.increments < self._increments_max
+            and full.increments_bytes <= full.file[1]
+            and full.file[1] >= FULL_BYTES_MIN
+        )
+
+    def _write(self, writing: Path, arrays: Mapping[str, NDArray[Any]], state: State) -> None:
+        """Writes arrays and state into a folder: as changes of the full one's file there, else all of them."""
+        if (writing / ARRAYS).exists():
+            try:
+                with (writing / ARRAYS).open("rb") as file:
+                    self._write_file(writing / CHANGES, arrays, state, ArrayFile(file))
+            except (OSError, ArrayFileError):  # the full one is damaged; or the disk is full, as it will say again
+                (writing / CHANGES).unlink(missing_ok=True)
+                (writing / ARRAYS).unlink()  # the link: other checkpoints share the file
+            else:
+                return
+        self._write_file(writing / ARRAYS, arrays, state, None)
+
+    def _write_file(
+        self, path: Path, arrays: Mapping[str, NDArray[Any]], state: State, before: ArrayFile | None
+    ) -> None:
+        with array_writer(path, self._level) as file:
+            for name, array in arrays.items():
+                file.add(name, array, None if before is None else before.read_if_there(name))
+            self._reached("checkpoint_state")
+            text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+            file.add(STATE, text, None if before is None else before.read_if_there(STATE))
+
+    def _complete_next(
+        self, number: int, writing: Path, pinned: Collection[int], *, linked: bool, began: float
+    ) -> Saved:
+        """The second part of `save`."""
+        full = self._full
+        self._full = None  # unless all goes well
+        increment = (writing / CHANGES).exists()
+        if linked and not increment:
+            log.warning("checkpoint %d is a full one, because the file of the latest full one is damaged", number)
+        files = self._complete(writing, self._path(number), full=full if increment else None)
+        written = files[CHANGES if increment else ARRAYS][1]
+        if increment and full is not None:
+            self._full = _Full(number, full.file, full.increments + 1, full.increments_bytes + written)
+        else:
+            self._full = _Full(number, files[ARRAYS])
+        self._reached("checkpoint_clean")
+        for old in set(self._surplus()) - set(pinned):
+            self.remove(old)
+        size = sum(size for _, size in files.values())
+        return Saved(number, size, time.monotonic() - began, written)
+
+    def _surplus(self) -> list[int]:
+        """Numbers of those that are not among the latest, nor needed if the full one's file is damaged."""
+        numbers = self.numbers()
+        old, latest = numbers[: -self.kept], {self._full_file(number) for number in numbers[-self.kept :]}
+        if self.kept > 1 and len(latest) == 1:
+            others = (n for n in reversed(old) if self._full_file(n) not in latest and not _is_thinned(self._path(n)))
+            spare = next(others, None)
+            old = [number for number in old if number != spare]
+        return old
+
+    def _full_file(self, number: int) -> tuple[int, int] | None:
+        """Which file of the disk holds a checkpoint's arrays; None: it cannot be told."""
+        for name in (ARRAYS, OLD_ARRAYS):
+            try:
+                found = (self._path(number) / name).stat()
+            except OSError:
+                continue
+            return found.st_dev, found.st_ino
+        return None
+
+    def _complete(
+        self, writing: Path, final: Path, *, full: _Full | None = None, thinned: bool = False
+    ) -> dict[str, tuple[str, int]]:
+        """What was written gets its manifest, is synced, and gets its final name -> sums and sizes of the files.
+
+        `full`: on which it builds, and whose file was written and synced before."""
         with self._removed_on_error(writing):
             self._reached("checkpoint_manifest")
-            files = {name: _sum_and_size(writing / name) for name in (ARRAYS, STATE)}
-            (writing / MANIFEST).write_text(_manifest(files, thinned=thinned))
-            for name in (ARRAYS, STATE, MANIFEST):
+            new = [ARRAYS] if full is None else [CHANGES]
+            files = ({} if full is None else {ARRAYS: full.file}) | {n: _sum_and_size(writing / n) for n in new}
+            (writing / MANIFEST).write_text(_manifest(FORMAT, files, thinned=thinned))
+            for name in (*new, MANIFEST):
                 _sync(writing / name)
             _sync(writing)
             self._reached("checkpoint_rename")
             writing.rename(final)
             _sync(self.folder)
-        return sum(size for _, size in files.values())
+        return files
 
     @contextmanager
     def _removed_on_error(self, writing: Path) -> Iterator[None]:
         """What cannot be written goes, and is one CheckpointError."""
         try:
             yield
-        except (OSError, SafetensorError) as error:
+        except (OSError, CopyEndedError) as error:
             shutil.rmtree(writing, ignore_errors=True)
             raise _cannot_write(self.folder, error) from error
 
@@ -176,19 +329,29 @@ class Checkpoints:
         """
         with self.opened(number, keep) as (state, arrays):
             thin = self.folder / f"thin-{number:08d}"
-            writing = self._write_content(number, dict(zip(arrays.names, arrays, strict=True)), state_of(state))
+            writing, _ = self._make(number, full=True)
+            with self._removed_on_error(writing):
+                self._write(writing, dict(zip(arrays.names, arrays, strict=True)), state_of(state))
             self._complete(writing, thin, thinned=True)
         self.remove(number)
         thin.rename(self._path(number))
         _sync(self.folder)
+
+    def is_increment(self, number: int) -> bool:
+        """Whether a checkpoint holds a full one's file, and what has changed since."""
+        return (self._path(number) / CHANGES).exists()
 
     def stripped(self) -> set[int]:
         """Numbers of those that were stripped."""
         return {number for number in self.numbers() if _is_thinned(self._path(number))}
 
     @contextmanager
-    def opened(self, number: int, wanted: Callable[[str], bool] = bool) -> Iterator[tuple[dict[str, Any], "Arrays"]]:
+    def opened(
+        self, number: int, wanted: Callable[[str], bool] = bool, *, unchanged: bool = False
+    ) -> Iterator[tuple[dict[str, Any], "Arrays"]]:
         """A checkpoint's state, and its arrays one at a time: it may be larger than what memory is free.
+
+        `unchanged`: of an increment, what the full one held.
 
         Raises:
             CheckpointError: it is not there, or is not whole.
@@ -196,8 +359,8 @@ class Checkpoints:
         path = self._path(number)
         try:
             _check(path)
-            with safe_open(path / ARRAYS, "numpy") as file:
-                yield json.loads((path / STATE).read_text()), Arrays(file, wanted)
+            with _opened(path, unchanged=unchanged) as content:
+                yield content.state(), Arrays(content, wanted)
         except _UNREADABLE as error:
             raise CheckpointError(f"checkpoint {path} cannot be used: {error}") from error
 
@@ -247,23 +410,78 @@ class Checkpoints:
         return None
 
 
+class _Content(Protocol):
+    """The arrays and the state of a checkpoint of any format."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+    def read(self, name: str) -> NDArray[Any]: ...
+    def state(self) -> dict[str, Any]: ...
+
+
+class _Compressed:
+    """Of this format."""
+
+    def __init__(self, file: ArrayFile) -> None:
+        self._file = file
+        self.names = [name for name in file.names if name != STATE]
+
+    def read(self, name: str) -> NDArray[Any]:
+        return self._file.read(name)
+
+    def state(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(self._file.read(STATE).tobytes())
+        return content
+
+
+class _Safetensors:
+    """Of the format before."""
+
+    def __init__(self, file: Any, path: Path) -> None:
+        self._file, self._path = file, path
+        self.names = list(file.keys())
+
+    def read(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = self._file.get_tensor(name)
+        return array
+
+    def state(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self._path / STATE).read_text())
+        return content
+
+
+@contextmanager
+def _opened(path: Path, *, unchanged: bool = False) -> Iterator[_Content]:
+    """Opens a checkpoint without checking its sums. Raises what `_UNREADABLE` names."""
+    with ExitStack() as files:
+        if not (path / ARRAYS).exists():
+            yield _Safetensors(files.enter_context(safe_open(path / OLD_ARRAYS, "numpy")), path)
+            return
+        arrays = ArrayFile(files.enter_context((path / ARRAYS).open("rb")))
+        if not unchanged and (path / CHANGES).exists():
+            arrays = ArrayFile(files.enter_context((path / CHANGES).open("rb")), arrays)
+        yield _Compressed(arrays)
+
+
 class Arrays:
     """A checkpoint's arrays, read one at a time."""
 
-    def __init__(self, file: Any, wanted: Callable[[str], bool]) -> None:
-        self._file = file
-        self.names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 - no mapping
+    def __init__(self, content: _Content, wanted: Callable[[str], bool]) -> None:
+        self._content = content
+        self.names = [name for name in content.names if wanted(name)]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
-        return map(self._file.get_tensor, self.names)
+        return map(self._content.read, self.names)
 
 
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """Arrays and state; the checksums are computed meanwhile, and nothing is given out whose sum is wrong."""
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(READERS) as beside:
         checked = beside.submit(_check, path)
         try:
-            return load_file(path / ARRAYS), json.loads((path / STATE).read_text())
+            with _opened(path) as content:
+                arrays = beside.map(content.read, content.names)
+                return dict(zip(content.names, arrays, strict=True)), content.state()
         finally:
             checked.result()  # what it says of a damaged file wins over what reading it says
 
@@ -288,22 +506,24 @@ def _is_thinned(path: Path) -> bool:
 def _check(path: Path) -> None:
     text = (path / MANIFEST).read_text()
     manifest = json.loads(text)
-    if manifest["format"] != FORMAT:
+    number = manifest["format"]
+    if number not in (FORMAT, SAFETENSORS):
         raise ValueError(
-            f"it is of format {manifest['format']}, this version of nextclick reads {FORMAT}: go on with the version "
+            f"it is of format {number}, this version of nextclick reads {FORMAT}: go on with the version "
             "that wrote it, or learn from the topic again, in a new folder (--data-dir FOLDER --from-beginning)"
         )
     sums = {name: (digest, size) for name, (digest, size) in manifest["files"].items()}
-    if text != _manifest(sums, thinned=manifest["thinned"]):
+    if text != _manifest(number, sums, thinned=manifest["thinned"]):
         raise ValueError(f"{MANIFEST} is not what was written (checksum differs)")
-    for name in (ARRAYS, STATE):
-        if _sum_and_size(path / name) != sums[name]:
+    files = {OLD_ARRAYS, STATE} if number == SAFETENSORS else {ARRAYS}
+    for name in sorted(files | sums.keys() | {name for name in (ARRAYS, CHANGES) if (path / name).exists()}):
+        if name not in sums or _sum_and_size(path / name) != sums[name]:
             raise ValueError(f"{name} is not what was written (checksum or size differs)")
 
 
-def _manifest(files: Mapping[str, tuple[str, int]], *, thinned: bool = False) -> str:
+def _manifest(number: int, files: Mapping[str, tuple[str, int]], *, thinned: bool = False) -> str:
     """The manifest's text, which ends in a sum over what it says: so not a space of it can change unnoticed."""
-    content = {"format": FORMAT, "files": files, "thinned": thinned}
+    content = {"format": number, "files": files, "thinned": thinned}
     return json.dumps(content | {"sum": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
 
 

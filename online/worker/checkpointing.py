@@ -2,16 +2,15 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
 
 from online.config.settings import Settings
 from online.lifecycle.emit import Emit
 from online.lifecycle.versions import Versions
-from online.worker.checkpoint import CheckpointError, Checkpoints, Saved
+from online.worker.checkpoint import CheckpointError, Checkpoints, Content, Saved
 from online.worker.dead_letters import DeadLetterWriter
 from online.worker.forget import Forgetting
 from online.worker.list_writer import ListWriter
@@ -23,8 +22,7 @@ from stream.source import Partition, Source
 
 log = logging.getLogger(__name__)
 
-#: Called with the next checkpoint's number; returns arrays, state, and the numbers of checkpoints that must be kept.
-Capture = Callable[[int], tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]]
+COPY_FROM_BYTES = 1 << 20  # of the latest checkpoint: smaller ones are written sooner than a process is copied
 
 
 class _Writing(NamedTuple):
@@ -43,7 +41,8 @@ class Checkpointer:
         settings: Settings,
         *,
         checkpoints: Checkpoints,
-        capture: Capture,
+        settle: Callable[[], object],
+        capture: Callable[[], Content],
         source: Source,
         progress: Progress,
         versions: Versions,
@@ -57,13 +56,16 @@ class Checkpointer:
         reached: StepHook = no_hook,
         executor: Executor | None = None,
         timings: Timings | None = None,
+        copies: bool = False,
     ) -> None:
         """Creates a checkpointer for the parts of a loop.
 
         Args:
             settings: all settings.
-            capture: collects the loop's state.
+            settle: computes what is part of the state and is not there yet, before `capture`.
+            capture: collects the loop's state, and changes nothing.
             executor: completes checkpoints while the loop goes on; None: a thread.
+            copies: whether a copy of this process may write large ones.
             timings: observes how long writing takes; None: nothing does.
             The rest: the loop's parts, and its clocks.
         """
@@ -71,7 +73,8 @@ class Checkpointer:
         self.last_saved: Saved | None = None
         self.failing_since: float | None = None  # seconds since 1970, from when on no checkpoint could be written
         self._interval_s = settings.checkpoint_interval_s
-        self._capture = capture
+        self._copies = copies
+        self._settle, self._capture = settle, capture
         self.source, self._progress, self._versions = source, progress, versions
         self._writer, self._dead_letters, self._forgetting = writer, dead_letters, forgetting
         self._quarantine, self._emit = quarantine, emit
@@ -128,12 +131,9 @@ class Checkpointer:
         if not self._ready_to_save():
             return False
         if self._has_news:
-            arrays, state, pinned = self._capture(self.checkpoints.next_number())
-            try:
-                saved = self.checkpoints.save(arrays, state, pinned)
-            except CheckpointError:
-                self._versions.not_saved()
-                raise
+            with self._versions_noted() as pinned:
+                arrays, state = self._capture()
+                saved = self.checkpoints.save(arrays, state, pinned, full=self._forgetting.needs_full)
             self._note(saved, state["progress"], self._progress.next_offsets)
         self._commit(self._progress.next_offsets)
         return True
@@ -156,14 +156,27 @@ class Checkpointer:
         if not self._has_news:
             self._commit(self._progress.next_offsets)
             return True
-        arrays, state, pinned = self._capture(self.checkpoints.next_number())
+        large = self.last_saved is not None and self.last_saved.size_bytes >= COPY_FROM_BYTES
+        with self._versions_noted() as pinned:
+            full = self._forgetting.needs_full
+            if self._copies and large:
+                complete = self.checkpoints.begin_in_copy(self._capture, pinned, full=full)
+            else:
+                complete = self.checkpoints.begin(*self._capture(), pinned, full=full)
+        progress = self._progress.to_state(), dict(self._progress.next_offsets)
+        self._writing = _Writing(self._executor.submit(complete), *progress)
+        return False
+
+    @contextmanager
+    def _versions_noted(self) -> Iterator[set[int]]:
+        """Prepares the state for the next checkpoint; yields the numbers of those to pin."""
+        self._settle()
+        pinned = self._versions.saving(self.checkpoints.next_number())
         try:
-            complete = self.checkpoints.begin(arrays, state, pinned)
+            yield pinned
         except CheckpointError:
             self._versions.not_saved()
             raise
-        self._writing = _Writing(self._executor.submit(complete), state["progress"], dict(self._progress.next_offsets))
-        return False
 
     def _complete(self) -> bool:
         """Waits for the checkpoint that is being completed, if there is one, and commits its offsets.

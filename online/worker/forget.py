@@ -166,6 +166,11 @@ class Forgetting:
         self._before = None
 
     @property
+    def needs_full(self) -> bool:
+        """Whether the next checkpoint must be a full one: earlier ones contain a user whom it does not."""
+        return self.unsaved or (self._before is not None and not self._written)
+
+    @property
     def _written(self) -> bool:
         """Whether there is a checkpoint without the user: the disk may have been full."""
         return self._before is not None and max(self.checkpoints.numbers(), default=0) >= self._before[0]
@@ -178,7 +183,7 @@ class Forgetting:
     def waits_for(self) -> list[str]:
         """What is pending, in lines for operators."""
         found = []
-        if self.unsaved or (self._before is not None and not self._written):
+        if self.needs_full:
             found.append("a checkpoint without the user is not written yet")
         if self.writer.pending_deletes:
             found.append("Redis is unavailable: the list will be deleted when it is back")
@@ -212,13 +217,19 @@ class Forgetting:
         found: dict[str, int | None] = {}
         for number in self.checkpoints.numbers():
             try:
-                with self.checkpoints.opened(number) as (state, arrays):
-                    owner = hash_of_digest(digest)
-                    marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
-                    found[str(number)] = marks + sum(digest_of(name) == digest for name in _texts(state))
+                marks = self._found_in(number, digest, unchanged=False)
+                if self.checkpoints.is_increment(number):  # its file of the full one holds bytes that it does not show
+                    marks += self._found_in(number, digest, unchanged=True)
+                found[str(number)] = marks
             except CheckpointError:
                 found[str(number)] = None
         return found
+
+    def _found_in(self, number: int, digest: str, *, unchanged: bool) -> int:
+        owner = hash_of_digest(digest)
+        with self.checkpoints.opened(number, unchanged=unchanged) as (state, arrays):
+            marks = sum(int((array == owner).sum()) for array in arrays if array.dtype == np.int64)
+            return marks + sum(digest_of(name) == digest for name in _texts(state))
 
     def to_state(self) -> dict[str, Any]:
         return {

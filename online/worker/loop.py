@@ -42,6 +42,7 @@ from online.worker.monitor import Monitor
 from online.worker.notices import Notices
 from online.worker.overload import Overload
 from online.worker.poison_pills import Quarantine
+from online.worker.process_copy import can_copy
 from online.worker.progress import Progress
 from online.worker.shared_checkpoints import SharedCheckpoints
 from online.worker.shown_lists import ImpressionIntake
@@ -240,6 +241,7 @@ class Loop:
         self.checkpointer = Checkpointer(
             settings,
             checkpoints=checkpoints,
+            settle=self.learner.ranker.popular_list,
             capture=partial(capture, self),
             source=source,
             progress=self.progress,
@@ -254,6 +256,7 @@ class Loop:
             reached=reached,
             executor=executor,
             timings=self._timings,
+            copies=settings.checkpoint_in_copy and can_copy() and self.learner.device.type == "cpu",
         )
         self.asking: Asking | None = None  # answers questions; set before the first turn
         self.shared: SharedCheckpoints | None = None

@@ -49,12 +49,11 @@ class LoopParts(Protocol):
     writer: ListWriter
 
 
-def capture(loop: LoopParts, number: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any], set[int]]:
-    """Returns arrays and state of checkpoint `number`, and the numbers of checkpoints that must be kept."""
+def capture(loop: LoopParts) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Returns arrays and state of a checkpoint. Nothing of the loop changes."""
     arrays, learner = loop.learner.to_state()
     shadow, supervisor = loop.supervisor.to_state()
     arrays |= joined({"supervisor": shadow}) | {"seen": loop.intake.seen.to_state()}
-    pinned = loop.versions.saving(number)
     state: dict[str, Any] = {
         "learner": learner,
         "progress": loop.progress.to_state(),
@@ -72,7 +71,7 @@ def capture(loop: LoopParts, number: int) -> tuple[dict[str, NDArray[Any]], dict
     if loop.group is not None:
         shared, state["group"] = loop.group.to_state()
         arrays |= joined({"group": shared})
-    return arrays, state, pinned
+    return arrays, state
 
 
 def restore(loop: LoopParts, number: int, arrays: dict[str, NDArray[Any]], state: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ from online.worker.connections import (
     stream_origin,
 )
 from online.worker.dead_letters import DeadLetterWriter
+from online.worker.delta import warm as warm_delta
 from online.worker.folders import identity_of, worker_folder
 from online.worker.group import Membership
 from online.worker.loop import Loop
@@ -126,6 +127,7 @@ def run_worker(
         remove_left_jobs(settings.data_dir)
         on_disk(partial(Checkpoints, settings.checkpoints_dir, settings.checkpoints_kept))
         warm_if_cold(log.info)
+        warm_delta()
         lists = _lists(settings, parts)
         errors = UnavailableError, DiskFullError
         report = partial(_report_before_start, lists, monitor)
@@ -188,7 +190,13 @@ def _lives(
             impressions=impressions,
             dead_letters=box,
             lists=lists,
-            checkpoints=Checkpoints(settings.checkpoints_dir, settings.checkpoints_kept, reached=reached),
+            checkpoints=Checkpoints(
+                settings.checkpoints_dir,
+                settings.checkpoints_kept,
+                level=settings.checkpoint_compression,
+                increments_max=settings.checkpoint_increments_max,
+                reached=reached,
+            ),
             notices=notices,
             quarantine=quarantine,
             reached=reached,

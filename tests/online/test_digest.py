@@ -22,10 +22,11 @@ import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load, save
 
 from online.config.settings import Settings
 from online.evaluation.town import Town
+from online.worker.checkpoint import Checkpoints
 from online.worker.connections import open_producer, prepare_topics
 from online.worker.main import run_worker
 from stream.events import encode
@@ -84,7 +85,7 @@ def weights_of_the_embedded_run(folder: Path) -> str:
     def reached(step: str) -> None:
         killer(step)
         if step == "commit" and not killer.left:
-            state = json.loads((newest(settings.checkpoints_dir) / "state.json").read_text())
+            _, state = newest(settings.checkpoints_dir)
             if state["progress"]["learned"] == CLICKS:
                 stop.set()
 
@@ -93,12 +94,15 @@ def weights_of_the_embedded_run(folder: Path) -> str:
             run_worker(settings, stop, reached=reached)
         except KilledError:
             continue
-    arrays = load_file(newest(settings.checkpoints_dir) / "arrays.safetensors")
+    arrays, _ = newest(settings.checkpoints_dir)
+    arrays = load(save(arrays))  # in the order of safetensors, as when the digest was recorded
     return digest_of(array for name, array in arrays.items() if not name.endswith(".served"))
 
 
-def newest(checkpoints: Path) -> Path:
-    return max(folder for folder in checkpoints.iterdir() if folder.name.isdecimal())
+def newest(folder: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The arrays and the state of the newest checkpoint."""
+    checkpoints = Checkpoints.existing(folder)
+    return checkpoints.read(checkpoints.numbers()[-1])
 
 
 def lists_of_the_run_in_memory(folder: Path) -> tuple[str, dict[str, list[str]]]:

@@ -1,7 +1,8 @@
 """The worker's loop: batches, checkpoints, and what it does when it falls behind."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from pydantic_settings import BaseSettings
 
 from online.config.sections.fields import Positive, Rate, Seconds, setting
@@ -29,6 +30,20 @@ class LoopSettings(BaseSettings):
         15.0, "Time between two checkpoints.", "After a crash, this much has to be learned again at most."
     )
     checkpoints_kept: Positive = setting(3, "Latest checkpoints that are kept on disk.")
+    checkpoint_increments_max: Annotated[int, Field(ge=0)] = setting(
+        100,
+        "Checkpoints in a row that hold only what has changed since the latest full one. 0: each is a full one.",
+        "A full one is written earlier once those since take more bytes than it.",
+    )
+    checkpoint_compression: Annotated[int, Field(ge=1, le=19)] = setting(
+        1, "Level of zstd with which checkpoints are compressed.", "Higher levels cost much time and save little space."
+    )
+    checkpoint_in_copy: bool = setting(
+        True,
+        "Whether a copy of the process (fork) writes large checkpoints, so that clicks do not wait for it. On Linux, "
+        "with the weights on the CPU.",
+        "The copy needs memory for what the worker changes meanwhile.",
+    )
     forget_checkpoints_s: Seconds = setting(
         30.0,
         "Time within which checkpoints that still hold a forgotten user are deleted, once a newer one exists.",

@@ -22,6 +22,7 @@ from stream.items import Item
 TEXT_CHARACTERS_MAX = 1_000  # of an item's text that are encoded
 BATCH = 32  # texts that are encoded at once
 FAILURES_LOGGED_MAX = 10  # texts that cannot be encoded, which the log names
+LOCK_S_MAX = 5.0  # for which a thread holds the lock at most; it encodes nothing meanwhile
 _HASH_BYTES = 16
 
 log = logging.getLogger(__name__)
@@ -106,8 +107,13 @@ class TextVectors:
 
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Returns arrays by name; none where nothing is held. Texts without a vector are left out, and tried again."""
-        with self._lock:
+        # In a copy of the process (online/worker/process_copy.py) the thread that holds it may be missing.
+        locked = self._lock.acquire(timeout=LOCK_S_MAX)
+        try:
             held = {key: vector for key, vector in self._vectors.items() if vector}
+        finally:
+            if locked:
+                self._lock.release()
         if not held:
             return {}
         return {

@@ -138,14 +138,23 @@ def decay(table: Table, factor: float) -> None:
 
 def table_to_state(table: Table, rows: int) -> dict[str, NDArray[Any]]:
     """Returns the arrays of the first `rows` rows, with only the places in use."""
-    used = table.used[:rows]
-    inside = np.arange(table.others.shape[1]) < used[:, None]
+    used = table.used[:rows].copy()
+    places = _places(used, table.others.shape[1])
     return {
-        "used": used.copy(),
+        "used": used,
         "totals": table.totals[:rows].copy(),
-        "others": table.others[:rows][inside],
-        "counts": table.counts[:rows][inside],
+        "others": table.others.reshape(-1)[places],
+        "counts": table.counts.reshape(-1)[places],
     }
+
+
+def _places(used: NDArray[np.int32], held: int) -> NDArray[np.int64]:
+    """Returns the places in use of rows with `held` places each, numbered through. Most are not in use, so a mask of
+    all of them would take ten times as long."""
+    starts = held * np.arange(len(used)) - (np.cumsum(used) - used)
+    places: NDArray[np.int64] = np.repeat(starts, used)
+    places += np.arange(len(places))
+    return places
 
 
 def load_table(table: Table, arrays: dict[str, NDArray[Any]]) -> None:
@@ -155,9 +164,9 @@ def load_table(table: Table, arrays: dict[str, NDArray[Any]]) -> None:
     rows = len(used)
     table.totals[:rows] = arrays["totals"]
     if int(used.max(initial=0)) <= held:
-        inside = np.arange(held) < used[:, None]
-        table.others[:rows][inside] = arrays["others"]
-        table.counts[:rows][inside] = arrays["counts"]
+        places = _places(used, held)
+        table.others.reshape(-1)[places] = arrays["others"]
+        table.counts.reshape(-1)[places] = arrays["counts"]
         table.used[:rows] = used
         return
     ends = np.cumsum(used)

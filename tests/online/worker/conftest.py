@@ -2,6 +2,8 @@
 
 import pytest
 
+from online.worker import checkpoint as checkpoint_module
+
 POLL = 32
 CLICKS = 160  # five full polls
 BAD = {3: b"no json", 40: b"[]", 41: b"", 100: None, 159: b'{"user_id": "", "item_id": "i", "timestamp": 1}'}
@@ -45,3 +47,16 @@ def what_was_learned(harness, loop):
     del found["lists"], found["popular"], found["history.served"], found["notices"]
     del found["learner"]["scores"], found["progress"]["refreshes"]
     return found
+
+
+@pytest.fixture
+def increments(monkeypatch):
+    """Small checkpoints are increments too."""
+    monkeypatch.setattr(checkpoint_module, "FULL_BYTES_MIN", 0)
+
+
+@pytest.fixture(params=["full", "increments"])
+def either_kind(request):
+    """Once with full checkpoints, as small ones are, and once with increments."""
+    if request.param == "increments":
+        request.getfixturevalue("increments")

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 import online
 from online.worker import checkpoint as checkpoint_module
-from online.worker.checkpoint import ARRAYS, MANIFEST, STATE, CheckpointError, Checkpoints
+from online.worker.checkpoint import ARRAYS, MANIFEST, OLD_ARRAYS, SAFETENSORS, STATE, CheckpointError, Checkpoints
 from online.worker.steps import STEPS
 
 ODD = {
@@ -76,18 +76,18 @@ def rewrite(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def manifest_of(folder, *names):
+def manifest_of(folder, *names, number=checkpoint_module.FORMAT):
     """A manifest whose sums are right for these files, as another program might write it."""
     found = {name: (folder / name).read_bytes() for name in names}
     files = {name: [hashlib.sha256(data).hexdigest(), len(data)] for name, data in found.items()}
-    content = {"format": checkpoint_module.FORMAT, "files": files, "thinned": False}
+    content = {"format": number, "files": files, "thinned": False}
     return json.dumps(content | {"sum": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
 
 
 DAMAGES = {
-    **{f"{name}-{how.__name__}": (name, how) for name in (ARRAYS, STATE, MANIFEST) for how in (cut, flip)},
-    **{f"{name}-missing": (name, lambda path: path.unlink()) for name in (ARRAYS, STATE, MANIFEST)},
-    **{f"{name}-empty": (name, lambda path: path.write_bytes(b"")) for name in (ARRAYS, STATE, MANIFEST)},
+    **{f"{name}-{how.__name__}": (name, how) for name in (ARRAYS, MANIFEST) for how in (cut, flip)},
+    **{f"{name}-missing": (name, lambda path: path.unlink()) for name in (ARRAYS, MANIFEST)},
+    **{f"{name}-empty": (name, lambda path: path.write_bytes(b"")) for name in (ARRAYS, MANIFEST)},
     "another-format": (MANIFEST, lambda path: rewrite(path, format=1)),
     "no-format": (MANIFEST, lambda path: path.write_text("{}")),
     "a-list": (MANIFEST, lambda path: path.write_text("[1]")),
@@ -108,7 +108,7 @@ def test_after_a_damaged_checkpoint_the_one_before_is_taken_and_the_reason_logge
     assert checkpoints.load()[0] == 4
 
 
-@pytest.mark.parametrize("name", [ARRAYS, STATE, MANIFEST])
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
 def test_no_flipped_bit_and_no_missing_end_goes_unnoticed(tmp_path, caplog, name):
     caplog.set_level(logging.CRITICAL)
     checkpoints = filled(tmp_path, 2)
@@ -141,7 +141,7 @@ def test_the_manifest_says_no_more_and_no_less_than_was_written(tmp_path):
     assert checkpoints.load()[0] == 1
 
 
-@pytest.mark.parametrize("name", [ARRAYS, STATE, MANIFEST])
+@pytest.mark.parametrize("name", [ARRAYS, MANIFEST])
 def test_what_may_not_be_read_is_passed_over_too(tmp_path, monkeypatch, name):
     checkpoints = filled(tmp_path, 2)
     opened = Path.open
@@ -157,12 +157,12 @@ def test_what_may_not_be_read_is_passed_over_too(tmp_path, monkeypatch, name):
 
 def test_if_all_checkpoints_are_damaged_the_operator_decides(tmp_path):
     checkpoints = filled(tmp_path, 2)
-    cut(tmp_path / "00000001" / STATE)
+    cut(tmp_path / "00000001" / ARRAYS)
     (tmp_path / "00000002" / ARRAYS).unlink()
     with pytest.raises(CheckpointError) as error:
         checkpoints.load()
     message = str(error.value)
-    assert "00000001: state.json is not what was written" in message
+    assert "00000001: arrays.zst is not what was written" in message
     assert "00000002" in message
     assert f"move {tmp_path} away to start anew" in message
     assert "\n" not in message
@@ -172,7 +172,7 @@ class KilledError(BaseException):
     """As kill -9: nothing that would clean up is run."""
 
 
-@pytest.mark.parametrize("step", ["mkdir", "save_file", "_sum_and_size", "_sync", "rename"])
+@pytest.mark.parametrize("step", ["mkdir", "array_writer", "_sum_and_size", "_sync", "rename"])
 def test_killed_while_writing_the_one_before_stays_and_what_is_left_over_goes(tmp_path, monkeypatch, step):
     checkpoints = filled(tmp_path, 2)
 
@@ -221,10 +221,10 @@ def test_everything_is_synced_before_the_rename_and_the_folder_after(tmp_path, m
     monkeypatch.setattr(checkpoint_module, "_sync", lambda path: (done.append(path.name), sync(path)))
     monkeypatch.setattr(checkpoint_module.Path, "rename", lambda path, to: (done.append("rename"), rename(path, to))[1])
     Checkpoints(tmp_path / "c", 3).save(arrays_of(1), {})
-    assert done == [ARRAYS, STATE, MANIFEST, "writing-1", "rename", "c"]
+    assert done == [ARRAYS, MANIFEST, "writing-1", "rename", "c"]
 
 
-@pytest.mark.parametrize("step", ["save_file", "_sync"])
+@pytest.mark.parametrize("step", ["array_writer", "_sync"])
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, step):
     checkpoints = filled(tmp_path, 2, kept=1)
 
@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, 
 
 
 def test_a_disk_that_is_really_full_is_one_clear_line_too(tmp_path):
-    """A limit on the size of files stands in for a full disk: the serializer raises an error of its own there."""
+    """A limit on the size of files stands in for a full disk: what is buffered is refused once more later."""
     code = f"""
 import resource, signal, numpy
 from pathlib import Path
@@ -254,7 +254,7 @@ checkpoints.save({{"a": numpy.zeros(10)}}, {{}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
-    checkpoints.save({{"a": numpy.zeros(100_000)}}, {{}})
+    checkpoints.save({{"a": numpy.random.default_rng(0).random(100_000)}}, {{}})
 except CheckpointError as error:
     print(error)
 print(checkpoints.numbers(), len(list(checkpoints.folder.iterdir())))
@@ -285,15 +285,53 @@ def test_a_checkpoint_copied_from_elsewhere_can_be_restored(tmp_path):
     assert Checkpoints(tmp_path / "b", 3).load()[0] == 3
 
 
-def test_sums_that_are_right_for_what_is_no_safetensors_file_do_not_help(tmp_path):
+def test_sums_that_are_right_for_what_is_no_file_of_arrays_do_not_help(tmp_path):
     checkpoints = filled(tmp_path, 2)
     path = tmp_path / "00000002"
-    (path / ARRAYS).write_bytes(b"not a tensor")
-    (path / MANIFEST).write_text(manifest_of(path, ARRAYS, STATE))
-    assert checkpoints.load()[0] == 1
-    save_file({"number": np.ones(1)}, path / ARRAYS)
-    (path / MANIFEST).write_text(manifest_of(path, ARRAYS, STATE))
+    whole = (path / ARRAYS).read_bytes()
+    for wrong in (b"no array", whole[: len(whole) // 2], whole[100:], b""):
+        (path / ARRAYS).write_bytes(wrong)
+        (path / MANIFEST).write_text(manifest_of(path, ARRAYS))
+        assert checkpoints.load()[0] == 1
+    (path / ARRAYS).write_bytes(whole)
+    (path / MANIFEST).write_text(manifest_of(path, ARRAYS))
     assert checkpoints.load()[0] == 2
+
+
+def as_safetensors(path):
+    """Turns a checkpoint into one of the format before."""
+    checkpoints = Checkpoints.existing(path.parent)
+    arrays, state = checkpoints.read(int(path.name))
+    shutil.rmtree(path)
+    path.mkdir()
+    save_file(arrays, path / OLD_ARRAYS)
+    (path / STATE).write_text(json.dumps(state))
+    (path / MANIFEST).write_text(manifest_of(path, OLD_ARRAYS, STATE, number=SAFETENSORS))
+
+
+def test_one_of_the_format_before_is_read_and_the_next_one_is_of_this(tmp_path, same):
+    checkpoints = filled(tmp_path, 2)
+    arrays, state = checkpoints.read(2)
+    as_safetensors(tmp_path / "00000002")
+    number, loaded, found = Checkpoints(tmp_path, 3).load()
+    assert number == 2
+    assert same(loaded, arrays)
+    assert found == state
+    with checkpoints.opened(2, lambda name: name == "number") as (found, some):
+        assert found == state
+        assert [array[0] for array in some] == [2.0]
+    checkpoints.strip(2, lambda name: name == "number", dict)
+    assert checkpoints.stripped() == {2}
+    assert (tmp_path / "00000002" / ARRAYS).exists()
+
+
+@pytest.mark.parametrize("name", [OLD_ARRAYS, STATE, MANIFEST])
+@pytest.mark.parametrize("how", [cut, flip, lambda path: path.unlink()], ids=["cut", "flip", "missing"])
+def test_a_damaged_one_of_the_format_before_is_passed_over(tmp_path, name, how):
+    checkpoints = filled(tmp_path, 2)
+    as_safetensors(tmp_path / "00000002")
+    how(tmp_path / "00000002" / name)
+    assert checkpoints.load()[0] == 1
 
 
 # --- pinned ------------------------------------------------------------------------------------------------------
@@ -349,12 +387,12 @@ def test_if_all_checkpoints_have_an_older_format_one_line_says_what_to_do(tmp_pa
     """It must not begin from nothing without a word."""
     saved = filled(tmp_path, 2)
     for number in saved.numbers():
-        rewrite(tmp_path / f"{number:08d}" / MANIFEST, format=checkpoint_module.FORMAT - 1)
+        rewrite(tmp_path / f"{number:08d}" / MANIFEST, format=SAFETENSORS - 1)
     with pytest.raises(CheckpointError) as error:
         saved.load()
     line = str(error.value)
     assert "\n" not in line
-    old, now = checkpoint_module.FORMAT - 1, checkpoint_module.FORMAT
+    old, now = SAFETENSORS - 1, checkpoint_module.FORMAT
     assert f"is of format {old}, this version of nextclick reads {now}: go on with the version that wrote it" in line
     assert "or learn from the topic again, in a new folder (--data-dir FOLDER --from-beginning)" in line
     assert f"move {tmp_path} away to start anew" in line

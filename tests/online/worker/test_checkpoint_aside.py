@@ -1,12 +1,16 @@
 """Checkpoints that another thread completes while the loop goes on: the order of effects holds, and so do crashes."""
 
 import itertools
+import json
+import os
+import signal
 import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from online.worker import checkpointing
 from online.worker.checkpoint import CheckpointError, Checkpoints
 from online.worker.steps import STEPS
 from stream.events import Forget
@@ -128,7 +132,75 @@ def test_a_crash_at_any_step_while_a_checkpoint_is_being_written_changes_nothing
     assert outcome(harness, last) == undisturbed
 
 
-def test_a_real_thread_changes_nothing_either(new_harness, values, undisturbed, aside_loop):
+@pytest.fixture
+def copies(monkeypatch, increments):  # noqa: ARG001
+    """Small checkpoints are increments, and written by a copy of the process, too."""
+    monkeypatch.setattr(checkpointing, "COPY_FROM_BYTES", 0)
+
+
+@pytest.mark.usefixtures("copies")
+@pytest.mark.parametrize("step", [step for step in STEPS if step != "checkpoint_state"])  # which the copy reaches
+def test_a_crash_at_any_step_while_a_copy_of_the_process_writes_changes_nothing(
+    new_harness, values, undisturbed, aside_loop, step
+):
+    harness = new_harness()
+    harness.publish(values)
+    crashes = 0
+    for visit in (1, 3, 2):
+        try:
+            harness.drain(harness.begin(aside_loop(harness, fault(step, visit), aside=Late(1))))
+        except CrashError:
+            crashes += 1
+    assert crashes >= 2
+    last = harness.drain(harness.begin(aside_loop(harness, aside=Late(1))))
+    assert outcome(harness, last) == undisturbed
+
+
+@pytest.mark.usefixtures("copies")
+def test_increments_by_copies_hold_what_full_checkpoints_hold(new_harness, values, aside_loop, same):
+    harness = new_harness()
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, aside=Late(1), poll_records_max=16))
+    before, seen = None, 0
+    while loop.turn():
+        writing = loop.checkpointer._writing
+        if writing is not None and writing is not before:  # it was begun at the end of this turn
+            before = writing
+            arrays, state = loop.checkpointer._capture()
+            expected = {name: np.array(array) for name, array in arrays.items()}
+            saved = writing.saved.result()
+            found, found_state = loop.checkpoints.read(saved.number)
+            assert same(found, expected)
+            assert found_state == json.loads(json.dumps(state))
+            seen += loop.checkpoints.is_increment(saved.number)
+    assert seen >= 2
+
+
+@pytest.mark.usefixtures("copies")
+def test_a_copy_that_is_killed_is_reported_and_made_good(harness, values, aside_loop, caplog):
+    parent, killing = os.getpid(), [True]
+
+    def reached(step):
+        if step == "checkpoint_state" and os.getpid() != parent and killing:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    harness.publish(values)
+    loop = harness.begin(aside_loop(harness, reached, aside=Late(0)))
+    for _ in range(4):
+        loop.turn()
+    assert loop.checkpointer.failing_since is not None
+    assert "was killed by signal 9" in caplog.text
+    assert loop.checkpoints.numbers() == [1]  # the first, which no copy writes: it is not known yet how large it is
+    killing.clear()
+    harness.drain(loop)
+    assert loop.checkpointer.failing_since is None
+    assert harness.broker.committed == {harness.partition(): CLICKS}
+
+
+@pytest.mark.parametrize("how", ["here", "in copies"])
+def test_a_real_thread_changes_nothing_either(new_harness, values, undisturbed, aside_loop, request, *, how):
+    if how == "in copies":
+        request.getfixturevalue("copies")
     harness = new_harness()
     harness.publish(values)
     loop = harness.drain(harness.begin(aside_loop(harness, aside=ThreadPoolExecutor(1))))

@@ -10,7 +10,9 @@ from online.config.settings import Settings
 from online.evaluation.town import Town
 from online.learner.abuse_filter import user_hash_of
 from online.learner.learner import Learner
+from online.worker.array_file import ArrayFile
 from online.worker.forget import Forgetting
+from online.worker.loop_state import capture
 from online.worker.poison_pills import InconsistentStateError
 from stream.events import Click, Forget, encode, encode_forget
 from stream.feedback import Feedback
@@ -178,6 +180,7 @@ def nothing_left(loop) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("either_kind")
 @pytest.mark.parametrize("changed", [{}, {"event_weights": "click=1,return=-5"}], ids=["plain", "worth"])
 def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harness, town_clicks, changed):
     user = busiest(town_clicks[:64])
@@ -197,6 +200,7 @@ def test_memory_lists_and_every_checkpoint_are_without_the_forgotten_user(harnes
     assert digest_of(user) not in json.dumps(notice.as_dict())
 
 
+@pytest.mark.usefixtures("either_kind")
 def test_older_checkpoints_stay_for_the_time_that_is_set(harness, town_clicks):
     harness.publish([*town_clicks[:48], forget(town_clicks[0].user_id)])
     user, now = town_clicks[0].user_id, [0.0]
@@ -210,6 +214,7 @@ def test_older_checkpoints_stay_for_the_time_that_is_set(harness, town_clicks):
     assert answered(loop, user, 49) == nothing_left(loop)
 
 
+@pytest.mark.usefixtures("either_kind")
 def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(harness, town_clicks):
     harness.publish(town_clicks[:40])
     loop = harness.begin(harness.loop(forget_checkpoints_s=0.0, checkpoints_kept=1))
@@ -240,6 +245,66 @@ def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(harne
     assert (loop.learner.version, loop.versions.live.parent) == (4, 2)
     again = harness.begin(harness.loop())  # never from the stripped one
     assert again.checkpointer.last_saved.number == loop.checkpointer.last_saved.number
+
+
+@pytest.mark.usefixtures("increments")
+def test_no_file_of_a_checkpoint_holds_the_user_not_even_the_full_one_that_increments_share(harness, town_clicks):
+    user = busiest(town_clicks[:64])
+    harness.publish([*town_clicks[:64], forget(user), *(one for one in town_clicks[64:128] if one.user_id != user)])
+    loop = harness.run(forget_checkpoints_s=0.0, poll_records_max=16)
+    kinds = [loop.checkpoints.is_increment(number) for number in loop.checkpoints.numbers()]
+    assert any(kinds)
+    for path in loop.checkpoints.folder.glob("*/arrays.zst"):
+        with path.open("rb") as file:
+            content = ArrayFile(file)
+            state = json.loads(content.read("state.json").tobytes())
+            arrays = {name: content.read(name) for name in content.names if name != "state.json"}
+        assert not traces(arrays, state, user)
+        assert state["progress"]["learned"] >= 64  # it is a later one
+    assert answered(loop, user, 65) == nothing_left(loop)
+
+
+@pytest.mark.usefixtures("increments")
+def test_a_disk_that_is_full_after_a_user_was_forgotten_does_not_make_the_next_one_an_increment(harness, town_clicks):
+    user, full = busiest(town_clicks[:48]), []
+
+    def reached(step):
+        if step == "checkpoint_manifest" and full:
+            raise OSError(28, "No space left on device")
+
+    harness.publish(town_clicks[:48])
+    loop = harness.begin(harness.loop(reached, poll_records_max=16, forget_checkpoints_s=0.0))
+    while loop.turn():
+        pass
+    assert loop.checkpoints.is_increment(loop.checkpoints.numbers()[-1])
+    full.append(True)
+    harness.publish([forget(user)])
+    loop.turn()
+    assert loop.checkpointer.failing_since is not None
+    full.clear()
+    for _ in range(5):
+        loop.turn()
+    assert not loop.checkpoints.is_increment(loop.checkpoints.numbers()[0])
+    assert answered(loop, user, 49) == nothing_left(loop)
+
+
+@pytest.mark.usefixtures("increments")
+def test_the_search_looks_into_the_full_one_that_an_increment_shares(harness, town_clicks):
+    user = town_clicks[0].user_id
+    harness.publish(town_clicks[:48])
+    loop = harness.run(poll_records_max=16)
+    number = loop.checkpoints.numbers()[-1]
+    assert loop.checkpoints.is_increment(number)
+    with loop.checkpoints.opened(number) as (state, arrays):
+        shown = dict(zip(arrays.names, arrays, strict=True)), state
+    loop.learner.forget(digest_of(user))
+    loop.writer.forget(digest_of(user))
+    arrays, state = capture(loop)
+    saved = loop.checkpoints.save(arrays, state)  # as a mistake would: not asked for a full one
+    assert loop.checkpoints.is_increment(saved.number)
+    assert traces(*shown, user)
+    assert not traces(*loop.checkpoints.read(saved.number), user)
+    assert answered(loop, user, 48)["checkpoints"][str(saved.number)]
 
 
 def test_reading_from_the_beginning_forgets_again(harness, new_harness, town_clicks):
@@ -281,6 +346,7 @@ def test_forgetting_an_unknown_user_changes_nothing_for_others(harness, new_harn
     assert one == other
 
 
+@pytest.mark.usefixtures("either_kind")
 @pytest.mark.parametrize("step", ["saving", "drop_checkpoints", "forget"])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_on_the_way_changes_nothing(harness, new_harness, town_clicks, step, after):

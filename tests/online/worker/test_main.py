@@ -379,8 +379,8 @@ def test_without_the_redis_that_was_named_it_learns_all_the_same_and_says_so_onc
     publish(0, 50)
     closed = settings.embedded_redis_port  # nothing listens there: the embedded Redis is not asked for
     process = start(settings, redis_url=f"redis://127.0.0.1:{closed}/0")
-    states = [settings.checkpoints_dir / f"{number:08d}" / "state.json" for number in range(1, 50)]
-    wait_until("a checkpoint", lambda: any(state.exists() for state in states), process)
+    manifests = [settings.checkpoints_dir / f"{number:08d}" / "manifest.json" for number in range(1, 50)]
+    wait_until("a checkpoint", lambda: any(manifest.exists() for manifest in manifests), process)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, err

@@ -44,7 +44,7 @@ def test_without_news_no_checkpoint_is_written(harness, values):
     assert again.checkpoints.numbers() == [1]
 
 
-def full(*_):
+def full(*_, **__):
     raise CheckpointError("cannot write: no space left")
 
 

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from online.worker.checkpoint import ARRAYS, FORMAT, MANIFEST, STATE, CheckpointError
+from online.worker.checkpoint import FORMAT, MANIFEST, SAFETENSORS, CheckpointError, Checkpoints
 from stream.source import Partition
 from tests.checkpoints.make import CLICKS, published
 from tests.online.conftest import SMALL
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 STORED = ROOT / "tests/checkpoints"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 FORMATS = {"0.1.0": 7, "0.2.0": 8, "0.3.0": 8}
-READ = [version for version, number in FORMATS.items() if number == FORMAT]
+READ = [version for version, number in FORMATS.items() if number in (SAFETENSORS, FORMAT)]
 REFUSED = [version for version in FORMATS if version not in READ]
 #: Whose checkpoints hold all that the items topic says. Others' workers read it once more.
 ITEMS_KEPT = {"0.3.0"}
@@ -42,8 +41,8 @@ def unpack(version, folder):
 
 def layout(folder):
     """What a reader has to know of a checkpoint: types and ranks of its arrays, and the state's keys on two levels."""
-    arrays = {name: f"{array.dtype} {array.ndim}" for name, array in load_file(folder / ARRAYS).items()}
-    state = json.loads((folder / STATE).read_text())
+    found, state = Checkpoints.existing(folder.parent).read(int(folder.name))
+    arrays = {name: f"{array.dtype} {array.ndim}" for name, array in found.items()}
     return arrays, {key: sorted(value) if isinstance(value, dict) else None for key, value in state.items()}
 
 
@@ -70,7 +69,7 @@ def test_a_stored_checkpoint_is_of_the_format_that_its_version_wrote(tmp_path, v
 def test_a_worker_goes_on_with_a_checkpoint_of_an_earlier_version(harness, version):
     loop = harness_with(harness, version).loop()
     assert loop.restore() == 7
-    stored = load_file(harness.folder / "checkpoints" / "00000007" / ARRAYS)
+    stored, _ = Checkpoints.existing(harness.folder / "checkpoints").read(7)
     restored = loop.learner.to_state()[0]
     assert len(stored) > 150
     same = {name for name, array in stored.items() if name in restored and np.array_equal(array, restored[name])}
@@ -108,7 +107,7 @@ def test_a_format_that_is_not_read_is_refused_in_one_line_that_says_what_to_do(h
 def test_the_layout_of_a_checkpoint_changes_only_with_the_version(harness, tmp_path):
     loop = published(harness, CLICKS).run()
     now = layout(loop.checkpoints.folder / f"{loop.checkpoints.numbers()[-1]:08d}")
-    noted = layout(unpack(VERSION, tmp_path / VERSION))
+    noted = layout(unpack(VERSION, tmp_path / "00000001"))
     assert now == noted, (
         "what a checkpoint holds has changed since this version: raise the version in pyproject.toml and make a "
         "checkpoint of it; raise FORMAT in online/worker/checkpoint.py too if earlier ones are no longer read"
@@ -116,7 +115,8 @@ def test_the_layout_of_a_checkpoint_changes_only_with_the_version(harness, tmp_p
 
 
 def test_the_settings_that_shaped_the_stored_ones_are_those_of_the_tests(tmp_path):
-    state = json.loads((unpack(VERSION, tmp_path / VERSION) / STATE).read_text())
+    unpack(VERSION, tmp_path / "00000001")
+    _, state = Checkpoints.existing(tmp_path).read(1)
     assert state["shape"]["width"] == SMALL["width"]
 
 

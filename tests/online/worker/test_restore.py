@@ -5,7 +5,8 @@ import logging
 
 import pytest
 
-from online.worker.checkpoint import CheckpointError
+from online.worker.array_file import ArrayFile
+from online.worker.checkpoint import ARRAYS, STATE, CheckpointError
 
 
 def test_a_checkpoint_of_another_shape_is_refused_in_one_line_that_says_what_to_do(harness, town_clicks):
@@ -87,5 +88,7 @@ def test_restoring_says_where_it_goes_on(harness, town_clicks, caplog):
 def test_the_checkpoint_s_state_is_plain_json(harness, values):
     harness.publish(values)
     loop = harness.run()
-    text = (loop.checkpoints.folder / f"{loop.checkpointer.last_saved.number:08d}" / "state.json").read_text()
+    path = loop.checkpoints.folder / f"{loop.checkpointer.last_saved.number:08d}" / ARRAYS
+    with path.open("rb") as file:
+        text = ArrayFile(file).read(STATE).tobytes()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
