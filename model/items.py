@@ -63,8 +63,8 @@ class ItemTable(nn.Module):
 
     @torch.no_grad()
     def start(self, rows: Tensor, like: Tensor, shares: Tensor) -> None:
-        """Starts rows (N,) int64 near others (N, P), which share in them by (N, P), rising to 1 in sum: their vectors are
-        the sum of their own first vectors and the mean of the others', of length 1; their biases the others' mean."""
+        """Starts rows (N,) int64 near others (N, P), which count by shares (N, P): their vectors are the sum of their
+        own first vectors and the mean of the others', of length 1; their biases are the others' mean."""
         own = unit_vectors(rows, self.vectors.shape[1], seed=self.seed).to(self.vectors)
         mean = (shares[..., None] * self.vectors.data[like]).sum(1)
         self.vectors.data[rows] = F.normalize(own + F.normalize(mean, dim=-1), dim=-1)
