@@ -19,7 +19,7 @@ from model.items import unit_vectors
 from online.learner.content import kernels
 from online.learner.content.bags import BAG_MAX, KIND_WEIGHTS, ROWS, TIME_FIELD, bag_of
 from online.learner.content.kernels import COLUMNS_COUNT, LIFT_CLICKS, LOOKED_AT, NEAREST, NEW_SUITING, ContentArrays
-from online.learner.content.learned import LearnedWeights
+from online.learner.content.learned import ITEMS_MIN, LearnedWeights
 from online.learner.facts.store import Gathered
 from stream.timestamps import TimestampError, seconds_of
 
@@ -286,7 +286,8 @@ class ItemContent:
             gradients: (N, K) of the loss, by their scores.
         """
         _, profiles = self._situations(latest, slots_of)
-        self.learned.learn(self.arrays, slots_of[rows].astype(np.int64), gradients, profiles, self.weights)
+        slots, shared = slots_of[rows].astype(np.int64), self.with_feature >= ITEMS_MIN
+        self.learned.learn(self.arrays, slots, gradients, profiles, self.weights, shared)
 
     def _situations(
         self, latest: NDArray[np.int64], slots_of: NDArray[np.int32]

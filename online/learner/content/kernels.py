@@ -359,16 +359,16 @@ def add_gradients(
         gradients: (N, K) of a loss by their scores.
         weights: (features,) in cosines.
         of_features: added to.
-        of_vectors: added to; the sums of the candidates' vectors, by their gradients.
+        of_vectors: added to; the sums of candidates' vectors by their gradients, of those with a given vector.
     """
     for n in range(len(slots)):
         for k in range(slots.shape[1]):
             slot, gradient = slots[n, k], gradients[n, k]
             if gradient == 0:
                 continue
-            vector = arrays.vectors[slot]
-            for d in range(len(vector)):
-                of_vectors[n, d] += gradient * vector[d]
+            if arrays.given[slot]:
+                for d in range(of_vectors.shape[1]):
+                    of_vectors[n, d] += gradient * arrays.vectors[slot, d]
             if arrays.norms[slot] > 0:
                 share = gradient / arrays.norms[slot]
                 for f in range(arrays.sizes[slot]):
@@ -453,5 +453,5 @@ def fill_content(
             x[14] = of_profile * log_clicks[c]
             x[15] = age * few
             x[16] = bag_mean(arrays, slot, learned)
-            x[17] = dot(vector, directions[q])
+            x[17] = dot(vector, directions[q]) if arrays.given[slot] else np.float32(0)
         clear_sides(arrays, slots_of, latest[q], sides)

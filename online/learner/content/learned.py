@@ -1,12 +1,13 @@
-"""Weights by which content is scored that are learned one by one: of each feature, and of pairs of directions.
+"""Weights by which content is scored that are learned one by one: of each feature, and of given vectors' directions.
 
 - A weight for each word, part of a word, tag and value: an item's score is the mean over its weighted bag. So what
-  matters here (a genre does, a year in a title does not) is learned from any language's text.
-- A matrix between the user's profile and an item's vector, of which a given vector is a part. It begins with 0 beside
-  the plain cosine: together they are a learned projection that begins as the identity.
+  matters here (a genre does, a year in a title does not) is learned from any language's text. A feature that few items
+  share has none: it would say which item it is.
+- A matrix between the user's profile and the vector of an item whose record has one. It begins with 0 beside the plain
+  cosine: together they are a learned projection that begins as the identity.
 
-Both follow the gradient of the ranking loss (share less 1 for what was clicked) with Adagrad (Duchi, Hazan, Singer
-2011). They belong to no user and to no item, so their memory is fixed: 300 KB.
+Both follow the gradient of the ranking loss by the ranker's score (share, less 1 for what was clicked) with Adagrad
+(Duchi, Hazan, Singer 2011). They belong to no user and to no item, so their memory is fixed: 300 KB.
 
 Letters: `N` queries, `K` candidates kept of each, `D` width of vectors.
 """
@@ -21,8 +22,9 @@ from numpy.typing import NDArray
 from online.learner.content import kernels
 from online.learner.content.kernels import ContentArrays
 
-RATE = 0.2  # of learning: how far a weight moves with its first gradient
-EPSILON = 0.01  # added to the root of squared gradients: less than this is noise
+RATE = 0.05  # of learning: how far one large gradient moves a weight
+EPSILON = 0.3  # added to the root of the squared gradients' sum, so that few small gradients move little
+ITEMS_MIN = 5  # items that share a feature, from which on it has a weight
 Floats = NDArray[np.float32]
 
 
@@ -36,13 +38,14 @@ class LearnedWeights:
         """Returns what an item's vector is multiplied with, for each of the profiles (N, D): (N, D)."""
         return _product(profiles, self.matrix[0])
 
-    def learn(
+    def learn(  # noqa: PLR0917 - arrays of one step
         self,
         arrays: ContentArrays,
         slots: NDArray[np.int64],
         gradients: Floats,
         profiles: Floats,
         weights: Floats,
+        shared: NDArray[np.bool_],
     ) -> None:
         """Takes one step.
 
@@ -52,11 +55,12 @@ class LearnedWeights:
             gradients: (N, K) of the loss, by the candidates' scores.
             profiles: (N, D) of the queries.
             weights: (F,) of features in cosines.
+            shared: (F,) which features enough items have.
         """
         of_features = np.zeros(self.features.shape[1], np.float32)
         of_vectors = np.zeros_like(profiles)
         kernels.add_gradients(arrays, slots, gradients, weights, of_features, of_vectors)
-        _step(self.features, of_features)
+        _step(self.features, of_features * shared)
         _step(self.matrix, _product(profiles.T, of_vectors))
 
     def to_state(self) -> dict[str, NDArray[Any]]:
