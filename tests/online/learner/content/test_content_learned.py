@@ -13,7 +13,9 @@ from online.learner.content.learned import EPSILON, RATE
 from online.learner.content.queries import ALIKE, STARTS_FROM
 from online.learner.explaining import Explainer
 from online.learner.learner import Learner
+from online.learner.lookahead import UpcomingBatch
 from online.learner.training import score_gradients
+from online.lifecycle.shadow import ShadowEvaluation
 from stream.events import Click
 from stream.items import Item
 from tests.online.learner.conftest import learn
@@ -255,3 +257,47 @@ def test_few_clicked_items_start_none(small):
     learner.put_items([tagged(number) for number in range(300)])
     learn(learner, [Click(user_id="1", item_id=f"i{n}", timestamp=60.0 * n) for n in range(STARTS_FROM - 8)])
     assert learner.added.content.starts(np.array([learner.vocabulary.row_of("i250")])) is None
+
+
+def known_items(small):
+    learner = Learner(small(items_held=2_000))
+    learner.put_items([tagged(number) for number in range(400)])
+    return learner
+
+
+def test_announced_clicks_are_learned_bit_for_bit_as_others(small):
+    ahead, in_turn = known_items(small), known_items(small)
+    clicks = one_tag_is_clicked(320)
+    batches = [clicks[start : start + 16] for start in range(0, 320, 16)]
+    nexts = [*(lambda following=following: UpcomingBatch(following) for following in batches[1:]), None]
+    for batch, following in zip(batches, nexts, strict=True):
+        one, other = ahead.learn(batch, following=following), in_turn.learn(batch)
+        assert one.rankings == other.rankings
+        np.testing.assert_array_equal(one.ranks, other.ranks)
+    arrays, others = ahead.to_state()[0], in_turn.to_state()[0]
+    assert arrays.keys() == others.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, others[name], err_msg=name)
+
+
+def test_clicks_that_do_not_train_move_no_learned_weight(small):
+    learner = known_items(small)
+    learn(learner, one_tag_is_clicked(64))
+    before = learner.listable.content.learned.features.copy()
+    learner.learn(one_tag_is_clicked(16, seed=2), train=False)
+    assert (learner.listable.content.learned.features == before).all()
+    learner.learn(one_tag_is_clicked(16, seed=3))
+    assert (learner.listable.content.learned.features != before).any()
+
+
+def test_shadow_weights_start_items_as_the_live_ones_do(small):
+    learner = known_items(small)
+    learn(learner, one_tag_is_clicked(200))
+    shadow = ShadowEvaluation(learner, learner.weights.copy(), learner.settings.candidate_gate, facts={})
+    shadow.paused = True  # its rows follow all the same
+    learned = learner.learn(one_tag_is_clicked(16, seed=5), train=False)
+    assert learned.starts is not None
+    shadow.update(learned)
+    mine, live = shadow.weights.network.items, learner.weights.network.items
+    torch.testing.assert_close(mine.vectors.data, live.vectors.data)
+    torch.testing.assert_close(mine.biases.data, live.biases.data)
