@@ -132,7 +132,7 @@ class ReplayBuffer:
         if self.weights is not None:
             arrays["weights"] = self.weights[: self.filled]
         found = {name: part.cpu().numpy() for name, part in arrays.items()}
-        state = {"random": self.random.bit_generator.state}
+        state: dict[str, Any] = {"random": self.random.bit_generator.state}
         if self.content is not None:
             state["added"] = self.added
         return found | {"user_hashes": self.user_hashes[: self.filled].copy()}, state
