@@ -175,11 +175,11 @@ class ItemContent:
 
     def lifts(self) -> NDArray[np.float32]:
         """Returns log of observed by expected clicks of each feature, (ROWS,)."""
-        return _lifts(self.clicks, self.with_feature * (float(self.totals[0]) / max(self.items, 1)))
+        return _lifts(self.clicks, self.with_feature, float(self.totals[0]) / max(self.items, 1))
 
     def first_lifts(self) -> NDArray[np.float32]:
         """Returns the same of first clicks."""
-        return _lifts(self.firsts, self.unclicked * (float(self.totals[1]) / max(float(self.totals[2]), 1.0)))
+        return _lifts(self.firsts, self.unclicked, float(self.totals[1]) / max(float(self.totals[2]), 1.0))
 
     # Queries
 
@@ -354,8 +354,13 @@ def _empty(slots: int) -> ContentArrays:
     )
 
 
-def _lifts(observed: NDArray[np.float32], expected: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    return np.log((observed + LIFT_CLICKS) / (expected + LIFT_CLICKS)).astype(np.float32)
+def _lifts(observed: NDArray[np.float32], items: NDArray[np.int32], clicks_per_item: float) -> NDArray[np.float32]:
+    """Returns log of observed by expected clicks, in float32 throughout: in float64 it took five times as long, which
+    was a tenth of a click's time."""
+    prior = np.float32(LIFT_CLICKS)
+    expected = items.astype(np.float32) * np.float32(clicks_per_item)
+    lifts: NDArray[np.float32] = np.log((observed + prior) / (expected + prior))
+    return lifts
 
 
 def _unit(vector: NDArray[np.float32]) -> NDArray[np.float32]:
