@@ -40,17 +40,25 @@ class ContentScore(nn.Module):
 
 
 class AddedScores:
-    """The sum of scores whose columns stand beside each other; after them there may be a column of offsets, which count
-    only while the scores are trained."""
+    """The sum of scores whose columns stand beside each other; after them come columns that are scores themselves, and
+    then there may be a column of offsets, which count only while the scores are trained."""
 
-    def __init__(self, parts: Mapping[str, ContentScore], *, offsets: bool = False) -> None:
-        """`parts`: by name, in the order of their columns; `offsets`: whether the last column holds them."""
+    def __init__(self, parts: Mapping[str, ContentScore], *, scores: int = 0, offsets: bool = False) -> None:
+        """Joins scores.
+
+        Args:
+            parts: by name, in the order of their columns.
+            scores: number of columns that are scores themselves.
+            offsets: whether the last column holds offsets.
+        """
         self.parts, self.has_offsets = parts, offsets
+        width = sum(len(part.linear) for part in parts.values())
+        self.scores = slice(width, width + scores)  # their columns
 
     def __call__(self, columns: Tensor) -> Tensor:
         """Scores columns (..., G) of all parts. Returns (...)."""
         scores = [part(columns[..., place]) for part, place in self.known(columns)]
-        return sum(scores[1:], scores[0]) if scores else torch.zeros(columns.shape[:-1], device=columns.device)
+        return sum(scores, columns[..., self.scores].sum(-1))
 
     def known(self, columns: Tensor) -> Iterator[tuple[ContentScore, slice]]:
         """Yields parts and where their columns are; of several those that know something, so that no other learns."""
@@ -63,7 +71,9 @@ class AddedScores:
     @property
     def first(self) -> Tensor:
         """The weights of the linear first score, (G,)."""
-        weights = torch.cat([part.first for part in self.parts.values()])
+        own = self.scores.stop - self.scores.start
+        parts = [part.first for part in self.parts.values()]
+        weights = torch.cat([*parts, torch.ones(own, device=parts[0].device)])
         return nn.functional.pad(weights, (0, 1)) if self.has_offsets else weights
 
     def with_offsets(self, scores: Tensor, columns: Tensor | None) -> Tensor:

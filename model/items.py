@@ -61,6 +61,15 @@ class ItemTable(nn.Module):
         self.vectors.data[rows] = unit_vectors(rows, self.vectors.shape[1], seed=self.seed).to(self.vectors)
         self.biases.data[rows] = 0
 
+    @torch.no_grad()
+    def start(self, rows: Tensor, like: Tensor, shares: Tensor) -> None:
+        """Starts rows (N,) int64 near others (N, P), which count by shares (N, P): their vectors are the sum of their
+        own first vectors and the mean of the others', of length 1; their biases are the others' mean."""
+        own = unit_vectors(rows, self.vectors.shape[1], seed=self.seed).to(self.vectors)
+        mean = (shares[..., None] * self.vectors.data[like]).sum(1)
+        self.vectors.data[rows] = F.normalize(own + F.normalize(mean, dim=-1), dim=-1)
+        self.biases.data[rows] = (shares[..., None] * self.biases.data[like]).sum(1)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         saved = state_dict.get(f"{prefix}vectors")
         if saved is not None:

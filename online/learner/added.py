@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from online.config.settings import Settings
 from online.learner.batches import ClickBatch
 from online.learner.content import columns as content_columns
-from online.learner.content.columns import Column
+from online.learner.content.columns import LEARNED, Column
 from online.learner.content.items import CANDIDATES_MAX as CONTENT_CANDIDATES_MAX
 from online.learner.content.queries import ContentQueries, ContentQuery, Knowing
 from online.learner.facts.features import COLUMNS
@@ -43,9 +43,9 @@ def parts_of(settings: Settings) -> list[str]:
 
 
 def columns_of(settings: Settings) -> tuple[Column, ...]:
-    """Returns all columns, G."""
+    """Returns all columns, G: of the parts, then the scores (`LEARNED`), then the offset."""
     offsets = (shown_columns.OFFSET,) if settings.learn_impressions else ()
-    return (*(column for part in parts_of(settings) for column in PARTS[part]), *offsets)
+    return (*(column for part in parts_of(settings) for column in PARTS[part]), *LEARNED, *offsets)
 
 
 def candidates_max(settings: Settings) -> int:
@@ -76,6 +76,7 @@ class AddedQueries:
         for part in parts_of(settings):
             parts[part] = slice(start, start := start + len(PARTS[part]))
         self._places, self._width = parts, len(columns_of(settings))
+        self._learned = slice(start, start + len(LEARNED))
 
     def of(
         self,
@@ -118,7 +119,7 @@ class AddedQueries:
         found = self.content.with_columns(gathered, query.content)
         if len(self._places) == 1:
             return found
-        known = {"content": found.content}
+        known = {"content": None if found.content is None else found.content[:, : -len(LEARNED)]}
         if self.groups is not None and query.groups is not None:
             known["groups"] = self.groups.columns(gathered, query.groups, COLUMNS["history"])
         if self.shown is not None and self.shown.model.clicks.any():
@@ -129,12 +130,26 @@ class AddedQueries:
         if offsets is None and all(columns is None for columns in known.values()):
             return gathered
         out = np.zeros((len(gathered.rows), self._width), np.float32)
+        if found.content is not None:
+            out[:, self._learned] = found.content[:, -len(LEARNED) :]
         if offsets is not None:
             out[:, -1] = offsets
         for part, columns in known.items():
             if columns is not None:
                 out[:, self._places[part]] = columns
         return gathered._replace(content=out)
+
+    def learn(self, query: AddedQuery, part: slice, rows: NDArray[np.int64], gradients: NDArray[np.float32]) -> None:
+        """Moves weights that are learned here, by a step that the other weights took too.
+
+        Args:
+            query: of all clicks of a micro-batch.
+            part: which of them the step is of, n.
+            rows: (n, K) of candidates, 0 where there are no more.
+            gradients: (n, K) of the loss, by their scores.
+        """
+        if query.content is not None:
+            self.content.learn(query.content.latest[part], rows, gradients)
 
     def observe(self, batch: ClickBatch, now: float) -> None:
         """Counts clicks, once they have been queried. `now`: the stream's time, in seconds since 1970."""

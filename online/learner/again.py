@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.abuse_filter import user_hashes_of
+from online.learner.added import NOTHING, AddedQuery
 from online.learner.batches import ClickBatch, TrainedNetwork
 from online.learner.facts.gather import PastClicks, QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, Gathered
@@ -43,6 +44,7 @@ class Retraced:
     gathered: Gathered
     histories: UserHistories  # of these users, up to their last click among these
     network: TrainedNetwork | None  # None: the Reformer is not used
+    added: tuple[AddedQuery, ...] = (NOTHING,)  # of the clicks
     barred: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))  # is not known any more
 
     def states(self, state: LearnerState) -> ReformerStates:
@@ -88,7 +90,7 @@ def retraced(state: LearnerState, clicks: Sequence[Click]) -> Retraced | None:
     added = state.added.of(histories, queries, batch.users, preceding=past.preceding)
     gathered = state.with_columns(gathered, added, histories, queries, behind=ends[slots] - past.preceding)
     network = _network(state, histories, batch) if state.deep_state else None
-    return Retraced(batch, gathered, histories, network)
+    return Retraced(batch, gathered, histories, network, (added,))
 
 
 def _places(state: LearnerState, clicks: Sequence[Click]) -> list[Place]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from online.learner.content.queries import Starts
 from online.learner.history import HistorySnapshot, UserHistories, earlier_in_batch
 from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
@@ -143,6 +144,7 @@ class BatchResult:
     freed: Sequence[int] = ()  # rows that lost their item
     taken: Sequence[int] = ()  # rows that were handed out
     expired: int = 0  # items that lost their rows, because they had no clicks for long
+    starts: Starts | None = None  # items whose vectors started from those of others
     impressions: NDArray[np.int64] | None = None  # (impressions + 1, SERVED) rows of their lists; last, the popular one
 
     def finite(self) -> bool:

@@ -184,6 +184,9 @@ class Explainer:
                 of_part, both_of = RankerArrays.of_added(part), np.concatenate([base[None], each_of])[:, at_columns]
                 adds[:, at_columns] = contributions(of_part, both_of[1:], both_of[0])
                 more += scores(of_part, both_of)
+            learned = self.state.weights.added.scores
+            adds[:, learned] = each_of[:, learned] - base[learned]
+            more += np.concatenate([base[None], each_of])[:, learned].sum(1)
             found = np.concatenate([found, adds], 1)
             average, own = average + more[0], (np.array(own) + more[1:]).tolist()
             each = np.concatenate([each, each_of], 1)

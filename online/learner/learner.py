@@ -33,6 +33,7 @@ from online.learner.training import (
     click_losses,
     guessing_batch,
     read_states,
+    score_gradients,
     training_batch,
 )
 from stream.events import Click
@@ -186,6 +187,8 @@ class Learner(LearnerState):
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
             self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
+            gradients = score_gradients(choices, step.positions, step.weights)
+            self.added.learn(prepared.added[0], step.part, choices.rows(), gradients)
         return replace(step, scored=scored._replace(each=scored.each.detach(), replayed=None))
 
     def _count_worth(self, prepared: PreparedBatch) -> None:
@@ -225,6 +228,7 @@ class Learner(LearnerState):
             freed=clicked.freed,
             taken=clicked.taken,
             expired=clicked.expired,
+            starts=prepared.starts,
             impressions=ranker.impressions(prepared, rows),
         )
 
@@ -302,6 +306,7 @@ def counted_only(prepared: PreparedBatch) -> BatchResult:
         targets=np.zeros(0, np.int64),
         trainable=np.zeros(0, np.bool_),
         steps=[],
+        starts=prepared.starts,
         network=None,
         trained=False,
         freed=clicked.freed,

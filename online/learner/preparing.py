@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from online.learner.abuse_filter import user_hashes_of
 from online.learner.added import NOTHING, AddedQuery
 from online.learner.batches import ClickBatch, Impression, TrainedNetwork
+from online.learner.content.queries import Starts
 from online.learner.facts.features import COLUMNS
 from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
 from online.learner.facts.store import Gathered
@@ -52,6 +53,7 @@ class PreparedBatch:
     popular_fill: PopularFill | None = None  # where lists may be empty
     added: tuple[AddedQuery, AddedQuery] = (NOTHING, NOTHING)  # of the clicks, and of the lists
     barred: NDArray[np.int64] = field(default_factory=_NONE.copy)  # as of `TrainedStep`, for all clicks
+    starts: Starts | None = None  # items whose vectors started from those of others; None: none
     hidden: list[NDArray[np.int64]] | None = None  # (U,) rows that each user has hidden; None: none has
 
     @property
@@ -174,6 +176,9 @@ class BatchPreparer:
         gathered_lists = state.with_columns(
             gathered[1], begun.added[1], state.histories, begun.list_queries.queries, behind=behind[1]
         )
+        starts = state.added.content.starts(batch.rows[batch.trainable])
+        if starts is not None:
+            state.weights.start_rows(starts)
         state.added.observe(batch, state.clock.latest)
         learned = begun.batch
         network = self._network(begun) if state.deep_state and len(learned.users) else None
@@ -189,6 +194,7 @@ class BatchPreparer:
             network=network,
             popular_fill=fill,
             hidden=hidden,
+            starts=starts,
         )
 
     @staticmethod

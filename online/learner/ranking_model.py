@@ -29,6 +29,8 @@ from model.reformer import Reformer, ReformerConfig
 from online.config.settings import Settings
 from online.learner.added import PARTS, parts_of
 from online.learner.arrays import as_tensor, below
+from online.learner.content.columns import LEARNED
+from online.learner.content.queries import Starts
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
 from online.learner.facts.moments import Keys
 from online.learner.facts.store import Gathered
@@ -155,7 +157,9 @@ class RankingModel:
         # All of them, so that the optimizer's numbers do not depend on which the settings leave out.
         of_parts = {part: _added_score(part, settings).to(self.device) for part in PARTS}
         self.added = AddedScores(
-            {part: of_parts[part] for part in parts_of(settings)}, offsets=settings.learn_impressions
+            {part: of_parts[part] for part in parts_of(settings)},
+            scores=len(LEARNED),
+            offsets=settings.learn_impressions,
         )
         # Workers of a group share weights of one shape, whatever the settings of each are.
         self._parts = of_parts if settings.workers == "many" else self.added.parts
@@ -206,6 +210,10 @@ class RankingModel:
         self.optimizer.reset_rows(rows)
         self.vectors.reset(rows)
         self.adagrad.reset_rows(rows)
+
+    def start_rows(self, starts: Starts) -> None:
+        """Starts the Reformer's vectors and biases of items from those of items like them in content."""
+        self.network.items.start(*(as_tensor(part, self.device) for part in starts))
 
     @torch.no_grad()
     def move_rows(self, before: Tensor, now: Tensor, rows: int) -> None:

@@ -210,9 +210,9 @@ def _network(situation: Situation, row: int, values: Values, adds: Values) -> st
 def _content(situation: Situation, row: int, values: Values, adds: Values) -> str:
     added = {
         "last": adds["content_last"] + adds["content_last_few"],
-        "profile": sum(value for name, value in adds.items() if name.startswith("content_profile")),
+        "profile": sum(value for name, value in adds.items() if name.startswith(("content_profile", "content_matrix"))),
         "new": sum(adds[f"content_{name}"] for name in ("new", "few", "age", "age_few", "first_lift_new")),
-        "lift": sum(adds[f"content_{name}"] for name in ("lift", "first_lift", "lift_few", "popular")),
+        "lift": sum(adds[f"content_{name}"] for name in ("lift", "first_lift", "lift_few", "popular", "features")),
     }
     best = max(added, key=lambda name: added[name])
     if best == "last" and situation.rows:

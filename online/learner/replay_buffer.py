@@ -3,6 +3,7 @@
 Letters: `R` clicks held, `N` new ones, `K` candidates kept of each, `F` features.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.zeros import zeros
+from online.learner.content.columns import LEARNED
 from online.learner.scoring import ScoredCandidates
 from online.learner.user_stores import UserKey
 
+SINCE_0_3 = {column.name for column in LEARNED}  # a buffer of before lacks these columns
 FIRST = 256  # clicks held before any is replayed (all there is room for, if that is less)
 
 
@@ -34,10 +37,10 @@ class ReplayBuffer:
     """
 
     def __init__(
-        self, held: int, candidates: int, width: int, seed: int, device: torch.device, *, added: int = 0
+        self, held: int, candidates: int, width: int, seed: int, device: torch.device, *, added: Sequence[str] = ()
     ) -> None:
-        """`added`: columns beside the features; 0: as many as the first clicks have."""
-        self.held, self.candidates, self.added = held, candidates, added
+        """`added`: names of the columns beside the features; none: as many as the first clicks have."""
+        self.held, self.candidates, self.added = held, candidates, [*added]
         self.features = zeros(held, candidates, width, dtype=torch.float16, device=device)
         self.present = torch.zeros(held, candidates, dtype=torch.bool, device=device)
         self.content: Tensor | None = None  # (R, K, G) added columns, once anything is known
@@ -129,9 +132,10 @@ class ReplayBuffer:
         if self.weights is not None:
             arrays["weights"] = self.weights[: self.filled]
         found = {name: part.cpu().numpy() for name, part in arrays.items()}
-        return found | {"user_hashes": self.user_hashes[: self.filled].copy()}, {
-            "random": self.random.bit_generator.state
-        }
+        state: dict[str, Any] = {"random": self.random.bit_generator.state}
+        if self.content is not None:
+            state["added"] = self.added
+        return found | {"user_hashes": self.user_hashes[: self.filled].copy()}, state
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Takes back what `to_state` gave; of another shape (settings have changed), nothing."""
@@ -143,9 +147,16 @@ class ReplayBuffer:
         self.present[: self.filled] = torch.from_numpy(arrays["present"].copy())[: self.filled].to(self.features.device)
         self.content = None
         if "content" in arrays:
-            content = torch.from_numpy(arrays["content"].copy())[: self.filled, :, : self.added or None]
-            self.content = self._no_content(self.added or content.shape[2])  # settings may have added columns since
-            self.content[: self.filled, :, : content.shape[2]] = content.to(self.features.device)
+            content = torch.from_numpy(arrays["content"].copy())[: self.filled]
+            self.content = self._no_content(len(self.added) or content.shape[2])
+            # Settings or a later version may have added columns, or left some out.
+            held = state.get("added") or [name for name in self.added if name not in SINCE_0_3]
+            both = [name for name in held if name in self.added]
+            now, then = ([names.index(name) for name in both] for names in (self.added, held))
+            if self.added:
+                self.content[: self.filled, :, now] = content[..., then].to(self.features.device)
+            else:
+                self.content[: self.filled] = content.to(self.features.device)
         self.weights = None
         if "weights" in arrays:
             self.weights = torch.ones(self.held, device=self.features.device)

@@ -83,7 +83,7 @@ class LearnerState:
             len(self.weights.first) + 1,
             settings.seed,
             self.device,
-            added=len(columns_of(settings)),
+            added=[column.name for column in columns_of(settings)],
         )
         self.states = UserStates(settings, self.weights, self.histories)
         self.reservoir = Reservoir(settings.finetune_reservoir_held, settings.history_max, settings.seed)

@@ -61,6 +61,26 @@ def click_losses(shares: NDArray[np.float32], places: NDArray[np.int64]) -> NDAr
     return losses
 
 
+def score_gradients(
+    scored: ScoredCandidates, positions: NDArray[np.int64], weights: NDArray[np.float32] | None
+) -> NDArray[np.float32]:
+    """Returns the gradients of clicks' losses (the softmax's cross-entropy) by their kept candidates' scores, (N, K).
+
+    Args:
+        scored: the candidates.
+        positions: (N,) of the clicked items among all candidates; −1: none, or not to be learned from.
+        weights: (N,) by which each click counts; None: all by 1.
+    """
+    gradients: NDArray[np.float32] = scored.shares().float().cpu().numpy().copy()
+    places = scored.places(positions)
+    kept = np.flatnonzero(places >= 0)
+    gradients[kept, places[kept]] -= 1
+    gradients[places < 0] = 0
+    if weights is not None:
+        gradients *= weights[:, None]
+    return gradients
+
+
 def training_batch(  # noqa: PLR0917 - each is of one click
     model: RankingModel,
     scored: ScoredCandidates,

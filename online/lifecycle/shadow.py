@@ -99,6 +99,8 @@ class ShadowEvaluation:
         if learned.freed:
             self.weights.reset_rows(torch.tensor(learned.freed, dtype=torch.int64))
         self.weights.grow(len(self.learner.store))
+        if learned.starts is not None:
+            self.weights.start_rows(learned.starts)
         if self.paused or self.fault is not None or not learned.trained:
             return
         self.weights.scale_learning_rate(self.learner.weights.optimizer.boost)

@@ -31,5 +31,10 @@ COLUMNS = (
     Column("content_profile_clicks", "content_profile · log clicks on the item / 4"),
     Column("content_age_few", "content_age · content_few"),
 )
-assert len(COLUMNS) == COLUMNS_COUNT
+#: Scores of their own, which are added as they are: their weights are learned in `learned.py`.
+LEARNED = (
+    Column("content_features", "mean of learned weights of its words, tags and values", 1.0),
+    Column("content_matrix", "learned product of its given vector and the profile of the user's latest items", 1.0),
+)
+assert len(COLUMNS) + len(LEARNED) == COLUMNS_COUNT
 STARTS = tuple(column.start for column in COLUMNS)

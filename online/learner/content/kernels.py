@@ -19,7 +19,7 @@ LIFT_MAX = 8.0
 NEAREST, NEW_SUITING = 16, 16  # candidates of a query: alike its latest items; and of new ones
 LOOKED_AT = 64  # of each kind, the best by vectors, that are compared exactly
 SUITING_FACTOR = 6.0  # what a cosine counts beside the lift of first clicks, among new items
-COLUMNS_COUNT = 16
+COLUMNS_COUNT = 18
 
 
 class ContentArrays(NamedTuple):
@@ -330,6 +330,52 @@ def dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> np.float32:
     return total
 
 
+@inlined
+def bag_mean(arrays: ContentArrays, slot: int, values: NDArray[np.float32]) -> np.float32:
+    """Returns the sum of features' values over a slot's bag, by the length of the weighted bag."""
+    total = np.float32(0)
+    if arrays.norms[slot] > 0:
+        for k in range(arrays.sizes[slot]):
+            total += values[arrays.bags[slot, k]]
+        total /= arrays.norms[slot]
+    return total
+
+
+@kernel
+def add_gradients(
+    arrays: ContentArrays,
+    slots: NDArray[np.int64],
+    gradients: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    of_features: NDArray[np.float32],
+    of_vectors: NDArray[np.float32],
+) -> None:
+    """Adds to of_features (features,) and of_vectors (N, D) the gradients of the learned weights of features, and of
+    `directions` times one.
+
+    Args:
+        arrays: of the items.
+        slots: (N, K) of candidates; 0: none.
+        gradients: (N, K) of a loss by their scores.
+        weights: (features,) in cosines.
+        of_features: added to.
+        of_vectors: added to; the sums of candidates' vectors by their gradients, of those with a given vector.
+    """
+    for n in range(len(slots)):
+        for k in range(slots.shape[1]):
+            slot, gradient = slots[n, k], gradients[n, k]
+            if gradient == 0:
+                continue
+            if arrays.given[slot]:
+                for d in range(of_vectors.shape[1]):
+                    of_vectors[n, d] += gradient * arrays.vectors[slot, d]
+            if arrays.norms[slot] > 0:
+                share = gradient / arrays.norms[slot]
+                for f in range(arrays.sizes[slot]):
+                    feature = arrays.bags[slot, f]
+                    of_features[feature] += share * weights[feature]
+
+
 @summing
 def fill_content(
     arrays: ContentArrays,
@@ -347,6 +393,8 @@ def fill_content(
     now: NDArray[np.float64],
     lifts: NDArray[np.float32],
     first_lifts: NDArray[np.float32],
+    learned: NDArray[np.float32],
+    directions: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
     """Fills out (C, G) as `COLUMNS` (columns.py) declares them; 0 for items without content.
@@ -367,6 +415,8 @@ def fill_content(
         now: (N,) seconds since 1970.
         lifts: (features,) of clicks lately.
         first_lifts: (features,) of first clicks.
+        learned: (features,) learned weights, times those in cosines.
+        directions: (N, D) learned, for the queries.
         out: filled.
     """
     for q in range(len(starts) - 1):
@@ -402,4 +452,6 @@ def fill_content(
             x[13] = of_profile * log_history[c]
             x[14] = of_profile * log_clicks[c]
             x[15] = age * few
+            x[16] = bag_mean(arrays, slot, learned)
+            x[17] = dot(vector, directions[q]) if arrays.given[slot] else np.float32(0)
         clear_sides(arrays, slots_of, latest[q], sides)

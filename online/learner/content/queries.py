@@ -16,6 +16,8 @@ from online.learner.facts.store import NO_SEEN_ROWS, FeatureStore, Gathered, no_
 from online.learner.history import UserHistories
 from online.learner.listable import Listable
 
+ALIKE = 8  # clicked items from which an item's vector starts
+STARTS_FROM = 64  # clicked items, before any is started so
 _CLICKS, _HISTORY = COLUMNS["clicks"], COLUMNS["history"]
 
 
@@ -25,6 +27,14 @@ class ContentQuery(NamedTuple):
     latest: NDArray[np.int64]  # (N, L) rows of the users' latest items, newest first, 0 beyond
     now: NDArray[np.float64]  # (N,) seconds since 1970
     candidates: SeenRows
+
+
+class Starts(NamedTuple):
+    """Items with content that are clicked for the first time, and clicked ones like them."""
+
+    rows: NDArray[np.int64]  # (n,)
+    like: NDArray[np.int64]  # (n, ALIKE) rows
+    shares: NDArray[np.float32]  # (n, ALIKE) by which each counts, 1 in sum; 0 where none is alike
 
 
 class Knowing(Protocol):
@@ -87,6 +97,30 @@ class ContentQueries:
         slots_of = self.state.listable.attributes.slots
         columns = content.columns(gathered, query.latest, slots_of, query.now, (_CLICKS, _HISTORY))
         return gathered._replace(content=columns)
+
+    def learn(self, latest: NDArray[np.int64], rows: NDArray[np.int64], gradients: NDArray[np.float32]) -> None:
+        """Moves the learned weights (`ItemContent.learn`), while anything is known."""
+        content = self.content
+        if content is not None:
+            content.learn(latest, self.state.listable.attributes.slots, rows, gradients)
+
+    def starts(self, rows: NDArray[np.int64]) -> Starts | None:
+        """Returns, of items by their rows, those that are clicked for the first time, and which clicked items are most
+        like each; None: nothing is known of any. To be asked before the clicks are observed."""
+        content = self.content
+        if content is None:
+            return None
+        slots_of = self.state.listable.attributes.slots
+        rows = np.unique(rows[rows > 0])
+        new = rows[content.arrays.known[slots_of[rows]] & ~content.arrays.clicked[slots_of[rows]]]
+        if not len(new):
+            return None
+        pool = self._pool(content)
+        pool = pool[content.arrays.clicked[slots_of[pool]]]
+        if len(pool) < STARTS_FROM:
+            return None
+        near, shares = content.alike(slots_of[new].astype(np.int64), slots_of[pool].astype(np.int64), ALIKE)
+        return Starts(new, pool[near], shares)
 
     def observe(self, rows: NDArray[np.int64]) -> None:
         """Counts clicks on items by their rows."""

@@ -8,7 +8,7 @@ import torch
 
 from online.config.settings import Settings
 from online.learner.asking import Answerer, Question
-from online.learner.content.columns import COLUMNS
+from online.learner.content.columns import COLUMNS, LEARNED
 from online.learner.explaining import Explainer
 from online.learner.learner import Learner
 from stream.events import Click
@@ -184,7 +184,7 @@ def test_a_state_from_before_content_loads_and_content_comes_from_the_attributes
     results = learn(learner, town(64, seed=1))
     assert all(result.finite() for result in results)
     asked = Answerer(learner, learner.queries).ask([Question(user_id="1")])
-    assert asked.scored.content.shape[-1] == len(COLUMNS)
+    assert asked.scored.content.shape[-1] == len(COLUMNS) + len(LEARNED)
 
 
 def test_a_learner_without_content_loads_a_state_with_it(settings, town_learner):
