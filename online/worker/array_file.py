@@ -16,7 +16,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from online.worker.delta import Delta, DeltaError, delta, patched
+from online.learner.delta import Delta, DeltaError, delta, patched
 
 MAGIC = b"nextclick arrays"
 WINDOW_LOG_MAX = 27  # of a frame that is read: 128 MB, which all levels up to 19 keep to

@@ -18,6 +18,7 @@ from apscheduler.triggers.interval import IntervalTrigger
 from online.config.cron import cron_trigger
 from online.config.settings import Settings
 from online.learner.content.encoders import load_encoder
+from online.learner.delta import warm as warm_delta
 from online.learner.facts.warm import warm_if_cold
 from online.lifecycle.finetune_outside import remove_left_jobs
 from online.lifecycle.scheduler import SteadyScheduler
@@ -42,7 +43,6 @@ from online.worker.connections import (
     stream_origin,
 )
 from online.worker.dead_letters import DeadLetterWriter
-from online.worker.delta import warm as warm_delta
 from online.worker.folders import identity_of, worker_folder
 from online.worker.group import Membership
 from online.worker.loop import Loop

@@ -19,6 +19,7 @@ from numba.core.registry import CPUDispatcher, cpu_target
 
 from online.config.settings import Settings
 from online.learner.batches import Impression
+from online.learner.delta import warm as warm_delta
 from online.learner.facts.jit import cache_folder
 from online.learner.learner import Learner
 from stream.events import Click
@@ -87,7 +88,7 @@ def warm_if_cold(say: Callable[[str], None]) -> None:
     """Compiles all loops now if they are not, and says so before; else it says nothing and takes no time."""
     if is_warm():
         return
-    say(f"compiling loops for this machine, about a minute; done once (beforehand: {BEFOREHAND})")
+    say(f"compiling loops for this machine, one to two minutes; done once (beforehand: {BEFOREHAND})")
     warm()
     if not is_warm():
         say(f"loops compiled, {_NOT_KEPT}")
@@ -104,6 +105,7 @@ def loops() -> Iterator[tuple[str, CPUDispatcher]]:
 
 def use_all_loops() -> None:
     """A few clicks are learned, as a worker would, with each setting that sends other types through the loops."""
+    warm_delta()
     with tempfile.TemporaryDirectory() as folder:
         for changed in ({"exclude_seen": False}, {"exclude_seen": True, "event_weights": "click=1,return=-1"}):
             _use(Learner(Settings(**TINY | changed, data_dir=Path(folder))))

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from online.worker import delta as delta_module
-from online.worker.delta import Delta, DeltaError, delta, patched
+from online.learner import delta as delta_module
+from online.learner.delta import Delta, DeltaError, delta, patched
 
 TYPES = [np.bool_, np.uint8, np.float16, np.int32, np.float32, np.uint64, np.float64]
 
