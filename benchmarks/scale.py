@@ -1,12 +1,13 @@
 """What items, users and clicks cost: memory, checkpoint and CPU time at several sizes, and a formula for other sizes.
 
-    python -m benchmarks.scale [--sizes 200000x100000,100000x100000,...] [--clicks 1000] [--lists 200]
+    python -m benchmarks.scale [--sizes 200000x100000,100000x100000,...] [--clicks 3000] [--lists 100]
     python -m benchmarks.scale --formula
 
 Each size (items x users) has a process of its own, one after the other, whose learner is made up as in
 benchmarks/checkpoint.py, with every limit just as high as needed. Its line has the arrays' bytes as counted and as the
 formula says, the memory that the process gained, the most that capturing a checkpoint added to it, the bytes captured
-(before compression), and CPU time (median and quartiles).
+(before compression), and CPU time, as a ratio to that of a learner at the default limits, which takes turns with it
+(median and quartiles).
 `--formula` measures nothing: it says what other sizes would take.
 """
 
@@ -15,7 +16,7 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from online.learner.facts.store import ROWS_MIN
 from online.learner.history import SERVED
 from online.learner.learner import Learner
 
+DEFAULT = 200_000, 100_000  # items and users that are held
 SIZES = "200000x100000,100000x100000,1000000x100000,100000x300000,100000x1000000,1000000x1000000"
 # Of Python's own, measured with ids of about ten letters: the id, and what finds it and keeps its turn.
 OBJECTS_PER_ITEM, OBJECTS_PER_USER = 280, 190
@@ -178,6 +180,20 @@ def spread(values: list[float]) -> str:
     return f"{middle:.2f} ({low:.2f}, {high:.2f})"
 
 
+def ratios(values: list[float], others: list[float]) -> str:
+    """Median of `values`, and that of their ratios to `others`, which took turns with them, with quartiles."""
+    each = spread([one / other for one, other in zip(values, others, strict=True)])
+    return f"{np.median(values):.2f} ms of CPU time, {each} times that at the default limits"
+
+
+def turns(learners: Sequence[tuple[Learner, int, int]], clicks: int, users_max: int) -> str:
+    """CPU time of clicks of at most so many users; the learners take turns. A first third warms up."""
+    steps = [each_click(one, clicks, items, min(users, users_max)) for one, items, users in learners]
+    taken = list(zip(*steps, strict=True))
+    taken = taken[len(taken) // 3 :]
+    return ratios([one for one, _ in taken], [other for _, other in taken])
+
+
 def measure(items: int, users: int, clicks: int, lists: int) -> None:
     """Prints what a learner of one size takes."""
     torch.set_num_threads(1)
@@ -187,6 +203,7 @@ def measure(items: int, users: int, clicks: int, lists: int) -> None:
     warm.rank(warm.histories.users()[:10])
     warm.store.forget_rows([1])
     del warm
+    default = filled(load_settings(), *DEFAULT)
     gc.collect()
     settings = load_settings(items_held=items, users_held=users)
     before = resident_bytes()
@@ -200,13 +217,12 @@ def measure(items: int, users: int, clicks: int, lists: int) -> None:
     fixed = constant(settings, Learner(settings))
     expected = fixed + memory_bytes(terms)
     print(f"  memory: arrays {counted / 1e6:,.0f} MB, formula {expected / 1e6:,.0f} MB, gained {gained / 1e6:,.0f} MB")
-    times = list(each_click(learner, clicks, items, users))
-    print(f"  a click, ms of CPU time: {spread(times[1:])}", flush=True)
-    again = list(each_click(learner, 2 * clicks, items, FEW_USERS))
-    print(f"  the same of {FEW_USERS:,} users who come back: {spread(again[len(again) // 2 :])}", flush=True)
-    names = [user_of(number) for number in np.random.default_rng(2).integers(0, users, lists).tolist()]
-    each = [cpu_ms(lambda name=name: learner.rank([name])) for name in names]  # type: ignore[misc]
-    print(f"  a list asked for, ms of CPU time: {spread(each)}", flush=True)
+    learners = ((learner, items, users), (default, *DEFAULT))
+    print(f"  a click: {turns(learners, clicks, users)}", flush=True)
+    print(f"  the same of {FEW_USERS:,} users who come back: {turns(learners, clicks, FEW_USERS)}", flush=True)
+    names = [user_of(number) for number in np.random.default_rng(2).integers(0, min(users, DEFAULT[1]), lists).tolist()]
+    each = [[cpu_ms(lambda one=one, name=name: one.rank([name])) for one, _, _ in learners] for name in names]  # type: ignore[misc]
+    print(f"  a list asked for: {ratios([one for one, _ in each], [other for _, other in each])}", flush=True)
     with Peak() as peak:
         began = time.process_time()
         arrays, _ = learner.to_state()
@@ -261,8 +277,8 @@ def whole(settings: Settings, items: int, users: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=SIZES, help="items x users, comma-separated")
-    parser.add_argument("--clicks", type=int, default=1_000)
-    parser.add_argument("--lists", type=int, default=200)
+    parser.add_argument("--clicks", type=int, default=3_000)
+    parser.add_argument("--lists", type=int, default=100)
     parser.add_argument("--formula", action="store_true")
     options = parser.parse_args()
     if options.formula:
