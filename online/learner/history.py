@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from online.learner.user_stores import UserKey
 
+PIECE = 4_096  # histories that a checkpoint captures at a time
 SERVED = 10  # items of the list in front of a user that hit@10 and NDCG@10 look at
 
 
@@ -266,6 +267,11 @@ class UserHistories:
     def to_state(self) -> tuple[dict[str, NDArray[Any]], list[str]]:
         """Arrays (only clicks that exist) and the users, least recently seen first."""
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        pieces = [self._piece(slots[at : at + PIECE]) for at in range(0, max(1, len(slots)), PIECE)]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}, list(self._slots)
+
+    def _piece(self, slots: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """The arrays of some slots (N,). What it works on has 10 kB a slot, so not all are done at once."""
         latest = self.oldest_first(slots, self.history_max)
         inside = np.arange(latest.rows.shape[1]) < latest.lengths[:, None]
         arrays: dict[str, NDArray[Any]] = {
@@ -281,7 +287,7 @@ class UserHistories:
         }
         if self.values is not None:
             arrays["values"] = self._latest(self.values, slots, latest)[inside]
-        return arrays, list(self._slots)
+        return arrays
 
     def _latest(self, ring: NDArray[Any], slots: NDArray[np.int64], latest: ClicksOldestFirst) -> NDArray[Any]:
         """Another ring's entries in the places of `latest`, (N, L)."""

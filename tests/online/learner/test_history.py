@@ -1,5 +1,6 @@
 """Rings of clicks against a dict of lists: the same answers, whatever is clicked, forgotten and restored."""
 
+import tracemalloc
 from collections import OrderedDict
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from online.learner import history
 from online.learner.history import SERVED, UserHistories, earlier_in_batch, next_in_batch
 
 USERS = [f"u{number}" for number in range(7)]
@@ -183,3 +185,33 @@ def test_a_history_that_is_allowed_more_after_a_restart_invents_no_clicks():
     large.append(slots, [4], [0], [0.0])
     found = large.oldest_first(slots, 5)
     assert found.rows[0, : found.lengths[0]].tolist() == [2, 3, 4]
+
+
+def test_a_state_is_captured_in_pieces_and_the_same(monkeypatch):
+    """At once it would take 10 kB a user beside what is captured: more than all histories."""
+    histories, random = UserHistories(7, 4, values=True), np.random.default_rng(0)
+    for _ in range(5):
+        slots = histories.slots([f"user {n}" for n in random.permutation(9)[:6]])
+        histories.append(slots, random.integers(1, 99, 6), random.integers(0, 9, 6), random.random(6))
+        histories.put_values(slots, random.random(6))
+    whole, users = histories.to_state()
+    monkeypatch.setattr(history, "PIECE", 2)
+    pieces, again = histories.to_state()
+    assert again == users
+    assert {name: (array.dtype, array.tolist()) for name, array in pieces.items()} == {
+        name: (array.dtype, array.tolist()) for name, array in whole.items()
+    }
+    assert UserHistories(7, 4).to_state()[1] == []
+
+
+def test_capturing_works_on_little_beside_what_it_returns():
+    histories = UserHistories(8 * history.PIECE, 16)
+    slots = histories.slots([str(n) for n in range(8 * history.PIECE)])
+    histories.append(slots, 1, 0, 1.0)
+    tracemalloc.start()
+    arrays, _ = histories.to_state()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Of one piece it has some ten numbers of 8 bytes for each place; of all of them that would be eight times as much.
+    worked_on = 20 * 8 * 16 * history.PIECE
+    assert peak < 3 * sum(array.nbytes for array in arrays.values()) + worked_on
