@@ -248,7 +248,7 @@ def test_a_version_can_be_rolled_back_to_after_its_checkpoint_was_cut_down(harne
 
 
 @pytest.mark.usefixtures("increments")
-def test_no_file_of_a_checkpoint_holds_the_user_not_even_the_full_one_that_increments_share(harness, town_clicks):
+def test_no_file_holds_the_user_not_even_the_full_one_that_increments_share(harness, town_clicks):
     user = busiest(town_clicks[:64])
     harness.publish([*town_clicks[:64], forget(user), *(one for one in town_clicks[64:128] if one.user_id != user)])
     loop = harness.run(forget_checkpoints_s=0.0, poll_records_max=16)
@@ -265,7 +265,7 @@ def test_no_file_of_a_checkpoint_holds_the_user_not_even_the_full_one_that_incre
 
 
 @pytest.mark.usefixtures("increments")
-def test_a_disk_that_is_full_after_a_user_was_forgotten_does_not_make_the_next_one_an_increment(harness, town_clicks):
+def test_after_a_user_was_forgotten_on_a_full_disk_the_next_one_is_full(harness, town_clicks):
     user, full = busiest(town_clicks[:48]), []
 
     def reached(step):

@@ -126,7 +126,7 @@ def test_the_full_one_makes_room_and_its_increments_are_whole(tmp_path, whole):
     whole(checkpoints.read(4), 4)
 
 
-def test_one_that_shares_nothing_with_the_latest_stays_as_the_disk_may_damage_what_they_share(tmp_path, whole, caplog):
+def test_one_that_shares_nothing_with_the_latest_stays(tmp_path, whole, caplog):
     checkpoints = filled(tmp_path, 3, kept=2)
     again = Checkpoints(tmp_path, 2)
     for number in range(4, 9):

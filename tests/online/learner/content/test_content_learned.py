@@ -150,7 +150,7 @@ def test_a_tag_that_matters_gets_a_larger_weight_and_it_survives_a_checkpoint(sm
     assert (again.learn(later).ranks == learner.learn(later).ranks).all()
 
 
-def test_a_checkpoint_without_learned_weights_loads_and_its_replayed_clicks_keep_their_columns(small):
+def test_a_checkpoint_without_learned_weights_loads_and_replays_its_own_columns(small):
     learner = Learner(small(items_held=2_000))
     learner.put_items([tagged(number) for number in range(400)])
     learn(learner, one_tag_is_clicked(400))
@@ -230,7 +230,7 @@ def test_rows_start_from_their_own_vectors_and_the_mean_of_others():
     torch.testing.assert_close(table.vectors.data[7], first[7])
 
 
-def test_items_start_from_the_clicked_ones_that_are_most_like_them_at_their_first_click_only(small):
+def test_items_start_from_clicked_ones_like_them_at_their_first_click_only(small):
     learner = Learner(small(items_held=2_000))
     learner.put_items([tagged(number) for number in range(300)])
     clicks = [Click(user_id=str(n % 24), item_id=f"i{n}", timestamp=60.0 * n) for n in range(200)]
