@@ -17,8 +17,6 @@ from benchmarks._redis_cluster import RedisCluster, Sentinels, running
 from benchmarks._servers import Server
 from benchmarks._servers import free_port as _free_port
 
-TEST_PROCESSES_MIN = 3
-
 # No timed test decides: a busy machine makes an example slow, not wrong.
 # CI looks at the same examples every time, so that it judges the change; at a desk each run looks at new ones.
 settings.register_profile(
@@ -41,12 +39,6 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_DATA_HOME"] = home.name
     if importlib.util.find_spec("torch"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Processes of tests: many of them wait for processes of their own, so two cores have room for three."""
-    return max(TEST_PROCESSES_MIN, os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

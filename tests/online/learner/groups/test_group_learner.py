@@ -111,7 +111,7 @@ def test_states_load_whether_users_were_known_or_not(settings, town_learner):
     more = restarted(fewer, settings)
     assert more.groups.unread
     more.groups.put(user(1))
-    assert more.replay.added == len(columns_of(settings))
+    assert more.replay.added == [column.name for column in columns_of(settings)]
     assert all(one.finite() for one in learn(more, new_users(64)))
     assert not learner.groups.unread
 
