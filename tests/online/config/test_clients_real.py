@@ -37,6 +37,7 @@ from cryptography.x509.oid import NameOID
 
 from online.api.app import create_app
 from online.config.settings import Settings, SettingsError
+from online.worker.array_file import ArrayFile
 from online.worker.connections import open_lists, open_producer, open_reader, open_source, prepare_topics
 from stream import kafka_errors
 from stream.lists import Lists, ListsError, TopList
@@ -393,6 +394,13 @@ def learned(worker: subprocess.Popen[str], lists: Lists, clicks: int, lines: lis
     return status
 
 
+def arrays_in(path):
+    """The bytes of all arrays of a checkpoint's file, which are compressed there."""
+    with path.open("rb") as file, (path.parent / "arrays.zst").open("rb") as full:
+        content = ArrayFile(file, ArrayFile(full))
+        return b"\n".join(content.read(name).tobytes() for name in content.names)
+
+
 def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
     safe: Safe, tmp_path: Path, admin: redis.Redis, free_port: int, request: pytest.FixtureRequest
 ) -> None:
@@ -447,7 +455,9 @@ def test_a_worker_learns_over_tls_and_nothing_it_says_or_keeps_holds_a_secret(
     assert " DEBUG kafka." in said[-1]  # the log was as talkative as it can be
 
     kept = {str(path): path.read_bytes() for path in data.rglob("*") if path.is_file()}
-    assert [name for name in kept if name.endswith(".safetensors")]
+    unpacked = {f"{path} unpacked": arrays_in(path) for path in data.rglob("*.zst")}
+    assert unpacked
+    kept |= unpacked
     keys = admin.keys("*")
     kept |= {f"Redis {key}": admin.get(key) for key in keys}
     assert b"nextclick:top:u1" in keys
