@@ -139,18 +139,6 @@ class AddedQueries:
                 out[:, self._places[part]] = columns
         return gathered._replace(content=out)
 
-    def learn(self, query: AddedQuery, part: slice, rows: NDArray[np.int64], gradients: NDArray[np.float32]) -> None:
-        """Moves weights that are learned here, by a step that the other weights took too.
-
-        Args:
-            query: of all clicks of a micro-batch.
-            part: which of them the step is of, n.
-            rows: (n, K) of candidates, 0 where there are no more.
-            gradients: (n, K) of the loss, by their scores.
-        """
-        if query.content is not None:
-            self.content.learn(query.content.latest[part], rows, gradients)
-
     def observe(self, batch: ClickBatch, now: float) -> None:
         """Counts clicks, once they have been queried. `now`: the stream's time, in seconds since 1970."""
         self.content.observe(batch.rows[batch.trainable])

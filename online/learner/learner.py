@@ -187,8 +187,10 @@ class Learner(LearnerState):
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
             self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
-            gradients = score_gradients(choices, step.positions, step.weights)
-            self.added.learn(prepared.added[0], step.part, choices.rows(), gradients)
+            query = prepared.added[0].content
+            if query is not None:
+                gradients = score_gradients(choices, step.positions, step.weights)
+                self.added.content.learn(query.latest[step.part], choices.rows(), gradients)
         return replace(step, scored=scored._replace(each=scored.each.detach(), replayed=None))
 
     def _count_worth(self, prepared: PreparedBatch) -> None:

@@ -60,7 +60,7 @@ def whole(same):
         assert same(arrays, {name: np.asarray(array, order="C") for name, array in arrays_of(number).items()})
         assert state == state_of(number)
         for array in arrays.values():
-            array.reshape(-1)[:1] = 0  # as whoever loads it may
+            array.reshape(-1)[:1] = 0  # as a caller that has loaded it may
 
     return check
 
