@@ -1,10 +1,11 @@
 """The manifests are valid by Kubernetes' own schemas, and true to the code, to the images and to Docker Compose."""
 
+import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -20,13 +21,20 @@ COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 OF_OTHERS = ("keda.sh/", "kustomize.config.k8s.io/")  # whose schemas are not Kubernetes' own
 
 
+@pytest.fixture(scope="module")
+def kubernetes_validate() -> ModuleType:
+    """Loaded by the tests that need it: it takes longer than all of them, and each process of a test run loads this
+    file."""
+    return importlib.import_module("kubernetes_validate")
+
+
 def found(name: str) -> dict[tuple[str, str], dict[str, Any]]:
     return {(one["kind"], one["metadata"]["name"]): one for one in render(DEPLOY / name)}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", KUSTOMIZATIONS)
-def test_each_document_is_valid_by_its_schema(name: str, version: str) -> None:
+def test_each_document_is_valid_by_its_schema(name: str, version: str, kubernetes_validate: ModuleType) -> None:
     checked = 0
     for one in render(DEPLOY / name):
         if not one["apiVersion"].startswith(OF_OTHERS):
@@ -35,7 +43,7 @@ def test_each_document_is_valid_by_its_schema(name: str, version: str) -> None:
     assert checked == 7
 
 
-def test_the_schemas_refuse_what_is_wrong() -> None:
+def test_the_schemas_refuse_what_is_wrong(kubernetes_validate: ModuleType) -> None:
     wrong = found("base")["StatefulSet", "nextclick-worker"]
     wrong["spec"]["podManagement"] = "Parallel"
     with pytest.raises(kubernetes_validate.ValidationError):

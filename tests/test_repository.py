@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -35,51 +36,58 @@ LEVELS = (
     ("config", "logs", "metrics"),
     ("filters", "client"),
 )
-TREES = {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
 BROUGHT_ALONG = {"pydantic_core": "pydantic", "starlette": "fastapi"}  # parts that these show openly as their own
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 
+# Parsed by the first test that looks at them: each process of a test run loads this file.
+@cache
+def trees() -> dict[str, ast.Module]:
+    return {module: ast.parse(path.read_text(), str(path)) for module, path in SOURCES.items()}
+
+
 def imported(module: str) -> set[str]:
     """Every module that `module` names in an import, wherever in the file; of ours in full, of others the top name."""
     names = set()
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(trees()[module]):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} imports relatively; say the whole name"
             # `from online import counts` names a module, `from online.counts import Counts` something in one.
             names |= {
-                full if (full := f"{node.module}.{alias.name}") in TREES else str(node.module) for alias in node.names
+                full if (full := f"{node.module}.{alias.name}") in SOURCES else str(node.module) for alias in node.names
             }
-    return {name if name in TREES else name.split(".")[0] for name in names}
+    return {name if name in SOURCES else name.split(".")[0] for name in names}
 
 
-IMPORTS = {module: imported(module) for module in TREES}
+@cache
+def imports() -> dict[str, set[str]]:
+    return {module: imported(module) for module in SOURCES}
 
 
 def test_the_walk_found_the_project() -> None:
-    assert {"stream.events", "model.lsh", "online.config.settings"} <= set(TREES)
+    assert {"stream.events", "model.lsh", "online.config.settings"} <= set(SOURCES)
 
 
 @pytest.mark.parametrize("package", ["stream", "model"])
 def test_the_edges_and_the_network_import_no_other_package_of_ours(package: str) -> None:
     others = set(PACKAGES) - {package}
-    wrong = {m: found for m, names in IMPORTS.items() if m.startswith(package) and (found := _tops(names) & others)}
+    wrong = {m: found for m, names in imports().items() if m.startswith(package) and (found := _tops(names) & others)}
     assert not wrong
 
 
 def test_no_module_imports_itself_by_a_detour() -> None:
-    TopologicalSorter({m: names & set(TREES) for m, names in IMPORTS.items()}).prepare()  # raises CycleError
+    TopologicalSorter({m: names & set(SOURCES) for m, names in imports().items()}).prepare()  # raises CycleError
 
 
 def test_no_unit_of_online_imports_one_above_it_or_beside_it() -> None:
     level = {unit: number for number, units in enumerate(LEVELS) for unit in units}
-    assert {module.split(".")[1] for module in TREES if module.startswith("online.")} == set(level)
+    assert {module.split(".")[1] for module in SOURCES if module.startswith("online.")} == set(level)
     arrows = [
         (module, name)
-        for module, names in IMPORTS.items()
+        for module, names in imports().items()
         for name in names
         if module.startswith("online.") and name.startswith("online.")
         if (mine := module.split(".")[1]) != (its := name.split(".")[1]) and level[its] <= level[mine]
@@ -89,7 +97,7 @@ def test_no_unit_of_online_imports_one_above_it_or_beside_it() -> None:
 
 def test_nothing_that_the_loop_stands_on_knows_the_loop() -> None:
     below = _reachable("online.worker.loop") - {"online.worker.loop"}
-    assert not {module for module in below if "online.worker.loop" in IMPORTS[module]}
+    assert not {module for module in below if "online.worker.loop" in imports()[module]}
 
 
 def test_the_api_needs_neither_the_network_nor_the_loop() -> None:
@@ -103,7 +111,7 @@ def test_names_of_tests_are_short_enough_to_read_at_a_glance() -> None:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    names = set().union(*map(_tops, IMPORTS.values())) - set(PACKAGES) - set(sys.stdlib_module_names)
+    names = set().union(*map(_tops, imports().values())) - set(PACKAGES) - set(sys.stdlib_module_names)
     sold_as = importlib.metadata.packages_distributions()
     declared = {_requirement_name(line) for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines}
     wanted = {name: sold_as.get(BROUGHT_ALONG.get(name, name), [name]) for name in names}
@@ -133,7 +141,7 @@ def test_a_command_loads_only_packages_of_the_bare_installation_and_of_its_extra
         module = todo.pop()
         if module not in found:
             found.add(module)
-            todo.extend(_loaded_with(module) & set(TREES))
+            todo.extend(_loaded_with(module) & set(SOURCES))
     sold_as = importlib.metadata.packages_distributions()
     for module in found:
         for name in _tops(_loaded_with(module)) - set(PACKAGES) - set(sys.stdlib_module_names):
@@ -150,7 +158,9 @@ def test_an_extra_brings_what_its_commands_look_for() -> None:
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    read = set().union(*(_settings_read(tree) for module, tree in TREES.items() if module != "online.config.settings"))
+    read = set().union(
+        *(_settings_read(tree) for module, tree in trees().items() if module != "online.config.settings")
+    )
     read |= _fields_behind(read)
     unread = set(Settings.model_fields) - read
     assert not unread, f"settings that nothing reads: {sorted(unread)}"
@@ -221,8 +231,8 @@ def test_a_known_vulnerability_fails_and_an_unavailable_index_is_reported(tmp_pa
 
 def test_nothing_is_unpickled_or_run_from_data() -> None:
     modules = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
-    assert not {m for m, names in IMPORTS.items() if _tops(names) & modules}
-    calls = [(m, node) for m, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {m for m, names in imports().items() if _tops(names) & modules}
+    calls = [(m, node) for m, tree in trees().items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert len(calls) > 1_000
     for module, call in calls:
         name = ast.unparse(call.func)
@@ -242,9 +252,9 @@ def _reachable(start: str) -> set[str]:
     found, todo = set(), [start]
     while todo:
         module = todo.pop()
-        if module in TREES and module not in found:
+        if module in SOURCES and module not in found:
             found.add(module)
-            todo.extend(IMPORTS[module])
+            todo.extend(imports()[module])
     return found
 
 
@@ -259,13 +269,13 @@ def _lines_of(extras: tuple[str, ...]) -> list[str]:
 
 def _loaded_with(module: str) -> set[str]:
     """What is imported as `module` is: not what a function imports when it runs, nor what only type checkers see."""
-    names, todo = set(), list(TREES[module].body)
+    names, todo = set(), list(trees()[module].body)
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {full if (full := f"{node.module}.{a.name}") in TREES else str(node.module) for a in node.names}
+            names |= {full if (full := f"{node.module}.{a.name}") in SOURCES else str(node.module) for a in node.names}
         elif isinstance(node, ast.If):
             todo += node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else [*node.body, *node.orelse]
         elif isinstance(node, ast.Try):
@@ -327,6 +337,6 @@ def _last_name(node: ast.expr) -> str:
 
 def _fields_behind(properties: set[str]) -> set[str]:
     """The fields from which the named properties of Settings are derived."""
-    tree = TREES["online.config.settings"]
+    tree = trees()["online.config.settings"]
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in properties]
     return {node.attr for f in functions for node in ast.walk(f) if isinstance(node, ast.Attribute)}

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from online.evaluation.reward_model import Cells, RewardModel
 
@@ -172,7 +172,7 @@ def _interval(log: PolicyLog, terms: Floats, value: float, w: Floats, options: O
     error = float(sums.std(ddof=1)) / np.sqrt(len(sums))
     earned = log.reward[log.reward != 0]
     if log.reward.min() < 0 or value <= 0 or not len(earned):
-        z = float(stats.norm.ppf(0.5 + options.level / 2))
+        z = float(special.ndtri(0.5 + options.level / 2))
         return value - z * error, value + max(z * error, 0.0 if len(earned) else _none_seen(w, options.level))
     # What one more reward would add, of a usual size and weight: the few that were seen tell too little of the largest.
     more = float(np.sqrt((w**2).mean() * (earned**2).mean())) / len(log)
@@ -197,8 +197,8 @@ def gamma_interval(value: float, variance: float, more: float, level: float) -> 
     if variance <= 0:
         return value, value
     upper, spread = value + more, variance + more**2
-    low = stats.gamma.ppf(tail, value**2 / variance, scale=variance / value)
-    high = stats.gamma.ppf(1 - tail, upper**2 / spread, scale=spread / upper)
+    low = special.gammaincinv(value**2 / variance, tail) * variance / value
+    high = special.gammaincinv(upper**2 / spread, 1 - tail) * spread / upper
     return float(low), float(high)
 
 

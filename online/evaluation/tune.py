@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 from pydantic import ValidationError
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from online.config.settings import Settings
 from online.evaluation.backtest import NEXTCLICK, RunResult
@@ -118,7 +118,7 @@ class Tuned:
         """Where the gain lies, at `CONFIDENCE`: Student's t, because users may be few."""
         if math.isinf(self.gain_error):
             return -math.inf, math.inf
-        wide = float(student_t.ppf(0.5 + CONFIDENCE / 2, max(1, self.users - 1))) * self.gain_error
+        wide = float(stdtrit(max(1, self.users - 1), 0.5 + CONFIDENCE / 2)) * self.gain_error
         return self.gain - wide, self.gain + wide
 
     @property

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import logging
+import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-import online
 from online.worker import checkpoint as checkpoint_module
 from online.worker.checkpoint import ARRAYS, MANIFEST, OLD_ARRAYS, SAFETENSORS, STATE, CheckpointError, Checkpoints
 from online.worker.steps import STEPS
+from tests.forked import run_forked
 
 ODD = {
     "scalar": np.array(3, np.int64),
@@ -195,17 +195,16 @@ def test_killed_while_writing_the_one_before_stays_and_what_is_left_over_goes(tm
 def test_really_killed_while_writing_one_of_both_is_there_and_whole(tmp_path, step):
     """kill -9, in a process of its own."""
     filled(tmp_path, 2)
-    code = f"""
-import os, signal, numpy
-from pathlib import Path
-from online.worker.checkpoint import Checkpoints
-def reached(step):
-    if step == {step!r}:
-        os.kill(os.getpid(), signal.SIGKILL)
-Checkpoints(Path({str(tmp_path)!r}), 2, reached=reached).save({{"number": numpy.full(100_000, 3.0)}}, {{"number": 3}})
-"""
-    folder = Path(online.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+
+    def reached(at):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        checkpoints = Checkpoints(tmp_path, 2, reached=reached)
+        checkpoints.save({"number": np.full(100_000, 3.0)}, {"number": 3})
+
+    done = run_forked(work)
     assert done.returncode == -signal.SIGKILL, done.stderr
     checkpoints = Checkpoints(tmp_path, 2)
     number, arrays, state = checkpoints.load()
@@ -245,22 +244,18 @@ def test_a_full_disk_is_one_clear_line_and_loses_nothing(tmp_path, monkeypatch, 
 
 def test_a_disk_that_is_really_full_is_one_clear_line_too(tmp_path):
     """A limit on the size of files stands in for a full disk: what is buffered is refused once more later."""
-    code = f"""
-import resource, signal, numpy
-from pathlib import Path
-from online.worker.checkpoint import CheckpointError, Checkpoints
-checkpoints = Checkpoints(Path({str(tmp_path)!r}), 3)
-checkpoints.save({{"a": numpy.zeros(10)}}, {{}})
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-try:
-    checkpoints.save({{"a": numpy.random.default_rng(0).random(100_000)}}, {{}})
-except CheckpointError as error:
-    print(error)
-print(checkpoints.numbers(), len(list(checkpoints.folder.iterdir())))
-"""
-    folder = Path(online.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True)
+
+    def work():
+        checkpoints = Checkpoints(tmp_path, 3)
+        checkpoints.save({"a": np.zeros(10)}, {})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        with pytest.raises(CheckpointError) as refused:
+            checkpoints.save({"a": np.random.default_rng(0).random(100_000)}, {})
+        return f"{refused.value}\n{checkpoints.numbers()} {len(list(checkpoints.folder.iterdir()))}\n"
+
+    done = run_forked(work)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"cannot write checkpoints to {tmp_path} (")
     assert done.stdout.endswith("free space or set NEXTCLICK_DATA_DIR\n[1] 1\n")
 

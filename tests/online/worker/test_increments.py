@@ -3,18 +3,19 @@
 import logging
 import os
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import online
 from online.worker import checkpoint as checkpoint_module
 from online.worker.checkpoint import ARRAYS, CHANGES, MANIFEST, CheckpointError, Checkpoints
+from online.worker.process_copy import begin_in_copy
 from online.worker.shared_checkpoints import SharedCheckpoints, fetch
 from online.worker.steps import STEPS
+from tests.forked import run_forked
 from tests.online.worker.test_checkpoint import KilledError, as_safetensors, cut, flip
 from tests.online.worker.test_shared_checkpoints import AtOnce
 
@@ -242,26 +243,22 @@ def test_killed_while_writing_an_increment_the_one_before_stays(tmp_path, monkey
 def test_really_killed_while_writing_one_of_both_is_there_and_whole(tmp_path, whole, step, beside):
     """kill -9, in a process of its own; of a copy it kills the copy, which its process outlives."""
     filled(tmp_path, 1)
-    code = f"""
-import os, signal
-from pathlib import Path
-from online.worker import checkpoint
-from tests.online.worker.test_increments import arrays_of, state_of
-checkpoint.FULL_BYTES_MIN = 0
-armed = []
-def reached(step):
-    if step == {step!r} and armed:
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoints = checkpoint.Checkpoints(Path({str(tmp_path)!r}), 3, reached=reached)
-checkpoints.save(arrays_of(2), state_of(2))
-armed.append(True)
-if {beside}:
-    checkpoints.begin_in_copy(lambda: (arrays_of(3), state_of(3)))()
-else:
-    checkpoints.save(arrays_of(3), state_of(3))
-"""
-    folder = Path(online.__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=False)
+    armed = []
+
+    def reached(at):
+        if at == step and armed:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        checkpoints = Checkpoints(tmp_path, 3, reached=reached)
+        checkpoints.save(arrays_of(2), state_of(2))
+        armed.append(True)
+        if beside:
+            checkpoints.begin_in_copy(lambda: (arrays_of(3), state_of(3)))()
+        else:
+            checkpoints.save(arrays_of(3), state_of(3))
+
+    done = run_forked(work)
     if beside and step == "checkpoint_state":
         assert "the copy of the process that wrote it was killed by signal 9" in done.stderr
     else:
@@ -385,21 +382,20 @@ def test_where_the_system_makes_no_copy_it_is_written_here(tmp_path, monkeypatch
 
 def test_a_copy_ends_with_the_process_that_made_it(tmp_path):
     """Else it would keep the lock of the folder, and the ports, from the worker that is started next."""
-    code = f"""
-import os, signal, time
-from pathlib import Path
-from online.worker.process_copy import begin_in_copy
-held = open({str(tmp_path / "held")!r}, "w")
-def work():
-    Path({str(tmp_path / "copy")!r}).write_text(f"{{os.getpid()}} {{len(os.listdir('/proc/self/fd'))}}")
-    time.sleep(60)
-begin_in_copy(work)
-while not Path({str(tmp_path / "copy")!r}).exists() or not Path({str(tmp_path / "copy")!r}).read_text():
-    time.sleep(0.01)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    folder = Path(online.__file__).parent.parent
-    subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=folder, check=False, timeout=60)
+    said = tmp_path / "copy"
+
+    def work():
+        said.write_text(f"{os.getpid()} {len(os.listdir('/proc/self/fd'))}")
+        time.sleep(60)
+
+    def dies():
+        with (tmp_path / "held").open("w"):
+            begin_in_copy(work)
+            while not said.exists() or not said.read_text():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert run_forked(dies).returncode == -signal.SIGKILL
     pid, descriptors = (tmp_path / "copy").read_text().split()
     assert int(descriptors) <= 5  # standard ones, the pipe, and the folder that is listed
     for _ in range(200):
