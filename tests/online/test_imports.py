@@ -17,15 +17,20 @@ COMPILER = ("torch._dynamo", "torch._inductor", "sympy", "networkx")
 NOT_A_SITES = ("torch", "numpy", "river", "kafka", "numba", *PLOTS_AND_TABLES, *HTTP)
 HEAVY = ("torch", "numpy", "river", "kafka", "redis", "numba")
 
-LEARNS_A_CLICK = """
+LEARNS_AND_TUNES = """
 import tempfile
 from pathlib import Path
 from online.learner.learner import Learner
+from online.lifecycle.finetune import FineTuning
 from online.config.settings import Settings
 from stream.events import Click
 learner = Learner(Settings(data_dir=Path(tempfile.gettempdir()), device="cpu"))
 for at in range(3):
     learner.learn([Click(user_id="u", item_id=f"i{at}", timestamp=1e9 + at)])
+tuning = FineTuning(learner, learner.histories.oldest_first(learner.histories.recently_seen(1), 4), seed=1)
+while not tuning.done:
+    tuning.run_for(9.0)
+assert tuning.losses
 """
 
 
@@ -45,7 +50,7 @@ def imported_by(code: str) -> set[str]:
             ("torch", "river", "redis"),
             (*LOOPS, *HTTP, *COMPILER, "kafka", "rich", "typer"),
         ),
-        (LEARNS_A_CLICK, ("torch", "numba"), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis", "rich")),
+        (LEARNS_AND_TUNES, ("torch", "numba"), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis", "rich")),
         ("import online.commands.backtest", ("torch",), (*LOOPS, *HTTP, *COMPILER, "kafka", "redis")),
         ("import online.api.serve", ("fastapi",), (*PLOTS_AND_TABLES, *COMPILER, "torch", "river", "numba")),
         ("import online.commands.replay", (), (*HEAVY, *PLOTS_AND_TABLES, *HTTP, *COMPILER)),
