@@ -28,7 +28,7 @@ WAIT_S = 600.0  # on a busy machine; nothing waits so long elsewhere
 BROKEN = 5
 QUIET = {
     "refresh_ages_s": (), "finetune_interval_s": 0.0, "status_interval_s": 0.0, "checkpoint_interval_s": 0.0,
-    "event_ids_held": 10_000, "drift_threshold": 1e9,
+    "event_ids_held": 10_000, "drift_threshold": 1e9, "poll_timeout_s": 0.01,
 }  # fmt: skip
 
 
@@ -180,7 +180,6 @@ def test_on_kafka_killed_at_every_step_each_event_is_accounted_for_once(
         clicks_topic=topic,
         dead_letters_topic=f"{topic}.dead",
         topic_partitions=3,
-        poll_timeout_s=0.01,
     )
     with workers(settings) as them:
         prepare_topics(settings)

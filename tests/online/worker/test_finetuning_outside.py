@@ -41,6 +41,7 @@ def turned_until(loop, state, timeout_s=120.0):
         assert time.monotonic() < until
         loop.turn()
         turns += 1
+        time.sleep(0.01)  # the job's processes need the time
     assert loop.supervisor.state == state
     return turns
 
