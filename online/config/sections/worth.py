@@ -20,7 +20,7 @@ class WorthSettings(BaseSettings):
     value_as_worth: bool = setting(
         False,
         "Whether a click trains by its value too: by log(1 + value), compared with the average click that has one.",
-        "Set it where value is money or a rating.",
+        "To rank by value, name it in the objective: that was better.",
     )
     value_max: Rate = setting(
         1_000.0,
