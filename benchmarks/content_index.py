@@ -23,7 +23,7 @@ from scipy.sparse import csr_matrix
 
 from benchmarks.content import read_items
 from online.learner.content.items import LATEST, ItemContent
-from online.learner.content.kernels import LOOKED_AT, NEAREST
+from online.learner.content.near import LOOKED_AT, NEAREST
 from stream.items import Item
 
 POOLS = (1_024, 4_096, 16_384)
