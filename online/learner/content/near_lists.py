@@ -49,7 +49,7 @@ class NearLists:
 
     def free(self, slot: int) -> None:
         """Forgets the item of a slot: its list, and what other lists say of it."""
-        self.arrays.versions[slot] += 1
+        self.arrays.versions[slot] = (int(self.arrays.versions[slot]) + 1) % 2**16
         self.arrays.others[slot], self.arrays.compared[slot] = 0, False
 
     def compare(
@@ -121,9 +121,10 @@ class NearLists:
         }
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Loads what `to_state` returned. Of a checkpoint without lists they are made anew, some with each
-        micro-batch."""
-        if "near_others" not in arrays:
+        """Loads what `to_state` returned. Of a checkpoint without lists, or with those of another length, they are
+        made anew, some with each micro-batch."""
+        lengths = self.arrays.others.shape[1:], self.arrays.rings.shape
+        if "near_others" not in arrays or lengths != (arrays["near_others"].shape[1:], arrays["near_rings"].shape):
             return
         for name, part in self.arrays._asdict().items():
             saved = arrays[f"near_{name}"]

@@ -135,13 +135,16 @@ def test_items_with_vectors_alone_are_near_by_their_cosines():
     assert 30 not in held(content, 1, CLICKED)
 
 
-def test_lists_of_a_checkpoint_without_them_are_made_anew(small):
+@pytest.mark.parametrize("shorter", [False, True])
+def test_lists_of_a_checkpoint_without_them_or_of_other_lengths_are_made_anew(small, shorter):
     learner = Learner(small(items_held=1_000))
     learner.put_items([item(number) for number in range(100)])
     learn(learner, town(32))
     arrays, state = learner.to_state()
     old = {name: array for name, array in arrays.items() if "near_" not in name}
     assert len(old) < len(arrays)
+    if shorter:
+        old = arrays | {name: array[..., :2] for name, array in arrays.items() if name.endswith("near_rings")}
     other = Learner(small(items_held=1_000))
     other.load_state(old, json.loads(json.dumps(state)))
     near = other.listable.content.near.arrays
@@ -160,6 +163,13 @@ def test_lists_are_compared_anew_where_there_are_twice_as_many_items_as_before(s
     assert not near.compared[1:11].any()
     learn(learner, town(16))
     assert near.compared[learner.listable.content.arrays.known].all()
+
+
+def test_versions_begin_anew_after_the_largest():
+    content = content_of(titles(4))
+    content.near.arrays.versions[2] = 2**16 - 1
+    content.free(2)
+    assert content.near.arrays.versions[2] == 0
 
 
 def test_a_record_that_frees_a_slot_leaves_no_list(small):
