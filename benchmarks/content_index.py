@@ -1,11 +1,13 @@
-"""Items most like another in content: what a scan of all vectors finds, and LSH buckets, and how long each takes.
+"""Items most like another in content: what their lists hold, a scan of all vectors, and LSH buckets, and how long each
+takes.
 
     python -m benchmarks.content_index items.csv.xz [--queries 128]
 
-The truth is the exact cosine of weighted bags, over all items of the pool. `scan` is what the learner does: the 64 best
-by vectors, which are then compared exactly. `buckets` looks only at items whose vectors have the same signs as the
-query's in one of several sets of random directions (Charikar 2002), and then does the same. Recall counts found items
-that are as much alike as the 16th best one, of 16.
+The truth is the exact cosine of weighted bags, over all items of the pool. `lists` is what the learner does: lists of
+near items that were made when the items came. `scan` looks at all items: the 64 best by vectors, which are then
+compared exactly. `buckets` looks only at items whose vectors have the same signs as the query's in one of several sets
+of random directions (Charikar 2002), and then does the same. Recall counts found items that are as much alike as the
+12th best one, of 12.
 
 Letters: `P` items of the pool, `Q` queries, `D` width of vectors, `T` tables, `B` bits of each.
 """
@@ -23,7 +25,7 @@ from scipy.sparse import csr_matrix
 
 from benchmarks.content import read_items
 from online.learner.content.items import LATEST, ItemContent
-from online.learner.content.kernels import LOOKED_AT, NEAREST
+from online.learner.content.near import HELD, LOOKED_AT, NEAREST
 from stream.items import Item
 
 POOLS = (1_024, 4_096, 16_384)
@@ -57,9 +59,10 @@ def measure(items: list[Item], count: int) -> None:
     truth[:, 0], truth[np.arange(len(queries)), queries] = -1, -1
     latest = np.zeros((len(queries), LATEST), np.int64)
     latest[:, 0] = queries
-    report(P, "scan", P, truth, lambda: list(content.nearest(latest, slots_of, rows)[:, :NEAREST]))
-    bits = max(1, round(math.log2(P / IN_BUCKET)))
+    report(P, "lists", 2 * HELD, truth, lambda: list(content.nearest(latest, slots_of, rows)[:, :NEAREST]))
     vectors = content.arrays.vectors[: P + 1]
+    report(P, "scan", P, truth, lambda: [best_of(rows[rows != query], query, vectors, bags) for query in queries])
+    bits = max(1, round(math.log2(P / IN_BUCKET)))
     for tables in TABLES:
         directions = random.standard_normal((tables, vectors.shape[1], bits)).astype(np.float32)
         codes = ((vectors @ directions > 0) << np.arange(bits)).sum(2)  # (T, P + 1)
@@ -103,10 +106,15 @@ def all_in_buckets(  # noqa: PLR0917 - one call of one caller
         near = np.unique(np.concatenate([table[code] for table, code in zip(buckets, codes[:, query], strict=True)]))
         near = near[(near != query) & (near > 0)]
         looked.append(len(near))
-        best = near[np.argsort(-(vectors[near] @ vectors[query]))[:LOOKED_AT]]
-        cosines = (bags[best] @ bags[query].T).toarray()[:, 0]
-        found.append(best[np.argsort(-cosines)[:NEAREST]])
+        found.append(best_of(near, query, vectors, bags))
     return found
+
+
+def best_of(near: NDArray[np.int64], query: int, vectors: NDArray[np.float32], bags: csr_matrix) -> NDArray[np.int64]:
+    """Returns the most alike of some slots: by exact cosines, among the LOOKED_AT best by vectors."""
+    best = near[np.argsort(-(vectors[near] @ vectors[query]))[:LOOKED_AT]]
+    cosines = (bags[best] @ bags[query].T).toarray()[:, 0]
+    return best[np.argsort(-cosines)[:NEAREST]]
 
 
 def report(

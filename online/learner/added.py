@@ -16,7 +16,7 @@ from online.config.settings import Settings
 from online.learner.batches import ClickBatch
 from online.learner.content import columns as content_columns
 from online.learner.content.columns import LEARNED, Column
-from online.learner.content.items import CANDIDATES_MAX as CONTENT_CANDIDATES_MAX
+from online.learner.content.near_lists import CANDIDATES_MAX as CONTENT_CANDIDATES_MAX
 from online.learner.content.queries import ContentQueries, ContentQuery, Knowing
 from online.learner.facts.features import COLUMNS
 from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows

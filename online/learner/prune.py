@@ -79,6 +79,22 @@ def put_inputs(
 
 
 @kernel
+def put_columns(places: NDArray[np.int64], columns: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    """Fills the first M rows of out (·, G) with columns (C, G) of candidates at places (M,); 0 for −1."""
+    for m in range(len(places)):
+        c = places[m]
+        for g in range(out.shape[1]):
+            out[m, g] = columns[c, g] if c >= 0 else np.float32(0)
+
+
+def columns_at(places: NDArray[np.int64], columns: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Returns columns (C, G) of candidates at places (N, K), (N, K, G); 0 for −1."""
+    out = np.empty((places.size, columns.shape[1]), np.float32)
+    put_columns(places.reshape(-1), columns, out)
+    return out.reshape(*places.shape, -1)
+
+
+@kernel
 def rank_behind(
     starts: NDArray[np.int64],
     scores: NDArray[np.float32],

@@ -37,7 +37,7 @@ from online.learner.facts.store import Gathered
 from online.learner.history import ClicksOldestFirst
 from online.learner.next_item import as_histories
 from online.learner.objectives import Objective, TrainingBatch
-from online.learner.prune import keep_best, put_inputs
+from online.learner.prune import columns_at, keep_best, put_columns, put_inputs
 from online.learner.recall import soft_counts, with_gradients
 from online.learner.replay_buffer import Replayed
 from online.learner.scoring import ScoredCandidates
@@ -291,16 +291,15 @@ class RankingModel:
             rows[N * kept :] = replayed.features.view(R, -1)
         learned, columns = self._learned(scored, memory, states)
         every = self.ranker.each(rows, learned, columns)  # in one call: its cost is mostly the number of operations
+        added = self._added_columns(gathered, places, replayed)
+        if added is not None:
+            every = every + self.added(added)[:, None]
+            if gathered.content is not None:
+                scored = scored._replace(content=added[: N * kept].view(N, kept, -1))
         each = every[: N * kept].view(N, kept, -1)
-        if gathered.content is not None:
-            content = self.content_of(scored, places)
-            each = each + self.added(content)[..., None]
-            scored = scored._replace(content=content)
         if replayed is not None:
             again = every[N * kept :].view(*replayed.features.shape[:2], -1)
-            if replayed.content is not None:
-                again = self.added.with_offsets(again + self.added(replayed.content)[..., None], replayed.content)
-            scored = scored._replace(replayed=again)
+            scored = scored._replace(replayed=self.added.with_offsets(again, replayed.content))
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)
         return self._with_worth(scored._replace(features=features, present=present, scores=scores, each=each))
@@ -310,7 +309,7 @@ class RankingModel:
         """Returns scored candidates with what the heads predict of them, in the order of the objective."""
         if self.heads is None or scored.gathered.worth is None:
             return scored
-        columns = scored.gathered.worth[np.maximum(scored.kept, 0)]  # (N, K, W)
+        columns = columns_at(scored.kept, scored.gathered.worth)  # (N, K, W)
         known = as_tensor(columns[..., : LOST.start], self.device)
         inputs = head_inputs(self.ranker, scored.features, known)
         lost = columns[..., LOST].sum(-1)
@@ -340,9 +339,24 @@ class RankingModel:
     def content_of(self, scored: ScoredCandidates, places: NDArray[np.int64]) -> Tensor:
         """Returns the added columns of candidates at places (N, K), positions among all C, (N, K, G); 0 for −1."""
         assert scored.gathered.content is not None
-        columns = scored.gathered.content[np.maximum(places, 0)]
-        columns[places < 0] = 0
-        return as_tensor(columns, self.device)
+        return as_tensor(columns_at(places, scored.gathered.content), self.device)
+
+    def _added_columns(self, gathered: Gathered, places: NDArray[np.int64], replayed: Replayed | None) -> Tensor | None:
+        """Returns the added columns of candidates at places (N, K), and below those of replayed clicks, as one matrix;
+        0 where nothing is known; None: nothing is."""
+        again = None if replayed is None or replayed.content is None else replayed.content
+        if gathered.content is None and again is None:
+            return None
+        known = gathered.content if again is None else again
+        assert known is not None
+        R = 0 if replayed is None else replayed.features.shape[:2].numel()
+        matrix = np.zeros((places.size + R, known.shape[-1]), np.float32)
+        if gathered.content is not None:
+            put_columns(places.reshape(-1), gathered.content, matrix)
+        columns = as_tensor(matrix, self.device)
+        if again is not None:
+            columns[places.size :] = again.view(R, -1)
+        return columns
 
     def _inputs(
         self, scored: ScoredCandidates, places: NDArray[np.int64], states: Tensor | None, more: int

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from online.learner.arrays import as_tensor
 from online.learner.batches import StepWorth, TrainedNetwork
+from online.learner.content.kernels import softmax_gradients
 from online.learner.objectives import ListwiseRanking, NextItem, Pruning, TrainingBatch, Worth, WorthTargets
 from online.learner.preparing import PreparedBatch
 from online.learner.ranking_model import MISS_LOSS, RankingModel
@@ -71,13 +72,9 @@ def score_gradients(
         positions: (N,) of the clicked items among all candidates; −1: none, or not to be learned from.
         weights: (N,) by which each click counts; None: all by 1.
     """
-    gradients: NDArray[np.float32] = scored.shares().float().cpu().numpy().copy()
-    places = scored.places(positions)
-    kept = np.flatnonzero(places >= 0)
-    gradients[kept, places[kept]] -= 1
-    gradients[places < 0] = 0
-    if weights is not None:
-        gradients *= weights[:, None]
+    scores = scored.scores.float().cpu().numpy()
+    gradients, weights = np.empty_like(scores), np.ones(len(scores), np.float32) if weights is None else weights
+    softmax_gradients(scores, scored.places(positions), weights, gradients)
     return gradients
 
 

@@ -5,7 +5,7 @@ facts: sums of the rows of a seeded table, so that their cosines approximate tho
 projection: Achlioptas 2003). What they are worth is learned elsewhere (model/ranker.py).
 
 Letters: `S` slots, `D` width of vectors, `N` queries, `C` candidates of all of them (flat), `L` latest items, `P` items
-of the pool, `G` columns.
+that may be listed, `G` columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from model.items import unit_vectors
 from online.learner.content import kernels
 from online.learner.content.bags import BAG_MAX, KIND_WEIGHTS, ROWS, TIME_FIELD, bag_of
-from online.learner.content.kernels import COLUMNS_COUNT, LIFT_CLICKS, LOOKED_AT, NEAREST, NEW_SUITING, ContentArrays
-from online.learner.content.learned import ITEMS_MIN, LearnedWeights
+from online.learner.content.kernels import COLUMNS_COUNT, LIFT_CLICKS, ContentArrays, OfItems
+from online.learner.content.learned import LearnedWeights
+from online.learner.content.near import CLICKED, LOOKED_AT, NEW
+from online.learner.content.near_lists import NEW_PROMISING, NearLists
 from online.learner.facts.store import Gathered
 from stream.timestamps import TimestampError, seconds_of
 
@@ -28,9 +30,8 @@ LATEST = 20  # L
 HALF_LIFE_CLICKS = 3_000.0  # of clicks by feature
 HALF_LIFE_FIRSTS = 1_000.0  # of first clicks by feature, in first clicks
 POPULAR_HALF_LIFE = 500.0  # of the mean vector of clicked items, in clicks
-POOL_MAX = 16_384  # items among which the nearest are looked for
-NEW_PROMISING = 4  # candidates of a query: new items that promise most to all users
-CANDIDATES_MAX = NEAREST + NEW_SUITING + NEW_PROMISING
+GIVEN_MAX = 16_384  # items with vectors of their own that another one's vector is compared with
+COMPARED_AT_ONCE = 256  # items that are compared anew with each micro-batch, where all have to be
 _VECTOR_SEED = 1  # of the projection of given vectors, beside the table's
 
 
@@ -48,7 +49,10 @@ class ItemContent:
         self.clicks = np.zeros(ROWS, np.float32)  # lately, on items with each feature
         self.firsts = np.zeros(ROWS, np.float32)
         self.weights = np.ones(ROWS, np.float32)  # of features in cosines: by kind, and by how rare each is
+        self.near = NearLists(ROWS, slots)
         self._sides = np.zeros((ROWS, 2), np.float32)
+        self._of_items = _of_items(slots)
+        self._lifts: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None  # until something is counted
         # Clicks lately, first clicks lately, items without a click, and items when all vectors were made.
         self.totals = np.zeros(4)
         self.popular = np.zeros(WIDTH, np.float32)  # decayed sum of the vectors of clicked items
@@ -59,6 +63,11 @@ class ItemContent:
     def __len__(self) -> int:
         """Items with content."""
         return self.items
+
+    @property
+    def clicked(self) -> int:
+        """Items with content that were clicked."""
+        return self.items - int(self.totals[2])
 
     # Records
 
@@ -95,6 +104,7 @@ class ItemContent:
         if vector is not None:
             self._given[slot], arrays.given[slot] = self._projected(vector), True
         self.items += 1
+        self._lifts = None
         self.with_feature[bag] += 1
         if not clicked:
             self.unclicked[bag] += 1
@@ -112,14 +122,18 @@ class ItemContent:
             self.totals[2] -= 1
         for part in arrays:
             part[slot] = 0
+        self.near.free(slot)
+        self._lifts = None
         self._given.pop(slot, None)
         self.items -= 1
 
     def compose(self, slots: Sequence[int]) -> None:
-        """Makes the vectors of items that were put; of all items, where there are twice as many as the last time, since
-        how rare a feature is has become another."""
+        """Makes the vectors of items that were put, and compares them with others; makes those of all items, where
+        there are twice as many as the last time, since how rare a feature is has become another."""
+        put = slots
         if self.items >= 2 * self.totals[3]:
             slots = np.flatnonzero(self.arrays.known).tolist()
+            self.near.arrays.compared[:] = False
             self.totals[3] = self.items
             idf = np.log((self.items + 1) / (self.with_feature + 1)) + 1
             self.weights = (KIND_WEIGHTS * idf).astype(np.float32)
@@ -134,6 +148,35 @@ class ItemContent:
             if slot in self._given:
                 vectors[n] = _unit(vectors[n] + self._given[slot])
         self.arrays.vectors[at] = vectors
+        self.compare(np.array(put, np.int64))
+
+    def compare(self, slots: NDArray[np.int64], *, clicked: bool = False) -> None:
+        """Compares items (n,) with others, so that they are in each other's lists of near items. `clicked`: they are
+        clicked for the first time."""
+        is_clicked, features = self.arrays.clicked[slots] | clicked, (self.weights, self.with_feature)
+        for kind in (CLICKED, NEW):
+            of_kind = slots[is_clicked == (kind == CLICKED)]
+            if len(of_kind):
+                self.near.compare(self.arrays, of_kind, kind, self._given_near(of_kind), features, again=clicked)
+
+    def _given_near(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns the slots (n, ·) of the items whose given vectors are most like those of some (n,); 0: none."""
+        known = self.arrays.given
+        if not self._given or not known[slots].any():
+            return np.zeros((len(slots), 0), np.int64)
+        pool = np.flatnonzero(known)
+        if len(pool) > GIVEN_MAX:
+            pool = pool[np.argsort(-self.arrays.published[pool], kind="stable")[:GIVEN_MAX]]
+        vectors = torch.from_numpy(self.arrays.vectors)
+        products = vectors[torch.from_numpy(slots)] @ vectors[torch.from_numpy(pool)].T
+        best = products.topk(min(LOOKED_AT, len(pool)), 1).indices.numpy()
+        return np.where(known[slots][:, None], pool[best], 0)
+
+    def compare_left(self) -> None:
+        """Compares some of the items that have to be compared anew, or of a checkpoint without lists."""
+        left = np.flatnonzero(self.arrays.known & ~self.near.arrays.compared)[:COMPARED_AT_ONCE]
+        if len(left):
+            self.compare(left)
 
     def _projected(self, vector: Sequence[float] | NDArray[np.float16]) -> NDArray[np.float32]:
         """Returns a given vector at the width of ours, of length 1."""
@@ -151,15 +194,19 @@ class ItemContent:
             more = _empty(slots - have)
             both = zip(self.arrays._asdict().values(), more._asdict().values(), strict=True)
             self.arrays = ContentArrays(*(np.concatenate(parts) for parts in both))
+            self.near.grow(slots)
+            self._of_items = _of_items(slots)
 
     # Clicks
 
     def observe(self, slots: NDArray[np.int64]) -> None:
         """Counts clicks on items (n,) by their slots; those without content are passed over."""
+        self.compare_left()
         slots = slots[self.arrays.known[slots]]
         n = len(slots)
         if not n:
             return
+        self._lifts = None
         kept = np.float32(0.5 ** (n / HALF_LIFE_CLICKS))
         self.clicks *= kept
         self.totals[0] = self.totals[0] * kept + n
@@ -173,13 +220,14 @@ class ItemContent:
             np.float32
         )
 
-    def lifts(self) -> NDArray[np.float32]:
-        """Returns log of observed by expected clicks of each feature, (ROWS,)."""
-        return _lifts(self.clicks, self.with_feature, float(self.totals[0]) / max(self.items, 1))
-
-    def first_lifts(self) -> NDArray[np.float32]:
-        """Returns the same of first clicks."""
-        return _lifts(self.firsts, self.unclicked, float(self.totals[1]) / max(float(self.totals[2]), 1.0))
+    def lifts(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns log of observed by expected clicks of each feature, and the same of first clicks, (ROWS,) each."""
+        if self._lifts is None:
+            self._lifts = (
+                _lifts(self.clicks, self.with_feature, float(self.totals[0]) / max(self.items, 1)),
+                _lifts(self.firsts, self.unclicked, float(self.totals[1]) / max(float(self.totals[2]), 1.0)),
+            )
+        return self._lifts
 
     # Queries
 
@@ -191,43 +239,24 @@ class ItemContent:
         Args:
             latest: (N, L) rows of the latest items, newest first, 0 beyond.
             slots_of: (V,) by row.
-            rows: (P,) of the pool.
+            rows: (P,) that may be listed, with content.
         """
-        N, slots = len(latest), slots_of[rows].astype(np.int64)
-        last, profile = self._situations(latest, slots_of)
-        vectors = torch.from_numpy(self.arrays.vectors[slots])
-        scores = (torch.from_numpy(last + profile) @ vectors.T).numpy()  # (N, P)
-        lift = np.empty(len(slots), np.float32)
-        kernels.lifts_of(self.arrays, slots, self.first_lifts(), lift)
-        lift[self.arrays.clicked[slots]] = -np.inf
-        found = np.zeros((N, CANDIDATES_MAX), np.int64)
-        kernels.find_nearest(
-            self.arrays,
-            slots_of,
-            self.weights,
-            latest,
-            scores,
-            lift,
-            rows,
-            self._sides,
-            np.empty((2, LOOKED_AT), np.float32),
-            np.empty((2, LOOKED_AT), np.int64),
-            found[:, : NEAREST + NEW_SUITING],
-        )
-        best = np.argsort(-lift, kind="stable")[:NEW_PROMISING]
-        best = rows[best[lift[best] > -np.inf]]
-        found[:, NEAREST + NEW_SUITING :][:, : len(best)] = best
-        return found
+        slots = slots_of[rows].astype(np.int64)
+        new = ~self.arrays.clicked[slots]
+        new_rows, new_slots = rows[new], slots[new]
+        lift = np.empty(len(new_slots), np.float32)
+        kernels.lifts_of(self.arrays, new_slots, self.lifts()[1], lift)
+        best = new_rows[np.argsort(-lift, kind="stable")[:NEW_PROMISING]]
+        return self.near.nearest(self.arrays, latest, slots_of, (rows, slots), (new_slots, lift), best)
 
     def alike(
-        self, slots: NDArray[np.int64], pool: NDArray[np.int64], count: int
+        self, slots: NDArray[np.int64], listed: NDArray[np.bool_], count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Returns which of a pool's items (P,) are most like each of some (n,), by slots: places (n, count) in the
-        pool, and shares (n, count) by their cosines, 1 in sum; 0 where none is alike."""
-        vectors = torch.from_numpy(self.arrays.vectors)
-        best = (vectors[torch.from_numpy(slots)] @ vectors[torch.from_numpy(pool)].T).topk(count, 1)
-        cosines = best.values.clamp(min=0)
-        return best.indices.numpy(), (cosines / cosines.sum(1, keepdim=True).clamp(min=1e-6)).numpy()
+        """Returns which clicked items are most like each of some (n,), by slots: slots (n, count), 0 where there are no
+        more, and shares (n, count) by their cosines, 1 in sum; 0 where none is alike. `listed`: (S,) which may be."""
+        found, cosines = self.near.best(self.arrays, slots, listed, count)
+        cosines = np.maximum(cosines, 0)
+        return found, (cosines / np.maximum(cosines.sum(1, keepdims=True), 1e-6)).astype(np.float32)
 
     def columns(
         self,
@@ -247,14 +276,19 @@ class ItemContent:
             at: which columns of the gathered features hold the items' clicks and the user's.
         """
         out = np.empty((len(gathered.rows), COLUMNS_COUNT), np.float32)
-        last, profile = self._situations(latest, slots_of)
+        last = profile = directions = np.zeros((len(latest), WIDTH), np.float32)
+        if self._given:
+            last, profile = self._situations(latest, slots_of)
+            directions = self.learned.directions(profile)
+        lifts, first_lifts = self.lifts()
+        self._of_items.mark[0] += 1  # weights are learned between two calls
         kernels.fill_content(
             self.arrays,
             slots_of,
             gathered.starts,
             gathered.rows,
-            np.ascontiguousarray(gathered.features[:, at[0]]),
-            np.ascontiguousarray(gathered.features[:, at[1]]),
+            gathered.features,
+            at,
             self.weights,
             latest,
             last,
@@ -262,10 +296,11 @@ class ItemContent:
             _unit(self.popular),
             self._sides,
             now,
-            self.lifts(),
-            self.first_lifts(),
+            lifts,
+            first_lifts,
             self.learned.features[0] * self.weights,
-            self.learned.directions(profile),
+            directions,
+            self._of_items,
             out,
         )
         return out
@@ -285,9 +320,9 @@ class ItemContent:
             rows: (N, K) of candidates, 0 where there are no more.
             gradients: (N, K) of the loss, by their scores.
         """
-        _, profiles = self._situations(latest, slots_of)
-        slots, shared = slots_of[rows].astype(np.int64), self.with_feature >= ITEMS_MIN
-        self.learned.learn(self.arrays, slots, gradients, profiles, self.weights, shared)
+        profiles = self._situations(latest, slots_of)[1] if self._given else None
+        slots = slots_of[rows].astype(np.int64)
+        self.learned.learn(self.arrays, slots, gradients, profiles, self.weights, self.with_feature)
 
     def _situations(
         self, latest: NDArray[np.int64], slots_of: NDArray[np.int32]
@@ -312,13 +347,15 @@ class ItemContent:
             "totals": self.totals.copy(),
             "popular": self.popular.copy(),
             **self.learned.to_state(),
+            **self.near.to_state(used),
             "given_slots": np.array(given, np.int64),
             "given_vectors": np.array([self._given[slot] for slot in given], np.float32).reshape(-1, WIDTH),
         }
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], slots: int) -> None:
         """Loads what `to_state` returned. `slots`: that there is room for."""
-        self.arrays = _empty(max(slots, 1))
+        self.arrays, self.near, self._lifts = _empty(max(slots, 1)), NearLists(ROWS, max(slots, 1)), None
+        self._of_items = _of_items(max(slots, 1))
         if not arrays:
             return
         self.grow(len(arrays["known"]))
@@ -331,6 +368,7 @@ class ItemContent:
         self.weights = arrays["weights_by_feature"].copy()
         self.totals, self.popular = arrays["totals"].copy(), arrays["popular"].copy()
         self.learned.load_state(arrays)
+        self.near.load_state(arrays)
         both = zip(arrays["given_slots"].tolist(), arrays["given_vectors"], strict=True)
         self._given = {slot: vector.copy() for slot, vector in both}
 
@@ -352,6 +390,10 @@ def _empty(slots: int) -> ContentArrays:
         np.zeros(slots, np.bool_),
         np.zeros(slots, np.float32),
     )
+
+
+def _of_items(slots: int) -> OfItems:
+    return OfItems(np.zeros(1, np.int64), np.zeros(slots, np.int64), np.zeros((slots, 5), np.float32))
 
 
 def _lifts(observed: NDArray[np.float32], items: NDArray[np.int32], clicks_per_item: float) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Loops over items' content: vectors from bags, latest items of queries, nearest items, and columns of candidates.
+"""Loops over items' content: vectors from bags, latest items of queries, and columns of candidates.
 
 Letters: `S` slots, `D` width of vectors, `N` queries, `C` candidates of all of them (flat), `L` latest items, `P` items
 of the pool, `G` columns.
@@ -11,15 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.facts.jit import inlined, kernel, summing
-from online.learner.prune import insert
 
 PROFILE_DECAY = 0.85  # what an item counts in a user's profile, for each click since
 LIFT_CLICKS = 3.0  # that each feature is taken to have had as expected
 LIFT_MAX = 8.0
-NEAREST, NEW_SUITING = 16, 16  # candidates of a query: alike its latest items; and of new ones
-LOOKED_AT = 64  # of each kind, the best by vectors, that are compared exactly
 SUITING_FACTOR = 6.0  # what a cosine counts beside the lift of first clicks, among new items
 COLUMNS_COUNT = 18
+FEWER_THAN_ONE = math.log1p(0.5) / 4  # log(1 + clicks) / 4: a click's share may be left where one was taken back
 
 
 class ContentArrays(NamedTuple):
@@ -34,6 +32,14 @@ class ContentArrays(NamedTuple):
     clicked: NDArray[np.bool_]  # (S,) whether the item had a click ever
     given: NDArray[np.bool_]  # (S,) whether its record has a vector, which is part of `vectors`
     norms: NDArray[np.float32]  # (S,) lengths of the weighted bags
+
+
+class OfItems(NamedTuple):
+    """What content says of items for all queries of a micro-batch: an entry whose stamp is not the mark is unset."""
+
+    mark: NDArray[np.int64]  # (1,)
+    stamps: NDArray[np.int64]  # (S,)
+    values: NDArray[np.float32]  # (S, 5) cosine to what is popular, lift, lift of first clicks, learned mean, age
 
 
 @kernel
@@ -183,77 +189,6 @@ def add_clicks(
     return first_clicks
 
 
-@kernel
-def find_nearest(
-    arrays: ContentArrays,
-    slots_of: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    latest: NDArray[np.int64],
-    scores: NDArray[np.float32],
-    lifts: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    sides: NDArray[np.float32],
-    best: NDArray[np.float32],
-    places: NDArray[np.int64],
-    found: NDArray[np.int64],
-) -> None:
-    """Fills found (N, NEAREST + NEW_SUITING) with rows of the pool, 0 where there are no more: clicked items most alike
-    the query's latest ones, by exact cosines among the LOOKED_AT best by vectors; and items without a click, likewise,
-    but by how new items like them fare too. The query's latest items are left out.
-
-    Args:
-        arrays: of the items.
-        slots_of: (V,) by row.
-        weights: (features,) in cosines.
-        latest: (N, L).
-        scores: (N, P) of the pool's items, by vectors.
-        lifts: (P,) of first clicks; −inf: the item was clicked.
-        rows: (P,) of the pool.
-        sides: (features, 2) buffer of zeros.
-        best: (2, LOOKED_AT) buffer.
-        places: (2, LOOKED_AT) buffer.
-        found: filled.
-    """
-    for q in range(len(found)):
-        held_old = held_new = 0
-        found[q] = 0
-        for p in range(len(rows)):
-            new = lifts[p] > -np.inf
-            score = scores[q, p]
-            if new:
-                if held_new < LOOKED_AT or score > best[1, held_new - 1]:
-                    held_new = insert(best[1], places[1], held_new, score, p)
-            elif held_old < LOOKED_AT or score > best[0, held_old - 1]:
-                held_old = insert(best[0], places[0], held_old, score, p)
-        scale = put_sides(arrays, slots_of, weights, latest[q], sides)
-        for kind in range(2):
-            held, start = (held_new, NEAREST) if kind else (held_old, 0)
-            most = NEW_SUITING if kind else NEAREST
-            taken = 0
-            for k in range(held):
-                p = places[kind, k]
-                if is_in(latest[q], rows[p]):
-                    continue
-                of_last, of_profile = cosines(arrays, slots_of[rows[p]], sides, scale)
-                score = of_last + of_profile
-                if arrays.given[slots_of[rows[p]]]:
-                    score = np.float32(0.5) * (score + scores[q, p])
-                if kind:
-                    score = np.float32(SUITING_FACTOR) * score + lifts[p]
-                if taken < most or score > best[0, taken - 1]:
-                    taken = insert(best[0, :most], found[q, start : start + most], taken, score, rows[p])
-        clear_sides(arrays, slots_of, latest[q], sides)
-
-
-@inlined
-def is_in(rows: NDArray[np.int64], row: int) -> bool:
-    """Returns whether a row is among some (L,)."""
-    found = False
-    for d in range(len(rows)):
-        found = found or rows[d] == row
-    return found
-
-
 @inlined
 def put_sides(
     arrays: ContentArrays,
@@ -268,7 +203,7 @@ def put_sides(
     Returns:
         One by the length of the profile's.
     """
-    weight = np.float32(1)
+    weight, square = np.float32(1), np.float32(0)
     for d in range(len(latest)):
         slot = slot_of(slots_of, latest[d])
         if slot > 0 and arrays.norms[slot] > 0:
@@ -276,18 +211,10 @@ def put_sides(
             for k in range(arrays.sizes[slot]):
                 feature = arrays.bags[slot, k]
                 value = share * weights[feature] * weights[feature]
+                square += share * (value + np.float32(2) * sides[feature, 1])  # of the sum so far, and this
                 sides[feature, 1] += value
                 if d == 0:
                     sides[feature, 0] = value
-        weight *= np.float32(PROFILE_DECAY)
-    square = np.float32(0)
-    weight = np.float32(1)
-    for d in range(len(latest)):
-        slot = slot_of(slots_of, latest[d])
-        if slot > 0 and arrays.norms[slot] > 0:
-            share = weight / arrays.norms[slot]
-            for k in range(arrays.sizes[slot]):
-                square += share * sides[arrays.bags[slot, k], 1]
         weight *= np.float32(PROFILE_DECAY)
     return np.float32(1 / math.sqrt(square)) if square > 0 else np.float32(0)
 
@@ -348,8 +275,9 @@ def add_gradients(
     gradients: NDArray[np.float32],
     weights: NDArray[np.float32],
     of_features: NDArray[np.float32],
+    touched: NDArray[np.int32],
     of_vectors: NDArray[np.float32],
-) -> None:
+) -> int:
     """Adds to of_features (features,) and of_vectors (N, D) the gradients of the learned weights of features, and of
     `directions` times one.
 
@@ -359,8 +287,14 @@ def add_gradients(
         gradients: (N, K) of a loss by their scores.
         weights: (features,) in cosines.
         of_features: added to.
+        touched: filled with the features that have a gradient, some of them more than once; it has room for all
+            features of all candidates.
         of_vectors: added to; the sums of candidates' vectors by their gradients, of those with a given vector.
+
+    Returns:
+        How many of `touched` are filled.
     """
+    count = 0
     for n in range(len(slots)):
         for k in range(slots.shape[1]):
             slot, gradient = slots[n, k], gradients[n, k]
@@ -373,7 +307,65 @@ def add_gradients(
                 share = gradient / arrays.norms[slot]
                 for f in range(arrays.sizes[slot]):
                     feature = arrays.bags[slot, f]
+                    if of_features[feature] == 0:
+                        touched[count] = feature
+                        count += 1
                     of_features[feature] += share * weights[feature]
+    return count
+
+
+@kernel
+def softmax_gradients(
+    scores: NDArray[np.float32], places: NDArray[np.int64], weights: NDArray[np.float32], out: NDArray[np.float32]
+) -> None:
+    """Fills out (N, K) with the gradients of the softmax's cross-entropy by scores (N, K), −inf where there are no more
+    candidates: each share, less 1 for the one at places (N,), times weights (N,); 0 where a place is −1."""
+    for n in range(len(scores)):
+        out[n] = 0
+        if places[n] < 0:
+            continue
+        largest = np.float32(-np.inf)
+        for k in range(scores.shape[1]):
+            largest = max(largest, scores[n, k])
+        total = np.float32(0)
+        for k in range(scores.shape[1]):
+            out[n, k] = np.exp(scores[n, k] - largest)
+            total += out[n, k]
+        for k in range(scores.shape[1]):
+            out[n, k] *= weights[n] / total
+        out[n, places[n]] -= weights[n]
+
+
+@kernel
+def step_features(
+    features: NDArray[np.float32],
+    of_features: NDArray[np.float32],
+    touched: NDArray[np.int32],
+    with_feature: NDArray[np.int32],
+    items_min: int,
+    rate: float,
+    epsilon: float,
+) -> None:
+    """Moves features (2, F), weights and their sums of squared gradients, one step of Adagrad, and clears their
+    gradients.
+
+    Args:
+        features: changed.
+        of_features: (F,) gradients; set to 0.
+        touched: (n,) features with a gradient.
+        with_feature: (F,) items with each feature.
+        items_min: such items that a feature needs to have a weight.
+        rate: of learning.
+        epsilon: added to the root.
+    """
+    for n in range(len(touched)):
+        feature = touched[n]
+        gradient = of_features[feature]
+        of_features[feature] = 0
+        if gradient != 0 and with_feature[feature] >= items_min:
+            features[1, feature] += gradient * gradient
+            root = np.float32(math.sqrt(features[1, feature])) + np.float32(epsilon)
+            features[0, feature] -= np.float32(rate) * gradient / root
 
 
 @summing
@@ -382,8 +374,8 @@ def fill_content(
     slots_of: NDArray[np.int32],
     starts: NDArray[np.int64],
     rows: NDArray[np.int32],
-    log_clicks: NDArray[np.float32],
-    log_history: NDArray[np.float32],
+    features: NDArray[np.float32],
+    at: tuple[int, int],
     weights: NDArray[np.float32],
     latest: NDArray[np.int64],
     last: NDArray[np.float32],
@@ -395,6 +387,7 @@ def fill_content(
     first_lifts: NDArray[np.float32],
     learned: NDArray[np.float32],
     directions: NDArray[np.float32],
+    of_items: OfItems,
     out: NDArray[np.float32],
 ) -> None:
     """Fills out (C, G) as `COLUMNS` (columns.py) declares them; 0 for items without content.
@@ -404,8 +397,8 @@ def fill_content(
         slots_of: (V,) by row.
         starts: (N + 1,) where queries' candidates begin.
         rows: (C,).
-        log_clicks: (C,) log(1 + clicks) / 4.
-        log_history: (C,) log(1 + the user's clicks) / 4.
+        features: (C, ·) counted features of the candidates.
+        at: which of them are log(1 + clicks) / 4 of the item, and of the user.
         weights: (features,) in cosines.
         latest: (N, L) rows of the latest items.
         last: (N, D) vectors of the last items; they are used for items with a given vector.
@@ -417,6 +410,7 @@ def fill_content(
         first_lifts: (features,) of first clicks.
         learned: (features,) learned weights, times those in cosines.
         directions: (N, D) learned, for the queries.
+        of_items: what is the same for all queries, while its mark stays.
         out: filled.
     """
     for q in range(len(starts) - 1):
@@ -426,32 +420,39 @@ def fill_content(
             if slot == 0 or not arrays.known[slot]:
                 x[:] = 0
                 continue
-            vector = arrays.vectors[slot]
+            vector, of_item = arrays.vectors[slot], of_items.values[slot]
+            if of_items.stamps[slot] != of_items.mark[0]:
+                of_items.stamps[slot] = of_items.mark[0]
+                of_item[0] = dot(vector, popular)
+                of_item[1] = lift_of(arrays, slot, lifts) / 4
+                of_item[2] = lift_of(arrays, slot, first_lifts) / 4
+                of_item[3] = bag_mean(arrays, slot, learned)
+                of_item[4] = math.log1p(max(0.0, now[q] - arrays.published[slot]) / 3_600) / 4
             of_last, of_profile = cosines(arrays, slot, sides, scale)
-            if arrays.given[slot]:
+            given = arrays.given[slot]
+            if given:
                 of_last = np.float32(0.5) * (of_last + dot(vector, last[q]))
                 of_profile = np.float32(0.5) * (of_profile + dot(vector, profile[q]))
-            lift, first_lift = lift_of(arrays, slot, lifts) / 4, lift_of(arrays, slot, first_lifts) / 4
-            clicks = math.expm1(4 * log_clicks[c])
-            few = np.float32(1 / (1 + clicks))
-            new = np.float32(1) if clicks < 0.5 else np.float32(0)
-            age = np.float32(math.log1p(max(0.0, now[q] - arrays.published[slot]) / 3_600) / 4)
+            log_clicks, log_history = features[c, at[0]], features[c, at[1]]
+            few = np.exp(np.float32(-4) * log_clicks)  # 1 / (1 + clicks)
+            new = np.float32(1) if log_clicks < FEWER_THAN_ONE else np.float32(0)
+            age = of_item[4]  # as of the first query that has the item: a micro-batch spans little time
             x[0] = 1
             x[1] = of_last
             x[2] = of_profile
-            x[3] = dot(vector, popular)
-            x[4] = lift
-            x[5] = first_lift
+            x[3] = of_item[0]
+            x[4] = of_item[1]
+            x[5] = of_item[2]
             x[6] = new
             x[7] = few
             x[8] = age
             x[9] = of_last * few
             x[10] = of_profile * few
-            x[11] = lift * few
-            x[12] = first_lift * new
-            x[13] = of_profile * log_history[c]
-            x[14] = of_profile * log_clicks[c]
+            x[11] = of_item[1] * few
+            x[12] = of_item[2] * new
+            x[13] = of_profile * log_history
+            x[14] = of_profile * log_clicks
             x[15] = age * few
-            x[16] = bag_mean(arrays, slot, learned)
-            x[17] = dot(vector, directions[q]) if arrays.given[slot] else np.float32(0)
+            x[16] = of_item[3]
+            x[17] = dot(vector, directions[q]) if given else np.float32(0)
         clear_sides(arrays, slots_of, latest[q], sides)

@@ -33,6 +33,7 @@ class LearnedWeights:
 
     def __init__(self, features: int, width: int) -> None:
         self.features, self.matrix = np.zeros((2, features), np.float32), np.zeros((2, width, width), np.float32)
+        self._gradient = np.zeros(features, np.float32)
 
     def directions(self, profiles: Floats) -> Floats:
         """Returns what an item's vector is multiplied with, for each of the profiles (N, D): (N, D)."""
@@ -43,9 +44,9 @@ class LearnedWeights:
         arrays: ContentArrays,
         slots: NDArray[np.int64],
         gradients: Floats,
-        profiles: Floats,
+        profiles: Floats | None,
         weights: Floats,
-        shared: NDArray[np.bool_],
+        with_feature: NDArray[np.int32],
     ) -> None:
         """Takes one step.
 
@@ -53,15 +54,16 @@ class LearnedWeights:
             arrays: of the items.
             slots: (N, K) of the candidates.
             gradients: (N, K) of the loss, by the candidates' scores.
-            profiles: (N, D) of the queries.
+            profiles: (N, D) of the queries; None: no item has a vector.
             weights: (F,) of features in cosines.
-            shared: (F,) which features enough items have.
+            with_feature: (F,) items with each feature.
         """
-        of_features = np.zeros(self.features.shape[1], np.float32)
-        of_vectors = np.zeros_like(profiles)
-        kernels.add_gradients(arrays, slots, gradients, weights, of_features, of_vectors)
-        _step(self.features, of_features * shared)
-        _step(self.matrix, _product(profiles.T, of_vectors))
+        touched = np.empty(slots.size * arrays.bags.shape[1], np.int32)
+        of_vectors = np.zeros((len(slots), self.matrix.shape[1]), np.float32)
+        count = kernels.add_gradients(arrays, slots, gradients, weights, self._gradient, touched, of_vectors)
+        kernels.step_features(self.features, self._gradient, touched[:count], with_feature, ITEMS_MIN, RATE, EPSILON)
+        if profiles is not None:
+            _step(self.matrix, _product(profiles.T, of_vectors))
 
     def to_state(self) -> dict[str, NDArray[Any]]:
         """Returns arrays by name; none where nothing was learned."""

@@ -1,6 +1,6 @@
 """Queries by content: which items are candidates beside the counted ones, and what content says of all candidates.
 
-Letters: `N` queries, `L` latest items, `P` items of the pool, `V` rows of the vocabulary.
+Letters: `N` queries, `L` latest items, `P` items that may be listed, `V` rows of the vocabulary.
 """
 
 from typing import NamedTuple, Protocol
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.content import kernels
-from online.learner.content.items import CANDIDATES_MAX, LATEST, POOL_MAX, ItemContent
+from online.learner.content.items import LATEST, ItemContent
+from online.learner.content.near_lists import CANDIDATES_MAX
 from online.learner.facts.features import COLUMNS
 from online.learner.facts.gather import ClickArrays, QueryArrays, SeenRows
 from online.learner.facts.store import NO_SEEN_ROWS, FeatureStore, Gathered, no_clicks
@@ -115,12 +116,15 @@ class ContentQueries:
         new = rows[content.arrays.known[slots_of[rows]] & ~content.arrays.clicked[slots_of[rows]]]
         if not len(new):
             return None
-        pool = self._pool(content)
-        pool = pool[content.arrays.clicked[slots_of[pool]]]
-        if len(pool) < STARTS_FROM:
+        slots = slots_of[new].astype(np.int64)
+        content.compare(slots, clicked=True)
+        if content.clicked < STARTS_FROM:
             return None
-        near, shares = content.alike(slots_of[new].astype(np.int64), slots_of[pool].astype(np.int64), ALIKE)
-        return Starts(new, pool[near], shares)
+        listed = self._listed(content)
+        row_of = np.zeros(len(content.arrays.known), np.int64)
+        row_of[slots_of[listed]] = listed
+        near, shares = content.alike(slots, row_of > 0, ALIKE)
+        return Starts(new, row_of[near], shares)
 
     def observe(self, rows: NDArray[np.int64]) -> None:
         """Counts clicks on items by their rows."""
@@ -129,29 +133,17 @@ class ContentQueries:
             content.observe(self.state.listable.attributes.slots[rows[rows > 0]].astype(np.int64))
 
     def _candidates(self, content: ItemContent, latest: NDArray[np.int64], repeated: NDArray[np.bool_]) -> SeenRows:
-        pool = self._pool(content)
-        if not len(pool):
+        listed = self._listed(content)
+        if not len(listed):
             return NO_SEEN_ROWS
         looked = np.flatnonzero(~repeated)
-        found = content.nearest(latest[looked], self.state.listable.attributes.slots, pool)
+        found = content.nearest(latest[looked], self.state.listable.attributes.slots, listed)
         counts = np.zeros(len(latest), np.int64)
         counts[looked] = CANDIDATES_MAX
         return SeenRows(True, np.concatenate([[0], np.cumsum(counts)]), found.reshape(-1))
 
-    def _pool(self, content: ItemContent) -> NDArray[np.int64]:
-        """Returns the rows (P,) among which candidates are looked for: of more than there is room for, the ones
-        published or clicked latest."""
+    def _listed(self, content: ItemContent) -> NDArray[np.int64]:
+        """Returns the rows (P,) of items with content that may be listed."""
         items, slots_of = self.state.store.items, self.state.listable.attributes.slots
         V = min(len(slots_of), len(items.blocked))
-        rows = np.flatnonzero(content.arrays.known[slots_of[:V]] & ~items.blocked[:V])
-        if len(rows) > POOL_MAX:
-            new = ~content.arrays.clicked[slots_of[rows]]
-            kept_new = _latest(rows[new], content.arrays.published[slots_of[rows[new]]], POOL_MAX // 2)
-            kept = _latest(rows[~new], items.last_at[rows[~new]], POOL_MAX - len(kept_new))
-            rows = np.sort(np.concatenate([kept_new, kept]))
-        return rows
-
-
-def _latest(rows: NDArray[np.int64], times: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """Returns at most so many of the rows, those with the latest times."""
-    return rows if len(rows) <= most else rows[np.argsort(-times, kind="stable")[:most]]
+        return np.flatnonzero(content.arrays.known[slots_of[:V]] & ~items.blocked[:V])

@@ -33,7 +33,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 SUMS = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity stay what they are
 _PACKAGE = Path(__file__).resolve().parent.parent  # online/learner/
-_KERNELS = ("content/kernels.py", "groups/kernels.py", "worth/kernels.py")
+_KERNELS = ("content/kernels.py", "content/near.py", "groups/kernels.py", "worth/kernels.py")
 _SOURCES = ("facts/*.py", *_KERNELS, "recall.py", "prune.py", "abuse_filter.py", "delta.py")
 
 

@@ -49,7 +49,8 @@ class EventWorth:
         self.total[T] = SHARE_PRIOR
         #: Fading sums over all clicks: values, clicks with one; log(1 + value); weights that train, clicks.
         self.sums = np.zeros(5)
-        self._scratch = np.zeros(0, np.int64), np.zeros(T)
+        self._scratch = _scratch(0, T)
+        self._mark = 0  # of the scratch
 
     # Rows of items
 
@@ -59,7 +60,7 @@ class EventWorth:
         if more > 0:
             self.counts = np.pad(self.counts, ((0, more), (0, 0)))
             self.values = np.pad(self.values, ((0, more), (0, 0)))
-            self._scratch = np.full(rows, -1, np.int64), self._scratch[1]
+            self._scratch = _scratch(rows, len(self.names))
 
     def forget_rows(self, rows: Any) -> None:
         """Clears rows that are to be handed out again."""
@@ -185,13 +186,14 @@ class EventWorth:
         columns = np.empty((len(gathered.rows), len(OF_TYPES) * T + len(OTHERS)), np.float32)
         rows, types, times, _, clicks = histories.rings()
         assert histories.values is not None
+        self._mark += 1
         shares = np.clip(self.total[:T] / self.total[T], SHARE_MIN, 1 - SHARE_MIN)
         fill_columns(
             gathered.starts, gathered.rows, queries.slots, queries.now,
             np.zeros(len(queries.slots), np.int64) if behind is None else behind,
             rows, types, times, histories.values, clicks, self._named(), self.lost, shares, self.counts, self.values,
             self.mean_value, self.settings.value_max, DAY_S * self.settings.negative_half_life_days, *self._scratch,
-            columns,
+            self._mark, columns,
         )  # fmt: skip
         return gathered._replace(worth=columns)
 
@@ -217,3 +219,10 @@ class EventWorth:
             self.total[now] = arrays["total"][then]
         self.values[: len(arrays["values"])] = arrays["values"]
         self.sums = arrays["sums"].copy()
+
+
+def _scratch(
+    rows: int, T: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float32], NDArray[np.int64]]:
+    """Returns working memory of `fill_columns`: places, what a user did, what is known of items, and its stamps."""
+    return np.full(rows, -1, np.int64), np.zeros(T), np.zeros((rows, T + 2), np.float32), np.zeros(rows, np.int64)

@@ -44,6 +44,9 @@ def fill_columns(
     half_life_s: float,
     places: NDArray[np.int64],
     of_user: NDArray[np.float64],
+    of_items: NDArray[np.float32],
+    stamps: NDArray[np.int64],
+    mark: int,
     columns: NDArray[np.float32],
 ) -> None:
     """Fills columns (C, W), W = 5 T + 7, as OF_TYPES and OTHERS (facts.py) name them.
@@ -66,6 +69,9 @@ def fill_columns(
         half_life_s: in which half of what was lost is recovered.
         places: (V,) scratch, all −1.
         of_user: (T,) scratch.
+        of_items: (V, T + 2) scratch, for what is the same for all queries.
+        stamps: (V,) scratch: an item's row of it is unset unless this is the mark.
+        mark: another one for each call.
         columns: filled.
     """
     T, H = len(shares), history_rows.shape[1]
@@ -74,12 +80,20 @@ def fill_columns(
         for c in range(start, stop):
             row, x = rows[c], columns[c]
             places[row] = c
+            of_item = of_items[row]
+            if stamps[row] != mark:
+                stamps[row] = mark
+                of_item[T + 1] = 0
+                for t in range(T):
+                    of_item[t] = log_odds(counts[row, t], counts[row, T], shares[t], ITEM_PRIOR)
+                    if lost[t] > 0:  # what others gave back
+                        of_item[T + 1] += math.log(1.0 - lost[t] * counts[row, t] / (counts[row, T] + ITEM_PRIOR))
+                of_item[T] = math.log((values[row, 0] + VALUE_PRIOR * mean_value) / (values[row, 1] + VALUE_PRIOR))
             x[:] = 0
             for t in range(T):
-                x[t] = log_odds(counts[row, t], counts[row, T], shares[t], ITEM_PRIOR)
-                if lost[t] > 0:  # what others gave back
-                    x[5 * T + 6] += math.log(1.0 - lost[t] * counts[row, t] / (counts[row, T] + ITEM_PRIOR))
-            x[5 * T + 3] = math.log((values[row, 0] + VALUE_PRIOR * mean_value) / (values[row, 1] + VALUE_PRIOR))
+                x[t] = of_item[t]
+            x[5 * T + 3] = of_item[T]
+            x[5 * T + 6] = of_item[T + 1]
         events, worth, valued = 0.0, 0.0, 0.0
         of_user[:] = 0
         slot = slots[q]

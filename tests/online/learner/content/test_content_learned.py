@@ -7,6 +7,7 @@ import torch
 from model.items import ItemTable
 from online.learner.asking import Answerer, Question
 from online.learner.content import kernels
+from online.learner.content.bags import BAG_MAX
 from online.learner.content.columns import COLUMNS
 from online.learner.content.items import LATEST, ItemContent
 from online.learner.content.learned import EPSILON, RATE
@@ -78,7 +79,9 @@ def test_learned_columns_and_their_gradients_are_those_of_autograd():
     sum(float(gradients[n, k]) * (a + b) for n, k, a, b in scores).backward()
 
     of_features, of_vectors = np.zeros_like(content.weights), np.zeros_like(profile)
-    kernels.add_gradients(content.arrays, rows, gradients, content.weights, of_features, of_vectors)
+    touched = np.empty(rows.size * BAG_MAX, np.int32)
+    held = kernels.add_gradients(content.arrays, rows, gradients, content.weights, of_features, touched, of_vectors)
+    assert set(touched[:held].tolist()) == set(np.flatnonzero(of_features).tolist())
     np.testing.assert_allclose(of_features, features.grad.numpy(), atol=1e-5)
     np.testing.assert_allclose(profile.T @ of_vectors, matrix.grad.numpy(), atol=1e-5)
 
@@ -96,7 +99,8 @@ def test_a_step_is_adagrads_and_features_that_few_items_share_have_no_weight():
     content = content_of(20)
     latest, slots_of, rows, gradients = situation(20)
     gradient = np.zeros_like(content.weights)
-    kernels.add_gradients(content.arrays, rows, gradients, content.weights, gradient, np.zeros((3, 64), np.float32))
+    touched, no_vectors = np.empty(rows.size * BAG_MAX, np.int32), np.zeros((3, 64), np.float32)
+    kernels.add_gradients(content.arrays, rows, gradients, content.weights, gradient, touched, no_vectors)
     content.learn(latest, slots_of, rows, gradients)
     few = content.with_feature < 5
     assert few[gradient != 0].any()
