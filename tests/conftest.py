@@ -4,10 +4,12 @@ Real servers are named by the environment: KAFKA_START is a script `start DIR PO
 in the foreground, with `ready PORT [SECONDS]` beside it; REDIS_SERVER is the path of redis-server.
 """
 
+import gc
 import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from hypothesis import HealthCheck, settings
 from benchmarks._redis_cluster import RedisCluster, Sentinels, running
 from benchmarks._servers import Server
 from benchmarks._servers import free_port as _free_port
+
+_TESTS = Path(__file__).parent
 
 # No timed test decides: a busy machine makes an example slow, not wrong.
 # CI looks at the same examples every time, so that it judges the change; at a desk each run looks at new ones.
@@ -41,13 +45,40 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@cache
+def _names_the_mark(path: Path) -> bool:
+    return path.is_file() and "mark.real" in path.read_text()
+
+
+def _may_hold_real_tests(path: Path) -> bool:
+    """Whether a file, or what its folders share, has a word of the mark `real`."""
+    shared = [folder / "conftest.py" for folder in path.parents if folder.is_relative_to(_TESTS) and folder != _TESTS]
+    return any(map(_names_the_mark, [path, *shared]))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m real` loads only files that may hold such tests: to load all takes each process half a minute."""
+    others = config.option.markexpr == "real" and collection_path.suffix == ".py"
+    return True if others and not _may_hold_real_tests(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests may take longest come first, so that at the end no worker waits for one that has just begun."""
     longest: dict[Path, float] = {}
     for item in items:
         mark = item.get_closest_marker("timeout")
         longest[item.path] = max(longest.get(item.path, 0.0), float(mark.args[0]) if mark and mark.args else 0.0)
+        if item.get_closest_marker("real") and not _may_hold_real_tests(item.path):
+            raise pytest.UsageError(f"{item.nodeid}: `-m real` would not find it; write the mark in its file")
     items.sort(key=lambda item: -longest[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays, and is a million objects. Python's collector looks at them no more, and so often at
+    what tests leave behind: learners are in cycles of references, and hold tens of megabytes each."""
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # it waits for as much to come as it has last seen, and now sees nothing
 
 
 @pytest.fixture

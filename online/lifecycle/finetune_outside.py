@@ -170,11 +170,14 @@ def command_of(settings: Settings, folder: Path) -> list[str]:
     if settings.finetune_command is not None:
         places = {"{folder}": str(folder), "{processes}": str(settings.finetune_processes)}
         return [_filled(word, places) for word in shlex.split(settings.finetune_command)]
+    job = ["-m", "online.lifecycle.finetune_job", str(folder)]
+    if settings.finetune_processes == 1:  # there are no others to bring together: no launcher has to load torch too
+        return [sys.executable, *job]
     # Not --standalone: there the processes find each other through pickled messages on an open port.
     run = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={settings.finetune_processes}"]
     run += ["--nnodes=1", "--node-rank=0", "--rdzv-backend=static"]
     run += ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
-    return [*run, "-m", "online.lifecycle.finetune_job", str(folder)]
+    return [*run, *job]
 
 
 def _filled(word: str, places: dict[str, str]) -> str:

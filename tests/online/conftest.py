@@ -71,7 +71,7 @@ SMALL: dict[str, Any] = {
     "negatives": 8,
     "micro_batch_max": 16,
     "poll_records_max": 32,
-    "poll_timeout_s": 0.0,
+    "poll_timeout_s": 0.01,
     "list_size": 12,
     "checkpoint_interval_s": 0.0,
     "finetune_interval_s": 0.0,

@@ -1,5 +1,6 @@
 """Fine-tuning outside the worker gives what fine-tuning in it gives; whatever goes wrong with it harms nothing else."""
 
+import json
 import os
 import shutil
 import signal
@@ -19,14 +20,27 @@ from online.lifecycle.finetune_job import LOCK, _worker_gone
 from online.lifecycle.finetune_outside import FOLDERS, OutsideFineTuning, command_of, remove_left_jobs
 
 
+@pytest.fixture(scope="module")
+def learned():
+    """What learners have learned, by the settings that it follows from."""
+    return {}
+
+
 @pytest.fixture
-def learner_of(small, town_clicks, tmp_path):
+def learner_of(small, town_clicks, tmp_path, learned):
     """Creates a learner that has learned some clicks, the same for the same settings."""
 
     def make(**settings):
         learner = Learner(small(finetune_batch=4, items_held=60, data_dir=tmp_path / "data", **settings))
-        for start in range(0, 320, 8):
-            learner.learn(town_clicks[start : start + 8])
+        of_jobs = ("finetune_", "redis_url")
+        key = tuple(sorted((name, value) for name, value in settings.items() if not name.startswith(of_jobs)))
+        if key not in learned:
+            for start in range(0, 320, 8):
+                learner.learn(town_clicks[start : start + 8])
+            arrays, state = learner.to_state()
+            learned[key] = {name: array.copy() for name, array in arrays.items()}, json.dumps(state)
+        arrays, state = learned[key]
+        learner.load_state({name: array.copy() for name, array in arrays.items()}, json.loads(state))
         return learner
 
     return make

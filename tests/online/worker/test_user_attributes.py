@@ -153,7 +153,8 @@ def test_publishing_users_and_forgetting_one_in_the_embedded_log(tmp_path, comma
     assert code == 0
     assert "2 users published to topic users" in shown
     assert "left out, not readable as users: 1 invalid-id" in shown
-    settings = Settings(**{**SMALL, **ON, "data_dir": tmp_path, "embedded_redis_port": free_port})
+    quick = {"data_dir": tmp_path, "embedded_redis_port": free_port, "forget_checkpoints_s": 0.0}
+    settings = Settings(**{**SMALL, **ON, **quick})
     with closing(open_reader(settings, USERS)) as reader:
         found = {record.key: json.loads(record.value) for record in reader.read()}
     assert found[b"ada"] == {"district": "north", "age": 31.0, "tags": ["vip", "new"]}
