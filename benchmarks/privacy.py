@@ -5,7 +5,8 @@ The stream is tested and then learned as a backtest does it, on request, once fo
 - `off`: as by default;
 - `untrained`: no weight ever moves, which is what a budget of 0 would leave;
 - `epsilon inf`: what is trained under a budget, clipped, with practically no noise;
-- `epsilon 16` and less: with the budget.
+- `epsilon 16` and less: with the budget;
+- `users 2` and more: all is learned as by default, but pairs of items are counted once so many users made them.
 
 Told are NDCG@10 (the mean over seeds, with the lowest and the highest), the ratio to `off` of the first seed with its
 standard error over clicks, and how many private steps moved weights.
@@ -32,6 +33,7 @@ from stream.events import Click
 
 EPSILONS = (16.0, 8.0, 4.0, 2.0, 1.0)
 WITHOUT_NOISE = 1e9  # as epsilon
+USERS = (2, 5)  # of a pair
 UNMOVED = 1e-12  # as learning rate
 
 
@@ -74,6 +76,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--seeds", type=int, default=3, help="of the noise")
     parser.add_argument("--exclude-seen", action="store_true")
+    parser.add_argument("--threshold-only", action="store_true", help="without budgets")
     given = parser.parse_args()
     settings = load_settings()
     torch.set_num_threads(settings.threads)
@@ -81,6 +84,11 @@ def main() -> None:
     others = {"exclude_seen": given.exclude_seen}
     off, _ = ranks_of(clicks, **others)
     tell("off", {"clicks": len(off), "ndcg": round(float(hit_and_ndcg_at(off)[1].mean()), 4)})
+    for users in USERS:
+        ranks, _ = ranks_of(clicks, pair_users_min=users, **others)
+        tell(f"users {users}", ratio(ranks, off))
+    if given.threshold_only:
+        return
     untrained = {"privacy_learning_rate": UNMOVED, **others}
     tell("untrained", private_row(clicks, off, 1, WITHOUT_NOISE, **untrained))
     tell("epsilon inf", private_row(clicks, off, 1, WITHOUT_NOISE, **others))

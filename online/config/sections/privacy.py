@@ -43,6 +43,17 @@ class PrivacySettings(BaseSettings):
         "Raise it, or clicks per step, for a stream that goes on for long.",
     )
     privacy_learning_rate: Rate = setting(0.1, "Learning rate of a private step (Adam).")
+    pair_users_min: Annotated[int, Field(ge=0, le=64)] = setting(
+        0,
+        "Different users who must have made a pair of items (one clicked soon after the other) before it is counted, "
+        "so that others' lists show it. 0 and 1: off. It is no differential privacy.",
+        "2 to 5. It costs most where few users click the same.",
+    )
+    pairs_waiting_held: Positive = setting(
+        1_000_000,
+        "Pairs of items that wait for more users, 4 bytes for each of the users and 12. Where there is no room, pairs "
+        "that few have made start anew.",
+    )
     privacy_seed: int = fixed(-1, "Seed of the noise, for tests; below 0: the system's entropy.")
 
     @property
