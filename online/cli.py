@@ -191,7 +191,8 @@ def worker(
     from online.logs import name_log_lines
 
     name_log_lines(component="worker")
-    require_extras("worker", "worker", *(("embedded",) if settings.redis_url is None else ()))
+    extras = [*(["embedded"] if settings.redis_url is None else []), *(["privacy"] if settings.private else [])]
+    require_extras("worker", "worker", *extras)
     stop = _stop_on_signals()
     from online.worker.start import announce
 

@@ -9,6 +9,7 @@ EXTRAS = {
     "worker": WORKER,
     "backtest": (*WORKER, "matplotlib", "optuna", "pyarrow", "scipy"),
     "embedded": ("fakeredis",),
+    "privacy": ("dp_accounting",),
 }
 
 

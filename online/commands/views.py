@@ -81,6 +81,8 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
         table.add_row("limits do not fit", Text(f"{share}; {_count(through)} let through so far", style="red"))
     if status.get("untrained"):
         table.add_row("not trained on", f"{_count(status['untrained'])} clicks, because the lag was too large")
+    if privacy := status.get("privacy"):
+        table.add_row("privacy", _privacy(privacy))
     table.add_row("drift", _drift(status))
     finetune = status.get("finetune") or {}
     table.add_row("fine-tunings", f"{_count(finetune.get('done'))}, now {finetune.get('state', '?')}")
@@ -99,6 +101,16 @@ def status_view(status: Mapping[str, Any]) -> RenderableType:
     for partition, offset in (status.get("positions") or {}).items():
         table.add_row(Text(f"next of {plain(partition)}"), _count(offset))
     return Group(table, Text(), scores_table(status), *notice_lines(status, now))
+
+
+def _privacy(privacy: Mapping[str, Any]) -> Text:
+    """Returns the budget that is spent, and whether weights still move."""
+    spent = f"epsilon {privacy.get('spent')} of {privacy.get('epsilon')} spent (delta {privacy.get('delta')})"
+    steps = f"{_count(privacy.get('moved'))} of {_count(privacy.get('steps'))} private steps moved weights"
+    if privacy.get("exhausted"):
+        return Text(f"{spent}; {steps}; weights stay as they are from now on", style="red")
+    few = "; the latest had too few users" if privacy.get("few_users") else ""
+    return Text(f"{spent}; {steps}{few}")
 
 
 def _add_problems(table: Table, status: Mapping[str, Any], now: float) -> None:

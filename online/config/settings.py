@@ -35,6 +35,7 @@ from online.config.sections.lists import ListSettings
 from online.config.sections.loop import LoopSettings
 from online.config.sections.memory import MemorySettings
 from online.config.sections.network import NetworkSettings
+from online.config.sections.privacy import PrivacySettings
 from online.config.sections.reports import ReportSettings
 from online.config.sections.security import SecuritySettings
 from online.config.sections.streams import StreamSettings
@@ -76,6 +77,7 @@ SECTIONS: tuple[type[BaseSettings], ...] = (
     WorthSettings,
     ContentSettings,
     FinetuningSettings,
+    PrivacySettings,
     DriftSettings,
     AbuseSettings,
     ReportSettings,
@@ -94,6 +96,7 @@ class Settings(  # pydantic takes the fields of the last base first
     ReportSettings,
     AbuseSettings,
     DriftSettings,
+    PrivacySettings,
     FinetuningSettings,
     ContentSettings,
     WorthSettings,
@@ -191,6 +194,7 @@ class Settings(  # pydantic takes the fields of the last base first
     def _fit_together(self) -> Self:
         problems = [*self._shape_problems(), *self._size_problems()]
         problems += [*self._security_problems(), *self._api_problems(), *self._objective_problems()]
+        problems += [*self._privacy_problems()]
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -20,7 +20,10 @@ from online.learner.explaining import Explainer
 from online.learner.listable import ItemChanges
 from online.learner.lists import ListRanker
 from online.learner.lookahead import Lookahead, UpcomingBatch
+from online.learner.objectives import TrainingBatch
 from online.learner.preparing import BatchPreparer, PreparedBatch
+from online.learner.privacy.gradients import click_gradients
+from online.learner.privacy.training import PrivateTraining
 from online.learner.queries import QueryBuilder
 from online.learner.ranking_model import RankingModel
 from online.learner.replay_buffer import among_rivals
@@ -143,7 +146,7 @@ class Learner(LearnerState):
         # Clicks are replayed only beside new ones to learn from: flagged clicks must not change any weight.
         has_targets = train and bool((batch.trainable & (batch.targets > 0)).any())
         replayed = self.replay.sample(self.settings.replay_batch if has_targets else 0)
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(train and self.privacy is None):
             states = None if states is None else states[part]
             scored = self.score(gathered, states, self.settings.candidates_kept, replayed)
         target_positions = scored.positions(batch.targets)
@@ -183,6 +186,9 @@ class Learner(LearnerState):
         scored = step.scored
         choices = scored.without(step.barred, step.positions)
         batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.weights, step.worth)
+        if self.privacy is not None:
+            self._train_privately(self.privacy, batch, prepared.batch.user_hashes[step.part])
+            return step
         # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
@@ -192,6 +198,12 @@ class Learner(LearnerState):
                 gradients = score_gradients(choices, step.positions, step.weights)
                 self.added.content.learn(query.latest[step.part], choices.rows(), gradients)
         return replace(step, scored=scored._replace(each=scored.each.detach(), replayed=None))
+
+    def _train_privately(self, privacy: PrivateTraining, batch: TrainingBatch, user_hashes: NDArray[np.int64]) -> None:
+        """Adds the clicks to the private step, and takes it once it is complete. Nothing else learns from them."""
+        privacy.add(click_gradients(self.weights, batch).cpu().numpy(), user_hashes)
+        if privacy.due and (gradient := privacy.take()) is not None:
+            self.weights.step_linear(torch.from_numpy(gradient), self.settings.privacy_learning_rate)
 
     def _count_worth(self, prepared: PreparedBatch) -> None:
         """Counts event types and values of all clicks of a micro-batch that has been scored."""

@@ -93,12 +93,9 @@ class Pruning:
     it had left out."""
 
     def loss(self, model: Networks, batch: TrainingBatch) -> Tensor | None:
-        if batch.forced is None or batch.forced_places is None or batch.forced_present is None:
+        scores = pruning_scores(model, batch)
+        if scores is None or batch.forced_places is None or batch.forced_present is None:
             return None
-        scores = batch.forced @ functional.pad(model.first, (0, 1))  # (N, K), without the network's logit
-        if batch.forced_content is not None:
-            scores = scores + batch.forced_content @ model.added.first
-        scores = model.added.with_offsets(scores[..., None], batch.forced_content)
         return _cross_entropy(scores, batch.forced_present, batch.forced_places, batch.weights)
 
 
@@ -148,6 +145,16 @@ class Worth:
         value, mean = targets.values.nan_to_num(0.0), targets.mean_value
         by_value = (log_value.exp() - value * log_value) / mean
         return loss + torch.where(valued, by_value, 0.0).sum() / len(targets.inputs)
+
+
+def pruning_scores(model: Networks, batch: TrainingBatch) -> Tensor | None:
+    """Returns the first scores of the kept candidates, (N, K, 1); None if the batch has nothing for `Pruning`."""
+    if batch.forced is None:
+        return None
+    scores = batch.forced @ functional.pad(model.first, (0, 1))  # (N, K), without the network's logit
+    if batch.forced_content is not None:
+        scores = scores + batch.forced_content @ model.added.first
+    return model.added.with_offsets(scores[..., None], batch.forced_content)
 
 
 def _cross_entropy(scores: Tensor, present: Tensor, places: Tensor, weights: Tensor | None = None) -> Tensor | None:

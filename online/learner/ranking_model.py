@@ -481,6 +481,24 @@ class RankingModel:
             self.skipped += 1
         self.heads_adam.zero_grad()
 
+    @property
+    def linear_weights(self) -> int:
+        """How many weights `step_linear` moves."""
+        return len(self.ranker.linear) + len(self.first)
+
+    def step_linear(self, gradient: Tensor, learning_rate: float) -> None:
+        """Takes one step of the linear weights alone: of the ranker's, then of the first score's.
+
+        Args:
+            gradient: of both, joined: (F + F - 1,).
+            learning_rate: Adam's.
+        """
+        gradient, size = gradient.to(self.device), len(self.ranker.linear)
+        self.ranker.linear.grad, self.first.grad = gradient[:size].clone(), gradient[size:].clone()
+        self.adam.param_groups[0]["lr"] = learning_rate
+        self.adam.step()
+        self.adam.zero_grad()
+
     def _ranking_norm(self, parameters: list[nn.Parameter]) -> float:
         vectors = self.vectors.vectors
         vectors.grad = None if vectors.grad is None else vectors.grad.coalesce()

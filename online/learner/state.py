@@ -23,6 +23,7 @@ from online.learner.history import UserHistories
 from online.learner.item_rows import ClickedRows, ItemRows
 from online.learner.lift import Lift
 from online.learner.listable import Listable
+from online.learner.privacy.training import PrivateTraining, private_paths_only
 from online.learner.ranking_model import Memory, RankingModel
 from online.learner.replay_buffer import ReplayBuffer, Replayed
 from online.learner.reservoir import Reservoir
@@ -39,13 +40,15 @@ from stream.events import Click
 
 METHODS = ("served", "popular", "followed")  # the lists as served, and two baselines at the same moment
 EVENT_TYPES_MAX = 15  # the first ones seen; whatever comes later shares one more
-LATER_STORES = {"seen", "hidden", "groups", "shown"}  # that a checkpoint of an earlier version or other settings lacks
+#: What a checkpoint of an earlier version, or of other settings, may lack.
+LATER_STORES = {"seen", "hidden", "groups", "shown", "privacy"}
 
 
 class LearnerState:
     """Histories, counts, memories, vocabulary, network, ranker, running scores."""
 
     def __init__(self, settings: Settings) -> None:
+        settings = private_paths_only(settings)
         self.settings = settings
         self.version = 1  # of the model; fine-tuning publishes the next one
         self.items = ItemRows(settings)
@@ -94,6 +97,7 @@ class LearnerState:
             now=lambda: self.now[0],
             vocabulary=lambda: self.vocabulary,
         )
+        self.privacy = PrivateTraining(settings, self.weights.linear_weights) if settings.private else None
         self.user_stores = self._user_stores()
         self.random = np.random.default_rng(settings.seed)  # negatives'
         self.scores = Scores(METHODS)
@@ -130,6 +134,8 @@ class LearnerState:
             stores.add("groups", self.groups)
         if self.shown is not None:
             stores.add("shown", self.shown)
+        if self.privacy is not None:
+            stores.add("privacy", self.privacy)
         return stores
 
     @property

@@ -275,6 +275,10 @@ class Supervisor:
             self._finetuned(tuning)
 
     def _begin_finetuning(self, asked: Mapping[str, Any]) -> Tuning | None:
+        if self.learner.privacy is not None:
+            text = "left out: NEXTCLICK_PRIVACY_EPSILON does not account for learning whole histories"
+            self._emit("finetuning", text, {"why": asked["why"]})
+            return None
         seed = self.settings.seed + self.totals.finetunings + 1
         share = self.settings.finetune_recent_share_drift if asked["drift"] else self.settings.finetune_recent_share
         histories = examples(self.learner, share, np.random.default_rng(seed))
@@ -351,6 +355,8 @@ class Supervisor:
         self._emit("published", f"version {version.number}, {facts['why']}: {compared}", figures)
 
     def _keep_predecessor(self, before: RankingModel, number: int) -> None:
+        if self.learner.privacy is not None:  # in the shadow it would learn, beside what the budget covers
+            return
         self.predecessor = ShadowEvaluation(self.learner, before, self.settings.rollback_gate, facts={"number": number})
         self.predecessor.paused = not self.settings.gate
 
@@ -436,6 +442,8 @@ class Supervisor:
             self._emit(*flood)
         if (turned := self.learner.abuse_filter.net.take_notice()) is not None:
             self._emit(*turned)
+        if self.learner.privacy is not None and (changed := self.learner.privacy.take_notice()) is not None:
+            self._emit(*changed)
 
     def _notice(self, notice: Any) -> None:
         """Handles a notice of drift, or of missing clicks."""

@@ -78,6 +78,11 @@ def restore(loop: LoopParts, number: int, arrays: dict[str, NDArray[Any]], state
     """Restores what `capture` returned. Raises as `Loop.restore` does."""
     check_shape(f"checkpoint {number} in {loop.checkpoints.folder}", state["shape"], shape_of(loop.settings))
     loop.progress.load_state(state["progress"])
+    if loop.settings.private and "privacy" not in state["learner"] and loop.progress.learned:
+        raise CheckpointError(
+            f"checkpoint {number} in {loop.checkpoints.folder} was learned without NEXTCLICK_PRIVACY_EPSILON, which "
+            "cannot be made up for: unset it, or set NEXTCLICK_DATA_DIR to another folder to start anew"
+        )
     # First: the broker may be unavailable.
     loop.dead_letters.load_state(state["dead_letters"], loop.progress.next_offsets)
     loop.intake.seen.load_state(arrays.pop("seen"))

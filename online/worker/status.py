@@ -101,6 +101,7 @@ class StatusReport:
             "questions": None if loop.asking is None else loop.asking.describe(),
             "group": None if loop.group is None else loop.group.describe(),
             "objective": None if learner.worth is None else learner.weights.objective.describe(),
+            "privacy": None if learner.privacy is None else learner.privacy.describe(),
             "flagged": dict(learner.abuse_filter.total),
             "abuse_share": round(learner.abuse_filter.net.share, 4),
             "abuse_share_exceeded": learner.abuse_filter.net.open,

@@ -27,6 +27,7 @@ from online.learner.facts.moments import (
     put_own,
     put_world,
 )
+from online.learner.facts.pair_users import PairUsers, count_pair_of_several, holds, uncount_pair_of_several
 from online.learner.facts.tables import NEAR, THIRD_FROM, THIRD_TO, Table, Tables, count, near_weight, uncount
 
 NEAR_DECAY, TASTE_DECAY = 0.8, 0.97  # what a neighbour's vote counts, for each click since its item
@@ -131,13 +132,14 @@ class PastClicks(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Settings that the loops need."""
+    """Settings that the loops need, and the pairs that too few users have made so far."""
 
     moments: int  # that are held
     latest: int  # moments of a user that are always compared
     probes: int  # buckets of the time that are looked into
     recalls: bool  # whether moments are found at all
     exclude_seen: bool
+    pairs: PairUsers  # without sets: all pairs count at once
 
 
 @kernel
@@ -217,7 +219,11 @@ def observe(
             number = histories.numbers[slot, place]
             # A flagged click is no neighbour: clicked between popular items, its item would be related to them.
             if not held(log.total[0], limits.moments, number) or not flagged[number % len(flagged)]:
-                count_pair(tables, histories.rows[slot, place], row, d)
+                if len(limits.pairs.keys) > 0:
+                    other = histories.rows[slot, place]
+                    count_pair_of_several(tables, limits.pairs, clicks.user_hashes[b], other, row, d)
+                else:
+                    count_pair(tables, histories.rows[slot, place], row, d)
         count_click(items, row, clicks.active[b])
     number = append(log, row, last, before, clicks.times[b], gap, clicks.user_hashes[b])
     if limits.recalls:
@@ -277,13 +283,17 @@ def retrace(
             limits.probes,
             limits.recalls,
             limits.exclude_seen,
+            limits.pairs,
         )
         gather(
             tables, items, histories, log, index, no_clicks, queries, q, seen, seen, False, no_more, found, scratch,
             as_of,
         )  # fmt: skip
         for d in range(NEAR):
-            if past.earlier[q, d] > 0:
+            if past.earlier[q, d] > 0 and len(limits.pairs.keys) > 0:
+                user_hash = log.user_hashes[number % size]
+                count_pair_of_several(tables, limits.pairs, user_hash, past.earlier[q, d], past.rows[q], d)
+            elif past.earlier[q, d] > 0:
                 count_pair(tables, past.earlier[q, d], past.rows[q], d)
     log.total[0] = total
 
@@ -304,12 +314,15 @@ def count_pair(tables: Tables, earlier: int, row: int, d: int) -> None:
 
 
 @kernel
-def uncount_pairs(tables: Tables, rows: NDArray[np.int64], earlier: NDArray[np.int64]) -> None:
+def uncount_pairs(tables: Tables, pairs: PairUsers, rows: NDArray[np.int64], earlier: NDArray[np.int64]) -> None:
     """Undoes `count_pair` for clicks on rows (K,) and the items before them, (K, NEAR), latest first; 0: no pair."""
     for k in range(len(rows)):
         row = rows[k]
         for d in range(earlier.shape[1]):
             other = earlier[k, d]
+            if len(pairs.keys) > 0:
+                uncount_pair_of_several(tables, pairs, other, row, d)
+                continue
             if d == 0:
                 uncount(tables.first, other, row, 1.0)
                 uncount(tables.before, row, other, 1.0)
@@ -506,8 +519,8 @@ def gather(
             c = add_candidate(wanted.rows[k], c, mark, rows, blocked, scratch)
     if limits.recalls and slot >= 0:
         own_end, world_end = recall(
-            histories, log, index, slot, n, length, last, now, gap, queries.own_slots[q], mark, found, own, world,
-            scratch, limits,
+            tables.first, histories, log, index, slot, n, length, last, now, gap, queries.own_slots[q], mark, found,
+            own, world, scratch, limits,
         )  # fmt: skip
         if looks:
             for p in range(own, own_end):
@@ -604,6 +617,7 @@ def sum_near(
 
 @inlined
 def recall(
+    first: Table,
     histories: HistoryRings,
     log: Log,
     index: Index,
@@ -660,7 +674,9 @@ def recall(
             number = index.world[bucket, r]
             if held(total, limits.moments, number):
                 at = number % size
-                if log.last[at] > 0 and not log.private[at]:
+                # What too few users have done is shown to no other.
+                few = len(limits.pairs.keys) > 0 and not holds(first, log.last[at], log.items[at])
+                if log.last[at] > 0 and not log.private[at] and not few:
                     found.world_moments[world] = at
                     world += 1
     return own, world

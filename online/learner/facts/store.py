@@ -3,6 +3,7 @@
 Letters: `N` queries, `C` candidates of all of them (flat), `F` counted features, `P` moments found (flat), `V` rows.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from model.memory import Directory
 from model.vocabulary import grown
 from online.config.settings import Settings
 from online.learner.arrays import below, joined
-from online.learner.facts import gather, items, moments, tables
+from online.learner.facts import gather, items, moments, pair_users, tables
 from online.learner.facts.features import RawFeatures, counted
 from online.learner.facts.gather import (
     ClickArrays,
@@ -28,6 +29,8 @@ from online.learner.facts.gather import (
 from online.learner.facts.moments import Hits, Keys
 from online.learner.history import UserHistories
 from online.learner.user_stores import UserKey
+
+log = logging.getLogger(__name__)
 
 WANTED_MAX = 1_000  # candidates that may be given for one query
 ROWS_MIN = 1_024  # rows of items that a new store has room for
@@ -77,6 +80,7 @@ class FeatureStore:
         self.half_lives = settings.popularity_half_lives
         few = max(8, settings.successors_held // 2)
         self._held = (settings.successors_held, few, few, few, settings.neighbours_held)
+        self.pairs = pair_users.empty_pair_users(settings.pairs_waiting_held, settings.pair_users_min)
         self.tables = tables.Tables(*(tables.empty_table(ROWS_MIN, held) for held in self._held))
         self.items = items.empty_items(ROWS_MIN, self.half_lives)
         # Moments found for one micro-batch must not be overwritten while the next one is gathered.
@@ -100,6 +104,7 @@ class FeatureStore:
             settings.recall_probes,
             settings.reformer,
             settings.exclude_seen,
+            self.pairs,
         )
         self._hits_max = (
             settings.recall_latest + (1 + settings.recall_probes) * settings.recall_ring,
@@ -255,7 +260,7 @@ class FeatureStore:
         kept = [[part[pairs].copy() for part in table] for table in self.tables]
         clicks, last_at = self.items.clicks[touched].copy(), self.items.last_at[touched].copy()
         try:
-            gather.uncount_pairs(self.tables, past.rows, past.earlier)
+            gather.uncount_pairs(self.tables, self.pairs, past.rows, past.earlier)
             np.subtract.at(self.items.clicks, counted, np.float32(1))
             np.maximum(self.items.clicks, 0, out=self.items.clicks)
             self.items.last_at[touched] = self._last_at(touched, past)
@@ -405,6 +410,7 @@ class FeatureStore:
         """Multiplies all counts by `factor` (from 0 to 1); first and last times of items stay as they are."""
         for table in self.tables:
             tables.decay(table, factor)
+        pair_users.decay(self.pairs, factor)
         self.items.clicks[...] *= np.float32(factor)
         self.items.popular[...] *= factor
         items.rebuild_lists(self.items)
@@ -424,7 +430,7 @@ class FeatureStore:
             ages: (K,) clicks counted since each; −1 where the click itself stays counted.
             numbers: numbers of moments that are hidden from all other users' recall.
         """
-        gather.uncount_pairs(self.tables, rows, earlier)
+        gather.uncount_pairs(self.tables, self.pairs, rows, earlier)
         items.uncount_clicks(self.items, rows[ages >= 0], ages[ages >= 0])
         items.rebuild_lists(self.items)
         self.log.private[numbers % len(self.log.items)] = True
@@ -436,6 +442,7 @@ class FeatureStore:
         gone[0] = False
         for table in self.tables:
             tables.forget_rows(table, gone)
+        pair_users.forget_rows(self.pairs, gone)
         moments.forget_items(self.log, gone)
         at = np.flatnonzero(gone)
         for part in (self.items.clicks, self.items.first_at, self.items.last_at, self.items.popular):
@@ -450,7 +457,10 @@ class FeatureStore:
 
     def count_user(self, user: UserKey) -> dict[str, int]:
         indexed = sum(name in self.directory for name in user.user_ids)
-        return {"recall_index": indexed, "moments": int((self.log.user_hashes == user.user_hash).sum())}
+        found = {"recall_index": indexed, "moments": int((self.log.user_hashes == user.user_hash).sum())}
+        if len(self.pairs.keys):
+            found["waiting_pairs"] = pair_users.count_user(self.pairs, user.user_hash)
+        return found
 
     def forget_user(self, user: UserKey) -> dict[str, int]:
         """Clears the user's moments and their index. Returns how many entries there were, by kind."""
@@ -459,6 +469,7 @@ class FeatureStore:
             slot = self.directory.free(name)
             if slot is not None:
                 moments.clear_slot(self.index, slot)
+        pair_users.forget_user(self.pairs, user.user_hash)
         self.moment_states[moments.forget_hash(self.log, user.user_hash)] = 0
         return counts
 
@@ -479,7 +490,13 @@ class FeatureStore:
         parts["log"] = moments.log_to_state(self.log)
         parts["log_states"] = {"states": self.moment_states[moments.places_held(self.log)]}
         parts["index"] = moments.index_to_state(self.index, used)
-        return joined(parts), {"directory": directory}
+        state: dict[str, Any] = {"directory": directory}
+        if len(self.pairs.keys):
+            parts["pairs"], state["pair_users_min"] = (
+                pair_users.pairs_to_state(self.pairs),
+                self.settings.pair_users_min,
+            )
+        return joined(parts), state
 
     def load_state(self, arrays: dict[str, NDArray[Any]], state: dict[str, Any]) -> None:
         """Loads what `to_state` returned, with the same number of half-lives.
@@ -488,8 +505,7 @@ class FeatureStore:
         """
         counted_items = below(arrays, "items")
         self.grow(len(counted_items["clicks"]))
-        for name, table in zip(tables.NAMES, self.tables, strict=True):
-            tables.load_table(table, below(arrays, name))
+        self._load_pairs(arrays, state.get("pair_users_min", 0))
         items.load_items(self.items, counted_items)
         moments.load_log(self.log, below(arrays, "log"))
         self._load_moment_states(arrays["log_states.states"])
@@ -498,6 +514,19 @@ class FeatureStore:
         if held == self.directory.capacity and moments.index_fits(self.index, index):
             moments.load_index(self.index, index)
             self.directory.load_state(state["directory"])
+
+    def _load_pairs(self, arrays: dict[str, NDArray[Any]], needed: int) -> None:
+        """Loads the neighbour tables; not if pairs were counted by then that fewer users made than are `needed` now."""
+        if needed < self.settings.pair_users_min > 1:
+            text = (
+                "neighbours are counted anew: those of the checkpoint needed %d users, NEXTCLICK_PAIR_USERS_MIN is %d"
+            )
+            log.warning(text, max(1, needed), self.settings.pair_users_min)
+            return
+        for name, table in zip(tables.NAMES, self.tables, strict=True):
+            tables.load_table(table, below(arrays, name))
+        if len(self.pairs.keys) and "pairs.at" in arrays:
+            pair_users.load_pairs(self.pairs, below(arrays, "pairs"))
 
     def _load_moment_states(self, saved: NDArray[np.float16]) -> None:
         """Loads the moments' states; those of another width, after a change of settings, are left out."""

@@ -1,0 +1,1 @@
+"""Learning under differential privacy (docs/privacy.md)."""
