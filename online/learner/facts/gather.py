@@ -490,8 +490,9 @@ def gather(
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
     if looks:
         begin = first_place(tables.first, last)
-        for place in range(begin, begin + tables.first.used[last]):
-            c = add_candidate(tables.first.others[place], c, mark, rows, blocked, scratch)
+        others = tables.first.others[begin : begin + tables.first.used[last]]
+        for place in range(len(others)):
+            c = add_candidate(others[place], c, mark, rows, blocked, scratch)
         begin = first_place(tables.second, before)
         end = begin + tables.second.used[before]
         others, counts = tables.second.others[begin:end], tables.second.counts[begin:end]
@@ -570,11 +571,12 @@ def gather(
 @inlined
 def add_counts(table: Table, row: int, sums: NDArray[np.float32], start: int, mark: int, scratch: Scratch) -> None:
     """What a table holds of a row, for those that are candidates."""
-    begin = first_place(table, row)
-    for place in range(begin, begin + table.used[row]):
-        other = table.others[place]
+    begin, used = first_place(table, row), table.used[row]
+    others, counts = table.others[begin : begin + used], table.counts[begin : begin + used]
+    for place in range(used):
+        other = others[place]
         if scratch.stamps[other] == mark:
-            sums[scratch.places[other] - start] += table.counts[place]
+            sums[scratch.places[other] - start] += counts[place]
 
 
 @inlined
@@ -596,9 +598,10 @@ def sum_near(
         lasting *= TASTE_DECAY
         if row == 0:
             continue
-        begin = first_place(table, row)
-        for place in range(begin, begin + table.used[row]):
-            other = table.others[place]
+        begin, used = first_place(table, row), table.used[row]
+        others, counts = table.others[begin : begin + used], table.counts[begin : begin + used]
+        for place in range(used):
+            other = others[place]
             if banned[other] == mark or blocked[other]:
                 continue  # before the best are chosen, so that a user who has seen nearly everything gets the rest
             if scratch.near_stamps[other] != mark:
@@ -607,8 +610,8 @@ def sum_near(
                 scratch.taste_sums[other] = 0
                 scratch.near_rows[found] = other
                 found += 1
-            scratch.near_sums[other] += vote * table.counts[place]
-            scratch.taste_sums[other] += taste * table.counts[place]
+            scratch.near_sums[other] += vote * counts[place]
+            scratch.taste_sums[other] += taste * counts[place]
     for k in range(found):
         row = scratch.near_rows[k]
         root = math.sqrt(items.clicks[row] + EXPECTED_MIN)

@@ -179,9 +179,9 @@ def count(table: Table, row: int, other: int, weight: float) -> None:
     """Adds `weight` to the count of `other` in the row of `row`; with row 0 on either side nothing is counted."""
     if row == 0 or other == 0:
         return
-    others, counts = table.others, table.counts
     start, used, held = first_place(table, row), int(table.used[row]), table.held
-    for place in range(start, start + used):
+    others, counts = table.others[start : start + used], table.counts[start : start + used]
+    for place in range(used):
         if others[place] == other:
             counts[place] += np.float32(weight)
             table.totals[row] += np.float32(weight)
@@ -190,17 +190,17 @@ def count(table: Table, row: int, other: int, weight: float) -> None:
         if used == table.sizes[table.classes[row]]:
             widen(table, row)
             start = first_place(table, row)
-        place = start + used
+        table.others[start + used], table.counts[start + used] = other, np.float32(weight)
         table.used[row] = used + 1
     else:
         begin = int(table.totals[row]) % held
-        place = start + begin
+        lightest = begin
         for step in range(1, held):
             at = begin + step
-            at = start + (at - held if at >= held else at)
-            if counts[at] < counts[place]:
-                place = at
-    others[place], counts[place] = other, np.float32(weight)
+            at = at - held if at >= held else at
+            if counts[at] < counts[lightest]:
+                lightest = at
+        others[lightest], counts[lightest] = other, np.float32(weight)
     table.totals[row] += np.float32(weight)
 
 
