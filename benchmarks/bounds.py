@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.vocabulary import grown
 from online.config.settings import Settings, load_settings
 from online.learner.arrays import joined
+from online.learner.facts.tables import Table, Tables, load_table
 from online.learner.learner import Learner
 from online.learner.ranking_model import VECTORS_WIDTH
 from online.learner.seen_items import SeenItems
@@ -124,8 +124,17 @@ def fill_items(learner: Learner) -> None:
     learner.make_room()
     store = learner.store
     scratch = store._scratch
-    touch([store.tables, *store.items[:4], store.items.blocked, learner.lift._counts])
+    touch([*store.items[:4], store.items.blocked, learner.lift._counts])
+    store.tables = Tables(*map(full_table, store.tables))
     touch([scratch.stamps, scratch.places, scratch.banned, scratch.near_stamps, scratch.near_sums, scratch.taste_sums])
+
+
+def full_table(table: Table) -> Table:
+    """Returns a table in which each row has all the neighbours that it may have."""
+    used = np.full(len(table.used), table.held, np.int32)
+    pairs = int(used.sum())
+    others, counts = np.ones(pairs, np.int32), np.ones(pairs, np.float32)
+    return load_table(table, {"used": used, "totals": table.totals + table.held, "others": others, "counts": counts})
 
 
 def fill_buffers(learner: Learner) -> None:
@@ -146,13 +155,18 @@ def fill_seen_items(settings: Settings) -> SeenItems:
 
 
 def bytes_per_row(settings: Settings) -> int:
-    """Of what is kept for each row of the vocabulary, ids besides."""
-    M, P = settings.successors_held, len(settings.popularity_half_lives)
-    entries = M + 3 * max(8, M // 2) + settings.neighbours_held  # of the five tables
-    tables = 8 * entries + 5 * (4 + 8)  # with what is in use of each row, and totals
+    """Of what is kept for each row of the vocabulary, ids and neighbours besides."""
+    P = len(settings.popularity_half_lives)
+    tables = 5 * (4 + 1 + 4 + 8)  # of the five tables: where each row's slab is, its size, what is in use, totals
     counts = 4 + 8 + 8 + 8 * P + 1 + 8  # clicks, first and last time, popularity; whether it may be listed; lift
     marks = 4 * 8 + 2 * 4
     return weights_per_row(settings) + tables + counts + marks
+
+
+def neighbours_max(settings: Settings) -> int:
+    """Of one row, in all five tables."""
+    M = settings.successors_held
+    return M + 3 * max(8, M // 2) + settings.neighbours_held
 
 
 def bytes_per_query(learner: Learner) -> int:
@@ -207,8 +221,9 @@ def main() -> None:
         measured(f"{what}: {count:,} x {each:,} B", count * each, lambda: filling(learner))
 
     fill("histories: users, ids besides", settings.users_held, 21 * settings.history_max + 64, fill_histories)
-    rows = grown(settings.items_held + 1, len(learner.store))
-    fill("items: rows, ids besides", rows, bytes_per_row(settings), fill_items)
+    rows = max(settings.items_held + 1, len(learner.store))
+    each = bytes_per_row(settings) + 8 * neighbours_max(settings)
+    fill("items: rows with all neighbours, ids besides", rows, each, fill_items)
     asked = 2 * (settings.micro_batch_max + queries_max(settings))
     fill("what is found, two micro-batches: questions", asked, bytes_per_query(learner), fill_buffers)
     trials: list[ShadowEvaluation] = []

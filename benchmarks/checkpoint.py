@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from online.config.settings import Settings, load_settings
+from online.learner.facts.tables import Table, Tables, load_table
 from online.learner.learner import Learner
 from online.worker.checkpoint import Checkpoints
 from stream.events import Click
@@ -40,17 +42,7 @@ def filled(settings: Settings, items: int, users: int, seed: int = 0) -> Learner
     learner.make_room()
     rows = learner.vocabulary.rows
     store = learner.store
-    for table in store.tables:
-        held = table.others.shape[1]
-        table.used[1:rows] = np.minimum(held, random.pareto(1.0, rows - 1) * 3).astype(np.int32)
-        for begin in range(1, rows, 65_536):
-            part = slice(begin, min(rows, begin + 65_536))
-            inside = np.arange(held) < table.used[part, None]
-            table.others[part][inside] = random.integers(1, rows, inside.sum())
-            table.counts[part][inside] = random.integers(1, 9, inside.sum()) / np.sqrt(
-                random.integers(1, 5, inside.sum())
-            )
-        table.totals[:rows] = table.counts[:rows].sum(1)
+    store.tables = Tables(*(filled_table(random, table, rows) for table in store.tables))
     counted = store.items
     counted.clicks[1:rows] = random.pareto(1.0, rows - 1) * 5
     counted.first_at[1:rows] = random.uniform(0, 1e6, rows - 1)
@@ -85,6 +77,20 @@ def filled(settings: Settings, items: int, users: int, seed: int = 0) -> Learner
     replay.features[:] = torch.randn(replay.features.shape)
     learner.clock.latest = BEGAN
     return learner
+
+
+def filled_table(random: np.random.Generator, table: Table, rows: int) -> Table:
+    """Returns a table whose rows hold a few others each, some of them many."""
+    used = np.zeros(rows, np.int32)
+    used[1:] = np.minimum(table.held, random.pareto(1.0, rows - 1) * 3)
+    others, counts = [], []
+    for begin in range(1, rows, 65_536):
+        pairs = int(used[begin : begin + 65_536].sum())
+        others.append(random.integers(1, rows, pairs).astype(np.int32))
+        counts.append((random.integers(1, 9, pairs) / np.sqrt(random.integers(1, 5, pairs))).astype(np.float32))
+    arrays: dict[str, NDArray[Any]] = {"used": used, "others": np.concatenate(others), "counts": np.concatenate(counts)}
+    arrays["totals"] = np.bincount(np.repeat(np.arange(rows), used), arrays["counts"], rows)
+    return load_table(table, arrays)
 
 
 def zipf(random: np.random.Generator, items: int, count: int) -> Any:

@@ -34,12 +34,13 @@ from online.learner.learner import Learner
 DEFAULT = 200_000, 100_000  # items and users that are held
 SIZES = "200000x100000,100000x100000,1000000x100000,100000x300000,100000x1000000,1000000x1000000"
 # Of Python's own, measured with ids of about ten letters: the id, and what finds it and keeps its turn.
-OBJECTS_PER_ITEM, OBJECTS_PER_USER = 280, 190
+OBJECTS_PER_ITEM, OBJECTS_PER_USER = 192, 190
 TEXT_PER_ITEM, TEXT_PER_USER = 40, 14  # in a checkpoint's state: the id, and of an item its row and its latest click
 PROCESS = 356e6  # bytes with everything imported (benchmarks/bounds.py)
 # Of arrays that do not grow, at the default settings; in a checkpoint once the Reformer's memories are in use.
 CONSTANT, CONSTANT_SAVED = 138e6, 121e6
 PAIRS_PER_ITEM = 40  # as in the made-up state; full rows have 288
+PLACES_PER_PAIR = 1.25  # likewise: slabs that are not full, and room for an arena to grow
 SLOTS_MIN = 1_024  # histories that there is room for at first
 FEW_USERS = 1_000  # whose attention memories are all held
 
@@ -52,6 +53,7 @@ class Size(NamedTuple):
     moments: int  # clicks in the log, of all users
     clicks: int  # in all histories together
     pairs: int  # in use in the five neighbour tables
+    places: int  # for them
 
 
 class Term(NamedTuple):
@@ -68,7 +70,7 @@ class Term(NamedTuple):
 def formula(settings: Settings, size: Size) -> list[Term]:
     """Returns the bytes of the arrays that grow, in memory and in a checkpoint, by what they grow with."""
     H, M, P = settings.history_max, settings.moments_held, len(settings.popularity_half_lives)
-    rows = grown(size.items + 1, ROWS_MIN)
+    rows = min(grown(size.items + 1, ROWS_MIN), max(settings.items_held + 1, ROWS_MIN))
     users = min(size.users, settings.users_held)
     slots = min(settings.users_held, grown(users, min(SLOTS_MIN, settings.users_held)))
     of_moment = 33 + 2 * (settings.width if settings.reformer and settings.deep_state else 0)
@@ -78,7 +80,7 @@ def formula(settings: Settings, size: Size) -> list[Term]:
     return [
         # The row of an item's attributes, and whether it is unavailable.
         Term("rows of items", "items_held", rows, bytes_per_row(settings) + 4 + 1, rows, of_row),
-        Term("pairs of items", "items_held", 0, 0, size.pairs, 8),
+        Term("pairs of items", "items_held", size.places, 8, size.pairs, 8),
         Term("users", "users_held", slots, 21 * H + of_user, users, 8 + of_user),
         Term("clicks in histories", "users_held", 0, 0, size.clicks, 21),
         Term("moments", "moments_held", M + 2 * settings.micro_batch_max, of_moment + 9, moments, of_moment),
@@ -87,7 +89,7 @@ def formula(settings: Settings, size: Size) -> list[Term]:
 
 def constant(settings: Settings, learner: Learner) -> float:
     """Returns the bytes of arrays that do not grow with items, users or moments: all but the formula's."""
-    nothing = Size(0, 0, 0, 0, 0)
+    nothing = Size(0, 0, 0, 0, 0, 0)
     return array_bytes(learner) - sum(term.held * term.memory for term in formula(settings, nothing))
 
 
@@ -138,6 +140,7 @@ def size_of(learner: Learner) -> Size:
         store.usage()[0],
         int(histories.lengths(np.arange(len(histories))).sum()),
         sum(int(table.used.sum()) for table in store.tables),
+        sum(len(table.others) for table in store.tables),
     )
 
 
@@ -250,7 +253,7 @@ def measure(items: int, users: int, clicks: int, lists: int) -> None:
 
 def each_line(settings: Settings) -> Iterator[str]:
     """Rows of a table: the bytes of each thing, with the default sizes of everything else."""
-    for term in formula(settings, Size(0, 0, 0, 0, 0)):
+    for term in formula(settings, Size(0, 0, 0, 0, 0, 0)):
         memory = f"{term.memory:,.0f}" if term.memory else ""
         yield f"| {term.what} | `{term.setting}` | {memory} | {term.checkpoint:,.0f} |"
 
@@ -267,7 +270,8 @@ def size_lines() -> Iterator[str]:
 
 def whole(settings: Settings, items: int, users: int) -> tuple[float, float]:
     """Returns the bytes of one worker's memory between checkpoints, and of a checkpoint before it is compressed."""
-    size = Size(items, users, settings.moments_held, OF_A_USER * users, PAIRS_PER_ITEM * items)
+    pairs = PAIRS_PER_ITEM * items
+    size = Size(items, users, settings.moments_held, OF_A_USER * users, pairs, int(PLACES_PER_PAIR * pairs))
     terms = formula(settings, size)
     memory = PROCESS + CONSTANT + memory_bytes(terms) + OBJECTS_PER_ITEM * items + OBJECTS_PER_USER * users
     disk = CONSTANT_SAVED + checkpoint_bytes(terms) + TEXT_PER_ITEM * items + TEXT_PER_USER * users

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.vocabulary import grown
-
 PIECE = 4_096  # rows whose first vectors are made at a time: what comes in between stays in the cache
 
 
@@ -43,12 +41,12 @@ class ItemTable(nn.Module):
 
     @torch.no_grad()
     def grow(self, rows_needed: int) -> bool:
-        """Makes room for `rows_needed` rows, by doubling -> whether it had to. Values stay, new rows are as at the
-        start. The parameters stay the same objects, so an optimizer need not be told."""
-        rows = grown(rows_needed, len(self))
-        if rows == len(self):
+        """Makes room for `rows_needed` rows -> whether it had to. Values stay, new rows are as at the start. The
+        parameters stay the same objects, so an optimizer need not be told. All rows are copied: ask for more at a time
+        (`model.vocabulary.grown`)."""
+        if rows_needed <= len(self):
             return False
-        new = unit_vectors(torch.arange(len(self), rows), self.vectors.shape[1], seed=self.seed).to(self.vectors)
+        new = unit_vectors(torch.arange(len(self), rows_needed), self.vectors.shape[1], seed=self.seed).to(self.vectors)
         self.vectors.data = torch.cat([self.vectors.data, new])
         self.biases.data = torch.cat([self.biases.data, self.biases.new_zeros(len(new), 1)])
         self.vectors.grad = self.biases.grad = None  # of the old size

@@ -21,6 +21,7 @@ from online.commands.lookup import OTHER_TYPE, type_names
 from online.commands.newest_checkpoint import NewestCheckpoint, load_newest
 from online.config.settings import Settings
 from online.learner.facts.moments import places_held
+from online.learner.facts.tables import neighbours
 from online.learner.learner import Learner
 from online.worker.connections import open_lists, open_reader
 from stream.events import Forget, parse
@@ -183,8 +184,8 @@ def pairs_of(learner: Learner) -> Rows:
     for row, name in enumerate(names):
         if name is None:
             continue
-        used = int(table.used[row])
-        for other, count in zip(table.others[row, :used].tolist(), table.counts[row, :used].tolist(), strict=True):
+        others, counts = neighbours(table, row)
+        for other, count in zip(others.tolist(), counts.tolist(), strict=True):
             if other < len(names) and names[other] is not None:
                 yield name, names[other], count
 

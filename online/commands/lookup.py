@@ -10,6 +10,7 @@ import numpy as np
 
 from online.commands.newest_checkpoint import load_newest
 from online.config.settings import Settings
+from online.learner.facts.tables import neighbours
 from online.learner.learner import Learner
 from online.learner.state import EVENT_TYPES_MAX
 from online.worker.connections import open_lists
@@ -109,17 +110,16 @@ def _counts(learner: Learner, row: int) -> dict[str, Any]:
     if not row:
         return {"clicks": 0, "popularity": 0.0, "popularity_rank": None, "followed_by": []}
     popularity = learner.popularity()
-    first = learner.store.tables.first
-    used = int(first.used[row])
-    best = np.argsort(-first.counts[row, :used], kind="stable")[:FOLLOWERS_MAX]
-    names = learner.vocabulary.items_of(first.others[row, best].tolist())
+    others, counts = neighbours(learner.store.tables.first, row)
+    best = np.argsort(-counts, kind="stable")[:FOLLOWERS_MAX]
+    names = learner.vocabulary.items_of(others[best].tolist())
     return {
         "clicks": int(learner.store.items.clicks[row]),
         "popularity": float(popularity[row]),
         "popularity_rank": 1 + int((popularity > popularity[row]).sum()),
         "followed_by": [
             {"item_id": name, "title": learner.listable.attributes.title(name), "count": float(count)}
-            for name, count in zip(names, first.counts[row, best].tolist(), strict=True)
+            for name, count in zip(names, counts[best].tolist(), strict=True)
             if name is not None
         ],
     }

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from online.learner.facts.forgetting import clear_places, marked
 from online.learner.user_stores import UserKey
 
 PIECE = 4_096  # histories that a checkpoint captures at a time
@@ -53,6 +54,7 @@ class UserHistories:
         """`values`: whether the clicks' values are kept too, 4 bytes a click."""
         self.users_held = users_held
         self.history_max = history_max
+        self.users_lost = 0  # who had to make room for others, since the start of this process
         self.values: NDArray[np.float32] | None = np.zeros((0, 0), np.float32) if values else None
         self._slots: OrderedDict[str, int] = OrderedDict()  # least recently seen first
         self._users: list[str] = []  # of each slot
@@ -102,6 +104,7 @@ class UserHistories:
         else:
             _, slot = self._slots.popitem(last=False)
             self._users[slot] = user
+            self.users_lost += 1
             for array in self._arrays():
                 array[slot] = 0
         self._slots[user] = slot
@@ -261,8 +264,9 @@ class UserHistories:
 
     def forget_rows(self, rows: Sequence[int]) -> None:
         """Items that lost their row: their clicks become unknown ones (row 0), before the row is handed out again."""
-        self._rows[np.isin(self._rows, rows)] = 0
-        self.served[np.isin(self.served, rows)] = 0
+        gone, users = marked(rows), len(self)
+        clear_places(self._rows[:users], self._clicks[:users], gone)
+        clear_places(self.served[:users], np.full(users, SERVED), gone)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], list[str]]:
         """Arrays (only clicks that exist) and the users, least recently seen first."""

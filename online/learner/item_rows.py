@@ -31,6 +31,7 @@ class ItemRows:
         self.settings = settings
         self.vocabulary = Vocabulary(**self._limits())
         self.unavailable: set[str] = set()
+        self.lost = 0  # items that had to make room for others, since the start of this process
         self._new: dict[str, None] = {}  # items that have a row without a click, in the order in which they got it
         self._waiting: dict[str, None] = {}  # published items that get a row with the next clicks
         self._leaving: dict[str, None] = {}  # items that lose theirs then
@@ -99,7 +100,7 @@ class ItemRows:
         new = len({click.item_id for click in clicks if click.item_id not in self.vocabulary})
         surplus = len(self.vocabulary) + new + min(len(self._waiting), len(clicks)) - self.settings.items_held
         if surplus > 0:
-            self.vocabulary.free_oldest(max(surplus, self.settings.items_held // 64))
+            self.lost += len(self.vocabulary.free_oldest(max(surplus, self.settings.items_held // 64)))
         rows = [self.vocabulary.observe(click.item_id, at) for click, at in zip(clicks, active.tolist(), strict=True)]
         now = float(active[-1])
         expired: list[int] = []

@@ -200,7 +200,7 @@ class RankingModel:
     # Rows of items
 
     def grow(self, rows: int) -> None:
-        """Makes room for at least `rows` rows, by doubling."""
+        """Makes room for at least `rows` rows."""
         self.network.items.grow(rows)
         self.vectors.grow(rows)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from online.config.formula import P_CLICK, VALUE, WORTH
 from online.learner.asking import Asked
 from online.learner.facts.gather import EXPECTED_MIN, NEAR_DECAY, TASTE_DECAY, TASTE_LATEST
-from online.learner.facts.tables import NEAR
+from online.learner.facts.tables import NEAR, neighbours
 from online.learner.state import LearnerState
 
 NAMED_MAX = 2  # latest items that are named
@@ -147,11 +147,11 @@ def _voters(situation: Situation, row: int, decay: float, latest: int) -> list[s
     table, clicks = situation.state.store.tables.near, situation.state.store.items.clicks
     votes: dict[int, float] = {}
     for d, other in enumerate(situation.rows[:latest]):
-        held = table.others[other, : table.used[other]] if other else np.zeros(0, np.int32)
-        found = np.flatnonzero(held == row)
+        others, counts = neighbours(table, other)
+        found = np.flatnonzero(others == row)
         if len(found):
             weight = decay**d / math.sqrt(clicks[other] + EXPECTED_MIN)
-            votes[other] = votes.get(other, 0.0) + weight * float(table.counts[other, found[0]])
+            votes[other] = votes.get(other, 0.0) + weight * float(counts[found[0]])
     best = sorted(votes, key=lambda other: -votes[other])[:NAMED_MAX]
     return [situation.name(other) for other in best]
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from online.learner.facts.forgetting import clear_places, marked
 from online.learner.history import ClicksOldestFirst, UserHistories
 from online.learner.user_stores import UserKey
 
@@ -73,7 +74,7 @@ class Reservoir:
 
     def forget_rows(self, rows: Sequence[int]) -> None:
         """Items that lost their row: their clicks become unknown ones (row 0)."""
-        self._rows[np.isin(self._rows, rows)] = 0
+        clear_places(self._rows[: len(self)], self._lengths[: len(self)], marked(rows))
 
     def user_ids(self) -> tuple[str, ...]:
         return ()

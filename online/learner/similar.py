@@ -14,7 +14,7 @@ from online.filters.expression import BOOLEAN, NUMBER, TEXT, TITLE
 from online.learner.asking import RowFilter
 from online.learner.attribute_columns import TextColumn
 from online.learner.facts.gather import EXPECTED_MIN
-from online.learner.facts.tables import Table
+from online.learner.facts.tables import Table, neighbours
 from online.learner.item_attributes import ItemAttributes
 from online.learner.state import LearnerState
 
@@ -96,8 +96,8 @@ def _best(state: LearnerState, rows: NDArray[np.int64], scores: Doubles, k: int,
 
 def _held(table: Table, row: int) -> tuple[NDArray[np.int64], Doubles]:
     """Returns what a table holds of a row."""
-    used = int(table.used[row])
-    return table.others[row, :used].astype(np.int64), table.counts[row, :used].astype(np.float64)
+    others, counts = neighbours(table, row)
+    return others.astype(np.int64), counts.astype(np.float64)
 
 
 def _followed(state: LearnerState, item_id: str) -> tuple[NDArray[np.int64], Doubles]:

@@ -488,6 +488,8 @@ class Loop:
         if self.learner.seen is not None:
             self.losses.seen_items(self.learner.seen)
         self.losses.hidden_items(self.learner.hidden)
+        self.losses.items(self.learner.items)
+        self.losses.users(self.learner.histories)
 
     def _check_silence(self, records: Sequence[Record]) -> None:
         """Reports how long no messages have arrived, if all records were read and the broker answers."""

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 
 from online.learner.hidden import HiddenItems
+from online.learner.history import UserHistories
+from online.learner.item_rows import ItemRows
 from online.learner.seen_items import SeenItems
 from online.lifecycle.emit import Emit
 
@@ -11,7 +13,7 @@ MANY_MIN, MANY_SHARE = 10, 0.1  # of items that lose their rows at once
 LISTS_MIN, LISTS_SHARE = 100, 0.5  # of lists that age at once
 REPORTED_AGAIN_S = 3_600.0  # after a notice of lists that aged: a replay ages them all, again and again
 HIDDEN_MIN = 100  # hidden items that are lost
-SEEN_REPORTED_AGAIN_S = 86_400.0  # after one of seen or hidden items: at its limit a worker loses them all day
+SEEN_REPORTED_AGAIN_S = 86_400.0  # after one of users, items, seen or hidden ones: at its limit it loses them all day
 
 
 class LossNotices:
@@ -23,6 +25,7 @@ class LossNotices:
         self._seen_reported = 0  # users who had lost theirs at the latest notice
         self._hidden_reported_at = float("-inf")
         self._hidden_reported = 0  # hidden items that were lost until the latest notice
+        self._full: dict[str, tuple[float, int]] = {}  # by kind: when it was reported last, and how many were lost then
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
         """Notes that `items` items expired, because they had no clicks for `idle_s_max` seconds; `left` have a row."""
@@ -68,6 +71,31 @@ class LossNotices:
         )
         figures = {"items": lost, "items_lost": hidden.items_lost, "users_lost": hidden.users_lost}
         self._emit("hidden_items_lost", text, figures)
+
+    def items(self, rows: ItemRows) -> None:
+        """Reports if items had to make room for others since the latest notice."""
+        text = (
+            "{lost:,} of the items clicked longest ago had to make room for others: no more than {most:,} are held "
+            "(NEXTCLICK_ITEMS_HELD). An item that was lost is listed again only after its next click. Raise the limit "
+            "if there is memory for it (docs/scale.md), or give topics of their own to parts of the catalogue"
+        )
+        self._lost("items_lost", text, rows.lost, rows.settings.items_held)
+
+    def users(self, histories: UserHistories) -> None:
+        """Reports if users had to make room for others since the latest notice."""
+        text = (
+            "what {lost:,} of the least recently seen users have clicked is forgotten: no more than {most:,} users are "
+            "held (NEXTCLICK_USERS_HELD). Such a user begins anew at their next click. Raise the limit if there is "
+            "memory for it (docs/scale.md); NEXTCLICK_HISTORY_MAX, lowered, makes a user take less"
+        )
+        self._lost("users_lost", text, histories.users_lost, histories.users_held)
+
+    def _lost(self, kind: str, text: str, total: int, most: int) -> None:
+        reported_at, reported = self._full.get(kind, (float("-inf"), 0))
+        lost = total - reported
+        if lost and self._monotonic() - reported_at >= SEEN_REPORTED_AGAIN_S:
+            self._full[kind] = self._monotonic(), total
+            self._emit(kind, text.format(lost=lost, most=most), {"lost": lost, "total": total, "held_max": most})
 
     def deleted(self, lists: int) -> None:
         """Notes how many lists were deleted from Redis, because none of their items is available any more."""

@@ -54,6 +54,8 @@ KINDS = {
     "undecodable": Kind(WARNING, "messages could not be decoded and became dead letters"),
     "messages_lost": Kind(ERROR, "messages were deleted before they were read"),
     "items_expired": Kind(WARNING, "many items expired at once, because they had no clicks for long"),
+    "items_lost": Kind(WARNING, "more items are clicked than are held: raise NEXTCLICK_ITEMS_HELD"),
+    "users_lost": Kind(WARNING, "more users come than are held: raise NEXTCLICK_USERS_HELD"),
     "lists_deleted": Kind(WARNING, "many lists were deleted at once: none of their items is available"),
     "lists_stale": Kind(INFO, "many lists have aged at once, and are ranked anew"),
     "privacy_budget_spent": Kind(WARNING, "the privacy budget is spent: weights stay as they are from now on"),

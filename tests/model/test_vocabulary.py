@@ -138,3 +138,13 @@ def test_growing_one_row_at_a_time_copies_once_per_doubling() -> None:
     assert copied < rows
     assert grown(17, 16) == 32
     assert grown(16, 16) == 16
+
+
+def test_a_large_table_grows_by_a_quarter() -> None:
+    rows, copied = 1_024, 0
+    for needed in range(1_024, 1_000_000, 100):
+        if (new := grown(needed, rows)) != rows:
+            assert new <= max(65_536, 1.25 * rows)
+            copied, rows = copied + rows, new
+    assert rows >= needed
+    assert copied < 4 * rows

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from benchmarks.checkpoint import filled
-from benchmarks.scale import array_bytes, checkpoint_bytes, each_line, formula, memory_bytes, size_lines, size_of
+from benchmarks.scale import (
+    PLACES_PER_PAIR,
+    array_bytes,
+    checkpoint_bytes,
+    each_line,
+    formula,
+    memory_bytes,
+    size_lines,
+    size_of,
+)
 from online.config.settings import Settings
 
 SIZES = [(1_000, 300), (4_000, 300), (1_000, 3_000), (9_000, 5_000)]
@@ -37,6 +46,12 @@ def test_the_formula_predicts_what_more_moments_take(small):
     (more, said_of_more), (more_saved, of_more) = taken(small(moments_held=20_000), 1_000, 300)
     assert more - held == pytest.approx(said_of_more - said, rel=0.01)
     assert more_saved - saved == pytest.approx(of_more - of_checkpoint, rel=0.02)
+
+
+def test_places_for_pairs_are_as_many_as_the_formula_takes_them_to_be(small):
+    settings = small().model_copy(update={"items_held": 20_000, "neighbours_held": 128, "successors_held": 64})
+    size = size_of(filled(settings, 20_000, 300))
+    assert size.places / size.pairs == pytest.approx(PLACES_PER_PAIR, rel=0.03)
 
 
 def test_the_document_has_the_figures_of_the_formula():

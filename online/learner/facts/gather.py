@@ -28,7 +28,17 @@ from online.learner.facts.moments import (
     put_world,
 )
 from online.learner.facts.pair_users import PairUsers, count_pair_of_several, holds, uncount_pair_of_several
-from online.learner.facts.tables import NEAR, THIRD_FROM, THIRD_TO, Table, Tables, count, near_weight, uncount
+from online.learner.facts.tables import (
+    NEAR,
+    THIRD_FROM,
+    THIRD_TO,
+    Table,
+    Tables,
+    count,
+    first_place,
+    near_weight,
+    uncount,
+)
 
 NEAR_DECAY, TASTE_DECAY = 0.8, 0.97  # what a neighbour's vote counts, for each click since its item
 TASTE_LATEST = 64  # items whose neighbours have a vote on the user's taste
@@ -36,6 +46,7 @@ NEAR_MAX = 100  # candidates that stand near the latest items, and as many that 
 SECOND_MAX = 50  # candidates that came two clicks after the item before the last
 POPULAR_MAX = 30  # candidates that are most popular, by each of the half-lives
 SHOWN = 10  # followers of the last item that are kept for comparison
+PAIRS_OF_CLICK = (1, 1, THIRD_TO - THIRD_FROM, 1, 2 * NEAR)  # that it counts at most, in each of the tables
 EXPECTED_MIN = 5  # clicks that each item is taken to have had, when neighbours are weighed by popularity
 
 
@@ -491,10 +502,13 @@ def gather(
     looks = not given or wanted.starts[q + 1] == wanted.starts[q]
     near = sum_near(tables.near, items, histories, slot, n, length, mark, scratch)
     if looks:
-        for place in range(tables.first.used[last]):
-            c = add_candidate(tables.first.others[last, place], c, mark, rows, blocked, scratch)
-        used = tables.second.used[before]
-        others, counts = tables.second.others[before, :used], tables.second.counts[before, :used]
+        begin = first_place(tables.first, last)
+        others = tables.first.others[begin : begin + tables.first.used[last]]
+        for place in range(len(others)):
+            c = add_candidate(others[place], c, mark, rows, blocked, scratch)
+        begin = first_place(tables.second, before)
+        end = begin + tables.second.used[before]
+        others, counts = tables.second.others[begin:end], tables.second.counts[begin:end]
         c = add_best(others, counts, SECOND_MAX, c, mark, rows, blocked, scratch)
         others, counts = scratch.near_rows[:near], scratch.near_scores[:near]
         c = add_best(others, counts, NEAR_MAX, c, mark, rows, blocked, scratch)
@@ -570,10 +584,12 @@ def gather(
 @inlined
 def add_counts(table: Table, row: int, sums: NDArray[np.float32], start: int, mark: int, scratch: Scratch) -> None:
     """What a table holds of a row, for those that are candidates."""
-    for place in range(table.used[row]):
-        other = table.others[row, place]
+    begin, used = first_place(table, row), table.used[row]
+    others, counts = table.others[begin : begin + used], table.counts[begin : begin + used]
+    for place in range(used):
+        other = others[place]
         if scratch.stamps[other] == mark:
-            sums[scratch.places[other] - start] += table.counts[row, place]
+            sums[scratch.places[other] - start] += counts[place]
 
 
 @inlined
@@ -595,8 +611,10 @@ def sum_near(
         lasting *= TASTE_DECAY
         if row == 0:
             continue
-        for place in range(table.used[row]):
-            other = table.others[row, place]
+        begin, used = first_place(table, row), table.used[row]
+        others, counts = table.others[begin : begin + used], table.counts[begin : begin + used]
+        for place in range(used):
+            other = others[place]
             if banned[other] == mark or blocked[other]:
                 continue  # before the best are chosen, so that a user who has seen nearly everything gets the rest
             if scratch.near_stamps[other] != mark:
@@ -605,8 +623,8 @@ def sum_near(
                 scratch.taste_sums[other] = 0
                 scratch.near_rows[found] = other
                 found += 1
-            scratch.near_sums[other] += vote * table.counts[row, place]
-            scratch.taste_sums[other] += taste * table.counts[row, place]
+            scratch.near_sums[other] += vote * counts[place]
+            scratch.taste_sums[other] += taste * counts[place]
     for k in range(found):
         row = scratch.near_rows[k]
         root = math.sqrt(items.clicks[row] + EXPECTED_MIN)
@@ -729,14 +747,15 @@ def point(
 def note_followers(table: Table, row: int, best: NDArray[np.int32]) -> None:
     """Writes the items with the largest counts of a row to `best`, best first; 0 beyond."""
     best[:] = 0
-    used = table.used[row]
+    begin, used = first_place(table, row), table.used[row]
+    others, counts = table.others[begin : begin + used], table.counts[begin : begin + used]
     for k in range(min(used, len(best))):
         heaviest = -1
         for place in range(used):
             taken = False
             for j in range(k):
-                if best[j] == table.others[row, place]:
+                if best[j] == others[place]:
                     taken = True
-            if not taken and (heaviest < 0 or table.counts[row, place] > table.counts[row, heaviest]):
+            if not taken and (heaviest < 0 or counts[place] > counts[heaviest]):
                 heaviest = place
-        best[k] = table.others[row, heaviest]
+        best[k] = others[heaviest]

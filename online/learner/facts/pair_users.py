@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.facts.jit import called, kernel
-from online.learner.facts.tables import THIRD_FROM, THIRD_TO, Table, Tables, count, near_weight, uncount
+from online.learner.facts.tables import THIRD_FROM, THIRD_TO, Table, Tables, count, first_place, near_weight, uncount
 
 WAYS = 8  # pairs of a set
 FOLLOWED, SECOND, THIRD, NEAR_BY = 0, 1, 2, 3  # kinds of pairs
@@ -44,8 +44,9 @@ def empty_pair_users(pairs: int, needed: int) -> PairUsers:
 def holds(table: Table, row: int, other: int) -> bool:
     """Returns whether a table holds a pair."""
     found = False
-    for place in range(table.used[row]):
-        found |= table.others[row, place] == other
+    start = first_place(table, row)
+    for place in range(start, start + table.used[row]):
+        found |= table.others[place] == other
     return found
 
 

@@ -129,13 +129,20 @@ class FeatureStore:
         return len(self.items.clicks)
 
     def grow(self, rows: int) -> None:
-        """Makes room for at least `rows` rows of items, by doubling."""
-        rows = grown(rows, len(self))
-        if rows == len(self):
+        """Makes room for at least `rows` rows of items, by more than that (`model.vocabulary.grown`), but for no more
+        than `items_held` items unless there are."""
+        if rows <= len(self):
             return
+        rows = max(rows, min(grown(rows, len(self)), self.settings.items_held + 1))
         self.tables = tables.Tables(*(tables.grown_table(table, rows) for table in self.tables))
         self.items = items.grown_items(self.items, rows)
         self._scratch = self._new_scratch(rows)
+
+    def _make_room_for_pairs(self, clicks: int) -> None:
+        """Lets so many clicks be counted: loops allocate nothing."""
+        if clicks:
+            pairs = (clicks * each for each in gather.PAIRS_OF_CLICK)
+            self.tables = tables.Tables(*map(tables.with_room, self.tables, pairs))
 
     def _new_scratch(self, rows: int) -> Scratch:
         C, near = max(self._candidates_max, WANTED_MAX), gather.TASTE_LATEST * self._held[-1]
@@ -257,7 +264,8 @@ class FeatureStore:
         since = self.log.items[np.arange(first, first + len(past.active)) % len(self.log.items)]
         counted = since[past.counted & (since > 0)].astype(np.int64)
         touched = np.unique(counted)
-        kept = [[part[pairs].copy() for part in table] for table in self.tables]
+        self._make_room_for_pairs(N)
+        kept = [tables.copy_of_rows(table, pairs) for table in self.tables]
         clicks, last_at = self.items.clicks[touched].copy(), self.items.last_at[touched].copy()
         try:
             gather.uncount_pairs(self.tables, self.pairs, past.rows, past.earlier)
@@ -280,10 +288,8 @@ class FeatureStore:
                 self._limits,
             )
         finally:
-            for table, parts in zip(self.tables, kept, strict=True):
-                arrays: list[NDArray[Any]] = [*table]
-                for part, values in zip(arrays, parts, strict=True):
-                    part[pairs] = values
+            for table, before in zip(self.tables, kept, strict=True):
+                tables.put_back(table, pairs, before)
             self.items.clicks[touched], self.items.last_at[touched] = clicks, last_at
         return _trimmed(found, N)
 
@@ -312,6 +318,7 @@ class FeatureStore:
         wanted: SeenRows = NO_SEEN_ROWS,
         more: tuple[SeenRows, SeenRows] = NO_MORE,
     ) -> None:
+        self._make_room_for_pairs(len(clicks.rows))
         gather.advance(
             self.tables,
             self.items,
@@ -523,8 +530,8 @@ class FeatureStore:
             )
             log.warning(text, max(1, needed), self.settings.pair_users_min)
             return
-        for name, table in zip(tables.NAMES, self.tables, strict=True):
-            tables.load_table(table, below(arrays, name))
+        saved = (below(arrays, name) for name in tables.NAMES)
+        self.tables = tables.Tables(*map(tables.load_table, self.tables, saved))
         if len(self.pairs.keys) and "pairs.at" in arrays:
             pair_users.load_pairs(self.pairs, below(arrays, "pairs"))
 

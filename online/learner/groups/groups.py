@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.vocabulary import grown
 from online.learner.arrays import below, joined
 from online.learner.facts.gather import SeenRows
 from online.learner.facts.store import Gathered
-from online.learner.facts.tables import decay, empty_table, forget_rows, load_table, table_to_state
+from online.learner.facts.tables import decay, empty_table, forget_rows, load_table, table_to_state, with_room
 from online.learner.groups import kernels
 from online.learner.groups.columns import COLUMNS
 from online.learner.groups.features import GROUPS_OF_USER_MAX, NUMBERS, groups_of, groups_of_moments
@@ -90,9 +89,8 @@ class UserGroups:
     def grow(self, rows: int) -> None:
         """Makes room for this many rows of items."""
         if rows > len(self.popular):
-            room = grown(rows, len(self.popular))
-            self.popular = np.concatenate([self.popular, np.zeros(room - len(self.popular))])
-            self._buffer = np.zeros(room, np.float32)
+            self.popular = np.concatenate([self.popular, np.zeros(rows - len(self.popular))])
+            self._buffer = np.zeros(rows, np.float32)
 
     def forget_rows(self, rows: Sequence[int]) -> None:
         """Items that have lost their rows."""
@@ -142,6 +140,7 @@ class UserGroups:
         groups = self._of_users([users[one] for one in at.tolist()])
         if self.by_hour:
             groups = np.concatenate([groups, groups_of_moments(times[at])], 1)
+        self.table = with_room(self.table, groups.size)
         kernels.count_clicks(self.table, groups, rows[at], weights)
 
     def _weights(self, active: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -250,7 +249,7 @@ class UserGroups:
         for user, groups in held[-self.users_max :]:
             self._groups[user] = groups.copy()
             self.with_group[groups] += 1
-        load_table(self.table, below(dict(arrays), "table"))
+        self.table = load_table(self.table, below(dict(arrays), "table"))
         self.popular, self.total = arrays["popular"].copy(), float(state["total"])
         self._buffer = np.zeros(len(self.popular), np.float32)
         self._since, self._unit = state["since"], float(state["unit"])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.facts.jit import kernel
-from online.learner.facts.tables import Table, count
+from online.learner.facts.tables import Table, count, first_place
 from online.learner.prune import insert
 
 SMOOTHING = 3.0  # clicks that each group is taken to have made as expected
@@ -58,17 +58,19 @@ def find_best(
         for k in range(groups.shape[1]):
             group = groups[q, k]
             share = table.totals[group] / total if total > 0 else 0.0
-            for place in range(table.used[group]):
-                row = table.others[group, place]
+            begin = first_place(table, group)
+            for place in range(begin, begin + table.used[group]):
+                row = table.others[place]
                 if blocked[row]:
                     continue
                 expected = share * popular[row]
-                residual = (table.counts[group, place] - expected) / math.sqrt((expected + smoothing) * unit)
+                residual = (table.counts[place] - expected) / math.sqrt((expected + smoothing) * unit)
                 score[row] = max(score[row], np.float32(residual))
         for k in range(groups.shape[1]):
             group = groups[q, k]
-            for place in range(table.used[group]):
-                row = table.others[group, place]
+            begin = first_place(table, group)
+            for place in range(begin, begin + table.used[group]):
+                row = table.others[place]
                 if score[row] > 0:
                     if held < len(best) or score[row] > best[held - 1]:
                         held = insert(best, out[q], held, score[row], row)
@@ -113,8 +115,10 @@ def fill_groups(
             if group == 0:
                 continue
             share = table.totals[group] / total if total > 0 else 0.0
-            for place in range(table.used[group]):
-                observed[table.others[group, place]] = table.counts[group, place]
+            first = first_place(table, group)
+            last = first + table.used[group]
+            for place in range(first, last):
+                observed[table.others[place]] = table.counts[place]
             for c in range(begin, end):
                 x, clicks, expected = out[c], observed[rows[c]], share * popular[rows[c]]
                 lift = np.float32(math.log((clicks + smoothing) / (expected + smoothing)))
@@ -123,8 +127,8 @@ def fill_groups(
                 x[1] = lift if known == 0 else max(x[1], lift)
                 x[2] += np.float32(clicks / unit)
                 x[3] = max(x[3], residual)
-            for place in range(table.used[group]):
-                observed[table.others[group, place]] = 0
+            for place in range(first, last):
+                observed[table.others[place]] = 0
             known += 1
         if known == 0:
             continue

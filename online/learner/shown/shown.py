@@ -216,7 +216,7 @@ class ShownItems:
     def grow(self, rows: int) -> None:
         """Makes room for this many rows of items."""
         if rows > len(self._buffer):
-            self._buffer = np.zeros(grown(rows, len(self._buffer)), np.float32)
+            self._buffer = np.zeros(rows, np.float32)
             self.model.grow(len(self._buffer))
 
     def forget_rows(self, rows: Sequence[int]) -> None:

@@ -6,6 +6,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from online.learner.facts.tables import copy_of_rows
 from online.learner.history import SERVED
 from online.learner.learner import Learner
 from online.learner.lists import rounded
@@ -129,7 +130,8 @@ def test_a_flood_of_users_and_items_stays_in_limits_and_lists_no_evicted_item(sm
     assert {f"i{at % 10}" for at in range(0, 1_600, 2)} <= set(learner.popular().items)
     owned = {learner.vocabulary.row_of(f"i{at}") for at in range(1_600)}
     log = learner.store.log
-    for rows in (*(table.others for table in learner.store.tables), log.items, log.last, log.before):
+    neighbours = [copy_of_rows(table, slice(None)).others for table in learner.store.tables]
+    for rows in (*neighbours, log.items, log.last, log.before):
         assert set(rows.ravel().tolist()) <= owned
     assert set(np.flatnonzero(learner.popularity()).tolist()) <= owned
 
@@ -169,7 +171,7 @@ def test_a_new_owner_of_a_row_inherits_nothing(small):
     user_hash = learner.vocabulary.row_of("inew")
     assert np.flatnonzero(learner.popularity()).tolist() == [user_hash]
     for table in learner.store.tables:
-        assert not table.counts.any()
+        assert not table.used.any()
         assert not table.totals.any()
     assert set(learner.store.log.items.tolist()) == {0, user_hash}
     assert not learner.store.log.last.any()

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from online.learner.facts.tables import neighbours
 from online.learner.learner import Learner
 from online.learner.similar import overlaps, similar
 from stream.items import Item
@@ -64,7 +65,7 @@ def test_what_follows_an_item_is_found_with_its_share(learner):
     found = similar(learner, "i7", "follows", 3)
     assert items(found, learner)[0] == "i8"
     table, row = learner.store.tables.first, learner.vocabulary.row_of("i7")
-    assert found.scores[0] == pytest.approx(table.counts[row, : table.used[row]].max() / table.totals[row])
+    assert found.scores[0] == pytest.approx(neighbours(table, row)[1].max() / table.totals[row])
     assert (np.diff(found.scores) <= 0).all()
 
 

@@ -71,8 +71,8 @@ def test_smaller_limits_are_taken_up_at_a_restart(harness, town_clicks):
                      neighbours_held=5)  # fmt: skip
     assert loop.progress.learned == 300
     assert len(loop.learner.histories) == 16
-    assert loop.learner.store.tables.first.others.shape[1] == 3
-    assert loop.learner.store.tables.near.others.shape[1] == 5
+    assert loop.learner.store.tables.first.held == 3
+    assert loop.learner.store.tables.near.held == 5
     top = harness.lists.held[town_clicks[299].user_id]
     assert set(top.items) <= {click.item_id for click in town_clicks[:300]}
 

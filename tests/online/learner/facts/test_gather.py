@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from online.learner.facts import gather
-from online.learner.facts.tables import NEAR
+from online.learner.facts.tables import NEAR, copy_of_rows, neighbours
 from tests.online.learner.facts.streams import (
     NOBODY,
     START,
@@ -160,7 +160,9 @@ def test_a_flagged_click_changes_nothing_for_other_users():
     assert others.world == []  # what followed 3 was flagged
     assert 4 in own.rows
     assert (4, 4) in own.own  # their fourth moment
-    assert not any((table.others == 4).any() or table.totals[4] for table in player.store.tables)
+    for table in player.store.tables:
+        assert not (copy_of_rows(table, slice(None)).others == 4).any()
+        assert not table.totals[4]
     assert player.store.items.clicks[4] == player.store.items.popular[4].sum() == 0
 
 
@@ -187,7 +189,8 @@ def test_clicks_on_items_without_a_row_are_candidates_of_nothing():
     player = Player(few(), 7)
     assert all(answer.rows == [] for answer in player.play([*clicks, Ask(0, (START + 9,), (START + 9,))]))
     for table in player.store.tables:
-        assert not any(part.any() for part in table)
+        assert not table.used.any()
+        assert not table.totals.any()
     assert not player.store.items.clicks.any()
     assert not player.store.items.popular.any()
 
@@ -247,7 +250,7 @@ def test_what_is_taken_back_was_never_counted_where_nothing_was_evicted(seed, cl
         for mine, theirs in zip(player.store.tables, expected.store.tables, strict=True):
             for of in range(13):
                 held = [
-                    dict(zip(table.others[of, : table.used[of]].tolist(), table.counts[of].tolist(), strict=False))
+                    dict(zip(*(part.tolist() for part in neighbours(table, of)), strict=True))
                     for table in (mine, theirs)
                 ]
                 assert held[0] == pytest.approx(held[1], abs=1e-4)

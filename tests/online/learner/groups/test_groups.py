@@ -10,6 +10,7 @@ import pytest
 from online.learner.added import columns_of, parts_of
 from online.learner.facts.gather import SeenRows
 from online.learner.facts.store import Gathered
+from online.learner.facts.tables import copy_of_rows, neighbours
 from online.learner.groups import groups as module
 from online.learner.groups.columns import COLUMNS
 from online.learner.groups.features import (
@@ -193,10 +194,7 @@ def test_older_clicks_count_less_however_long_the_stream_is():
     for day in range(100):  # counts are scaled back several times
         observe(groups, [("a", 1 + day % 2)], at=day * DAY_S)
     table = groups.table
-    counts = {
-        int(row): count / groups._unit
-        for row, count in zip(table.others[town, :2], table.counts[town, :2], strict=True)
-    }
+    counts = {int(row): count / groups._unit for row, count in zip(*neighbours(table, town), strict=True)}
     assert counts == pytest.approx({2: 4 / 3, 1: 2 / 3}, rel=1e-5)  # 1 + 1/4 + 1/16 …, the newest is row 2
     assert groups.popular.max() < 2.0 ** (module._DOUBLINGS_MAX + 1)
     assert groups.total == pytest.approx(groups.popular.sum())
@@ -207,8 +205,7 @@ def test_items_that_lose_their_rows_are_forgotten(town):
     groups.forget_rows([3, 17])
     assert groups.popular[[3, 17]].tolist() == [0, 0]
     assert groups.total == pytest.approx(groups.popular.sum())
-    used = np.arange(groups.table.others.shape[1]) < groups.table.used[:, None]
-    assert not np.isin(groups.table.others[used], [3, 17]).any()
+    assert not np.isin(copy_of_rows(groups.table, slice(None)).others, [3, 17]).any()
 
 
 def test_a_user_is_forgotten_and_a_state_comes_back(town, same):
