@@ -24,6 +24,7 @@ from online.learner.facts.jit import cache_folder
 from online.learner.learner import Learner
 from stream.events import Click
 from stream.items import Item
+from stream.user_ids import digest_of
 from stream.users import User
 
 _NOT_KEPT = f"but they cannot be kept in {cache_folder()}: name a folder with NUMBA_CACHE_DIR"
@@ -133,6 +134,7 @@ def _use(learner: Learner) -> None:
     learner.learn(clicks(101, 8), train=False)
     learner.rank(users[:2])
     learner.train_again(clicks(101, 8))
+    learner.forget(digest_of(users[0]))
 
 
 def _mark() -> Path:

@@ -60,9 +60,9 @@ def held(learner):
     found = {}
     for name, table in zip(tables.NAMES, learner.store.tables, strict=True):
         for row in np.flatnonzero(table.used).tolist():
-            for place in range(table.used[row]):
-                one, other = learner.vocabulary.items_of([row, int(table.others[row, place])])
-                found[name, one, other] = float(table.counts[row, place])
+            for neighbour, weight in zip(*map(list, tables.neighbours(table, row)), strict=True):
+                one, other = learner.vocabulary.items_of([row, int(neighbour)])
+                found[name, one, other] = float(weight)
     return found
 
 
