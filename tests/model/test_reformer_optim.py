@@ -65,7 +65,7 @@ def test_the_table_may_grow_between_steps_and_rows_start_over() -> None:
     model = Small()
     optimizer = Optimizer(model)
     train(model, optimizer, 5)
-    model.items.grow(20)
+    model.items.grow(32)
     model(torch.tensor([17, 3])).backward()
     optimizer.step()
     sums = optimizer.rows.sums["items.vectors"]

@@ -3,6 +3,7 @@
 import torch
 
 from model.items import ItemTable, unit_vectors
+from model.vocabulary import grown
 
 torch.set_num_threads(1)
 
@@ -27,8 +28,8 @@ def test_growing_keeps_values_and_the_result_is_that_of_a_table_born_large() -> 
     small, large = ItemTable(4, 8, seed=5), ItemTable(16, 8, seed=5)
     parameter = small.vectors
     small.vectors.data[2] = 1
-    assert small.grow(9)
-    assert not small.grow(16)
+    assert small.grow(16)
+    assert not small.grow(9)
     assert len(small) == 16
     assert small.vectors is parameter
     assert small.vectors.data[2].eq(1).all()
@@ -39,8 +40,7 @@ def test_growing_keeps_values_and_the_result_is_that_of_a_table_born_large() -> 
 
 def test_growing_one_row_at_a_time_allocates_once_per_doubling() -> None:
     table = ItemTable(2, 4)
-    grown = sum(table.grow(needed) for needed in range(1, 1025))
-    assert grown == 9
+    assert sum(table.grow(grown(needed, len(table))) for needed in range(1, 1025)) == 9
     assert len(table) == 1024
 
 
