@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.vocabulary import Vocabulary, grown
+from model.vocabulary import Vocabulary
 from online.learner.arrays import below, joined
 from online.learner.ranking_model import RankingModel
 from online.rounds.base import Base, BaseRecord, Kind, Outcome, Verdict
@@ -96,7 +96,7 @@ class Replica:
         self._index[torch.tensor([*freed, *now], dtype=torch.int64)] = 0
         self._item_of |= now
         self._index[torch.tensor(list(now), dtype=torch.int64)] = self.base.rows(list(now.values()))
-        self.live.weights.grow(grown(max(now, default=0) + 1, len(self.live.weights.vectors)))
+        self.live.weights.grow(max(now, default=0) + 1)
         self._set_rows(now)
         self.base.release(item for item in before if item not in vocabulary)
 
