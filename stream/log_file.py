@@ -280,6 +280,7 @@ class Log:
 
     @contextmanager
     def _clear_errors(self) -> Iterator[None]:
+        was_full = self._is_full()  # it may have room again by the time that an error is looked at
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -288,7 +289,8 @@ class Log:
                 "database is locked": "another program holds it: end that one, or choose another path",
             }.get(str(error), "check that the folder is there and may be written to")
             # A lock passes, and so does a full disk.
-            kind = UnavailableError if str(error) in _PASSING or self._is_full() else SourceError
+            passes = str(error) in _PASSING or was_full or self._is_full()
+            kind = UnavailableError if passes else SourceError
             raise kind(f"the click log {self.path} cannot be used: {error}; {advice}") from error
         except sqlite3.DatabaseError as error:
             raise SourceError(

@@ -7,10 +7,11 @@ from random import Random
 
 import pytest
 
+from stream import log_file
 from stream.log import Log, LogProducer, LogSource
 from stream.log_file import Entry
 from stream.readers import LogReader
-from stream.source import Partition, SourceError
+from stream.source import Partition, SourceError, UnavailableError
 
 TOPIC = "clicks"
 PARTITION = Partition(TOPIC, 0)
@@ -144,6 +145,22 @@ def test_a_path_that_cannot_be_made_is_named(tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match=str(tmp_path)):
         Log(tmp_path / name)
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+def test_a_disk_that_was_full_is_waited_for_though_it_no_longer_is(path, monkeypatch, before, after):
+    """Room may come back between the attempt that fails and the look at the disk."""
+    full = iter([before, after])
+
+    def fail(*_, **__):
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(Log, "_is_full", lambda _: next(full))
+    monkeypatch.setattr(log_file.sqlite3, "connect", fail)
+    with pytest.raises(SourceError, match="unable to open") as refused:
+        Log(path)
+    assert isinstance(refused.value, UnavailableError) == (before or after)
 
 
 def test_a_full_disk_is_named_loses_nothing_and_bounds_the_buffer(path):
