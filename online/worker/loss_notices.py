@@ -21,10 +21,7 @@ class LossNotices:
 
     def __init__(self, emit: Emit, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._emit, self._monotonic = emit, monotonic
-        self._aged_at = self._seen_reported_at = float("-inf")
-        self._seen_reported = 0  # users who had lost theirs at the latest notice
-        self._hidden_reported_at = float("-inf")
-        self._hidden_reported = 0  # hidden items that were lost until the latest notice
+        self._aged_at = float("-inf")
         self._full: dict[str, tuple[float, int]] = {}  # by kind: when it was reported last, and how many were lost then
 
     def expired(self, items: int, left: int, idle_s_max: float) -> None:
@@ -45,10 +42,9 @@ class LossNotices:
 
     def seen_items(self, seen: SeenItems) -> None:
         """Reports if users' seen items were evicted since the latest notice."""
-        users = seen.users_lost - self._seen_reported
-        if not users or self._monotonic() - self._seen_reported_at < SEEN_REPORTED_AGAIN_S:
+        users = self._newly_lost("seen_items_lost", seen.users_lost)
+        if not users:
             return
-        self._seen_reported_at, self._seen_reported = self._monotonic(), seen.users_lost
         text = (
             f"what {users:,} of the least recently seen users have clicked is not remembered any more: "
             f"{len(seen):,} users (of at most {seen.users_held:,}, NEXTCLICK_USERS_HELD) are held now, with "
@@ -60,10 +56,9 @@ class LossNotices:
 
     def hidden_items(self, hidden: HiddenItems) -> None:
         """Reports if many hidden items had to make room since the latest notice."""
-        lost = hidden.items_lost - self._hidden_reported
-        if lost < HIDDEN_MIN or self._monotonic() - self._hidden_reported_at < SEEN_REPORTED_AGAIN_S:
+        lost = self._newly_lost("hidden_items_lost", hidden.items_lost, least=HIDDEN_MIN)
+        if not lost:
             return
-        self._hidden_reported_at, self._hidden_reported = self._monotonic(), hidden.items_lost
         text = (
             f"{lost:,} items that users have hidden are not remembered any more: {len(hidden):,} users (of at most "
             f"{hidden.users_max:,}, NEXTCLICK_HIDDEN_USERS_MAX) are held now, with at most {hidden.per_user_max:,} "
@@ -91,11 +86,18 @@ class LossNotices:
         self._lost("users_lost", text, histories.users_lost, histories.users_held)
 
     def _lost(self, kind: str, text: str, total: int, most: int) -> None:
+        if lost := self._newly_lost(kind, total):
+            self._emit(kind, text.format(lost=lost, most=most), {"lost": lost, "total": total, "held_max": most})
+
+    def _newly_lost(self, kind: str, total: int, least: int = 1) -> int:
+        """Returns how many of `total` were lost since the latest notice of this kind, and notes one; 0 where there are
+        fewer than `least`, or where the latest is not SEEN_REPORTED_AGAIN_S ago."""
         reported_at, reported = self._full.get(kind, (float("-inf"), 0))
         lost = total - reported
-        if lost and self._monotonic() - reported_at >= SEEN_REPORTED_AGAIN_S:
-            self._full[kind] = self._monotonic(), total
-            self._emit(kind, text.format(lost=lost, most=most), {"lost": lost, "total": total, "held_max": most})
+        if lost < least or self._monotonic() - reported_at < SEEN_REPORTED_AGAIN_S:
+            return 0
+        self._full[kind] = self._monotonic(), total
+        return lost
 
     def deleted(self, lists: int) -> None:
         """Notes how many lists were deleted from Redis, because none of their items is available any more."""
