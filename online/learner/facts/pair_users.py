@@ -2,8 +2,8 @@
 
 Until then the users who made it are remembered, and what it would have counted. So the neighbour tables hold no pair
 that fewer users made. What is remembered is bounded: sets of WAYS pairs each, in which a new pair replaces the one with
-the fewest users. That one begins anew, and users are told apart by 32 bits. Both errors make a pair appear later, and
-none makes it appear too early.
+the fewest users. That one begins anew, and users are distinguished by 32 bits of a hash. Both errors make a pair appear
+later, and none makes it appear too early.
 
 Letters: `S` sets, `K` users that are needed.
 """
@@ -127,27 +127,29 @@ def take_back_weight(pairs: PairUsers, key: int, weight: float) -> None:
 
 
 @kernel
+def weight_of_several(table: Table, pairs: PairUsers, kind: int, user_hash: int, row: int, other: int) -> float:
+    """Returns what a pair counts now in its table: 1 if the table holds it, else what `weight_to_count` says."""
+    if holds(table, row, other):
+        return 1.0
+    return weight_to_count(pairs, key_of(kind, row, other), user_hash, 1.0)
+
+
+@kernel
 def count_pair_of_several(tables: Tables, pairs: PairUsers, user_hash: int, earlier: int, row: int, d: int) -> None:
     """Does `count_pair` (gather.py) for a user, once enough users have made the pair; until then it waits."""
     if earlier == 0 or row == 0:
         return
     if d == 0:
-        weight = 1.0
-        if not holds(tables.first, earlier, row):
-            weight = weight_to_count(pairs, key_of(FOLLOWED, earlier, row), user_hash, 1.0)
+        weight = weight_of_several(tables.first, pairs, FOLLOWED, user_hash, earlier, row)
         if weight > 0:
             count(tables.first, earlier, row, weight)
             count(tables.before, row, earlier, weight)
     elif d == 1:
-        weight = 1.0
-        if not holds(tables.second, earlier, row):
-            weight = weight_to_count(pairs, key_of(SECOND, earlier, row), user_hash, 1.0)
+        weight = weight_of_several(tables.second, pairs, SECOND, user_hash, earlier, row)
         if weight > 0:
             count(tables.second, earlier, row, weight)
     if THIRD_FROM <= d < THIRD_TO:
-        weight = 1.0
-        if not holds(tables.third, earlier, row):
-            weight = weight_to_count(pairs, key_of(THIRD, earlier, row), user_hash, 1.0)
+        weight = weight_of_several(tables.third, pairs, THIRD, user_hash, earlier, row)
         if weight > 0:
             count(tables.third, earlier, row, weight)
     if earlier != row:
@@ -161,26 +163,27 @@ def count_pair_of_several(tables: Tables, pairs: PairUsers, user_hash: int, earl
 
 
 @kernel
+def uncount_of_several(table: Table, pairs: PairUsers, kind: int, row: int, other: int) -> None:
+    """Undoes a pair in its table, or in what waits."""
+    if holds(table, row, other):
+        uncount(table, row, other, 1.0)
+    else:
+        take_back_weight(pairs, key_of(kind, row, other), 1.0)
+
+
+@kernel
 def uncount_pair_of_several(tables: Tables, pairs: PairUsers, earlier: int, row: int, d: int) -> None:
     """Undoes `count_pair_of_several`."""
     if earlier == 0 or row == 0:
         return
     if d == 0:
         if holds(tables.first, earlier, row):
-            uncount(tables.first, earlier, row, 1.0)
             uncount(tables.before, row, earlier, 1.0)
-        else:
-            take_back_weight(pairs, key_of(FOLLOWED, earlier, row), 1.0)
+        uncount_of_several(tables.first, pairs, FOLLOWED, earlier, row)
     elif d == 1:
-        if holds(tables.second, earlier, row):
-            uncount(tables.second, earlier, row, 1.0)
-        else:
-            take_back_weight(pairs, key_of(SECOND, earlier, row), 1.0)
+        uncount_of_several(tables.second, pairs, SECOND, earlier, row)
     if THIRD_FROM <= d < THIRD_TO:
-        if holds(tables.third, earlier, row):
-            uncount(tables.third, earlier, row, 1.0)
-        else:
-            take_back_weight(pairs, key_of(THIRD, earlier, row), 1.0)
+        uncount_of_several(tables.third, pairs, THIRD, earlier, row)
     if earlier != row:
         weight = near_weight(d + 1)
         if holds(tables.near, earlier, row) or holds(tables.near, row, earlier):
