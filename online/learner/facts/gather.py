@@ -184,8 +184,10 @@ def advance(
         more: candidates beside those that are looked for, of the clicks' queries and of the lists.
         The rest: the parts of the store, and the buffers that are filled.
     """
-    next_list: Any = np.int64(0)  # with the literal 0 numba would compile all of `gather` a second time
+    # With the literals 0 and False numba would compile all of `gather` a second time.
+    next_list: Any = np.int64(0)
     next_click: Any = np.int64(0)
+    not_given: Any = np.bool_(False)
     for b in range(len(clicks.rows) + 1):
         while next_list < len(lists.slots) and lists.positions[next_list] == b:
             gather(
@@ -196,7 +198,7 @@ def advance(
         if b < len(clicks.rows):
             if next_click < len(before.slots) and before.positions[next_click] == b:
                 gather(
-                    tables, items, histories, log, index, clicks, before, next_click, seen_before, wanted, False,
+                    tables, items, histories, log, index, clicks, before, next_click, seen_before, wanted, not_given,
                     more[0], found_before, scratch, limits,
                 )  # fmt: skip
                 next_click += 1
@@ -231,7 +233,7 @@ def observe(
             # A flagged click is no neighbour: clicked between popular items, its item would be related to them.
             if not held(log.total[0], limits.moments, number) or not flagged[number % len(flagged)]:
                 if len(limits.pairs.keys) > 0:
-                    other = histories.rows[slot, place]
+                    other = int(histories.rows[slot, place])
                     count_pair_of_several(tables, limits.pairs, clicks.user_hashes[b], other, row, d)
                 else:
                     count_pair(tables, histories.rows[slot, place], row, d)
@@ -277,6 +279,7 @@ def retrace(
         The rest: as for `advance`.
     """
     total, size = log.total[0], len(log.items)
+    not_given: Any = np.bool_(False)  # as in `advance`
     next_moment = past.first
     for q in range(len(queries.slots)):
         number, slot, n = past.numbers[q], queries.slots[q], past.preceding[q]
@@ -297,13 +300,14 @@ def retrace(
             limits.pairs,
         )
         gather(
-            tables, items, histories, log, index, no_clicks, queries, q, seen, seen, False, no_more, found, scratch,
+            tables, items, histories, log, index, no_clicks, queries, q, seen, seen, not_given, no_more, found, scratch,
             as_of,
         )  # fmt: skip
         for d in range(NEAR):
             if past.earlier[q, d] > 0 and len(limits.pairs.keys) > 0:
                 user_hash = log.user_hashes[number % size]
-                count_pair_of_several(tables, limits.pairs, user_hash, past.earlier[q, d], past.rows[q], d)
+                other = int(past.earlier[q, d])
+                count_pair_of_several(tables, limits.pairs, user_hash, other, past.rows[q], d)
             elif past.earlier[q, d] > 0:
                 count_pair(tables, past.earlier[q, d], past.rows[q], d)
     log.total[0] = total

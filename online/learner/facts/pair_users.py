@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.facts.jit import called, kernel
-from online.learner.facts.tables import THIRD_FROM, THIRD_TO, Table, Tables, count, first_place, near_weight, uncount
+from online.learner.facts.tables import THIRD_FROM, THIRD_TO, Table, Tables, count_one, first_place, near_weight, uncount
 
 WAYS = 8  # pairs of a set
 FOLLOWED, SECOND, THIRD, NEAR_BY = 0, 1, 2, 3  # kinds of pairs
@@ -142,24 +142,24 @@ def count_pair_of_several(tables: Tables, pairs: PairUsers, user_hash: int, earl
     if d == 0:
         weight = weight_of_several(tables.first, pairs, FOLLOWED, user_hash, earlier, row)
         if weight > 0:
-            count(tables.first, earlier, row, weight)
-            count(tables.before, row, earlier, weight)
+            count_one(tables.first, earlier, row, weight)
+            count_one(tables.before, row, earlier, weight)
     elif d == 1:
         weight = weight_of_several(tables.second, pairs, SECOND, user_hash, earlier, row)
         if weight > 0:
-            count(tables.second, earlier, row, weight)
+            count_one(tables.second, earlier, row, weight)
     if THIRD_FROM <= d < THIRD_TO:
         weight = weight_of_several(tables.third, pairs, THIRD, user_hash, earlier, row)
         if weight > 0:
-            count(tables.third, earlier, row, weight)
+            count_one(tables.third, earlier, row, weight)
     if earlier != row:
         weight = near_weight(d + 1)
         if not (holds(tables.near, earlier, row) or holds(tables.near, row, earlier)):
             key = key_of(NEAR_BY, min(earlier, row), max(earlier, row))
             weight = weight_to_count(pairs, key, user_hash, weight)
         if weight > 0:
-            count(tables.near, earlier, row, weight)
-            count(tables.near, row, earlier, weight)
+            count_one(tables.near, earlier, row, weight)
+            count_one(tables.near, row, earlier, weight)
 
 
 @kernel
