@@ -14,7 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from online.learner.facts.jit import called, kernel
-from online.learner.facts.tables import THIRD_FROM, THIRD_TO, Table, Tables, count_one, first_place, near_weight, uncount
+from online.learner.facts.tables import (
+    THIRD_FROM,
+    THIRD_TO,
+    Table,
+    Tables,
+    count_one,
+    first_place,
+    near_weight,
+    uncount,
+)
 
 WAYS = 8  # pairs of a set
 FOLLOWED, SECOND, THIRD, NEAR_BY = 0, 1, 2, 3  # kinds of pairs
