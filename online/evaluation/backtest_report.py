@@ -14,6 +14,7 @@ from online.metrics import hit_and_ndcg_at
 
 NEW = 3  # a user's first clicks, and an item's clicks after its first one, that count as new
 SINGLE = tuple(method for method in baselines.METHODS if method != "blend")  # count one thing each
+TENTHS = 10  # parts of the scored events, one after the other
 _HISTORY_FROM = (0, 1, 3, 10, 30, 100, 300)  # earlier clicks, where each bucket begins
 
 
@@ -40,10 +41,11 @@ def report(outcome: Outcome) -> dict[str, Any]:
     """Everything as a JSON object. Means are over the scored events; rounded to five digits.
 
     `methods`: over all of them. `per_user`: over each user's mean. `new_users`: each user's first three clicks.
-    `new_items`: clicks on items that had one to three before. `by_history`: by the user's earlier clicks.
-    `never_seen`: share of clicks on items that never occurred before, which no method can predict. `among_candidates`:
-    share of clicks whose item was among the learner's candidates. `times_best_counting`: NDCG@10 of nextclick over that
-    of the best method that counts one thing.
+    `new_items`: clicks on items that had one to three before. `by_history`: by the user's earlier clicks. `by_tenth`:
+    of the scored events, in order; `until` counts all events up to the end of each. `never_seen`: share of clicks on
+    items that never occurred before, which no method can predict. `among_candidates`: share of clicks whose item was
+    among the learner's candidates. `times_best_counting`: NDCG@10 of nextclick over that of the best method that
+    counts one thing.
     """
     facts = outcome.facts
     scored = facts.counted
@@ -62,6 +64,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
             {"at_least": bucket.at_least, "at_most": bucket.at_most} | _group(outcome, _inside(user_clicks, bucket))
             for bucket in BUCKETS
         ],
+        "by_tenth": _by_tenth(outcome),
         "never_seen": _share(item_clicks == 0),
         "among_candidates": {
             name: _share(result.among_candidates[scored])
@@ -114,6 +117,17 @@ def _group(outcome: Outcome, inside: NDArray[np.bool_]) -> dict[str, Any]:
     """Figures over some of the scored events; a method has none where there is no event."""
     methods = {method: _means(outcome.scored(method)[inside]) for method in outcome.ranks}
     return {"scored": int(inside.sum()), "methods": methods}
+
+
+def _by_tenth(outcome: Outcome) -> list[dict[str, Any]]:
+    numbers = np.flatnonzero(outcome.facts.counted)
+    parts = np.array_split(np.arange(len(numbers)), TENTHS)
+    inside = np.arange(len(numbers))
+    return [
+        {"until": int(numbers[part[-1]]) + 1} | _group(outcome, (inside >= part[0]) & (inside <= part[-1]))
+        for part in parts
+        if len(part)
+    ]
 
 
 def _inside(clicks: NDArray[np.int64], bucket: Bucket) -> NDArray[np.bool_]:

@@ -103,6 +103,8 @@ class TestMeasure:
         assert found["new_users"]["scored"] == 4
         assert [part["scored"] for part in found["by_history"]] == [1, 3, 0, 0, 0, 0, 0]
         assert found["by_history"][0]["methods"][NEXTCLICK] == {"hit@10": 1.0, "ndcg@10": 1.0}
+        assert [(part["until"], part["scored"]) for part in found["by_tenth"]] == [(2, 1), (3, 1), (4, 1), (5, 1)]
+        assert [part["methods"][NEXTCLICK]["ndcg@10"] for part in found["by_tenth"]] == np.round(ndcg, 5).tolist()
         assert found["never_seen"] == 0.25
         assert found["among_candidates"] == {NEXTCLICK: 0.5}
         assert found["best_counting"] == "own"

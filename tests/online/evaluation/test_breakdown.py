@@ -29,6 +29,7 @@ from online.evaluation.breakdown import (
 )  # fmt: skip
 from online.evaluation.calibration import FirstItems, figures, reliability
 from online.evaluation.town import Town
+from online.metrics import hit_and_ndcg_at
 from stream.event_files import EventFile
 from stream.events import Click
 from stream.item_files import ItemFile
@@ -110,6 +111,27 @@ def test_the_standard_error_knows_that_clicks_of_a_user_belong_together() -> Non
     alone = clustered_error(values, np.arange(4))
     assert alone == pytest.approx(values.std(ddof=1) / 2)
     assert clustered_error(values[:1], users[:1]) == 0.0
+
+
+def test_a_ratio_of_methods_and_its_error_are_those_of_users_drawn_again() -> None:
+    random = np.random.default_rng(0)
+    clicks = [click(f"u{user}", f"i{user % 7}", at) for at, user in enumerate(random.integers(0, 60, 1_500).tolist())]
+    ours = random.integers(0, 12, len(clicks)).astype(float)
+    theirs = np.where(random.random(len(clicks)) < 0.8, ours, random.integers(0, 12, len(clicks)))
+    without = "nextclick-without-state"
+    given = {NEXTCLICK: ours, without: theirs}
+    facts = facts_of(clicks)
+    found = breakdown(Outcome(facts, False, {NEXTCLICK: RunResult(given, None, 1, 0, 1.0)}, 1.0, given))
+    ratio = found["compared_with"][without]
+    gains = [hit_and_ndcg_at(ranks[facts.counted])[1] for ranks in (ours, theirs)]
+    assert ratio["ndcg@10"] == round(gains[0].mean() / gains[1].mean(), 5)
+    of_users = [np.bincount(facts.users[facts.counted], one, 60) for one in gains]
+    drawn = random.integers(0, 60, (2_000, 60))
+    ratios = of_users[0][drawn].sum(1) / of_users[1][drawn].sum(1)
+    assert ratio["ndcg@10_se"] == pytest.approx(ratios.std(), rel=0.1)
+    assert f"nextclick / {without}: NDCG@10 {ratio['ndcg@10']:.4f}" in "\n".join(
+        breakdown_remarks({"baskets": {"scoring": "first", "left_out": 0}, "compared_with": found["compared_with"]})
+    )
 
 
 BASKETS = [click(user, item, at) for user, item, at in [
