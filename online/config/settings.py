@@ -275,6 +275,16 @@ class Settings(  # pydantic takes the fields of the last base first
         return GateLimits(self.gate_alpha, self.gate_margin, self.gate_block_clicks, self.shadow_clicks_max)
 
     @property
+    def tries_state(self) -> bool:
+        """Whether a worker measures what the network's state adds; in a group, all would have to change at once."""
+        return self.gate and self.state_worth_min > 0 and self.workers == "one"
+
+    def state_gate(self, *, uses_state: bool) -> GateLimits:
+        """What a model has to pass that uses the network's state where the live one does not, or the reverse."""
+        margin = -self.state_worth_min if uses_state else self.state_worth_min
+        return GateLimits(self.gate_alpha, margin, self.gate_block_clicks, self.shadow_clicks_max)
+
+    @property
     def rollback_gate(self) -> GateLimits:
         """What the live model's predecessor has to pass, as the candidate, to take its place again."""
         return GateLimits(self.rollback_alpha, -self.rollback_margin, self.gate_block_clicks, self.shadow_clicks_max)

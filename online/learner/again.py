@@ -8,7 +8,7 @@ Letters: `N` clicks, `U` users among them, `L` clicks of a history, `T` moments 
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -55,8 +55,7 @@ class Retraced:
             return ReformerStates()
         before, _, had = state.states.read_anew(state.weights, network.slots, network.clicks, self.histories)
         before = before[state.tensor(network.order)]
-        guessed = network.guessed & had[network.order]
-        network = replace(network, guessed=guessed, targets=state.tensor(self.batch.rows[guessed]))
+        network = network.narrowed(had)
         leaf = before.detach().requires_grad_(True)
         unit = leaf.detach() / leaf.detach().norm(dim=-1, keepdim=True).clamp_min(1e-12)
         state.store.note_states(self.batch.numbers, unit.half().cpu().numpy())

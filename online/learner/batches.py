@@ -4,13 +4,14 @@ Letters: `N` clicks of a micro-batch, `U` users in it, `K` candidates kept of a 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from online.learner.arrays import as_tensor
 from online.learner.content.queries import Starts
 from online.learner.history import HistorySnapshot, UserHistories, earlier_in_batch
 from online.learner.replay_buffer import Replayed
@@ -112,6 +113,14 @@ class TrainedNetwork:
     guessed: NDArray[np.bool_]  # (N,) which clicks are targets
     targets: Tensor  # their rows
     negatives: tuple[Tensor, Tensor] | None  # sampled rows and their log probabilities; None: it was not trained
+
+    def narrowed(self, had: NDArray[np.bool_]) -> "TrainedNetwork":
+        """Returns what is trained of a network whose `targets` are still those of all clicks (N,): the clicks before
+        which something is known. `had` (N,): whether it is, user by user."""
+        guessed = self.guessed & had[self.order]
+        return replace(
+            self, guessed=guessed, targets=self.targets[as_tensor(np.flatnonzero(guessed), self.targets.device)]
+        )
 
 
 @dataclass(frozen=True)

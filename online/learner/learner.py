@@ -192,7 +192,7 @@ class Learner(LearnerState):
         # After a step that was not taken, features may not be finite: they are left out of the running means.
         if self.weights.train(batch, RANKING):
             trainable = self.tensor(prepared.batch.trainable[step.part])
-            self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
+            self.weights.observe(scored.features[scored.present & trainable[:, None]])
             query = prepared.added[0].content
             if query is not None:
                 gradients = score_gradients(choices, step.positions, step.weights)
@@ -237,7 +237,7 @@ class Learner(LearnerState):
             targets=batch.targets,
             trainable=batch.trainable,
             steps=steps,
-            network=states.network,
+            network=prepared.network if states.network is None else states.network,
             trained=train,
             freed=clicked.freed,
             taken=clicked.taken,
@@ -257,6 +257,8 @@ class Learner(LearnerState):
         weights.grow(len(self.store))
         # The learning rates have decayed with the stream, whichever version was live.
         weights.optimizer.steps, weights.optimizer.boost = max(weights.optimizer.steps, live.steps), live.boost
+        if weights.uses_state != self.weights.uses_state:  # memories miss the clicks of the time without
+            self.states.forget_all()
         self.weights = self.states.weights = weights
         self.states.weights_replaced()
         self.version = version

@@ -181,7 +181,8 @@ class BatchPreparer:
             state.weights.start_rows(starts)
         state.added.observe(batch, state.clock.latest)
         learned = begun.batch
-        network = self._network(begun) if state.deep_state and len(learned.users) else None
+        reads_state = state.deep_state or state.trial_reads_state
+        network = self._network(begun) if reads_state and len(learned.users) else None
         fill = hidden = None
         if self.lists:
             fill = popular_fill(state, self.queries, begun.users, learned.slots[begun.last_clicks])
@@ -271,7 +272,7 @@ class BatchPreparer:
 
     def _clear_states(self, begun: PreparedBatch) -> None:
         """Clears the states of moments that are only counted: their places may hold those of older moments."""
-        if self.state.deep_state and len(begun.batch.users) < len(begun.counted.users):
+        if self.state.may_use_state and len(begun.batch.users) < len(begun.counted.users):
             only_counted = np.delete(begun.counted.numbers, begun.batch.positions)
             width = self.state.store.moment_states.shape[1]
             self.state.store.note_states(only_counted, np.zeros((len(only_counted), width), np.float16))

@@ -183,6 +183,7 @@ class RankingModel:
         self.adagrad = RowwiseAdagrad(table, learning_rate=settings.recall_vectors_learning_rate)
         self.levels = [GradientMonitor(settings.gradient_explosion) for _ in range(2)]  # of the network, of ranking
         self.skipped = 0  # steps not taken, because of their gradients
+        self.uses_state = True  # whether the Reformer's state is read at all, where the settings allow it
 
     def _heads_modules(self) -> dict[str, nn.Module]:
         """What predicts more than the next item, by name; nothing where nothing is set."""
@@ -288,7 +289,7 @@ class RankingModel:
         R = 0 if replayed is None else replayed.features.shape[:2].numel()
         rows, present = self._inputs(scored, places, states, R)
         if replayed is not None:
-            rows[N * kept :] = replayed.features.view(R, -1)
+            rows[N * kept :] = self.without_state(replayed.features).view(R, -1)
         learned, columns = self._learned(scored, memory, states)
         every = self.ranker.each(rows, learned, columns)  # in one call: its cost is mostly the number of operations
         added = self._added_columns(gathered, places, replayed)
@@ -303,6 +304,20 @@ class RankingModel:
         scores = each.detach().mean(-1).masked_fill_(~present, -torch.inf)
         features = rows[: N * kept].view(N, kept, -1)
         return self._with_worth(scored._replace(features=features, present=present, scores=scores, each=each))
+
+    def without_state(self, features: Tensor) -> Tensor:
+        """Returns features (..., F), with the network's logit at its mean where the state is not used."""
+        if self.uses_state:
+            return features
+        return torch.cat([features[..., :-1], self.ranker.mean[-1].expand(*features.shape[:-1], 1)], -1)
+
+    @torch.no_grad()
+    def observe(self, features: Tensor) -> None:
+        """Moves the ranker's running means towards features (C, F); of a logit that is not used, they stay."""
+        spread = self.ranker.variance[-1].clone()
+        self.ranker.observe(features)
+        if not self.uses_state:  # its value is the mean, all the time
+            self.ranker.variance[-1] = spread
 
     @torch.no_grad()
     def _with_worth(self, scored: ScoredCandidates) -> ScoredCandidates:
@@ -370,6 +385,8 @@ class RankingModel:
         rows, present = rows.to(self.device), as_tensor(places >= 0, self.device)
         if states is not None:
             rows[: N * K, -1] = self._logits(as_tensor(items, self.device), states).masked_fill_(~present, 0.0).view(-1)
+        elif not self.uses_state:
+            rows[: N * K, -1] = self.ranker.mean[-1]
         return rows, present
 
     def _learned(
@@ -563,6 +580,8 @@ class RankingModel:
         tensors["adagrad"] = self.adagrad.sums["vectors"]
         levels = [number for level in self.levels for number in (level.level, level.steps)]
         tensors["levels"] = torch.tensor([*levels, self.skipped], dtype=torch.float64)
+        if not self.uses_state:
+            tensors["without_state"] = torch.tensor(1)
         return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -573,6 +592,7 @@ class RankingModel:
             if name in PARTS and not saved:  # it was not trained by then
                 saved = _added_score(name, self.settings).state_dict()
             module.load_state_dict(saved)
+        self.uses_state = "without_state" not in tensors or not self.settings.tries_state
         self.first.data.copy_(tensors["first"])
         self.optimizer.load_state_tensors(below(tensors, "optimizer"))
         self.adam.state.clear()

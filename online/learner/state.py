@@ -115,6 +115,9 @@ class LearnerState:
         ]
         self._number_named_types()
         self.frozen = False  # if set, clicks enter their users' histories, and nothing is counted or learned
+        self.trial_reads_state = (
+            False  # whether weights are tried that use the Reformer's state, though the live ones do not
+        )
         self.on_rows_changed: Callable[[Sequence[int], Sequence[int]], None] | None = None  # (freed, taken)
         self.make_room()
 
@@ -149,7 +152,12 @@ class LearnerState:
 
     @property
     def deep_state(self) -> bool:
-        """Whether the Reformer's state takes part."""
+        """Whether the Reformer's state takes part. It changes with the weights: never within a turn."""
+        return self.may_use_state and self.weights.uses_state
+
+    @property
+    def may_use_state(self) -> bool:
+        """Whether the settings let the Reformer's state take part."""
         return self.settings.reformer and self.settings.deep_state
 
     def tensor(self, array: NDArray[Any]) -> Tensor:

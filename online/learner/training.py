@@ -3,7 +3,7 @@
 Letters: `N` clicks, `K` candidates kept of each, `D` width of states.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,13 +36,14 @@ class ReformerStates:
 def read_states(state: LearnerState, prepared: PreparedBatch, *, train: bool) -> ReformerStates:
     """Returns the states before and after these clicks, and stores them as the states of the clicks' moments."""
     network, batch = prepared.network, prepared.batch
-    if network is None:
+    if network is None or not state.deep_state:
+        if state.may_use_state:  # their places may hold the states of older moments
+            state.store.note_states(batch.numbers, np.zeros((len(batch.numbers), state.settings.width), np.float16))
         return ReformerStates()
     with torch.set_grad_enabled(train):
         before, had, after = state.states.read(prepared.users, network.slots, network.clicks, network.histories)
         before = before[state.tensor(network.order)]
-    network = replace(network, guessed=network.guessed & had[network.order] & train)
-    network = replace(network, targets=state.tensor(batch.rows[network.guessed]))
+    network = network.narrowed(had & train)
     leaf = before.detach().requires_grad_(train)
     unit = torch.nn.functional.normalize(leaf.detach(), dim=-1)
     state.store.note_states(batch.numbers, unit.half().cpu().numpy())

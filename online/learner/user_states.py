@@ -139,6 +139,11 @@ class UserStates:
         there |= self._wanted.pop(user, self) is None
         return self.memory.free(user) or there
 
+    def forget_all(self) -> None:
+        """Nothing is remembered of any user."""
+        for user in self.user_ids():
+            self.forget(user)
+
     def user_ids(self) -> set[str]:
         """Users of whom something is remembered, or is to be."""
         return {*self.memory.directory.users(), *self._built, *self._wanted}

@@ -4,7 +4,7 @@ Letters: `N` clicks of a micro-batch, `K` = 10 places of a list, `Q` lists whose
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,8 @@ class ShadowEvaluation:
     def __init__(
         self, learner: Learner, weights: RankingModel, limits: GateLimits, *, facts: Mapping[str, Any]
     ) -> None:
-        """`facts`: what the supervisor notes about these weights, as JSON."""
+        """`facts`: what the supervisor notes about these weights, as JSON; `warm_up` of it: clicks on which they only
+        learn, before they are compared."""
         self.learner, self.weights = learner, weights
         self.limits, self.facts = limits, dict(facts)
         self.restart()
@@ -103,8 +104,12 @@ class ShadowEvaluation:
             self.weights.start_rows(learned.starts)
         if self.paused or self.fault is not None or not learned.trained:
             return
+        if self.weights.uses_state and self.learner.may_use_state and learned.network is None:
+            return  # the live weights do not use it, and it was not known that these are compared
         self.weights.scale_learning_rate(self.learner.weights.optimizer.boost)
-        before = None if learned.network is None else self._states(learned.network)
+        before, network = None, learned.network if self.weights.uses_state else None
+        if network is not None:
+            before, network = self._states(network)
         states = None if before is None else before.detach().requires_grad_(True)
         ranks = []
         for step in learned.steps:
@@ -122,22 +127,34 @@ class ShadowEvaluation:
             self.shadow.add(scored.tops(K))
             self.live.add(step.scored.tops(K))
             self._learn(learned, step, scored, step_states)
-        gains, trainable = hit_and_ndcg_at(np.concatenate(ranks))[1], learned.trainable
-        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][trainable], gains[trainable])  # without flagged clicks
-        if before is not None and states is not None and learned.network is not None:
-            self.weights.train(guessing_batch(learned.network, before, states.grad), GUESSING)
+        self._compare(learned, np.concatenate(ranks))
+        if before is not None and states is not None and network is not None:
+            self.weights.train(guessing_batch(network, before, states.grad), GUESSING)
         self._look_for_faults()
 
-    def _states(self, network: TrainedNetwork) -> Tensor:
-        before, _, _ = self.learner.states.read_anew(self.weights, network.slots, network.clicks, network.histories)
-        return before[torch.from_numpy(network.order).to(before.device)]
+    def _compare(self, learned: BatchResult, ranks: NDArray[np.float64]) -> None:
+        """Hands both models' scores to the gate, without flagged clicks, once the weights have warmed up."""
+        compared = learned.trainable.copy()
+        warming = min(self.facts.get("warm_up", 0), len(compared))
+        if warming:
+            self.facts["warm_up"] -= warming
+            compared[:warming] = False
+        self.gate.add(hit_and_ndcg_at(learned.ranks)[1][compared], hit_and_ndcg_at(ranks)[1][compared])
+
+    def _states(self, network: TrainedNetwork) -> tuple[Tensor, TrainedNetwork]:
+        """Returns the states before the clicks, and what these weights are trained on."""
+        states = self.learner.states
+        before, _, had = states.read_anew(self.weights, network.slots, network.clicks, network.histories)
+        if not self.learner.deep_state:  # else the live weights have read the same
+            network = network.narrowed(had)
+        return before[torch.from_numpy(network.order).to(before.device)], network
 
     def _learn(self, learned: BatchResult, step: TrainedStep, scored: ScoredCandidates, states: Tensor | None) -> None:
         choices = scored.without(step.barred, step.positions)
         batch = training_batch(self.weights, choices, step.positions, states, step.replayed, step.weights, step.worth)
         if self.weights.train(batch, RANKING):
             trainable = torch.from_numpy(learned.trainable[step.part]).to(scored.present.device)
-            self.weights.ranker.observe(scored.features[scored.present & trainable[:, None]])
+            self.weights.observe(scored.features[scored.present & trainable[:, None]])
 
     def _look_for_faults(self) -> None:
         before, self._skipped = self._skipped, (self.weights.skipped, self.learner.weights.skipped)
@@ -169,12 +186,16 @@ class ShadowEvaluation:
 
     @classmethod
     def restored(
-        cls, learner: Learner, limits: GateLimits, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]
+        cls,
+        learner: Learner,
+        limits: Callable[[RankingModel], GateLimits],
+        arrays: Mapping[str, NDArray[Any]],
+        state: Mapping[str, Any],
     ) -> "ShadowEvaluation":
-        """Creates an evaluation from what `to_state` returned."""
+        """Creates an evaluation from what `to_state` returned; `limits`: what the weights have to pass."""
         weights = RankingModel(learner.settings)
         weights.load_state(below(arrays, "weights"))
-        evaluation = cls(learner, weights, limits, facts=state["facts"])
+        evaluation = cls(learner, weights, limits(weights), facts=state["facts"])
         evaluation.gate.load_state(state["gate"])
         evaluation.shadow.load_state(arrays["tops.mine"])
         evaluation.live.load_state(arrays["tops.live"])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from online.config.gate_limits import GateLimits
 from online.config.settings import Settings
 from online.learner.arrays import below, joined
 from online.learner.batches import BatchResult
@@ -31,6 +32,7 @@ from online.lifecycle.versions import VersionError, Versions
 from stream.events import Click
 
 SLOW_HERE = 0.5  # share of the expected rate; clicks that are read faster are not missing
+STATE_WARM_UP = 0.5  # share of the clicks of a shadow on which a model learns to do with the state, or without it
 SKIPPED_REPORTED_EACH = 1_000  # clicks between two notices of updates that were skipped
 
 #: Reads a checkpoint by its number; returns arrays and state. Raises VersionError if it cannot be read.
@@ -122,6 +124,7 @@ class Supervisor:
         self.candidate: ShadowEvaluation | None = None
         self.predecessor: ShadowEvaluation | None = None
         self.last_finetuned_at: float | None = None  # seconds since 1970
+        self._state_trial_at = settings.state_trial_clicks  # clicks, from which on the next trial of the state begins
         self._asked: dict[str, Any] | None = None
         self._why: dict[str, Any] = {}  # the request of the running fine-tuning
         self._flood = FloodWatch()
@@ -229,6 +232,8 @@ class Supervisor:
             self._decide_candidate(self.candidate)
         elif not late:
             self._finetune()
+            self._try_state()
+        self._note_trials()
         return self.learner.version != before
 
     def rows_changed(self, learned: BatchResult) -> None:
@@ -241,6 +246,7 @@ class Supervisor:
         self.leads = False
         self.close()
         self.candidate = self.predecessor = self._asked = None
+        self._note_trials()
         while not self._rollbacks.empty():
             self._rollbacks.get()
 
@@ -299,19 +305,52 @@ class Supervisor:
         else:
             self._emit("rejected", f"{why}: {tuning.failed}", tuning.figures())
 
-    def examine(self, weights: RankingModel, why: str, figures: Mapping[str, Any]) -> None:
+    # What the state adds
+
+    def _try_state(self) -> None:
+        """Puts a copy of the live weights into the shadow that does not use the Reformer's state, once it is time to
+        measure what it adds; or one that does, where the live ones do not.
+
+        It adds a little on some streams and nothing on others, and takes a quarter of a click's time.
+        """
+        settings, live = self.settings, self.learner.weights
+        wanted = settings.tries_state and self.learner.may_use_state
+        free = self.candidate is None and self.finetuning is None and self._asked is None
+        free = free and (self.predecessor is None or self.predecessor.paused)
+        if not (wanted and free and self.totals.learned >= self._state_trial_at):
+            return
+        self._state_trial_at = 2 * self.totals.learned
+        weights = live.copy()
+        weights.uses_state = not live.uses_state
+        why = f"{'with' if weights.uses_state else 'without'} the network's state"
+        self.examine(weights, why, {}, warm_up=int(STATE_WARM_UP * settings.shadow_clicks_max))
+
+    def _note_trials(self) -> None:
+        """Has the learner prepare what weights in the shadow read of histories."""
+        self.learner.trial_reads_state = any(trial.weights.uses_state and not trial.paused for trial in self.trials)
+
+    def _limits(self, weights: RankingModel) -> GateLimits:
+        """What a candidate has to pass."""
+        if weights.uses_state == self.learner.weights.uses_state:
+            return self.settings.candidate_gate
+        return self.settings.state_gate(uses_state=weights.uses_state)
+
+    def examine(self, weights: RankingModel, why: str, figures: Mapping[str, Any], *, warm_up: int = 0) -> None:
         """Puts weights into the shadow as the candidate, instead of any other; without a gate, publishes them.
 
         Args:
             weights: of the candidate.
             why: their origin, for notices.
             figures: for notices.
+            warm_up: clicks on which the candidate only learns, before it is compared.
         """
         if not weights.finite():
             self._emit("rejected", f"{why}: its weights are not finite", figures)
             return
-        facts = {"why": why, "figures": dict(figures), "parent": self.learner.version}
-        self.candidate = ShadowEvaluation(self.learner, weights, self.settings.candidate_gate, facts=facts)
+        facts: dict[str, Any] = {"why": why, "figures": dict(figures), "parent": self.learner.version}
+        if warm_up:
+            facts["warm_up"] = warm_up
+        self.candidate = ShadowEvaluation(self.learner, weights, self._limits(weights), facts=facts)
         if self.settings.gate:
             self._emit("candidate", f"{why}: ranks beside version {self.learner.version}", figures)
         else:
@@ -484,6 +523,7 @@ class Supervisor:
             if trial is not None:
                 arrays[name], state[name] = trial.to_state()
         return joined(arrays), state | {
+            "state_trial_at": self._state_trial_at,
             "asked": self._why if self.finetuning is not None else self._asked,
             "skipped_told": list(self._skipped_reported),
             "flood": self._flood.to_state(),
@@ -493,10 +533,12 @@ class Supervisor:
 
     def load_state(self, arrays: Mapping[str, NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Loads what `to_state` returned, after the learner, totals and versions were loaded."""
-        gates = {"candidate": self.settings.candidate_gate, "predecessor": self.settings.rollback_gate}
+        gates = {"candidate": self._limits, "predecessor": lambda _: self.settings.rollback_gate}
         for name, limits in gates.items():
             if state[name] is not None:
                 setattr(self, name, ShadowEvaluation.restored(self.learner, limits, below(arrays, name), state[name]))
+        self._note_trials()
+        self._state_trial_at = state.get("state_trial_at", self._state_trial_at)
         self._asked = state["asked"]
         skipped, at = state["skipped_told"]
         self._skipped_reported = (skipped, at)

@@ -59,6 +59,15 @@ class FinetuningSettings(BaseSettings):
     gate_margin: Annotated[float, Field(ge=0, lt=1)] = setting(
         0.02, "Share of the live model's score that a candidate may lack and still be published."
     )
+    state_worth_min: Annotated[float, Field(ge=0, lt=1)] = setting(
+        0.01,
+        "Share of the lists' score that the network's state has to add to be used. Where a model without it is shown "
+        "to lose less, that one takes over, and learns a click in less time. 0: the state is always used.",
+        "Set it to 0 where lists matter more than the time of a click.",
+    )
+    state_trial_clicks: Positive = setting(
+        50_000, "Clicks after which it is first measured what the state adds; then after twice as many, and so on."
+    )
     gate_block_clicks: Positive = fixed(25, "Clicks whose mean score is one value for the gate.")
     shadow_clicks_max: Positive = setting(5_000, "Clicks after which a candidate is decided on at the latest.")
     rollback_alpha: Annotated[float, Field(gt=0, lt=0.5)] = setting(

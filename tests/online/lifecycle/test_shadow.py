@@ -162,7 +162,7 @@ def test_a_restored_trial_goes_on_as_if_nothing_had_happened(learner, town_click
     learn(learner, town_clicks[200:264], trial)
     arrays, state = trial.to_state()
     arrays = {name: array.copy() for name, array in arrays.items()}
-    again = ShadowEvaluation.restored(learner, trial.limits, arrays, json.loads(json.dumps(state)))
+    again = ShadowEvaluation.restored(learner, lambda _: trial.limits, arrays, json.loads(json.dumps(state)))
     learn(learner, town_clicks[264:300], trial, again)
     assert same(trial.to_state()[0], again.to_state()[0])
     assert trial.to_state()[1] == again.to_state()[1]

@@ -24,11 +24,11 @@ from tests.online.conftest import SMALL
 ROOT = Path(__file__).resolve().parents[3]
 STORED = ROOT / "tests/checkpoints"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-FORMATS = {"0.1.0": 7, "0.2.0": 8, "0.3.0": 8, "0.4.0": 9}
+FORMATS = {"0.1.0": 7, "0.2.0": 8, "0.3.0": 8, "0.4.0": 9, "0.5.0": 9}
 READ = [version for version, number in FORMATS.items() if number in (SAFETENSORS, FORMAT)]
 REFUSED = [version for version in FORMATS if version not in READ]
 #: Whose checkpoints hold all that the items topic says. Others' workers read it once more.
-ITEMS_KEPT = {"0.3.0", "0.4.0"}
+ITEMS_KEPT = {"0.3.0", "0.4.0", "0.5.0"}
 
 
 def unpack(version, folder):
@@ -56,7 +56,7 @@ def harness_with(harness, version):
 def test_there_is_a_small_checkpoint_of_each_version_and_of_this_one():
     assert {path.name for path in STORED.iterdir() if path.is_dir() and path.name[0].isdigit()} == set(FORMATS)
     assert VERSION in FORMATS, "python -m tests.checkpoints.make, and add the version to FORMATS"
-    assert sum(path.stat().st_size for path in STORED.rglob("*.xz")) < 800_000
+    assert max(path.stat().st_size for path in STORED.rglob("*.xz")) < 250_000  # of each: they grow in number
 
 
 @pytest.mark.parametrize("version", FORMATS)
