@@ -9,9 +9,8 @@ B batch, H heads, R rounds of hashing, L length, D width of a head, T buckets of
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from model.lsh_chunks import BucketAttention, TimeGaps, sort_by_bucket
+from model.lsh_groups import InBuckets, attend
 from model.lsh_hash import hash_buckets, log_time_bucket, random_rotations
 from model.lsh_memory import LSHMemory, Recalled
 
@@ -47,19 +46,5 @@ def lsh_attention(
         raise ValueError("times and time_bias are given together or not at all")
     if qk.numel() == 0:
         return torch.zeros_like(v)
-    B, H, L, D = qk.shape
     with torch.autocast(qk.device.type, enabled=False):
-        buckets = hash_buckets(qk, rotations)  # (B, H, R, L)
-        layout = sort_by_bucket(buckets, window=window, bucket_count=2 * rotations.shape[3], lengths=lengths)
-        if lengths is not None:
-            padding = torch.arange(L, device=qk.device) >= lengths.to(qk.device)[:, None]
-            padding = padding[:, None, :, None]  # whatever stands there, even NaN, is not computed with
-            qk, v = qk.masked_fill(padding, 0), v.masked_fill(padding, 0)
-        k = normalize(qk, dim=-1) * D**-0.5
-        rows = torch.cat((qk, k.to(qk.dtype), v.to(qk.dtype)), -1).view(B * H * L, 3 * D)
-        gaps = None
-        if times is not None and time_bias is not None:
-            head = torch.arange(H, dtype=torch.int32, device=qk.device)
-            gaps = TimeGaps(times[:, None].expand(B, H, L).reshape(-1), head[:, None].expand(B, H, L).reshape(-1))
-        output: Tensor = BucketAttention.apply(rows, time_bias, gaps, layout)  # type: ignore[no-untyped-call]
-    return output.view(B, H, L, D)
+        return attend(qk, v, time_bias, InBuckets(rotations, window, lengths, times))

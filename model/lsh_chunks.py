@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
-from model import threads
 from model.lsh_hash import log_time_bucket
 
 # Scores live a piece at a time: on a CPU within the cache, elsewhere large enough to fill the device.
@@ -124,21 +123,13 @@ class TimeGaps:
         return log_time_bucket(queries - keys, buckets).add_(offset).view(-1)
 
 
-def _parts(layout: Layout) -> list[slice]:
-    """Ranges of places, whole chunks, for as many threads; one range where there is too little to share."""
+def _pieces(layout: Layout, bytes_each: int) -> Iterator[slice]:
+    """Ranges of places, whole chunks, whose scores fit a piece."""
     C, M = layout.chunk, layout.mask_row.shape[0]
-    least = PIECE_BYTES["cpu"] // (4 * C * (C + layout.window))
-    chunks = max(1, least, -(-M // C // threads.count(layout.source.device)))
-    return [slice(start, min(start + chunks * C, M)) for start in range(0, M, chunks * C)]
-
-
-def _pieces(layout: Layout, part: slice, bytes_each: int) -> Iterator[slice]:
-    """Ranges of a part's places, whole chunks, whose scores fit a piece."""
-    C = layout.chunk
     piece_bytes = PIECE_BYTES["cpu" if layout.source.device.type == "cpu" else "other"]
     step = C * max(1, piece_bytes // (bytes_each * C * (C + layout.window)))
-    for start in range(part.start, part.stop, step):
-        yield slice(start, min(start + step, part.stop))
+    for start in range(0, M, step):
+        yield slice(start, min(start + step, M))
 
 
 def _gather(rows: Tensor, layout: Layout, places: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,25 +167,25 @@ class Problem:
         scores.baddbmm_(q, k.mT)
         return scores, scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
-    def forward_part(self, part: slice, output: Tensor, lse: Tensor) -> None:
-        """Fills a part of output (M, D) and of lse (M,), each round's by itself."""
-        for places in _pieces(self.layout, part, self.rows.element_size()):
+    def forward(self, output: Tensor, lse: Tensor) -> None:
+        """Fills output (M, D) and lse (M,), each round's by itself."""
+        for places in _pieces(self.layout, self.rows.element_size()):
             q, k, v = _gather(self.rows, self.layout, places)
             scores, weights = self.weights(q, k, places, self.index(places))
             lse[places] = (scores.amax(-1) - weights.amax(-1).log_()).view(-1)
             output[places] = torch.bmm(weights.to(v.dtype), v).view(-1, v.shape[-1])
 
-    def backward_part(
-        self, part: slice, region: Tensor, grad: Tensor, *, share: Tensor, mean: Tensor, grad_bias: Tensor | None
-    ) -> None:
-        """Fills region (chunks + those that a chunk's keys span, C, 3 D): gradients in sorted order from the part's
-        first key on. grad (B · H · L, D); share and mean (M / C, C, 1) of each place; adds to grad_bias (H · T,).
+    def backward(self, grad: Tensor, *, share: Tensor, mean: Tensor, grad_bias: Tensor | None) -> Tensor:
+        """Returns gradients in sorted order, from the first key on: (M / C + chunks that W rows span, C, 3 D).
+
+        grad (B · H · L, D); share and mean (M / C, C, 1) of each place. Adds to grad_bias (H · T,).
         """
         layout = self.layout
         W, C, D = layout.window, layout.chunk, grad.shape[1]
-        region.zero_()
-        for places in _pieces(layout, part, self.rows.element_size()):
-            chunks, first = slice(places.start // C, places.stop // C), (places.start - part.start) // C
+        sorted_grad = self.rows.new_zeros(len(mean) - (-W // C), C, 3 * D)
+        for places in _pieces(layout, self.rows.element_size()):
+            first = places.start // C
+            chunks = slice(first, places.stop // C)
             q, k, v = _gather(self.rows, layout, places)
             index = self.index(places)
             weights = self.weights(q, k, places, index)[1].mul_(share[chunks])
@@ -206,12 +197,13 @@ class Problem:
             grad_k, grad_v = torch.bmm(grad_scores.mT, q), torch.bmm(weights.mT, grad_output)
             for start in range(0, C + W, C):  # a chunk's keys end in the next chunks' rows
                 block = first + start // C
-                theirs = region[block : block + len(q), : min(C, C + W - start)]
+                theirs = sorted_grad[block : block + len(q), : min(C, C + W - start)]
                 theirs[..., D : 2 * D] += grad_k[:, start : start + C]
                 theirs[..., 2 * D :] += grad_v[:, start : start + C]
             # The piece's queries stand W rows after its first keys.
-            queries = region.view(-1, 3 * D)[W + first * C :][: len(q) * C]
+            queries = sorted_grad.view(-1, 3 * D)[W + first * C :][: len(q) * C]
             queries[:, :D] = torch.bmm(grad_scores, k).view(-1, D)
+        return sorted_grad
 
 
 class BucketAttention(torch.autograd.Function):
@@ -223,7 +215,7 @@ class BucketAttention(torch.autograd.Function):
         M, D = layout.mask_row.shape[0], rows.shape[1] // 3
         output = rows.new_empty(M, D)
         lse = rows.new_empty(M, dtype=torch.promote_types(rows.dtype, torch.float32))
-        threads.run(lambda part: problem.forward_part(part, output, lse), _parts(layout))
+        problem.forward(output, lse)
         lse.masked_fill_(layout.empty, -torch.inf)
         lse_of_rounds = lse[layout.places]  # (B · H · L, R)
         shares = lse_of_rounds.softmax(-1).to(output.dtype)
@@ -247,22 +239,9 @@ class BucketAttention(torch.autograd.Function):
         share = share.view(-1, C, 1)
         mean = (grad * joined).sum(-1, dtype=share.dtype)[layout.source[W:]].view(-1, C, 1)
 
-        # Each part has a region of its own, as the keys of its first chunks are the part's before it.
-        parts, extra = _parts(layout), -(-W // C)
-        sorted_grad = rows.new_empty(len(mean) + extra * len(parts), C, 3 * D)
-        regions = sorted_grad.split([(part.stop - part.start) // C + extra for part in parts])
-        biases = [None if time_bias is None else torch.zeros_like(time_bias).view(-1) for _ in parts]
-
-        def work(n: int) -> None:
-            problem.backward_part(parts[n], regions[n], grad, share=share, mean=mean, grad_bias=biases[n])
-
-        threads.run(work, range(len(parts)))
-        place_rows = layout.places + W
-        for n in range(1, len(parts)):
-            regions[n - 1].view(-1, 3 * D)[-extra * C :][:W] += regions[n].view(-1, 3 * D)[:W]
-            place_rows += (layout.places >= parts[n].start) * (extra * C)
-        grad_rows = embedding_bag(place_rows, sorted_grad.view(-1, 3 * D), mode="sum")
+        grad_bias = None if time_bias is None else torch.zeros_like(time_bias).view(-1)
+        sorted_grad = problem.backward(grad, share=share, mean=mean, grad_bias=grad_bias)
+        grad_rows = embedding_bag(layout.places + W, sorted_grad.view(-1, 3 * D), mode="sum")
         if layout.padding is not None:
             grad_rows.masked_fill_(layout.padding, 0)
-        grad_bias = None if time_bias is None else torch.stack([x for x in biases if x is not None]).sum(0)
-        return grad_rows, None if grad_bias is None else grad_bias.view_as(time_bias), None, None
+        return grad_rows, None if time_bias is None or grad_bias is None else grad_bias.view_as(time_bias), None, None

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import exact
 from model.lsh import hash_buckets, log_time_bucket, lsh_attention, random_rotations
@@ -121,19 +122,22 @@ def test_gradients_are_the_slopes(window: int) -> None:
     assert torch.autograd.gradcheck(attention, case.inputs())
 
 
-@pytest.fixture
-def three_threads() -> Iterator[None]:
+@pytest.fixture(params=[2, 3, 4, 9])
+def many_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
+    torch.set_num_threads(request.param)
+    yield request.param
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("three_threads")
-def test_many_threads_and_pieces_and_one_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_case(B=2, H=2, R=3, L=100, D=8, buckets=6, window=20, ragged=True, timed=True, seed=3)
+@pytest.mark.parametrize("timed", [True, False])
+def test_many_threads_and_pieces_and_one_give_the_same(
+    many_threads: int, timed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(B=3, H=2, R=3, L=100, D=8, buckets=6, window=20, ragged=True, timed=timed, seed=3)
     whole = lsh_attention(case.qk, case.v, case.rotations, **case.settings)
     gradients = torch.autograd.grad(whole.square().sum(), case.inputs())
+    monkeypatch.setattr("model.lsh_groups.SCORES_MIN", 1)
     monkeypatch.setattr("model.lsh_chunks.PIECE_BYTES", {"cpu": 1, "other": 1})
     monkeypatch.setattr("model.lsh_hash.PIECE_BYTES", 1)
     pieces = lsh_attention(case.qk, case.v, case.rotations, **case.settings)
@@ -142,7 +146,30 @@ def test_many_threads_and_pieces_and_one_give_the_same(monkeypatch: pytest.Monke
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
     with torch.inference_mode():
         assert torch.equal(lsh_attention(case.qk, case.v, case.rotations, **case.settings), pieces)
-    assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == many_threads
+
+
+class _Operations(TorchDispatchMode):
+    """Counts the operations of the thread that entered it."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("many_threads")
+def test_threads_share_a_call_out_and_not_each_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where a busy machine displaces a thread, each operation that is split over threads waits for it.
+    monkeypatch.setattr("model.lsh_groups.SCORES_MIN", 1)
+    case = make_case(B=2, H=4, R=2, L=64, D=8, buckets=4, window=8, ragged=True, timed=True, seed=4)
+    with _Operations() as forward:
+        output = lsh_attention(case.qk, case.v, case.rotations, **case.settings).sum()
+    with _Operations() as backward:
+        torch.autograd.grad(output, case.inputs())
+    assert 0 < forward.count < 20
+    assert 0 < backward.count < 20
 
 
 def test_padding_is_neither_seen_nor_leaks_whatever_stands_there() -> None:
