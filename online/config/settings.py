@@ -176,7 +176,7 @@ class Settings(  # pydantic takes the fields of the last base first
         weights_in(value)
         return value
 
-    @field_validator("layers", "refresh_ages_s", "popularity_half_lives", mode="before")
+    @field_validator("layers", "refresh_ages_s", "popularity_half_lives", "features_left_out", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):

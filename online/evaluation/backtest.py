@@ -37,6 +37,7 @@ from online.evaluation.backtest_processes import go_together
 from online.evaluation.backtest_tuning import Tuning
 from online.evaluation.baselines import Baselines
 from online.evaluation.calibration import FirstItems
+from online.evaluation.feature_worth import FeatureTrial, FeatureWorth
 from online.evaluation.worth import PredictedWorth, ReturnedItems
 from online.learner.batches import BatchResult, Impression
 from online.learner.learner import Learner
@@ -221,6 +222,7 @@ class RunInput(NamedTuple):
     finetune_every: int = 0  # clicks between two fine-tunings of a learner; 0: none
     items: ReadItems | None = None  # what learners get to know of items
     users: Sequence[User] = ()  # and of users
+    features_from: int | None = None  # the click from which on it is measured what features add; None: it is not
 
 
 class Run(NamedTuple):
@@ -242,6 +244,7 @@ class RunResult(NamedTuple):
     first_items: FirstItems | None = None  # of a learner's lists on request
     predicted: PredictedWorth | None = None  # of a learner that predicts what clicks are worth
     returned: ReturnedItems | None = None  # where event types have a negative weight
+    feature_worth: FeatureWorth | None = None  # of a learner, where it was wanted
 
 
 @dataclass(frozen=True)
@@ -290,18 +293,19 @@ def backtest(
     items: ReadItems | None = None,
     users: Sequence[User] = (),
     baskets: str = EACH,
+    features_from: int | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Outcome:
     """Runs the methods over the clicks, at most `jobs` processes beside each other; the figures do not depend on it.
 
     `items`: what learners get to know of items; `users`: of users, beforehand. `baskets`: which lines of a basket are
-    scored (`BASKETS`).
+    scored (`BASKETS`). `features_from`: the click from which on it is measured what features add; None: it is not.
 
     Raises BacktestError for too few clicks.
     """
     began = time.perf_counter()
     facts, runs = facts_of(clicks, baskets), runs_of(methods)
-    run_input = RunInput(clicks, facts, settings, finetune_every, items, users)
+    run_input = RunInput(clicks, facts, settings, finetune_every, items, users, features_from)
     if jobs == 1 or len(runs) == 1:
         results = {run.name: _go(run, run_input, on_progress) for run in runs}
     else:
@@ -350,11 +354,15 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
         if predicted is not None:
             predicted.add(batch, learned)
         returned.after(batch, going.learner)
+        if features is not None:
+            features.after(batch, learned)
 
     going = LearnerRun(
         settings, clicks, lists=lists, finetune_every=run_input.finetune_every, items=run_input.items,
         users=run_input.users, on_learned=on_learned,
     )  # fmt: skip
+    since = run_input.features_from
+    features = None if since is None else FeatureTrial(going.learner, since)
     ranks, served = np.full((2, len(clicks)), np.inf)
     among = np.zeros(len(clicks), bool)
     batches, gained = 0, 0.0
@@ -371,8 +379,9 @@ def _learn(run: Run, run_input: RunInput, on_progress: OnProgress) -> RunResult:
     if settings.exclude_seen:
         served[facts.repeated] = np.inf
     found = {method: served if method == AS_SERVED else ranks for method in run.methods}
+    worth = None if features is None else features.result()
     return RunResult(
-        found, among, batches, going.refreshes, time.perf_counter() - began, first_items, predicted, returned
+        found, among, batches, going.refreshes, time.perf_counter() - began, first_items, predicted, returned, worth
     )
 
 

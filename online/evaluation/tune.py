@@ -11,7 +11,7 @@ The first trial is the settings as they stand. So what is found is never worse t
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from scipy.special import stdtrit
 from online.config.settings import Settings
 from online.evaluation.backtest import NEXTCLICK, RunResult
 from online.evaluation.backtest_events import facts_of
+from online.evaluation.feature_worth import FeatureWorth
 from online.evaluation.tune_runs import Notes, Runs, TuneError
 from online.metrics import hit_and_ndcg_at
 from stream.events import Click
@@ -32,6 +33,8 @@ from stream.events import Click
 CONFIDENCE = 0.95  # of the interval that a gain has to lie in, above 0
 CLICKS_MIN = 20  # fewer leave nothing to search on, or nothing to judge by
 SEARCH, LATER = "search", "later clicks"
+
+IDLE = 0.002  # of NDCG@10: a group of features that adds less is named as one that can be left out
 
 _DIGITS = 3  # of a value that is tried
 _UNPRUNED_TRIALS = 5  # the first ones to reach the end, which the others are measured against
@@ -91,6 +94,19 @@ class Found:
     seconds: float
 
 
+class GroupWorth(NamedTuple):
+    """What a group of features adds to the lists, by online/evaluation/feature_worth.py."""
+
+    group: str
+    added: float  # mean, as a share of NDCG@10
+    wide: float  # half the width of its interval at `CONFIDENCE`; inf: one user only
+
+    @property
+    def idle(self) -> bool:
+        """Whether it adds hardly anything, and what it adds cannot be told from chance."""
+        return self.added < min(self.wide, IDLE)
+
+
 class Figures(NamedTuple):
     """Means over the events after the searched part, and the speed of the whole run."""
 
@@ -112,13 +128,15 @@ class Tuned:
     gain_error: float  # its standard error, clicks of one user taken together; inf if there is only one user
     users: int  # who made these clicks
     judging_s: float  # how long it took to go through all clicks, after the search
+    features: tuple[GroupWorth, ...] = ()  # with the settings that are kept, what adds most first
+    features_clicks: int = 0  # by which they were measured
 
     @property
     def interval(self) -> tuple[float, float]:
         """Where the gain lies, at `CONFIDENCE`: Student's t, because users may be few."""
         if math.isinf(self.gain_error):
             return -math.inf, math.inf
-        wide = float(stdtrit(max(1, self.users - 1), 0.5 + CONFIDENCE / 2)) * self.gain_error
+        wide = _wide(self.users) * self.gain_error
         return self.gain - wide, self.gain + wide
 
     @property
@@ -167,8 +185,9 @@ def tune(
         clicks,
         each,
         jobs,
-        lambda: stop() and not ended_search,
-        lambda done: on_progress(SearchProgress(LATER, done, found.trials, found.best_ndcg)),
+        searched=searched,
+        stop=lambda: stop() and not ended_search,
+        on_progress=lambda done: on_progress(SearchProgress(LATER, done, found.trials, found.best_ndcg)),
     )
     ranks = [one.ranks[NEXTCLICK][searched:] for one in results]
     (_, stood), (_, best) = hit_and_ndcg_at(ranks[0]), hit_and_ndcg_at(ranks[-1])
@@ -176,7 +195,10 @@ def tune(
     gain, error = _gain(best - stood, users)
     figures = [_figures(one, searched) for one in results]
     took_s = time.monotonic() - judging
-    return Tuned(len(clicks), searched, found, figures[0], figures[-1], gain, error, len(np.unique(users)), took_s)
+    tuned = Tuned(len(clicks), searched, found, figures[0], figures[-1], gain, error, len(np.unique(users)), took_s)
+    worth = results[-1 if tuned.better else 0].feature_worth
+    assert worth is not None
+    return replace(tuned, features=_groups(worth, users[worth.clicks - searched]), features_clicks=len(worth.clicks))
 
 
 def changed(settings: Settings, changes: dict[str, Any]) -> Settings:
@@ -284,6 +306,8 @@ def _through_all(
     clicks: Sequence[Click],
     each: Sequence[Settings],
     jobs: int,
+    *,
+    searched: int,
     stop: Callable[[], bool],
     on_progress: Callable[[float], None],
 ) -> list[RunResult]:
@@ -299,7 +323,7 @@ def _through_all(
     together = min(jobs, len(each))
     with Runs.over(clicks, together) as runs:
         for start in range(0, len(each), together):
-            ended = runs.go(each[start : start + together], watch)
+            ended = runs.go(each[start : start + together], watch, searched)
             results += [one for one in ended if one is not None]
             if None in ended:
                 raise TuneError("stopped before the settings found were evaluated on later clicks")
@@ -310,6 +334,23 @@ def _figures(result: RunResult, searched: int) -> Figures:
     ranks = result.ranks[NEXTCLICK]
     hit, ndcg = hit_and_ndcg_at(ranks[searched:])
     return Figures(float(ndcg.mean()), float(hit.mean()), len(ranks) / result.seconds)
+
+
+def _groups(worth: FeatureWorth, users: NDArray[np.int64]) -> tuple[GroupWorth, ...]:
+    """What each group adds; `users` (n,) of the clicks by which it was measured."""
+    ndcg = float(worth.ndcg.mean()) if len(worth.ndcg) else 0.0
+    if not ndcg:
+        return ()
+    found = []
+    for group, differences in zip(worth.groups, worth.added.T, strict=True):
+        mean, error = _gain(differences, users)
+        found.append(GroupWorth(group, mean / ndcg, _wide(len(np.unique(users))) * error / ndcg))
+    return tuple(sorted(found, key=lambda one: -one.added))
+
+
+def _wide(users: int) -> float:
+    """Half of an interval's width at `CONFIDENCE`, in standard errors."""
+    return float(stdtrit(max(1, users - 1), 0.5 + CONFIDENCE / 2))
 
 
 def _gain(differences: NDArray[np.float64], users: NDArray[np.int64]) -> tuple[float, float]:

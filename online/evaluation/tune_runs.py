@@ -91,8 +91,9 @@ class Runs:
             finally:
                 runs._numbers[:, 0] = 1  # asks runs that still go on to stop
 
-    def go(self, each: Sequence[Settings], watch: Watch) -> list[RunResult | None]:
+    def go(self, each: Sequence[Settings], watch: Watch, features_from: int | None = None) -> list[RunResult | None]:
         """At most `jobs` runs -> what each gave, None where it was stopped. `watch` sees the last of their notes, too.
+        `features_from`: the click from which on it is measured what features add; None: it is not.
 
         Raises BacktestError for too few clicks, and TuneError where a process was killed.
         """
@@ -100,8 +101,9 @@ class Runs:
         for one in notes:
             one.clear()
         if self._pool is None:
-            return [_go(self.clicks, settings, notes[0], lambda: watch(notes)) for settings in each]
-        futures = [self._pool.submit(_go_remembered, place, settings) for place, settings in enumerate(each)]
+            return [_go(self.clicks, settings, notes[0], lambda: watch(notes), features_from) for settings in each]
+        submit = self._pool.submit
+        futures = [submit(_go_remembered, place, settings, features_from) for place, settings in enumerate(each)]
         going: set[Future[RunResult | None]] = set(futures)
         try:
             while going:
@@ -116,7 +118,13 @@ class _StoppedError(Exception):
     """Ends a backtest from within its report of progress."""
 
 
-def _go(clicks: Sequence[Click], settings: Settings, notes: Notes, after_batch: Callable[[], None]) -> RunResult | None:
+def _go(
+    clicks: Sequence[Click],
+    settings: Settings,
+    notes: Notes,
+    after_batch: Callable[[], None],
+    features_from: int | None,
+) -> RunResult | None:
     def on_progress(_: str, events: int, ndcg: float) -> None:
         notes.write(events, len(clicks), ndcg)
         after_batch()
@@ -124,7 +132,8 @@ def _go(clicks: Sequence[Click], settings: Settings, notes: Notes, after_batch: 
             raise _StoppedError
 
     try:
-        return backtest(clicks, settings, methods=[NEXTCLICK], on_progress=on_progress).results[NEXTCLICK]
+        outcome = backtest(clicks, settings, methods=[NEXTCLICK], features_from=features_from, on_progress=on_progress)
+        return outcome.results[NEXTCLICK]
     except _StoppedError:
         return None
 
@@ -137,7 +146,7 @@ def _remember(*shared: Any) -> None:
     _remembered[:] = shared
 
 
-def _go_remembered(place: int, settings: Settings) -> RunResult | None:
+def _go_remembered(place: int, settings: Settings, features_from: int | None) -> RunResult | None:
     clicks, numbers = _remembered
     shared: NDArray[np.float64] = np.frombuffer(numbers).reshape(-1, Notes.NUMBERS)
-    return _go(clicks, settings, Notes(shared[place]), lambda: None)
+    return _go(clicks, settings, Notes(shared[place]), lambda: None, features_from)

@@ -20,6 +20,7 @@ from model.recall import RecallHeads
 from online.learner.added import columns_of
 from online.learner.asking import Answer, Answerer, Asked, Question
 from online.learner.contributions import RankerArrays, contributions, scores
+from online.learner.facts.feature_groups import OBJECTIVE, group_of
 from online.learner.facts.features import features
 from online.learner.facts.moments import Hits
 from online.learner.facts.store import WANTED_MAX
@@ -33,55 +34,10 @@ REASONS_MAX = 3
 REASON_SHARE_MIN = 0.02  # of all that speaks for an item, which is worth a reason
 MOMENTS_MAX = 5  # of an item that are named; all of them count
 LOG_FACTOR_MAX = 20.0  # by which an objective moves a score at most, as a logarithm
-OBJECTIVE = "objective"
 OWN, WORLD = "own", "world"  # the user's moments, and all users'
 RANKER, FIRST, NOTHING = "ranker", "first", "nothing"  # by what an item was scored
 
 Doubles = NDArray[np.float64]
-
-#: Which group each feature belongs to; of those with numbers, what stands before the number.
-GROUPS = {
-    **dict.fromkeys(
-        (
-            *("followed_last", "share_last", "followed_before", "share_before"),
-            *("followed_third", "preceded_last", "preceded_rate"),
-        ),
-        "followed",
-    ),
-    **dict.fromkeys(("near", "near_share"), "near"),
-    **dict.fromkeys(("taste", "taste_share"), "taste"),
-    **dict.fromkeys(
-        (
-            *("own_times", "own_share", "own_decayed", "own_age", "own_elapsed", "own_rhythm", "own_ever"),
-            *("own_length", "is_last", "is_before"),
-        ),
-        "clicked",
-    ),
-    **dict.fromkeys(("clicks", "popularity"), "popular"),
-    **dict.fromkeys(("elapsed", "lifetime"), "age"),
-    **dict.fromkeys(("history", "gap", "last_clicks"), "situation"),
-    "lift": "lift",
-    "own": "own_moments",
-    "world": "world_moments",
-    "network": "network",
-}
-
-
-ADDED_GROUPS = {
-    "content_": "content",
-    "group_": "user_attributes",
-    "shown_": "impressions",
-}  # by how their columns begin
-
-
-def group_of(feature: str) -> str:
-    """Returns the group of a feature."""
-    if feature == OBJECTIVE:
-        return OBJECTIVE
-    for prefix, group in ADDED_GROUPS.items():
-        if feature.startswith(prefix):
-            return group
-    return GROUPS.get(feature) or GROUPS[feature.rpartition("_")[0]]
 
 
 class PointingMoments(NamedTuple):

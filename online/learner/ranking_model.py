@@ -31,8 +31,9 @@ from online.learner.added import PARTS, parts_of
 from online.learner.arrays import as_tensor, below
 from online.learner.content.columns import LEARNED
 from online.learner.content.queries import Starts
+from online.learner.facts.feature_groups import OWN_MOMENTS, WORLD_MOMENTS, group_of
 from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
-from online.learner.facts.moments import Keys
+from online.learner.facts.moments import Hits, Keys
 from online.learner.facts.store import Gathered
 from online.learner.history import ClicksOldestFirst
 from online.learner.next_item import as_histories
@@ -143,6 +144,8 @@ class RankingModel:
         self.optimizer = build_optimizer(self.network, settings, settings.learning_rate)
         declared = features(settings.popularity_half_lives)
         starts = [feature.start for feature in declared]
+        groups_of = [group_of(feature.name) for feature in declared]
+        self._left_out = [at for at, group in enumerate(groups_of) if group in settings.features_left_out]  # columns
         self._situation = [at for at, feature in enumerate(declared) if feature.name in SITUATION]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -272,6 +275,7 @@ class RankingModel:
             Scores, with gradients to weights, item vectors and states if torch records any.
         """
         N, C = len(gathered.starts) - 1, len(gathered.rows)
+        gathered, lifts = self._used(gathered, lifts)
         recalled = [self._counts(heads, gathered, hits, memory, states) for heads, hits in self._recalls(gathered)]
         first = self._first_scores(gathered.features, lifts, recalled)
         if gathered.content is not None:
@@ -289,7 +293,7 @@ class RankingModel:
         R = 0 if replayed is None else replayed.features.shape[:2].numel()
         rows, present = self._inputs(scored, places, states, R)
         if replayed is not None:
-            rows[N * kept :] = self.without_state(replayed.features).view(R, -1)
+            rows[N * kept :] = self.as_used(replayed.features).view(R, -1)
         learned, columns = self._learned(scored, memory, states)
         every = self.ranker.each(rows, learned, columns)  # in one call: its cost is mostly the number of operations
         added = self._added_columns(gathered, places, replayed)
@@ -305,11 +309,22 @@ class RankingModel:
         features = rows[: N * kept].view(N, kept, -1)
         return self._with_worth(scored._replace(features=features, present=present, scores=scores, each=each))
 
-    def without_state(self, features: Tensor) -> Tensor:
-        """Returns features (..., F), with the network's logit at its mean where the state is not used."""
+    def as_used(self, features: Tensor) -> Tensor:
+        """Returns features (..., F) as the ranker reads them: 0 where they are left out by the settings, and the
+        network's logit at its mean where the state is not used."""
+        if self._left_out:
+            features = features.index_fill(-1, torch.tensor(self._left_out, device=features.device), 0.0)
         if self.uses_state:
             return features
         return torch.cat([features[..., :-1], self.ranker.mean[-1].expand(*features.shape[:-1], 1)], -1)
+
+    def _used(self, gathered: Gathered, lifts: NDArray[np.float32]) -> tuple[Gathered, NDArray[np.float32]]:
+        """Returns candidates and their lifts with 0 in place of the features that are left out by the settings."""
+        if not self._left_out:
+            return gathered, lifts
+        counted, lift = gathered.features.copy(), gathered.features.shape[1]
+        counted[:, [at for at in self._left_out if at < lift]] = 0
+        return gathered._replace(features=counted), np.zeros_like(lifts) if lift in self._left_out else lifts
 
     @torch.no_grad()
     def observe(self, features: Tensor) -> None:
@@ -398,13 +413,18 @@ class RankingModel:
             return None, None
         gathered, vectors, there = scored.gathered, self.vectors.vectors, np.flatnonzero(scored.kept >= 0)
         at = scored.kept.reshape(-1)[there]
-        parts = [
-            with_gradients(heads, vectors, gathered.keys, states, memory.keys, memory.states, hits, counts, at)
-            for (heads, hits), counts in zip(self._recalls(gathered), scored.recalled, strict=True)
-        ]
+        parts, start = [], gathered.features.shape[1] + 1
+        for (heads, hits), counts in zip(self._recalls(gathered), scored.recalled, strict=True):
+            if hits is not None:
+                args = (vectors, gathered.keys, states, memory.keys, memory.states, hits, counts, at)
+                parts.append(with_gradients(heads, *args))
+            elif not parts:
+                start += counts.shape[1]
+        if not parts:
+            return None, None
         all_of_them = len(there) == scored.kept.size
         rows = slice(0, len(there)) if all_of_them else as_tensor(there, self.device)
-        return torch.cat(parts, 1), Columns(rows, gathered.features.shape[1] + 1)
+        return torch.cat(parts, 1), Columns(rows, start)
 
     def _first_scores(
         self, features: NDArray[np.float32], lifts: NDArray[np.float32], recalled: Sequence[NDArray[np.float32]]
@@ -428,12 +448,14 @@ class RankingModel:
         zeros = torch.zeros(N, K, len(self.first) + 1, device=self.device)
         return zeros, zeros[..., 0].bool(), zeros[..., 0] - torch.inf, zeros[..., :1]
 
-    def _recalls(self, gathered: Gathered) -> list[tuple[RecallHeads, Any]]:
-        reformer = self.settings.reformer
-        return [(self.own, gathered.own if reformer else None), (self.world, gathered.world if reformer else None)]
+    def _recalls(self, gathered: Gathered) -> list[tuple[RecallHeads, Hits | None]]:
+        """Returns each memory's heads, and the moments that it finds; None: it is not used."""
+        left_out, reformer = self.settings.features_left_out, self.settings.reformer
+        memories = ((OWN_MOMENTS, self.own, gathered.own), (WORLD_MOMENTS, self.world, gathered.world))
+        return [(heads, hits if reformer and name not in left_out else None) for name, heads, hits in memories]
 
     def _counts(
-        self, heads: RecallHeads, gathered: Gathered, hits: Any, memory: Memory, states: Tensor | None
+        self, heads: RecallHeads, gathered: Gathered, hits: Hits | None, memory: Memory, states: Tensor | None
     ) -> NDArray[np.float32]:
         """Returns the soft counts of the candidates, (C, heads)."""
         C = len(gathered.rows)

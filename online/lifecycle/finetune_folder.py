@@ -97,7 +97,7 @@ def job_of(learner: Learner, histories: ClicksOldestFirst, start: Mapping[str, T
         weights={name: tensor.cpu().numpy() for name, tensor in start.items()},
         popularity=learner.popularity().copy(),
         histories=histories,
-        features=learner.weights.without_state(replay.features[: replay.filled]).cpu().numpy().copy(),
+        features=learner.weights.as_used(replay.features[: replay.filled]).cpu().numpy().copy(),
         present=replay.present[: replay.filled].cpu().numpy().copy(),
         content=None if replay.content is None else replay.content[: replay.filled].cpu().numpy().copy(),
         click_weights=None if replay.weights is None else replay.weights[: replay.filled].cpu().numpy().copy(),

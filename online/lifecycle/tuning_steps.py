@@ -122,7 +122,7 @@ class TuningSteps:
         found = self._replay.sample(self.settings.replay_batch, self.random)
         if found is None:
             return
-        each = self.weights.ranker.each(self.weights.without_state(found.features))
+        each = self.weights.ranker.each(self.weights.as_used(found.features))
         if found.content is not None:
             added = self.weights.added
             each = added.with_offsets(each + added(found.content).detach()[..., None], found.content)  # learned online

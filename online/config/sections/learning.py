@@ -1,11 +1,16 @@
 """Learning from each click."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings
+from pydantic_settings import BaseSettings, NoDecode
 
 from online.config.sections.fields import Positive, Rate, fixed, setting
+
+#: Those that can be left out; the network's and content's have settings of their own.
+FeatureGroup = Literal[
+    "followed", "near", "taste", "clicked", "popular", "age", "situation", "lift", "own_moments", "world_moments"
+]
 
 
 class LearningSettings(BaseSettings):
@@ -16,6 +21,12 @@ class LearningSettings(BaseSettings):
     ranker_learning_rate: Rate = setting(0.003, "Learning rate of the ranker (Adam).")
     ranker_hidden: Positive = setting(64, "Hidden units of each of the ranker's networks.")
     ranker_networks: Positive = setting(1, "Networks that the ranker averages.")
+    features_left_out: Annotated[tuple[FeatureGroup, ...], NoDecode] = setting(
+        (),
+        "Groups of features that the ranker does not use: followed, near, taste, clicked, popular, age, situation, "
+        "lift, own_moments or world_moments. Comma-separated; none: it uses all.",
+        "`nextclick tune` tells what each of them adds on a stream.",
+    )
     candidates_kept: Annotated[int, Field(ge=2)] = setting(
         32,
         "Candidates that the ranker's network scores: the best by a linear score.",

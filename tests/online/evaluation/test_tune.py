@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import pytest
 from rich.console import Console
 
 from online.cli import main
-from online.commands.tune import remarks, run_tune, settings_file, verdict
+from online.commands.tune import features_table, remarks, run_tune, settings_file, verdict
 from online.config.settings import Settings, load_settings
 from online.evaluation import backtest as backtest_module
 from online.evaluation.backtest import NEXTCLICK, backtest
 from online.evaluation.town import Town
-from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, SearchProgress, Tuned, _gain, tune
+from online.evaluation.tune import CLICKS_MIN, LATER, SEARCH, SPACE, GroupWorth, SearchProgress, Tuned, _gain, tune
 from online.evaluation.tune_runs import STEPS, Notes, Runs, TuneError
 from online.learner.batches import BatchResult, Impression
 from online.metrics import hit_and_ndcg_at
@@ -59,6 +60,7 @@ class Foresight:
 
     turns_at = math.inf
     groups, frozen = None, False
+    may_use_state, weights = False, SimpleNamespace(ranker=None)
     learned: list[list[str]]  # of each one that was made: the ids of the events it was shown
 
     def __init__(self, settings: Settings, *, lists: bool = True) -> None:
@@ -439,6 +441,28 @@ class TestVerdict:
             assert result.better == begins.startswith("better")
             assert result.kept == (result.found.best if result.better else result.found.stood)
         assert "one user only" in verdict(tuned(gain=0.01, gain_error=math.inf))
+
+    def test_features_that_add_nothing_are_named_to_be_left_out(self) -> None:
+        found = (
+            GroupWorth("clicked", 0.2, 0.01),
+            GroupWorth("age", 0.0015, 0.001),  # little, but no chance
+            GroupWorth("taste", 0.0015, 0.002),
+            GroupWorth("lift", 0.01, 0.02),  # not known well enough
+            GroupWorth("network", 0.0, 0.001),  # has a setting of its own
+            GroupWorth("near", -0.004, 0.001),
+        )
+        result = tuned(features=found, features_clicks=1_234)
+        assert "features that add less than 0.2 %: taste,near; NEXTCLICK_FEATURES_LEFT_OUT leaves them out" in list(
+            remarks(result)
+        )
+        text = settings_file(result, settings(), "a.csv")
+        assert "# NEXTCLICK_FEATURES_LEFT_OUT=taste,near\n" in text
+        assert not any(line.startswith("NEXTCLICK_FEATURES") for line in text.splitlines())  # it has not been tried
+        out = io.StringIO()
+        Console(file=out, width=80).print(features_table(result))
+        assert "clicked 20.00 % ± 1.00 %" in " ".join(out.getvalue().split())
+        assert not any("FEATURES" in line for line in remarks(tuned(features=found[:2])))
+        assert GroupWorth("age", 0.0, math.inf).idle
 
     def test_the_time_it_took_is_all_of_it(self) -> None:
         result = tuned(judging_s=31.0)

@@ -10,7 +10,8 @@ import torch
 
 from online.learner import explaining
 from online.learner.asking import Answerer, Question, RecentClick
-from online.learner.explaining import FIRST, GROUPS, NOTHING, RANKER, Explainer, group_of
+from online.learner.explaining import FIRST, NOTHING, RANKER, Explainer
+from online.learner.facts.feature_groups import GROUPS, group_of
 from online.learner.facts.features import features
 from online.learner.learner import Learner
 from online.learner.reasons import duration, moment_words, times

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from online.learner.facts.features import OWN_HEADS, WORLD_HEADS
+from online.learner.facts.feature_groups import group_of
+from online.learner.facts.features import OWN_HEADS, WORLD_HEADS, features
 from online.learner.facts.gather import QueryArrays
 from online.learner.facts.store import no_clicks, no_queries
 from online.learner.history import ClicksOldestFirst
@@ -664,3 +665,43 @@ def test_learning_rates_are_scaled_from_those_of_the_settings(small):
 def test_auto_takes_the_accelerator_where_there_is_one(monkeypatch, wanted, there, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert choose_device(wanted).type == expected
+
+
+@pytest.mark.parametrize(
+    "left_out", [("near",), ("lift", "clicked"), ("own_moments",), ("world_moments",), ("own_moments", "world_moments")]
+)
+def test_features_that_are_left_out_change_nothing_and_learn_nothing(learner, left_out):
+    model = RankingModel(learner.settings.model_copy(update={"features_left_out": left_out}))
+    model.load_state(learner.weights.to_state())
+    asked = Asked(learner, learner.histories.users()[-4:], model=model)
+    declared = features(learner.settings.popularity_half_lives)
+    columns = [at for at, feature in enumerate(declared) if group_of(feature.name) in left_out]
+    counted = [at for at in columns if at < asked.gathered.features.shape[1]]
+    before = asked.score()
+    assert not before.features[..., columns].any()
+    assert before.features.any()
+    asked.gathered.features[:, counted] += 5.0
+    if "lift" in left_out:
+        asked.lifts = asked.lifts + 5.0
+    after = asked.score()
+    assert torch.equal(before.scores, after.scores)
+    assert np.array_equal(before.first, after.first)
+    assert asked.gathered.features[:, counted].all()  # other models score the same candidates
+
+    rows = [asked.rows(query)[0] for query in range(4)]
+    loss = ListwiseRanking().loss(model, asked.batch(rows, replayed=learner.replay.sample(4)))
+    loss.backward()
+    assert not model.ranker.linear.grad[columns].any()
+    assert model.ranker.linear.grad.any()
+    for heads, name in ((model.own, "own_moments"), (model.world, "world_moments")):
+        assert (heads.gains.grad is None) == (name in left_out)
+
+
+def test_a_learner_goes_on_with_features_left_out_and_with_all_of_them_again(small, town_clicks):
+    state = learn(Learner(small()), town_clicks[:160]).to_state()
+    for left_out in ("followed,own_moments,world_moments", "none"):
+        learner = Learner(small(features_left_out=left_out))
+        learner.load_state(*state)
+        learn(learner, town_clicks[160:240])
+        assert learner.weights.finite()
+        state = learner.to_state()

@@ -116,7 +116,7 @@ def test_a_logit_that_is_not_used_is_at_its_mean_in_training_replay_and_checkpoi
     assert model.ranker.mean[-1] == pytest.approx(float(mean), abs=1e-6)
     assert torch.equal(model.ranker.variance[-1], spread)
     features = learner.replay.sample(4).features
-    replayed = model.without_state(features)
+    replayed = model.as_used(features)
     assert (replayed[..., -1] == model.ranker.mean[-1]).all()
     assert torch.equal(replayed[..., :-1], features[..., :-1])
     latest = np.arange(201 - 8, 201 + 8) % len(learner.store.moment_states)  # moments are numbered from 1
