@@ -34,7 +34,8 @@ CONFIDENCE = 0.95  # of the interval that a gain has to lie in, above 0
 CLICKS_MIN = 20  # fewer leave nothing to search on, or nothing to judge by
 SEARCH, LATER = "search", "later clicks"
 
-IDLE = 0.002  # of NDCG@10: a group of features that adds less is named as one that can be left out
+# A group of features can be left out where it adds less than so much of NDCG@10, and its interval ends below IDLE_MOST.
+IDLE, IDLE_MOST = 0.002, 0.01
 
 _DIGITS = 3  # of a value that is tried
 _UNPRUNED_TRIALS = 5  # the first ones to reach the end, which the others are measured against
@@ -103,8 +104,8 @@ class GroupWorth(NamedTuple):
 
     @property
     def idle(self) -> bool:
-        """Whether it adds hardly anything, and what it adds cannot be told from chance."""
-        return self.added < min(self.wide, IDLE)
+        """Whether it adds hardly anything, and it is known well enough that it does not add much."""
+        return self.added < min(self.wide, IDLE) and self.added + self.wide < IDLE_MOST
 
 
 class Figures(NamedTuple):
