@@ -123,6 +123,7 @@ class Supervisor:
         self.finetuning: Tuning | None = None
         self.candidate: ShadowEvaluation | None = None
         self.predecessor: ShadowEvaluation | None = None
+        self._next_slice_at = 0.0  # of fine-tuning, by the monotonic clock
         self.last_finetuned_at: float | None = None  # seconds since 1970
         self._state_trial_at = settings.state_trial_clicks  # clicks, from which on the next trial of the state begins
         self._asked: dict[str, Any] | None = None
@@ -267,7 +268,7 @@ class Supervisor:
     # Fine-tuning
 
     def _finetune(self) -> None:
-        """Does a slice of fine-tuning, if it is running or requested."""
+        """Does a slice of fine-tuning, if it is running or requested, and has not had its share of the time."""
         if self.finetuning is None:
             if self._asked is None:
                 return
@@ -275,7 +276,12 @@ class Supervisor:
             self.finetuning = self._begin_finetuning(self._why)
             if self.finetuning is None:
                 return
+        began = self._monotonic()
+        if began < self._next_slice_at:
+            return
         self.finetuning.run_for(self.settings.finetune_slice_ms / 1000)
+        ended = self._monotonic()
+        self._next_slice_at = ended + (ended - began) * (1 / self.settings.finetune_cpu_share - 1)
         if self.finetuning.done:
             tuning, self.finetuning = self.finetuning, None
             self._finetuned(tuning)

@@ -34,6 +34,11 @@ class FinetuningSettings(BaseSettings):
         1, "Steps of the ranker on kept clicks with each step of fine-tuning."
     )
     finetune_ranker_learning_rate: Rate = setting(0.0003, "Learning rate of the ranker in fine-tuning.")
+    finetune_cpu_share: Annotated[float, Field(gt=0, le=1)] = setting(
+        1.0,
+        "Share of the worker's time that fine-tuning in the worker may take. Clicks come first even at 1.",
+        "Lower it where the machine has other work.",
+    )
     finetune_slice_ms: Positive = fixed(20, "Longest time that fine-tuning takes between two polls.")
     finetune_processes: Annotated[int, Field(ge=0, le=1_024)] = setting(
         0,

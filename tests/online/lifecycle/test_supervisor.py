@@ -65,6 +65,28 @@ def test_a_candidate_ranks_in_the_shadow_and_is_published_when_it_is_not_worse(h
     assert {top.version for top in harness.lists.held.values()} >= {2}
 
 
+@pytest.mark.parametrize(("share", "turns"), [(1.0, 100), (0.5, 50), (0.2, 20)])
+def test_fine_tuning_takes_its_share_of_the_time_and_no_more(harness, town_clicks, monkeypatch, share, turns):
+    now, slices = [1_000.0], []
+
+    def take(_self, _seconds):
+        slices.append(now[0])
+        now[0] += 1.0
+
+    harness.publish(town_clicks[:160])
+    loop = harness.begin(harness.loop(monotonic=lambda: now[0], **GATE, finetune_cpu_share=share))
+    while loop.turn():
+        pass
+    monkeypatch.setattr("online.lifecycle.finetune.FineTuning.run_for", take)
+    loop.supervisor.ask_finetuning("a test")
+    end = now[0] + 100.0
+    while now[0] < end:
+        before = len(slices)
+        loop.supervisor.step()
+        now[0] += 0.25 if len(slices) == before else 0.0
+    assert len(slices) == pytest.approx(turns, abs=1)
+
+
 @pytest.mark.parametrize("how", SABOTAGES)
 def test_a_sabotaged_candidate_is_rejected_and_the_live_weights_stay(new_harness, town_clicks, how):
     ended = []
